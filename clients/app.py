@@ -1,0 +1,101 @@
+"""Flower's ClientApp: takes a message apart, has `clients.round` do the work, puts the reply together."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.round import Workplace
+from clients.state import ContextStore, DirectoryStore, StateStore
+from spatl.config import config_from_run
+from spatl.errors import ConfigError, UpdateRejected
+from spatl.federation import cached_blueprint
+from spatl.protocol import Model, unpack_model
+
+app = ClientApp()
+
+
+@app.query()
+def register(message: Message, context: Context) -> Message:
+    """Say which partition this node holds, how many examples it trains on, and what model it would build."""
+    workplace = _workplace(context)
+    client = _client(context)
+    metrics = MetricRecord({"partition-id": client, "num-examples": workplace.num_examples(client)})
+    fingerprint = ConfigRecord({"fingerprint": workplace.blueprint.layout.fingerprint})
+    return Message(RecordDict({"metrics": metrics, "config": fingerprint}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train one round and send the update."""
+    workplace, client, store = _workplace(context), _client(context), _store(context)
+    blob, report, state = workplace.train(
+        client, _received(message, workplace), store.load(), acknowledged_round=_acknowledged(message)
+    )
+    store.save(state)
+    metrics = MetricRecord(
+        {
+            "num-examples": report.num_examples,
+            "accuracy": report.accuracy,
+            "loss": report.loss,
+            "train-loss": report.train_loss,
+            "keep-ratio": report.keep_ratio,
+            "flops-ratio": report.flops_ratio,
+            "seconds": report.seconds,
+        }
+    )
+    # Written out, so that the bytes are the blob's own and not wrapped in an array format.
+    arrays = ArrayRecord({"blob": Array("uint8", (len(blob),), "spatl.blob", blob)})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the encoder that was sent, under this client's own predictor."""
+    workplace, client, store = _workplace(context), _client(context), _store(context)
+    result, state = workplace.evaluate(
+        client, _received(message, workplace), store.load(), acknowledged_round=_acknowledged(message)
+    )
+    store.save(state)
+    metrics = MetricRecord(
+        {"num-examples": workplace.num_examples(client), "accuracy": result.accuracy, "loss": result.loss}
+    )
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _received(message: Message, workplace: Workplace) -> Model:
+    try:
+        blob = message.content.array_records["arrays"]["blob"].data
+    except KeyError as error:
+        raise UpdateRejected(f"the server's message lacks {error}") from error
+    return unpack_model(blob, workplace.blueprint.layout)
+
+
+def _acknowledged(message: Message) -> int:
+    value = message.content.config_records["config"]["acknowledged-round"]
+    assert isinstance(value, int)
+    return value
+
+
+def _client(context: Context) -> int:
+    client = context.node_config.get("partition-id")
+    if not isinstance(client, int) or client < 0:
+        raise ConfigError(f"the node's config must give its partition-id, an integer from 0, got {client!r}")
+    return client
+
+
+def _store(context: Context) -> StateStore:
+    directory = str(context.run_config.get("out", ""))
+    if directory:
+        return DirectoryStore(Path(directory) / "clients" / str(_client(context)))
+    return ContextStore(context.state)
+
+
+def _workplace(context: Context) -> Workplace:
+    return _cached_workplace(config_from_run(context.run_config).to_json())
+
+
+@lru_cache(maxsize=2)
+def _cached_workplace(config_json: str) -> Workplace:
+    return Workplace(cached_blueprint(config_json))

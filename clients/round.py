@@ -1,0 +1,215 @@
+"""One round on one client, without Flower: evaluate, train, select, encode (DESIGN 2.2)."""
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from clients.state import ClientState
+from spatl.codec import CODECS
+from spatl.data import ClientData
+from spatl.errors import DivergedError
+from spatl.federation import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
+from spatl.protocol import Model, Update, pack_update, unpack_update
+from spatl.seeding import generator, seeded_globals
+from spatl.selection.selection import Selection, select_all
+from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
+from spatl.training.control import GradientHook, correction, correction_hook, proximal_hook, refresh_control
+from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
+from spatl.training.local import train_
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a client tells about its round beside the update; evaluation is of the encoder as it arrived."""
+
+    num_examples: int
+    accuracy: float
+    loss: float
+    train_loss: float
+    keep_ratio: float
+    flops_ratio: float
+    seconds: float
+
+
+class Workplace:
+    """One model instance on one device, and the data of the clients that train on it, shared by all of a process.
+
+    Args:
+        blueprint: The federation.
+    """
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self.blueprint = blueprint
+        self.config = blueprint.config
+        self.device = choose_device(self.config.training.device)
+        self._model = copy.deepcopy(blueprint.model).to(self.device)
+        self._initial = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        self._data: dict[int, ClientData] = {}
+        self._selector = SELECTORS[self.config.selection.selector].make()
+
+    def train(
+        self, client: int, received: Model, state: ClientState | None, *, acknowledged_round: int
+    ) -> tuple[bytes, RoundReport, ClientState]:
+        """Do one round.
+
+        Args:
+            client: The client's partition id.
+            received: The server's model.
+            state: The client's state, None before its first round.
+            acknowledged_round: The last round of this client that the server folded in, 0 for none.
+
+        Returns:
+            The packed update, the report, and the new state, whose control variate is pending until acknowledged.
+
+        Raises:
+            DivergedError: The local training left the finite numbers.
+        """
+        started = time.perf_counter()
+        with self._prepared(client, received, state, acknowledged_round) as (model, data, settled):
+            arrival = self._evaluate(model, data)
+            settings, method = self.config.training, self.config.row
+            hooks: list[GradientHook] = []
+            if method.proximal:
+                views = self.blueprint.layout.unflatten(received.encoder)
+                names = self.blueprint.split.encoder_parameters(model)
+                hooks.append(proximal_hook({name: views[name] for name in names}, settings.proximal_mu))
+            if method.controls and received.control is not None:
+                staleness = self.config.control.staleness
+                layout = self.blueprint.layout
+                hooks.append(
+                    correction_hook(
+                        correction(received.control, settled.control, settled.age, layout, staleness=staleness)
+                    )
+                )
+            # Only what is trainable: a frozen parameter has no gradient to step along.
+            parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            order = self._generator("batches", received.server_round, client)
+            result = train_(model, parameters, data.train, settings.settings(), generator=order, hooks=hooks)
+            weights = self.blueprint.layout.flatten(encoder_tensors(model, self.blueprint.split))
+            private = self._private(model)
+            if not torch.isfinite(weights).all() or not all(torch.isfinite(t).all() for t in private.values()):
+                raise DivergedError(
+                    f"client {client} diverged in round {received.server_round} (train loss {result.loss:g}): "
+                    "lower training.learning_rate or control.damping"
+                )
+            choice = self._select(model, data, received, weights, settled, client)
+            blob, update = self._encode(received, weights, choice.selection, result.step_weight, client)
+
+        pending = replace(settled, private=private, selector=choice.state)
+        if method.controls and received.control is not None:
+            refreshed = refresh_control(
+                settled.control, received.control, update, self.blueprint.layout, damping=self.config.control.damping
+            )
+            pending = replace(
+                pending,
+                pending_round=received.server_round,
+                pending_control=refreshed,
+                pending_mask=choice.selection.mask,
+            )
+        report = RoundReport(
+            num_examples=len(data.train),
+            accuracy=arrival.accuracy,
+            loss=arrival.loss,
+            train_loss=result.loss,
+            keep_ratio=choice.selection.keep_ratio(self.blueprint.layout),
+            flops_ratio=self._flops_ratio(choice.selection),
+            seconds=time.perf_counter() - started,
+        )
+        return blob, report, pending
+
+    def evaluate(
+        self, client: int, received: Model, state: ClientState | None, *, acknowledged_round: int
+    ) -> tuple[Evaluation, ClientState]:
+        """Evaluate a received encoder under the client's own predictor on its test split; arguments as of `train`."""
+        with self._prepared(client, received, state, acknowledged_round) as (model, data, settled):
+            return self._evaluate(model, data), settled
+
+    def num_examples(self, client: int) -> int:
+        """The number of training examples of a client (n_i)."""
+        return len(self._client_data(client).train)
+
+    @contextmanager
+    def _prepared(
+        self, client: int, received: Model, state: ClientState | None, acknowledged_round: int
+    ) -> Iterator[tuple[nn.Module, ClientData, ClientState]]:
+        """The shared model instance, loaded for one client; nothing of another client is left in it."""
+        settled = (state or ClientState.initial(self.blueprint.layout)).acknowledge(acknowledged_round)
+        training = self.config.training
+        seed = self.config.seed
+        with (
+            reproducible(training.threads),
+            seeded_globals(seed, "layers", server_round=received.server_round, client=client),
+        ):
+            self._model.load_state_dict(self._initial)
+            self._model.train()
+            load_encoder_(self._model, self.blueprint.split, self.blueprint.layout, received.encoder)
+            if settled.private:
+                self.blueprint.split.load_private_state_(self._model, settled.private)
+            yield self._model, self._client_data(client), settled
+
+    def _evaluate(self, model: nn.Module, data: ClientData) -> Evaluation:
+        training = self.config.training
+        if training.batch_norm == "local" and self.config.row.shares != "nothing":
+            recalibrate_(model, data.train, batch_size=training.batch_size)
+        return evaluate(model, data.test, precision=training.precision)
+
+    def _select(
+        self,
+        model: nn.Module,
+        data: ClientData,
+        received: Model,
+        weights: Tensor,
+        state: ClientState,
+        client: int,
+    ) -> Choice:
+        if not self.config.row.selects:
+            return Choice(select_all(self.blueprint.layout))
+        request = SelectionRequest(
+            model=model,
+            weights=weights,
+            update=weights - received.encoder,
+            costs=self.blueprint.costs,
+            budget=self.config.selection.budget(),
+            validation=data.validation,
+            server_round=received.server_round,
+            generator=self._generator("selection", received.server_round, client),
+            state=state.selector,
+        )
+        return self._selector(request)
+
+    def _encode(
+        self, received: Model, weights: Tensor, selection: Selection, step_weight: float, client: int
+    ) -> tuple[bytes, Update]:
+        """Pack the update, and return it as the server will see it."""
+        layout = self.blueprint.layout
+        values = (weights - received.encoder)[selection.entries(layout)]
+        raw = Update(received.server_round, received.version, selection, values, step_weight)
+        rounding = self._generator("rounding", received.server_round, client)
+        blob = pack_update(raw, layout, CODECS[self.config.wire.uplink], generator=rounding)
+        seen = unpack_update(blob, layout, server_round=received.server_round, base_version=received.version)
+        return blob, seen
+
+    def _private(self, model: nn.Module) -> dict[str, Tensor]:
+        local = self.config.training.batch_norm == "local"
+        return {n: t.cpu() for n, t in self.blueprint.split.private_state(model, statistics=local).items()}
+
+    def _flops_ratio(self, selection: Selection) -> float:
+        if not self.blueprint.layout.groups:
+            return 1.0
+        return self.blueprint.costs.flops.ratio(selection.counts(self.blueprint.layout))
+
+    def _client_data(self, client: int) -> ClientData:
+        if client not in self._data:
+            data = self.blueprint.client_data(client)
+            self._data[client] = ClientData(
+                data.train.to(self.device), data.validation.to(self.device), data.test.to(self.device)
+            )
+        return self._data[client]
+
+    def _generator(self, purpose: str, server_round: int, client: int) -> torch.Generator:
+        return generator(self.config.seed, purpose, server_round=server_round, client=client)

@@ -1,0 +1,151 @@
+"""Flower's ServerApp: registers the clients, lets Flower's own loop run the strategy, and writes the summary."""
+
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+import spatl
+from server.grids import StreamingGrid, record_bytes
+from server.reporting import Recorder
+from server.strategy import Federation
+from spatl.config import ExperimentConfig, config_from_run
+from spatl.errors import ConfigError, SpatlError
+from spatl.federation import Blueprint, cached_blueprint, reproducible
+from spatl.history import write_json
+from spatl.ledger import Direction, entry
+
+logger = logging.getLogger(__name__)
+
+app = ServerApp()
+
+_CONNECT_POLL_SECONDS = 0.5
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation of the run config; its results go to the directory `out`, or to `runs/` beside the server."""
+    config = config_from_run(context.run_config)
+    directory = Path(str(context.run_config.get("out", "")) or f"runs/flwr-{context.run_id}").absolute()
+    try:
+        serve(grid, config, directory)
+    except SpatlError as error:
+        # For whoever started this process and cannot see its exceptions.
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "error.json", {"error": type(error).__name__, "message": str(error)})
+        raise
+
+
+def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, Any]:
+    """Run a federation over a grid.
+
+    Args:
+        grid: Any of Flower's grids.
+        config: The run.
+        directory: Where its files go.
+
+    Returns:
+        The object of `summary.json`.
+
+    Raises:
+        SpatlError: The run cannot start or cannot go on; what was computed stands in `directory`.
+    """
+    recorder = Recorder(directory)
+    blueprint = cached_blueprint(config.to_json())
+    (directory / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    nodes, num_examples = _register(grid, blueprint, recorder)
+    recorder.num_examples.update(num_examples)
+    strategy = Federation(blueprint, nodes=nodes, num_examples=num_examples, recorder=recorder)
+    with reproducible(config.training.threads):
+        strategy.start(
+            StreamingGrid(grid, on_message=strategy.record_message),
+            initial_arrays=ArrayRecord(),  # the strategy packs one blob per round itself
+            num_rounds=config.rounds,
+            timeout=config.server.round_timeout_seconds,
+        )
+    facts = {
+        "method": config.method,
+        "title": config.row.title,
+        "seed": config.seed,
+        "data": config.data.name,
+        "model": config.model.name,
+        "num_clients": len(nodes),
+        "engine": config.engine,
+        "versions": {
+            "spatl": spatl.__version__,
+            "flwr": version("flwr"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    num_updates = sum(row.participants + row.rejected for row in recorder.history)
+    whole = num_updates * strategy.whole_encoder_reply_bytes() if blueprint.layout.num_entries else 0
+    return recorder.write_summary(facts, whole_encoder_uplink_bytes=whole)
+
+
+def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> tuple[dict[int, int], dict[int, int]]:
+    """Ask every node which partition it holds: return node ids and numbers of training examples by client."""
+    config = blueprint.config
+    node_ids = _connected_nodes(grid, config)
+    question = [
+        Message(
+            RecordDict({"config": ConfigRecord({"fingerprint": blueprint.layout.fingerprint})}),
+            dst_node_id=node_id,
+            message_type=MessageType.QUERY,
+            group_id="1",
+        )
+        for node_id in node_ids
+    ]
+    asked = record_bytes(question[0].content)
+    nodes: dict[int, int] = {}
+    num_examples: dict[int, int] = {}
+    for reply in StreamingGrid(grid).send_and_receive(question, timeout=config.server.round_timeout_seconds):
+        client, examples = _registration(reply, blueprint)
+        if client in nodes:
+            raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")
+        nodes[client], num_examples[client] = reply.metadata.src_node_id, examples
+        sizes: dict[Direction, int] = {"downlink": asked, "uplink": record_bytes(reply.content)}
+        recorder.round.entries.extend(
+            entry(server_round=1, client=client, direction=way, phase="query", num_bytes=size, sections={})
+            for way, size in sizes.items()
+        )
+    missing = sorted(set(range(config.partition.num_clients)) - set(nodes))
+    if missing:
+        raise SpatlError(f"clients {missing} did not register; the run needs all {config.partition.num_clients}")
+    return dict(sorted(nodes.items())), dict(sorted(num_examples.items()))
+
+
+def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, int]:
+    if reply.has_error():
+        raise SpatlError(f"a client could not register: {reply.error.reason}")
+    metrics = reply.content.metric_records["metrics"]
+    client, examples = metrics["partition-id"], metrics["num-examples"]
+    num_clients = blueprint.config.partition.num_clients
+    if not isinstance(client, int) or not 0 <= client < num_clients:
+        raise ConfigError(f"a node says it holds partition {client}; the config has {num_clients}, counted from 0")
+    if not isinstance(examples, int) or examples < 1:
+        raise SpatlError(f"client {client} registered with {examples} training examples, expected at least 1")
+    if reply.content.config_records["config"]["fingerprint"] != blueprint.layout.fingerprint:
+        raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
+    return client, examples
+
+
+def _connected_nodes(grid: Grid, config: ExperimentConfig) -> Sequence[int]:
+    """Wait until as many nodes are connected as the partition has clients."""
+    wanted = config.partition.num_clients
+    deadline = time.monotonic() + config.server.connect_timeout_seconds
+    while len(node_ids := sorted(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+        time.sleep(_CONNECT_POLL_SECONDS)
+    if len(node_ids) != wanted:
+        raise ConfigError(
+            f"partition.num_clients is {wanted}, but {len(node_ids)} nodes are connected; for a simulation add "
+            f'--federation-config "num-supernodes={wanted}"'
+        )
+    return node_ids

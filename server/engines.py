@@ -1,0 +1,196 @@
+"""The engines: what drives the same ServerApp and ClientApp in this process, or through Flower's simulation runtime."""
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from server.grids import SERVER_NODE_ID, InProcessGrid
+from spatl.config import ExperimentConfig
+from spatl.errors import SpatlError
+
+SERVER_APP = "server.app:app"
+CLIENT_APP = "clients.app:app"
+_START_SECONDS = 60.0
+
+
+def run_inline(config: ExperimentConfig, directory: Path) -> None:
+    """Run a federation in this process: clients one after another, no Ray, no SuperLink.
+
+    Raises:
+        SpatlError: The run cannot start or cannot go on.
+    """
+    server_app, client_app = _load(SERVER_APP), _load(CLIENT_APP)
+    assert isinstance(server_app, ServerApp)
+    assert isinstance(client_app, ClientApp)
+    run_config = {"config": config.to_json(), "out": str(directory)}
+    with _quiet_flower():
+        grid = InProcessGrid(client_app, num_clients=config.partition.num_clients, run_config=run_config)
+        context = Context(
+            run_id=1, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config=dict(run_config)
+        )
+        server_app(grid, context)
+
+
+def run_ray(config: ExperimentConfig, directory: Path) -> None:
+    """Run a federation with `flwr run` on Flower's simulation runtime, under a SuperLink of its own on loopback.
+
+    What Flower and Ray print goes to `flower.log` in the run's directory.
+
+    Raises:
+        SpatlError: The run cannot start or cannot go on.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    log_path = directory / "flower.log"
+    with tempfile.TemporaryDirectory(prefix="spatl-") as scratch, log_path.open("ab") as log:
+        home, app = Path(scratch) / "flwr", Path(scratch) / "app"
+        home.mkdir()
+        app.mkdir()
+        _write_app(app, config, directory)
+        environment = _environment(home)
+        with _superlink(home, environment, log_path) as address:
+            (home / "config.toml").write_text(
+                f'[superlink]\ndefault = "spatl"\n\n[superlink.spatl]\naddress = "{address}"\ninsecure = true\n',
+                encoding="utf-8",
+            )
+            resources = config.resources
+            federation = (
+                f"num-supernodes={config.partition.num_clients} "
+                f"client-resources-num-cpus={resources.cpus_per_client} "
+                f"client-resources-num-gpus={resources.gpus_per_client}"
+            )
+            subprocess.run(
+                [_script("flwr"), "run", str(app), "spatl", "--federation-config", federation, "--stream"],
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+    error = directory / "error.json"
+    if error.exists():
+        raise SpatlError(json.loads(error.read_text(encoding="utf-8"))["message"])
+    if not (directory / "summary.json").exists():
+        raise SpatlError(f"Flower's simulation ended without a result; see {log_path}")
+
+
+def _load(reference: str) -> object:
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _write_app(app: Path, config: ExperimentConfig, directory: Path) -> None:
+    """Write an app bundle that only refers to the installed packages; its run config carries everything."""
+    values = {"config": config.to_json(), "out": str(directory)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]  # a JSON string is a TOML string
+    content = "\n".join(
+        [
+            "[project]",
+            'name = "spatl-run"',
+            'version = "0.0.0"',
+            'license = "Apache-2.0"',
+            "[tool.flwr.app]",
+            'publisher = "spatl"',
+            "[tool.flwr.app.components]",
+            f'serverapp = "{SERVER_APP}"',
+            f'clientapp = "{CLIENT_APP}"',
+            "[tool.flwr.app.config]",
+            *lines,
+            "",
+        ]
+    )
+    tomllib.loads(content)
+    (app / "pyproject.toml").write_text(content, encoding="utf-8")
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """The environment of Flower's processes: this interpreter's programs and packages, and nothing phoned home."""
+    roots = [str(Path(__file__).resolve().parents[1]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join(root for root in roots if root),
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+@contextlib.contextmanager
+def _superlink(home: Path, environment: dict[str, str], log_path: Path) -> Iterator[str]:
+    """Start a SuperLink in simulation mode on loopback, and stop it and all it started afterwards."""
+    port, control_port = _free_port(), _free_port()
+    command = [
+        _script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+        "--host", "127.0.0.1", "--port", str(port), "--control-api-address", f"127.0.0.1:{control_port}",
+    ]  # fmt: skip
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            command, env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _healthy(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SpatlError(f"Flower's SuperLink did not start; see {log_path}")
+            time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _script(name: str) -> str:
+    """The path of a program that was installed beside this interpreter."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if found is None:
+        raise SpatlError(f"{name} is not installed; engine ray needs: pip install 'spatl[simulation]'")
+    return found
+
+
+@contextlib.contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Keep Flower's own progress lines off the terminal; warnings still show."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

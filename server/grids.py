@@ -1,0 +1,180 @@
+"""Two Flower grids: one that streams replies through any other grid, and one that runs the clients in this process."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE_ID = 1
+_CLIENT_APP_RAISED = 3  # Flower's own error code for an exception in a ClientApp
+
+
+def record_bytes(content: RecordDict) -> int:
+    """The length of a message's records as Flower serialises them: the record dict and all objects below it."""
+    return sum(len(item.deflate()) for item in get_all_nested_objects(content).values())
+
+
+class StreamingGrid(Grid):
+    """A grid whose `send_and_receive` yields each reply as it comes, over any other grid.
+
+    Flower's strategies hand the iterable straight to their aggregation, so that nothing waits for the last reply and
+    no more than one reply is held.
+
+    Args:
+        inner: The grid that carries the messages.
+        poll_seconds: How long to wait before asking again when nothing came.
+        on_message: Called with every message before it is sent and every reply after it came.
+    """
+
+    def __init__(
+        self,
+        inner: Grid,
+        *,
+        poll_seconds: float = 0.1,
+        on_message: Callable[[Message], None] = lambda message: None,
+    ) -> None:
+        self._inner = inner
+        self._poll_seconds = poll_seconds
+        self._on_message = on_message
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the inner grid."""
+        self._inner.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the inner grid."""
+        return self._inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Create a message by the inner grid."""
+        return self._inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The node ids of the inner grid."""
+        return self._inner.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages by the inner grid."""
+        return self._inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull replies from the inner grid."""
+        return self._inner.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Send messages and yield the replies in the order they come, until all are in or the time is over."""
+        outgoing = list(messages)
+        if not outgoing:
+            return
+        for message in outgoing:
+            self._on_message(message)
+        waiting = {message_id for message_id in self._inner.push_messages(outgoing) if message_id}
+        del outgoing
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            replies = list(self._inner.pull_messages(waiting))
+            for reply in replies:
+                waiting.discard(reply.metadata.reply_to_message_id)
+                self._on_message(reply)
+                yield reply
+            if not replies:
+                time.sleep(self._poll_seconds)
+
+
+class InProcessGrid(Grid):
+    """A grid that calls a ClientApp directly: no Ray, no SuperLink, no polling; one message at a time, in order.
+
+    Args:
+        client_app: Flower's app of the clients.
+        num_clients: Number of nodes; node i + 2 holds partition i.
+        run_config: Flower's run config, the same for every node.
+        loses: Whether the reply of a node to a message is lost on its way, for tests of faults: called with the
+            partition id and the message after the client has done its work.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        *,
+        num_clients: int,
+        run_config: Mapping[str, str],
+        loses: Callable[[int, Message], bool] = lambda client, message: False,
+    ) -> None:
+        # Outside Flower's runtimes a Message can only be made once its process has an identity.
+        TaskIdentity.task_id = TaskIdentity.run_id = 1
+        TaskIdentity.node_id = SERVER_NODE_ID
+        self._client_app = client_app
+        self._loses = loses
+        self._queue: OrderedDict[str, Message] = OrderedDict()
+        self._num_messages = 0
+        self._contexts = {
+            SERVER_NODE_ID + 1 + client: Context(
+                run_id=1,
+                node_id=SERVER_NODE_ID + 1 + client,
+                node_config={"partition-id": client, "num-partitions": num_clients},
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for client in range(num_clients)
+        }
+
+    def set_run(self, run: Run) -> None:
+        """There is only one run here."""
+
+    @property
+    def run(self) -> Run:
+        """An empty run."""
+        return Run.create_empty(run_id=1)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Create a message, as Flower's deprecated method does."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The ids of all nodes, ascending."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages."""
+        ids = []
+        for message in messages:
+            self._num_messages += 1
+            message_id = f"message-{self._num_messages}"
+            message.metadata.__dict__["_message_id"] = message_id  # no setter; Flower's own grids do the same
+            self._queue[message_id] = message
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run the next queued message that is asked for, and return its reply (nothing if it was lost)."""
+        wanted = set(message_ids)
+        for message_id in self._queue:
+            if message_id in wanted:
+                message = self._queue.pop(message_id)
+                reply = self._call(message)
+                client = self._contexts[message.metadata.dst_node_id].node_config["partition-id"]
+                assert isinstance(client, int)
+                return [] if self._loses(client, message) else [reply]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Send messages and yield the replies; `timeout` is not needed, since every client answers at once."""
+        for message_id in self.push_messages(messages):
+            yield from self.pull_messages([message_id])
+
+    def _call(self, message: Message) -> Message:
+        try:
+            return self._client_app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:  # as in Flower's runtimes, what a client raises reaches the server as a reply
+            reason = f"{type(error).__name__}: {error}"
+            return Message(Error(code=_CLIENT_APP_RAISED, reason=reason), reply_to=message)

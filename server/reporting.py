@@ -1,0 +1,152 @@
+"""The recorder of a run: every message into the ledger, every round into the history, all of it to disk at once."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spatl.history import ClientRow, HistoryRow, append_lines, mean, write_json
+from spatl.ledger import Entry, total
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a participant reported with an accepted update."""
+
+    accuracy: float
+    loss: float
+    train_loss: float
+    keep_ratio: float
+    flops_ratio: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FinalReport:
+    """What a client reported of the encoder after the last round."""
+
+    accuracy: float
+    loss: float
+
+
+@dataclass
+class RoundRecord:
+    """What happened in the round under way."""
+
+    server_round: int
+    participants: tuple[int, ...] = ()
+    trained: dict[int, TrainReport] = field(default_factory=dict)
+    rejected: dict[int, str] = field(default_factory=dict)
+    final: dict[int, FinalReport] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Recorder:
+    """Collects a round and writes it when it is over.
+
+    Args:
+        directory: Where `history.jsonl`, `clients.jsonl` and `ledger.jsonl` go; it is made if it is not there.
+        num_examples: Training examples by client, filled in at registration.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.num_examples: dict[int, int] = {}
+        self.history: list[HistoryRow] = []
+        self.final: dict[int, FinalReport] = {}
+        self._round = RoundRecord(server_round=1)
+        directory.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def round(self) -> RoundRecord:
+        """The round under way; registration belongs to the first."""
+        return self._round
+
+    def finish_round(self, *, encoder_fingerprint: str) -> HistoryRow:
+        """Write the round's lines and open the next."""
+        record = self._round
+        row = self._history_row(record, encoder_fingerprint)
+        append_lines(self.directory / "ledger.jsonl", (entry.to_json() for entry in record.entries))
+        append_lines(self.directory / "clients.jsonl", (asdict(row) for row in self._client_rows(record)))
+        append_lines(self.directory / "history.jsonl", [asdict(row)])
+        self.history.append(row)
+        self.final = record.final
+        self._round = RoundRecord(server_round=record.server_round + 1)
+        return row
+
+    def write_summary(self, facts: Mapping[str, Any], *, whole_encoder_uplink_bytes: int) -> dict[str, Any]:
+        """Write `summary.json`: the facts given, and what the rounds add up to."""
+        uplink = sum(row.uplink_bytes for row in self.history)
+        downlink = sum(row.downlink_bytes for row in self.history)
+        accuracies = {client: report.accuracy for client, report in sorted(self.final.items())}
+        summary = {
+            **facts,
+            "rounds": len(self.history),
+            "accuracy": mean(accuracies.values()),
+            "accuracy_min": min(accuracies.values(), default=None),
+            "loss": mean(report.loss for report in self.final.values()),
+            "uplink_bytes": uplink,
+            "downlink_bytes": downlink,
+            "total_bytes": uplink + downlink,
+            "whole_encoder_uplink_bytes": whole_encoder_uplink_bytes,
+            "uplink_share": uplink / whole_encoder_uplink_bytes if whole_encoder_uplink_bytes else None,
+            "keep_ratio": mean(row.keep_ratio for row in self.history if row.keep_ratio is not None),
+            "flops_ratio": mean(row.flops_ratio for row in self.history if row.flops_ratio is not None),
+            "rejected": sum(row.rejected for row in self.history),
+            "missing": sum(row.missing for row in self.history),
+            "seconds": sum(row.seconds for row in self.history),
+            "clients": {str(client): accuracy for client, accuracy in accuracies.items()},
+        }
+        write_json(self.directory / "summary.json", summary)
+        return summary
+
+    def _history_row(self, record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
+        trained = list(record.trained.values())
+        final = list(record.final.values())
+        uplink, downlink = total(record.entries, "uplink"), total(record.entries, "downlink")
+        return HistoryRow(
+            round=record.server_round,
+            accuracy=mean(report.accuracy for report in trained),
+            accuracy_min=min((report.accuracy for report in trained), default=None),
+            loss=mean(report.loss for report in trained),
+            train_loss=mean(report.train_loss for report in trained),
+            participants=len(trained),
+            rejected=len(record.rejected),
+            missing=len(record.participants) - len(trained) - len(record.rejected),
+            keep_ratio=mean(report.keep_ratio for report in trained),
+            flops_ratio=mean(report.flops_ratio for report in trained),
+            uplink_bytes=uplink.pop("bytes"),
+            downlink_bytes=downlink.pop("bytes"),
+            uplink=uplink,
+            downlink=downlink,
+            encoder_fingerprint=encoder_fingerprint,
+            seconds=time.perf_counter() - record.started,
+            rejections=tuple({"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())),
+            final_accuracy=mean(report.accuracy for report in final),
+            final_accuracy_min=min((report.accuracy for report in final), default=None),
+            final_loss=mean(report.loss for report in final),
+        )
+
+    def _client_rows(self, record: RoundRecord) -> Iterable[ClientRow]:
+        for client in sorted({entry.client for entry in record.entries}):
+            own = [entry for entry in record.entries if entry.client == client]
+            trained, final = record.trained.get(client), record.final.get(client)
+            yield ClientRow(
+                round=record.server_round,
+                client=client,
+                participated=trained is not None,
+                accuracy=trained.accuracy if trained else None,
+                loss=trained.loss if trained else None,
+                train_loss=trained.train_loss if trained else None,
+                num_examples=self.num_examples.get(client, 0),
+                keep_ratio=trained.keep_ratio if trained else None,
+                flops_ratio=trained.flops_ratio if trained else None,
+                uplink_bytes=total(own, "uplink")["bytes"],
+                downlink_bytes=total(own, "downlink")["bytes"],
+                seconds=trained.seconds if trained else None,
+                rejected=record.rejected.get(client),
+                final_accuracy=final.accuracy if final else None,
+                final_loss=final.loss if final else None,
+            )

@@ -1,0 +1,286 @@
+"""The one strategy of all methods: Flower's FedAvg with sampling, messages and averaging by the method's row.
+
+Flower's own `start` drives it. What changes from round to round is one value, `ServerState`; replies are checked and
+folded in as the grid yields them.
+"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from torch import Tensor
+
+from server.grids import record_bytes
+from server.reporting import FinalReport, Recorder, TrainReport
+from server.sampling import sample_clients
+from spatl.aggregation import Aggregator
+from spatl.codec import CODECS
+from spatl.errors import DivergedError, SpatlError, UpdateRejected
+from spatl.federation import Blueprint
+from spatl.ledger import entry
+from spatl.protocol import Model, Update, pack_model, pack_update, section_bytes, unpack_update
+from spatl.seeding import generator
+from spatl.selection.selection import select_all
+
+logger = logging.getLogger(__name__)
+
+_DIVERGED_LOSS_FACTOR = 10.0  # a mean training loss this many times the first round's is not training any more
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """What the server knows between rounds.
+
+    Attributes:
+        version: How many rounds have changed the encoder.
+        encoder: float32 [N], x.
+        control: float32 [P], c; None where the method does not correct gradients.
+        folded: The last round of each client that is part of x and c.
+    """
+
+    version: int
+    encoder: Tensor
+    control: Tensor | None
+    folded: Mapping[int, int]
+
+
+class Federation(FedAvg):
+    """Runs any row of the method table.
+
+    Args:
+        blueprint: The federation.
+        nodes: Flower's node id of each client.
+        num_examples: Training examples of each client (n_i).
+        recorder: Where rounds are written.
+        kwargs: Flower's own settings.
+    """
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        *,
+        nodes: Mapping[int, int],
+        num_examples: Mapping[int, int],
+        recorder: Recorder,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._blueprint = blueprint
+        self._config = blueprint.config
+        self._nodes = nodes
+        self._clients = {node: client for client, node in nodes.items()}
+        self._num_examples = num_examples
+        self._recorder = recorder
+        self._first_loss: float | None = None
+        layout = blueprint.layout
+        control = torch.zeros(layout.num_parameter_entries) if self._config.row.controls else None
+        self.state = ServerState(0, blueprint.initial_encoder(), control, folded={})
+
+    def summary(self) -> None:
+        """Say nothing: the config stands in the run's directory."""
+
+    def record_message(self, message: Message) -> None:
+        """Enter one message into the ledger; given to the grid as its `on_message`."""
+        record = self._recorder.round
+        is_reply = bool(message.metadata.reply_to_message_id)
+        node = message.metadata.src_node_id if is_reply else message.metadata.dst_node_id
+        if not message.has_content() or node not in self._clients:
+            return
+        record.entries.append(
+            entry(
+                server_round=record.server_round,
+                client=self._clients[node],
+                direction="uplink" if is_reply else "downlink",
+                phase=str(message.metadata.message_type),
+                num_bytes=record_bytes(message.content),
+                sections=_sections(message.content),
+            )
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the round's clients and address the packed model to each."""
+        clients = sample_clients(
+            list(self._nodes), fraction=self._config.server.fraction_train, seed=self._config.seed,
+            server_round=server_round,
+        )  # fmt: skip
+        self._recorder.round.participants = clients
+        return self._messages(clients, server_round, self.state.control, MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check every reply, fold the good ones in as they come, and move x and c."""
+        record = self._recorder.round
+        config, state = self._config, self.state
+        aggregator = Aggregator(
+            self._blueprint.layout,
+            state.encoder,
+            state.control,
+            total_examples=sum(self._num_examples.values()),
+            learning_rate=config.server.learning_rate,
+            damping=config.control.damping,
+            normalizes=config.row.normalizes,
+        )
+        waiting = set(record.participants)
+        for reply in replies:
+            client = self._clients.get(reply.metadata.src_node_id)
+            if client is None or client not in waiting:
+                logger.warning("round %d: ignored a reply that nobody asked for", server_round)
+                continue
+            waiting.discard(client)
+            try:
+                update, report = self._open_update(reply, client, server_round)
+                aggregator.add(update, self._num_examples[client])
+            except UpdateRejected as error:
+                logger.warning("round %d: refused the update of client %d: %s", server_round, client, error)
+                record.rejected[client] = str(error)
+            else:
+                record.trained[client] = report
+        self._check_progress(server_round, aggregator.num_updates)
+        if aggregator.num_updates >= config.server.min_replies:
+            folded = {**state.folded, **dict.fromkeys(record.trained, server_round)}
+            self.state = ServerState(state.version + 1, aggregator.encoder(), aggregator.control(), folded)
+        else:
+            logger.warning(
+                "round %d: %d usable replies, fewer than server.min_replies = %d; the round changes nothing",
+                server_round, aggregator.num_updates, config.server.min_replies,
+            )  # fmt: skip
+        return None, None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """After the last round, hand the final encoder to every client; before it, evaluation needs no message."""
+        if server_round < self._config.rounds:
+            return []
+        return self._messages(tuple(sorted(self._nodes)), server_round, None, MessageType.EVALUATE)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Collect the final accuracies and close the round."""
+        record = self._recorder.round
+        for reply in replies:
+            client = self._clients.get(reply.metadata.src_node_id)
+            try:
+                metrics = _metrics(reply)
+                if client is not None:
+                    record.final[client] = FinalReport(metrics["accuracy"], metrics["loss"])
+            except (UpdateRejected, KeyError) as error:
+                logger.warning("the final evaluation of client %s failed: %s", client, error)
+        fingerprint = hashlib.blake2b(self.state.encoder.numpy().tobytes(), digest_size=16).hexdigest()
+        row = self._recorder.finish_round(encoder_fingerprint=fingerprint)
+        shown = {k: v for k, v in (("accuracy", row.accuracy), ("loss", row.loss)) if v is not None}
+        return MetricRecord(dict(shown)) if shown else None
+
+    def whole_encoder_reply_bytes(self) -> int:
+        """The records of a reply that sends every entry: packed and serialised for real, and measured."""
+        layout = self._blueprint.layout
+        update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0)
+        rounding = generator(self._config.seed, "measure")
+        blob = pack_update(update, layout, CODECS[self._config.wire.uplink], generator=rounding)
+        metrics = MetricRecord({"num-examples": max(self._num_examples.values()), **dict.fromkeys(_TRAIN_METRICS, 1.0)})
+        return record_bytes(RecordDict({"arrays": blob_record(blob), "metrics": metrics}))
+
+    def _messages(
+        self, clients: tuple[int, ...], server_round: int, control: Tensor | None, message_type: str
+    ) -> list[Message]:
+        config, state = self._config, self.state
+        model = Model(server_round, state.version, state.encoder, control)
+        rounding = generator(config.seed, "rounding-server", server_round=server_round)
+        blob = pack_model(model, self._blueprint.layout, CODECS[config.wire.downlink], generator=rounding)
+        arrays = blob_record(blob)
+        return [
+            Message(
+                RecordDict(
+                    {"arrays": arrays, "config": ConfigRecord({"acknowledged-round": state.folded.get(client, 0)})}
+                ),
+                dst_node_id=self._nodes[client],
+                message_type=message_type,
+                group_id=str(server_round),
+            )
+            for client in clients
+        ]
+
+    def _open_update(self, reply: Message, client: int, server_round: int) -> tuple[Update, TrainReport]:
+        metrics = _metrics(reply)
+        if metrics.get("num-examples") != self._num_examples[client]:
+            raise UpdateRejected(
+                f"num-examples is {metrics.get('num-examples')}, the client registered {self._num_examples[client]}"
+            )
+        missing = [name for name in _TRAIN_METRICS if name not in metrics]
+        if missing:
+            raise UpdateRejected(f"the metrics lack {', '.join(missing)}")
+        try:
+            blob = reply.content.array_records["arrays"]["blob"].data
+        except KeyError as error:
+            raise UpdateRejected(f"the reply lacks {error}") from error
+        update = unpack_update(
+            blob, self._blueprint.layout, server_round=server_round, base_version=self.state.version
+        )
+        return update, TrainReport(*(metrics[name] for name in _TRAIN_METRICS))
+
+    def _check_progress(self, server_round: int, num_updates: int) -> None:
+        """Raise when the run cannot go on: every reply refused, or a training loss that left all bounds."""
+        record = self._recorder.round
+        if num_updates == 0 and record.rejected:
+            client, reason = sorted(record.rejected.items())[0]
+            raise SpatlError(
+                f"round {server_round}: no update could be used; client {client} of {len(record.rejected)} refused: "
+                f"{reason}"
+            )
+        losses = [report.train_loss for report in record.trained.values()]
+        if not losses:
+            return
+        loss = sum(losses) / len(losses)
+        self._first_loss = self._first_loss if self._first_loss is not None else max(loss, 1.0)
+        if loss > _DIVERGED_LOSS_FACTOR * self._first_loss:
+            raise DivergedError(
+                f"the run diverged in round {server_round}: the mean training loss is {loss:.3g}, it started at "
+                f"{self._first_loss:.3g}; lower training.learning_rate or control.damping"
+            )
+
+
+_TRAIN_METRICS = ("accuracy", "loss", "train-loss", "keep-ratio", "flops-ratio", "seconds")
+
+
+def blob_record(blob: bytes) -> ArrayRecord:
+    """Wrap a packed blob into the one array of a message, without an array format around it."""
+    return ArrayRecord({"blob": Array("uint8", (len(blob),), "spatl.blob", blob)})
+
+
+def _metrics(reply: Message) -> dict[str, float]:
+    """The scalar metrics of a reply.
+
+    Raises:
+        UpdateRejected: The reply is an error, has no metrics, or one of them is not a finite number.
+    """
+    if reply.has_error():
+        raise UpdateRejected(reply.error.reason or "the client reported an error without a reason")
+    record = reply.content.metric_records.get("metrics")
+    if record is None:
+        raise UpdateRejected("the reply has no metrics")
+    metrics: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, list) or not math.isfinite(value):
+            raise UpdateRejected(f"the metric {name} must be a finite number, got {value}")
+        metrics[name] = value
+    return metrics
+
+
+def _sections(content: RecordDict) -> Mapping[str, int]:
+    """Section lengths of the blob in a message; nothing for a message without one, or with one that is damaged."""
+    record = content.array_records.get("arrays")
+    if record is None or "blob" not in record:
+        return {}
+    try:
+        return section_bytes(record["blob"].data)
+    except UpdateRejected:
+        return {}

@@ -1,0 +1,139 @@
+"""Index-based averaging of sparse updates, and the control variate that follows from it (DESIGN 2.3).
+
+Replies are folded in one by one and released: memory does not grow with the number of clients. The result does not
+depend on the order they came in, because sums are kept in fixed point, where addition is associative.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from spatl.errors import UpdateRejected
+from spatl.protocol import Update
+from spatl.selection.layout import EncoderLayout
+
+_HIGH_BITS = 8  # the high limb counts units of 2**-8,
+_LOW_BITS = 58  # the low limb units of 2**-58
+_LARGEST_TERM = 2.0**42
+_TERMS_BETWEEN_CARRIES = 4096
+
+
+class ExactSum:
+    """A vector of sums that are independent of the order of their terms.
+
+    Each float64 term is rounded once, to a multiple of 2**-58, and added as two integers.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._high = torch.zeros(length, dtype=torch.int64)
+        self._low = torch.zeros(length, dtype=torch.int64)
+        self._num_terms = 0
+
+    def add_(self, indices: Tensor, terms: Tensor) -> None:
+        """Add float64 `terms` [V] at `indices` int64 [V], which do not repeat."""
+        high = torch.floor(terms * 2.0**_HIGH_BITS)
+        low = torch.round((terms - high * 2.0**-_HIGH_BITS) * 2.0**_LOW_BITS)
+        self._high[indices] += high.to(torch.int64)
+        self._low[indices] += low.to(torch.int64)
+        self._num_terms += 1
+        if self._num_terms % _TERMS_BETWEEN_CARRIES == 0:
+            carry = self._low >> (_LOW_BITS - _HIGH_BITS)
+            self._high += carry
+            self._low -= carry << (_LOW_BITS - _HIGH_BITS)
+
+    def total(self) -> Tensor:
+        """float64 [length], the sums."""
+        # Carried to the end first, so that the same integers always round the same way.
+        carry = self._low >> (_LOW_BITS - _HIGH_BITS)
+        low = self._low - (carry << (_LOW_BITS - _HIGH_BITS))
+        return (self._high + carry).to(torch.float64) * 2.0**-_HIGH_BITS + low.to(torch.float64) * 2.0**-_LOW_BITS
+
+
+class Aggregator:
+    """One round's average: `add` every update, then read `encoder` and `control` once.
+
+    Args:
+        layout: The shared encoder.
+        encoder: float32 [N], x as it was sent out.
+        control: float32 [P], c as it was sent out; None where gradients are not corrected.
+        total_examples: Training examples over ALL clients of the federation, participants or not: p_i = n_i / total.
+        learning_rate: eta_g.
+        damping: rho in (0, 1], the share of the way c moves towards its new estimate.
+        normalizes: Whether updates are divided by their step weight and rescaled by its mean (FedNova, eq. 5).
+    """
+
+    def __init__(
+        self,
+        layout: EncoderLayout,
+        encoder: Tensor,
+        control: Tensor | None,
+        *,
+        total_examples: int,
+        learning_rate: float = 1.0,
+        damping: float = 1.0,
+        normalizes: bool = False,
+    ) -> None:
+        self._layout = layout
+        self._encoder = encoder
+        self._control = control
+        self._total_examples = total_examples
+        self._learning_rate = learning_rate
+        self._damping = damping
+        self._normalizes = normalizes
+        self._updates = ExactSum(layout.num_entries)
+        self._gradients = ExactSum(layout.num_parameter_entries if control is not None else 0)
+        self._examples = torch.zeros(layout.num_channels, dtype=torch.int64)  # over the clients that sent a channel
+        self._step_weights: list[tuple[int, float]] = []
+
+    @property
+    def num_updates(self) -> int:
+        """How many updates were folded in."""
+        return len(self._step_weights)
+
+    def add(self, update: Update, num_examples: int) -> None:
+        """Fold one client's update in.
+
+        Args:
+            update: What the client sent, decoded and checked.
+            num_examples: n_i, its number of training examples.
+
+        Raises:
+            UpdateRejected: `num_examples` or a value is absurdly large; nothing was added.
+        """
+        if num_examples < 1:
+            raise UpdateRejected(f"num-examples must be at least 1, got {num_examples}")
+        entries = update.selection.entries(self._layout)
+        terms = update.values.to(torch.float64) * num_examples
+        if self._normalizes:
+            terms = terms / update.step_weight
+        is_parameter = entries < self._layout.num_parameter_entries
+        gradients = -update.values[is_parameter].to(torch.float64) / update.step_weight * num_examples
+        for quantity in (terms, gradients):
+            if quantity.numel() and not float(quantity.abs().max()) < _LARGEST_TERM:
+                raise UpdateRejected(f"a value times {num_examples} examples exceeds 2**42")
+        self._updates.add_(entries, terms)
+        if self._control is not None:
+            self._gradients.add_(entries[is_parameter], gradients)
+        self._examples[update.selection.mask] += num_examples
+        self._step_weights.append((num_examples, update.step_weight))
+
+    def encoder(self) -> Tensor:
+        """x after the round, float32 [N]: entries nobody sent keep their bits."""
+        examples = self._examples[self._layout.owner]
+        sent = examples > 0
+        scale = self._learning_rate
+        if self._normalizes and self._step_weights:
+            total = sum(n for n, _ in self._step_weights)
+            scale *= math.fsum(n * a for n, a in self._step_weights) / total
+        moved = self._encoder.to(torch.float64) + scale * self._updates.total() / examples.clamp(min=1)
+        return torch.where(sent, moved.to(torch.float32), self._encoder)
+
+    def control(self) -> Tensor | None:
+        """c after the round, float32 [P]; it moves by what the participants' c_i move, weighted over ALL clients."""
+        if self._control is None:
+            return None
+        examples = self._examples[self._layout.owner[: self._layout.num_parameter_entries]]
+        control = self._control.to(torch.float64)
+        change = (self._gradients.total() - control * examples) / self._total_examples
+        return torch.where(examples > 0, (control + self._damping * change).to(torch.float32), self._control)

@@ -1,0 +1,221 @@
+"""The command line: `spatl run` and `spatl show`; the only place that speaks to a terminal."""
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from spatl.codec import CODECS
+from spatl.config import ExperimentConfig, load_config
+from spatl.data import DATASETS
+from spatl.errors import SpatlError
+from spatl.history import RunResult
+from spatl.methods import METHODS
+from spatl.models import MODELS
+from spatl.report import human_bytes
+from spatl.runner import run
+from spatl.selection.selectors import SELECTORS
+
+USER_MISTAKE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0 on success, 2 on a mistake of the user's."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # A model given as "package.module:factory" may lie beside the config, where the user is.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except SpatlError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {error}", markup=False)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        Console(stderr=True).print("spatl: interrupted; the rounds that were finished stand in the run's directory")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="spatl", description="Federated learning with salient parameters (SPATL).")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    running = commands.add_parser("run", help="run a federation", description="Run the federation a config describes.")
+    running.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/quickstart.yaml")
+    running.add_argument("--engine", choices=("inline", "ray"), help="in this process, or Flower's simulation runtime")
+    running.add_argument("--out", metavar="DIR", help="a new directory for what the run leaves behind")
+    running.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a setting, e.g. --set seed=7 --set training.learning_rate=0.1",
+    )  # fmt: skip
+    running.set_defaults(command=_run)
+
+    showing = commands.add_parser("show", help="list what configs can name")
+    showing.add_argument("what", choices=tuple(_TABLES))
+    showing.set_defaults(command=_show)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    overrides = [*options.overrides, *([f"engine={options.engine}"] if options.engine else [])]
+    config = load_config(options.config, overrides)
+    command = shlex.join(["spatl", "run", options.config, *(f"--set={text}" for text in overrides)])
+    console = Console()
+    display = _ProgressDisplay if console.is_terminal else _ProgressLines
+    with display(console, config) as progress:
+        result = run(
+            config, options.out, on_round=progress.on_round, on_round_alone=progress.on_round_alone, command=command
+        )
+    _print_result(console, result)
+
+
+class _ProgressDisplay:
+    """A live bar for each part of the run."""
+
+    def __init__(self, console: Console, config: ExperimentConfig) -> None:
+        self._config = config
+        self._bytes = 0
+        self._progress = Progress(
+            TextColumn("{task.description:>16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task(config.row.title, total=config.rounds, note="starting")
+        self._alone: TaskID | None = None
+
+    def __enter__(self) -> "_ProgressDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def on_round(self, row: dict[str, Any]) -> None:
+        self._bytes += row["uplink_bytes"] + row["downlink_bytes"]
+        note = f"accuracy {_percent(_accuracy(row))}  {human_bytes(self._bytes)}"
+        if row["rejected"]:
+            note += f"  {row['rejected']} refused"
+        self._progress.update(self._task, completed=row["round"], note=note)
+
+    def on_round_alone(self, row: dict[str, Any]) -> None:
+        if self._alone is None:
+            self._alone = self._progress.add_task("training alone", total=self._config.rounds, note="")
+        self._progress.update(self._alone, completed=row["round"], note=f"accuracy {_percent(_accuracy(row))}")
+
+
+class _ProgressLines:
+    """A line per round, for logs."""
+
+    def __init__(self, console: Console, config: ExperimentConfig) -> None:
+        self._console = console
+        self._config = config
+
+    def __enter__(self) -> "_ProgressLines":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def on_round(self, row: dict[str, Any]) -> None:
+        self._line(self._config.row.title, row)
+
+    def on_round_alone(self, row: dict[str, Any]) -> None:
+        self._line("training alone", row)
+
+    def _line(self, title: str, row: dict[str, Any]) -> None:
+        self._console.print(
+            f"{title}: round {row['round']}/{self._config.rounds}  accuracy {_percent(_accuracy(row))}  "
+            f"up {human_bytes(row['uplink_bytes'])}  down {human_bytes(row['downlink_bytes'])}  "
+            f"refused {row['rejected']}  {row['seconds']:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _print_result(console: Console, result: RunResult) -> None:
+    summary, alone = result.summary, result.alone
+    table = Table(title=f"{summary['title']} on {summary['data']}, {summary['num_clients']} clients, after "
+                        f"{summary['rounds']} rounds")  # fmt: skip
+    table.add_column()
+    table.add_column(summary["title"], justify="right")
+    if alone:
+        table.add_column("training alone", justify="right")
+
+    def add(name: str, value: str, beside: str = "") -> None:
+        table.add_row(name, value, *([beside] if alone else []))
+
+    add("accuracy, mean over clients", _percent(summary["accuracy"]), _percent(alone["accuracy"]) if alone else "")
+    add("accuracy, worst client", _percent(summary["accuracy_min"]), _percent(alone["accuracy_min"]) if alone else "")
+    add("bytes up", human_bytes(summary["uplink_bytes"]), "needs none" if alone else "")
+    add("bytes down", human_bytes(summary["downlink_bytes"]), "needs none" if alone else "")
+    add("keep ratio (share of the encoder sent)", _percent(summary["keep_ratio"]))
+    add("bytes up, of sending the whole encoder", _percent(summary["uplink_share"]))
+    if summary["rejected"] or summary["missing"]:
+        add("updates refused / lost", f"{summary['rejected']} / {summary['missing']}")
+    console.print(table)
+    for name in ("report.html", "curves.png", "summary.json", "history.jsonl", "clients.jsonl", "ledger.jsonl"):
+        if (result.directory / name).exists():
+            console.print(str(result.directory / name), highlight=False, soft_wrap=True)
+
+
+def _show(options: argparse.Namespace) -> None:
+    columns, rows = _TABLES[options.what]
+    table = Table(*columns, title=options.what)
+    for row in rows():
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _method_rows() -> Iterable[tuple[str, ...]]:
+    for name, row in METHODS.items():
+        facts = {
+            "channels selected": row.selects,
+            "gradients corrected": row.controls,
+            "updates normalised": row.normalizes,
+            "proximal pull": row.proximal,
+        }
+        yield name, row.title, row.shares, ", ".join(fact for fact, holds in facts.items() if holds), row.source
+
+
+_TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]]]] = {
+    "methods": (("name", "title", "shares", "and", "source"), _method_rows),
+    "models": (
+        ("name", "description", "predictor", "source"),
+        lambda: ((name, e.description, ", ".join(e.cut), e.source) for name, e in MODELS.items()),
+    ),
+    "datasets": (
+        ("name", "description", "source"),
+        lambda: ((name, e.description, e.source) for name, e in DATASETS.items()),
+    ),
+    "codecs": (
+        ("name", "number on the wire", "description"),
+        lambda: ((name, str(c.number), (type(c).__doc__ or "").strip()) for name, c in CODECS.items()),
+    ),
+    "selectors": (("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items())),
+}
+
+
+def _accuracy(row: dict[str, Any]) -> float | None:
+    final: float | None = row["final_accuracy"]
+    arrival: float | None = row["accuracy"]
+    return arrival if final is None else final
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

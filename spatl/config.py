@@ -1,0 +1,390 @@
+"""The configuration of a run: the only reader of YAML, and the only place where a default stands.
+
+Every section is frozen and checks itself when made; an error names the key, what came and what is allowed.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from spatl.codec import CODECS
+from spatl.data import DATASETS, PARTITIONERS
+from spatl.errors import ConfigError
+from spatl.methods import METHODS, Method
+from spatl.models import MODELS
+from spatl.selection.budget import Budget
+from spatl.selection.selectors import SELECTORS
+from spatl.training.local import LocalTraining
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """The base of all sections: unknown keys are errors, and nothing changes after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which examples there are, and how each client divides its own."""
+
+    name: str = "digits"
+    """A row of `spatl show datasets`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What that data set takes, e.g. `difficulty` of `synthetic`."""
+    validation_fraction: Fraction = 0.15
+    """Share of a client's examples that selectors may look at."""
+    test_fraction: Fraction = 0.25
+    """Share of a client's examples that only evaluation sees."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _choice(name, DATASETS)
+
+
+class PartitionConfig(Section):
+    """How the examples are spread over the clients."""
+
+    name: str = "dirichlet"
+    """`iid` or `dirichlet` (label skew)."""
+    num_clients: Count = 20
+    """Number of clients in the federation."""
+    alpha: Positive = 0.5
+    """Dirichlet concentration: the smaller, the more the clients differ."""
+    min_examples: Count = 10
+    """No client holds fewer."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _choice(name, PARTITIONERS)
+
+
+class ModelConfig(Section):
+    """The network and where it is cut into encoder and predictor."""
+
+    name: str = "cnn"
+    """A row of `spatl show models`, or `package.module:factory`."""
+    cut: tuple[str, ...] | None = None
+    """Submodules that form the private predictor; needed for a factory of your own."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the factory."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return name if ":" in name else _choice(name, MODELS, more="package.module:factory")
+
+
+class TrainingConfig(Section):
+    """What a client does in one round."""
+
+    local_epochs: Count = 2
+    """Passes over the client's training split."""
+    local_steps: Count | None = None
+    """Optimizer steps instead of epochs."""
+    batch_size: Count = 32
+    """Examples per step."""
+    learning_rate: Positive = 0.05
+    """Of SGD."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of SGD."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of SGD."""
+    nesterov: bool = False
+    """Whether the momentum is Nesterov's."""
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.01
+    """FedProx's pull towards the server's weights; only methods with a pull read it."""
+    batch_norm: Literal["local", "shared"] = "local"
+    """Whose running statistics a client uses: its own, or the federation's average."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` runs the forward pass under bfloat16 autocast."""
+    threads: Count = 1
+    """CPU threads of one client; part of what makes two runs equal to the bit."""
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, device: str) -> str:
+        kind, _, index = device.partition(":")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
+            raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+        return device
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0")
+        return self
+
+    def settings(self) -> LocalTraining:
+        """What `training.local` needs of this section."""
+        return LocalTraining(
+            epochs=self.local_epochs,
+            steps=self.local_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            precision=self.precision,
+        )
+
+
+class SelectionConfig(Section):
+    """Which channels travel, and how much a client may spend; at most one of the three budgets is set."""
+
+    selector: str = "update"
+    """A row of `spatl show selectors`."""
+    keep_ratio: Ratio | None = None
+    """Share of the encoder's entries; 0.4 when no budget is given."""
+    flops_ratio: Ratio | None = None
+    """Share of the encoder's multiply-accumulates."""
+    uplink_bytes: Count | None = None
+    """Bytes of the packed update."""
+
+    @field_validator("selector")
+    @classmethod
+    def _known(cls, selector: str) -> str:
+        return _choice(selector, SELECTORS)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [key for key in ("keep_ratio", "flops_ratio", "uplink_bytes") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"set one of keep_ratio, flops_ratio, uplink_bytes, got {' and '.join(given)}")
+        return self
+
+    def budget(self) -> Budget:
+        """The budget that is set."""
+        if self.flops_ratio is not None:
+            return Budget("flops_ratio", self.flops_ratio)
+        if self.uplink_bytes is not None:
+            return Budget("uplink_bytes", float(self.uplink_bytes))
+        return Budget("keep_ratio", 0.4 if self.keep_ratio is None else self.keep_ratio)
+
+
+class ControlConfig(Section):
+    """Control variates, for methods that correct gradients."""
+
+    damping: Ratio = 0.5
+    """rho: how far c and c_i move towards their new estimates; 1 is SCAFFOLD's option II, which can diverge when
+    clients choose what they send."""
+    staleness: Annotated[int, Field(ge=0)] | None = 0
+    """A channel is corrected only if its c_i was refreshed at most this many of the client's rounds ago (0: in its
+    last round); null corrects all."""
+
+
+class ServerConfig(Section):
+    """What the server does in one round."""
+
+    learning_rate: Positive = 1.0
+    """eta_g, the step along the averaged update."""
+    fraction_train: Ratio = 1.0
+    """Share of the clients that train in a round."""
+    min_replies: Count = 1
+    """A round with fewer usable replies changes nothing."""
+    connect_timeout_seconds: Positive = 60.0
+    """How long the server waits for all clients to connect."""
+    round_timeout_seconds: Positive = 3600.0
+    """How long the server waits for the replies of a round."""
+
+
+class WireConfig(Section):
+    """How values are encoded, per direction."""
+
+    uplink: str = "float32"
+    """A row of `spatl show codecs`."""
+    downlink: str = "float32"
+    """A row of `spatl show codecs`."""
+
+    @field_validator("uplink", "downlink")
+    @classmethod
+    def _known(cls, codec: str) -> str:
+        return _choice(codec, CODECS)
+
+
+class ResourcesConfig(Section):
+    """What one client occupies under `engine: ray`."""
+
+    cpus_per_client: Count = 1
+    """CPU cores."""
+    gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs; a fraction lets several clients share one."""
+
+
+class ReportConfig(Section):
+    """What a run shows when it ends."""
+
+    compare_alone: bool = False
+    """Also train every client alone for as many epochs, and show both."""
+
+
+class ExperimentConfig(Section):
+    """One run, whole."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Everything random in the run follows from it."""
+    rounds: Count = 20
+    """Rounds of training."""
+    method: str = "spatl"
+    """A row of `spatl show methods`."""
+    engine: Literal["inline", "ray"] = "inline"
+    """`inline` runs in this process; `ray` uses Flower's simulation runtime."""
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    selection: SelectionConfig = SelectionConfig()
+    control: ControlConfig = ControlConfig()
+    server: ServerConfig = ServerConfig()
+    wire: WireConfig = WireConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    report: ReportConfig = ReportConfig()
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        return _choice(method, METHODS)
+
+    @property
+    def row(self) -> Method:
+        """The facts of the method."""
+        return METHODS[self.method]
+
+    def to_json(self) -> str:
+        """The whole config as one JSON value, for Flower's flat `run_config`."""
+        return self.model_dump_json()
+
+    def to_yaml(self) -> str:
+        """The whole config, resolved, in the form `load_config` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read a config file and apply `section.key=value` overrides, whose values are YAML.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, or a key or value is not allowed.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file not found: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config file {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")
+    return parse_config(_with_overrides(content, overrides))
+
+
+def parse_config(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Make a config from nested mappings.
+
+    Raises:
+        ConfigError: A key or value is not allowed.
+    """
+    try:
+        return ExperimentConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
+
+
+def config_from_json(text: str) -> ExperimentConfig:
+    """Make a config from what `ExperimentConfig.to_json` wrote.
+
+    Raises:
+        ConfigError: The text is not JSON, or a key or value is not allowed.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the run's config is not valid JSON: {error}") from error
+    return parse_config(values)
+
+
+def config_from_run(run_config: Mapping[str, Any]) -> ExperimentConfig:
+    """Make a config from Flower's flat `run_config`, whose key `config` holds JSON, or the path of a YAML file.
+
+    A relative path counts from the directory that holds the packages, which is the app's own in a Flower app bundle.
+
+    Raises:
+        ConfigError: The key is missing, or what it holds is not a config.
+    """
+    text = str(run_config.get("config", ""))
+    if not text:
+        raise ConfigError("the run has no config; give one: flwr run . --run-config 'config=\"configs/quickstart.yaml\"'")
+    if text.lstrip().startswith("{"):
+        return config_from_json(text)
+    return load_config(Path(__file__).parents[1] / text)
+
+
+def _with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set expects section.key=value, got {override!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+        *parents, leaf = key.split(".")
+        section = content
+        for parent in parents:
+            child = section.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+            section = child
+        section[leaf] = value
+    return content
+
+
+def _choice(name: str, table: Mapping[str, object], *, more: str = "") -> str:
+    if name in table:
+        return name
+    known = ", ".join(table) + (f", {more}" if more else "")
+    raise ValueError(f"unknown name {name!r}{_did_you_mean(name, table)}; known: {known}")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _line(error: Any) -> str:
+    """One line for one pydantic error: the key, what is wrong, what came."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "config"
+    if error["type"] == "extra_forbidden":
+        allowed = _keys_of(location[:-1])
+        where = ".".join(location[:-1]) or "the top level"
+        return f"{key}: unknown key{_did_you_mean(location[-1], allowed)}; {where} takes {', '.join(allowed)}"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}"
+    if error["type"] == "model_type":
+        return f"{key}: expected keys and values, got {error['input']!r}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _keys_of(location: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = ExperimentConfig
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return list(section.model_fields)

@@ -1,0 +1,38 @@
+"""The exceptions a user or a peer can cause; everything else is a bug and keeps its traceback.
+
+SpatlError
+├── ConfigError        a key, a value or a combination of settings
+├── DataError          a data set that is missing or a partition that cannot be drawn
+├── ModelError         a model that cannot be built, or a cut that does not fit it
+├── BudgetError        a budget no selection can meet
+├── UpdateRejected     a blob that is malformed, stale or not finite
+└── DivergedError      training that left the finite numbers
+"""
+
+
+class SpatlError(Exception):
+    """Something the reader of the message can put right."""
+
+
+class ConfigError(SpatlError):
+    """A key, a value or a combination of settings that is not allowed."""
+
+
+class DataError(SpatlError):
+    """A data set that is not there, or a partition that cannot be drawn from it."""
+
+
+class ModelError(SpatlError):
+    """A model that cannot be built, or a cut that does not fit it."""
+
+
+class BudgetError(SpatlError):
+    """A budget below what the smallest possible selection costs."""
+
+
+class UpdateRejected(SpatlError):
+    """A received blob that must not be used; the message is the reason that is shown and counted."""
+
+
+class DivergedError(SpatlError):
+    """A run whose loss or weights are no longer finite."""

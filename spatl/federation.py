@@ -1,0 +1,177 @@
+"""What every side of a federation derives from the same config: the model, its cut, its layout, its data.
+
+Server and clients never send each other the structure of anything; they build it, and compare fingerprints.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from spatl import protocol
+from spatl.codec import CODECS
+from spatl.config import ExperimentConfig, config_from_json
+from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
+from spatl.errors import ConfigError
+from spatl.models import Split, build_model, make_split
+from spatl.selection.budget import Costs, check_budget
+from spatl.selection.groups import trace_groups
+from spatl.selection.layout import EncoderLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Blueprint:
+    """A config made concrete.
+
+    Attributes:
+        config: The config it was made from.
+        model: The network with its initial weights, on the CPU; users of it work on copies.
+        split: Its cut into encoder and predictor, as the method shares them.
+        costs: The encoder's layout and what selections of it cost.
+        dataset: All examples.
+        partition: Indices of each client's examples.
+    """
+
+    config: ExperimentConfig
+    model: nn.Module
+    split: Split
+    costs: Costs
+    dataset: Dataset
+    partition: tuple[Tensor, ...]
+
+    @property
+    def layout(self) -> EncoderLayout:
+        """The shared encoder's layout; without entries when nothing is shared."""
+        return self.costs.layout
+
+    def initial_encoder(self) -> Tensor:
+        """float32 [N], x before the first round."""
+        return self.layout.flatten(encoder_tensors(self.model, self.split))
+
+    def client_data(self, client: int) -> ClientData:
+        """The splits of one client, drawn once from the seed."""
+        data = self.config.data
+        return client_data(
+            self.dataset,
+            self.partition[client],
+            client=client,
+            seed=self.config.seed,
+            validation_fraction=data.validation_fraction,
+            test_fraction=data.test_fraction,
+        )
+
+
+def make_blueprint(config: ExperimentConfig) -> Blueprint:
+    """Build and check everything a config describes.
+
+    Raises:
+        SpatlError: A data set, model, cut, partition or budget does not work out.
+    """
+    dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+    parts = partition(
+        dataset.labels,
+        name=config.partition.name,
+        num_clients=config.partition.num_clients,
+        seed=config.seed,
+        alpha=config.partition.alpha,
+        min_examples=config.partition.min_examples,
+    )
+    _, in_channels, image_size, _ = dataset.images.shape
+    model, cut = build_model(
+        config.model.name,
+        num_classes=dataset.num_classes,
+        in_channels=in_channels,
+        image_size=image_size,
+        cut=config.model.cut,
+        options=config.model.options,
+        seed=config.seed,
+    )
+    split = _SPLITS[config.row.shares](model, cut)
+    shared = config.training.batch_norm == "shared"
+    layout, flops = trace_groups(
+        model,
+        dataset.images[:1],
+        parameters=list(split.encoder_parameters(model)),
+        statistics=list(split.encoder_statistics(model)) if shared else [],
+    )
+    codec = CODECS[config.wire.uplink]
+
+    def update_bytes(num_values: int, num_channels: int) -> int:
+        return protocol.update_bytes(layout, codec, num_values=num_values, num_channels=num_channels)
+
+    blueprint = Blueprint(config, model, split, Costs(layout, flops, update_bytes), dataset, parts)
+    if config.row.selects and config.selection.selector != "all":
+        check_budget(config.selection.budget(), blueprint.costs)
+    for client in range(config.partition.num_clients):
+        blueprint.client_data(client)
+    return blueprint
+
+
+@lru_cache(maxsize=2)
+def cached_blueprint(config_json: str) -> Blueprint:
+    """Return the blueprint of a config, made once per process."""
+    return make_blueprint(config_from_json(config_json))
+
+
+def encoder_tensors(model: nn.Module, split: Split) -> dict[str, Tensor]:
+    """The tensors of a model that a layout may name: the encoder's trainable parameters and its statistics."""
+    return {**split.encoder_parameters(model), **split.encoder_statistics(model)}
+
+
+def load_encoder_(model: nn.Module, split: Split, layout: EncoderLayout, vector: Tensor) -> None:
+    """Copy a flat vector [N] into the encoder of a model, in place."""
+    tensors = encoder_tensors(model, split)
+    with torch.no_grad():
+        for name, values in layout.unflatten(vector).items():
+            tensors[name].copy_(values)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device a config names; `auto` takes CUDA, then Apple's, then the CPU.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    available = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= available[device.type]:
+        raise ConfigError(
+            f"training.device is {name}, but this machine has {available[device.type]} {device.type} device(s); "
+            "use auto or cpu"
+        )
+    return device
+
+
+@contextmanager
+def reproducible(threads: int) -> Iterator[None]:
+    """Fix what makes floating-point results differ between runs: the number of threads, and cuDNN's choices."""
+    before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+
+
+def _everything_private(model: nn.Module, cut: tuple[str, ...]) -> Split:
+    children = [name for name, _ in model.named_children()]
+    own = [name for name, _ in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False))]
+    return Split((*children, *own))
+
+
+_SPLITS: dict[str, Callable[[nn.Module, tuple[str, ...]], Split]] = {
+    "encoder": make_split,
+    "all": lambda model, _: make_split(model, ()),
+    "nothing": _everything_private,
+}

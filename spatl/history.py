@@ -1,0 +1,131 @@
+"""What a run leaves behind, line by line: history, clients, ledger, summary (DESIGN 7)."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spatl.errors import SpatlError
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One client in one round: an object of `clients.jsonl`.
+
+    A client that only registered (round 1) or only received the final encoder (last round) has a row as well, so that
+    the bytes of all rows are the bytes of the run; what it did not do is null.
+    """
+
+    round: int
+    client: int
+    participated: bool
+    accuracy: float | None
+    loss: float | None
+    train_loss: float | None
+    num_examples: int
+    keep_ratio: float | None
+    flops_ratio: float | None
+    uplink_bytes: int
+    downlink_bytes: int
+    seconds: float | None
+    rejected: str | None = None
+    final_accuracy: float | None = None
+    final_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One round: an object of `history.jsonl`.
+
+    `accuracy` and `loss` are means over the round's participants of the encoder as it arrived, before training.
+    `uplink` and `downlink` break the bytes down into values, indices, control and other. The last round also carries
+    `final_*`: all clients with the encoder after the last round.
+    """
+
+    round: int
+    accuracy: float | None
+    accuracy_min: float | None
+    loss: float | None
+    train_loss: float | None
+    participants: int
+    rejected: int
+    missing: int
+    keep_ratio: float | None
+    flops_ratio: float | None
+    uplink_bytes: int
+    downlink_bytes: int
+    uplink: Mapping[str, int]
+    downlink: Mapping[str, int]
+    encoder_fingerprint: str
+    seconds: float
+    rejections: tuple[Mapping[str, Any], ...] = ()
+    final_accuracy: float | None = None
+    final_accuracy_min: float | None = None
+    final_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run, read from its directory.
+
+    Attributes:
+        directory: Where everything lies.
+        summary: The object of `summary.json`.
+        history: The objects of `history.jsonl`.
+        clients: The objects of `clients.jsonl`.
+        alone: The summary of the same clients training alone, if that was asked for.
+    """
+
+    directory: Path
+    summary: dict[str, Any]
+    history: list[dict[str, Any]] = field(repr=False)
+    clients: list[dict[str, Any]] = field(repr=False)
+    alone: dict[str, Any] | None = None
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """The arithmetic mean, or None of nothing."""
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append one JSON object per line and flush them to the file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the whole lines of a JSON-lines file; a last line still being written is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def read_run(directory: str | Path) -> RunResult:
+    """Read a finished run.
+
+    Raises:
+        SpatlError: The directory holds none.
+    """
+    directory = Path(directory)
+    path = directory / "summary.json"
+    if not path.exists():
+        raise SpatlError(f"{directory} holds no finished run: {path.name} is not there")
+    alone = directory / "alone" / "summary.json"
+    return RunResult(
+        directory=directory,
+        summary=json.loads(path.read_text(encoding="utf-8")),
+        history=read_lines(directory / "history.jsonl"),
+        clients=read_lines(directory / "clients.jsonl"),
+        alone=json.loads(alone.read_text(encoding="utf-8")) if alone.exists() else None,
+    )

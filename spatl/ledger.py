@@ -1,0 +1,65 @@
+"""The ledger: bytes per message, direction, client and round, as they were serialised, never as a formula says.
+
+`values`, `indices` and `control` are the sections of the packed blob; `other` is everything else in the message's
+records: names, metrics, headers, hashes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Direction = Literal["uplink", "downlink"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One message.
+
+    Attributes:
+        server_round: The round it belongs to.
+        client: The client at the other end.
+        direction: `"uplink"` to the server, `"downlink"` to the client.
+        phase: `"register"`, `"train"` or `"evaluate"`.
+        values: Bytes of encoded values.
+        indices: Bytes that say which values they are.
+        control: Bytes of control variates.
+        other: All other bytes of the message's records.
+    """
+
+    server_round: int
+    client: int
+    direction: Direction
+    phase: str
+    values: int
+    indices: int
+    control: int
+    other: int
+
+    @property
+    def num_bytes(self) -> int:
+        """The whole message's records."""
+        return self.values + self.indices + self.control + self.other
+
+    def to_json(self) -> dict[str, int | str]:
+        """The entry as an object of `ledger.jsonl`."""
+        fields = asdict(self)
+        return {"round": fields.pop("server_round"), **fields, "bytes": self.num_bytes}
+
+
+def entry(
+    *, server_round: int, client: int, direction: Direction, phase: str, num_bytes: int, sections: Mapping[str, int]
+) -> Entry:
+    """Make an entry from a message's serialised length and the section lengths of its blob (empty without a blob)."""
+    parts = {name: sections.get(name, 0) for name in ("values", "indices", "control")}
+    return Entry(server_round, client, direction, phase, **parts, other=num_bytes - sum(parts.values()))
+
+
+def total(entries: Iterable[Entry], direction: Direction) -> dict[str, int]:
+    """Sum entries of one direction: `values`, `indices`, `control`, `other` and their sum `bytes`."""
+    sums = dict.fromkeys(("values", "indices", "control", "other", "bytes"), 0)
+    for item in entries:
+        if item.direction == direction:
+            for part in ("values", "indices", "control", "other"):
+                sums[part] += getattr(item, part)
+            sums["bytes"] += item.num_bytes
+    return sums

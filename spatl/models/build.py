@@ -1,0 +1,218 @@
+"""From a name to a network: the table of built-in models, or any factory of the user's by "package.module:factory".
+
+The choice by name happens here and nowhere else. All that a user can get wrong on the way is a `ModelError` of one
+line; what went wrong inside the user's own code stays attached as its cause.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from spatl.errors import ModelError
+from spatl.models.cnn import cnn
+from spatl.models.resnet import resnet8, resnet20, resnet32, resnet56
+from spatl.models.split import checked_cut, top_level_names
+from spatl.models.vgg import vgg11
+from spatl.seeding import seeded_globals
+
+Factory = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One row of `MODELS`.
+
+    Attributes:
+        factory: Called with the keywords `num_classes`, `in_channels`, `image_size` and the row's own options.
+        cut: The submodules that form the predictor unless the user says otherwise.
+        description: One line for `spatl show models`.
+        source: The paper the network comes from.
+    """
+
+    factory: Factory
+    cut: tuple[str, ...]
+    description: str
+    source: str
+
+
+_RESNET_SOURCE = "He et al. 2016, arXiv 1512.03385, section 4.2, with projection shortcuts"
+
+MODELS: dict[str, ModelEntry] = {
+    "cnn": ModelEntry(
+        factory=cnn,
+        cut=("classifier",),
+        description="two 5x5 convolutions and a hidden layer; options: channels, hidden",
+        source="McMahan et al. 2017, arXiv 1602.05629; LEAF, arXiv 1812.01097, with hidden 2048",
+    ),
+    "resnet8": ModelEntry(
+        factory=resnet8,
+        cut=("fc",),
+        description="residual network, 1 block per stage; options: width",
+        source=_RESNET_SOURCE,
+    ),
+    "resnet20": ModelEntry(
+        factory=resnet20,
+        cut=("fc",),
+        description="residual network, 3 blocks per stage; options: width",
+        source=_RESNET_SOURCE,
+    ),
+    "resnet32": ModelEntry(
+        factory=resnet32,
+        cut=("fc",),
+        description="residual network, 5 blocks per stage; options: width",
+        source=_RESNET_SOURCE,
+    ),
+    "resnet56": ModelEntry(
+        factory=resnet56,
+        cut=("fc",),
+        description="residual network, 9 blocks per stage; options: width",
+        source=_RESNET_SOURCE,
+    ),
+    "vgg11": ModelEntry(
+        factory=vgg11,
+        cut=("classifier",),
+        description="eight 3x3 convolutions with BatchNorm; options: width",
+        source="Simonyan and Zisserman 2015, arXiv 1409.1556, configuration A, with BatchNorm",
+    ),
+}
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    cut: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build a network whose initial weights are a function of the arguments alone.
+
+    Args:
+        name: A key of `MODELS`, or `"package.module:factory"`, where the factory is a class or function of the user's
+            that returns an `nn.Module`.
+        num_classes: Number of classes.
+        in_channels: Channels of the images.
+        image_size: Side of the square images.
+        cut: The submodules that form the predictor, which `make_split` checks against the model. None takes the
+            built-in model's own; empty means that nothing is private. Required for a user's model.
+        options: Further keywords for the factory. A user's factory is given those of `num_classes`, `in_channels` and
+            `image_size` that its signature accepts, and every option, or the option is an error.
+        seed: The run's seed. Torch's global generator is seeded with it while the factory runs, and restored after;
+            a user's factory that draws from another source (numpy, random) must seed that itself.
+
+    Returns:
+        The model, on the device and in the mode its factory left it, and the cut in force.
+
+    Raises:
+        ModelError: If the name, the cut or an option is wrong, or the factory fails.
+
+    Example:
+        >>> model, cut = build_model("resnet20", num_classes=10, in_channels=3, image_size=32, seed=1)
+        >>> split = make_split(model, cut)
+    """
+    if ":" in name:
+        # Imported before the seed is set: a module that draws numbers on its first import would shift the weights.
+        factory, cut_in_force = _imported_factory(name), cut
+    else:
+        entry = _known_entry(name)
+        factory, cut_in_force = entry.factory, entry.cut if cut is None else cut
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    arguments = _accepted_arguments(name, factory, sizes=sizes, options=options or {})
+    with seeded_globals(seed, "model"):
+        model = _made_by(factory, name, arguments)
+    if cut_in_force is None:
+        raise ModelError(
+            f"say which submodules of {name} form the private predictor with model.cut in the config, a list of names "
+            f"([] for none); its top-level submodules are {top_level_names(model)}"
+        )
+    return model, checked_cut(cut_in_force)
+
+
+def _known_entry(name: str) -> ModelEntry:
+    if name not in MODELS:
+        raise ModelError(
+            f"unknown model {name!r}{_closest(name, MODELS)}; the known ones are {', '.join(MODELS)}, "
+            'or "package.module:factory" for your own (configs: model.name)'
+        )
+    return MODELS[name]
+
+
+def _imported_factory(reference: str) -> Factory:
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise ModelError(f'a model of your own is written "package.module:factory", got {reference!r}')
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelError(f"model {reference!r}: {_import_failure(module_name, error)}") from error
+    factory: Factory | None = getattr(module, attribute, None)
+    if factory is None:
+        hint = _closest(attribute, vars(module))
+        raise ModelError(f"model {reference!r}: module {module_name!r} has no {attribute!r}{hint}")
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ModelError(
+            f"model {reference!r}: {attribute!r} must be a class or function that builds the network, "
+            f"got an object of type {type(factory).__name__}"
+        )
+    return factory
+
+
+def _import_failure(module_name: str, error: Exception) -> str:
+    """Tell a module that is not there from a module that is there but misses another one, or fails by itself."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return f"module {module_name!r} cannot be imported: {_one_line(error)}"
+    if f"{module_name}.".startswith(f"{error.name}."):
+        return f"no module named {error.name!r}: is it installed, or its folder on PYTHONPATH?"
+    return f"module {module_name!r} cannot be imported: it needs the module {error.name!r}, which is not installed"
+
+
+def _accepted_arguments(
+    name: str, factory: Factory, *, sizes: Mapping[str, int], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The sizes that the factory accepts, plus all the options; an option that it does not accept is an error."""
+    if clash := [option for option in options if option in sizes]:
+        raise ModelError(f"{clash[0]!r} is given by the data and cannot be an option (configs: model.options)")
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # a callable written in C may have no signature: let it judge for itself
+        return {**sizes, **options}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return {**sizes, **options}
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    accepted = [parameter.name for parameter in parameters if parameter.kind in by_keyword]
+    taken = [option for option in accepted if option not in sizes]
+    for option in options:
+        if option not in taken:
+            raise ModelError(
+                f"model {name!r} has no option {option!r}{_closest(option, taken)}; "
+                f"it takes {', '.join(taken) or 'none'} (configs: model.options)"
+            )
+    return {size: value for size, value in sizes.items() if size in accepted} | dict(options)
+
+
+def _made_by(factory: Factory, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = factory(**arguments)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the factory of model {name!r} failed: {_one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the factory of model {name!r} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

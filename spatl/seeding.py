@@ -1,0 +1,53 @@
+"""One seed becomes independent generators, one per purpose, round and client.
+
+Every random draw in a run comes from a generator made here for a named purpose, so that no draw depends on what was
+drawn before it: a dropped client, another engine or a different order of replies leaves all other draws as they were.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, purpose: str, *, server_round: int = 0, client: int = -1) -> int:
+    """Return the 63-bit seed of one purpose.
+
+    Args:
+        seed: The run's seed.
+        purpose: What the numbers are for, e.g. `"batches"`; different purposes never share a stream.
+        server_round: The round, counted from 1; 0 when the purpose does not belong to a round.
+        client: The client's partition id; -1 when the purpose does not belong to a client.
+
+    Returns:
+        A seed in [0, 2**63), a pure function of the arguments on every machine.
+    """
+    text = f"{seed}/{purpose}/{server_round}/{client}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def generator(seed: int, purpose: str, *, server_round: int = 0, client: int = -1) -> torch.Generator:
+    """Return a CPU `torch.Generator` for one purpose (arguments as in `derive`)."""
+    return torch.Generator().manual_seed(derive(seed, purpose, server_round=server_round, client=client))
+
+
+def numpy_generator(seed: int, purpose: str, *, server_round: int = 0, client: int = -1) -> np.random.Generator:
+    """Return a NumPy generator for one purpose (arguments as in `derive`)."""
+    return np.random.default_rng(derive(seed, purpose, server_round=server_round, client=client))
+
+
+@contextmanager
+def seeded_globals(seed: int, purpose: str, *, server_round: int = 0, client: int = -1) -> Iterator[None]:
+    """Seed torch's global CPU and CUDA generators inside the block, and put back the CPU state after it.
+
+    Layers draw their initial weights, and dropout its masks, from the global generator: the one place where a
+    generator cannot be passed in.
+    """
+    state = torch.get_rng_state()
+    torch.manual_seed(derive(seed, purpose, server_round=server_round, client=client))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

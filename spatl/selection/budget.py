@@ -1,0 +1,153 @@
+"""Budgets are met by projection: what a selector proposes is cut down to what the client may spend, exactly.
+
+A selection keeps at least one channel of every group, so that it is always a network; a budget below that floor is an
+error that names the smallest possible value. Costs are those of the integer channel counts, never estimates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spatl.errors import BudgetError
+from spatl.selection.groups import FlopsModel
+from spatl.selection.layout import EncoderLayout
+from spatl.selection.selection import Selection
+
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a client may spend in one round.
+
+    Attributes:
+        kind: `"keep_ratio"` (share of the encoder's entries), `"flops_ratio"` (share of the encoder's
+            multiply-accumulates) or `"uplink_bytes"` (bytes of the packed update).
+        limit: The most it may be.
+    """
+
+    kind: Literal["keep_ratio", "flops_ratio", "uplink_bytes"]
+    limit: float
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """The exact cost of channel counts under one budget.
+
+    Attributes:
+        layout: The encoder.
+        flops: Its cost model.
+        update_bytes: The length in bytes of a packed update with so many values of so many channels.
+    """
+
+    layout: EncoderLayout
+    flops: FlopsModel
+    update_bytes: Callable[[int, int], int]
+
+    def of(self, counts: Tensor, kind: Literal["keep_ratio", "flops_ratio", "uplink_bytes"]) -> float:
+        """The cost of keeping `counts` (int64 [G]) channels of each group, in the unit of the budget's kind."""
+        if kind == "flops_ratio":
+            return self.flops.ratio(counts)
+        entries = torch.tensor([group.entries_per_channel for group in self.layout.groups], dtype=torch.int64)
+        num_values = int((entries * counts).sum())
+        if kind == "keep_ratio":
+            return num_values / max(1, self.layout.num_entries)
+        return float(self.update_bytes(num_values, int(counts.sum())))
+
+
+def check_budget(budget: Budget, costs: Costs) -> None:
+    """Raise unless some selection meets the budget.
+
+    Raises:
+        BudgetError: One channel of every group already costs more.
+    """
+    if not costs.layout.groups:
+        return
+    floor = costs.of(torch.ones(len(costs.layout.groups), dtype=torch.int64), budget.kind)
+    if floor > budget.limit:
+        smallest = f"{floor:.0f}" if budget.kind == "uplink_bytes" else f"{floor:.4f}"
+        raise BudgetError(
+            f"selection.{budget.kind} is {budget.limit:g}, but one channel of each of the "
+            f"{len(costs.layout.groups)} groups already costs {smallest}; raise it to at least {smallest}"
+        )
+
+
+def project_ranking(ranking: Tensor, costs: Costs, budget: Budget) -> Selection:
+    """Keep the best channels of a global ranking that the budget pays for.
+
+    The best channel of every group comes first, whatever its rank; then the rest in order, as many as fit.
+
+    Args:
+        ranking: int64 [C], channel indices from best to worst.
+        costs: The encoder's costs.
+        budget: What may be spent.
+
+    Returns:
+        A selection within the budget.
+
+    Raises:
+        BudgetError: One channel of every group already costs more.
+    """
+    check_budget(budget, costs)
+    layout = costs.layout
+    group_of = torch.repeat_interleave(torch.tensor([group.size for group in layout.groups]))
+    groups = group_of[ranking]
+    leading = torch.zeros(len(groups), dtype=torch.bool)
+    for group in range(len(layout.groups)):
+        leading[(groups == group).nonzero()[0]] = True
+    order = torch.cat([ranking[leading], ranking[~leading]])
+    ordered_groups = group_of[order]
+
+    def cost(length: int) -> float:
+        counts = torch.bincount(ordered_groups[:length], minlength=len(layout.groups))
+        return costs.of(counts, budget.kind)
+
+    low, high = len(layout.groups), len(order)  # cost grows with the prefix: the longest one that fits
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle) <= budget.limit else (low, middle - 1)
+    mask = torch.zeros(layout.num_channels, dtype=torch.bool)
+    mask[order[:low]] = True
+    return Selection(mask)
+
+
+def project_ratios(ratios: Tensor, costs: Costs, budget: Budget) -> Tensor:
+    """Turn proposed keep ratios per group into channel counts within the budget, by one common shift of their logits.
+
+    Args:
+        ratios: float [G] in (0, 1), the proposal.
+        costs: The encoder's costs.
+        budget: What may be spent.
+
+    Returns:
+        int64 [G], at least 1 each; the largest counts along the shift that the budget pays for.
+
+    Raises:
+        BudgetError: One channel of every group already costs more.
+    """
+    check_budget(budget, costs)
+    sizes = torch.tensor([group.size for group in costs.layout.groups], dtype=torch.float64)
+    logits = torch.logit(ratios.to(torch.float64), eps=1e-6)
+
+    def counts(shift: float) -> Tensor:
+        return (torch.sigmoid(logits + shift) * sizes).round().clamp(min=1).to(torch.int64)
+
+    low, high = -40.0, 40.0
+    if costs.of(counts(high), budget.kind) <= budget.limit:
+        return counts(high)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if costs.of(counts(middle), budget.kind) <= budget.limit else (low, middle)
+    return counts(low)
+
+
+def keep_top(scores: Tensor, counts: Tensor, layout: EncoderLayout) -> Selection:
+    """Keep the `counts` [G] channels with the highest `scores` [C] inside each group."""
+    mask = torch.zeros(layout.num_channels, dtype=torch.bool)
+    for group, count in zip(layout.groups, counts.tolist(), strict=True):
+        best = scores[group.first : group.first + group.size].argsort(descending=True, stable=True)[:count]
+        mask[group.first + best] = True
+    return Selection(mask)

@@ -1,0 +1,293 @@
+"""Channel groups of any encoder, found by torch-pruning's dependency graph rather than by code per model.
+
+A channel owns, in every layer of its group, the slice of each parameter along the output dimension: a convolution's
+filter, its bias, its BatchNorm entries. Residual additions tie the outputs of several layers into one group, and so on
+through concatenations and depthwise convolutions. Each entry has exactly one owner, so selecting channels is selecting
+disjoint sets of entries. Parameters the graph does not know (recurrent layers, attention) or cannot follow fall back to
+one group per module along their first dimension: they can be selected for sending, though never pruned.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from spatl.errors import ModelError
+from spatl.selection.layout import ChannelGroup, EncoderLayout
+
+logger = logging.getLogger(__name__)
+
+# Layers whose weight has its output channels along dimension 1 instead of 0.
+_OUTPUT_IN_DIMENSION_1 = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding)
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+@dataclass(frozen=True, eq=False)
+class FlopsModel:
+    """Multiply-accumulates of the encoder as a function of how many channels of each group are kept.
+
+    A layer costs `macs * share of its outputs kept * share of its inputs kept`; both shares are linear in the counts.
+
+    Attributes:
+        macs: float64 [L], of each convolution and linear layer of the encoder, whole, for one example.
+        outputs: float64 [L, G], the share of a layer's outputs that one channel of a group carries.
+        inputs: float64 [L, G], likewise for its inputs.
+        fixed_outputs: float64 [L], the share of outputs that belong to no group and always stay.
+        fixed_inputs: float64 [L], the share of inputs that belong to no group (the image).
+    """
+
+    macs: Tensor
+    outputs: Tensor
+    inputs: Tensor
+    fixed_outputs: Tensor
+    fixed_inputs: Tensor
+
+    def ratio(self, counts: Tensor) -> float:
+        """The share of the encoder's multiply-accumulates left when `counts` [G] channels of each group stay."""
+        if self.macs.numel() == 0:
+            return 1.0
+        kept = counts.to(torch.float64)
+        shares = (self.outputs @ kept + self.fixed_outputs) * (self.inputs @ kept + self.fixed_inputs)
+        return float((self.macs @ shares) / self.macs.sum())
+
+
+def trace_groups(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    parameters: Sequence[str],
+    statistics: Sequence[str] = (),
+) -> tuple[EncoderLayout, FlopsModel]:
+    """Find the channel groups of an encoder and lay its entries out.
+
+    The model itself is only copied: its mode, gradients, buffers and `requires_grad` stay as they are.
+
+    Args:
+        model: The whole network, encoder and predictor.
+        example: float32 [B, C, H, W], an input to trace with; only its shape matters.
+        parameters: Names of the encoder's trainable parameters, in the model's order.
+        statistics: Names of floating-point buffers that travel with the parameters (`batch_norm: shared`).
+
+    Returns:
+        The layout, and the cost model that follows from the same graph.
+
+    Raises:
+        ModelError: The model fails on the example.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    names = [*parameters, *statistics]
+    if not names:
+        return _empty_layout()
+
+    network = copy.deepcopy(model).to("cpu").eval().requires_grad_(True)
+    example = example[:1].to("cpu", torch.float32)
+    macs = _measure_macs(network, example)
+    channels = _Channels(network, set(names))
+    for root, items in _dependency_groups(network, example):
+        channels.add_group(root, items)
+    channels.add_rest(names, {name: tensors[name].shape for name in names})
+
+    layout = channels.layout({name: tensors[name].shape for name in names}, num_parameters=len(parameters))
+    encoder_layers = {name.rpartition(".")[0] for name in parameters}
+    return layout, channels.flops_model(layout, {k: v for k, v in macs.items() if k in encoder_layers})
+
+
+class _Channels:
+    """Who owns what, collected group by group: `owner[name][position along the owned dimension] = channel key`."""
+
+    def __init__(self, network: nn.Module, names: set[str]) -> None:
+        self._names = names
+        self._network = network
+        self._module_names = {module: name for name, module in network.named_modules(remove_duplicate=True)}
+        self._parameter_names = {id(p): name for name, p in network.named_parameters()}
+        self._owned: dict[str, tuple[int, dict[int, tuple[str, int]]]] = {}  # name -> (dimension, index -> channel)
+        self._outputs: dict[str, dict[int, tuple[str, int]]] = {}  # layer -> output index -> channel
+        self._inputs: dict[str, dict[int, tuple[str, int]]] = {}
+
+    def covers(self, layer: str, index: int) -> bool:
+        return index in self._outputs.get(layer, {})
+
+    def add_group(self, root: str, items: list[tuple[nn.Module | nn.Parameter, bool, list[int], list[int]]]) -> None:
+        for target, is_output, indices, roots in items:
+            channel_of = {index: (root, channel) for index, channel in zip(indices, roots, strict=True)}
+            if isinstance(target, nn.Parameter):
+                name = self._parameter_names[id(target)]
+                dimension = max((d for d in range(target.dim()) if target.shape[d] > 1), default=0)
+                self._own(name, dimension, channel_of)
+                continue
+            layer = self._module_names.get(target)
+            if layer is None:  # an operation without parameters: the graph's own node
+                continue
+            if not is_output:
+                self._inputs.setdefault(layer, {}).update(channel_of)
+                continue
+            known = self._outputs.setdefault(layer, {})
+            known.update({index: channel for index, channel in channel_of.items() if index not in known})
+            prefix = f"{layer}." if layer else ""
+            local = [*target.named_parameters(recurse=False), *target.named_buffers(recurse=False)]
+            for name, tensor in local:
+                if tensor.dim() > 0:
+                    transposed = isinstance(target, _OUTPUT_IN_DIMENSION_1) and tensor.dim() > 1
+                    self._own(prefix + name, 1 if transposed else 0, channel_of)
+
+    def add_rest(self, names: Sequence[str], shapes: Mapping[str, torch.Size]) -> None:
+        """Give every entry without an owner one: rows of its own module's group."""
+        for name in names:
+            shape = shapes[name]
+            dimension, owned = self._owned.get(name, (0, {}))
+            length = shape[dimension] if shape else 1
+            missing = [index for index in range(length) if index not in owned]
+            if missing:
+                module = name.rpartition(".")[0] or name
+                self._own(name, dimension, {index: (f"{module}[{length}]", index) for index in missing})
+
+    def layout(self, shapes: Mapping[str, torch.Size], *, num_parameters: int) -> EncoderLayout:
+        sizes: dict[tuple[str, int], int] = {}
+        first_layer: dict[str, str] = {}
+        for name, shape in shapes.items():
+            dimension, owned = self._owned[name]
+            length = shape[dimension] if shape else 1
+            for channel in (owned[index] for index in range(length)):
+                sizes[channel] = sizes.get(channel, 0) + shape.numel() // length
+                first_layer.setdefault(channel[0], name.rpartition(".")[0] or name)
+
+        # Channels of one graph group can own different amounts (a concatenation added to a narrower tensor): they
+        # become groups of their own, so that the cost of a count is exact.
+        members: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        for channel in sorted(sizes, key=lambda key: key[1]):
+            members.setdefault((channel[0], sizes[channel]), []).append(channel)
+        order = {root: position for position, root in enumerate(first_layer)}
+        groups: list[ChannelGroup] = []
+        self._index: dict[tuple[str, int], int] = {}
+        for root, entries in sorted(members, key=lambda key: (order[key[0]], -key[1])):
+            group = members[root, entries]
+            groups.append(ChannelGroup(first_layer[root], len(self._index), len(group), entries))
+            self._index.update({channel: len(self._index) + i for i, channel in enumerate(group)})
+
+        owner = []
+        for name, shape in shapes.items():
+            dimension, owned = self._owned[name]
+            length = shape[dimension] if shape else 1
+            ids = torch.tensor([self._index[owned[index]] for index in range(length)])
+            view = [1] * len(shape)
+            if shape:
+                view[dimension] = length
+            owner.append(ids.view(view).expand(shape).reshape(-1))
+        num_parameter_entries = sum(shape.numel() for shape in list(shapes.values())[:num_parameters])
+        return EncoderLayout(dict(shapes), num_parameter_entries, torch.cat(owner), tuple(groups))
+
+    def flops_model(self, layout: EncoderLayout, macs: Mapping[str, int]) -> FlopsModel:
+        group_of = torch.empty(layout.num_channels, dtype=torch.int64)
+        for position, group in enumerate(layout.groups):
+            group_of[group.first : group.first + group.size] = position
+        shape = (len(macs), len(layout.groups))
+        outputs, inputs = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        for row, name in enumerate(macs):
+            layer = self._network.get_submodule(name)
+            num_outputs, num_inputs = _widths(layer)
+            for matrix, table, width in (
+                (outputs, self._outputs.get(name, {}), num_outputs),
+                (inputs, self._inputs.get(name, {}), num_inputs),
+            ):
+                for index, channel in table.items():
+                    if index < width and channel in self._index:
+                        matrix[row, group_of[self._index[channel]]] += 1 / width
+            if getattr(layer, "groups", 1) == num_outputs > 1:  # depthwise: an output reads its own input only
+                inputs[row] = 0
+        sizes = torch.tensor([group.size for group in layout.groups], dtype=torch.float64)
+        return FlopsModel(
+            macs=torch.tensor(list(macs.values()), dtype=torch.float64),
+            outputs=outputs / sizes,
+            inputs=inputs / sizes,
+            fixed_outputs=(1 - outputs.sum(1)).clamp(min=0),
+            fixed_inputs=(1 - inputs.sum(1)).clamp(min=0),
+        )
+
+    def _own(self, name: str, dimension: int, channel_of: Mapping[int, tuple[str, int]]) -> None:
+        if name in self._names:
+            known = self._owned.setdefault(name, (dimension, {}))[1]
+            known.update({index: channel for index, channel in channel_of.items() if index not in known})
+
+
+def _dependency_groups(
+    network: nn.Module, example: Tensor
+) -> Iterator[tuple[str, list[tuple[nn.Module | nn.Parameter, bool, list[int], list[int]]]]]:
+    """Yield (root layer, [(module or parameter, along its outputs?, indices, channels of the root)])."""
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")  # it warns of parameters outside a layer, which are handled here
+        try:
+            graph = tp.DependencyGraph().build_dependency(network, example_inputs=example)
+        except Exception as error:  # whatever a user's forward makes it trip over
+            logger.warning("the dependency graph cannot follow this model (%s); channels are not coupled", error)
+            return
+        covered: dict[str, set[int]] = {}
+        names = {module: name for name, module in network.named_modules()}
+        for name, module in network.named_modules():
+            if not isinstance(module, _LAYERS) or module not in graph.module2node:
+                continue
+            pruner = graph.get_pruner_of_module(module)
+            rest = [i for i in range(_widths(module)[0]) if i not in covered.get(name, set())]
+            if not rest:
+                continue
+            try:
+                group = graph.get_pruning_group(module, pruner.prune_out_channels, rest)
+            except Exception as error:
+                logger.warning("the dependency graph cannot follow layer %s (%s); it is not coupled", name, error)
+                continue
+            items = []
+            for item in group:
+                target = item.dep.target.module
+                is_output = bool(graph.is_out_channel_pruning_fn(item.dep.handler))
+                items.append((target, is_output, list(item.idxs), list(item.root_idxs)))
+                if is_output and target in names:
+                    covered.setdefault(names[target], set()).update(item.idxs)
+            yield name, items
+
+
+def _measure_macs(network: nn.Module, example: Tensor) -> dict[str, int]:
+    """Multiply-accumulates per example of every convolution and linear layer, by layer name, in the model's order."""
+    macs: dict[str, int] = {}
+    with _output_hooks(network, macs), torch.no_grad():
+        try:
+            network(example)
+        except Exception as error:
+            raise ModelError(f"the model fails on an input of shape {tuple(example.shape)}: {error}") from error
+    return {name: macs[name] for name, _ in network.named_modules() if name in macs}
+
+
+@contextmanager
+def _output_hooks(network: nn.Module, macs: dict[str, int]) -> Iterator[None]:
+    def record(name: str, module: nn.Module, output: Tensor) -> None:
+        per_output = module.weight.numel() // _widths(module)[0]  # type: ignore[operator]  # layers have a weight
+        macs[name] = macs.get(name, 0) + output[0].numel() * per_output
+
+    handles = [
+        module.register_forward_hook(lambda m, _, output, name=name: record(name, m, output))
+        for name, module in network.named_modules()
+        if isinstance(module, _LAYERS)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """Number of output and input channels of a convolution or linear layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    assert isinstance(layer, nn.modules.conv._ConvNd)
+    return layer.out_channels, layer.in_channels
+
+
+def _empty_layout() -> tuple[EncoderLayout, FlopsModel]:
+    none = torch.zeros(0, dtype=torch.float64)
+    empty = EncoderLayout({}, 0, torch.zeros(0, dtype=torch.int64), ())
+    return empty, FlopsModel(none, none.view(0, 0), none.view(0, 0), none, none)

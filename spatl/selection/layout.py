@@ -1,0 +1,98 @@
+"""The encoder as one flat vector: which entry belongs to which parameter and to which channel.
+
+Everything that travels or is averaged is arithmetic on this vector: the update, the control variates, a channel mask.
+Both sides of a federation derive the same layout from the same config, and its fingerprint proves it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels of the encoder that live and die together, in one row of the layout's table.
+
+    Attributes:
+        name: The first layer that owns entries of the group.
+        first: Index of the group's first channel among all channels.
+        size: Number of channels.
+        entries_per_channel: Number of entries each channel owns; the same for all channels of the group.
+    """
+
+    name: str
+    first: int
+    size: int
+    entries_per_channel: int
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderLayout:
+    """Where each tensor of the encoder lies in the flat vector, and which channel owns each entry.
+
+    Trainable parameters come first, in the model's order; averaged statistics (if any) follow, so that the vectors
+    that exist for parameters only (control variates) are prefixes.
+
+    Attributes:
+        shapes: Shape by name, in the order of the vector; names are the model's own.
+        num_parameter_entries: P, the length of the prefix that holds trainable parameters.
+        owner: int64 [N], the channel that owns each entry.
+        groups: The channel groups, in the order of the model's layers.
+    """
+
+    shapes: Mapping[str, torch.Size]
+    num_parameter_entries: int
+    owner: Tensor
+    groups: tuple[ChannelGroup, ...]
+
+    @property
+    def num_entries(self) -> int:
+        """N, the length of the flat vector."""
+        return self.owner.numel()
+
+    @property
+    def num_channels(self) -> int:
+        """C, the number of channels over all groups."""
+        return sum(group.size for group in self.groups)
+
+    @property
+    def channel_sizes(self) -> Tensor:
+        """int64 [C], how many entries each channel owns."""
+        return torch.bincount(self.owner, minlength=self.num_channels)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Eight bytes that differ when names, shapes, order or ownership differ."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, shape in self.shapes.items():
+            digest.update(f"{name}:{tuple(shape)};".encode())
+        digest.update(f"{self.num_parameter_entries};".encode())
+        digest.update(self.owner.to(torch.int32).numpy().tobytes())
+        return digest.digest()
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Lay named tensors out as one vector.
+
+        Args:
+            tensors: A tensor of the right shape for every name of the layout; other names are ignored.
+
+        Returns:
+            float32 [N] on the CPU, a copy.
+        """
+        if not self.shapes:
+            return torch.zeros(0)
+        return torch.cat([tensors[name].detach().reshape(-1).to("cpu", torch.float32) for name in self.shapes])
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return views of a vector by name: of all names for [N], of the parameters for [P]."""
+        views: dict[str, Tensor] = {}
+        start = 0
+        for name, shape in self.shapes.items():
+            if start == vector.numel():
+                break
+            views[name] = vector[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+        return views

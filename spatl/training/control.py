@@ -1,0 +1,115 @@
+"""SCAFFOLD-style control variates for a shared encoder whose clients send only some channels (DESIGN 2.2).
+
+A client adds c - c_i to the encoder's gradients (SCAFFOLD, Karimireddy et al. 2020, eq. 3) and re-estimates c_i from
+what it sent (their option II). The estimate divides the update by what its steps really added up to, which is K times
+the learning rate only for plain SGD.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from spatl.protocol import Update
+from spatl.selection.layout import EncoderLayout
+
+GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
+"""Changes the gradients of named parameters in place, after the backward pass and before the optimizer's step."""
+
+
+class StepWeight:
+    """Accumulates a = the sum of the coefficients with which each step's gradient enters the final displacement.
+
+    The optimizer is linear in the gradients, so `a` is how far one coordinate that starts at zero moves under a
+    gradient of minus one: the recurrence of SGD with momentum, Nesterov momentum and weight decay is followed step by
+    step, at each step's own learning rate (FedNova, Wang et al. 2020, section 3.1, generalised to schedules).
+    """
+
+    def __init__(self, *, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False) -> None:
+        self._momentum = momentum
+        self._weight_decay = weight_decay
+        self._nesterov = nesterov
+        self._velocity: float | None = None
+        self.value = 0.0
+
+    def step(self, learning_rate: float) -> None:
+        """Follow one optimizer step."""
+        gradient = 1.0 - self._weight_decay * self.value
+        velocity = gradient if self._velocity is None else self._momentum * self._velocity + gradient
+        self._velocity = velocity
+        self.value += learning_rate * (gradient + self._momentum * velocity if self._nesterov else velocity)
+
+
+def correction_hook(correction: Mapping[str, Tensor]) -> GradientHook:
+    """Return a hook that adds a fixed tensor to each named gradient (the values move to the gradient's device)."""
+    placed: dict[str, Tensor] = {}
+
+    def add(parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, values in correction.items():
+            gradient = parameters[name].grad
+            if gradient is not None:
+                if name not in placed:
+                    placed[name] = values.to(gradient.device, gradient.dtype)
+                gradient.add_(placed[name])
+
+    return add
+
+
+def proximal_hook(reference: Mapping[str, Tensor], mu: float) -> GradientHook:
+    """Return a hook that adds mu * (y - x), the gradient of FedProx's (mu / 2) * ||y - x||^2."""
+
+    def pull(parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, values in reference.items():
+            parameter = parameters[name]
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - values.to(parameter.device), alpha=mu)
+
+    return pull
+
+
+def correction(
+    control: Tensor, client_control: Tensor, age: Tensor, layout: EncoderLayout, *, staleness: int | None
+) -> dict[str, Tensor]:
+    """Return c - c_i by parameter name, zero on channels whose c_i is too old to be trusted.
+
+    Args:
+        control: float32 [P], c.
+        client_control: float32 [P], c_i.
+        age: int64 [C], for how many of the client's own rounds a channel's c_i was not refreshed; a channel that was
+            refreshed in its last round has age 0.
+        layout: The encoder.
+        staleness: Channels older than this are not corrected; None corrects all of them.
+
+    Returns:
+        Tensors shaped like the encoder's trainable parameters.
+    """
+    difference = control - client_control
+    if staleness is not None:
+        fresh = (age <= staleness)[layout.owner[: layout.num_parameter_entries]]
+        difference = torch.where(fresh, difference, torch.zeros_like(difference))
+    return layout.unflatten(difference)
+
+
+def refresh_control(
+    client_control: Tensor, control: Tensor, update: Update, layout: EncoderLayout, *, damping: float
+) -> Tensor:
+    """Return c_i after a round: c_i + rho * (-D_i / a_i - c) on the entries that were sent, c_i elsewhere.
+
+    Args:
+        client_control: float32 [P], c_i before the round.
+        control: float32 [P], c as the server sent it.
+        update: The update as the server decodes it.
+        layout: The encoder.
+        damping: rho in (0, 1]; 1 is SCAFFOLD's option II.
+
+    Returns:
+        float32 [P], a new tensor.
+    """
+    entries = update.selection.entries(layout)
+    is_parameter = entries < layout.num_parameter_entries
+    sent = entries[is_parameter]
+    estimate = -update.values[is_parameter].to(torch.float64) / update.step_weight
+    moved = client_control[sent].to(torch.float64) + damping * (estimate - control[sent].to(torch.float64))
+    refreshed = client_control.clone()
+    refreshed[sent] = moved.to(torch.float32)
+    return refreshed

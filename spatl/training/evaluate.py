@@ -1,0 +1,73 @@
+"""Evaluation that leaves a model as it found it, and BatchNorm statistics re-estimated for a new encoder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spatl.data import Examples
+from spatl.training.local import autocast
+
+_CHUNK = 1024
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Share of examples classified correctly, and the mean cross-entropy."""
+
+    accuracy: float
+    loss: float
+
+
+def evaluate(model: nn.Module, examples: Examples, *, precision: str = "float32") -> Evaluation:
+    """Evaluate a model in eval mode without gradients; its mode is restored afterwards."""
+    correct = torch.zeros((), dtype=torch.int64, device=examples.images.device)
+    loss = torch.zeros((), dtype=torch.float64, device=examples.images.device)
+    with _mode(model, training=False), torch.no_grad(), autocast(examples.images.device, precision):
+        for start in range(0, len(examples), _CHUNK):
+            labels = examples.labels[start : start + _CHUNK]
+            logits = model(examples.images[start : start + _CHUNK]).float()
+            correct += (logits.argmax(1) == labels).sum()
+            loss += F.cross_entropy(logits, labels, reduction="sum").to(torch.float64)
+    return Evaluation(int(correct) / len(examples), float(loss) / len(examples))
+
+
+def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> None:
+    """Re-estimate all BatchNorm running statistics as plain averages over one pass; weights and modes are untouched.
+
+    Statistics gathered under other weights misjudge an encoder that has just been replaced. Each batch counts the
+    same; a trailing batch of one example is left out, because it has no variance.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BATCH_NORM) and m.track_running_stats]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    try:
+        with _mode(model, training=False), torch.no_grad():
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None
+                layer.train()
+            for start in range(0, len(examples), batch_size):
+                images = examples.images[start : start + batch_size]
+                if len(images) > 1:
+                    model(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put every module in one mode, and each back in its own afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,122 @@
+"""Local training of one client: plain SGD that knows no federated method, only hooks on the gradients.
+
+The optimizer is made anew for every round, so that nothing of it has to be kept or sent.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spatl.data import Examples, batches
+from spatl.training.control import GradientHook, StepWeight
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """How long and how fast a client trains in one round.
+
+    Attributes:
+        epochs: Passes over the training split; ignored when `steps` is given.
+        steps: Number of optimizer steps, or None.
+        batch_size: Examples per step.
+        learning_rate: Of SGD.
+        momentum: Of SGD.
+        weight_decay: Of SGD, on all trained parameters.
+        nesterov: Whether momentum is Nesterov's.
+        precision: `"float32"`, or `"bf16"` for bfloat16 autocast of the forward pass.
+    """
+
+    epochs: int
+    steps: int | None = None
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a local run reports: its mean loss per example and its accumulated step weight (a_i)."""
+
+    loss: float
+    step_weight: float
+    num_steps: int
+
+
+def train_(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    examples: Examples,
+    settings: LocalTraining,
+    *,
+    generator: torch.Generator,
+    hooks: Sequence[GradientHook] = (),
+) -> TrainingResult:
+    """Train a model in place with SGD on the cross-entropy, in training mode; the mode is restored afterwards.
+
+    Args:
+        model: The network, on the device of `examples`.
+        parameters: The parameters to train, by name; all others stay as they are.
+        examples: The client's training split.
+        settings: How long and how fast.
+        generator: Draws the order of the examples.
+        hooks: Called in order after each backward pass.
+
+    Returns:
+        Loss, step weight and number of steps.
+    """
+    optimizer = torch.optim.SGD(
+        parameters.values(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+    )
+    step_weight = StepWeight(
+        momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov
+    )
+    total_loss = torch.zeros((), dtype=torch.float64, device=examples.images.device)
+    num_examples = num_steps = 0
+    was_training = model.training
+    model.train()
+    try:
+        for images, labels in _stream(examples, settings, generator):
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(images.device, settings.precision):
+                loss = F.cross_entropy(model(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            for hook in hooks:
+                hook(parameters)
+            optimizer.step()
+            step_weight.step(settings.learning_rate)
+            total_loss += loss.detach().to(torch.float64) * len(labels)
+            num_examples += len(labels)
+            num_steps += 1
+    finally:
+        model.train(was_training)
+    return TrainingResult(float(total_loss) / max(1, num_examples), step_weight.value, num_steps)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Return a bfloat16 autocast for `precision="bf16"`, and otherwise a context that does nothing."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _stream(
+    examples: Examples, settings: LocalTraining, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of as many epochs as the settings ask for, cut after `steps` when that is given."""
+    epochs = itertools.count() if settings.steps is not None else range(settings.epochs)
+    stream = (
+        batch for _ in epochs for batch in batches(examples, batch_size=settings.batch_size, generator=generator)
+    )
+    return itertools.islice(stream, settings.steps)

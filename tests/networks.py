@@ -1,0 +1,44 @@
+"""Small networks for tests, among them one with everything a user's own module may have."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MixedNet(nn.Module):
+    """Residual addition, concatenation, depthwise convolution, BatchNorm, and a bare parameter; predictor `head`."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.left = nn.Conv2d(8, 4, 1)
+        self.right = nn.Conv2d(8, 6, 1)
+        self.join = nn.Conv2d(10, 12, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(1, 12, 1, 1))
+        self.hidden = nn.Linear(12 * 4, 20)
+        self.head = nn.Linear(20, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images).relu()
+        features = features + self.depthwise(self.norm(self.conv(features)).relu())
+        features = torch.cat([self.left(features), self.right(features)], 1).relu()
+        features = nn.functional.adaptive_avg_pool2d(self.join(features).relu() * self.scale, 2)
+        logits: Tensor = self.head(self.hidden(features.flatten(1)).relu())
+        return logits
+
+
+class RecurrentNet(nn.Module):
+    """A recurrent layer, which the dependency graph does not know, between two that it does; predictor `head`."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 6, 3, padding=1)
+        self.rows = nn.GRU(6, 5, batch_first=True)
+        self.head = nn.Linear(5, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv(images).relu().mean(3).transpose(1, 2)
+        logits: Tensor = self.head(self.rows(features)[0][:, -1])
+        return logits
