@@ -18,7 +18,7 @@ from spatl.protocol import Model, Update, pack_update, unpack_update
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.selection import Selection, select_all
 from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
-from spatl.training.control import GradientHook, correction, correction_hook, proximal_hook, refresh_control
+from spatl.training.control import GradientHook, correction_hook, proximal_hook, refresh_control
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
 from spatl.training.local import train_
 
@@ -79,13 +79,7 @@ class Workplace:
                 names = self.blueprint.split.encoder_parameters(model)
                 hooks.append(proximal_hook({name: views[name] for name in names}, settings.proximal_mu))
             if method.controls and received.control is not None:
-                staleness = self.config.control.staleness
-                layout = self.blueprint.layout
-                hooks.append(
-                    correction_hook(
-                        correction(received.control, settled.control, settled.age, layout, staleness=staleness)
-                    )
-                )
+                hooks.append(correction_hook(self.blueprint.layout.unflatten(received.control - settled.control)))
             # Only what is trainable: a frozen parameter has no gradient to step along.
             parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
             order = self._generator("batches", received.server_round, client)
@@ -105,12 +99,7 @@ class Workplace:
             refreshed = refresh_control(
                 settled.control, received.control, update, self.blueprint.layout, damping=self.config.control.damping
             )
-            pending = replace(
-                pending,
-                pending_round=received.server_round,
-                pending_control=refreshed,
-                pending_mask=choice.selection.mask,
-            )
+            pending = replace(pending, pending_round=received.server_round, pending_control=refreshed)
         report = RoundReport(
             num_examples=len(data.train),
             accuracy=arrival.accuracy,
@@ -138,7 +127,11 @@ class Workplace:
         self, client: int, received: Model, state: ClientState | None, acknowledged_round: int
     ) -> Iterator[tuple[nn.Module, ClientData, ClientState]]:
         """The shared model instance, loaded for one client; nothing of another client is left in it."""
-        settled = (state or ClientState.initial(self.blueprint.layout)).acknowledge(acknowledged_round)
+        settled = (state or ClientState.initial(self.blueprint.layout)).settle(
+            acknowledged_round=acknowledged_round,
+            server_round=received.server_round,
+            half_life=self.config.control.half_life,
+        )
         training = self.config.training
         seed = self.config.seed
         with (

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spatl.errors import SpatlError
 from spatl.selection.layout import EncoderLayout
+from spatl.training.control import fading
 
 _FORMAT = 1
 _FILE = "state.safetensors"
@@ -30,55 +31,58 @@ class ClientState:
 
     Attributes:
         private: The predictor and whatever else of the model is not shared, by the model's names; empty at first.
-        control: float32 [P], c_i as of the last acknowledged round.
-        age: int64 [C], own rounds since each channel's c_i was refreshed.
+        control: float32 [P], c_i as of `control_round`, without the pending update.
+        control_round: The server round that `control` belongs to; it fades with every later one.
         pending_round: The round whose update is under way, or 0.
-        pending_control: float32 [P], c_i if the server folds that update in; empty without one.
-        pending_mask: bool [C], the channels that update refreshed; empty without one.
+        pending_control: float32 [P], c_i of that round if the server folds the update in; empty without one.
         selector: What the selector keeps.
     """
 
     private: Mapping[str, Tensor]
     control: Tensor
-    age: Tensor
+    control_round: int = 0
     pending_round: int = 0
     pending_control: Tensor = field(default_factory=lambda: torch.zeros(0))
-    pending_mask: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     selector: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def initial(cls, layout: EncoderLayout) -> Self:
-        """The state of a client that never trained: c_i = 0, and every channel out of date."""
-        never = torch.full((layout.num_channels,), 2**31, dtype=torch.int64)
-        return cls(private={}, control=torch.zeros(layout.num_parameter_entries), age=never)
+        """The state of a client that never trained: c_i = 0."""
+        return cls(private={}, control=torch.zeros(layout.num_parameter_entries))
 
-    def acknowledge(self, server_round: int) -> "ClientState":
-        """Settle the pending update: commit it if `server_round`, the last one the server folded in, is its round."""
-        if self.pending_round == 0:
-            return self
-        settled = replace(
+    def settle(self, *, acknowledged_round: int, server_round: int, half_life: float | None) -> "ClientState":
+        """Commit or drop the pending update, and let c_i fade to the present.
+
+        Args:
+            acknowledged_round: The last round of this client that the server folded in; the pending update is
+                committed if it is of that round.
+            server_round: The present.
+            half_life: Rounds in which control variates fade to a half, or None.
+        """
+        folded = self.pending_round != 0 and acknowledged_round == self.pending_round
+        control = self.pending_control if folded else self.control
+        passed = server_round - self.control_round if self.control_round else 0
+        return replace(
             self,
-            age=self.age + 1,
+            control=control * fading(half_life, passed),
+            control_round=server_round,
             pending_round=0,
             pending_control=torch.zeros(0),
-            pending_mask=torch.zeros(0, dtype=torch.bool),
         )
-        if server_round != self.pending_round:
-            return settled
-        age = torch.where(self.pending_mask, torch.zeros_like(self.age), settled.age)
-        return replace(settled, control=self.pending_control, age=age)
 
     def to_bytes(self) -> bytes:
         """Serialise the state."""
         tensors = {
             "control": self.control,
-            "age": self.age,
             "pending_control": self.pending_control,
-            "pending_mask": self.pending_mask,
             **{f"private/{name}": tensor for name, tensor in self.private.items()},
             **{f"selector/{name}": tensor for name, tensor in self.selector.items()},
         }
-        header = {"format": _FORMAT, "pending_round": self.pending_round}
+        header = {
+            "format": _FORMAT,
+            "control_round": self.control_round,
+            "pending_round": self.pending_round,
+        }
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         return bytes(save(on_cpu, metadata={"spatl": json.dumps(header)}))
 
@@ -99,10 +103,9 @@ class ClientState:
         return cls(
             private=_below("private/", tensors),
             control=tensors["control"],
-            age=tensors["age"],
+            control_round=header["control_round"],
             pending_round=header["pending_round"],
             pending_control=tensors["pending_control"],
-            pending_mask=tensors["pending_mask"],
             selector=_below("selector/", tensors),
         )
 

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, R
 from flwr.serverapp import Grid, ServerApp
 
 import spatl
-from server.grids import StreamingGrid, record_bytes
+from server.grids import InProcessGrid, StreamingGrid, record_bytes
 from server.reporting import Recorder
 from server.strategy import Federation
 from spatl.config import ExperimentConfig, config_from_run
@@ -35,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     config = config_from_run(context.run_config)
     directory = Path(str(context.run_config.get("out", "")) or f"runs/flwr-{context.run_id}").absolute()
     try:
-        serve(grid, config, directory)
+        serve(grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid), config, directory)
     except SpatlError as error:
         # For whoever started this process and cannot see its exceptions.
         directory.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
     """Run a federation over a grid.
 
     Args:
-        grid: Any of Flower's grids.
+        grid: A grid whose `send_and_receive` yields replies as they come.
         config: The run.
         directory: Where its files go.
 
@@ -65,7 +65,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
     strategy = Federation(blueprint, nodes=nodes, num_examples=num_examples, recorder=recorder)
     with reproducible(config.training.threads):
         strategy.start(
-            StreamingGrid(grid, on_message=strategy.record_message),
+            grid,
             initial_arrays=ArrayRecord(),  # the strategy packs one blob per round itself
             num_rounds=config.rounds,
             timeout=config.server.round_timeout_seconds,
@@ -106,7 +106,7 @@ def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> tuple[dic
     asked = record_bytes(question[0].content)
     nodes: dict[int, int] = {}
     num_examples: dict[int, int] = {}
-    for reply in StreamingGrid(grid).send_and_receive(question, timeout=config.server.round_timeout_seconds):
+    for reply in grid.send_and_receive(question, timeout=config.server.round_timeout_seconds):
         client, examples = _registration(reply, blueprint)
         if client in nodes:
             raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")

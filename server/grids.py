@@ -1,4 +1,4 @@
-"""Two Flower grids: one that streams replies through any other grid, and one that runs the clients in this process."""
+"""Two Flower grids that stream replies: one through any other grid, and one that runs the clients in this process."""
 
 import time
 from collections import OrderedDict
@@ -30,19 +30,11 @@ class StreamingGrid(Grid):
     Args:
         inner: The grid that carries the messages.
         poll_seconds: How long to wait before asking again when nothing came.
-        on_message: Called with every message before it is sent and every reply after it came.
     """
 
-    def __init__(
-        self,
-        inner: Grid,
-        *,
-        poll_seconds: float = 0.1,
-        on_message: Callable[[Message], None] = lambda message: None,
-    ) -> None:
+    def __init__(self, inner: Grid, *, poll_seconds: float = 0.1) -> None:
         self._inner = inner
         self._poll_seconds = poll_seconds
-        self._on_message = on_message
 
     def set_run(self, run: Run) -> None:
         """Set the run of the inner grid."""
@@ -74,8 +66,6 @@ class StreamingGrid(Grid):
         outgoing = list(messages)
         if not outgoing:
             return
-        for message in outgoing:
-            self._on_message(message)
         waiting = {message_id for message_id in self._inner.push_messages(outgoing) if message_id}
         del outgoing
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -83,7 +73,6 @@ class StreamingGrid(Grid):
             replies = list(self._inner.pull_messages(waiting))
             for reply in replies:
                 waiting.discard(reply.metadata.reply_to_message_id)
-                self._on_message(reply)
                 yield reply
             if not replies:
                 time.sleep(self._poll_seconds)

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from spatl.ledger import entry
 from spatl.protocol import Model, Update, pack_model, pack_update, section_bytes, unpack_update
 from spatl.seeding import generator
 from spatl.selection.selection import select_all
+from spatl.training.control import fading
 
 logger = logging.getLogger(__name__)
 
@@ -86,24 +87,6 @@ class Federation(FedAvg):
     def summary(self) -> None:
         """Say nothing: the config stands in the run's directory."""
 
-    def record_message(self, message: Message) -> None:
-        """Enter one message into the ledger; given to the grid as its `on_message`."""
-        record = self._recorder.round
-        is_reply = bool(message.metadata.reply_to_message_id)
-        node = message.metadata.src_node_id if is_reply else message.metadata.dst_node_id
-        if not message.has_content() or node not in self._clients:
-            return
-        record.entries.append(
-            entry(
-                server_round=record.server_round,
-                client=self._clients[node],
-                direction="uplink" if is_reply else "downlink",
-                phase=str(message.metadata.message_type),
-                num_bytes=record_bytes(message.content),
-                sections=_sections(message.content),
-            )
-        )
-
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -113,6 +96,9 @@ class Federation(FedAvg):
             server_round=server_round,
         )  # fmt: skip
         self._recorder.round.participants = clients
+        if self.state.control is not None and server_round > 1:
+            faded = self.state.control * fading(self._config.control.half_life, 1)
+            self.state = replace(self.state, control=faded)
         return self._messages(clients, server_round, self.state.control, MessageType.TRAIN)
 
     def aggregate_train(
@@ -132,6 +118,7 @@ class Federation(FedAvg):
         )
         waiting = set(record.participants)
         for reply in replies:
+            self._count(reply)
             client = self._clients.get(reply.metadata.src_node_id)
             if client is None or client not in waiting:
                 logger.warning("round %d: ignored a reply that nobody asked for", server_round)
@@ -168,6 +155,7 @@ class Federation(FedAvg):
         """Collect the final accuracies and close the round."""
         record = self._recorder.round
         for reply in replies:
+            self._count(reply)
             client = self._clients.get(reply.metadata.src_node_id)
             try:
                 metrics = _metrics(reply)
@@ -197,7 +185,7 @@ class Federation(FedAvg):
         rounding = generator(config.seed, "rounding-server", server_round=server_round)
         blob = pack_model(model, self._blueprint.layout, CODECS[config.wire.downlink], generator=rounding)
         arrays = blob_record(blob)
-        return [
+        messages = [
             Message(
                 RecordDict(
                     {"arrays": arrays, "config": ConfigRecord({"acknowledged-round": state.folded.get(client, 0)})}
@@ -208,6 +196,27 @@ class Federation(FedAvg):
             )
             for client in clients
         ]
+        for message in messages:
+            self._count(message)
+        return messages
+
+    def _count(self, message: Message) -> None:
+        """Enter one message into the ledger."""
+        record = self._recorder.round
+        is_reply = bool(message.metadata.reply_to_message_id)
+        node = message.metadata.src_node_id if is_reply else message.metadata.dst_node_id
+        if not message.has_content() or node not in self._clients:
+            return
+        record.entries.append(
+            entry(
+                server_round=record.server_round,
+                client=self._clients[node],
+                direction="uplink" if is_reply else "downlink",
+                phase=str(message.metadata.message_type),
+                num_bytes=record_bytes(message.content),
+                sections=_sections(message.content),
+            )
+        )
 
     def _open_update(self, reply: Message, client: int, server_round: int) -> tuple[Update, TrainReport]:
         metrics = _metrics(reply)

@@ -19,7 +19,7 @@ from spatl.errors import SpatlError
 from spatl.history import RunResult
 from spatl.methods import METHODS
 from spatl.models import MODELS
-from spatl.report import human_bytes
+from spatl.plots import human_bytes
 from spatl.runner import run
 from spatl.selection.selectors import SELECTORS
 
@@ -172,7 +172,9 @@ def _print_result(console: Console, result: RunResult) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     columns, rows = _TABLES[options.what]
-    table = Table(*columns, title=options.what)
+    table = Table(title=options.what)
+    for position, column in enumerate(columns):
+        table.add_column(column, no_wrap=position == 0)
     for row in rows():
         table.add_row(*row)
     Console().print(table)

@@ -180,9 +180,8 @@ class ControlConfig(Section):
     damping: Ratio = 0.5
     """rho: how far c and c_i move towards their new estimates; 1 is SCAFFOLD's option II, which can diverge when
     clients choose what they send."""
-    staleness: Annotated[int, Field(ge=0)] | None = 0
-    """A channel is corrected only if its c_i was refreshed at most this many of the client's rounds ago (0: in its
-    last round); null corrects all."""
+    half_life: Positive | None = 2.0
+    """Rounds after which what was not refreshed counts half; null never forgets."""
 
 
 class ServerConfig(Section):

@@ -67,27 +67,14 @@ def proximal_hook(reference: Mapping[str, Tensor], mu: float) -> GradientHook:
     return pull
 
 
-def correction(
-    control: Tensor, client_control: Tensor, age: Tensor, layout: EncoderLayout, *, staleness: int | None
-) -> dict[str, Tensor]:
-    """Return c - c_i by parameter name, zero on channels whose c_i is too old to be trusted.
+def fading(half_life: float | None, num_rounds: int) -> float:
+    """The factor by which control variates fade in `num_rounds` server rounds; 1 for a `half_life` of None.
 
-    Args:
-        control: float32 [P], c.
-        client_control: float32 [P], c_i.
-        age: int64 [C], for how many of the client's own rounds a channel's c_i was not refreshed; a channel that was
-            refreshed in its last round has age 0.
-        layout: The encoder.
-        staleness: Channels older than this are not corrected; None corrects all of them.
-
-    Returns:
-        Tensors shaped like the encoder's trainable parameters.
+    c and every c_i fade alike, wherever they are, so that c stays the weighted sum of the c_i while what nobody
+    refreshes is forgotten. (Correcting fresh channels only would do so too, but then option II no longer returns the
+    gradient on the others, and their c_i grow without bound.)
     """
-    difference = control - client_control
-    if staleness is not None:
-        fresh = (age <= staleness)[layout.owner[: layout.num_parameter_entries]]
-        difference = torch.where(fresh, difference, torch.zeros_like(difference))
-    return layout.unflatten(difference)
+    return 1.0 if half_life is None else 0.5 ** (num_rounds / half_life)
 
 
 def refresh_control(

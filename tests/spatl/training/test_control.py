@@ -8,8 +8,8 @@ from torch import nn
 
 from spatl.training.control import (
     StepWeight,
-    correction,
     correction_hook,
+    fading,
     proximal_hook,
     refresh_control,
 )
@@ -86,18 +86,11 @@ def test_entries_that_were_not_sent_keep_their_c_i(seed, damping):
     torch.testing.assert_close(after[sent], expected[sent])
 
 
-def test_channels_out_of_date_are_not_corrected():
-    """Channels 0 and 2 were refreshed in the client's last round, channel 1 two of its rounds ago."""
-    layout = interleaved_layout([(3, 2)])
-    control, own = torch.full((6,), 2.0), torch.full((6,), 0.5)
-    age = torch.tensor([0, 2, 0])
-    fresh = correction(control, own, age, layout, staleness=0)
-    assert {name: values.tolist() for name, values in fresh.items()} == {
-        "layer0.p0": [1.5, 0.0, 1.5],
-        "layer0.p1": [1.5, 0.0, 1.5],
-    }
-    assert all((v == 1.5).all() for v in correction(control, own, age, layout, staleness=2).values())
-    assert all((v == 1.5).all() for v in correction(control, own, age, layout, staleness=None).values())
+def test_control_variates_fade_by_half_in_a_half_life_and_in_steps_as_at_once():
+    assert fading(None, 1000) == 1.0
+    assert fading(2.0, 0) == 1.0
+    assert fading(2.0, 2) == 0.5
+    assert fading(3.0, 5) == pytest.approx(fading(3.0, 1) ** 5)
 
 
 def test_the_correction_is_added_to_the_named_gradients_only():

@@ -1,0 +1,19 @@
+"""Data sets by name, their partition into clients, and each client's splits and batches."""
+
+from spatl.data.dataset import Dataset
+from spatl.data.partition import PARTITIONERS, partition
+from spatl.data.sources import DATASETS, DatasetEntry, load_dataset
+from spatl.data.splits import ClientData, Examples, batches, client_data
+
+__all__ = [
+    "DATASETS",
+    "PARTITIONERS",
+    "ClientData",
+    "Dataset",
+    "DatasetEntry",
+    "Examples",
+    "batches",
+    "client_data",
+    "load_dataset",
+    "partition",
+]

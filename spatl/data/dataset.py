@@ -1,0 +1,52 @@
+"""A labelled set of images in memory: what every source returns, and what the partitioners cut into clients."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spatl.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images with their labels, checked when made.
+
+    Attributes:
+        name: The name it is known by in `DATASETS`.
+        images: `[N, C, H, W]`, float32, finite, about zero mean and unit variance.
+        labels: `[N]`, int64, in `[0, num_classes)`.
+        num_classes: The number of classes, at least 2; a class may have no example.
+
+    Raises:
+        DataError: A tensor has the wrong shape, dtype or values.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.float32 or images.dim() != 4 or images.numel() == 0:
+            raise self._error("images must be float32 [N, C, H, W] with no empty dimension", _describe(images))
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise self._error(f"labels must be int64 [{len(images)}], one per image", _describe(labels))
+        if self.num_classes < 2:
+            raise self._error("num_classes must be at least 2", str(self.num_classes))
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise self._error(f"labels must lie in [0, {self.num_classes})", f"[{low}, {high}]")
+        if not bool(images.isfinite().all()):
+            raise self._error("images must be finite", "NaN or infinity")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _error(self, expected: str, found: str) -> DataError:
+        return DataError(f"data set {self.name!r}: {expected}, got {found}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,103 @@
+"""The data sets by name, each with the loader that makes it.
+
+The table is the only place where a name becomes a data set; adding a source is adding a row. A loader takes the seed
+and its options as keyword arguments, checks their values and holds their defaults.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spatl.data.dataset import Dataset
+from spatl.data.synthetic import synthetic
+from spatl.errors import DataError
+
+__all__ = ["DATASETS", "Dataset", "DatasetEntry", "digits", "load_dataset"]
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One row of `DATASETS`.
+
+    Attributes:
+        loader: `loader(seed, **options)` returns the data set; every option is a keyword with a default.
+        description: One line saying what the images are.
+        source: Where the images come from.
+    """
+
+    loader: Callable[..., Dataset]
+    description: str
+    source: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options the loader takes, with their defaults."""
+        parameters = inspect.signature(self.loader).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = None) -> Dataset:
+    """Return the data set of that name.
+
+    Args:
+        name: A key of `DATASETS`.
+        seed: The run's seed; a source of fixed images ignores it.
+        options: The loader's options that differ from their defaults, e.g. `{"difficulty": 0.3}`.
+
+    Returns:
+        The whole data set, in memory on the CPU: the same for the same arguments.
+
+    Raises:
+        DataError: The name or an option is unknown, a value is out of range, or an optional package is missing.
+    """
+    if name not in DATASETS:
+        raise DataError(f"unknown data set {name!r}{_suggestion(name, DATASETS)}; known: {', '.join(sorted(DATASETS))}")
+    entry = DATASETS[name]
+    given, known = dict(options or {}), entry.options
+    for option in given:
+        if option not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise DataError(f"data set {name!r} has no option {option!r}{_suggestion(option, known)}; {takes}")
+    return entry.loader(seed, **given)
+
+
+def _suggestion(word: str, known: Mapping[str, object]) -> str:
+    closest = difflib.get_close_matches(str(word), known, n=1)
+    return f" (did you mean {closest[0]!r}?)" if closest else ""
+
+
+def digits(seed: int) -> Dataset:
+    """Return scikit-learn's handwritten digits: 1,797 real images `[1, 8, 8]` of 10 classes.
+
+    Args:
+        seed: Ignored; the images are fixed.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits  # an optional extra: a client on a device does without it
+    except ImportError as error:
+        raise DataError("data set 'digits' needs scikit-learn: pip install 'spatl[simulation]'") from error
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1)
+    images = (images - images.mean()) / images.std()
+    return Dataset("digits", images, torch.from_numpy(bunch.target).long(), num_classes=10)
+
+
+DATASETS: dict[str, DatasetEntry] = {
+    "digits": DatasetEntry(
+        loader=digits,
+        description="1,797 grey 8x8 images of handwritten digits, 10 classes",
+        source="scikit-learn's load_digits (UCI optical recognition of handwritten digits, test part)",
+    ),
+    "synthetic": DatasetEntry(
+        loader=synthetic,
+        description="procedural 32x32 colour images: classes are arrangements of shared textures, of chosen difficulty",
+        source="generated from the seed",
+    ),
+}

@@ -1,0 +1,128 @@
+"""A client's examples in three parts: for training, for choosing, for reporting."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spatl.data.dataset import Dataset
+from spatl.errors import DataError
+from spatl.seeding import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Some images with their labels.
+
+    Attributes:
+        images: `[N, C, H, W]`, float32.
+        labels: `[N]`, int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Examples":
+        """Return the same examples on the device."""
+        return Examples(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class ClientData:
+    """One client's examples, in three disjoint parts.
+
+    Attributes:
+        train: What gradients, normalisation statistics and fine-tuning come from; at least two examples.
+        validation: What choices are made on: keep ratios, masks, the agent's reward.
+        test: What is reported. It is never trained on nor used to choose anything.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+def client_data(
+    dataset: Dataset, indices: Tensor, *, client: int, seed: int, validation_fraction: float, test_fraction: float
+) -> ClientData:
+    """Split a client's share of the data set.
+
+    The split is a random permutation, without stratification, and depends on the seed, the client and its indices
+    only: it is the same in every round and in every process. The test split is never trained on nor used to choose
+    anything.
+
+    Args:
+        dataset: The whole data set.
+        indices: `[n]`, int64, distinct, in `[0, len(dataset))`: what `partition` gave the client.
+        client: The client's partition id.
+        seed: The run's seed.
+        validation_fraction: Share of the validation split, in (0, 1); rounded, but at least one example.
+        test_fraction: Share of the test split, in (0, 1); likewise. The two leave something for training.
+
+    Returns:
+        The three splits, copied out of the data set.
+
+    Raises:
+        DataError: A fraction is out of range, the indices are not the data set's, or fewer than two examples are
+            left for training.
+    """
+    if not (validation_fraction > 0 and test_fraction > 0 and validation_fraction + test_fraction < 1):
+        raise DataError(
+            "validation_fraction and test_fraction must be positive and add up to less than 1, "
+            f"got {validation_fraction} and {test_fraction}"
+        )
+    num_examples = len(indices)
+    if not _are_distinct_positions(indices, len(dataset)):
+        raise DataError(f"client {client}: indices must be int64, distinct and in [0, {len(dataset)})")
+    num_validation = max(1, round(num_examples * validation_fraction))
+    num_test = max(1, round(num_examples * test_fraction))
+    num_train = num_examples - num_validation - num_test
+    if num_train < 2:
+        raise DataError(
+            f"client {client}: {num_examples} examples are too few: {num_validation} for validation and {num_test} for "
+            f"test leave {max(num_train, 0)} for training, which needs at least 2; raise min_examples"
+        )
+    order = torch.randperm(num_examples, generator=generator(seed, "splits", client=client))
+    rows = indices[order]
+
+    def cut(start: int, stop: int) -> Examples:
+        return Examples(dataset.images[rows[start:stop]], dataset.labels[rows[start:stop]])
+
+    before_test = num_train + num_validation
+    return ClientData(cut(0, num_train), cut(num_train, before_test), cut(before_test, num_examples))
+
+
+def _are_distinct_positions(indices: Tensor, length: int) -> bool:
+    if indices.dtype != torch.int64 or bool(((indices < 0) | (indices >= length)).any()):
+        return False
+    return int(torch.bincount(indices).max()) <= 1 if len(indices) else True
+
+
+def batches(examples: Examples, *, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return one epoch of training batches in a random order.
+
+    The last batch may be short; a single example left over joins the batch before it, because BatchNorm in training
+    needs two values per channel. (With `batch_size` 1 every batch is a single example, as asked.)
+
+    Args:
+        examples: On any device.
+        batch_size: At least 1.
+        generator: A CPU generator; the order is drawn from it at the call, not at the first batch.
+
+    Returns:
+        Pairs of images and labels, every example exactly once.
+
+    Raises:
+        DataError: The batch size is below 1.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size must be at least 1, got {batch_size}")
+    order = torch.randperm(len(examples), generator=generator).to(examples.labels.device)
+    rows = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if batch_size > 1 and len(rows) > 1 and len(rows[-1]) == 1:
+        rows[-2:] = [torch.cat(rows[-2:])]
+    return ((examples.images[each], examples.labels[each]) for each in rows)

@@ -1,0 +1,300 @@
+"""The curves of a run, drawn as `curves.png` or as an SVG for the report.
+
+What federated learning is bought for is accuracy and what it costs is bytes, so the four panels show accuracy over
+rounds, accuracy over bytes, the bytes themselves and how the clients share the result. Figures are matplotlib objects
+of their own: pyplot's global state is never touched, and matplotlib (an optional extra) is imported when one is drawn.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from itertools import accumulate, count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spatl.errors import SpatlError
+from spatl.history import RunResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# The palette of Okabe and Ito, told apart with any kind of colour vision and legible on white and on black.
+_BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999"
+_PART_COLORS = {"values": _BLUE, "indices": _ORANGE, "control": _GREEN, "other": _GREY}
+_INK = "#1b1f24"  # text and lines; the SVG replaces it by the colour of the page around it
+
+_STYLE: Any = {  # matplotlib's type for it lists every key there is, in that version
+    "font.size": 12,
+    "figure.constrained_layout.h_pad": 0.12,
+    "figure.constrained_layout.w_pad": 0.12,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 13.5,
+    "axes.titleweight": "bold",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": _INK,
+    "grid.alpha": 0.15,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "legend.title_fontsize": 16,
+    "svg.hashsalt": "spatl",
+    "svg.fonttype": "path",
+}
+_MANY_ROUNDS = 60  # beyond, markers shrink to the width of the line
+_MANY_CLIENTS = 30  # beyond, client ids under the bars would overlap
+
+
+def draw_curves(result: RunResult, path: Path) -> None:
+    """Draw the curves of a run as a PNG of 1400 x 900 pixels.
+
+    Args:
+        result: The run.
+        path: The file to write, `curves.png` by convention.
+
+    Raises:
+        SpatlError: matplotlib is not installed.
+    """
+    _save(result, path, format="png")
+
+
+def curves_svg(result: RunResult) -> str:
+    """Draw the same curves as one `<svg>` element: no prolog, nothing outside it, the same text for the same run.
+
+    Text and axes take the colour of the page around the element, so the picture is at home on light and dark pages.
+
+    Raises:
+        SpatlError: matplotlib is not installed.
+    """
+    file = StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    _save(result, file, format="svg", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    element = re.sub(r"<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return element.replace(_INK, "currentColor")
+
+
+def human_bytes(num_bytes: int) -> str:
+    """A number of bytes in decimal units: `812 B`, `1.2 kB`, `3.4 MB`."""
+    if abs(num_bytes) < 1000:
+        return f"{num_bytes} B"
+    amount, units = float(num_bytes), iter(("kB", "MB", "GB", "TB", "PB"))
+    unit = "B"
+    # 999 950 B would be rounded to 1000.0 kB.
+    while abs(amount) >= 999.95 and (larger := next(units, None)):
+        amount, unit = amount / 1000, larger
+    return f"{amount:.1f} {unit}"
+
+
+def run_title(summary: Mapping[str, Any]) -> str:
+    """What a run is called in titles: its method and its data set, if that is known."""
+    method = str(summary.get("title") or summary["method"])
+    return f"{method} on {summary['data']}" if summary.get("data") else method
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a row is there and finite: what a client did not do is null."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def final_accuracies(result: RunResult) -> dict[int, float]:
+    """Each client's accuracy with the encoder after the last round; clients that did not report one are left out."""
+    rows = (row for row in result.clients if is_number(row.get("final_accuracy")))
+    return {row["client"]: row["final_accuracy"] for row in rows}
+
+
+def bytes_on_arrival(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The bytes, up and down, that each round's accuracy on arrival has cost: all earlier rounds and its own downlink.
+
+    The last round's downlink includes the final encoder for all clients, so its number is slightly too large.
+    """
+    totals = accumulate((row["uplink_bytes"] + row["downlink_bytes"] for row in history), initial=0)
+    return [before + row["downlink_bytes"] for before, row in zip(totals, history, strict=False)]
+
+
+def _save(result: RunResult, target: Path | StringIO, **options: Any) -> None:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SpatlError("drawing needs matplotlib, which is not installed: pip install 'spatl[simulation]'") from error
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(14, 9), dpi=100, layout="constrained")
+        axes = figure.subplots(2, 2)
+        _draw_accuracy_per_round(axes[0, 0], result)
+        _draw_accuracy_per_byte(axes[0, 1], result)
+        _draw_bytes_per_round(axes[1, 0], result)
+        _draw_clients(axes[1, 1], result)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        # One legend above both panels of accuracy; a title of the figure's own would be put in the same place.
+        columns = max(len(handles), 1)
+        figure.legend(handles, labels, title=_heading(result.summary), loc="outside upper center", ncols=columns)
+        figure.savefig(target, **options)
+
+
+def _heading(summary: Mapping[str, Any]) -> str:
+    clients = f"{summary['num_clients']} clients, " if summary.get("num_clients") else ""
+    return f"{run_title(summary)}: {clients}seed {summary['seed']}"
+
+
+def _draw_accuracy_per_round(axes: "Axes", result: RunResult) -> None:
+    rounds = [row["round"] for row in result.history]
+    _draw_accuracy(axes, result, rounds, after=rounds[-1] + 1 if rounds else 1)
+    _set_rounds(axes, rounds)
+    axes.set_title("Accuracy per round, on arrival")
+
+
+def _draw_accuracy_per_byte(axes: "Axes", result: RunResult) -> None:
+    total = sum(row["uplink_bytes"] + row["downlink_bytes"] for row in result.history)
+    # A logarithmic axis has no place for an encoder that cost nothing.
+    costs = [cost if cost > 0 else math.nan for cost in bytes_on_arrival(result.history)]
+    _draw_accuracy(axes, result, costs, after=total or math.nan)
+    axes.set(title="Accuracy against all bytes sent so far", xlabel="bytes, up and down together (logarithmic)")
+    shown = [cost for cost in (*costs, total) if cost > 0]
+    if shown:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        low, high = min(shown) / 1.3, max(shown) * 1.3
+        widen = max(1.0, math.sqrt(10 * low / high))  # every decade has three ticks
+        low, high = low / widen, high * widen
+        axes.set_xlim(low, high)
+        axes.set_xticks(_log_ticks(low, high))
+    axes.xaxis.set_major_formatter(_byte_label)
+
+
+def _draw_accuracy(axes: "Axes", result: RunResult, places: Sequence[float], *, after: float) -> None:
+    """Draw the mean and the worst accuracy of the rounds at `places`, and those of the finished run at `after`."""
+    history = result.history
+    marker_size = 4 if len(history) <= _MANY_ROUNDS else 2
+    lines = (
+        ("accuracy", "mean of the round's clients", _BLUE, 2.0, "after the last round, all clients", 9),
+        ("accuracy_min", "worst of them", _VERMILION, 1.0, "worst of all clients", 6),
+    )
+    shown = False
+    for key, label, color, width, final_label, final_size in lines:
+        values = [_number(row.get(key)) for row in history]
+        if not all(map(math.isnan, values)):
+            axes.plot(places, values, color=color, linewidth=width, marker="o", markersize=marker_size, label=label)
+            shown = True
+        final = _number(history[-1].get(f"final_{key}")) if history else math.nan
+        if not math.isnan(final):
+            axes.plot([after], [final], color=color, linestyle="", marker="D", markersize=final_size, label=final_label)
+            shown = True
+    alone = _number(result.alone.get("accuracy")) if result.alone else math.nan
+    if not math.isnan(alone):
+        axes.axhline(alone, color=_INK, linewidth=1.5, linestyle="--", label="training alone")
+        shown = True
+    if shown:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
+    else:
+        _say(axes, "no accuracy was reported")
+    axes.set_ylabel("accuracy (fraction correct)")
+
+
+def _draw_bytes_per_round(axes: "Axes", result: RunResult) -> None:
+    rounds = [row["round"] for row in result.history]
+    edges = [number - 0.5 for number in (*rounds, rounds[-1] + 1 if rounds else 1)]
+    heights = {"uplink": [0] * len(rounds), "downlink": [0] * len(rounds)}
+    signs = {"uplink": 1, "downlink": -1}
+    for part, color in _PART_COLORS.items():
+        label: str | None = part
+        for direction, sign in signs.items():
+            added = [row[direction].get(part, 0) for row in result.history]
+            if not any(added):
+                continue
+            bottom = heights[direction]
+            heights[direction] = [below + more for below, more in zip(bottom, added, strict=True)]
+            axes.stairs(
+                [sign * height for height in heights[direction]],
+                edges,
+                baseline=[sign * height for height in bottom],
+                fill=True,
+                color=color,
+                label=label,
+            )
+            label = None  # one entry in the legend for both directions
+    highest, lowest = (max(heights[direction], default=0) for direction in signs)
+    span = highest + lowest
+    if span:
+        axes.set_ylim(-1.05 * lowest if lowest else 0, highest + 0.2 * span)  # room for the legend
+        axes.legend(loc="upper center", ncols=len(_PART_COLORS))
+    else:
+        _say(axes, "no bytes were sent")
+    axes.axhline(0, color=_INK, linewidth=1)
+    _set_rounds(axes, rounds)
+    axes.locator_params(axis="y", steps=[1, 2, 5, 10])
+    axes.yaxis.set_major_formatter(_byte_label)
+    axes.set(title="Bytes per round, by what they are", ylabel="← downlink     bytes     uplink →")
+
+
+def _draw_clients(axes: "Axes", result: RunResult) -> None:
+    accuracies = final_accuracies(result)
+    order = sorted(accuracies, key=lambda client: (accuracies[client], client))
+    places = range(len(order))
+    axes.bar(places, [accuracies[client] for client in order], color=_BLUE, label="in the federation")
+    known = (result.alone or {}).get("clients") or {}
+    alone = [_number(known.get(str(client))) for client in order]
+    if not all(map(math.isnan, alone)):
+        size = 6 if len(order) <= _MANY_CLIENTS else 4
+        axes.plot(
+            places, alone, color=_ORANGE, markeredgecolor=_INK, marker="o", markersize=size, linestyle="", label="alone"
+        )
+        axes.legend(loc="upper center", ncols=2, reverse=True)
+    axes.set_ylim(0, 1.18)  # room for the legend
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    axes.grid(visible=False, axis="x")
+    if len(order) <= _MANY_CLIENTS:
+        axes.set_xticks(places, [str(client) for client in order])
+    else:
+        axes.set_xticks([])
+    if not order:
+        _say(axes, "no client was evaluated after the last round")
+    axes.set(
+        title="Accuracy per client after the last round",
+        xlabel="client, sorted by accuracy" if len(order) <= _MANY_CLIENTS else f"{len(order)} clients, sorted",
+        ylabel="accuracy (fraction correct)",
+    )
+
+
+def _set_rounds(axes: "Axes", rounds: Sequence[int]) -> None:
+    """Give the panels over rounds the same axis, with a place for the point after the last round."""
+    axes.set_xlabel("round")
+    if rounds:
+        margin = 0.6 + 0.02 * len(rounds)
+        axes.set_xlim(rounds[0] - margin, rounds[-1] + 1 + margin)
+        axes.set_xticks(_round_ticks(rounds[0], rounds[-1]))
+
+
+def _say(axes: "Axes", text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center")
+
+
+def _round_ticks(first: int, last: int) -> list[int]:
+    """Multiples of 1, 2, 5, 10, ... in `first..last`, about ten of them."""
+    steps = (digit * 10**exponent for exponent in count() for digit in (1, 2, 5))
+    step = next(step for step in steps if last - first <= 10 * step)
+    return [number for number in range(first, last + 1) if number % step == 0]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers in `low..high`: three per decade while there is room for their labels, then one."""
+    digits = (1, 2, 5) if high / low < 400 else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [digit * 10.0**exponent for exponent in exponents for digit in digits]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _byte_label(value: float, _position: float) -> str:
+    return human_bytes(round(abs(value))).replace(".0 ", " ")
+
+
+def _number(value: Any) -> float:
+    return float(value) if is_number(value) else math.nan

@@ -1,0 +1,74 @@
+"""Small federations for tests: a config that runs in a second or two, and ways to look into a run."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from clients.app import app as client_app
+from clients.state import ClientState, DirectoryStore
+from server.app import serve
+from server.grids import InProcessGrid
+from spatl.config import ExperimentConfig, parse_config
+from spatl.federation import Blueprint, cached_blueprint
+from spatl.training.control import fading
+
+
+def tiny_config(**sections: Any) -> ExperimentConfig:
+    """Five clients on the digits with a very small CNN; sections are merged over it."""
+    values: dict[str, Any] = {
+        "seed": 3,
+        "rounds": 3,
+        "partition": {"name": "iid", "num_clients": 5},
+        "model": {"name": "cnn", "options": {"channels": [4, 6], "hidden": 12}},
+        "training": {"local_steps": 3, "batch_size": 16, "device": "cpu"},
+    }
+    for key, value in sections.items():
+        old = values.get(key)
+        values[key] = {**old, **value} if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return parse_config(values)
+
+
+def run_tiny(
+    config: ExperimentConfig,
+    directory: Path,
+    *,
+    app: ClientApp = client_app,
+    grid_type: type[InProcessGrid] = InProcessGrid,
+    loses: Callable[[int, Message], bool] = lambda client, message: False,
+) -> dict[str, Any]:
+    """Run a federation in this process, with a client app and faults of the test's own."""
+    grid = grid_type(
+        app,
+        num_clients=config.partition.num_clients,
+        run_config={"config": config.to_json(), "out": str(directory)},
+        loses=loses,
+    )
+    return serve(grid, config, directory)
+
+
+def blueprint_of(config: ExperimentConfig) -> Blueprint:
+    """The blueprint all sides of a federation of this process share."""
+    return cached_blueprint(config.to_json())
+
+
+def state_of(directory: Path, client: int) -> ClientState:
+    """What a client keeps on its disk."""
+    state = DirectoryStore(directory / "clients" / str(client)).load()
+    assert state is not None
+    return state
+
+
+def weighted_control(config: ExperimentConfig, directory: Path, num_examples: Mapping[int, int]) -> torch.Tensor:
+    """sum_i p_i c_i from the clients' disks, as of the last round; a client that never trained has c_i = 0."""
+    total = sum(num_examples.values())
+    result = torch.zeros(blueprint_of(config).layout.num_parameter_entries, dtype=torch.float64)
+    for client, number in num_examples.items():
+        state = state_of(directory, client)
+        assert state.pending_round == 0
+        faded = state.control * fading(config.control.half_life, config.rounds - state.control_round)
+        result += number / total * faded.double()
+    return result

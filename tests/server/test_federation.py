@@ -1,0 +1,435 @@
+"""Whole federations in this process: what they compute, count, refuse and leave behind."""
+
+import json
+import random
+import sys
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+import server.app
+from clients.app import app as client_app
+from server.grids import InProcessGrid, StreamingGrid
+from server.strategy import Federation, blob_record
+from spatl.config import load_config
+from spatl.errors import ConfigError, DivergedError, SpatlError
+from spatl.history import read_lines
+from spatl.protocol import unpack_model, unpack_update
+from spatl.seeding import numpy_generator
+from tests.federations import blueprint_of, run_tiny, state_of, tiny_config, weighted_control
+
+
+def history_without_seconds(directory):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_lines(directory / "history.jsonl")]
+
+
+def fingerprints(directory):
+    return [row["encoder_fingerprint"] for row in read_lines(directory / "history.jsonl")]
+
+
+class Strategies:
+    """Keeps every strategy that is made, to look at its state after the run."""
+
+    def __init__(self, monkeypatch):
+        self.made = []
+        made = self.made
+
+        class Kept(Federation):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                made.append(self)
+
+        monkeypatch.setattr(server.app, "Federation", Kept)
+
+    @property
+    def last(self):
+        return self.made[-1]
+
+
+@pytest.fixture
+def strategies(monkeypatch):
+    return Strategies(monkeypatch)
+
+
+def tampering(change):
+    """A client app whose train replies pass through `change(client, content)`."""
+    app = ClientApp()
+
+    @app.query()
+    def register(message: Message, context: Context) -> Message:
+        return client_app(message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return client_app(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        return Message(change(context.node_config["partition-id"], reply.content), reply_to=message)
+
+    return app
+
+
+def test_two_runs_with_one_seed_give_the_same_history_and_another_seed_another(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run_tiny(tiny_config(seed=seed, server={"fraction_train": 0.6}), tmp_path / name)
+    assert history_without_seconds(tmp_path / "a") == history_without_seconds(tmp_path / "b")
+    assert fingerprints(tmp_path / "a") != fingerprints(tmp_path / "c")
+    assert len(set(fingerprints(tmp_path / "a"))) == 3
+
+
+def test_the_global_random_state_neither_matters_nor_moves(tmp_path):
+    run_tiny(tiny_config(), tmp_path / "a")
+    random.seed(99)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    run_tiny(tiny_config(), tmp_path / "b")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert history_without_seconds(tmp_path / "a") == history_without_seconds(tmp_path / "b")
+
+
+def test_the_order_of_replies_changes_nothing(tmp_path):
+    class Shuffled(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            random.Random(len(messages)).shuffle(messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    run_tiny(tiny_config(), tmp_path / "a")
+    run_tiny(tiny_config(), tmp_path / "b", grid_type=Shuffled)
+    assert fingerprints(tmp_path / "a") == fingerprints(tmp_path / "b")
+
+
+def test_every_byte_of_every_message_is_counted_once(tmp_path):
+    """An independent count: every object of every message's records, deflated by Flower, at the grid's edge."""
+    seen = []
+
+    def measure(record):
+        own = len(record.deflate())
+        return own + sum(measure(child) for child in (record.children or {}).values())
+
+    class Counting(InProcessGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            seen.extend(("downlink", measure(message.content)) for message in messages)
+            return super().push_messages(messages)
+
+        def pull_messages(self, message_ids):
+            replies = list(super().pull_messages(message_ids))
+            seen.extend(("uplink", measure(reply.content)) for reply in replies)
+            return replies
+
+    summary = run_tiny(tiny_config(server={"fraction_train": 0.6}), tmp_path, grid_type=Counting)
+    for direction in ("uplink", "downlink"):
+        counted = sum(size for way, size in seen if way == direction)
+        assert summary[f"{direction}_bytes"] == counted
+        for name in ("history.jsonl", "clients.jsonl"):
+            assert sum(row[f"{direction}_bytes"] for row in read_lines(tmp_path / name)) == counted
+        ledger = [row for row in read_lines(tmp_path / "ledger.jsonl") if row["direction"] == direction]
+        assert sum(row["bytes"] for row in ledger) == counted
+        assert len(ledger) == sum(way == direction for way, _ in seen)
+    assert summary["total_bytes"] == summary["uplink_bytes"] + summary["downlink_bytes"]
+    for row in read_lines(tmp_path / "history.jsonl"):
+        clients = [c for c in read_lines(tmp_path / "clients.jsonl") if c["round"] == row["round"]]
+        assert sum(c["uplink_bytes"] for c in clients) == row["uplink_bytes"] == sum(row["uplink"].values())
+        assert sum(c["downlink_bytes"] for c in clients) == row["downlink_bytes"] == sum(row["downlink"].values())
+        assert len({c["client"] for c in clients}) == len(clients)
+
+
+def test_a_run_leaves_what_the_design_lists(tmp_path):
+    config = tiny_config()
+    summary = run_tiny(config, tmp_path)
+    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    for key in ("method", "seed", "rounds", "accuracy", "accuracy_min", "uplink_bytes", "downlink_bytes", "seconds"):
+        assert summary[key] is not None
+    rows = read_lines(tmp_path / "history.jsonl")
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["final_accuracy"] == summary["accuracy"]
+    assert all(row["participants"] == 5 and row["rejected"] == 0 for row in rows)
+    clients = read_lines(tmp_path / "clients.jsonl")
+    assert {(row["round"], row["client"]) for row in clients} == {(r, c) for r in (1, 2, 3) for c in range(5)}
+    assert sorted(path.name for path in (tmp_path / "clients").iterdir()) == ["0", "1", "2", "3", "4"]
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("selector", ["random", "update"])
+@pytest.mark.parametrize("half_life", [2.0, None])
+def test_c_equals_the_weighted_sum_of_c_i_through_the_real_apps(tmp_path, strategies, selector, half_life):
+    """20 rounds, 40 % of 10 clients, a third of the replies lost after the client did its work."""
+    config = tiny_config(
+        rounds=20,
+        partition={"name": "dirichlet", "num_clients": 10, "alpha": 0.5},
+        server={"fraction_train": 0.4},
+        selection={"selector": selector, "keep_ratio": 0.4},
+        control={"half_life": half_life},
+        training={"learning_rate": 0.02, "momentum": 0.5, "weight_decay": 1e-3},
+    )
+    draw = numpy_generator(7, "losses")
+    losses = []
+
+    def loses(client, message):
+        lost = message.metadata.message_type == "train" and draw.random() < 1 / 3
+        losses.append(lost)
+        return lost
+
+    summary = run_tiny(config, tmp_path, loses=loses)
+    assert summary["missing"] == sum(losses)
+    assert 15 <= sum(losses) <= 40
+    strategy = strategies.last
+    control = strategy.state.control
+    expected = weighted_control(config, tmp_path, strategy._num_examples)
+    torch.testing.assert_close(control.double(), expected, rtol=1e-4, atol=1e-6)
+    assert float(control.abs().max()) > 1e-3
+
+
+def test_a_lost_reply_leaves_the_old_c_i(tmp_path):
+    """Client 2's replies are lost in every round: its c_i stays zero though it trained three times."""
+    summary = run_tiny(
+        tiny_config(), tmp_path, loses=lambda client, m: client == 2 and m.metadata.message_type == "train"
+    )
+    assert summary["missing"] == 3
+    assert not state_of(tmp_path, 2).control.any()
+    assert state_of(tmp_path, 1).control.any()
+
+
+def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategies):
+    """Looks at the blobs: entries outside every bitmap are bit-identical in the next round's model."""
+    config = tiny_config(selection={"selector": "random", "keep_ratio": 0.3})
+    layout = blueprint_of(config).layout
+    models, sent = [], []
+
+    class Watching(InProcessGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            if messages and messages[0].metadata.message_type != "query":
+                blob = messages[0].content.array_records["arrays"]["blob"].data
+                models.append(unpack_model(blob, layout).encoder)
+            return super().push_messages(messages)
+
+        def pull_messages(self, message_ids):
+            replies = list(super().pull_messages(message_ids))
+            for reply in replies:
+                if reply.metadata.message_type == "train":
+                    blob = reply.content.array_records["arrays"]["blob"].data
+                    server_round = int(reply.metadata.group_id)
+                    update = unpack_update(blob, layout, server_round=server_round, base_version=server_round - 1)
+                    assert len(update.values) <= 0.3 * layout.num_entries
+                    sent.append((server_round, update.selection.mask))
+            return replies
+
+    run_tiny(config, tmp_path, grid_type=Watching)
+    quiet_entries = 0
+    for server_round in (1, 2, 3):
+        masks = torch.stack([mask for r, mask in sent if r == server_round])
+        quiet = ~masks.any(0)[layout.owner]
+        before, after = models[server_round - 1], models[server_round]
+        assert torch.equal(before[quiet].view(torch.int32), after[quiet].view(torch.int32))
+        assert not torch.equal(before[~quiet], after[~quiet])
+        quiet_entries += int(quiet.sum())
+    assert quiet_entries > 0
+
+
+def test_the_predictor_stays_on_the_client(tmp_path):
+    """No uplink contains the bytes of any row of the client's classifier, and no layout names it."""
+    config = tiny_config()
+    uplinks = []
+
+    def keep(client, content):
+        uplinks.append((client, content.array_records["arrays"]["blob"].data))
+        return content
+
+    run_tiny(config, tmp_path, app=tampering(keep))
+    assert not any("classifier" in name for name in blueprint_of(config).layout.shapes)
+    private = {client: state_of(tmp_path, client).private for client in range(5)}
+    weights = [private[client]["classifier.weight"] for client in range(5)]
+    assert not torch.equal(weights[0], weights[1])
+    for client, blob in uplinks:
+        for row in private[client]["classifier.weight"]:
+            assert row.numpy().tobytes() not in blob
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda blob: blob[:-4] + b"\x00\x00\xc0\x7f", "NaN or infinity"),
+        (lambda blob: blob[:-4] + b"\x00\x00\x80\x7f", "NaN or infinity"),
+        (lambda blob: blob[:-1], "promises"),
+        (lambda blob: b"", "fewer than a header"),
+        (lambda blob: blob[:16] + b"\0" * 8 + blob[24:], "fingerprint"),
+        (lambda blob: blob[:8] + b"\x01" + blob[9:], "answers round"),
+    ],
+)
+def test_a_bad_update_is_refused_and_counted_and_the_round_goes_on(tmp_path, caplog, change, reason):
+    def attack(client, content):
+        if client == 1:
+            content["arrays"] = blob_record(change(content.array_records["arrays"]["blob"].data))
+        return content
+
+    summary = run_tiny(tiny_config(rounds=2), tmp_path, app=tampering(attack))
+    rows = read_lines(tmp_path / "history.jsonl")
+    # A replay of round 1 is one only from round 2 on.
+    refused_in = [2] if reason == "answers round" else [1, 2]
+    assert [row["round"] for row in rows if row["rejected"]] == refused_in
+    assert summary["rejected"] == len(refused_in)
+    for row in rows:
+        assert row["participants"] + row["rejected"] == 5
+        assert all(reason in item["reason"] and item["client"] == 1 for item in row["rejections"])
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({"num-examples": 10**9}, "the client registered"),
+        ({"accuracy": float("nan")}, "must be a finite number"),
+        ({"loss": [1.0, 2.0]}, "must be a finite number"),
+    ],
+)
+def test_bad_metrics_are_refused(tmp_path, metrics, reason):
+    def attack(client, content):
+        if client == 4:
+            content["metrics"] = MetricRecord({**content.metric_records["metrics"], **metrics})
+        return content
+
+    run_tiny(tiny_config(rounds=1), tmp_path, app=tampering(attack))
+    (row,) = read_lines(tmp_path / "history.jsonl")
+    assert (row["participants"], row["rejected"]) == (4, 1)
+    assert reason in row["rejections"][0]["reason"]
+
+
+def test_a_reply_without_records_is_refused(tmp_path):
+    def attack(client, content):
+        return RecordDict() if client == 0 else content
+
+    run_tiny(tiny_config(rounds=1), tmp_path, app=tampering(attack))
+    (row,) = read_lines(tmp_path / "history.jsonl")
+    assert (row["participants"], row["rejected"]) == (4, 1)
+
+
+def test_a_client_that_raises_is_counted_and_the_round_goes_on(tmp_path):
+    def attack(client, content):
+        if client == 3:
+            raise RuntimeError("disk full")
+        return content
+
+    summary = run_tiny(tiny_config(rounds=1), tmp_path, app=tampering(attack))
+    assert summary["rejected"] == 1
+    (row,) = read_lines(tmp_path / "history.jsonl")
+    assert row["rejections"] == [{"client": 3, "reason": "RuntimeError: disk full"}]
+
+
+def test_when_every_update_is_refused_the_run_ends_with_the_reason(tmp_path):
+    def attack(client, content):
+        content["arrays"] = ArrayRecord()
+        return content
+
+    with pytest.raises(SpatlError, match="round 1: no update could be used.*lacks 'blob'"):
+        run_tiny(tiny_config(), tmp_path, app=tampering(attack))
+
+
+def test_a_round_with_too_few_replies_changes_nothing(tmp_path):
+    config = tiny_config(rounds=2, server={"min_replies": 3})
+    run_tiny(
+        config, tmp_path,
+        loses=lambda c, m: c > 1 and m.metadata.message_type == "train" and m.metadata.group_id == "2",
+    )  # fmt: skip
+    first, second = fingerprints(tmp_path)
+    assert first == second
+
+
+def test_a_run_that_diverges_stops_with_one_clear_line_and_keeps_what_it_has(tmp_path):
+    config = tiny_config(rounds=30, training={"learning_rate": 30.0, "local_steps": 1})
+    with pytest.raises((DivergedError, SpatlError), match="diverged in round"):
+        run_tiny(config, tmp_path)
+    assert (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"name": "resnet20", "options": {}}},
+        {"model": {"name": "vgg11", "options": {"width": 0.25}}},
+        {"model": {"name": "tests.networks:MixedNet", "options": {}, "cut": ["head"]}},
+        {"model": {"name": "tests.networks:MixedNet", "options": {}, "cut": ["hidden", "head"]}},
+        {"model": {"name": "tests.networks:RecurrentNet", "options": {}, "cut": ["head"]}},
+    ],
+    ids=["resnet20", "vgg11", "mixed", "mixed-cut-earlier", "recurrent"],
+)
+@pytest.mark.parametrize("batch_norm", ["local", "shared"])
+def test_the_same_federation_with_other_networks_by_config_alone(tmp_path, sections, batch_norm):
+    config = tiny_config(
+        rounds=2, partition={"num_clients": 2}, training={"batch_norm": batch_norm, "local_steps": 2}, **sections
+    )
+    summary = run_tiny(config, tmp_path)
+    assert 0 < summary["keep_ratio"] <= 0.4
+    values = sum(row["uplink"]["values"] for row in read_lines(tmp_path / "history.jsonl"))
+    assert values <= 0.4 * 4 * blueprint_of(config).layout.num_entries * 4  # two clients, two rounds, four bytes each
+    assert summary["rejected"] == 0
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["spatl", "spatl-no-selection", "spatl-no-control", "spatl-no-transfer", "fedavg", "fedprox", "fednova",
+     "scaffold", "fedper", "local"],
+)  # fmt: skip
+def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strategies, method):
+    config = tiny_config(method=method, rounds=2)
+    summary = run_tiny(config, tmp_path)
+    layout = blueprint_of(config).layout
+    everything = sum(p.numel() for p in blueprint_of(config).model.parameters())
+    head = 12 * 10 + 10
+    shared = {"encoder": everything - head, "all": everything, "nothing": 0}[config.row.shares]
+    assert layout.num_entries == shared
+    assert (strategies.last.state.control is not None) == config.row.controls
+    if config.row.shares != "nothing":
+        assert (summary["keep_ratio"] == 1.0) == (not config.row.selects)
+    else:
+        values = [row["uplink"]["values"] for row in read_lines(tmp_path / "history.jsonl")]
+        assert values == [0, 0]
+        assert summary["uplink_share"] is None
+
+
+def test_training_alone_trains(tmp_path):
+    run_tiny(tiny_config(method="local", rounds=4, training={"local_steps": 40}), tmp_path)
+    rows = read_lines(tmp_path / "history.jsonl")
+    assert rows[-1]["final_accuracy"] > 0.5 > rows[0]["accuracy"]
+
+
+def test_too_few_nodes_is_one_clear_line(tmp_path):
+    config = tiny_config(server={"connect_timeout_seconds": 0.1})
+    grid = InProcessGrid(client_app, num_clients=2, run_config={"config": config.to_json(), "out": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"num_clients is 5, but 2 nodes.*num-supernodes=5"):
+        server.app.serve(grid, config, tmp_path)
+
+
+def test_a_node_that_builds_another_model_is_refused_at_registration(tmp_path):
+    config, other = tiny_config(), tiny_config(model={"options": {"channels": [4, 7], "hidden": 12}})
+    grid = InProcessGrid(client_app, num_clients=5, run_config={"config": other.to_json(), "out": str(tmp_path)})
+    with pytest.raises(SpatlError, match="client 0 built another model"):
+        server.app.serve(grid, config, tmp_path)
+
+
+def test_replies_stream_one_at_a_time(tmp_path):
+    """The second client is not called before the first reply was taken."""
+    calls = []
+    app = tampering(lambda client, content: content)
+
+    @app.train("probe")
+    def probe(message: Message, context: Context) -> Message:
+        calls.append(context.node_config["partition-id"])
+        return Message(RecordDict(), reply_to=message)
+
+    grid = StreamingGrid(InProcessGrid(app, num_clients=3, run_config={}))
+    messages = [Message(RecordDict(), dst_node_id=node, message_type="train.probe") for node in grid.get_node_ids()]
+    for taken, _ in enumerate(grid.send_and_receive(messages), start=1):
+        assert len(calls) == taken
+    assert calls == [0, 1, 2]
+
+
+def test_nothing_of_the_reinforcement_learning_stack_is_imported(tmp_path):
+    run_tiny(tiny_config(rounds=1), tmp_path)
+    assert "stable_baselines3" not in sys.modules
+    assert "gymnasium" not in sys.modules

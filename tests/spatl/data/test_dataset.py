@@ -1,0 +1,34 @@
+"""A data set checks itself when made."""
+
+import pytest
+import torch
+
+from spatl.data import Dataset
+from spatl.errors import DataError
+
+IMAGES, LABELS = torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 1])
+
+
+def test_its_length_is_the_number_of_labels() -> None:
+    assert len(Dataset("tiny", IMAGES, LABELS, num_classes=2)) == 3
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "num_classes", "message"),
+    [
+        (IMAGES.double(), LABELS, 2, r"images must be float32 \[N, C, H, W\].*got float64 \[3, 1, 2, 2\]"),
+        (IMAGES[0], LABELS, 2, r"images must be float32 .*got float32 \[1, 2, 2\]"),
+        (IMAGES[:0], LABELS[:0], 2, r"no empty dimension, got float32 \[0, 1, 2, 2\]"),
+        (IMAGES, LABELS[:2], 2, r"labels must be int64 \[3\], one per image, got int64 \[2\]"),
+        (IMAGES, LABELS.int(), 2, r"labels must be int64 .*got int32 \[3\]"),
+        (IMAGES, LABELS + 1, 2, r"labels must lie in \[0, 2\), got \[1, 2\]"),
+        (IMAGES, LABELS - 1, 2, r"labels must lie in \[0, 2\), got \[-1, 0\]"),
+        (IMAGES, LABELS * 0, 1, "num_classes must be at least 2, got 1"),
+        (IMAGES + torch.nan, LABELS, 2, "images must be finite"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_what_was_expected(
+    images: torch.Tensor, labels: torch.Tensor, num_classes: int, message: str
+) -> None:
+    with pytest.raises(DataError, match=f"data set 'tiny': .*{message}"):
+        Dataset("tiny", images, labels, num_classes)

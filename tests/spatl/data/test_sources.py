@@ -1,0 +1,77 @@
+"""Data sets by name."""
+
+import sys
+from typing import Any
+
+import pytest
+
+from spatl.data import DATASETS, load_dataset
+from spatl.errors import DataError
+
+SMALL: dict[str, dict[str, Any]] = {"digits": {}, "synthetic": {"num_examples": 200}}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_is_standardised_and_says_its_name(name: str) -> None:
+    dataset = load_dataset(name, seed=1, options=SMALL[name])
+    assert dataset.name == name
+    assert abs(float(dataset.images.mean())) < 1e-4
+    assert float(dataset.images.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_digits_are_all_of_scikit_learns_digits() -> None:
+    dataset = load_dataset("digits", seed=1)
+    assert dataset.images.shape == (1797, 1, 8, 8)
+    assert set(dataset.labels.tolist()) == set(range(10))
+
+
+def test_digits_are_the_same_for_every_seed() -> None:
+    assert load_dataset("digits", seed=1).images.equal(load_dataset("digits", seed=2).images)
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match=r"needs scikit-learn: pip install 'spatl\[simulation\]'"):
+        load_dataset("digits", seed=1)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones_and_the_closest() -> None:
+    with pytest.raises(DataError, match=r"'digit' \(did you mean 'digits'\?\); known: digits, synthetic"):
+        load_dataset("digit", seed=1)
+
+
+def test_an_unknown_option_is_answered_with_those_the_loader_takes() -> None:
+    with pytest.raises(
+        DataError, match=r"'synthetic' has no option 'dificulty' \(did you mean 'difficulty'\?\); it takes"
+    ):
+        load_dataset("synthetic", seed=1, options={"dificulty": 0.1})
+    with pytest.raises(DataError, match=r"'digits' has no option 'num_examples'; it takes none"):
+        load_dataset("digits", seed=1, options={"num_examples": 10})
+
+
+def test_an_entry_lists_its_options_with_their_defaults() -> None:
+    assert DATASETS["digits"].options == {}
+    assert DATASETS["synthetic"].options == {
+        "num_examples": 6000,
+        "num_classes": 10,
+        "image_size": 32,
+        "difficulty": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"difficulty": 1.3}, r"difficulty must be a number in \[0, 1\], got 1.3"),
+        ({"difficulty": "hard"}, r"difficulty must be a number in \[0, 1\], got 'hard'"),
+        ({"difficulty": float("nan")}, r"difficulty must be a number in \[0, 1\], got nan"),
+        ({"num_examples": 9}, r"num_examples must be a whole number in \[10, 200000\], got 9"),
+        ({"num_examples": 6e3}, r"num_examples must be a whole number in \[10, 200000\], got 6000.0"),
+        ({"num_classes": 1}, r"num_classes must be a whole number in \[2, 100\], got 1"),
+        ({"num_classes": True}, r"num_classes must be a whole number in \[2, 100\], got True"),
+        ({"image_size": 4}, r"image_size must be a whole number in \[8, 128\], got 4"),
+    ],
+)
+def test_a_bad_value_is_answered_with_the_allowed_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"synthetic: {message}"):
+        load_dataset("synthetic", seed=1, options=options)
