@@ -77,7 +77,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
         "data": config.data.name,
         "model": config.model.name,
         "num_clients": len(nodes),
-        "engine": config.engine,
+        "engine": "inline" if isinstance(grid, InProcessGrid) else "flower",
         "versions": {
             "spatl": spatl.__version__,
             "flwr": version("flwr"),

@@ -123,7 +123,9 @@ class Recorder:
             downlink=downlink,
             encoder_fingerprint=encoder_fingerprint,
             seconds=time.perf_counter() - record.started,
-            rejections=tuple({"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())),
+            rejections=tuple(
+                {"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())
+            ),
             final_accuracy=mean(report.accuracy for report in final),
             final_accuracy_min=min((report.accuracy for report in final), default=None),
             final_loss=mean(report.loss for report in final),

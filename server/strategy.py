@@ -231,9 +231,7 @@ class Federation(FedAvg):
             blob = reply.content.array_records["arrays"]["blob"].data
         except KeyError as error:
             raise UpdateRejected(f"the reply lacks {error}") from error
-        update = unpack_update(
-            blob, self._blueprint.layout, server_round=server_round, base_version=self.state.version
-        )
+        update = unpack_update(blob, self._blueprint.layout, server_round=server_round, base_version=self.state.version)
         return update, TrainReport(*(metrics[name] for name in _TRAIN_METRICS))
 
     def _check_progress(self, server_round: int, num_updates: int) -> None:

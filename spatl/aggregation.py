@@ -119,7 +119,7 @@ class Aggregator:
         self._step_weights.append((num_examples, update.step_weight))
 
     def encoder(self) -> Tensor:
-        """x after the round, float32 [N]: entries nobody sent keep their bits."""
+        """X after the round, float32 [N]: entries nobody sent keep their bits."""
         examples = self._examples[self._layout.owner]
         sent = examples > 0
         scale = self._learning_rate
@@ -130,7 +130,7 @@ class Aggregator:
         return torch.where(sent, moved.to(torch.float32), self._encoder)
 
     def control(self) -> Tensor | None:
-        """c after the round, float32 [P]; it moves by what the participants' c_i move, weighted over ALL clients."""
+        """C after the round, float32 [P]; it moves by what the participants' c_i move, weighted over ALL clients."""
         if self._control is None:
             return None
         examples = self._examples[self._layout.owner[: self._layout.num_parameter_entries]]

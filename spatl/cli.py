@@ -3,6 +3,7 @@
 import argparse
 import logging
 import shlex
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,11 +17,11 @@ from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, load_config
 from spatl.data import DATASETS
 from spatl.errors import SpatlError
-from spatl.history import RunResult
+from spatl.history import RunResult, write_json
 from spatl.methods import METHODS
 from spatl.models import MODELS
 from spatl.plots import human_bytes
-from spatl.runner import run
+from spatl.runner import fresh_directory, run
 from spatl.selection.selectors import SELECTORS
 
 USER_MISTAKE = 2
@@ -57,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="override a setting, e.g. --set seed=7 --set training.learning_rate=0.1",
     )  # fmt: skip
+    running.add_argument(
+        "--seeds", metavar="A,B,...", type=_seeds,
+        help="run once per seed, each in a directory of its own below --out, and print means with their spread",
+    )  # fmt: skip
     running.set_defaults(command=_run)
 
     showing = commands.add_parser("show", help="list what configs can name")
@@ -65,17 +70,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between them, got {text!r}") from None
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"a seed stands twice in {text!r}")
+    return seeds
+
+
 def _run(options: argparse.Namespace) -> None:
     overrides = [*options.overrides, *([f"engine={options.engine}"] if options.engine else [])]
-    config = load_config(options.config, overrides)
-    command = shlex.join(["spatl", "run", options.config, *(f"--set={text}" for text in overrides)])
     console = Console()
+    if options.seeds is None:
+        config = load_config(options.config, overrides)
+        directory = fresh_directory(config, options.out)
+        _print_result(console, _run_one(console, options.config, overrides, directory))
+        return
+    config = load_config(options.config, [*overrides, f"seed={options.seeds[0]}"])
+    directory = fresh_directory(config, options.out)
+    results = []
+    for seed in options.seeds:
+        console.rule(f"seed {seed}")
+        results.append(_run_one(console, options.config, [*overrides, f"seed={seed}"], directory / f"seed-{seed}"))
+    _print_seeds(console, results, directory)
+
+
+def _run_one(console: Console, path: str, overrides: Sequence[str], directory: Path) -> RunResult:
+    config = load_config(path, overrides)
+    command = shlex.join(["spatl", "run", path, *(part for text in overrides for part in ("--set", text))])
     display = _ProgressDisplay if console.is_terminal else _ProgressLines
     with display(console, config) as progress:
-        result = run(
-            config, options.out, on_round=progress.on_round, on_round_alone=progress.on_round_alone, command=command
+        return run(
+            config, directory, on_round=progress.on_round, on_round_alone=progress.on_round_alone, command=command
         )
-    _print_result(console, result)
 
 
 class _ProgressDisplay:
@@ -168,6 +197,33 @@ def _print_result(console: Console, result: RunResult) -> None:
     for name in ("report.html", "curves.png", "summary.json", "history.jsonl", "clients.jsonl", "ledger.jsonl"):
         if (result.directory / name).exists():
             console.print(str(result.directory / name), highlight=False, soft_wrap=True)
+
+
+def _print_seeds(console: Console, results: Sequence[RunResult], directory: Path) -> None:
+    """One row per seed, then mean and sample standard deviation; also written as `seeds.json`."""
+    title, with_alone = results[0].summary["title"], all(result.alone for result in results)
+    columns: dict[str, list[float]] = {
+        f"{title}, mean": [result.summary["accuracy"] for result in results],
+        f"{title}, worst client": [result.summary["accuracy_min"] for result in results],
+    }
+    if with_alone:
+        alone = [result.alone["accuracy"] for result in results if result.alone]
+        columns["training alone, mean"] = alone
+        columns["difference"] = [a - b for a, b in zip(columns[f"{title}, mean"], alone, strict=True)]
+    if all(result.summary["uplink_share"] is not None for result in results):
+        columns["up, of the whole encoder"] = [result.summary["uplink_share"] for result in results]
+    table = Table(title=f"{title} on {results[0].summary['data']}, {len(results)} seeds")
+    for name in ("seed", *columns):
+        table.add_column(name, justify="right")
+    for position, result in enumerate(results):
+        table.add_row(str(result.summary["seed"]), *(_percent(values[position]) for values in columns.values()))
+    table.add_section()
+    table.add_row("mean", *(_percent(statistics.mean(values)) for values in columns.values()))
+    if len(results) > 1:
+        table.add_row("std. dev.", *(_percent(statistics.stdev(values)) for values in columns.values()))
+    console.print(table)
+    write_json(directory / "seeds.json", {"seeds": [result.summary["seed"] for result in results], **columns})
+    console.print(str(directory / "seeds.json"), highlight=False, soft_wrap=True)
 
 
 def _show(options: argparse.Namespace) -> None:

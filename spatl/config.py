@@ -327,7 +327,9 @@ def config_from_run(run_config: Mapping[str, Any]) -> ExperimentConfig:
     """
     text = str(run_config.get("config", ""))
     if not text:
-        raise ConfigError("the run has no config; give one: flwr run . --run-config 'config=\"configs/quickstart.yaml\"'")
+        raise ConfigError(
+            "the run has no config; give one: flwr run . --run-config 'config=\"configs/quickstart.yaml\"'"
+        )
     if text.lstrip().startswith("{"):
         return config_from_json(text)
     return load_config(Path(__file__).parents[1] / text)
@@ -384,6 +386,7 @@ def _keys_of(location: Sequence[str]) -> list[str]:
     section: type[BaseModel] = ExperimentConfig
     for part in location:
         annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
         section = annotation
     return list(section.model_fields)

@@ -40,9 +40,7 @@ METHODS: dict[str, Method] = {
         title="SPATL without transfer (one shared predictor)", source=_SPATL, shares="all", selects=True, controls=True
     ),
     "fedavg": Method(title="FedAvg", source="McMahan et al., AISTATS 2017, arXiv 1602.05629", shares="all"),
-    "fedprox": Method(
-        title="FedProx", source="Li et al., MLSys 2020, arXiv 1812.06127", shares="all", proximal=True
-    ),
+    "fedprox": Method(title="FedProx", source="Li et al., MLSys 2020, arXiv 1812.06127", shares="all", proximal=True),
     "fednova": Method(
         title="FedNova", source="Wang et al., NeurIPS 2020, arXiv 2007.07481", shares="all", normalizes=True
     ),

@@ -75,9 +75,7 @@ def pack_update(update: Update, layout: EncoderLayout, codec: Codec, *, generato
         _INDICES: pack_bitmap(update.selection),
         _VALUES: codec.encode(update.values, channels, generator=generator),
     }
-    return _pack(
-        _UPDATE, codec, update.server_round, update.base_version, layout, update.step_weight, sections
-    )
+    return _pack(_UPDATE, codec, update.server_round, update.base_version, layout, update.step_weight, sections)
 
 
 def unpack_update(blob: bytes, layout: EncoderLayout, *, server_round: int, base_version: int) -> Update:

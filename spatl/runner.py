@@ -51,7 +51,7 @@ def run(
         >>> result = run(load_config("configs/quickstart.yaml"))
         >>> result.summary["accuracy"]
     """
-    directory = _fresh_directory(config, directory)
+    directory = fresh_directory(config, directory)
     cached_blueprint(config.to_json())  # a mistake in the config shows here, before anything starts
     _run_one(config, directory, on_round)
     if config.report.compare_alone and config.method != "local":
@@ -68,6 +68,24 @@ def run(
 def alone(config: ExperimentConfig) -> ExperimentConfig:
     """The same clients, splits, initial weights and epochs, without a federation."""
     return parse_config({**config.model_dump(), "method": "local", "report": {"compare_alone": False}})
+
+
+def fresh_directory(config: ExperimentConfig, directory: str | Path | None) -> Path:
+    """Make the directory of a run: the one given, which must be new or empty, or one named after method and time.
+
+    Raises:
+        SpatlError: It holds something already, or cannot be made.
+    """
+    if directory is None:
+        directory = Path("runs") / f"{config.method}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = Path(directory).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} is already there and not empty; choose another directory for this run (--out)")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpatlError(f"cannot make the run's directory {path}: {error.strerror}") from error
+    return path
 
 
 def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound) -> None:
@@ -94,16 +112,3 @@ def _follow(path: Path, on_round: OnRound, over: threading.Event) -> None:
         seen = len(rows)
         if last_look:
             return
-
-
-def _fresh_directory(config: ExperimentConfig, directory: str | Path | None) -> Path:
-    if directory is None:
-        directory = Path("runs") / f"{config.method}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = Path(directory).absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is already there and not empty; choose another directory for this run (--out)")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpatlError(f"cannot make the run's directory {path}: {error.strerror}") from error
-    return path

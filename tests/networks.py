@@ -42,3 +42,10 @@ class RecurrentNet(nn.Module):
         features = self.conv(images).relu().mean(3).transpose(1, 2)
         logits: Tensor = self.head(self.rows(features)[0][:, -1])
         return logits
+
+
+def frozen_stem_net(*, num_classes: int, in_channels: int) -> MixedNet:
+    """A `MixedNet` whose first layer is not trained."""
+    network = MixedNet(num_classes=num_classes, in_channels=in_channels)
+    network.stem.requires_grad_(False)
+    return network

@@ -1,0 +1,1 @@
+"""Local training, its correction by control variates, and evaluation."""

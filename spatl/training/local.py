@@ -79,9 +79,7 @@ def train_(
         weight_decay=settings.weight_decay,
         nesterov=settings.nesterov,
     )
-    step_weight = StepWeight(
-        momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov
-    )
+    step_weight = StepWeight(momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
     total_loss = torch.zeros((), dtype=torch.float64, device=examples.images.device)
     num_examples = num_steps = 0
     was_training = model.training
@@ -111,12 +109,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def _stream(
-    examples: Examples, settings: LocalTraining, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _stream(examples: Examples, settings: LocalTraining, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of as many epochs as the settings ask for, cut after `steps` when that is given."""
     epochs = itertools.count() if settings.steps is not None else range(settings.epochs)
-    stream = (
-        batch for _ in epochs for batch in batches(examples, batch_size=settings.batch_size, generator=generator)
-    )
+    stream = (batch for _ in epochs for batch in batches(examples, batch_size=settings.batch_size, generator=generator))
     return itertools.islice(stream, settings.steps)

@@ -326,7 +326,7 @@ def test_when_every_update_is_refused_the_run_ends_with_the_reason(tmp_path):
         content["arrays"] = ArrayRecord()
         return content
 
-    with pytest.raises(SpatlError, match="round 1: no update could be used.*lacks 'blob'"):
+    with pytest.raises(SpatlError, match=r"round 1: no update could be used.*lacks 'blob'"):
         run_tiny(tiny_config(), tmp_path, app=tampering(attack))
 
 

@@ -56,7 +56,10 @@ def test_a_fixed_point_sum_is_the_exact_sum_to_float64_rounding(terms):
     for term in terms:
         total.add_(torch.tensor([0]), torch.tensor([term], dtype=torch.float64))
     exact = sum((Fraction(term) for term in terms), Fraction(0))
-    assert abs(Fraction(float(total.total()[0])) - exact) <= abs(exact) * Fraction(2) ** -52 + len(terms) * Fraction(2) ** -58
+    assert (
+        abs(Fraction(float(total.total()[0])) - exact)
+        <= abs(exact) * Fraction(2) ** -52 + len(terms) * Fraction(2) ** -58
+    )
 
 
 def test_carrying_changes_no_sum():
@@ -98,7 +101,7 @@ def test_the_average_lies_between_the_clients_that_sent_the_entry(seed, number):
 
 
 def test_two_clients_by_hand():
-    """Entry 0 is sent by both: 1 + (30 * 2 + 10 * -2) / 40 = 2; entry 1 by the second alone: 1 + 4 = 5; entry 2 by none.
+    """Entry 0 is sent by both: 1 + (30 * 2 + 10 * -2) / 40 = 2; entry 1 by the second: 1 + 4 = 5; entry 2 by none.
 
     c of entry 0: p = 30/100 and 10/100, a = 2 and 4: 0.5 * (0.3 * (-2/2 - 0.1) + 0.1 * (2/4 - 0.1)) added to 0.1
     is 0.1 + 0.5 * (-0.33 + 0.04) = -0.045; of entry 1: 0.1 + 0.5 * 0.1 * (-4/4 - 0.1) = 0.045.

@@ -24,9 +24,7 @@ def traced(model, cut, *, shape=(1, 1, 8, 8), statistics=False):
 
 
 def built(name, *, size=8, in_channels=1, **options):
-    model, cut = build_model(
-        name, num_classes=10, in_channels=in_channels, image_size=size, options=options, seed=1
-    )
+    model, cut = build_model(name, num_classes=10, in_channels=in_channels, image_size=size, options=options, seed=1)
     return model, cut, traced(model, cut, shape=(1, in_channels, size, size))
 
 
@@ -52,7 +50,7 @@ def test_every_entry_has_exactly_one_owner_and_groups_tell_its_size(name):
 
 
 def test_a_convolution_owns_its_filter_and_its_batch_norm_entries():
-    """The first block's inner convolution of ResNet-8 is tied to nothing: 16 filters of 16 x 3 x 3, and two BN entries."""
+    """The first block's inner convolution of ResNet-8 is tied to nothing: 16 x 3 x 3 weights and two of BatchNorm."""
     _, _, (layout, _) = built("resnet8")
     inner = next(group for group in layout.groups if group.size == 16 and group.entries_per_channel == 16 * 9 + 2)
     for channel in range(16):
@@ -64,7 +62,7 @@ def test_a_convolution_owns_its_filter_and_its_batch_norm_entries():
 
 
 def test_residual_additions_tie_the_stem_to_the_blocks():
-    """ResNet-20: one residual stream per stage (16, 32, 64) and nine inner groups; 9 * (3 stages) + 3 BN and conv sets."""
+    """ResNet-20: one residual stream per stage (16, 32, 64), and three inner groups in each."""
     _, _, (layout, _) = built("resnet20")
     assert sorted(group.size for group in layout.groups) == [16] * 4 + [32] * 4 + [64] * 4
     stem = layout.groups[0]

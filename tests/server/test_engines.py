@@ -1,0 +1,72 @@
+"""The engines run the same two apps to the same bytes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.engines import run_ray
+from spatl.errors import SpatlError
+from spatl.history import read_lines
+from spatl.runner import run
+from tests.federations import tiny_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(directory):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_lines(directory / "history.jsonl")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spatl"])
+def test_ray_gives_the_same_history_as_inline_but_for_the_seconds(tmp_path, method):
+    """Round for round: encoder bytes, accuracies, message bytes; replies come in whatever order Ray gives them."""
+    sections = {"method": method, "server": {"fraction_train": 0.8}, "partition": {"num_clients": 5}}
+    run(tiny_config(**sections), tmp_path / "inline")
+    run(tiny_config(**sections, engine="ray"), tmp_path / "ray")
+    assert rows(tmp_path / "inline") == rows(tmp_path / "ray")
+    assert len(rows(tmp_path / "ray")) == 3
+
+
+@pytest.mark.slow
+def test_an_error_inside_flowers_runtime_comes_out_as_one_line(tmp_path):
+    config = tiny_config(training={"learning_rate": 1e30}, engine="ray", partition={"num_clients": 2})
+    with pytest.raises(SpatlError, match=r"round 1: no update could be used.*diverged"):
+        run_ray(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_flwr_run_works_in_a_checkout_with_nothing_installed(tmp_path):
+    """`flwr run .` bundles the checkout; the packages it runs are the bundle's, and the results lie under runs/."""
+    app = tmp_path / "checkout"
+    app.mkdir()
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    for name in tracked:
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        (app / name).write_bytes((ROOT / name).read_bytes())
+    script = f"""
+import sys
+from pathlib import Path
+from server.engines import _environment, _script, _superlink
+import os, subprocess
+home = Path({str(tmp_path)!r}) / "home"
+home.mkdir()
+environment = _environment(home)
+environment["PYTHONPATH"] = ""
+log = Path({str(tmp_path)!r}) / "log"
+with _superlink(home, environment, log) as address:
+    (home / "config.toml").write_text(
+        f'[superlink]\\ndefault = "test"\\n[superlink.test]\\naddress = "{{address}}"\\ninsecure = true\\n'
+    )
+    done = subprocess.run(
+        [_script("flwr"), "run", ".", "test", "--federation-config", "num-supernodes=20 client-resources-num-cpus=1",
+         "--stream"], cwd={str(app)!r}, env=environment, timeout=300, capture_output=True, text=True)
+print(done.stdout[-3000:], done.stderr[-3000:])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    summaries = list((tmp_path / "home").rglob("runs/*/summary.json"))
+    assert summaries, done.stdout + done.stderr
+    history = read_lines(summaries[0].parent / "history.jsonl")
+    assert history[-1]["final_accuracy"] > 0.5

@@ -1,0 +1,95 @@
+"""The command line: what it prints, writes and returns."""
+
+import json
+
+import pytest
+
+from spatl.cli import main
+from tests.federations import tiny_config
+
+
+@pytest.fixture
+def config_path(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_config(rounds=2, report={"compare_alone": True}).to_yaml())
+    return str(path)
+
+
+def test_a_run_ends_with_a_table_and_the_paths_of_what_it_wrote(config_path, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["run", config_path, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for text in ("accuracy, mean over clients", "accuracy, worst client", "bytes up", "keep ratio", "training alone"):
+        assert text in printed
+    for name in ("config.yaml", "history.jsonl", "clients.jsonl", "summary.json", "curves.png", "report.html"):
+        assert (out / name).stat().st_size > 0
+    assert str(out / "curves.png") in printed
+    alone = json.loads((out / "alone" / "summary.json").read_text())
+    assert alone["method"] == "local"
+    assert f"{100 * alone['accuracy']:.1f} %" in printed
+
+
+def test_training_alone_trains_for_as_many_epochs_on_the_same_splits(config_path, tmp_path):
+    out = tmp_path / "out"
+    assert main(["run", config_path, "--out", str(out)]) == 0
+    rows = [[json.loads(line) for line in (directory / "clients.jsonl").read_text().splitlines()]
+            for directory in (out, out / "alone")]  # fmt: skip
+    together, alone = ([(r["round"], r["client"], r["participated"], r["num_examples"]) for r in part] for part in rows)
+    assert together == alone
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.learning_rte=1"], "training.learning_rte: unknown key (did you mean 'learning_rate'?)"),
+        (["method=fedsgd"], "method: unknown name 'fedsgd'"),
+        (["selection.keep_ratio=0.001"], "selection.keep_ratio is 0.001, but one channel of each"),
+        (["selection.uplink_bytes=100"], "selection.uplink_bytes is 100, but one channel of each"),
+        (["model.name=nowhere.at.all:Net", "model.cut=[head]", "model.options={}"], "nowhere"),
+        (["model.name=tests.networks:Nothing", "model.cut=[head]", "model.options={}"], "Nothing"),
+        (["model.name=tests.networks:MixedNet", "model.options={}"], "model.cut"),
+        (["model.cut=[nose]"], "nose"),
+        (["model.options={depth: 3}"], "depth"),
+        (["partition.num_clients=2000"], "2000"),
+        (["partition={name: dirichlet, alpha: 0.001, num_clients: 100}"], "min_examples"),
+        (["training.device=cuda:99"], "training.device is cuda:99, but this machine has"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2_before_anything_runs(config_path, tmp_path, capsys, overrides, message):
+    out = tmp_path / "out"
+    arguments = [part for override in overrides for part in ("--set", override)]
+    assert main(["run", config_path, "--out", str(out), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("spatl: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not (out / "history.jsonl").exists()
+
+
+def test_a_run_never_overwrites_another(config_path, tmp_path, capsys):
+    (tmp_path / "keep.txt").write_text("precious")
+    assert main(["run", config_path, "--out", str(tmp_path)]) == 2
+    assert "already there and not empty" in capsys.readouterr().err
+    assert (tmp_path / "keep.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("methods", ["spatl-no-control", "fedavg"]),
+        ("models", ["resnet20", "vgg11"]),
+        ("datasets", ["digits", "synthetic"]),
+        ("codecs", ["float32"]),
+        ("selectors", ["update", "magnitude"]),
+    ],
+)
+def test_show_lists_what_configs_can_name(what, names, capsys):
+    assert main(["show", what]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+
+
+def test_an_unknown_command_is_status_2():
+    with pytest.raises(SystemExit, match="2"):
+        main(["fly"])

@@ -1,0 +1,136 @@
+"""A config is right or one clear line; what it resolves to can be read again."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spatl.config import ExperimentConfig, config_from_json, config_from_run, load_config, parse_config
+from spatl.errors import ConfigError
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/**/*.yaml"))
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("rounds: 7\ntraining: {learning_rate: 0.2}\n")
+    return path
+
+
+@pytest.mark.parametrize("shipped", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(shipped):
+    load_config(shipped)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(path):
+    config = load_config(
+        path, ["seed=9", "training.momentum=0.9", "model.options={width: 0.5}", "selection.keep_ratio=1e-1"]
+    )
+    assert (config.rounds, config.seed) == (7, 9)
+    assert (config.training.learning_rate, config.training.momentum) == (0.2, 0.9)
+    assert config.model.options == {"width": 0.5}
+    assert config.selection.budget().limit == 0.1
+    assert config.training.batch_size == ExperimentConfig().training.batch_size
+
+
+@given(
+    seed=st.integers(0, 2**60),
+    rounds=st.integers(1, 1000),
+    learning_rate=st.floats(1e-6, 10),
+    half_life=st.one_of(st.none(), st.floats(0.1, 100)),
+)
+def test_yaml_and_json_round_trip(seed, rounds, learning_rate, half_life):
+    config = parse_config(
+        {
+            "seed": seed,
+            "rounds": rounds,
+            "training": {"learning_rate": learning_rate},
+            "control": {"half_life": half_life},
+        }
+    )
+    assert config_from_json(config.to_json()) == config
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("roundss=3", "roundss: unknown key (did you mean 'rounds'?); the top level takes seed, rounds, method"),
+        (
+            "training.learning_rat=1",
+            "training.learning_rat: unknown key (did you mean 'learning_rate'?); training takes",
+        ),
+        ("training.learning_rate=-1", "training.learning_rate: input should be greater than 0, got -1"),
+        ("training.learning_rate=.nan", "training.learning_rate: input should be a finite number, got nan"),
+        ("method=spatle", "method: unknown name 'spatle' (did you mean 'spatl'?); known: spatl, spatl-no-selection"),
+        ("model.name=resnet21", "model.name: unknown name 'resnet21'"),
+        ("data.name=digit", "data.name: unknown name 'digit' (did you mean 'digits'?)"),
+        ("selection.selector=best", "selection.selector: unknown name 'best'; known: all, random, magnitude, update"),
+        ("wire.uplink=int3", "wire.uplink: unknown name 'int3'; known: float32"),
+        ("engine=cloud", "engine: input should be 'inline' or 'ray', got 'cloud'"),
+        ("selection.keep_ratio=1.3", "selection.keep_ratio: input should be less than or equal to 1, got 1.3"),
+        (
+            "selection={keep_ratio: 0.5, flops_ratio: 0.5}",
+            "selection: set one of keep_ratio, flops_ratio, uplink_bytes",
+        ),
+        ("training.device=tpu", "training.device: must be auto, cpu, cuda, cuda:N or mps"),
+        ("training.nesterov=true", "training: nesterov needs momentum > 0"),
+        ("partition.num_clients=0", "partition.num_clients: input should be greater than or equal to 1, got 0"),
+        ("training=5", "training: expected keys and values, got 5"),
+        ("seed", "--set expects section.key=value, got 'seed'"),
+        ("rounds.deep=1", "--set rounds.deep: rounds is a value, not a section"),
+        ("seed={", "--set seed: '{' is not a YAML value"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(path, override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n- b\n", "expected keys and values at the top level"),
+        ("a: [", "is not valid YAML"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"config file not found: .*nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_an_empty_file_is_all_defaults(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing\n")
+    assert load_config(path) == ExperimentConfig()
+
+
+def test_flowers_run_config_holds_json_or_a_path():
+    config = parse_config({"seed": 5})
+    assert config_from_run({"config": config.to_json(), "out": ""}) == config
+    assert config_from_run({"config": "configs/quickstart.yaml"}) == load_config(
+        CONFIGS[0].parents[0] / "quickstart.yaml"
+    )
+    with pytest.raises(ConfigError, match="the run has no config"):
+        config_from_run({"config": ""})
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        config_from_run({"config": "{oops"})
+
+
+def test_a_config_does_not_change_after_it_was_made():
+    with pytest.raises(ValueError, match="frozen"):
+        ExperimentConfig().training.learning_rate = 3.0

@@ -1,0 +1,128 @@
+"""Local training is plain SGD; evaluation leaves no trace."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spatl.data import Examples, batches
+from spatl.training.evaluate import evaluate, recalibrate_
+from spatl.training.local import LocalTraining, train_
+
+
+def examples(number=50, seed=0) -> Examples:
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randn(number, 1, 4, 4, generator=draw)
+    return Examples(images, (images.mean((1, 2, 3)) > 0).long())
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(12, 2)
+    )
+
+
+def train(model, settings, data=None, hooks=(), seed=5):
+    parameters = dict(model.named_parameters())
+    return train_(
+        model, parameters, data or examples(), settings, generator=torch.Generator().manual_seed(seed), hooks=hooks
+    )
+
+
+def test_training_is_torchs_own_sgd_over_the_batches():
+    settings = LocalTraining(epochs=2, batch_size=16, learning_rate=0.1, momentum=0.9, weight_decay=0.01)
+    model, reference = network(), network()
+    torch.manual_seed(1)
+    result = train(model, settings)
+
+    torch.manual_seed(1)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(5)
+    losses = []
+    for _ in range(2):
+        for images, labels in batches(examples(), batch_size=16, generator=generator):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(reference(images), labels)
+            loss.backward()
+            optimizer.step()
+            losses += [loss.item()] * len(labels)
+    for mine, theirs in zip(model.state_dict().values(), reference.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert result.loss == pytest.approx(sum(losses) / len(losses))
+    assert result.num_steps == 8
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 11])
+def test_steps_are_counted_across_epochs(steps):
+    settings = LocalTraining(epochs=99, steps=steps, batch_size=16, learning_rate=0.1)
+    assert train(network(), settings).num_steps == steps
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_restores_the_mode_and_trains_in_training_mode(training):
+    model = network().train(training)
+    before = model[1].running_mean.clone()
+    train(model, LocalTraining(epochs=1, batch_size=16, learning_rate=0.1))
+    assert model.training is training
+    assert not torch.equal(model[1].running_mean, before)
+
+
+def test_only_the_named_parameters_move():
+    model = network()
+    before = copy.deepcopy(model)
+    head = {name: p for name, p in model.named_parameters() if name.startswith("5.")}
+    settings = LocalTraining(epochs=1, batch_size=16, learning_rate=0.1, weight_decay=0.1)
+    train_(model, head, examples(), settings, generator=torch.Generator())
+    for (name, now), was in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(now, was) != name.startswith("5.")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_modes_weights_and_statistics_alone(training):
+    model = network().train(training)
+    model[3].eval()
+    before = copy.deepcopy(model)
+    one = evaluate(model, examples())
+    assert one == evaluate(model, examples())
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+    for now, was in zip(model.state_dict().values(), before.state_dict().values(), strict=True):
+        assert torch.equal(now, was)
+
+
+def test_accuracy_and_loss_by_hand():
+    """Logits [2, 0] for both; labels 0 and 1: half right, losses log(1 + e^-2) and log(1 + e^2)."""
+
+    class Constant(nn.Module):
+        def forward(self, images):
+            return torch.tensor([[2.0, 0.0]]).repeat(len(images), 1)
+
+    result = evaluate(Constant(), Examples(torch.zeros(2, 1, 1, 1), torch.tensor([0, 1])))
+    expected = torch.log1p(torch.exp(torch.tensor([-2.0, 2.0]))).mean()
+    assert result.accuracy == 0.5
+    assert result.loss == pytest.approx(float(expected))
+
+
+def test_recalibration_gives_the_statistics_of_the_data_and_touches_nothing_else():
+    """One batch of everything: the running mean is the mean of the layer's input, the variance the unbiased one."""
+    model = network().train()
+    model[1].running_mean.fill_(99)
+    before = copy.deepcopy(model)
+    data = examples()
+    recalibrate_(model, data, batch_size=1000)
+    inputs = model[0](data.images).detach()
+    torch.testing.assert_close(model[1].running_mean, inputs.mean((0, 2, 3)))
+    torch.testing.assert_close(model[1].running_var, inputs.var((0, 2, 3)))
+    assert model[1].momentum == before[1].momentum
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+
+
+def test_a_model_without_batch_norm_is_not_run_to_recalibrate_it():
+    class Refuses(nn.Module):
+        def forward(self, images):
+            raise AssertionError("was run")
+
+    recalibrate_(Refuses(), examples(), batch_size=10)

@@ -1,0 +1,47 @@
+"""Things that hold of the repository as a whole."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import spatl
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [path for package in ("spatl", "clients", "server", "agents") for path in (ROOT / package).rglob("*.py")]
+
+
+def test_the_version_stands_in_two_places_and_is_the_same():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == spatl.__version__
+
+
+def test_the_public_names_are_these():
+    assert set(spatl.__all__) == {
+        "ExperimentConfig", "RunResult", "SpatlError", "load_config", "parse_config", "read_run", "run",
+    }  # fmt: skip
+    assert all(hasattr(spatl, name) for name in spatl.__all__)
+
+
+def test_no_source_unpickles():
+    forbidden = re.compile(r"\b(pickle|torch\.load|np\.load|numpy\.load|joblib|allow_pickle)\b")
+    assert [str(path) for path in SOURCES if forbidden.search(path.read_text())] == []
+
+
+def test_no_source_seeds_or_draws_from_a_global_generator():
+    """Only `seeding` touches torch's; NumPy's and Python's are nobody's."""
+    forbidden = re.compile(
+        r"torch\.manual_seed|np\.random\.(?!default_rng|Generator)|^import random|^from random", re.M
+    )
+    assert [str(p) for p in SOURCES if p.name != "seeding.py" and forbidden.search(p.read_text())] == []
+
+
+def test_a_client_imports_neither_matplotlib_nor_ray_nor_scikit_learn():
+    code = (
+        "import sys, clients.app\n"
+        "bad = {'matplotlib', 'ray', 'sklearn', 'gymnasium', 'stable_baselines3', 'datasets'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
