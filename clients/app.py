@@ -1,22 +1,39 @@
 """Flower's ClientApp: takes a message apart, has `clients.round` do the work, puts the reply together."""
 
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 
 from clients.round import Workplace
 from clients.state import ContextStore, DirectoryStore, StateStore
 from spatl.config import config_from_run
-from spatl.errors import ConfigError, UpdateRejected
+from spatl.errors import ConfigError, SpatlError, UpdateRejected
 from spatl.federation import cached_blueprint
 from spatl.protocol import Model, unpack_model
 
 app = ClientApp()
 
+_REFUSED = 100  # ours, beyond Flower's own error codes
+
+
+def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
+    """Answer with an error that says why, in one line, where the work cannot be done; a bug keeps its traceback."""
+
+    @wraps(handle)
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return handle(message, context)
+        except SpatlError as error:
+            return Message(Error(code=_REFUSED, reason=str(error)), reply_to=message)
+
+    return answer
+
 
 @app.query()
+@_reporting
 def register(message: Message, context: Context) -> Message:
     """Say which partition this node holds, how many examples it trains on, and what model it would build."""
     workplace = _workplace(context)
@@ -27,6 +44,7 @@ def register(message: Message, context: Context) -> Message:
 
 
 @app.train()
+@_reporting
 def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
     workplace, client, store = _workplace(context), _client(context), _store(context)
@@ -51,6 +69,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
+@_reporting
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the encoder that was sent, under this client's own predictor."""
     workplace, client, store = _workplace(context), _client(context), _store(context)

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 import spatl
 from server.grids import InProcessGrid, StreamingGrid, record_bytes
 from server.reporting import Recorder
-from server.strategy import Federation
+from server.strategy import Federation, error_line
 from spatl.config import ExperimentConfig, config_from_run
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import Blueprint, cached_blueprint, reproducible
@@ -124,7 +124,7 @@ def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> tuple[dic
 
 def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, int]:
     if reply.has_error():
-        raise SpatlError(f"a client could not register: {reply.error.reason}")
+        raise SpatlError(f"a client could not register: {error_line(reply.error)}")
     metrics = reply.content.metric_records["metrics"]
     client, examples = metrics["partition-id"], metrics["num-examples"]
     num_clients = blueprint.config.partition.num_clients

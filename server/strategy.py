@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
@@ -246,7 +246,7 @@ class Federation(FedAvg):
         losses = [report.train_loss for report in record.trained.values()]
         if not losses:
             return
-        loss = sum(losses) / len(losses)
+        loss = math.fsum(losses) / len(losses)
         self._first_loss = self._first_loss if self._first_loss is not None else max(loss, 1.0)
         if loss > _DIVERGED_LOSS_FACTOR * self._first_loss:
             raise DivergedError(
@@ -255,12 +255,20 @@ class Federation(FedAvg):
             )
 
 
+_LONGEST_REASON = 500
 _TRAIN_METRICS = ("accuracy", "loss", "train-loss", "keep-ratio", "flops-ratio", "seconds")
 
 
 def blob_record(blob: bytes) -> ArrayRecord:
     """Wrap a packed blob into the one array of a message, without an array format around it."""
     return ArrayRecord({"blob": Array("uint8", (len(blob),), "spatl.blob", blob)})
+
+
+def error_line(error: Error) -> str:
+    """The reason of a client's error in one line; a traceback, as Ray reports one, ends in what matters."""
+    logger.debug("a client reported: %s", error.reason)
+    lines = [line.strip() for line in (error.reason or "").splitlines() if line.strip()]
+    return lines[-1][:_LONGEST_REASON] if lines else "the client reported an error without a reason"
 
 
 def _metrics(reply: Message) -> dict[str, float]:
@@ -270,7 +278,7 @@ def _metrics(reply: Message) -> dict[str, float]:
         UpdateRejected: The reply is an error, has no metrics, or one of them is not a finite number.
     """
     if reply.has_error():
-        raise UpdateRejected(reply.error.reason or "the client reported an error without a reason")
+        raise UpdateRejected(error_line(reply.error))
     record = reply.content.metric_records.get("metrics")
     if record is None:
         raise UpdateRejected("the reply has no metrics")

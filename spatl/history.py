@@ -1,6 +1,7 @@
 """What a run leaves behind, line by line: history, clients, ledger, summary (DESIGN 7)."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -86,9 +87,9 @@ class RunResult:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The arithmetic mean, or None of nothing."""
+    """The arithmetic mean, the same in any order, or None of nothing."""
     numbers = list(values)
-    return sum(numbers) / len(numbers) if numbers else None
+    return math.fsum(numbers) / len(numbers) if numbers else None
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
