@@ -26,13 +26,13 @@ class Evaluation:
 def evaluate(model: nn.Module, examples: Examples, *, precision: str = "float32") -> Evaluation:
     """Evaluate a model in eval mode without gradients; its mode is restored afterwards."""
     correct = torch.zeros((), dtype=torch.int64, device=examples.images.device)
-    loss = torch.zeros((), dtype=torch.float64, device=examples.images.device)
+    loss = torch.zeros((), device=examples.images.device)
     with _mode(model, training=False), torch.no_grad(), autocast(examples.images.device, precision):
         for start in range(0, len(examples), _CHUNK):
             labels = examples.labels[start : start + _CHUNK]
             logits = model(examples.images[start : start + _CHUNK]).float()
             correct += (logits.argmax(1) == labels).sum()
-            loss += F.cross_entropy(logits, labels, reduction="sum").to(torch.float64)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
     return Evaluation(int(correct) / len(examples), float(loss) / len(examples))
 
 

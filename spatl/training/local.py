@@ -80,7 +80,7 @@ def train_(
         nesterov=settings.nesterov,
     )
     step_weight = StepWeight(momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
-    total_loss = torch.zeros((), dtype=torch.float64, device=examples.images.device)
+    total_loss = torch.zeros((), device=examples.images.device)
     num_examples = num_steps = 0
     was_training = model.training
     model.train()
@@ -94,7 +94,7 @@ def train_(
                 hook(parameters)
             optimizer.step()
             step_weight.step(settings.learning_rate)
-            total_loss += loss.detach().to(torch.float64) * len(labels)
+            total_loss += loss.detach().float() * len(labels)
             num_examples += len(labels)
             num_steps += 1
     finally:
