@@ -91,18 +91,18 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
     )
     split = _SPLITS[config.row.shares](model, cut)
     shared = config.training.batch_norm == "shared"
-    layout, flops = trace_groups(
+    trace = trace_groups(
         model,
         dataset.images[:1],
         parameters=list(split.encoder_parameters(model)),
         statistics=list(split.encoder_statistics(model)) if shared else [],
     )
-    codec = CODECS[config.wire.uplink]
+    layout, codec = trace.layout, CODECS[config.wire.uplink]
 
     def update_bytes(num_values: int, num_channels: int) -> int:
         return protocol.update_bytes(layout, codec, num_values=num_values, num_channels=num_channels)
 
-    blueprint = Blueprint(config, model, split, Costs(layout, flops, update_bytes), dataset, parts)
+    blueprint = Blueprint(config, model, split, Costs(layout, trace.flops, update_bytes), dataset, parts)
     if config.row.selects and config.selection.selector != "all":
         check_budget(config.selection.budget(), blueprint.costs)
     for client in range(config.partition.num_clients):

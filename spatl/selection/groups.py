@@ -57,13 +57,29 @@ class FlopsModel:
         return float((self.macs @ shares) / self.macs.sum())
 
 
+@dataclass(frozen=True, eq=False)
+class EncoderTrace:
+    """What one trace of a network tells.
+
+    Attributes:
+        layout: The encoder's entries and who owns them.
+        flops: What channels cost to compute.
+        readers: int64 [I] by layer name, for every convolution and linear layer of the whole network that reads
+            channels of the encoder: the channel behind each of its inputs, -1 where there is none.
+    """
+
+    layout: EncoderLayout
+    flops: FlopsModel
+    readers: Mapping[str, Tensor]
+
+
 def trace_groups(
     model: nn.Module,
     example: Tensor,
     *,
     parameters: Sequence[str],
     statistics: Sequence[str] = (),
-) -> tuple[EncoderLayout, FlopsModel]:
+) -> EncoderTrace:
     """Find the channel groups of an encoder and lay its entries out.
 
     The model itself is only copied: its mode, gradients, buffers and `requires_grad` stay as they are.
@@ -75,7 +91,7 @@ def trace_groups(
         statistics: Names of floating-point buffers that travel with the parameters (`batch_norm: shared`).
 
     Returns:
-        The layout, and the cost model that follows from the same graph.
+        The layout, and what else follows from the same graph.
 
     Raises:
         ModelError: The model fails on the example.
@@ -83,7 +99,7 @@ def trace_groups(
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     names = [*parameters, *statistics]
     if not names:
-        return _empty_layout()
+        return _empty_trace()
 
     network = copy.deepcopy(model).to("cpu").eval().requires_grad_(True)
     example = example[:1].to("cpu", torch.float32)
@@ -95,7 +111,8 @@ def trace_groups(
 
     layout = channels.layout({name: tensors[name].shape for name in names}, num_parameters=len(parameters))
     encoder_layers = {name.rpartition(".")[0] for name in parameters}
-    return layout, channels.flops_model(layout, {k: v for k, v in macs.items() if k in encoder_layers})
+    flops = channels.flops_model(layout, {k: v for k, v in macs.items() if k in encoder_layers})
+    return EncoderTrace(layout, flops, channels.readers())
 
 
 class _Channels:
@@ -209,6 +226,18 @@ class _Channels:
             fixed_inputs=(1 - inputs.sum(1)).clamp(min=0),
         )
 
+    def readers(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, table in self._inputs.items():
+            layer = self._network.get_submodule(name)
+            if isinstance(layer, _LAYERS):
+                channels = torch.full((_widths(layer)[1],), -1, dtype=torch.int64)
+                for index, channel in table.items():
+                    channels[index] = self._index.get(channel, -1)
+                if bool((channels >= 0).any()):
+                    found[name] = channels
+        return found
+
     def _own(self, name: str, dimension: int, channel_of: Mapping[int, tuple[str, int]]) -> None:
         if name in self._names:
             known = self._owned.setdefault(name, (dimension, {}))[1]
@@ -287,7 +316,7 @@ def _widths(layer: nn.Module) -> tuple[int, int]:
     return layer.out_channels, layer.in_channels
 
 
-def _empty_layout() -> tuple[EncoderLayout, FlopsModel]:
+def _empty_trace() -> EncoderTrace:
     none = torch.zeros(0, dtype=torch.float64)
     empty = EncoderLayout({}, 0, torch.zeros(0, dtype=torch.int64), ())
-    return empty, FlopsModel(none, none.view(0, 0), none.view(0, 0), none, none)
+    return EncoderTrace(empty, FlopsModel(none, none.view(0, 0), none.view(0, 0), none, none), {})

@@ -16,14 +16,16 @@ from spatl.selection.selection import Selection
 
 def costs_of_resnet8() -> Costs:
     model, cut = build_model("resnet8", num_classes=10, in_channels=1, image_size=8, seed=1)
-    layout, flops = trace_groups(
+    trace = trace_groups(
         model, torch.zeros(1, 1, 8, 8), parameters=list(make_split(model, cut).encoder_parameters(model))
     )
+
+    layout = trace.layout
 
     def num_bytes(num_values: int, num_channels: int) -> int:
         return update_bytes(layout, CODECS["float32"], num_values=num_values, num_channels=num_channels)
 
-    return Costs(layout, flops, num_bytes)
+    return Costs(layout, trace.flops, num_bytes)
 
 
 COSTS = costs_of_resnet8()

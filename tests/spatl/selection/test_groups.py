@@ -15,12 +15,13 @@ from tests.networks import MixedNet, RecurrentNet
 
 def traced(model, cut, *, shape=(1, 1, 8, 8), statistics=False):
     split = make_split(model, cut)
-    return trace_groups(
+    trace = trace_groups(
         model,
         torch.zeros(shape),
         parameters=list(split.encoder_parameters(model)),
         statistics=list(split.encoder_statistics(model)) if statistics else [],
     )
+    return trace.layout, trace.flops
 
 
 def built(name, *, size=8, in_channels=1, **options):
