@@ -52,20 +52,9 @@ def train(message: Message, context: Context) -> Message:
         client, _received(message, workplace), store.load(), acknowledged_round=_acknowledged(message)
     )
     store.save(state)
-    metrics = MetricRecord(
-        {
-            "num-examples": report.num_examples,
-            "accuracy": report.accuracy,
-            "loss": report.loss,
-            "train-loss": report.train_loss,
-            "keep-ratio": report.keep_ratio,
-            "flops-ratio": report.flops_ratio,
-            "seconds": report.seconds,
-        }
-    )
     # Written out, so that the bytes are the blob's own and not wrapped in an array format.
     arrays = ArrayRecord({"blob": Array("uint8", (len(blob),), "spatl.blob", blob)})
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({**report.to_metrics()})}), reply_to=message)
 
 
 @app.evaluate()
@@ -73,14 +62,11 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the encoder that was sent, under this client's own predictor."""
     workplace, client, store = _workplace(context), _client(context), _store(context)
-    result, state = workplace.evaluate(
+    report, state = workplace.evaluate(
         client, _received(message, workplace), store.load(), acknowledged_round=_acknowledged(message)
     )
     store.save(state)
-    metrics = MetricRecord(
-        {"num-examples": workplace.num_examples(client), "accuracy": result.accuracy, "loss": result.loss}
-    )
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+    return Message(RecordDict({"metrics": MetricRecord({**report.to_metrics()})}), reply_to=message)
 
 
 def _received(message: Message, workplace: Workplace) -> Model:

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +14,13 @@ from spatl.codec import CODECS
 from spatl.data import ClientData
 from spatl.errors import DivergedError
 from spatl.federation import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
-from spatl.protocol import Model, Update, pack_update, unpack_update
+from spatl.protocol import EvaluateReport, Model, TrainReport, Update, pack_update, unpack_update
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.selection import Selection, select_all
 from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
 from spatl.training.control import GradientHook, correction_hook, proximal_hook, refresh_control
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
 from spatl.training.local import train_
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What a client tells about its round beside the update; evaluation is of the encoder as it arrived."""
-
-    num_examples: int
-    accuracy: float
-    loss: float
-    train_loss: float
-    keep_ratio: float
-    flops_ratio: float
-    seconds: float
 
 
 class Workplace:
@@ -54,7 +41,7 @@ class Workplace:
 
     def train(
         self, client: int, received: Model, state: ClientState | None, *, acknowledged_round: int
-    ) -> tuple[bytes, RoundReport, ClientState]:
+    ) -> tuple[bytes, TrainReport, ClientState]:
         """Do one round.
 
         Args:
@@ -100,7 +87,7 @@ class Workplace:
                 settled.control, received.control, update, self.blueprint.layout, damping=self.config.control.damping
             )
             pending = replace(pending, pending_round=received.server_round, pending_control=refreshed)
-        report = RoundReport(
+        report = TrainReport(
             num_examples=len(data.train),
             accuracy=arrival.accuracy,
             loss=arrival.loss,
@@ -113,10 +100,12 @@ class Workplace:
 
     def evaluate(
         self, client: int, received: Model, state: ClientState | None, *, acknowledged_round: int
-    ) -> tuple[Evaluation, ClientState]:
+    ) -> tuple[EvaluateReport, ClientState]:
         """Evaluate a received encoder under the client's own predictor on its test split; arguments as of `train`."""
         with self._prepared(client, received, state, acknowledged_round) as (model, data, settled):
-            return self._evaluate(model, data), settled
+            result = self._evaluate(model, data)
+        report = EvaluateReport(num_examples=len(data.train), accuracy=result.accuracy, loss=result.loss)
+        return report, settled
 
     def num_examples(self, client: int) -> int:
         """The number of training examples of a client (n_i)."""

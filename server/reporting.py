@@ -8,26 +8,7 @@ from typing import Any
 
 from spatl.history import ClientRow, HistoryRow, append_lines, mean, write_json
 from spatl.ledger import Entry, total
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What a participant reported with an accepted update."""
-
-    accuracy: float
-    loss: float
-    train_loss: float
-    keep_ratio: float
-    flops_ratio: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class FinalReport:
-    """What a client reported of the encoder after the last round."""
-
-    accuracy: float
-    loss: float
+from spatl.protocol import EvaluateReport, TrainReport
 
 
 @dataclass
@@ -38,7 +19,7 @@ class RoundRecord:
     participants: tuple[int, ...] = ()
     trained: dict[int, TrainReport] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
-    final: dict[int, FinalReport] = field(default_factory=dict)
+    final: dict[int, EvaluateReport] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
@@ -55,7 +36,7 @@ class Recorder:
         self.directory = directory
         self.num_examples: dict[int, int] = {}
         self.history: list[HistoryRow] = []
-        self.final: dict[int, FinalReport] = {}
+        self.final: dict[int, EvaluateReport] = {}
         self._round = RoundRecord(server_round=1)
         directory.mkdir(parents=True, exist_ok=True)
 

@@ -18,14 +18,23 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from server.grids import record_bytes
-from server.reporting import FinalReport, Recorder, TrainReport
+from server.reporting import Recorder
 from server.sampling import sample_clients
 from spatl.aggregation import Aggregator
 from spatl.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
 from spatl.ledger import entry
-from spatl.protocol import Model, Update, pack_model, pack_update, section_bytes, unpack_update
+from spatl.protocol import (
+    EvaluateReport,
+    Model,
+    TrainReport,
+    Update,
+    pack_model,
+    pack_update,
+    section_bytes,
+    unpack_update,
+)
 from spatl.seeding import generator
 from spatl.selection.selection import select_all
 from spatl.training.control import fading
@@ -158,10 +167,10 @@ class Federation(FedAvg):
             self._count(reply)
             client = self._clients.get(reply.metadata.src_node_id)
             try:
-                metrics = _metrics(reply)
+                report = EvaluateReport.from_metrics(_metrics(reply))
                 if client is not None:
-                    record.final[client] = FinalReport(metrics["accuracy"], metrics["loss"])
-            except (UpdateRejected, KeyError) as error:
+                    record.final[client] = report
+            except UpdateRejected as error:
                 logger.warning("the final evaluation of client %s failed: %s", client, error)
         fingerprint = hashlib.blake2b(self.state.encoder.numpy().tobytes(), digest_size=16).hexdigest()
         row = self._recorder.finish_round(encoder_fingerprint=fingerprint)
@@ -174,7 +183,16 @@ class Federation(FedAvg):
         update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0)
         rounding = generator(self._config.seed, "measure")
         blob = pack_update(update, layout, CODECS[self._config.wire.uplink], generator=rounding)
-        metrics = MetricRecord({"num-examples": max(self._num_examples.values()), **dict.fromkeys(_TRAIN_METRICS, 1.0)})
+        report = TrainReport(
+            num_examples=max(self._num_examples.values()),
+            accuracy=1.0,
+            loss=1.0,
+            train_loss=1.0,
+            keep_ratio=1.0,
+            flops_ratio=1.0,
+            seconds=1.0,
+        )
+        metrics = MetricRecord({**report.to_metrics()})
         return record_bytes(RecordDict({"arrays": blob_record(blob), "metrics": metrics}))
 
     def _messages(
@@ -219,20 +237,17 @@ class Federation(FedAvg):
         )
 
     def _open_update(self, reply: Message, client: int, server_round: int) -> tuple[Update, TrainReport]:
-        metrics = _metrics(reply)
-        if metrics.get("num-examples") != self._num_examples[client]:
+        report = TrainReport.from_metrics(_metrics(reply))
+        if report.num_examples != self._num_examples[client]:
             raise UpdateRejected(
-                f"num-examples is {metrics.get('num-examples')}, the client registered {self._num_examples[client]}"
+                f"num-examples is {report.num_examples}, the client registered {self._num_examples[client]}"
             )
-        missing = [name for name in _TRAIN_METRICS if name not in metrics]
-        if missing:
-            raise UpdateRejected(f"the metrics lack {', '.join(missing)}")
         try:
             blob = reply.content.array_records["arrays"]["blob"].data
         except KeyError as error:
             raise UpdateRejected(f"the reply lacks {error}") from error
         update = unpack_update(blob, self._blueprint.layout, server_round=server_round, base_version=self.state.version)
-        return update, TrainReport(*(metrics[name] for name in _TRAIN_METRICS))
+        return update, report
 
     def _check_progress(self, server_round: int, num_updates: int) -> None:
         """Raise when the run cannot go on: every reply refused, or a training loss that left all bounds."""
@@ -240,8 +255,8 @@ class Federation(FedAvg):
         if num_updates == 0 and record.rejected:
             client, reason = sorted(record.rejected.items())[0]
             raise SpatlError(
-                f"round {server_round}: no update could be used; client {client} of {len(record.rejected)} refused: "
-                f"{reason}"
+                f"round {server_round}: no update could be used, {len(record.rejected)} were refused; "
+                f"the first, of client {client}: {reason}"
             )
         losses = [report.train_loss for report in record.trained.values()]
         if not losses:
@@ -256,7 +271,6 @@ class Federation(FedAvg):
 
 
 _LONGEST_REASON = 500
-_TRAIN_METRICS = ("accuracy", "loss", "train-loss", "keep-ratio", "flops-ratio", "seconds")
 
 
 def blob_record(blob: bytes) -> ArrayRecord:
@@ -271,23 +285,18 @@ def error_line(error: Error) -> str:
     return lines[-1][:_LONGEST_REASON] if lines else "the client reported an error without a reason"
 
 
-def _metrics(reply: Message) -> dict[str, float]:
-    """The scalar metrics of a reply.
+def _metrics(reply: Message) -> Mapping[str, object]:
+    """The metrics of a reply.
 
     Raises:
-        UpdateRejected: The reply is an error, has no metrics, or one of them is not a finite number.
+        UpdateRejected: The reply is an error, or has no metrics.
     """
     if reply.has_error():
         raise UpdateRejected(error_line(reply.error))
     record = reply.content.metric_records.get("metrics")
     if record is None:
         raise UpdateRejected("the reply has no metrics")
-    metrics: dict[str, float] = {}
-    for name, value in record.items():
-        if isinstance(value, list) or not math.isfinite(value):
-            raise UpdateRejected(f"the metric {name} must be a finite number, got {value}")
-        metrics[name] = value
-    return metrics
+    return dict(record)
 
 
 def _sections(content: RecordDict) -> Mapping[str, int]:

@@ -12,8 +12,8 @@ computed from; `fingerprint` is the layout's, so that both sides mean the same e
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, fields
+from typing import Final, Self
 
 import torch
 from torch import Tensor
@@ -66,6 +66,52 @@ class Model:
     version: int
     encoder: Tensor
     control: Tensor | None
+
+
+class _Report:
+    """A flat dataclass of numbers that travels as scalar metrics; `num_examples` is "num-examples" on the wire."""
+
+    def to_metrics(self) -> dict[str, int | float]:
+        """The metrics of a reply, by their names on the wire."""
+        return {name.replace("_", "-"): value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, object]) -> Self:
+        """Read what `to_metrics` wrote.
+
+        Raises:
+            UpdateRejected: A metric is missing or not a finite number.
+        """
+        values: dict[str, int | float] = {}
+        for field in fields(cls):  # type: ignore[arg-type]  # the subclasses are dataclasses
+            name = field.name.replace("_", "-")
+            value = metrics.get(name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UpdateRejected(f"the metric {name} must be a finite number, got {value}")
+            values[field.name] = value
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport(_Report):
+    """What a client tells with its update; accuracy and loss are of the encoder as it arrived, on the test split."""
+
+    num_examples: int
+    accuracy: float
+    loss: float
+    train_loss: float
+    keep_ratio: float
+    flops_ratio: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReport(_Report):
+    """What a client tells of the encoder after the last round, on its test split."""
+
+    num_examples: int
+    accuracy: float
+    loss: float
 
 
 def pack_update(update: Update, layout: EncoderLayout, codec: Codec, *, generator: torch.Generator) -> bytes:
