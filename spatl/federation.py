@@ -102,7 +102,7 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
     def update_bytes(num_values: int, num_channels: int) -> int:
         return protocol.update_bytes(layout, codec, num_values=num_values, num_channels=num_channels)
 
-    blueprint = Blueprint(config, model, split, Costs(layout, trace.flops, update_bytes), dataset, parts)
+    blueprint = Blueprint(config, model, split, Costs(trace, update_bytes), dataset, parts)
     if config.row.selects and config.selection.selector != "all":
         check_budget(config.selection.budget(), blueprint.costs)
     for client in range(config.partition.num_clients):

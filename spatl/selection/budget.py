@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spatl.errors import BudgetError
-from spatl.selection.groups import FlopsModel
+from spatl.selection.groups import EncoderTrace, FlopsModel
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.selection import Selection
 
@@ -38,14 +38,22 @@ class Costs:
     """The exact cost of channel counts under one budget.
 
     Attributes:
-        layout: The encoder.
-        flops: Its cost model.
+        trace: The encoder's layout, cost model and readers.
         update_bytes: The length in bytes of a packed update with so many values of so many channels.
     """
 
-    layout: EncoderLayout
-    flops: FlopsModel
+    trace: EncoderTrace
     update_bytes: Callable[[int, int], int]
+
+    @property
+    def layout(self) -> EncoderLayout:
+        """The encoder's layout."""
+        return self.trace.layout
+
+    @property
+    def flops(self) -> FlopsModel:
+        """What the encoder's channels cost to compute."""
+        return self.trace.flops
 
     def of(self, counts: Tensor, kind: Literal["keep_ratio", "flops_ratio", "uplink_bytes"]) -> float:
         """The cost of keeping `counts` (int64 [G]) channels of each group, in the unit of the budget's kind."""

@@ -25,7 +25,7 @@ class SelectionRequest:
         model: The trained network; a selector leaves it as it found it.
         weights: float32 [N], the trained encoder (y_i) in the layout's order.
         update: float32 [N], y_i - x.
-        costs: Layout and costs of the encoder.
+        costs: The encoder: its layout, what its channels cost, and which layers read them.
         budget: What the client may spend.
         validation: The client's validation split, for selectors that measure.
         server_round: The current round, from 1.

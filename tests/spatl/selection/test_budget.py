@@ -25,7 +25,7 @@ def costs_of_resnet8() -> Costs:
     def num_bytes(num_values: int, num_channels: int) -> int:
         return update_bytes(layout, CODECS["float32"], num_values=num_values, num_channels=num_channels)
 
-    return Costs(layout, trace.flops, num_bytes)
+    return Costs(trace, num_bytes)
 
 
 COSTS = costs_of_resnet8()
