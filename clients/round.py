@@ -35,7 +35,8 @@ class Workplace:
         self.config = blueprint.config
         self.device = choose_device(self.config.training.device)
         self._model = copy.deepcopy(blueprint.model).to(self.device)
-        self._initial = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        # Not the state dict: buffers that are not persistent would be left to the next client.
+        self._initial = {name: tensor.detach().clone() for name, tensor in _tensors(self._model).items()}
         self._data: dict[int, ClientData] = {}
         self._selector = SELECTORS[self.config.selection.selector].make()
 
@@ -73,10 +74,10 @@ class Workplace:
             result = train_(model, parameters, data.train, settings.settings(), generator=order, hooks=hooks)
             weights = self.blueprint.layout.flatten(encoder_tensors(model, self.blueprint.split))
             private = self._private(model)
-            if not torch.isfinite(weights).all() or not all(torch.isfinite(t).all() for t in private.values()):
+            if not torch.isfinite(weights).all() or not all(torch.isfinite(p).all() for p in parameters.values()):
                 raise DivergedError(
                     f"client {client} diverged in round {received.server_round} (train loss {result.loss:g}): "
-                    "lower training.learning_rate or control.damping"
+                    f"lower training.learning_rate{' or control.damping' if method.controls else ''}"
                 )
             choice = self._select(model, data, received, weights, settled, client)
             blob, update = self._encode(received, weights, choice.selection, result.step_weight, client)
@@ -127,7 +128,9 @@ class Workplace:
             reproducible(training.threads),
             seeded_globals(seed, "layers", server_round=received.server_round, client=client),
         ):
-            self._model.load_state_dict(self._initial)
+            with torch.no_grad():
+                for name, tensor in _tensors(self._model).items():
+                    tensor.copy_(self._initial[name])
             self._model.train()
             load_encoder_(self._model, self.blueprint.split, self.blueprint.layout, received.encoder)
             if settled.private:
@@ -136,7 +139,7 @@ class Workplace:
 
     def _evaluate(self, model: nn.Module, data: ClientData) -> Evaluation:
         training = self.config.training
-        if training.batch_norm == "local" and self.config.row.shares != "nothing":
+        if training.batch_norm == "local":
             recalibrate_(model, data.train, batch_size=training.batch_size)
         return evaluate(model, data.test, precision=training.precision)
 
@@ -195,3 +198,8 @@ class Workplace:
 
     def _generator(self, purpose: str, server_round: int, client: int) -> torch.Generator:
         return generator(self.config.seed, purpose, server_round=server_round, client=client)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, persistent or not, by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -77,7 +77,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
         "data": config.data.name,
         "model": config.model.name,
         "num_clients": len(nodes),
-        "engine": "inline" if isinstance(grid, InProcessGrid) else "flower",
+        "engine": _engine_name(grid, config),
         "versions": {
             "spatl": spatl.__version__,
             "flwr": version("flwr"),
@@ -85,9 +85,15 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
             "python": platform.python_version(),
         },
     }
-    num_updates = sum(row.participants + row.rejected for row in recorder.history)
-    whole = num_updates * strategy.whole_encoder_reply_bytes() if blueprint.layout.num_entries else 0
-    return recorder.write_summary(facts, whole_encoder_uplink_bytes=whole)
+    whole = strategy.whole_update_bytes() if blueprint.layout.num_entries else 0
+    return recorder.write_summary(facts, whole_update_bytes=whole)
+
+
+def _engine_name(grid: Grid, config: ExperimentConfig) -> str:
+    """What really ran: `flwr run` may run a config that says `inline`."""
+    if isinstance(grid, InProcessGrid):
+        return "inline"
+    return config.engine if config.engine != "inline" else "flower"
 
 
 def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> tuple[dict[int, int], dict[int, int]]:
@@ -125,14 +131,18 @@ def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> tuple[dic
 def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, int]:
     if reply.has_error():
         raise SpatlError(f"a client could not register: {error_line(reply.error)}")
-    metrics = reply.content.metric_records["metrics"]
-    client, examples = metrics["partition-id"], metrics["num-examples"]
+    try:
+        metrics = reply.content.metric_records["metrics"]
+        client, examples = metrics["partition-id"], metrics["num-examples"]
+        fingerprint = reply.content.config_records["config"]["fingerprint"]
+    except KeyError as error:
+        raise SpatlError(f"a client's registration lacks {error}") from error
     num_clients = blueprint.config.partition.num_clients
     if not isinstance(client, int) or not 0 <= client < num_clients:
         raise ConfigError(f"a node says it holds partition {client}; the config has {num_clients}, counted from 0")
     if not isinstance(examples, int) or examples < 1:
         raise SpatlError(f"client {client} registered with {examples} training examples, expected at least 1")
-    if reply.content.config_records["config"]["fingerprint"] != blueprint.layout.fingerprint:
+    if fingerprint != blueprint.layout.fingerprint:
         raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
     return client, examples
 

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -26,9 +26,12 @@ from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.config import ExperimentConfig
 from spatl.errors import SpatlError
 
+logger = logging.getLogger(__name__)
+
 SERVER_APP = "server.app:app"
 CLIENT_APP = "clients.app:app"
 _START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
 
 
 def run_inline(config: ExperimentConfig, directory: Path) -> None:
@@ -57,6 +60,8 @@ def run_ray(config: ExperimentConfig, directory: Path) -> None:
     Raises:
         SpatlError: The run cannot start or cannot go on.
     """
+    if torch.cuda.is_available() and config.resources.gpus_per_client == 0 and config.training.device != "cpu":
+        logger.warning("Ray hides the GPUs from clients that ask for none: set resources.gpus_per_client, e.g. to 0.25")
     directory.mkdir(parents=True, exist_ok=True)
     log_path = directory / "flower.log"
     with tempfile.TemporaryDirectory(prefix="spatl-") as scratch, log_path.open("ab") as log:
@@ -95,7 +100,8 @@ def _load(reference: str) -> object:
 def _write_app(app: Path, config: ExperimentConfig, directory: Path) -> None:
     """Write an app bundle that only refers to the installed packages; its run config carries everything."""
     values = {"config": config.to_json(), "out": str(directory)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]  # a JSON string is a TOML string
+    # A JSON string is a TOML string once its characters are written out.
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     content = "\n".join(
         [
             "[project]",
@@ -112,7 +118,6 @@ def _write_app(app: Path, config: ExperimentConfig, directory: Path) -> None:
             "",
         ]
     )
-    tomllib.loads(content)
     (app / "pyproject.toml").write_text(content, encoding="utf-8")
 
 
@@ -152,14 +157,42 @@ def _superlink(home: Path, environment: dict[str, str], log_path: Path) -> Itera
             time.sleep(0.2)
         yield f"127.0.0.1:{port}"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all below it: the simulation and Ray run in process groups of their own."""
+    below = _descendants(process.pid)
+    for number in (process.pid, *below):
+        _signal(number, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < deadline and (process.poll() is None or any(_signal(number, 0) for number in below)):
+        time.sleep(0.1)
+    for number in (process.pid, *below):
+        _signal(number, signal.SIGKILL)
+    process.wait()
+
+
+def _descendants(root: int) -> list[int]:
+    """The process ids below one, nearest first."""
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+    children: dict[int, list[int]] = {}
+    for line in listing.splitlines():
+        number, parent = (int(part) for part in line.split())
+        children.setdefault(parent, []).append(number)
+    found = [root]
+    for number in found:
+        found.extend(children.get(number, []))
+    return found[1:]
+
+
+def _signal(number: int, what: int) -> bool:
+    """Send a signal; false if the process is gone."""
+    try:
+        os.kill(number, what)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def _healthy(port: int) -> bool:

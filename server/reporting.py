@@ -29,14 +29,18 @@ class Recorder:
 
     Args:
         directory: Where `history.jsonl`, `clients.jsonl` and `ledger.jsonl` go; it is made if it is not there.
+
+    Attributes:
         num_examples: Training examples by client, filled in at registration.
+        history: The rounds written so far.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.num_examples: dict[int, int] = {}
         self.history: list[HistoryRow] = []
-        self.final: dict[int, EvaluateReport] = {}
+        self._final: dict[int, EvaluateReport] = {}
+        self._num_updates = self._update_bytes = 0
         self._round = RoundRecord(server_round=1)
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -53,30 +57,41 @@ class Recorder:
         append_lines(self.directory / "clients.jsonl", (asdict(row) for row in self._client_rows(record)))
         append_lines(self.directory / "history.jsonl", [asdict(row)])
         self.history.append(row)
-        self.final = record.final
+        self._final = record.final
+        updates = [item for item in record.entries if item.phase == "train" and item.direction == "uplink"]
+        self._num_updates += len(updates)
+        self._update_bytes += sum(item.num_bytes for item in updates)
         self._round = RoundRecord(server_round=record.server_round + 1)
         return row
 
-    def write_summary(self, facts: Mapping[str, Any], *, whole_encoder_uplink_bytes: int) -> dict[str, Any]:
-        """Write `summary.json`: the facts given, and what the rounds add up to."""
+    def write_summary(self, facts: Mapping[str, Any], *, whole_update_bytes: int) -> dict[str, Any]:
+        """Write `summary.json`: the facts given, and what the rounds add up to.
+
+        Args:
+            facts: What does not follow from the rounds.
+            whole_update_bytes: The measured length of one reply that sends every entry; 0 if there is none.
+        """
+        whole = self._num_updates * whole_update_bytes
         uplink = sum(row.uplink_bytes for row in self.history)
         downlink = sum(row.downlink_bytes for row in self.history)
-        accuracies = {client: report.accuracy for client, report in sorted(self.final.items())}
+        accuracies = {client: report.accuracy for client, report in sorted(self._final.items())}
         summary = {
             **facts,
             "rounds": len(self.history),
             "accuracy": mean(accuracies.values()),
             "accuracy_min": min(accuracies.values(), default=None),
-            "loss": mean(report.loss for report in self.final.values()),
+            "loss": mean(report.loss for report in self._final.values()),
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,
             "total_bytes": uplink + downlink,
-            "whole_encoder_uplink_bytes": whole_encoder_uplink_bytes,
-            "uplink_share": uplink / whole_encoder_uplink_bytes if whole_encoder_uplink_bytes else None,
+            "update_bytes": self._update_bytes,
+            "whole_encoder_uplink_bytes": whole,
+            "uplink_share": self._update_bytes / whole if whole else None,
             "keep_ratio": mean(row.keep_ratio for row in self.history if row.keep_ratio is not None),
             "flops_ratio": mean(row.flops_ratio for row in self.history if row.flops_ratio is not None),
             "rejected": sum(row.rejected for row in self.history),
             "missing": sum(row.missing for row in self.history),
+            "not_evaluated": len(self.num_examples) - len(self._final),
             "seconds": sum(row.seconds for row in self.history),
             "clients": {str(client): accuracy for client, accuracy in accuracies.items()},
         }

@@ -7,9 +7,10 @@ folded in as the grid yields them.
 import hashlib
 import logging
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
@@ -89,6 +90,9 @@ class Federation(FedAvg):
         self._num_examples = num_examples
         self._recorder = recorder
         self._first_loss: float | None = None
+        self._useless_rounds = 0
+        training = self._config.training.settings()
+        self._step_weights = {client: training.step_weight(number) for client, number in num_examples.items()}
         layout = blueprint.layout
         control = torch.zeros(layout.num_parameter_entries) if self._config.row.controls else None
         self.state = ServerState(0, blueprint.initial_encoder(), control, folded={})
@@ -141,7 +145,7 @@ class Federation(FedAvg):
                 record.rejected[client] = str(error)
             else:
                 record.trained[client] = report
-        self._check_progress(server_round, aggregator.num_updates)
+        self._check_progress(server_round, aggregator)
         if aggregator.num_updates >= config.server.min_replies:
             folded = {**state.folded, **dict.fromkeys(record.trained, server_round)}
             self.state = ServerState(state.version + 1, aggregator.encoder(), aggregator.control(), folded)
@@ -172,12 +176,15 @@ class Federation(FedAvg):
                     record.final[client] = report
             except UpdateRejected as error:
                 logger.warning("the final evaluation of client %s failed: %s", client, error)
-        fingerprint = hashlib.blake2b(self.state.encoder.numpy().tobytes(), digest_size=16).hexdigest()
-        row = self._recorder.finish_round(encoder_fingerprint=fingerprint)
+        row = self._recorder.finish_round(encoder_fingerprint=self._fingerprint())
+        if server_round == self._config.rounds and not record.final:
+            raise SpatlError(
+                "no client could evaluate the encoder after the last round; the rounds themselves are written"
+            )
         shown = {k: v for k, v in (("accuracy", row.accuracy), ("loss", row.loss)) if v is not None}
         return MetricRecord(dict(shown)) if shown else None
 
-    def whole_encoder_reply_bytes(self) -> int:
+    def whole_update_bytes(self) -> int:
         """The records of a reply that sends every entry: packed and serialised for real, and measured."""
         layout = self._blueprint.layout
         update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0)
@@ -247,29 +254,51 @@ class Federation(FedAvg):
         except KeyError as error:
             raise UpdateRejected(f"the reply lacks {error}") from error
         update = unpack_update(blob, self._blueprint.layout, server_round=server_round, base_version=self.state.version)
+        if not math.isclose(update.step_weight, self._step_weights[client], rel_tol=1e-9):
+            raise UpdateRejected(
+                f"the step weight is {update.step_weight:g}, this training adds up to {self._step_weights[client]:g}"
+            )
         return update, report
 
-    def _check_progress(self, server_round: int, num_updates: int) -> None:
-        """Raise when the run cannot go on: every reply refused, or a training loss that left all bounds."""
+    def _check_progress(self, server_round: int, aggregator: Aggregator) -> None:
+        """Raise when the run cannot go on: no usable update any more, or numbers that left all bounds."""
         record = self._recorder.round
-        if num_updates == 0 and record.rejected:
+        everyone_refused = len(record.rejected) == len(self._nodes) > 1
+        self._useless_rounds = 0 if aggregator.num_updates or not record.rejected else self._useless_rounds + 1
+        if everyone_refused or self._useless_rounds == _USELESS_ROUNDS:
             client, reason = sorted(record.rejected.items())[0]
-            raise SpatlError(
-                f"round {server_round}: no update could be used, {len(record.rejected)} were refused; "
-                f"the first, of client {client}: {reason}"
+            self._stop(
+                SpatlError(
+                    f"round {server_round}: no update could be used, {len(record.rejected)} were refused; "
+                    f"the first, of client {client}: {reason}"
+                )
             )
-        losses = [report.train_loss for report in record.trained.values()]
-        if not losses:
+        if not aggregator.num_updates:
             return
-        loss = math.fsum(losses) / len(losses)
+        # The median, so that one client's number neither stops a run nor hides that it should stop.
+        loss = statistics.median(report.train_loss for report in record.trained.values())
         self._first_loss = self._first_loss if self._first_loss is not None else max(loss, 1.0)
-        if loss > _DIVERGED_LOSS_FACTOR * self._first_loss:
-            raise DivergedError(
-                f"the run diverged in round {server_round}: the mean training loss is {loss:.3g}, it started at "
-                f"{self._first_loss:.3g}; lower training.learning_rate or control.damping"
+        finite = bool(torch.isfinite(aggregator.encoder()).all())
+        if loss > _DIVERGED_LOSS_FACTOR * self._first_loss or not finite:
+            what = f"the median training loss is {loss:.3g}" if finite else "the average is not finite"
+            damping = " or control.damping" if self._config.row.controls else ""
+            self._stop(
+                DivergedError(
+                    f"the run diverged in round {server_round}: {what}, the loss started at {self._first_loss:.3g}; "
+                    f"lower training.learning_rate{damping}, or server.learning_rate if it is above 1"
+                )
             )
 
+    def _stop(self, error: SpatlError) -> NoReturn:
+        """Write the round as far as it went, then raise."""
+        self._recorder.finish_round(encoder_fingerprint=self._fingerprint())
+        raise error
 
+    def _fingerprint(self) -> str:
+        return hashlib.blake2b(self.state.encoder.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+_USELESS_ROUNDS = 3
 _LONGEST_REASON = 500
 
 

@@ -105,9 +105,9 @@ class Aggregator:
             raise UpdateRejected(f"num-examples must be at least 1, got {num_examples}")
         entries = update.selection.entries(self._layout)
         terms = update.values.to(torch.float64) * num_examples
-        if self._normalizes:
-            terms = terms / update.step_weight
         is_parameter = entries < self._layout.num_parameter_entries
+        if self._normalizes:
+            terms[is_parameter] /= update.step_weight
         gradients = -update.values[is_parameter].to(torch.float64) / update.step_weight * num_examples
         for quantity in (terms, gradients):
             if quantity.numel() and not float(quantity.abs().max()) < _LARGEST_TERM:
@@ -119,18 +119,25 @@ class Aggregator:
         self._step_weights.append((num_examples, update.step_weight))
 
     def encoder(self) -> Tensor:
-        """X after the round, float32 [N]: entries nobody sent keep their bits."""
+        """The encoder x after the round, float32 [N]: entries nobody sent keep their bits.
+
+        Statistics are plain weighted means: a learning rate above 1 would extrapolate a variance below 0.
+        """
         examples = self._examples[self._layout.owner]
         sent = examples > 0
-        scale = self._learning_rate
-        if self._normalizes and self._step_weights:
-            total = sum(n for n, _ in self._step_weights)
-            scale *= math.fsum(n * a for n, a in self._step_weights) / total
+        scale = torch.ones(self._layout.num_entries, dtype=torch.float64)
+        scale[: self._layout.num_parameter_entries] = self._learning_rate * self._mean_step_weight()
         moved = self._encoder.to(torch.float64) + scale * self._updates.total() / examples.clamp(min=1)
         return torch.where(sent, moved.to(torch.float32), self._encoder)
 
+    def _mean_step_weight(self) -> float:
+        """What normalised updates are multiplied by: sum_i p_i a_i over the participants; 1 without normalisation."""
+        if not self._normalizes or not self._step_weights:
+            return 1.0
+        return math.fsum(n * a for n, a in self._step_weights) / sum(n for n, _ in self._step_weights)
+
     def control(self) -> Tensor | None:
-        """C after the round, float32 [P]; it moves by what the participants' c_i move, weighted over ALL clients."""
+        """The control variate c after the round, float32 [P]: c moves as the c_i do, weighted over ALL clients."""
         if self._control is None:
             return None
         examples = self._examples[self._layout.owner[: self._layout.num_parameter_entries]]

@@ -3,8 +3,10 @@
 import argparse
 import logging
 import shlex
+import signal
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     command: Callable[[argparse.Namespace], None] = options.command
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
     try:
         command(options)
     except SpatlError as error:

@@ -3,28 +3,35 @@
 Every section is frozen and checks itself when made; an error names the key, what came and what is allowed.
 """
 
-import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spatl.codec import CODECS
 from spatl.data import DATASETS, PARTITIONERS
-from spatl.errors import ConfigError
+from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS, Method
 from spatl.models import MODELS
 from spatl.selection.budget import Budget
 from spatl.selection.selectors import SELECTORS
 from spatl.training.local import LocalTraining
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Ratio = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+
+def _not_a_switch(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {str(value).lower()}")
+    return value
+
+
+Fraction = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, lt=1)]
+Ratio = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, le=1)]
+Positive = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -116,8 +123,7 @@ class TrainingConfig(Section):
     @field_validator("device")
     @classmethod
     def _device(cls, device: str) -> str:
-        kind, _, index = device.partition(":")
-        if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
             raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
         return device
 
@@ -256,6 +262,13 @@ class ExperimentConfig(Section):
     def _known(cls, method: str) -> str:
         return _choice(method, METHODS)
 
+    @model_validator(mode="after")
+    def _enough_replies(self) -> Self:
+        participants = max(1, round(self.server.fraction_train * self.partition.num_clients))
+        if self.server.min_replies > participants:
+            raise ValueError(f"server.min_replies is {self.server.min_replies}, but a round has {participants} clients")
+        return self
+
     @property
     def row(self) -> Method:
         """The facts of the method."""
@@ -283,7 +296,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         raise ConfigError(f"config file not found: {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read config file {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError of a date that is none
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         content = {}
@@ -342,7 +355,7 @@ def _with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[s
             raise ConfigError(f"--set expects section.key=value, got {override!r}")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
         *parents, leaf = key.split(".")
         section = content
@@ -359,12 +372,7 @@ def _choice(name: str, table: Mapping[str, object], *, more: str = "") -> str:
     if name in table:
         return name
     known = ", ".join(table) + (f", {more}" if more else "")
-    raise ValueError(f"unknown name {name!r}{_did_you_mean(name, table)}; known: {known}")
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError(f"unknown name {name!r}{did_you_mean(name, table)}; known: {known}")
 
 
 def _line(error: Any) -> str:
@@ -374,7 +382,7 @@ def _line(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         allowed = _keys_of(location[:-1])
         where = ".".join(location[:-1]) or "the top level"
-        return f"{key}: unknown key{_did_you_mean(location[-1], allowed)}; {where} takes {', '.join(allowed)}"
+        return f"{key}: unknown key{did_you_mean(location[-1], allowed)}; {where} takes {', '.join(allowed)}"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
     if error["type"] == "model_type":

@@ -9,6 +9,9 @@ SpatlError
 └── DivergedError      training that left the finite numbers
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class SpatlError(Exception):
     """Something the reader of the message can put right."""
@@ -36,3 +39,9 @@ class UpdateRejected(SpatlError):
 
 class DivergedError(SpatlError):
     """A run whose loss or weights are no longer finite."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the part of a message that suggests the known name closest to a wrong one; empty if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -3,6 +3,7 @@
 Server and clients never send each other the structure of anything; they build it, and compare fingerprints.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from spatl import protocol
 from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
-from spatl.errors import ConfigError
+from spatl.errors import ConfigError, ModelError
 from spatl.models import Split, build_model, make_split
 from spatl.selection.budget import Costs, check_budget
 from spatl.selection.groups import trace_groups
@@ -89,6 +90,7 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         options=config.model.options,
         seed=config.seed,
     )
+    _check_output(model, dataset)
     split = _SPLITS[config.row.shares](model, cut)
     shared = config.training.batch_norm == "shared"
     trace = trace_groups(
@@ -162,6 +164,19 @@ def reproducible(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+
+
+def _check_output(model: nn.Module, dataset: Dataset) -> None:
+    """Raise unless the model gives one logit per class, here rather than inside a client."""
+    try:
+        probe = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            logits = probe(dataset.images[:1])
+    except Exception as error:
+        raise ModelError(f"the model fails on an input of shape {tuple(dataset.images[:1].shape)}: {error}") from error
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (1, dataset.num_classes):
+        raise ModelError(f"for one image the model must return logits of shape (1, {dataset.num_classes}), got {found}")
 
 
 def _everything_private(model: nn.Module, cut: tuple[str, ...]) -> Split:

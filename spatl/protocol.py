@@ -68,6 +68,10 @@ class Model:
     control: Tensor | None
 
 
+_SHARES: Final = ("accuracy", "keep-ratio", "flops-ratio")
+_LARGEST_METRIC: Final = 1e9
+
+
 class _Report:
     """A flat dataclass of numbers that travels as scalar metrics; `num_examples` is "num-examples" on the wire."""
 
@@ -88,6 +92,9 @@ class _Report:
             value = metrics.get(name)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise UpdateRejected(f"the metric {name} must be a finite number, got {value}")
+            highest = 1.0 if name in _SHARES else _LARGEST_METRIC
+            if not 0 <= value <= highest:
+                raise UpdateRejected(f"the metric {name} must lie in [0, {highest:g}], got {value}")
             values[field.name] = value
         return cls(**values)
 

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ def run(
         >>> result.summary["accuracy"]
     """
     directory = fresh_directory(config, directory)
-    cached_blueprint(config.to_json())  # a mistake in the config shows here, before anything starts
+    cached_blueprint(config.to_json())  # a mistake in the config shows here, before anything is written
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
     _run_one(config, directory, on_round)
     if config.report.compare_alone and config.method != "local":
         _run_one(alone(config), directory / "alone", on_round_alone)
@@ -71,20 +76,20 @@ def alone(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def fresh_directory(config: ExperimentConfig, directory: str | Path | None) -> Path:
-    """Make the directory of a run: the one given, which must be new or empty, or one named after method and time.
+    """Return the directory of a run: the one given, or one named after method and time; it is not made yet.
 
     Raises:
-        SpatlError: It holds something already, or cannot be made.
+        SpatlError: It holds something already, or cannot be looked into.
     """
     if directory is None:
         directory = Path("runs") / f"{config.method}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path(directory).absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is already there and not empty; choose another directory for this run (--out)")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
-        raise SpatlError(f"cannot make the run's directory {path}: {error.strerror}") from error
+        raise SpatlError(f"cannot use {path} for this run: {error.strerror}") from error
+    if taken:
+        raise ConfigError(f"{path} is already there and not empty; choose another directory for this run (--out)")
     return path
 
 
@@ -92,13 +97,13 @@ def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound) -> No
     module, _, name = ENGINES[config.engine].partition(":")
     engine: Callable[[ExperimentConfig, Path], None] = getattr(importlib.import_module(module), name)
     over = threading.Event()
-    follower = threading.Thread(target=_follow, args=(directory / "history.jsonl", on_round, over), daemon=True)
-    follower.start()
-    try:
-        engine(config, directory)
-    finally:
-        over.set()
-        follower.join()
+    with ThreadPoolExecutor(1, thread_name_prefix="spatl-follow") as pool:
+        following = pool.submit(_follow, directory / "history.jsonl", on_round, over)
+        try:
+            engine(config, directory)
+        finally:
+            over.set()
+    following.result()  # what the caller's own on_round raised
 
 
 def _follow(path: Path, on_round: OnRound, over: threading.Event) -> None:

@@ -6,7 +6,6 @@ after Hsu et al. (2019, arXiv 1909.06335); the smaller alpha, the fewer classes 
 until no client is too small to learn and be tested on.
 """
 
-import difflib
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spatl.errors import DataError
+from spatl.errors import DataError, did_you_mean
 from spatl.seeding import numpy_generator
 
 _MAX_DRAWS = 1000
@@ -43,8 +42,7 @@ def partition(
         DataError: The name is unknown, a value is out of range, or the examples do not suffice for the clients.
     """
     if name not in PARTITIONERS:
-        closest = difflib.get_close_matches(str(name), PARTITIONERS, n=1)
-        suggestion = f" (did you mean {closest[0]!r}?)" if closest else ""
+        suggestion = did_you_mean(str(name), PARTITIONERS)
         raise DataError(f"unknown partitioner {name!r}{suggestion}; known: {', '.join(sorted(PARTITIONERS))}")
     if labels.dim() != 1 or labels.dtype != torch.int64:
         raise DataError(

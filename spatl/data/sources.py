@@ -4,7 +4,6 @@ The table is the only place where a name becomes a data set; adding a source is 
 and its options as keyword arguments, checks their values and holds their defaults.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 
 from spatl.data.dataset import Dataset
 from spatl.data.synthetic import synthetic
-from spatl.errors import DataError
+from spatl.errors import DataError, did_you_mean
 
 __all__ = ["DATASETS", "Dataset", "DatasetEntry", "digits", "load_dataset"]
 
@@ -55,19 +54,16 @@ def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = No
         DataError: The name or an option is unknown, a value is out of range, or an optional package is missing.
     """
     if name not in DATASETS:
-        raise DataError(f"unknown data set {name!r}{_suggestion(name, DATASETS)}; known: {', '.join(sorted(DATASETS))}")
+        raise DataError(
+            f"unknown data set {name!r}{did_you_mean(name, DATASETS)}; known: {', '.join(sorted(DATASETS))}"
+        )
     entry = DATASETS[name]
     given, known = dict(options or {}), entry.options
     for option in given:
         if option not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise DataError(f"data set {name!r} has no option {option!r}{_suggestion(option, known)}; {takes}")
+            raise DataError(f"data set {name!r} has no option {option!r}{did_you_mean(option, known)}; {takes}")
     return entry.loader(seed, **given)
-
-
-def _suggestion(word: str, known: Mapping[str, object]) -> str:
-    closest = difflib.get_close_matches(str(word), known, n=1)
-    return f" (did you mean {closest[0]!r}?)" if closest else ""
 
 
 def digits(seed: int) -> Dataset:

@@ -4,16 +4,15 @@ The choice by name happens here and nowhere else. All that a user can get wrong 
 line; what went wrong inside the user's own code stays attached as its cause.
 """
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from spatl.errors import ModelError
+from spatl.errors import ModelError, did_you_mean
 from spatl.models.cnn import cnn
 from spatl.models.resnet import resnet8, resnet20, resnet32, resnet56
 from spatl.models.split import checked_cut, top_level_names
@@ -138,7 +137,7 @@ def build_model(
 def _known_entry(name: str) -> ModelEntry:
     if name not in MODELS:
         raise ModelError(
-            f"unknown model {name!r}{_closest(name, MODELS)}; the known ones are {', '.join(MODELS)}, "
+            f"unknown model {name!r}{did_you_mean(name, MODELS)}; the known ones are {', '.join(MODELS)}, "
             'or "package.module:factory" for your own (configs: model.name)'
         )
     return MODELS[name]
@@ -154,7 +153,7 @@ def _imported_factory(reference: str) -> Factory:
         raise ModelError(f"model {reference!r}: {_import_failure(module_name, error)}") from error
     factory: Factory | None = getattr(module, attribute, None)
     if factory is None:
-        hint = _closest(attribute, vars(module))
+        hint = did_you_mean(attribute, vars(module))
         raise ModelError(f"model {reference!r}: module {module_name!r} has no {attribute!r}{hint}")
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ModelError(
@@ -191,7 +190,7 @@ def _accepted_arguments(
     for option in options:
         if option not in taken:
             raise ModelError(
-                f"model {name!r} has no option {option!r}{_closest(option, taken)}; "
+                f"model {name!r} has no option {option!r}{did_you_mean(option, taken)}; "
                 f"it takes {', '.join(taken) or 'none'} (configs: model.options)"
             )
     return {size: value for size, value in sizes.items() if size in accepted} | dict(options)
@@ -207,11 +206,6 @@ def _made_by(factory: Factory, name: str, arguments: Mapping[str, Any]) -> nn.Mo
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory of model {name!r} must return a torch.nn.Module, got {type(model).__name__}")
     return model
-
-
-def _closest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def _one_line(error: Exception) -> str:

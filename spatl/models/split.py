@@ -42,14 +42,15 @@ class Split:
         return {name: value for name, value in _trainable(model).items() if self.in_predictor(name)}
 
     def encoder_statistics(self, model: nn.Module) -> dict[str, Tensor]:
-        """The encoder's floating-point buffers, such as BatchNorm's running mean and variance.
+        """The running means and variances of the encoder's normalisation layers.
 
-        Integer buffers (BatchNorm's batch counter, index tables) are left out: they cannot be averaged.
+        Other buffers are left out: integer ones (batch counters, index tables) cannot be averaged, and floating ones
+        (masks, position tables) are constants, which may be infinite.
         """
+        layers = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+        wanted = {f"{layer}.{kind}" if layer else kind for layer in layers for kind in ("running_mean", "running_var")}
         return {
-            name: buffer
-            for name, buffer in model.named_buffers()
-            if buffer.is_floating_point() and not self.in_predictor(name)
+            name: buffer for name, buffer in model.named_buffers() if name in wanted and not self.in_predictor(name)
         }
 
     def private_state(self, model: nn.Module, *, statistics: bool) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ A selection keeps at least one channel of every group, so that it is always a ne
 error that names the smallest possible value. Costs are those of the integer channel counts, never estimates.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -76,7 +77,7 @@ def check_budget(budget: Budget, costs: Costs) -> None:
         return
     floor = costs.of(torch.ones(len(costs.layout.groups), dtype=torch.int64), budget.kind)
     if floor > budget.limit:
-        smallest = f"{floor:.0f}" if budget.kind == "uplink_bytes" else f"{floor:.4f}"
+        smallest = f"{floor:.0f}" if budget.kind == "uplink_bytes" else f"{math.ceil(1e4 * floor) / 1e4:.4f}"
         raise BudgetError(
             f"selection.{budget.kind} is {budget.limit:g}, but one channel of each of the "
             f"{len(costs.layout.groups)} groups already costs {smallest}; raise it to at least {smallest}"

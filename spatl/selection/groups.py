@@ -101,7 +101,13 @@ def trace_groups(
     if not names:
         return _empty_trace()
 
-    network = copy.deepcopy(model).to("cpu").eval().requires_grad_(True)
+    unusable = [name for name in names if tensors[name].numel() == 0 or not tensors[name].is_floating_point()]
+    if unusable:
+        raise ModelError(f"parameter {unusable[0]!r} is empty or not real, which cannot be shared; freeze or remove it")
+    try:
+        network = copy.deepcopy(model).to("cpu").eval().requires_grad_(True)
+    except Exception as error:
+        raise ModelError(f"the model cannot be copied: {error}") from error
     example = example[:1].to("cpu", torch.float32)
     macs = _measure_macs(network, example)
     channels = _Channels(network, set(names))
@@ -126,9 +132,6 @@ class _Channels:
         self._owned: dict[str, tuple[int, dict[int, tuple[str, int]]]] = {}  # name -> (dimension, index -> channel)
         self._outputs: dict[str, dict[int, tuple[str, int]]] = {}  # layer -> output index -> channel
         self._inputs: dict[str, dict[int, tuple[str, int]]] = {}
-
-    def covers(self, layer: str, index: int) -> bool:
-        return index in self._outputs.get(layer, {})
 
     def add_group(self, root: str, items: list[tuple[nn.Module | nn.Parameter, bool, list[int], list[int]]]) -> None:
         for target, is_output, indices, roots in items:
@@ -231,7 +234,11 @@ class _Channels:
         for name, table in self._inputs.items():
             layer = self._network.get_submodule(name)
             if isinstance(layer, _LAYERS):
-                channels = torch.full((_widths(layer)[1],), -1, dtype=torch.int64)
+                width = _widths(layer)[1]
+                if max(table) >= width:  # as behind a pixel shuffle, whose rearrangement the graph does not follow
+                    logger.warning("which channels layer %s reads cannot be told; it is never masked", name)
+                    continue
+                channels = torch.full((width,), -1, dtype=torch.int64)
                 for index, channel in table.items():
                     channels[index] = self._index.get(channel, -1)
                 if bool((channels >= 0).any()):
@@ -292,12 +299,17 @@ def _measure_macs(network: nn.Module, example: Tensor) -> dict[str, int]:
 
 @contextmanager
 def _output_hooks(network: nn.Module, macs: dict[str, int]) -> Iterator[None]:
-    def record(name: str, module: nn.Module, output: Tensor) -> None:
-        per_output = module.weight.numel() // _widths(module)[0]  # type: ignore[operator]  # layers have a weight
-        macs[name] = macs.get(name, 0) + output[0].numel() * per_output
+    def record(name: str, module: nn.Module, images: Tensor, output: Tensor) -> None:
+        num_outputs, num_inputs = _widths(module)
+        num_weights: int = module.weight.numel()  # type: ignore[operator]  # layers have one
+        if isinstance(module, _OUTPUT_IN_DIMENSION_1):  # every input position is spread by the kernel
+            count = images[0].numel() * num_weights // num_inputs
+        else:
+            count = output[0].numel() * num_weights // num_outputs
+        macs[name] = macs.get(name, 0) + count
 
     handles = [
-        module.register_forward_hook(lambda m, _, output, name=name: record(name, m, output))
+        module.register_forward_hook(lambda m, images, output, name=name: record(name, m, images[0], output))
         for name, module in network.named_modules()
         if isinstance(module, _LAYERS)
     ]

@@ -2,6 +2,8 @@
 
 Channels are removed where they are read: the weights that read a dropped channel become zero. Zeroing what a channel
 is made of instead would leave its constant part behind, since BatchNorm and biases make f(0) something other than 0.
+Only convolutions and linear layers read here: where something else mixes channels (a product of two tensors, LayerNorm,
+GroupNorm), dropped channels still take part.
 """
 
 from collections.abc import Mapping

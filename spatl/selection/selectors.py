@@ -69,10 +69,22 @@ class SelectorEntry:
     description: str
 
 
-def channel_energy(values: Tensor, layout: EncoderLayout) -> Tensor:
-    """Sum the squares of `values` [N] per channel: float64 [C]."""
+def mean_energy(values: Tensor, layout: EncoderLayout) -> Tensor:
+    """Return the mean square of each channel's parameters.
+
+    Statistics that travel along are left out: they are of another scale, and would decide alone.
+
+    Args:
+        values: float32 [P], one value per trainable entry.
+        layout: The encoder.
+
+    Returns:
+        float64 [C]; 0 for a channel without parameters.
+    """
+    owner = layout.owner[: layout.num_parameter_entries]
     energy = torch.zeros(layout.num_channels, dtype=torch.float64)
-    return energy.index_add_(0, layout.owner, values.to(torch.float64).square())
+    energy.index_add_(0, owner, values.to(torch.float64).square())
+    return energy / torch.bincount(owner, minlength=layout.num_channels).clamp(min=1)
 
 
 def rank_all(request: SelectionRequest) -> Choice:
@@ -93,16 +105,16 @@ def rank_magnitude(request: SelectionRequest) -> Choice:
     layers of different scale compete on equal terms (global L2 norm, normalised per layer).
     """
     layout = request.costs.layout
-    views = layout.unflatten(request.weights)
+    views = layout.unflatten(request.weights[: layout.num_parameter_entries])
     relative = torch.cat([(v / v.square().mean().sqrt().clamp(min=1e-12)).reshape(-1) for v in views.values()])
-    scores = channel_energy(relative, layout) / layout.channel_sizes
+    scores = mean_energy(relative, layout)
     return Choice(project_ranking(scores.argsort(descending=True, stable=True), request.costs, request.budget))
 
 
 def rank_update(request: SelectionRequest) -> Choice:
     """Send the channels that moved most for their size: energy of the update per entry, ranked across all layers."""
     layout = request.costs.layout
-    scores = channel_energy(request.update, layout) / layout.channel_sizes
+    scores = mean_energy(request.update[: layout.num_parameter_entries], layout)
     return Choice(project_ranking(scores.argsort(descending=True, stable=True), request.costs, request.budget))
 
 

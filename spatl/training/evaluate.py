@@ -39,8 +39,8 @@ def evaluate(model: nn.Module, examples: Examples, *, precision: str = "float32"
 def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> None:
     """Re-estimate all BatchNorm running statistics as plain averages over one pass; weights and modes are untouched.
 
-    Statistics gathered under other weights misjudge an encoder that has just been replaced. Each batch counts the
-    same; a trailing batch of one example is left out, because it has no variance.
+    Statistics gathered under other weights misjudge an encoder that has just been replaced. The examples are cut into
+    batches of equal size, as near as can be to `batch_size` and never of a single example, which has no variance.
     """
     layers = [m for m in model.modules() if isinstance(m, _BATCH_NORM) and m.track_running_stats]
     if not layers:
@@ -52,10 +52,9 @@ def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> No
                 layer.reset_running_stats()
                 layer.momentum = None
                 layer.train()
-            for start in range(0, len(examples), batch_size):
-                images = examples.images[start : start + batch_size]
-                if len(images) > 1:
-                    model(images)
+            num_batches = max(1, len(examples) // max(2, batch_size))
+            for images in examples.images.tensor_split(num_batches):
+                model(images)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -40,6 +40,22 @@ class LocalTraining:
     nesterov: bool = False
     precision: str = "float32"
 
+    def num_steps(self, num_examples: int) -> int:
+        """How many optimizer steps a client with so many training examples takes."""
+        if self.steps is not None:
+            return self.steps
+        num_batches = -(-num_examples // self.batch_size)
+        if self.batch_size > 1 and num_batches > 1 and num_examples % self.batch_size == 1:
+            num_batches -= 1  # `batches` merges a last batch of one into the one before it
+        return self.epochs * num_batches
+
+    def step_weight(self, num_examples: int) -> float:
+        """a_i of a client with so many training examples: common knowledge, so that a server can check it."""
+        weight = StepWeight(momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
+        for _ in range(self.num_steps(num_examples)):
+            weight.step(self.learning_rate)
+        return weight.value
+
 
 @dataclass(frozen=True)
 class TrainingResult:
