@@ -49,3 +49,39 @@ def frozen_stem_net(*, num_classes: int, in_channels: int) -> MixedNet:
     network = MixedNet(num_classes=num_classes, in_channels=in_channels)
     network.stem.requires_grad_(False)
     return network
+
+
+class CountingNet(MixedNet):
+    """A `MixedNet` with a buffer that is not persistent and moves in training, and a constant one that is infinite."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels)
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        return super().forward(images) * (1 + 0.1 * self.calls) + self.mask[0]
+
+
+class ShuffleNet(nn.Module):
+    """Transposed convolution and pixel shuffle, whose rearrangement the dependency graph does not follow."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.shuffle = nn.PixelShuffle(2)
+        self.conv = nn.Conv2d(2, 6, 3, padding=1)
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.shuffle(self.up(self.stem(images).relu()).relu())
+        logits: Tensor = self.head(self.conv(features).relu().mean((2, 3)))
+        return logits
+
+
+def wrong_classes(*, num_classes: int, in_channels: int) -> MixedNet:
+    """A `MixedNet` with half of the classes it was asked for."""
+    return MixedNet(num_classes=num_classes // 2, in_channels=in_channels)

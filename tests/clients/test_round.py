@@ -153,3 +153,38 @@ def test_a_round_on_each_device_and_precision(device, precision):
 def test_bf16_computes_otherwise_than_float32():
     one, other = (trained(tiny_config(training={"precision": p}))[1][0] for p in ("float32", "bf16"))
     assert one != other
+
+
+def test_buffers_that_are_not_persistent_are_not_left_to_the_next_client():
+    config = tiny_config(model={"name": "tests.networks:CountingNet", "options": {}, "cut": ["head"]})
+    blueprint = blueprint_of(config)
+    shared = Workplace(blueprint)
+    shared.train(1, received(blueprint), None, acknowledged_round=0)
+    after_another = shared.train(0, received(blueprint), None, acknowledged_round=0)
+    assert after_another[0] == trained(config)[1][0]
+
+
+@pytest.mark.parametrize("batch_norm", ["local", "shared"])
+def test_a_constant_infinite_buffer_is_no_divergence_and_does_not_travel(batch_norm):
+    config = tiny_config(
+        model={"name": "tests.networks:CountingNet", "options": {}, "cut": ["head"]},
+        training={"batch_norm": batch_norm},
+    )
+    _, (blob, _, _) = trained(config)
+    assert not {"mask", "calls"} & set(blueprint_of(config).layout.shapes)
+    unpack_update(blob, blueprint_of(config).layout, server_round=1, base_version=0)
+
+
+@pytest.mark.parametrize("selector", ["update", "magnitude"])
+def test_shared_statistics_do_not_decide_the_selection(selector):
+    """The same training selects the same channels whether or not statistics travel along (budget: one per group)."""
+    masks = []
+    for batch_norm in ("local", "shared"):
+        config = tiny_config(
+            model={"name": "resnet8", "options": {"width": 0.5}},
+            training={"batch_norm": batch_norm},
+            selection={"selector": selector, "flops_ratio": 0.3},
+        )
+        _, (blob, _, _) = trained(config)
+        masks.append(unpack_update(blob, blueprint_of(config).layout, server_round=1, base_version=0).selection.mask)
+    assert torch.equal(*masks)

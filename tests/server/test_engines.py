@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import tempfile
+import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from server.engines import run_ray
+from server.engines import _descendants, _stop, _write_app, run_ray
 from spatl.errors import SpatlError
 from spatl.history import read_lines
 from spatl.runner import run
@@ -70,3 +73,35 @@ print(done.stdout[-3000:], done.stderr[-3000:])
     assert summaries, done.stdout + done.stderr
     history = read_lines(summaries[0].parent / "history.jsonl")
     assert history[-1]["final_accuracy"] > 0.5
+
+
+def test_an_app_bundle_carries_any_path():
+    """What JSON writes as a surrogate pair, TOML would refuse."""
+    with tempfile.TemporaryDirectory() as directory:
+        _write_app(Path(directory), tiny_config(), Path('/tmp/run \U0001f600 "quoted"'))
+        content = tomllib.loads((Path(directory) / "pyproject.toml").read_text(encoding="utf-8"))
+    assert content["tool"]["flwr"]["app"]["config"]["out"] == '/tmp/run \U0001f600 "quoted"'
+
+
+def test_stopping_a_process_stops_all_below_it_in_whatever_group():
+    """A shell that starts a shell in a session of its own, which starts a sleep."""
+    process = subprocess.Popen(["bash", "-c", "setsid bash -c 'sleep 60 & wait' & wait"], start_new_session=True)
+    for _ in range(100):
+        below = _descendants(process.pid)
+        if len(below) >= 2:
+            break
+        time.sleep(0.05)
+    assert len(below) >= 2
+    _stop(process)
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True, check=True).stdout
+    alive = {int(line.split()[0]) for line in listing.splitlines() if "Z" not in line.split()[1]}
+    assert not alive & {process.pid, *below}
+
+
+def test_what_a_progress_callback_raises_comes_out(tmp_path):
+    def fail(row):
+        raise RuntimeError("no room on screen")
+
+    with pytest.raises(RuntimeError, match="no room on screen"):
+        run(tiny_config(rounds=1), tmp_path / "out", on_round=fail)
+    assert (tmp_path / "out" / "summary.json").exists()

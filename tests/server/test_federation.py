@@ -1,5 +1,6 @@
 """Whole federations in this process: what they compute, count, refuse and leave behind."""
 
+import dataclasses
 import json
 import random
 import sys
@@ -13,10 +14,11 @@ import server.app
 from clients.app import app as client_app
 from server.grids import InProcessGrid, StreamingGrid
 from server.strategy import Federation, blob_record
+from spatl.codec import CODECS
 from spatl.config import load_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
 from spatl.history import read_lines
-from spatl.protocol import unpack_model, unpack_update
+from spatl.protocol import pack_update, unpack_model, unpack_update
 from spatl.seeding import numpy_generator
 from tests.federations import blueprint_of, run_tiny, state_of, tiny_config, weighted_control
 
@@ -433,3 +435,86 @@ def test_nothing_of_the_reinforcement_learning_stack_is_imported(tmp_path):
     run_tiny(tiny_config(rounds=1), tmp_path)
     assert "stable_baselines3" not in sys.modules
     assert "gymnasium" not in sys.modules
+
+
+def test_sending_everything_is_a_share_of_one(tmp_path):
+    summary = run_tiny(tiny_config(method="fedavg"), tmp_path)
+    assert summary["uplink_share"] == 1.0
+    assert summary["update_bytes"] < summary["uplink_bytes"]  # which also counts registration and evaluation
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [({"accuracy": 5.0}, "lie in"), ({"keep-ratio": -1.0}, "lie in"), ({"train-loss": 1.7e308}, "lie in")],
+)
+def test_numbers_out_of_range_are_refused(tmp_path, metrics, reason):
+    def attack(client, content):
+        if client >= 3:
+            content["metrics"] = MetricRecord({**content.metric_records["metrics"], **metrics})
+        return content
+
+    summary = run_tiny(tiny_config(rounds=1), tmp_path, app=tampering(attack))
+    assert summary["rejected"] == 2
+    assert reason in read_lines(tmp_path / "history.jsonl")[0]["rejections"][0]["reason"]
+
+
+@pytest.mark.parametrize("factor", [1e-6, 2.0, 1e30])
+def test_a_step_weight_that_does_not_belong_to_the_training_is_refused(tmp_path, factor):
+    config = tiny_config(method="fednova", rounds=1)
+    layout = blueprint_of(config).layout
+
+    def attack(client, content):
+        if client == 2:
+            blob = content.array_records["arrays"]["blob"].data
+            update = unpack_update(blob, layout, server_round=1, base_version=0)
+            forged = dataclasses.replace(update, step_weight=update.step_weight * factor)
+            content["arrays"] = blob_record(pack_update(forged, layout, CODECS["float32"], generator=torch.Generator()))
+        return content
+
+    run_tiny(config, tmp_path, app=tampering(attack))
+    (row,) = read_lines(tmp_path / "history.jsonl")
+    assert (row["participants"], row["rejected"]) == (4, 1)
+    assert "step weight" in row["rejections"][0]["reason"]
+
+
+def test_one_bad_update_does_not_end_a_run_with_one_client_per_round(tmp_path):
+    def attack(client, content):
+        if client == 1:
+            content["arrays"] = ArrayRecord()
+        return content
+
+    config = tiny_config(rounds=12, server={"fraction_train": 0.2})
+    summary = run_tiny(config, tmp_path, app=tampering(attack))
+    assert 1 <= summary["rejected"] < 12
+
+
+def test_the_round_in_which_a_run_stops_is_written(tmp_path):
+    def attack(client, content):
+        content["arrays"] = ArrayRecord()
+        return content
+
+    with pytest.raises(SpatlError):
+        run_tiny(tiny_config(), tmp_path, app=tampering(attack))
+    (row,) = read_lines(tmp_path / "history.jsonl")
+    assert row["rejected"] == 5
+    assert row["uplink_bytes"] > 0
+
+
+def test_one_client_cannot_stop_a_run_by_reporting_a_large_loss(tmp_path):
+    def attack(client, content):
+        if client == 0:
+            content["metrics"] = MetricRecord({**content.metric_records["metrics"], "train-loss": 1e8})
+        return content
+
+    assert run_tiny(tiny_config(), tmp_path, app=tampering(attack))["rejected"] == 0
+
+
+def test_a_malformed_registration_is_one_clear_line(tmp_path):
+    app = ClientApp()
+
+    @app.query()
+    def register(message: Message, context: Context) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
+    with pytest.raises(SpatlError, match="registration lacks 'metrics'"):
+        run_tiny(tiny_config(), tmp_path, app=app)

@@ -198,3 +198,13 @@ def test_the_server_learning_rate_scales_the_step(seed):
     half, _ = aggregate(updates, torch.zeros(N), None, learning_rate=0.5)
     whole, _ = aggregate(updates, torch.zeros(N), None)
     torch.testing.assert_close(2 * half, whole)
+
+
+@pytest.mark.parametrize("options", [{"learning_rate": 2.0}, {"normalizes": True}, {}])
+def test_statistics_are_plain_weighted_means_whatever_scales_the_parameters(options):
+    """Variances 0.5 and 0.1 of 10 and 30 examples, both sent as differences from 1: 1 + (10 * -0.5 + 30 * -0.9) / 40."""
+    layout = interleaved_layout([(1, 1)], statistics=1)
+    aggregator = Aggregator(layout, torch.ones(2), None, total_examples=40, **options)
+    aggregator.add(make_update(layout, [True], torch.tensor([1.0, -0.5]), step_weight=1.0), 10)
+    aggregator.add(make_update(layout, [True], torch.tensor([1.0, -0.9]), step_weight=10.0), 30)
+    assert float(aggregator.encoder()[1]) == pytest.approx(0.2)

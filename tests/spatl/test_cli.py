@@ -50,6 +50,10 @@ def test_training_alone_trains_for_as_many_epochs_on_the_same_splits(config_path
         (["model.name=tests.networks:MixedNet", "model.options={}"], "model.cut"),
         (["model.cut=[nose]"], "nose"),
         (["model.options={depth: 3}"], "depth"),
+        (
+            ["model.name=tests.networks:wrong_classes", "model.cut=[head]", "model.options={}"],
+            "logits of shape (1, 10)",
+        ),
         (["partition.num_clients=2000"], "2000"),
         (["partition={name: dirichlet, alpha: 0.001, num_clients: 100}"], "min_examples"),
         (["training.device=cuda:99"], "training.device is cuda:99, but this machine has"),
@@ -93,3 +97,25 @@ def test_show_lists_what_configs_can_name(what, names, capsys):
 def test_an_unknown_command_is_status_2():
     with pytest.raises(SystemExit, match="2"):
         main(["fly"])
+
+
+def test_a_run_whose_last_average_is_not_finite_fails(config_path, tmp_path, capsys):
+    assert main(["run", config_path, "--out", str(tmp_path / "out"), "--set", "server.learning_rate=1e38"]) == 2
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_a_name_the_file_system_refuses_is_one_line(config_path, capsys):
+    assert main(["run", config_path, "--out", "x" * 300]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_several_seeds_end_with_means_and_spread(config_path, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["run", config_path, "--seeds", "4,5", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "std. dev." in printed
+    assert "difference" in printed
+    table = json.loads((out / "seeds.json").read_text())
+    summaries = [json.loads((out / f"seed-{seed}" / "summary.json").read_text()) for seed in (4, 5)]
+    assert table["seeds"] == [4, 5]
+    assert table["SPATL, mean"] == [summary["accuracy"] for summary in summaries]

@@ -80,6 +80,10 @@ def test_yaml_and_json_round_trip(seed, rounds, learning_rate, half_life):
         ("training.nesterov=true", "training: nesterov needs momentum > 0"),
         ("partition.num_clients=0", "partition.num_clients: input should be greater than or equal to 1, got 0"),
         ("training=5", "training: expected keys and values, got 5"),
+        ("training.device=auto:1", "training.device: must be auto, cpu, cuda, cuda:N or mps"),
+        ("rounds=true", "rounds: must be a number, got true"),
+        ("server.min_replies=30", "server.min_replies is 30, but a round has 20 clients"),
+        ("seed=2024-13-45", "--set seed: '2024-13-45' is not a YAML value"),
         ("seed", "--set expects section.key=value, got 'seed'"),
         ("rounds.deep=1", "--set rounds.deep: rounds is a value, not a section"),
         ("seed={", "--set seed: '{' is not a YAML value"),
@@ -98,6 +102,7 @@ def test_a_mistake_is_one_line_that_names_the_key(path, override, message):
         ("- a\n- b\n", "expected keys and values at the top level"),
         ("a: [", "is not valid YAML"),
         ("\x00", "not valid YAML"),
+        ("seed: 2024-13-45", "not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_config_is_one_line(tmp_path, content, message):

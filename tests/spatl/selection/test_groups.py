@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from spatl.errors import ModelError
 from spatl.models import build_model, make_split
 from spatl.selection.groups import trace_groups
 from spatl.selection.selection import Selection, select_all
-from tests.networks import MixedNet, RecurrentNet
+from tests.networks import MixedNet, RecurrentNet, ShuffleNet
 
 
 def traced(model, cut, *, shape=(1, 1, 8, 8), statistics=False):
@@ -176,3 +177,37 @@ def test_a_model_that_fails_on_its_input_is_one_clear_error():
 
     with pytest.raises(ModelError, match=r"fails on an input of shape \(1, 1, 8, 8\)"):
         traced(Broken(), ("head",))
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11", "shuffle"])
+def test_multiply_accumulates_are_those_torch_counts(name):
+    """torch's counter counts a multiplication and an addition as two; its total is over encoder and predictor."""
+    if name == "shuffle":
+        model, cut = ShuffleNet(num_classes=10, in_channels=1), ("head",)
+    else:
+        model, cut = build_model(name, num_classes=10, in_channels=1, image_size=8, seed=1)
+    _, flops = traced(model, cut)
+    head = model.get_submodule(cut[0]).weight.numel()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 1, 8, 8))
+    assert int(flops.macs.sum()) + head == counter.get_total_flops() // 2
+
+
+def test_a_layer_whose_inputs_cannot_be_told_is_left_out_of_the_readers(caplog):
+    model = ShuffleNet(num_classes=3, in_channels=1)
+    split = make_split(model, ("head",))
+    trace = trace_groups(model, torch.zeros(1, 1, 8, 8), parameters=list(split.encoder_parameters(model)))
+    assert "conv" not in trace.readers
+    assert "head" in trace.readers
+    assert "layer conv" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [(torch.zeros(0, 3), "is empty or not real"), (torch.zeros(2, dtype=torch.complex64), "is empty or not real")],
+)
+def test_a_parameter_that_cannot_be_shared_is_one_clear_error(parameter, message):
+    model = MixedNet(num_classes=3, in_channels=1)
+    model.odd = nn.Parameter(parameter)
+    with pytest.raises(ModelError, match=message):
+        traced(model, ("head",))

@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from spatl.data import Examples, batches
@@ -126,3 +128,30 @@ def test_a_model_without_batch_norm_is_not_run_to_recalibrate_it():
             raise AssertionError("was run")
 
     recalibrate_(Refuses(), examples(), batch_size=10)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 49, 50])
+def test_recalibration_never_sees_a_batch_of_one(batch_size):
+    """Statistics of tiny batches are noisy, but they are never those of the start."""
+    model = network()
+    model[1].running_mean.fill_(99)
+    recalibrate_(model, examples(), batch_size=batch_size)
+    inputs = model[0](examples().images).detach()
+    torch.testing.assert_close(model[1].running_mean, inputs.mean((0, 2, 3)), rtol=0.1, atol=0.05)
+    assert float(model[1].running_var.min()) > 0
+
+
+@given(
+    number=st.integers(2, 60),
+    batch_size=st.integers(1, 20),
+    epochs=st.integers(1, 3),
+    steps=st.one_of(st.none(), st.integers(1, 12)),
+    momentum=st.sampled_from([0.0, 0.9]),
+)
+def test_the_step_weight_is_common_knowledge(number, batch_size, epochs, steps, momentum):
+    """What a client reports is what a server computes from the number of examples alone, to the last bit."""
+    settings = LocalTraining(epochs=epochs, steps=steps, batch_size=batch_size, learning_rate=0.01, momentum=momentum)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    result = train(model, settings, examples(number))
+    assert result.num_steps == settings.num_steps(number)
+    assert result.step_weight == settings.step_weight(number)
