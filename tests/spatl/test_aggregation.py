@@ -202,7 +202,7 @@ def test_the_server_learning_rate_scales_the_step(seed):
 
 @pytest.mark.parametrize("options", [{"learning_rate": 2.0}, {"normalizes": True}, {}])
 def test_statistics_are_plain_weighted_means_whatever_scales_the_parameters(options):
-    """Variances 0.5 and 0.1 of 10 and 30 examples, both sent as differences from 1: 1 + (10 * -0.5 + 30 * -0.9) / 40."""
+    """Variances 0.5 and 0.1 of 10 and 30 examples, sent as differences from 1: 1 + (10 * -0.5 + 30 * -0.9) / 40."""
     layout = interleaved_layout([(1, 1)], statistics=1)
     aggregator = Aggregator(layout, torch.ones(2), None, total_examples=40, **options)
     aggregator.add(make_update(layout, [True], torch.tensor([1.0, -0.5]), step_weight=1.0), 10)
