@@ -23,10 +23,18 @@ def rows(directory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["spatl"])
-def test_ray_gives_the_same_history_as_inline_but_for_the_seconds(tmp_path, method):
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "cnn"},
+        {"name": "resnet8", "options": {"width": 0.5}},
+        {"name": "tests.networks:CountingNet", "options": {}, "cut": ["head"]},
+    ],
+    ids=["cnn", "batch-norm", "own-buffers"],
+)
+def test_ray_gives_the_same_history_as_inline_but_for_the_seconds(tmp_path, model):
     """Round for round: encoder bytes, accuracies, message bytes; replies come in whatever order Ray gives them."""
-    sections = {"method": method, "server": {"fraction_train": 0.8}, "partition": {"num_clients": 5}}
+    sections = {"model": model, "server": {"fraction_train": 0.8}, "partition": {"num_clients": 5}}
     run(tiny_config(**sections), tmp_path / "inline")
     run(tiny_config(**sections, engine="ray"), tmp_path / "ray")
     assert rows(tmp_path / "inline") == rows(tmp_path / "ray")

@@ -350,20 +350,19 @@ def test_a_run_that_diverges_stops_with_one_clear_line_and_keeps_what_it_has(tmp
 
 
 @pytest.mark.parametrize(
-    "sections",
+    "model",
     [
-        {"model": {"name": "resnet20", "options": {}}},
-        {"model": {"name": "vgg11", "options": {"width": 0.25}}},
-        {"model": {"name": "tests.networks:MixedNet", "options": {}, "cut": ["head"]}},
-        {"model": {"name": "tests.networks:MixedNet", "options": {}, "cut": ["hidden", "head"]}},
-        {"model": {"name": "tests.networks:RecurrentNet", "options": {}, "cut": ["head"]}},
+        pytest.param({"name": "resnet20", "options": {}}, id="resnet20", marks=pytest.mark.slow),
+        pytest.param({"name": "vgg11", "options": {"width": 0.25}}, id="vgg11", marks=pytest.mark.slow),
+        pytest.param({"name": "tests.networks:MixedNet", "options": {}, "cut": ["head"]}, id="mixed"),
+        pytest.param({"name": "tests.networks:MixedNet", "options": {}, "cut": ["hidden", "head"]}, id="earlier-cut"),
+        pytest.param({"name": "tests.networks:RecurrentNet", "options": {}, "cut": ["head"]}, id="recurrent"),
     ],
-    ids=["resnet20", "vgg11", "mixed", "mixed-cut-earlier", "recurrent"],
 )
 @pytest.mark.parametrize("batch_norm", ["local", "shared"])
-def test_the_same_federation_with_other_networks_by_config_alone(tmp_path, sections, batch_norm):
+def test_the_same_federation_with_other_networks_by_config_alone(tmp_path, model, batch_norm):
     config = tiny_config(
-        rounds=2, partition={"num_clients": 2}, training={"batch_norm": batch_norm, "local_steps": 2}, **sections
+        rounds=2, partition={"num_clients": 2}, training={"batch_norm": batch_norm, "local_steps": 2}, model=model
     )
     summary = run_tiny(config, tmp_path)
     assert 0 < summary["keep_ratio"] <= 0.4
