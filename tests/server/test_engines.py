@@ -86,9 +86,9 @@ print(done.stdout[-3000:], done.stderr[-3000:])
 def test_an_app_bundle_carries_any_path():
     """What JSON writes as a surrogate pair, TOML would refuse."""
     with tempfile.TemporaryDirectory() as directory:
-        _write_app(Path(directory), tiny_config(), Path('/tmp/run \U0001f600 "quoted"'))
+        _write_app(Path(directory), tiny_config(), Path('/somewhere/run \U0001f600 "quoted"'))
         content = tomllib.loads((Path(directory) / "pyproject.toml").read_text(encoding="utf-8"))
-    assert content["tool"]["flwr"]["app"]["config"]["out"] == '/tmp/run \U0001f600 "quoted"'
+    assert content["tool"]["flwr"]["app"]["config"]["out"] == '/somewhere/run \U0001f600 "quoted"'
 
 
 def test_stopping_a_process_stops_all_below_it_in_whatever_group():
