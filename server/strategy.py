@@ -42,7 +42,9 @@ from spatl.training.control import fading
 
 logger = logging.getLogger(__name__)
 
-_DIVERGED_LOSS_FACTOR = 10.0  # a mean training loss this many times the first round's is not training any more
+_DIVERGED_LOSS_FACTOR = 10.0  # a median training loss this many times the first round's is not training any more
+_USELESS_ROUNDS = 3  # so many rounds in a row with refusals and nothing usable end a run
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,10 +147,11 @@ class Federation(FedAvg):
                 record.rejected[client] = str(error)
             else:
                 record.trained[client] = report
-        self._check_progress(server_round, aggregator)
+        encoder = aggregator.encoder()
+        self._check_progress(server_round, aggregator.num_updates, encoder)
         if aggregator.num_updates >= config.server.min_replies:
             folded = {**state.folded, **dict.fromkeys(record.trained, server_round)}
-            self.state = ServerState(state.version + 1, aggregator.encoder(), aggregator.control(), folded)
+            self.state = ServerState(state.version + 1, encoder, aggregator.control(), folded)
         else:
             logger.warning(
                 "round %d: %d usable replies, fewer than server.min_replies = %d; the round changes nothing",
@@ -260,11 +263,11 @@ class Federation(FedAvg):
             )
         return update, report
 
-    def _check_progress(self, server_round: int, aggregator: Aggregator) -> None:
+    def _check_progress(self, server_round: int, num_updates: int, encoder: Tensor) -> None:
         """Raise when the run cannot go on: no usable update any more, or numbers that left all bounds."""
         record = self._recorder.round
         everyone_refused = len(record.rejected) == len(self._nodes) > 1
-        self._useless_rounds = 0 if aggregator.num_updates or not record.rejected else self._useless_rounds + 1
+        self._useless_rounds = 0 if num_updates or not record.rejected else self._useless_rounds + 1
         if everyone_refused or self._useless_rounds == _USELESS_ROUNDS:
             client, reason = sorted(record.rejected.items())[0]
             self._stop(
@@ -273,12 +276,12 @@ class Federation(FedAvg):
                     f"the first, of client {client}: {reason}"
                 )
             )
-        if not aggregator.num_updates:
+        if not num_updates:
             return
         # The median, so that one client's number neither stops a run nor hides that it should stop.
         loss = statistics.median(report.train_loss for report in record.trained.values())
         self._first_loss = self._first_loss if self._first_loss is not None else max(loss, 1.0)
-        finite = bool(torch.isfinite(aggregator.encoder()).all())
+        finite = bool(torch.isfinite(encoder).all())
         if loss > _DIVERGED_LOSS_FACTOR * self._first_loss or not finite:
             what = f"the median training loss is {loss:.3g}" if finite else "the average is not finite"
             damping = " or control.damping" if self._config.row.controls else ""
@@ -296,10 +299,6 @@ class Federation(FedAvg):
 
     def _fingerprint(self) -> str:
         return hashlib.blake2b(self.state.encoder.numpy().tobytes(), digest_size=16).hexdigest()
-
-
-_USELESS_ROUNDS = 3
-_LONGEST_REASON = 500
 
 
 def blob_record(blob: bytes) -> ArrayRecord:

@@ -88,9 +88,7 @@ def _run(options: argparse.Namespace) -> None:
     overrides = [*options.overrides, *([f"engine={options.engine}"] if options.engine else [])]
     console = Console()
     if options.seeds is None:
-        config = load_config(options.config, overrides)
-        directory = fresh_directory(config, options.out)
-        _print_result(console, _run_one(console, options.config, overrides, directory))
+        _print_result(console, _run_one(console, options.config, overrides, options.out))
         return
     config = load_config(options.config, [*overrides, f"seed={options.seeds[0]}"])
     directory = fresh_directory(config, options.out)
@@ -101,7 +99,7 @@ def _run(options: argparse.Namespace) -> None:
     _print_seeds(console, results, directory)
 
 
-def _run_one(console: Console, path: str, overrides: Sequence[str], directory: Path) -> RunResult:
+def _run_one(console: Console, path: str, overrides: Sequence[str], directory: str | Path | None) -> RunResult:
     config = load_config(path, overrides)
     command = shlex.join(["spatl", "run", path, *(part for text in overrides for part in ("--set", text))])
     display = _ProgressDisplay if console.is_terminal else _ProgressLines
