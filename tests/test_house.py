@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import spatl
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +39,7 @@ def test_no_source_seeds_or_draws_from_a_global_generator():
     assert [str(p) for p in SOURCES if p.name != "seeding.py" and forbidden.search(p.read_text())] == []
 
 
+@pytest.mark.slow
 def test_a_client_imports_neither_matplotlib_nor_ray_nor_scikit_learn():
     code = (
         "import sys, clients.app\n"

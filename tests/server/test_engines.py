@@ -91,6 +91,7 @@ def test_an_app_bundle_carries_any_path():
     assert content["tool"]["flwr"]["app"]["config"]["out"] == '/somewhere/run \U0001f600 "quoted"'
 
 
+@pytest.mark.slow
 def test_stopping_a_process_stops_all_below_it_in_whatever_group():
     """A shell that starts a shell in a session of its own, which starts a sleep."""
     process = subprocess.Popen(["bash", "-c", "setsid bash -c 'sleep 60 & wait' & wait"], start_new_session=True)

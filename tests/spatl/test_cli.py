@@ -109,6 +109,7 @@ def test_a_name_the_file_system_refuses_is_one_line(config_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_several_seeds_end_with_means_and_spread(config_path, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["run", config_path, "--seeds", "4,5", "--out", str(out)]) == 0

@@ -95,12 +95,14 @@ def svg() -> str:
     return curves_svg(finished_run(num_rounds=3, num_clients=3))
 
 
+@pytest.mark.slow
 def test_the_picture_is_a_png_of_1400_by_900_pixels(tmp_path: Path) -> None:
     draw_curves(finished_run(num_rounds=20, num_clients=20), tmp_path / "curves.png")
     assert png_size(tmp_path / "curves.png") == (1400, 900)
     assert (tmp_path / "curves.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_the_picture_can_be_drawn_for_many_rounds_and_clients(tmp_path: Path) -> None:
     draw_curves(finished_run(num_rounds=300, num_clients=100), tmp_path / "curves.png")
     assert png_size(tmp_path / "curves.png") == (1400, 900)
@@ -118,6 +120,7 @@ def test_the_svg_is_one_element_without_prolog_or_comments(svg: str) -> None:
     assert ElementTree.fromstring(svg).tag == f"{SVG}svg"
 
 
+@pytest.mark.slow
 def test_one_run_gives_one_svg(svg: str) -> None:
     assert curves_svg(finished_run(num_rounds=3, num_clients=3)) == svg
 
