@@ -9,10 +9,11 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from clients.round import Workplace
 from clients.state import ContextStore, DirectoryStore, StateStore
-from spatl.config import config_from_run
+from spatl.config import config_from_run, parse_budget
 from spatl.errors import ConfigError, SpatlError, UpdateRejected
 from spatl.federation import cached_blueprint
 from spatl.protocol import Model, unpack_model
+from spatl.selection.budget import BUDGET_KINDS, Budget
 
 app = ClientApp()
 
@@ -38,6 +39,7 @@ def register(message: Message, context: Context) -> Message:
     """Say which partition this node holds, how many examples it trains on, and what model it would build."""
     workplace = _workplace(context)
     client = _client(context)
+    workplace.budget(client, _own_budget(context))  # an impossible one is refused here, before any work
     metrics = MetricRecord({"partition-id": client, "num-examples": workplace.num_examples(client)})
     fingerprint = ConfigRecord({"fingerprint": workplace.blueprint.layout.fingerprint})
     return Message(RecordDict({"metrics": metrics, "config": fingerprint}), reply_to=message)
@@ -49,7 +51,11 @@ def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
     workplace, client, store = _workplace(context), _client(context), _store(context)
     blob, report, state = workplace.train(
-        client, _received(message, workplace), store.load(), acknowledged_round=_acknowledged(message)
+        client,
+        _received(message, workplace),
+        store.load(),
+        acknowledged_round=_acknowledged(message),
+        budget=_own_budget(context),
     )
     store.save(state)
     # Written out, so that the bytes are the blob's own and not wrapped in an array format.
@@ -88,6 +94,16 @@ def _client(context: Context) -> int:
     if not isinstance(client, int) or client < 0:
         raise ConfigError(f"the node's config must give its partition-id, an integer from 0, got {client!r}")
     return client
+
+
+def _own_budget(context: Context) -> Budget | None:
+    """The budget that the node's own config sets: keep-ratio, flops-ratio or uplink-bytes."""
+    own = context.node_config
+    values: dict[str, object] = {kind: own[key] for kind in BUDGET_KINDS if (key := kind.replace("_", "-")) in own}
+    try:
+        return parse_budget(values)
+    except ConfigError as error:
+        raise ConfigError(f"the node's config: {error}") from None
 
 
 def _store(context: Context) -> StateStore:

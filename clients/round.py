@@ -16,6 +16,7 @@ from spatl.errors import DivergedError
 from spatl.federation import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
 from spatl.protocol import EvaluateReport, Model, TrainReport, Update, pack_update, unpack_update
 from spatl.seeding import generator, seeded_globals
+from spatl.selection.budget import BUDGET_KINDS, Budget, check_budget
 from spatl.selection.selection import Selection, select_all
 from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
 from spatl.training.control import GradientHook, correction_hook, proximal_hook, refresh_control
@@ -38,10 +39,16 @@ class Workplace:
         # Not the state dict: buffers that are not persistent would be left to the next client.
         self._initial = {name: tensor.detach().clone() for name, tensor in _tensors(self._model).items()}
         self._data: dict[int, ClientData] = {}
-        self._selector = SELECTORS[self.config.selection.selector].make()
+        self._selector = SELECTORS[self.config.selection.selector].make(self.config.agent.settings())
 
     def train(
-        self, client: int, received: Model, state: ClientState | None, *, acknowledged_round: int
+        self,
+        client: int,
+        received: Model,
+        state: ClientState | None,
+        *,
+        acknowledged_round: int,
+        budget: Budget | None = None,
     ) -> tuple[bytes, TrainReport, ClientState]:
         """Do one round.
 
@@ -50,12 +57,14 @@ class Workplace:
             received: The server's model.
             state: The client's state, None before its first round.
             acknowledged_round: The last round of this client that the server folded in, 0 for none.
+            budget: The device's own budget; the config's if not given.
 
         Returns:
             The packed update, the report, and the new state, whose control variate is pending until acknowledged.
 
         Raises:
             DivergedError: The local training left the finite numbers.
+            BudgetError: No selection meets the device's own budget.
         """
         started = time.perf_counter()
         with self._prepared(client, received, state, acknowledged_round) as (model, data, settled):
@@ -71,7 +80,9 @@ class Workplace:
             # Only what is trainable: a frozen parameter has no gradient to step along.
             parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
             order = self._generator("batches", received.server_round, client)
+            training_started = time.perf_counter()
             result = train_(model, parameters, data.train, settings.settings(), generator=order, hooks=hooks)
+            training_seconds = time.perf_counter() - training_started
             weights = self.blueprint.layout.flatten(encoder_tensors(model, self.blueprint.split))
             private = self._private(model)
             if not torch.isfinite(weights).all() or not all(torch.isfinite(p).all() for p in parameters.values()):
@@ -79,7 +90,10 @@ class Workplace:
                     f"client {client} diverged in round {received.server_round} (train loss {result.loss:g}): "
                     f"lower training.learning_rate{' or control.damping' if method.controls else ''}"
                 )
-            choice = self._select(model, data, received, weights, settled, client)
+            budget = self.budget(client, budget)
+            selection_started = time.perf_counter()
+            choice = self._select(model, data, received, weights, settled, client, budget, result.num_steps)
+            selection_seconds = time.perf_counter() - selection_started
             blob, update = self._encode(received, weights, choice.selection, result.step_weight, client)
 
         pending = replace(settled, private=private, selector=choice.state)
@@ -95,6 +109,12 @@ class Workplace:
             train_loss=result.loss,
             keep_ratio=choice.selection.keep_ratio(self.blueprint.layout),
             flops_ratio=self._flops_ratio(choice.selection),
+            budget_kind=1 + BUDGET_KINDS.index(budget.kind) if budget else 0,
+            budget_limit=budget.limit if budget else 0.0,
+            validation_gain=choice.gain,
+            training_seconds=training_seconds,
+            selection_seconds=selection_seconds,
+            decision_seconds=choice.decision_seconds,
             seconds=time.perf_counter() - started,
         )
         return blob, report, pending
@@ -107,6 +127,22 @@ class Workplace:
             result = self._evaluate(model, data)
         report = EvaluateReport(num_examples=len(data.train), accuracy=result.accuracy, loss=result.loss)
         return report, settled
+
+    def budget(self, client: int, own: Budget | None = None) -> Budget | None:
+        """Return what a client may spend, or None where nothing is selected by budget.
+
+        Args:
+            client: The client's partition id.
+            own: What the device itself says, which goes before the config.
+
+        Raises:
+            BudgetError: No selection meets the device's own budget.
+        """
+        if not self.config.row.selects or self.config.selection.selector == "all":
+            return None
+        if own is not None:
+            check_budget(own, self.blueprint.costs, source=f"client {client}: the node's")
+        return own or self.config.selection.budget(client)
 
     def num_examples(self, client: int) -> int:
         """The number of training examples of a client (n_i)."""
@@ -151,16 +187,21 @@ class Workplace:
         weights: Tensor,
         state: ClientState,
         client: int,
+        budget: Budget | None,
+        num_steps: int,
     ) -> Choice:
-        if not self.config.row.selects:
+        if budget is None:
             return Choice(select_all(self.blueprint.layout))
         request = SelectionRequest(
             model=model,
             weights=weights,
             update=weights - received.encoder,
             costs=self.blueprint.costs,
-            budget=self.config.selection.budget(),
+            budget=budget,
+            train=data.train,
             validation=data.validation,
+            num_steps=num_steps,
+            batch_size=self.config.training.batch_size,
             server_round=received.server_round,
             generator=self._generator("selection", received.server_round, client),
             state=state.selector,

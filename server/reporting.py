@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spatl.history import ClientRow, HistoryRow, append_lines, mean, write_json
+from spatl.history import ClientRow, HistoryRow, TimingRow, append_lines, mean, write_json
 from spatl.ledger import Entry, total
 from spatl.protocol import EvaluateReport, TrainReport
+from spatl.selection.budget import BUDGET_KINDS
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Recorder:
         row = self._history_row(record, encoder_fingerprint)
         append_lines(self.directory / "ledger.jsonl", (entry.to_json() for entry in record.entries))
         append_lines(self.directory / "clients.jsonl", (asdict(row) for row in self._client_rows(record)))
+        append_lines(self.directory / "timings.jsonl", (asdict(row) for row in self._timing_rows(record)))
         append_lines(self.directory / "history.jsonl", [asdict(row)])
         self.history.append(row)
         self._final = record.final
@@ -118,6 +120,7 @@ class Recorder:
             uplink=uplink,
             downlink=downlink,
             encoder_fingerprint=encoder_fingerprint,
+            validation_gain=mean(report.validation_gain for report in trained),
             seconds=time.perf_counter() - record.started,
             rejections=tuple(
                 {"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())
@@ -141,10 +144,24 @@ class Recorder:
                 num_examples=self.num_examples.get(client, 0),
                 keep_ratio=trained.keep_ratio if trained else None,
                 flops_ratio=trained.flops_ratio if trained else None,
+                budget_kind=BUDGET_KINDS[trained.budget_kind - 1] if trained and trained.budget_kind else None,
+                budget_limit=trained.budget_limit if trained and trained.budget_kind else None,
+                validation_gain=trained.validation_gain if trained else None,
                 uplink_bytes=total(own, "uplink")["bytes"],
                 downlink_bytes=total(own, "downlink")["bytes"],
                 seconds=trained.seconds if trained else None,
                 rejected=record.rejected.get(client),
                 final_accuracy=final.accuracy if final else None,
                 final_loss=final.loss if final else None,
+            )
+
+    @staticmethod
+    def _timing_rows(record: RoundRecord) -> Iterable[TimingRow]:
+        for client, report in sorted(record.trained.items()):
+            yield TimingRow(
+                round=record.server_round,
+                client=client,
+                training_seconds=report.training_seconds,
+                selection_seconds=report.selection_seconds,
+                decision_seconds=report.decision_seconds,
             )

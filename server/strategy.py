@@ -200,6 +200,12 @@ class Federation(FedAvg):
             train_loss=1.0,
             keep_ratio=1.0,
             flops_ratio=1.0,
+            budget_kind=0,
+            budget_limit=1.0,
+            validation_gain=0.0,
+            training_seconds=1.0,
+            selection_seconds=1.0,
+            decision_seconds=0.0,
             seconds=1.0,
         )
         metrics = MetricRecord({**report.to_metrics()})

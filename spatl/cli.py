@@ -1,6 +1,7 @@
 """The command line: `spatl run` and `spatl show`; the only place that speaks to a terminal."""
 
 import argparse
+import importlib
 import logging
 import shlex
 import signal
@@ -24,6 +25,7 @@ from spatl.methods import METHODS
 from spatl.models import MODELS
 from spatl.plots import human_bytes
 from spatl.runner import fresh_directory, run
+from spatl.selection.budget import BUDGET_KINDS
 from spatl.selection.selectors import SELECTORS
 
 USER_MISTAKE = 2
@@ -68,10 +70,64 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     running.set_defaults(command=_run)
 
+    agent = commands.add_parser("agent", help="train the selection policy, or compare it with other ways to select")
+    agent_commands = agent.add_subparsers(required=True, metavar="COMMAND")
+    _add_pretrain(agent_commands.add_parser("pretrain", help="train a policy from scratch, in two processes"))
+    _add_evaluate(agent_commands.add_parser("evaluate", help="compare the policy with every yardstick"))
+
     showing = commands.add_parser("show", help="list what configs can name")
     showing.add_argument("what", choices=tuple(_TABLES))
     showing.set_defaults(command=_show)
     return parser
+
+
+def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train a selection policy; with the defaults, the one that ships with the package."
+    parser.add_argument("--seed", type=int, default=1, help="everything random follows from it (default: 1)")
+    parser.add_argument("--steps", type=int, default=24_576, help="selections that PPO measures (default: %(default)s)")
+    parser.add_argument("--out", metavar="DIR", help="a new directory for the weights and the reward curve")
+    parser.set_defaults(command=_by_reference("agents.commands:pretrain"))
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train networks as the configs describe, prune them to each budget in every way there is, and print the "
+        "accuracy on the clients' test splits. Nothing but the validation splits is looked at before."
+    )
+    parser.add_argument("configs", metavar="CONFIG", nargs="+", help="YAML files: model, data, partition, training")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a setting in every config",
+    )  # fmt: skip
+    parser.add_argument("--seeds", metavar="A,B,...", type=_seeds, default=[1, 2, 3], help="one network each (1,2,3)")
+    parser.add_argument(
+        "--budgets", metavar="A,B,...", type=_numbers, default=[0.3, 0.5, 0.7], help="limits (0.3,0.5,0.7)"
+    )
+    parser.add_argument("--kind", choices=BUDGET_KINDS, default="flops_ratio", help="their unit (flops_ratio)")
+    parser.add_argument("--samples", type=int, default=16, help="evaluations of fine-tuning and searches (16)")
+    parser.add_argument("--epochs", type=int, default=12, help="of training before the clients' own round (12)")
+    parser.add_argument("--clients", type=int, default=3, help="how many clients of each network select (3)")
+    parser.add_argument("--policy", metavar="FILE", help="a policy of `pretrain`; the shipped one if not given")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    parser.add_argument("--out", metavar="DIR", help="a new directory for the table and the picture")
+    parser.set_defaults(command=_by_reference("agents.commands:evaluate"))
+
+
+def _by_reference(reference: str) -> Callable[[argparse.Namespace], None]:
+    """A command of another package, which this one must not import."""
+
+    def command(options: argparse.Namespace) -> None:
+        module, _, name = reference.partition(":")
+        getattr(importlib.import_module(module), name)(options, Console())
+
+    return command
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
 
 
 def _seeds(text: str) -> list[int]:
@@ -91,7 +147,7 @@ def _run(options: argparse.Namespace) -> None:
         _print_result(console, _run_one(console, options.config, overrides, options.out))
         return
     config = load_config(options.config, [*overrides, f"seed={options.seeds[0]}"])
-    directory = fresh_directory(config, options.out)
+    directory = fresh_directory(options.out, name=f"{config.method}-{config.seed}")
     results = []
     for seed in options.seeds:
         console.rule(f"seed {seed}")
@@ -138,6 +194,8 @@ class _ProgressDisplay:
         note = f"accuracy {_percent(_accuracy(row))}  {human_bytes(self._bytes)}"
         if row["rejected"]:
             note += f"  {row['rejected']} refused"
+        if cost := _selection_cost(row):
+            note += f"  {cost.strip()}"
         self._progress.update(self._task, completed=row["round"], note=note)
 
     def on_round_alone(self, row: dict[str, Any]) -> None:
@@ -169,7 +227,7 @@ class _ProgressLines:
         self._console.print(
             f"{title}: round {row['round']}/{self._config.rounds}  accuracy {_percent(_accuracy(row))}  "
             f"up {human_bytes(row['uplink_bytes'])}  down {human_bytes(row['downlink_bytes'])}  "
-            f"refused {row['rejected']}  {row['seconds']:.1f} s",
+            f"refused {row['rejected']}  {_selection_cost(row)}{row['seconds']:.1f} s",
             highlight=False,
             soft_wrap=True,
         )
@@ -271,6 +329,15 @@ def _accuracy(row: dict[str, Any]) -> float | None:
     final: float | None = row["final_accuracy"]
     arrival: float | None = row["accuracy"]
     return arrival if final is None else final
+
+
+def _selection_cost(row: dict[str, Any]) -> str:
+    """What selecting cost the clients beside their training, and the decision alone, for selectors that decide."""
+    if not row["decision_seconds"]:
+        return ""
+    training = row["training_seconds"]
+    selection, decision = _percent(row["selection_seconds"] / training), _percent(row["decision_seconds"] / training)
+    return f"selection {selection} of training (deciding {decision})  "
 
 
 def _percent(value: float | None) -> str:

@@ -17,8 +17,8 @@ from spatl.data import DATASETS, PARTITIONERS
 from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS, Method
 from spatl.models import MODELS
-from spatl.selection.budget import Budget
-from spatl.selection.selectors import SELECTORS
+from spatl.selection.budget import BUDGET_KINDS, Budget
+from spatl.selection.selectors import SELECTORS, AgentSettings
 from spatl.training.local import LocalTraining
 
 
@@ -147,11 +147,9 @@ class TrainingConfig(Section):
         )
 
 
-class SelectionConfig(Section):
-    """Which channels travel, and how much a client may spend; at most one of the three budgets is set."""
+class BudgetConfig(Section):
+    """How much a client may spend in a round; at most one of the three is set."""
 
-    selector: str = "update"
-    """A row of `spatl show selectors`."""
     keep_ratio: Ratio | None = None
     """Share of the encoder's entries; 0.4 when no budget is given."""
     flops_ratio: Ratio | None = None
@@ -159,25 +157,67 @@ class SelectionConfig(Section):
     uplink_bytes: Count | None = None
     """Bytes of the packed update."""
 
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [kind for kind in BUDGET_KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ValueError(f"set one of {', '.join(BUDGET_KINDS)}, got {' and '.join(given)}")
+        return self
+
+    def own_budget(self) -> Budget | None:
+        """The budget that is set here, if any."""
+        given = [(kind, getattr(self, kind)) for kind in BUDGET_KINDS if getattr(self, kind) is not None]
+        return Budget(given[0][0], float(given[0][1])) if given else None
+
+
+class SelectionConfig(BudgetConfig):
+    """Which channels travel, and how much a client may spend."""
+
+    selector: str = "agent"
+    """A row of `spatl show selectors`."""
+    clients: dict[Annotated[int, Field(ge=0)], BudgetConfig] = Field(default_factory=dict)
+    """Budgets of single clients, by partition id, where they differ. A deployed client sets its own: in its node's
+    config, as keep-ratio, flops-ratio or uplink-bytes."""
+
     @field_validator("selector")
     @classmethod
     def _known(cls, selector: str) -> str:
         return _choice(selector, SELECTORS)
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> Self:
-        given = [key for key in ("keep_ratio", "flops_ratio", "uplink_bytes") if getattr(self, key) is not None]
-        if len(given) > 1:
-            raise ValueError(f"set one of keep_ratio, flops_ratio, uplink_bytes, got {' and '.join(given)}")
-        return self
+    @field_validator("clients")
+    @classmethod
+    def _one_each(cls, clients: dict[int, BudgetConfig]) -> dict[int, BudgetConfig]:
+        for client, budget in clients.items():
+            if budget.own_budget() is None:
+                raise ValueError(f"client {client}: set one of {', '.join(BUDGET_KINDS)}")
+        return clients
 
-    def budget(self) -> Budget:
-        """The budget that is set."""
-        if self.flops_ratio is not None:
-            return Budget("flops_ratio", self.flops_ratio)
-        if self.uplink_bytes is not None:
-            return Budget("uplink_bytes", float(self.uplink_bytes))
-        return Budget("keep_ratio", 0.4 if self.keep_ratio is None else self.keep_ratio)
+    def budget(self, client: int | None = None) -> Budget:
+        """The budget of a client, or of those that have none of their own."""
+        own = self.clients[client].own_budget() if client in self.clients else None
+        return own or self.own_budget() or Budget("keep_ratio", 0.4)
+
+
+class AgentConfig(Section):
+    """How `selector: agent` chooses."""
+
+    reward: Literal["sent", "pruned"] = "sent"
+    """What it maximises on the validation split: the accuracy of the server's encoder with what is sent, or that of
+    the encoder pruned to what is selected (the paper's)."""
+    samples: Annotated[int, BeforeValidator(_not_a_switch), Field(ge=0)] = 4
+    """Selections it measures per round beside its own and the prior; fewer where `max_share` says so."""
+    tuning: Literal["search", "ppo"] = "search"
+    """How samples are drawn: a local search around the policy's action, or PPO on the policy's head (the paper's)."""
+    tuning_rounds: Count | None = None
+    """Rounds of the federation in which samples are drawn; null for all (the paper: 10)."""
+    max_share: Ratio = 0.2
+    """What measuring may cost, as a share of the local training, counted in forward passes of examples."""
+    policy: str | None = None
+    """A file written by `spatl agent pretrain`; null for the policy that ships with the package."""
+
+    def settings(self) -> AgentSettings:
+        """What the agent needs of this section."""
+        return AgentSettings(**self.model_dump())
 
 
 class ControlConfig(Section):
@@ -251,6 +291,7 @@ class ExperimentConfig(Section):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     selection: SelectionConfig = SelectionConfig()
+    agent: AgentConfig = AgentConfig()
     control: ControlConfig = ControlConfig()
     server: ServerConfig = ServerConfig()
     wire: WireConfig = WireConfig()
@@ -267,6 +308,15 @@ class ExperimentConfig(Section):
         participants = max(1, round(self.server.fraction_train * self.partition.num_clients))
         if self.server.min_replies > participants:
             raise ValueError(f"server.min_replies is {self.server.min_replies}, but a round has {participants} clients")
+        return self
+
+    @model_validator(mode="after")
+    def _budgets_of_clients(self) -> Self:
+        for client in self.selection.clients:
+            if client >= self.partition.num_clients:
+                raise ValueError(
+                    f"selection.clients names client {client}, but there are {self.partition.num_clients}, from 0"
+                )
         return self
 
     @property
@@ -313,6 +363,18 @@ def parse_config(values: Mapping[str, Any]) -> ExperimentConfig:
     """
     try:
         return ExperimentConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
+
+
+def parse_budget(values: Mapping[str, Any]) -> Budget | None:
+    """Make a budget from at most one of `keep_ratio`, `flops_ratio` and `uplink_bytes`.
+
+    Raises:
+        ConfigError: A value is not allowed, or there is more than one.
+    """
+    try:
+        return BudgetConfig.model_validate(dict(values)).own_budget()
     except ValidationError as error:
         raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
 
@@ -393,8 +455,8 @@ def _line(error: Any) -> str:
 def _keys_of(location: Sequence[str]) -> list[str]:
     section: type[BaseModel] = ExperimentConfig
     for part in location:
+        if part not in section.model_fields:  # a key of the budgets by client
+            return list(BudgetConfig.model_fields)
         annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        section = annotation
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else section
     return list(section.model_fields)

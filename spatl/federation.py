@@ -107,6 +107,8 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
     blueprint = Blueprint(config, model, split, Costs(trace, update_bytes), dataset, parts)
     if config.row.selects and config.selection.selector != "all":
         check_budget(config.selection.budget(), blueprint.costs)
+        for client in config.selection.clients:
+            check_budget(config.selection.budget(client), blueprint.costs, source=f"selection.clients.{client}")
     for client in range(config.partition.num_clients):
         blueprint.client_data(client)
     return blueprint

@@ -28,6 +28,9 @@ class ClientRow:
     num_examples: int
     keep_ratio: float | None
     flops_ratio: float | None
+    budget_kind: str | None
+    budget_limit: float | None
+    validation_gain: float | None
     uplink_bytes: int
     downlink_bytes: int
     seconds: float | None
@@ -60,11 +63,26 @@ class HistoryRow:
     uplink: Mapping[str, int]
     downlink: Mapping[str, int]
     encoder_fingerprint: str
+    validation_gain: float | None
     seconds: float
     rejections: tuple[Mapping[str, Any], ...] = ()
     final_accuracy: float | None = None
     final_accuracy_min: float | None = None
     final_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class TimingRow:
+    """Where one client's time went in one round: an object of `timings.jsonl`.
+
+    Apart from the other files, because time is what a repeated run does not repeat.
+    """
+
+    round: int
+    client: int
+    training_seconds: float
+    selection_seconds: float
+    decision_seconds: float
 
 
 @dataclass(frozen=True)

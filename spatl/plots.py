@@ -7,7 +7,8 @@ of their own: pyplot's global state is never touched, and matplotlib (an optiona
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from itertools import accumulate, count
 from pathlib import Path
@@ -18,9 +19,10 @@ from spatl.history import RunResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito, told apart with any kind of colour vision and legible on white and on black.
-_BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999"
+PALETTE = _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999"
 _PART_COLORS = {"values": _BLUE, "indices": _ORANGE, "control": _GREEN, "other": _GREY}
 _INK = "#1b1f24"  # text and lines; the SVG replaces it by the colour of the page around it
 
@@ -119,14 +121,24 @@ def bytes_on_arrival(history: Sequence[Mapping[str, Any]]) -> list[int]:
     return [before + row["downlink_bytes"] for before, row in zip(totals, history, strict=False)]
 
 
-def _save(result: RunResult, target: Path | StringIO, **options: Any) -> None:
+@contextmanager
+def new_figure(width: float, height: float) -> "Iterator[Figure]":
+    """A figure in the product's style, its size in hundreds of pixels; saved by its user before the block ends.
+
+    Raises:
+        SpatlError: matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise SpatlError("drawing needs matplotlib, which is not installed: pip install 'spatl[simulation]'") from error
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(14, 9), dpi=100, layout="constrained")
+        yield Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def _save(result: RunResult, target: Path | StringIO, **options: Any) -> None:
+    with new_figure(14, 9) as figure:
         axes = figure.subplots(2, 2)
         _draw_accuracy_per_round(axes[0, 0], result)
         _draw_accuracy_per_byte(axes[0, 1], result)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spatl.codec import CODECS_BY_NUMBER, Codec
 from spatl.errors import UpdateRejected
+from spatl.selection.budget import BUDGET_KINDS
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.selection import Selection, pack_bitmap, unpack_bitmap
 
@@ -68,7 +69,7 @@ class Model:
     control: Tensor | None
 
 
-_SHARES: Final = ("accuracy", "keep-ratio", "flops-ratio")
+_SHARES: Final = ("accuracy", "keep-ratio", "flops-ratio", "validation-gain")
 _LARGEST_METRIC: Final = 1e9
 
 
@@ -92,7 +93,9 @@ class _Report:
             value = metrics.get(name)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise UpdateRejected(f"the metric {name} must be a finite number, got {value}")
-            highest = 1.0 if name in _SHARES else _LARGEST_METRIC
+            if field.type is int and not isinstance(value, int):
+                raise UpdateRejected(f"the metric {name} must be a whole number, got {value}")
+            highest = 1.0 if name in _SHARES else len(BUDGET_KINDS) if name == "budget-kind" else _LARGEST_METRIC
             if not 0 <= value <= highest:
                 raise UpdateRejected(f"the metric {name} must lie in [0, {highest:g}], got {value}")
             values[field.name] = value
@@ -101,7 +104,14 @@ class _Report:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport(_Report):
-    """What a client tells with its update; accuracy and loss are of the encoder as it arrived, on the test split."""
+    """What a client tells with its update; accuracy and loss are of the encoder as it arrived, on the test split.
+
+    Attributes:
+        budget_kind: 1 + the position in `BUDGET_KINDS`, 0 for a client that selects nothing.
+        budget_limit: The client's budget, in the unit of its kind.
+        validation_gain: By how much the selection beats the selector's prior on the validation split.
+        selection_seconds: How long selecting took, of which `decision_seconds` without measuring anything.
+    """
 
     num_examples: int
     accuracy: float
@@ -109,6 +119,12 @@ class TrainReport(_Report):
     train_loss: float
     keep_ratio: float
     flops_ratio: float
+    budget_kind: int
+    budget_limit: float
+    validation_gain: float
+    training_seconds: float
+    selection_seconds: float
+    decision_seconds: float
     seconds: float
 
 

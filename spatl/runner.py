@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -38,7 +39,8 @@ def run(
     Args:
         config: What to run.
         directory: Where its files go: a new or empty directory; `runs/<method>-<seed>-<time>` if not given.
-        on_round: Called from a thread of its own with each object of `history.jsonl` soon after it is written.
+        on_round: Called from a thread of its own with each object of `history.jsonl` soon after it is written, and the
+            clients' `training_seconds`, `selection_seconds` and `decision_seconds` added up.
         on_round_alone: Likewise for the clients that train alone (`report.compare_alone`).
         command: What the report says made it.
 
@@ -52,7 +54,7 @@ def run(
         >>> result = run(load_config("configs/quickstart.yaml"))
         >>> result.summary["accuracy"]
     """
-    directory = fresh_directory(config, directory)
+    directory = fresh_directory(directory, name=f"{config.method}-{config.seed}")
     cached_blueprint(config.to_json())  # a mistake in the config shows here, before anything is written
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -75,14 +77,14 @@ def alone(config: ExperimentConfig) -> ExperimentConfig:
     return parse_config({**config.model_dump(), "method": "local", "report": {"compare_alone": False}})
 
 
-def fresh_directory(config: ExperimentConfig, directory: str | Path | None) -> Path:
-    """Return the directory of a run: the one given, or one named after method and time; it is not made yet.
+def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
+    """Return the directory of a run: the one given, or one below `runs/` with a name and the time; not made yet.
 
     Raises:
         SpatlError: It holds something already, or cannot be looked into.
     """
     if directory is None:
-        directory = Path("runs") / f"{config.method}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        directory = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path(directory).absolute()
     try:
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
@@ -98,7 +100,7 @@ def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound) -> No
     engine: Callable[[ExperimentConfig, Path], None] = getattr(importlib.import_module(module), name)
     over = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="spatl-follow") as pool:
-        following = pool.submit(_follow, directory / "history.jsonl", on_round, over)
+        following = pool.submit(_follow, directory, on_round, over)
         try:
             engine(config, directory)
         finally:
@@ -106,14 +108,17 @@ def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound) -> No
     following.result()  # what the caller's own on_round raised
 
 
-def _follow(path: Path, on_round: OnRound, over: threading.Event) -> None:
-    """Pass on each line of a growing file once."""
+def _follow(directory: Path, on_round: OnRound, over: threading.Event) -> None:
+    """Pass on each line of a growing history once, with the round's timings, which are written before it."""
     seen = 0
     while True:
         last_look = over.wait(_POLL_SECONDS)
-        rows = read_lines(path)
+        rows = read_lines(directory / "history.jsonl")
+        timings = read_lines(directory / "timings.jsonl") if len(rows) > seen else []
         for row in rows[seen:]:
-            on_round(row)
+            own = [timing for timing in timings if timing["round"] == row["round"]]
+            parts = ("training_seconds", "selection_seconds", "decision_seconds")
+            on_round({**row, **{part: math.fsum(timing[part] for timing in own) for part in parts}})
         seen = len(rows)
         if last_look:
             return

@@ -14,6 +14,7 @@ from torch import nn
 
 from spatl.errors import ModelError, did_you_mean
 from spatl.models.cnn import cnn
+from spatl.models.mobilenet import mobilenet
 from spatl.models.resnet import resnet8, resnet20, resnet32, resnet56
 from spatl.models.split import checked_cut, top_level_names
 from spatl.models.vgg import vgg11
@@ -77,6 +78,12 @@ MODELS: dict[str, ModelEntry] = {
         cut=("classifier",),
         description="eight 3x3 convolutions with BatchNorm; options: width",
         source="Simonyan and Zisserman 2015, arXiv 1409.1556, configuration A, with BatchNorm",
+    ),
+    "mobilenet": ModelEntry(
+        factory=mobilenet,
+        cut=("classifier",),
+        description="stem and six depthwise separable blocks; options: width",
+        source="Howard et al. 2017, arXiv 1704.04861",
     ),
 }
 

@@ -7,7 +7,7 @@ error that names the smallest possible value. Costs are those of the integer cha
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from spatl.errors import BudgetError
 from spatl.selection.groups import EncoderTrace, FlopsModel
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.selection import Selection
+
+BudgetKind = Literal["keep_ratio", "flops_ratio", "uplink_bytes"]
+BUDGET_KINDS: Final[tuple[BudgetKind, ...]] = get_args(BudgetKind)
 
 _BISECTIONS = 60
 
@@ -30,7 +33,7 @@ class Budget:
         limit: The most it may be.
     """
 
-    kind: Literal["keep_ratio", "flops_ratio", "uplink_bytes"]
+    kind: BudgetKind
     limit: float
 
 
@@ -56,19 +59,29 @@ class Costs:
         """What the encoder's channels cost to compute."""
         return self.trace.flops
 
-    def of(self, counts: Tensor, kind: Literal["keep_ratio", "flops_ratio", "uplink_bytes"]) -> float:
+    def of(self, counts: Tensor, kind: BudgetKind) -> float:
         """The cost of keeping `counts` (int64 [G]) channels of each group, in the unit of the budget's kind."""
         if kind == "flops_ratio":
             return self.flops.ratio(counts)
-        entries = torch.tensor([group.entries_per_channel for group in self.layout.groups], dtype=torch.int64)
-        num_values = int((entries * counts).sum())
+        num_values = int((self.layout.group_entries * counts).sum())
         if kind == "keep_ratio":
             return num_values / max(1, self.layout.num_entries)
         return float(self.update_bytes(num_values, int(counts.sum())))
 
+    def marginal(self, kind: BudgetKind) -> Tensor:
+        """float64 [G]: the share of the whole cost that goes when a whole encoder loses one channel of a group."""
+        if kind == "flops_ratio":
+            return self.flops.marginal(self.layout.group_sizes)
+        return self.layout.group_entries.to(torch.float64) / max(1, self.layout.num_entries)
 
-def check_budget(budget: Budget, costs: Costs) -> None:
+
+def check_budget(budget: Budget, costs: Costs, *, source: str = "selection") -> None:
     """Raise unless some selection meets the budget.
+
+    Args:
+        budget: What may be spent.
+        costs: The encoder's costs.
+        source: Where the budget was set, for the message.
 
     Raises:
         BudgetError: One channel of every group already costs more.
@@ -79,7 +92,7 @@ def check_budget(budget: Budget, costs: Costs) -> None:
     if floor > budget.limit:
         smallest = f"{floor:.0f}" if budget.kind == "uplink_bytes" else f"{math.ceil(1e4 * floor) / 1e4:.4f}"
         raise BudgetError(
-            f"selection.{budget.kind} is {budget.limit:g}, but one channel of each of the "
+            f"{source}.{budget.kind} is {budget.limit:g}, but one channel of each of the "
             f"{len(costs.layout.groups)} groups already costs {smallest}; raise it to at least {smallest}"
         )
 
@@ -102,13 +115,12 @@ def project_ranking(ranking: Tensor, costs: Costs, budget: Budget) -> Selection:
     """
     check_budget(budget, costs)
     layout = costs.layout
-    group_of = torch.repeat_interleave(torch.tensor([group.size for group in layout.groups]))
-    groups = group_of[ranking]
+    groups = layout.group_of[ranking]
     leading = torch.zeros(len(groups), dtype=torch.bool)
     for group in range(len(layout.groups)):
         leading[(groups == group).nonzero()[0]] = True
     order = torch.cat([ranking[leading], ranking[~leading]])
-    ordered_groups = group_of[order]
+    ordered_groups = layout.group_of[order]
 
     def cost(length: int) -> float:
         counts = torch.bincount(ordered_groups[:length], minlength=len(layout.groups))
@@ -138,7 +150,7 @@ def project_ratios(ratios: Tensor, costs: Costs, budget: Budget) -> Tensor:
         BudgetError: One channel of every group already costs more.
     """
     check_budget(budget, costs)
-    sizes = torch.tensor([group.size for group in costs.layout.groups], dtype=torch.float64)
+    sizes = costs.layout.group_sizes.to(torch.float64)
     logits = torch.logit(ratios.to(torch.float64), eps=1e-6)
 
     def counts(shift: float) -> Tensor:

@@ -56,6 +56,14 @@ class FlopsModel:
         shares = (self.outputs @ kept + self.fixed_outputs) * (self.inputs @ kept + self.fixed_inputs)
         return float((self.macs @ shares) / self.macs.sum())
 
+    def marginal(self, counts: Tensor) -> Tensor:
+        """float64 [G]: the share of the encoder's multiply-accumulates that one channel of a group adds at `counts`."""
+        if self.macs.numel() == 0:
+            return torch.zeros(counts.numel(), dtype=torch.float64)
+        kept = counts.to(torch.float64)
+        outputs, inputs = self.outputs @ kept + self.fixed_outputs, self.inputs @ kept + self.fixed_inputs
+        return ((self.macs * inputs) @ self.outputs + (self.macs * outputs) @ self.inputs) / self.macs.sum()
+
 
 @dataclass(frozen=True, eq=False)
 class EncoderTrace:

@@ -7,6 +7,7 @@ Both sides of a federation derive the same layout from the same config, and its 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,10 +59,25 @@ class EncoderLayout:
         """C, the number of channels over all groups."""
         return sum(group.size for group in self.groups)
 
-    @property
+    @cached_property
     def channel_sizes(self) -> Tensor:
         """int64 [C], how many entries each channel owns."""
         return torch.bincount(self.owner, minlength=self.num_channels)
+
+    @cached_property
+    def group_sizes(self) -> Tensor:
+        """int64 [G], how many channels each group has."""
+        return torch.tensor([group.size for group in self.groups], dtype=torch.int64)
+
+    @cached_property
+    def group_entries(self) -> Tensor:
+        """int64 [G], how many entries one channel of each group owns."""
+        return torch.tensor([group.entries_per_channel for group in self.groups], dtype=torch.int64)
+
+    @cached_property
+    def group_of(self) -> Tensor:
+        """int64 [C], the group of each channel."""
+        return torch.repeat_interleave(self.group_sizes)
 
     @property
     def fingerprint(self) -> bytes:

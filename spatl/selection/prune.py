@@ -50,3 +50,21 @@ def _along_inputs(layer: nn.Module, weight: Tensor, stays: Tensor) -> Tensor:
         return stays.view(1, -1, *[1] * (weight.dim() - 2))
     per_group = stays.view(num_groups, -1).repeat_interleave(weight.shape[0] // num_groups, dim=0)
     return per_group.view(*per_group.shape, *[1] * (weight.dim() - 2))
+
+
+def input_energy(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """The energy a layer receives through each of its inputs: squared weights times the input's mean square.
+
+    Args:
+        layer: A convolution or linear layer that is not grouped.
+        inputs: What it reads: [B, I, ...] for a convolution, [..., I] for a linear layer.
+
+    Returns:
+        float32 [I].
+    """
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    input_dimension = 0 if isinstance(layer, _TRANSPOSED) else 1
+    weights = weight.detach().float().square().transpose(0, input_dimension).flatten(1).sum(1)
+    channel_dimension = inputs.dim() - 1 if isinstance(layer, nn.Linear) else inputs.dim() - weight.dim() + 1
+    return weights * inputs.float().square().transpose(0, channel_dimension).flatten(1).mean(1)

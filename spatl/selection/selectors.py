@@ -4,9 +4,10 @@ A selector may look at the client's weights, its update and its validation split
 rounds, and must return a selection the budget pays for. It never sees the test split.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from spatl.data import Examples
 from spatl.selection.budget import Budget, Costs, project_ranking
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.selection import Selection, select_all
+from spatl.selection.signal import channel_signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,10 @@ class SelectionRequest:
         update: float32 [N], y_i - x.
         costs: The encoder: its layout, what its channels cost, and which layers read them.
         budget: What the client may spend.
+        train: The client's training split.
         validation: The client's validation split, for selectors that measure.
+        num_steps: How many optimizer steps the local training took.
+        batch_size: Examples per step.
         server_round: The current round, from 1.
         generator: The selector's random numbers for this round.
         state: What the selector returned as its state in the client's last round; empty at first.
@@ -38,7 +43,10 @@ class SelectionRequest:
     update: Tensor
     costs: Costs
     budget: Budget
+    train: Examples
     validation: Examples
+    num_steps: int
+    batch_size: int
     server_round: int
     generator: torch.Generator
     state: Mapping[str, Tensor]
@@ -46,11 +54,42 @@ class SelectionRequest:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a selector returns: the selection, its state for the next round, figures worth showing."""
+    """What a selector returns.
+
+    Attributes:
+        selection: The channels that travel.
+        state: What it wants to be given in the client's next round.
+        decision_seconds: How long it thought, without what it measured.
+        gain: By how much the selection beats the selector's prior in accuracy on the validation split, at least 0;
+            0 for a selector that measures nothing.
+    """
 
     selection: Selection
     state: Mapping[str, Tensor] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    decision_seconds: float = 0.0
+    gain: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSettings:
+    """How the agent selects.
+
+    Attributes:
+        reward: What it maximises: the accuracy the server's encoder gains by what is `"sent"`, or that of the
+            `"pruned"` encoder (the paper's).
+        samples: How many selections it measures beside its own and the prior.
+        tuning: How samples are drawn: a local `"search"`, or `"ppo"` on its head (the paper's).
+        tuning_rounds: Rounds of the federation in which it draws samples; None for all.
+        max_share: The measuring may cost this share of the local training at most.
+        policy: A file with its weights, or None for those that ship with the package.
+    """
+
+    reward: Literal["sent", "pruned"]
+    samples: int
+    tuning: Literal["search", "ppo"]
+    tuning_rounds: int | None
+    max_share: float
+    policy: str | None
 
 
 class Selector(Protocol):
@@ -65,7 +104,7 @@ class Selector(Protocol):
 class SelectorEntry:
     """One row of the table: how to make the selector, and what it does."""
 
-    make: Callable[[], Selector]
+    make: Callable[[AgentSettings], Selector]
     description: str
 
 
@@ -87,6 +126,24 @@ def mean_energy(values: Tensor, layout: EncoderLayout) -> Tensor:
     return energy / torch.bincount(owner, minlength=layout.num_channels).clamp(min=1)
 
 
+def update_energy(update: Tensor, layout: EncoderLayout) -> Tensor:
+    """Return the energy of each channel's part of an update: the sum of squares over its parameters, float64 [C]."""
+    sizes = torch.bincount(layout.owner[: layout.num_parameter_entries], minlength=layout.num_channels)
+    return mean_energy(update[: layout.num_parameter_entries], layout) * sizes
+
+
+def magnitude_scores(weights: Tensor, layout: EncoderLayout) -> Tensor:
+    """Return the mean square of each channel's weights, each over its layer's mean square (global L2), float64 [C].
+
+    Args:
+        weights: float32 [N] or [P].
+        layout: The encoder.
+    """
+    views = layout.unflatten(weights[: layout.num_parameter_entries])
+    relative = torch.cat([(v / v.square().mean().sqrt().clamp(min=1e-12)).reshape(-1) for v in views.values()])
+    return mean_energy(relative, layout)
+
+
 def rank_all(request: SelectionRequest) -> Choice:
     """Send every channel, whatever the budget."""
     return Choice(select_all(request.costs.layout))
@@ -104,10 +161,7 @@ def rank_magnitude(request: SelectionRequest) -> Choice:
     A channel's score is the mean over the entries it owns, each divided by the mean square of its parameter, so that
     layers of different scale compete on equal terms (global L2 norm, normalised per layer).
     """
-    layout = request.costs.layout
-    views = layout.unflatten(request.weights[: layout.num_parameter_entries])
-    relative = torch.cat([(v / v.square().mean().sqrt().clamp(min=1e-12)).reshape(-1) for v in views.values()])
-    scores = mean_energy(relative, layout)
+    scores = magnitude_scores(request.weights, request.costs.layout)
     return Choice(project_ranking(scores.argsort(descending=True, stable=True), request.costs, request.budget))
 
 
@@ -118,9 +172,27 @@ def rank_update(request: SelectionRequest) -> Choice:
     return Choice(project_ranking(scores.argsort(descending=True, stable=True), request.costs, request.budget))
 
 
+def rank_signal(request: SelectionRequest) -> Choice:
+    """Send the channels that contribute most to the layers that read them, per cost under the budget."""
+    layout, costs = request.costs.layout, request.costs
+    signal = channel_signal(request.model, layout, costs.trace.readers, request.train.images)
+    scores = signal / costs.marginal(request.budget.kind).clamp(min=1e-12)[layout.group_of]
+    return Choice(project_ranking(scores.argsort(descending=True, stable=True), costs, request.budget))
+
+
+def _agent(settings: AgentSettings) -> Selector:
+    # By reference: this package knows nothing of the agents, and who selects otherwise does not load them.
+    selector: Selector = importlib.import_module("agents.selector").AgentSelector(settings)
+    return selector
+
+
 SELECTORS: dict[str, SelectorEntry] = {
-    "all": SelectorEntry(lambda: rank_all, "every channel; ignores the budget"),
-    "random": SelectorEntry(lambda: rank_random, "a random set of channels, drawn anew each round"),
-    "magnitude": SelectorEntry(lambda: rank_magnitude, "largest weights, normalised per layer, across all layers"),
-    "update": SelectorEntry(lambda: rank_update, "largest update energy per byte, across all layers"),
+    "agent": SelectorEntry(
+        _agent, "a learned policy sets each group's keep ratio, never below its prior (section agent)"
+    ),
+    "all": SelectorEntry(lambda _: rank_all, "every channel; ignores the budget"),
+    "random": SelectorEntry(lambda _: rank_random, "a random set of channels, drawn anew each round"),
+    "magnitude": SelectorEntry(lambda _: rank_magnitude, "largest weights, normalised per layer, across all layers"),
+    "signal": SelectorEntry(lambda _: rank_signal, "most read by the next layers, per cost, across all layers"),
+    "update": SelectorEntry(lambda _: rank_update, "largest update energy per byte, across all layers"),
 }

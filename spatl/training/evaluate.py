@@ -1,12 +1,13 @@
 """Evaluation that leaves a model as it found it, and BatchNorm statistics re-estimated for a new encoder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from spatl.data import Examples
 from spatl.training.local import autocast
@@ -58,6 +59,28 @@ def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> No
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+
+def forward_with_batch_statistics(
+    model: nn.Module, images: Tensor, replaced: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Return a model's logits for one batch, BatchNorm using the batch's own statistics; the model stays as it was.
+
+    Running statistics belong to the weights they were gathered under: under a mask they put nearly every network at
+    chance. All layers but BatchNorm are in eval mode, and what they write into buffers goes into copies.
+
+    Args:
+        model: The network.
+        images: float32 [B, C, H, W] on the model's device; at least two, so that there is a variance.
+        replaced: Tensors to use instead of the model's own, by parameter name.
+    """
+    tensors = {name: buffer.clone() for name, buffer in model.named_buffers()} | dict(replaced or {})
+    with _mode(model, training=False), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, _BATCH_NORM):
+                module.train()
+        logits: Tensor = functional_call(model, tensors, (images,))
+    return logits.float()
 
 
 @contextmanager

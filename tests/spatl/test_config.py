@@ -68,7 +68,10 @@ def test_yaml_and_json_round_trip(seed, rounds, learning_rate, half_life):
         ("method=spatle", "method: unknown name 'spatle' (did you mean 'spatl'?); known: spatl, spatl-no-selection"),
         ("model.name=resnet21", "model.name: unknown name 'resnet21'"),
         ("data.name=digit", "data.name: unknown name 'digit' (did you mean 'digits'?)"),
-        ("selection.selector=best", "selection.selector: unknown name 'best'; known: all, random, magnitude, update"),
+        (
+            "selection.selector=best",
+            "selection.selector: unknown name 'best'; known: agent, all, random, magnitude, signal, update",
+        ),
         ("wire.uplink=int3", "wire.uplink: unknown name 'int3'; known: float32"),
         ("engine=cloud", "engine: input should be 'inline' or 'ray', got 'cloud'"),
         ("selection.keep_ratio=1.3", "selection.keep_ratio: input should be less than or equal to 1, got 1.3"),
@@ -127,9 +130,8 @@ def test_an_empty_file_is_all_defaults(tmp_path):
 def test_flowers_run_config_holds_json_or_a_path():
     config = parse_config({"seed": 5})
     assert config_from_run({"config": config.to_json(), "out": ""}) == config
-    assert config_from_run({"config": "configs/quickstart.yaml"}) == load_config(
-        CONFIGS[0].parents[0] / "quickstart.yaml"
-    )
+    quickstart = next(path for path in CONFIGS if path.name == "quickstart.yaml")
+    assert config_from_run({"config": "configs/quickstart.yaml"}) == load_config(quickstart)
     with pytest.raises(ConfigError, match="the run has no config"):
         config_from_run({"config": ""})
     with pytest.raises(ConfigError, match="not valid JSON"):

@@ -1,0 +1,118 @@
+"""`spatl agent pretrain` and `spatl agent evaluate`: what the command line calls by reference."""
+
+import argparse
+import os
+import shlex
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from agents import evaluate as evaluation
+from spatl.config import load_config
+from spatl.errors import ConfigError, SpatlError
+from spatl.runner import fresh_directory
+
+
+def pretrain(options: argparse.Namespace, console: Console) -> None:
+    """Train a policy from scratch.
+
+    Raises:
+        SpatlError: The extra `agent` is not installed, or the directory holds something.
+    """
+    try:
+        from agents.pretrain import pretrain as train  # needs gymnasium and stable-baselines3
+    except ImportError as error:
+        raise SpatlError(f"pre-training needs the extra 'agent' ({error}): pip install 'spatl[agent]'") from error
+    from agents.pictures import draw_rewards
+
+    directory = fresh_directory(options.out, name="agent-pretrain")
+    with _progress(console) as progress:
+        networks = progress.add_task("networks", total=None, note="")
+        policy = progress.add_task("policy", total=options.steps, note="")
+
+        def on_network(done: int, total: int) -> None:
+            progress.update(networks, completed=done, total=total)
+            if not console.is_terminal:
+                console.print(f"networks: {done}/{total}", highlight=False)
+
+        def on_update(steps: int, reward: float) -> None:
+            progress.update(policy, completed=min(steps, options.steps), note=f"reward {reward:+.3f}")
+            if not console.is_terminal:
+                console.print(f"policy: {steps}/{options.steps}  reward {reward:+.3f}", highlight=False)
+
+        history = train(directory, seed=options.seed, steps=options.steps, on_network=on_network, on_update=on_update)
+    draw_rewards(history, directory / "reward.png")
+    tenth = max(1, len(history) // 10)
+    last = sum(row["reward"] for row in history[-tenth:]) / tenth
+    console.print(
+        f"reward over the last tenth of {history[-1]['steps']:.0f} selections: {last:+.3f} (0 is the prior)",
+        highlight=False,
+    )
+    for name in ("policy.safetensors", "reward.png", "pretrain.json"):
+        console.print(str(directory / name), highlight=False, soft_wrap=True)
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> None:
+    """Print the honest table.
+
+    Raises:
+        SpatlError: A config, a budget or the policy does not work out.
+    """
+    configs = [load_config(path, options.overrides) for path in options.configs]
+    plan = evaluation.Plan(
+        kind=options.kind,
+        budgets=tuple(options.budgets),
+        samples=options.samples,
+        epochs=options.epochs,
+        num_clients=options.clients,
+        policy=options.policy,
+    )
+    if options.workers < 0:
+        raise ConfigError(f"--workers must be at least 0, got {options.workers}")
+    directory = fresh_directory(options.out, name="agent-evaluate")
+    num_tasks = len(configs) * len(options.seeds)
+    workers = min(options.workers or os.cpu_count() or 1, num_tasks)
+    with _progress(console) as progress:
+        task = progress.add_task("networks", total=num_tasks, note="")
+
+        def on_network(done: int, total: int) -> None:
+            progress.update(task, completed=done)
+            if not console.is_terminal:
+                console.print(f"networks: {done}/{total}", highlight=False)
+
+        records = evaluation.run_plan(
+            configs, options.seeds, plan, directory, workers=workers, on_network=on_network, command=_command(options)
+        )
+    networks: list[str | None] = [*evaluation.networks_of(records)]
+    for network in [*networks, *([None] if len(networks) > 1 else [])]:
+        table = Table(title=f"{network or 'all networks'}: accuracy of the pruned network, {len(options.seeds)} seeds")
+        for position, column in enumerate(evaluation.table_header(records)):
+            table.add_column(column, justify="left" if position == 0 else "right", no_wrap=position == 0)
+        for row in evaluation.table_rows(records, network=network):
+            table.add_row(*row)
+        console.print(table)
+    console.print("differences are paired, ± standard errors over networks and seeds", highlight=False)
+    for name in ("evaluate.md", "evaluate.png", "evaluate.json"):
+        console.print(str(directory / name), highlight=False, soft_wrap=True)
+
+
+def _command(options: argparse.Namespace) -> str:
+    given = ["spatl", "agent", "evaluate", *options.configs, "--seeds", ",".join(map(str, options.seeds))]
+    given += ["--budgets", ",".join(f"{limit:g}" for limit in options.budgets), "--kind", options.kind]
+    given += ["--samples", str(options.samples), "--epochs", str(options.epochs), "--clients", str(options.clients)]
+    for text in options.overrides:
+        given += ["--set", text]
+    return shlex.join(given)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

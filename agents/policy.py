@@ -1,0 +1,107 @@
+"""The policy: a small graph network with one head for all nodes, so that one set of weights drives any encoder.
+
+It is plain PyTorch: a client runs it without a reinforcement-learning library. The order of the nodes and the padding
+of a batch change nothing but the order of the result.
+"""
+
+import json
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.graph import NUM_FEATURES, Graph
+from spatl.errors import SpatlError
+
+FORMAT: Final = 1
+_HIDDEN: Final = 32
+_ROUNDS: Final = 2
+
+
+class GraphPolicy(nn.Module):
+    """Two rounds of message passing along and against the edges, then one head per node.
+
+    Its outputs are the mean of a Gaussian action in [-1, 1] per node, one spread shared by all nodes, and the value
+    that training uses as its baseline.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(NUM_FEATURES, _HIDDEN)
+        self.rounds = nn.ModuleList(nn.Linear(4 * _HIDDEN, _HIDDEN) for _ in range(_ROUNDS))
+        self.head = nn.Linear(_HIDDEN, 1)
+        self.value = nn.Linear(_HIDDEN, 1)
+        self.log_std = nn.Parameter(torch.tensor(-1.2))
+        with torch.no_grad():  # an untrained policy is the prior
+            self.head.weight.zero_()
+            self.head.bias.zero_()
+
+    def embedding(self, nodes: Tensor, edges: Tensor, mask: Tensor) -> Tensor:
+        """Embed a batch of graphs.
+
+        Args:
+            nodes: float32 [B, G, `NUM_FEATURES`].
+            edges: float32 [B, G, G], as of `Graph.edges`; zero where padded.
+            mask: float32 [B, G], 1 for a node and 0 for padding.
+
+        Returns:
+            float32 [B, G, H]; zero where padded.
+        """
+        weight = mask.unsqueeze(-1)
+        backwards = edges.transpose(1, 2)
+        backwards = backwards / backwards.sum(2, keepdim=True).clamp(min=1e-6)
+        features = F.relu(self.embed(nodes)) * weight
+        for layer in self.rounds:
+            mean = features.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+            around = [features, edges @ features, backwards @ features, mean.expand_as(features)]
+            features = (features + F.relu(layer(torch.cat(around, 2)))) * weight
+        return features
+
+    def forward(self, nodes: Tensor, edges: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean action [B, G] and the value [B]; arguments as of `embedding`."""
+        features = self.embedding(nodes, edges, mask)
+        means = self.head(features).squeeze(-1) * mask
+        pooled = features.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        return means, self.value(pooled).squeeze(-1)
+
+    def act(self, graph: Graph) -> Tensor:
+        """Return the deterministic action float32 [G] in [-1, 1] for one graph."""
+        with torch.no_grad():
+            mask = torch.ones(1, len(graph.nodes))
+            means, _ = self.forward(graph.nodes.unsqueeze(0), graph.edges.unsqueeze(0), mask)
+            return means[0].clamp(-1, 1)
+
+
+def save_policy(policy: GraphPolicy, path: Path) -> None:
+    """Write a policy's weights as safetensors."""
+    header = json.dumps({"format": FORMAT, "features": NUM_FEATURES})
+    tensors = {name: tensor.detach().contiguous() for name, tensor in policy.state_dict().items()}
+    path.write_bytes(save(tensors, metadata={"spatl": header}))
+
+
+def load_policy(path: Path | None = None) -> GraphPolicy:
+    """Read a policy.
+
+    Args:
+        path: What `save_policy` wrote; the policy that ships with the package if not given.
+
+    Raises:
+        SpatlError: There is no such file, or it holds no policy of this version.
+    """
+    if path is None:
+        with as_file(files("agents") / "policy.safetensors") as shipped:
+            return load_policy(shipped)
+    policy = GraphPolicy()
+    try:
+        policy.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise SpatlError(f"policy file not found: {path} (configs: agent.policy)") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SpatlError(f"{path} holds no policy of this version (configs: agent.policy): {reason}") from error
+    return policy.eval()

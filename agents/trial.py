@@ -1,0 +1,74 @@
+"""What a selection is good for, measured: the accuracy of the encoder it leaves, on examples it was not trained on.
+
+Two questions can be asked. `pruned`: how accurate is the network that has the selected channels only (the paper's
+reward, section 4.3.1)? `sent`: how accurate is the network when the server's weights take over the selected channels
+of the client's update and nothing else - what the bytes that travel are worth?
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spatl.data import Examples
+from spatl.selection.groups import EncoderTrace
+from spatl.selection.layout import EncoderLayout
+from spatl.selection.prune import masked_weights
+from spatl.selection.selection import Selection
+from spatl.training.evaluate import Evaluation, forward_with_batch_statistics
+
+_LOSS_WEIGHT: Final = 0.2
+_LARGEST_LOSS_DIFFERENCE: Final = 2.0
+
+Trial = Callable[[Selection], Evaluation]
+
+
+def pruned_trial(model: nn.Module, trace: EncoderTrace, examples: Examples) -> Trial:
+    """Return the trial of the encoder without the channels that were not selected.
+
+    Args:
+        model: The network; trials leave it as it was.
+        trace: Its channels.
+        examples: At least two, on the model's device; one batch, whose own statistics BatchNorm uses.
+    """
+    return lambda selection: _measure(model, masked_weights(model, trace.readers, selection), examples)
+
+
+def sent_trial(
+    model: nn.Module, layout: EncoderLayout, *, received: Tensor, update: Tensor, examples: Examples
+) -> Trial:
+    """Return the trial of the encoder as received plus what was selected of the update (x + m D).
+
+    Args:
+        model: The network after local training; trials leave it as it was.
+        layout: Its encoder.
+        received: float32 [N], x.
+        update: float32 [N], y - x.
+        examples: At least two, on the model's device.
+    """
+
+    def trial(selection: Selection) -> Evaluation:
+        weights = torch.where(selection.mask[layout.owner], received + update, received)
+        device = examples.images.device
+        return _measure(model, {name: view.to(device) for name, view in layout.unflatten(weights).items()}, examples)
+
+    return trial
+
+
+def _measure(model: nn.Module, replaced: Mapping[str, Tensor], examples: Examples) -> Evaluation:
+    logits = forward_with_batch_statistics(model, examples.images, replaced)
+    accuracy = float((logits.argmax(1) == examples.labels).double().mean())
+    return Evaluation(accuracy, float(F.cross_entropy(logits, examples.labels)))
+
+
+def reward(found: Evaluation, prior: Evaluation) -> float:
+    """Return how much better one selection is than the prior: accuracy, and a fifth of the cross-entropy.
+
+    The cross-entropy tells selections apart that classify the same few examples correctly; its part is at most 0.4.
+    """
+    difference = max(-_LARGEST_LOSS_DIFFERENCE, min(_LARGEST_LOSS_DIFFERENCE, prior.loss - found.loss))
+    if difference != difference:  # a selection whose logits are not finite
+        difference = -_LARGEST_LOSS_DIFFERENCE
+    return found.accuracy - prior.accuracy + _LOSS_WEIGHT * difference

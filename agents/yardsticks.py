@@ -1,0 +1,215 @@
+"""What an agent has to be compared with: every way of choosing that needs no learning.
+
+Each yardstick gets a network, a budget and a number of evaluations that it may or may not use, and returns a selection.
+Those called global L2 rank channels by their weights, as pruning usually does; those called signal by what the layers
+that read them receive (`spatl.selection.signal`), as the agent does, so that what the policy adds can be told from what
+the measure adds.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from agents.graph import make_graph
+from agents.policy import GraphPolicy
+from agents.problem import Problem
+from agents.search import local_search
+from agents.selector import choose
+from agents.trial import Trial, reward
+from spatl.selection.budget import keep_top, project_ranking, project_ratios
+from spatl.selection.selection import Selection
+from spatl.training.evaluate import Evaluation
+
+_STREAM_LOGIT: Final = 0.5
+_LEVELS: Final = (0.25, 0.5, 0.75)
+
+
+@dataclass(eq=False)
+class Setting:
+    """One network under one budget, as every yardstick finds it.
+
+    Attributes:
+        problem: The agent's view: channels worth their signal.
+        magnitude: float64 [C], global L2.
+        trial: Measures a selection on the validation split.
+        policy: The policy.
+        samples: How many evaluations fine-tuning and searching may use.
+        generator: Random numbers of one yardstick.
+    """
+
+    problem: Problem
+    magnitude: Tensor
+    trial: Trial
+    policy: GraphPolicy
+    samples: int
+    generator: torch.Generator
+    _measured: dict[bytes, Evaluation] = field(default_factory=dict, repr=False)
+
+    def measure(self, selection: Selection) -> Evaluation:
+        """The trial, remembered: yardsticks meet the same selections."""
+        key = selection.mask.numpy().tobytes()
+        if key not in self._measured:
+            self._measured[key] = self.trial(selection)
+        return self._measured[key]
+
+    @property
+    def by_magnitude(self) -> Problem:
+        """The same problem with channels worth their weights, at a price of one each: global L2 is its prior."""
+        return _GlobalL2(self.problem.costs, self.problem.budget, self.magnitude, self.problem.objective)
+
+
+class _GlobalL2(Problem):
+    """Global L2 ranks by weight alone, whatever a channel costs."""
+
+    def ranking(self) -> Tensor:
+        return self.worth.argsort(descending=True, stable=True)
+
+
+def uniform(setting: Setting) -> Selection:
+    """Keep the same ratio of every group, the largest weights inside each."""
+    return _ratios(setting, torch.full((_num_groups(setting),), 0.5), setting.magnitude)
+
+
+def random(setting: Setting) -> Selection:
+    """Draw every group's ratio, and keep the largest weights inside each."""
+    return _ratios(setting, torch.rand(_num_groups(setting), generator=setting.generator), setting.magnitude)
+
+
+def global_l2(setting: Setting) -> Selection:
+    """Rank all channels by their weights, normalised per layer."""
+    ranking = setting.magnitude.argsort(descending=True, stable=True)
+    return project_ranking(ranking, setting.problem.costs, setting.problem.budget)
+
+
+def residual_rule(setting: Setting) -> Selection:
+    """Global L2 with half a logit more for groups that several layers write (residual streams)."""
+    problem = setting.by_magnitude
+    writers = (problem.costs.flops.outputs > 0).sum(0)
+    logits = torch.logit(problem.prior_ratios) + _STREAM_LOGIT * (writers > 1)
+    return _ratios(setting, torch.sigmoid(logits), setting.magnitude)
+
+
+def search_from_l2(setting: Setting) -> Selection:
+    """Local search from global L2."""
+    return _searched(setting, setting.by_magnitude)
+
+
+def uniform_signal(setting: Setting) -> Selection:
+    """Keep the same ratio of every group, the strongest signal inside each."""
+    return _ratios(setting, torch.full((_num_groups(setting),), 0.5), setting.problem.worth)
+
+
+def prior(setting: Setting) -> Selection:
+    """Rank all channels by signal per cost: the agent's prior."""
+    return setting.problem.prior()
+
+
+def sensitivity(setting: Setting) -> Selection:
+    """Thin out one group at a time, and keep most where the loss rises most per cost: 3 G + 1 evaluations."""
+    problem = setting.problem
+    layout = problem.costs.layout
+    whole = layout.group_sizes
+    before = setting.measure(keep_top(problem.worth, whole, layout)).loss
+    price = problem.costs.marginal(problem.budget.kind) * whole
+    worth = torch.zeros(layout.num_channels, dtype=torch.float64)
+    for position, group in enumerate(layout.groups):
+        losses = [before]
+        for level in sorted(_LEVELS, reverse=True):
+            counts = whole.clone()
+            counts[position] = max(1, round(level * group.size))
+            losses.append(max(losses[-1], setting.measure(keep_top(problem.worth, counts, layout)).loss))
+        # Channels from worst to best: the loss that each quarter of them saves, the last quarter at least as much.
+        saved = [after - earlier for earlier, after in itertools.pairwise(losses)]
+        saved.append(max(saved))
+        order = problem.worth[group.first : group.first + group.size].argsort(stable=True)
+        quarter = (torch.arange(group.size) * len(saved) // group.size).clamp(max=len(saved) - 1)
+        steps = torch.tensor(saved, dtype=torch.float64).cummax(0).values[quarter]
+        worth[group.first + order] = steps / price[position].clamp(min=1e-12)
+    tie_break = 1e-9 * problem.worth / problem.worth.max().clamp(min=1e-30)
+    ranking = (worth + tie_break).argsort(descending=True, stable=True)
+    return project_ranking(ranking, problem.costs, problem.budget)
+
+
+def search_from_prior(setting: Setting) -> Selection:
+    """Local search from the agent's prior."""
+    return _searched(setting, setting.problem)
+
+
+def agent(setting: Setting) -> Selection:
+    """The policy's selection as it is: no evaluation."""
+    return setting.problem.selection(setting.policy.act(make_graph(setting.problem)))
+
+
+def agent_ppo(setting: Setting) -> Selection:
+    """The policy with its head fine-tuned by PPO, the best of prior, policy and samples."""
+    return _tuned(setting, "ppo")
+
+
+def agent_search(setting: Setting) -> Selection:
+    """Local search from the policy's action, the best of prior, policy and samples."""
+    return _tuned(setting, "search")
+
+
+YARDSTICKS: Final[dict[str, Callable[[Setting], Selection]]] = {
+    "uniform ratios": uniform,
+    "random ratios": random,
+    "global L2": global_l2,
+    "L2 + residual rule": residual_rule,
+    "L2 + local search": search_from_l2,
+    "uniform ratios, signal": uniform_signal,
+    "signal (the prior)": prior,
+    "signal + sensitivity": sensitivity,
+    "signal + local search": search_from_prior,
+    "agent, zero-shot": agent,
+    "agent, fine-tuned (ppo)": agent_ppo,
+    "agent, fine-tuned (search)": agent_search,
+}
+
+
+def num_evaluations(name: str, *, samples: int, num_groups: int) -> int:
+    """How many evaluations on the validation split a yardstick uses, the prior's and the policy's own included."""
+    if name == "signal + sensitivity":
+        return 3 * num_groups + 1
+    if name.startswith("agent, fine-tuned"):
+        return samples + 2
+    return samples + 2 if name.endswith("local search") else 0
+
+
+def _num_groups(setting: Setting) -> int:
+    return len(setting.problem.costs.layout.groups)
+
+
+def _ratios(setting: Setting, ratios: Tensor, worth: Tensor) -> Selection:
+    costs = setting.problem.costs
+    return keep_top(worth, project_ratios(ratios, costs, setting.problem.budget), costs.layout)
+
+
+def _searched(setting: Setting, problem: Problem) -> Selection:
+    """The best that local search finds from a problem's prior, with as many evaluations as the fine-tuned agent."""
+    start = torch.zeros(_num_groups(setting))
+    first = setting.measure(problem.prior())
+    search = local_search(
+        GraphPolicy(),
+        make_graph(problem),
+        start,
+        0.0,
+        lambda action: reward(setting.measure(problem.selection(action)), first),
+        samples=setting.samples + 1,
+        generator=setting.generator,
+    )
+    best = int(search.rewards.argmax())
+    return problem.selection(search.actions[best]) if search.rewards[best] > 0 else problem.prior()
+
+
+def _tuned(setting: Setting, tuning: str) -> Selection:
+    problem, policy = setting.problem, setting.policy
+    action = policy.act(make_graph(problem))
+    best, _ = choose(
+        problem, setting.measure, policy, problem.prior(), problem.selection(action), action,
+        samples=setting.samples, tuning=tuning, generator=setting.generator,
+    )  # fmt: skip
+    return best.selection

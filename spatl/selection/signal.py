@@ -1,0 +1,53 @@
+"""What each channel contributes to the layers that read it, measured by one forward pass without labels or gradients.
+
+A layer that reads channel j through weights w_j receives the energy |w_j|^2 E[a_j^2] from it. A channel's signal is its
+share of that energy, added up over all layers that read it: a residual stream is read often, and counts for as much.
+Filter norms, the usual measure, say little here: BatchNorm rescales whatever a filter's norm is. The measure per
+weight is that of Sun et al. 2024 (Wanda, arXiv 2306.11695, equation 1); summing it over a channel's readers is ours.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spatl.selection.layout import EncoderLayout
+from spatl.selection.prune import input_energy
+from spatl.training.evaluate import forward_with_batch_statistics
+
+MAX_EXAMPLES = 64
+"""As many examples as the measurement needs; more change little."""
+
+
+def channel_signal(model: nn.Module, layout: EncoderLayout, readers: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Measure the signal of each channel; the model stays as it was.
+
+    Args:
+        model: The network.
+        layout: The encoder.
+        readers: int64 [I] by layer, the channel behind each input (`EncoderTrace.readers`).
+        images: float32 [B, C, H, W], at least two; the first `MAX_EXAMPLES` are used.
+
+    Returns:
+        float64 [C] on the CPU, at least 0; 0 for a channel that no convolution or linear layer reads.
+    """
+    signal = torch.zeros(layout.num_channels, dtype=torch.float64)
+
+    def hook(channels: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def add(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            energy = input_energy(layer, inputs[0].detach()).to("cpu", torch.float64)
+            known = channels >= 0
+            signal.index_add_(0, channels[known], (energy / energy.sum().clamp(min=1e-30))[known])
+
+        return add
+
+    # A depthwise layer passes a channel on within its own group: what reads it afterwards tells its worth.
+    layers = {name: layer for name in readers if getattr(layer := model.get_submodule(name), "groups", 1) == 1}
+    handles = [layer.register_forward_pre_hook(hook(readers[name])) for name, layer in layers.items()]
+    try:
+        forward_with_batch_statistics(model, images[:MAX_EXAMPLES])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return signal
