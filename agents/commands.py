@@ -60,12 +60,13 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         SpatlError: A config, a budget or the policy does not work out.
     """
     configs = [load_config(path, options.overrides) for path in options.configs]
+    own = [config.partition.num_clients for config in configs]
     plan = evaluation.Plan(
         kind=options.kind,
         budgets=tuple(options.budgets),
         samples=options.samples,
         epochs=options.epochs,
-        num_clients=options.clients,
+        num_clients=min(3, *own) if options.clients is None else options.clients,
         policy=options.policy,
     )
     if options.workers < 0:
@@ -100,7 +101,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
 def _command(options: argparse.Namespace) -> str:
     given = ["spatl", "agent", "evaluate", *options.configs, "--seeds", ",".join(map(str, options.seeds))]
     given += ["--budgets", ",".join(f"{limit:g}" for limit in options.budgets), "--kind", options.kind]
-    given += ["--samples", str(options.samples), "--epochs", str(options.epochs), "--clients", str(options.clients)]
+    given += ["--samples", str(options.samples), "--epochs", str(options.epochs)]
+    if options.clients is not None:
+        given += ["--clients", str(options.clients)]
     for text in options.overrides:
         given += ["--set", text]
     return shlex.join(given)

@@ -4,21 +4,21 @@ It is plain PyTorch: a client runs it without a reinforcement-learning library. 
 of a batch change nothing but the order of the result.
 """
 
+import base64
 import json
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.graph import NUM_FEATURES, Graph
 from spatl.errors import SpatlError
 
-FORMAT: Final = 1
 _HIDDEN: Final = 32
 _ROUNDS: Final = 2
 
@@ -36,7 +36,7 @@ class GraphPolicy(nn.Module):
         self.rounds = nn.ModuleList(nn.Linear(4 * _HIDDEN, _HIDDEN) for _ in range(_ROUNDS))
         self.head = nn.Linear(_HIDDEN, 1)
         self.value = nn.Linear(_HIDDEN, 1)
-        self.log_std = nn.Parameter(torch.tensor(-1.2))
+        self.log_std = nn.Parameter(torch.tensor(-1.5))
         with torch.no_grad():  # an untrained policy is the prior
             self.head.weight.zero_()
             self.head.bias.zero_()
@@ -50,8 +50,9 @@ class GraphPolicy(nn.Module):
             mask: float32 [B, G], 1 for a node and 0 for padding.
 
         Returns:
-            float32 [B, G, H]; zero where padded.
+            [B, G, H] in the dtype of the weights; zero where padded.
         """
+        nodes, edges, mask = (tensor.to(self.head.weight.dtype) for tensor in (nodes, edges, mask))
         weight = mask.unsqueeze(-1)
         backwards = edges.transpose(1, 2)
         backwards = backwards / backwards.sum(2, keepdim=True).clamp(min=1e-6)
@@ -65,12 +66,13 @@ class GraphPolicy(nn.Module):
     def forward(self, nodes: Tensor, edges: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean action [B, G] and the value [B]; arguments as of `embedding`."""
         features = self.embedding(nodes, edges, mask)
+        mask = mask.to(features.dtype)
         means = self.head(features).squeeze(-1) * mask
         pooled = features.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return means, self.value(pooled).squeeze(-1)
 
     def act(self, graph: Graph) -> Tensor:
-        """Return the deterministic action float32 [G] in [-1, 1] for one graph."""
+        """Return the deterministic action [G] in [-1, 1] for one graph."""
         with torch.no_grad():
             mask = torch.ones(1, len(graph.nodes))
             means, _ = self.forward(graph.nodes.unsqueeze(0), graph.edges.unsqueeze(0), mask)
@@ -79,9 +81,16 @@ class GraphPolicy(nn.Module):
 
 def save_policy(policy: GraphPolicy, path: Path) -> None:
     """Write a policy's weights as safetensors."""
-    header = json.dumps({"format": FORMAT, "features": NUM_FEATURES})
-    tensors = {name: tensor.detach().contiguous() for name, tensor in policy.state_dict().items()}
-    path.write_bytes(save(tensors, metadata={"spatl": header}))
+    path.write_bytes(_to_bytes(policy))
+
+
+def ship_policy(policy: GraphPolicy, path: Path) -> None:
+    """Write the same safetensors as text in JSON, the form in which the package carries its policy.
+
+    Flower's app bundles carry no binary files: in this form the policy reaches every client.
+    """
+    content = {"safetensors": base64.b64encode(_to_bytes(policy)).decode("ascii")}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
 
 
 def load_policy(path: Path | None = None) -> GraphPolicy:
@@ -92,16 +101,28 @@ def load_policy(path: Path | None = None) -> GraphPolicy:
 
     Raises:
         SpatlError: There is no such file, or it holds no policy of this version.
+
+    Returns:
+        The policy in float64, so that the order of a sum shows in none of its digits that matter.
     """
     if path is None:
-        with as_file(files("agents") / "policy.safetensors") as shipped:
-            return load_policy(shipped)
-    policy = GraphPolicy()
+        shipped = json.loads((files("agents") / "policy.json").read_text(encoding="ascii"))
+        return _from_bytes(base64.b64decode(shipped["safetensors"]))
     try:
-        policy.load_state_dict(load_file(path))
+        return _from_bytes(path.read_bytes())
     except FileNotFoundError:
         raise SpatlError(f"policy file not found: {path} (configs: agent.policy)") from None
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SpatlError(f"{path} holds no policy of this version (configs: agent.policy): {reason}") from error
-    return policy.eval()
+
+
+def _to_bytes(policy: GraphPolicy) -> bytes:
+    tensors = {name: tensor.detach().float().contiguous() for name, tensor in policy.state_dict().items()}
+    return bytes(save(tensors))
+
+
+def _from_bytes(data: bytes) -> GraphPolicy:
+    policy = GraphPolicy()
+    policy.load_state_dict(load(data))
+    return policy.double().eval()

@@ -5,7 +5,7 @@ taken early and late in its training, as a federation's rounds would meet it. No
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,8 +17,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from agents.env import Case, SelectionEnv
 from agents.networks import Candidate, Trained, candidate, local_training, pooled_training, worth_and_trial
-from agents.policy import save_policy
+from agents.policy import save_policy, ship_policy
 from agents.ppo import train_policy
+from agents.problem import Objective
 from agents.trial import Trial, reward
 from spatl.config import parse_config
 from spatl.data import Examples
@@ -30,7 +31,7 @@ from spatl.selection.budget import Budget
 from spatl.selection.selection import Selection, select_all
 
 DEFAULT_SEED: Final = 1
-DEFAULT_STEPS: Final = 24_576
+DEFAULT_STEPS: Final = 32_768
 _WORKERS: Final = 2  # part of the result: each draws from networks of its own
 _CLIENTS: Final = 3
 _STAGES: Final = (2, 8)  # epochs after which a network is taken
@@ -57,12 +58,13 @@ SOURCES: Final = tuple(
     Source(model, width, noise, alpha)
     for model, width in (
         ("resnet56", 0.5),
+        ("resnet32", 0.5),
+        ("resnet8", 1.0),
+        ("resnet56", 0.75),
         ("vgg11", 0.25),
         ("mobilenet", 0.5),
-        ("resnet8", 1.0),
-        ("resnet56", 1.0),
-        ("vgg11", 0.5),
-        ("mobilenet", 1.0),
+        ("vgg11", 0.35),
+        ("mobilenet", 0.75),
         ("cnn", None),
     )
     for noise, alpha in ((0.0, 0.3), (1.0, 1.0))
@@ -81,7 +83,7 @@ def pretrain(
     """Train the networks, then the policy on them, in two processes.
 
     Args:
-        directory: Where `policy.safetensors` and `pretrain.json` go.
+        directory: Where `policy.safetensors`, `policy.json` (the same as it ships) and `pretrain.json` go.
         seed: Everything random follows from it.
         steps: How many selections PPO measures.
         sources: The networks.
@@ -115,6 +117,7 @@ def pretrain(
     finally:
         environment.close()
     save_policy(policy, directory / "policy.safetensors")
+    ship_policy(policy, directory / "policy.json")
     write_json(
         directory / "pretrain.json",
         {
@@ -174,18 +177,20 @@ def _environment(networks: Sequence[tuple[Source, list[Trained]]], seed: int, ma
     cases: list[Case] = []
     for source, trained in networks:
         blueprint = _blueprint(source, seed)
-        for each in trained:
-            cases += _cases(blueprint, candidate(blueprint, each))
+        for position, each in enumerate(trained):
+            made = candidate(blueprint, each)
+            cases.append(_case(blueprint, made, "pruned"))
+            if position == 0:  # the update's own energy leaves little to improve on: enough to learn that
+                cases.append(_case(blueprint, made, "sent"))
     return SelectionEnv(cases, BUDGETS, max_groups=max_groups)
 
 
-def _cases(blueprint: Blueprint, made: Candidate) -> Iterator[Case]:
+def _case(blueprint: Blueprint, made: Candidate, objective: Objective) -> Case:
     validation = made.data.validation
     examples = Examples(validation.images[:_EXAMPLES], validation.labels[:_EXAMPLES])
-    worth, trial = worth_and_trial(blueprint, made, examples, "pruned")
-    yield Case(blueprint.costs, worth, trial, "pruned")
-    worth, trial = worth_and_trial(blueprint, made, examples, "sent")
-    yield Case(blueprint.costs, worth, trial, "sent", scale=_scale(blueprint, trial))
+    worth, trial = worth_and_trial(blueprint, made, examples, objective)
+    scale = _scale(blueprint, trial) if objective == "sent" else 1.0
+    return Case(blueprint.costs, worth, trial, objective, scale)
 
 
 def _scale(blueprint: Blueprint, trial: Trial) -> float:

@@ -135,16 +135,17 @@ def _ascend(
 
 def _refitted(policy: GraphPolicy, graph: Graph, action: Tensor) -> dict[str, Tensor]:
     """The head nearest to the policy's own whose actions come close to one: ridge regression around it."""
-    features = torch.cat([_features(policy, graph), torch.ones(len(action), 1)], 1).double()
-    missing = (action - policy.act(graph)).double()
-    gram = features.T @ features + _RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
-    step = torch.linalg.solve(gram, features.T @ missing).float()
+    embedded = _features(policy, graph)
+    features = torch.cat([embedded, embedded.new_ones(len(action), 1)], 1)
+    missing = action.to(features.dtype) - policy.act(graph)
+    gram = features.T @ features + _RIDGE * torch.eye(features.shape[1], dtype=features.dtype)
+    step = torch.linalg.solve(gram, features.T @ missing)
     head = _head(policy.head)
     return {"weight": head["weight"] + step[:-1].unsqueeze(0), "bias": head["bias"] + step[-1:]}
 
 
 def _features(policy: GraphPolicy, graph: Graph) -> Tensor:
-    """float32 [G, H]: what the head reads."""
+    """[G, H] in the policy's dtype: what the head reads."""
     with torch.no_grad():
         mask = torch.ones(1, len(graph.nodes))
         return policy.embedding(graph.nodes.unsqueeze(0), graph.edges.unsqueeze(0), mask)[0]

@@ -5,6 +5,7 @@ reward, section 4.3.1)? `sent`: how accurate is the network when the server's we
 of the client's update and nothing else - what the bytes that travel are worth?
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -68,7 +69,10 @@ def reward(found: Evaluation, prior: Evaluation) -> float:
 
     The cross-entropy tells selections apart that classify the same few examples correctly; its part is at most 0.4.
     """
-    difference = max(-_LARGEST_LOSS_DIFFERENCE, min(_LARGEST_LOSS_DIFFERENCE, prior.loss - found.loss))
-    if difference != difference:  # a selection whose logits are not finite
+    if not math.isfinite(found.loss):
         difference = -_LARGEST_LOSS_DIFFERENCE
+    elif not math.isfinite(prior.loss):
+        difference = _LARGEST_LOSS_DIFFERENCE
+    else:
+        difference = max(-_LARGEST_LOSS_DIFFERENCE, min(_LARGEST_LOSS_DIFFERENCE, prior.loss - found.loss))
     return found.accuracy - prior.accuracy + _LOSS_WEIGHT * difference

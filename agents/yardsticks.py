@@ -18,7 +18,7 @@ from agents.graph import make_graph
 from agents.policy import GraphPolicy
 from agents.problem import Problem
 from agents.search import local_search
-from agents.selector import choose
+from agents.selector import choose, propose
 from agents.trial import Trial, reward
 from spatl.selection.budget import keep_top, project_ranking, project_ratios
 from spatl.selection.selection import Selection
@@ -206,10 +206,6 @@ def _searched(setting: Setting, problem: Problem) -> Selection:
 
 
 def _tuned(setting: Setting, tuning: str) -> Selection:
-    problem, policy = setting.problem, setting.policy
-    action = policy.act(make_graph(problem))
-    best, _ = choose(
-        problem, setting.measure, policy, problem.prior(), problem.selection(action), action,
-        samples=setting.samples, tuning=tuning, generator=setting.generator,
-    )  # fmt: skip
+    proposal = propose(setting.problem, setting.policy)
+    best, _ = choose(proposal, setting.measure, samples=setting.samples, tuning=tuning, generator=setting.generator)
     return best.selection

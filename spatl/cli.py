@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a selection policy; with the defaults, the one that ships with the package."
     parser.add_argument("--seed", type=int, default=1, help="everything random follows from it (default: 1)")
-    parser.add_argument("--steps", type=int, default=24_576, help="selections that PPO measures (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=32_768, help="selections that PPO measures (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", help="a new directory for the weights and the reward curve")
     parser.set_defaults(command=_by_reference("agents.commands:pretrain"))
 
@@ -106,7 +106,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=BUDGET_KINDS, default="flops_ratio", help="their unit (flops_ratio)")
     parser.add_argument("--samples", type=int, default=16, help="evaluations of fine-tuning and searches (16)")
     parser.add_argument("--epochs", type=int, default=12, help="of training before the clients' own round (12)")
-    parser.add_argument("--clients", type=int, default=3, help="how many clients of each network select (3)")
+    parser.add_argument("--clients", type=int, help="how many clients of each network select (3, or all if fewer)")
     parser.add_argument("--policy", metavar="FILE", help="a policy of `pretrain`; the shipped one if not given")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     parser.add_argument("--out", metavar="DIR", help="a new directory for the table and the picture")

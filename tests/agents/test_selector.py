@@ -1,0 +1,176 @@
+"""On a client: never below the prior on the validation split, within the budget, and the same again with the seed."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.policy import save_policy
+from agents.problem import Problem
+from agents.selector import AgentSelector
+from agents.trial import pruned_trial, sent_trial
+from spatl.data import Examples
+from spatl.errors import SpatlError
+from spatl.selection.budget import Budget
+from spatl.selection.selectors import AgentSettings, SelectionRequest, update_energy
+from spatl.selection.signal import channel_signal
+from tests.agents.problems import blueprint_for, candidate_for, drawn_policy
+
+BLUEPRINT = blueprint_for("resnet8")
+
+
+@pytest.fixture(scope="module")
+def policy_file(tmp_path_factory):
+    """A policy that knows nothing and says so loudly."""
+    path = tmp_path_factory.mktemp("policy") / "policy.safetensors"
+    save_policy(drawn_policy(2), path)
+    return str(path)
+
+
+def settings_with(**changes):
+    values = {
+        "reward": "sent",
+        "samples": 4,
+        "tuning": "search",
+        "tuning_rounds": None,
+        "max_share": 1.0,
+        "policy": None,
+    }
+    return AgentSettings(**{**values, **changes})
+
+
+def request_with(*, budget=None, seed=0, num_validation=None, state=None, server_round=1, num_steps=40):
+    made = candidate_for("resnet8")
+    validation = made.data.validation
+    if num_validation is not None:
+        validation = Examples(validation.images[:num_validation], validation.labels[:num_validation])
+    return SelectionRequest(
+        model=made.model,
+        weights=made.weights,
+        update=made.update,
+        costs=BLUEPRINT.costs,
+        budget=budget or Budget("keep_ratio", 0.3),
+        train=made.data.train,
+        validation=validation,
+        num_steps=num_steps,
+        batch_size=32,
+        server_round=server_round,
+        generator=torch.Generator().manual_seed(seed),
+        state=state or {},
+    )
+
+
+def measured(request, reward, selection):
+    """Accuracy of a selection and of the prior, on the validation split, by trials of the test's own."""
+    if reward == "sent":
+        received = request.weights - request.update
+        trial = sent_trial(
+            request.model, BLUEPRINT.layout, received=received, update=request.update, examples=request.validation
+        )
+        worth = update_energy(request.update, BLUEPRINT.layout)
+    else:
+        trial = pruned_trial(request.model, BLUEPRINT.costs.trace, request.validation)
+        images = request.train.images[:32]
+        worth = channel_signal(request.model, BLUEPRINT.layout, BLUEPRINT.costs.trace.readers, images)
+    prior = Problem(request.costs, request.budget, worth, reward).prior()
+    return trial(selection).accuracy, trial(prior).accuracy
+
+
+@pytest.mark.parametrize("reward", ["sent", "pruned"])
+@pytest.mark.parametrize("tuning", ["search", "ppo"])
+@pytest.mark.parametrize("samples", [0, 5])
+def test_whatever_the_policy_says_the_prior_is_the_floor(policy_file, reward, tuning, samples):
+    select = AgentSelector(settings_with(reward=reward, tuning=tuning, samples=samples, policy=policy_file))
+    for seed in range(4):
+        request = request_with(seed=seed)
+        choice = select(request)
+        accuracy, floor = measured(request, reward, choice.selection)
+        assert accuracy >= floor
+        assert choice.gain == pytest.approx(accuracy - floor)
+
+
+@given(
+    budget=st.one_of(
+        st.builds(Budget, st.just("keep_ratio"), st.floats(0.05, 1.0)),
+        st.builds(Budget, st.just("flops_ratio"), st.floats(0.05, 1.0)),
+        st.builds(Budget, st.just("uplink_bytes"), st.integers(20_000, 320_000).map(float)),
+    )
+)
+def test_the_budget_is_met_in_any_unit(policy_file, budget):
+    choice = AgentSelector(settings_with(samples=1, policy=policy_file))(request_with(budget=budget))
+    counts = choice.selection.counts(BLUEPRINT.layout)
+    assert BLUEPRINT.costs.of(counts, budget.kind) <= budget.limit
+    assert bool((counts >= 1).all())
+
+
+def test_the_same_seed_selects_the_same(policy_file):
+    select = AgentSelector(settings_with(policy=policy_file, reward="pruned"))
+    first, again = select(request_with(seed=1)), select(request_with(seed=1))
+    assert torch.equal(first.selection.mask, again.selection.mask)
+    assert all(torch.equal(first.state[name], again.state[name]) for name in first.state)
+
+
+def test_the_head_stays_with_the_client_and_is_used_again(policy_file):
+    select = AgentSelector(settings_with(policy=policy_file, tuning="ppo", samples=8))
+    state = select(request_with()).state
+    assert set(state) == {"weight", "bias"}
+    alone = AgentSelector(settings_with(policy=policy_file, samples=0))
+    kept = alone(request_with(state=state)).state
+    assert all(torch.equal(kept[name], state[name]) for name in state)
+
+
+def counted(monkeypatch, select, request):
+    calls = []
+    monkeypatch.setattr("agents.selector.sent_trial", lambda *a, **k: recording(calls, sent_trial(*a, **k)))
+    select(request)
+    return len(calls)
+
+
+def recording(calls, trial):
+    def measure(selection):
+        calls.append(selection)
+        return trial(selection)
+
+    return measure
+
+
+def test_measuring_stays_within_its_share_of_the_training(monkeypatch, policy_file):
+    """One trial of n examples is n forward passes; a training step of b examples counts 3 b."""
+    request = request_with(num_steps=9)
+    n = len(request.validation)
+    share = (2 * n + n / 2) / (9 * 32 * 3)  # room for prior, policy, and half a sample
+    for max_share, expected in ((share, 2), (share + n / (9 * 32 * 3), 3), (1.0, 6), (share / 2, 0)):
+        select = AgentSelector(settings_with(policy=policy_file, max_share=max_share))
+        assert counted(monkeypatch, select, request) == expected
+
+
+def test_samples_are_drawn_in_the_first_rounds_only(monkeypatch, policy_file):
+    select = AgentSelector(settings_with(policy=policy_file, tuning_rounds=3))
+    assert [counted(monkeypatch, select, request_with(server_round=n)) for n in (1, 3, 4)] == [6, 6, 2]
+
+
+def test_a_client_with_too_few_examples_to_measure_takes_the_prior(policy_file):
+    request = request_with(num_validation=1)
+    prior = Problem(request.costs, request.budget, update_energy(request.update, BLUEPRINT.layout), "sent").prior()
+    choice = AgentSelector(settings_with(policy=policy_file))(request)
+    assert torch.equal(choice.selection.mask, prior.mask)
+    assert choice.gain == 0
+
+
+def test_a_missing_policy_file_is_met_at_construction():
+    with pytest.raises(SpatlError, match="policy file not found"):
+        AgentSelector(settings_with(policy="nowhere.safetensors"))
+
+
+def test_selecting_needs_no_reinforcement_learning_library():
+    """A client on a device has none."""
+    code = (
+        "import sys, clients.app, agents.selector, spatl.cli\n"
+        "heavy = {'gymnasium', 'stable_baselines3', 'matplotlib', 'ray'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr[-500:]
