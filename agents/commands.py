@@ -9,8 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from agents import evaluate as evaluation
+from agents.pictures import draw_rewards
 from spatl.config import load_config
 from spatl.errors import ConfigError, SpatlError
+from spatl.plots import new_figure
 from spatl.runner import fresh_directory
 
 
@@ -24,8 +26,8 @@ def pretrain(options: argparse.Namespace, console: Console) -> None:
         from agents.pretrain import pretrain as train  # needs gymnasium and stable-baselines3
     except ImportError as error:
         raise SpatlError(f"pre-training needs the extra 'agent' ({error}): pip install 'spatl[agent]'") from error
-    from agents.pictures import draw_rewards
-
+    with new_figure(1, 1):  # without matplotlib it must end here, not after the training
+        pass
     directory = fresh_directory(options.out, name="agent-pretrain")
     with _progress(console) as progress:
         networks = progress.add_task("networks", total=None, note="")
@@ -72,6 +74,8 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     if options.workers < 0:
         raise ConfigError(f"--workers must be at least 0, got {options.workers}")
     directory = fresh_directory(options.out, name="agent-evaluate")
+    with new_figure(1, 1):  # without matplotlib it must end here, not after the work
+        pass
     num_tasks = len(configs) * len(options.seeds)
     workers = min(options.workers or os.cpu_count() or 1, num_tasks)
     with _progress(console) as progress:
@@ -100,10 +104,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
 
 def _command(options: argparse.Namespace) -> str:
     given = ["spatl", "agent", "evaluate", *options.configs, "--seeds", ",".join(map(str, options.seeds))]
-    given += ["--budgets", ",".join(f"{limit:g}" for limit in options.budgets), "--kind", options.kind]
+    given += ["--budgets", ",".join(f"{limit:.15g}" for limit in options.budgets), "--kind", options.kind]
     given += ["--samples", str(options.samples), "--epochs", str(options.epochs)]
     if options.clients is not None:
         given += ["--clients", str(options.clients)]
+    if options.policy is not None:
+        given += ["--policy", options.policy]
     for text in options.overrides:
         given += ["--set", text]
     return shlex.join(given)

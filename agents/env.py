@@ -67,7 +67,8 @@ class SelectionEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     | mask | (max_groups,) | 1 for a group, 0 for padding |
 
     ## Rewards
-    `agents.trial.reward`: accuracy and cross-entropy compared with the prior under the same budget.
+    `agents.trial.reward`: accuracy and cross-entropy compared with the prior under the same budget, times the case's
+    `scale`.
 
     ## Starting state
     A case and a budget, each drawn uniformly.

@@ -21,7 +21,7 @@ from agents.networks import candidate, local_training, pooled_training, recalibr
 from agents.pictures import draw_yardsticks
 from agents.policy import load_policy
 from agents.problem import Problem
-from agents.yardsticks import YARDSTICKS, Setting, num_evaluations
+from agents.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
 from spatl.config import ExperimentConfig, config_from_json
 from spatl.errors import ConfigError
 from spatl.federation import make_blueprint, reproducible
@@ -36,6 +36,7 @@ from spatl.training.evaluate import evaluate
 REFERENCE: Final = "global L2"
 PRIOR: Final = "signal (the prior)"
 UNPRUNED: Final = "whole encoder"
+_AS_SPATL: Final = {"method": "spatl"}  # the encoder is what SPATL shares: nothing reads a classifier's channels
 
 OnNetwork = Callable[[int, int], None]
 
@@ -92,8 +93,9 @@ class Plan:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('num_', '')} must be at least 1, got {getattr(self, name)}")
         for limit in self.budgets:
-            if not 0 < limit <= (1 if self.kind != "uplink_bytes" else math.inf):
-                raise ConfigError(f"--budgets: a {self.kind} must be in (0, 1], got {limit:g}")
+            most, bound = (math.inf, "above 0") if self.kind == "uplink_bytes" else (1, "in (0, 1]")
+            if not 0 < limit <= most:
+                raise ConfigError(f"--budgets: {self.kind} must be {bound}, got {limit:g}")
 
 
 def title_of(config: ExperimentConfig) -> str:
@@ -136,11 +138,12 @@ def run_plan(
         if plan.num_clients > own:
             raise ConfigError(f"--clients is {plan.num_clients}, but {title_of(config)} has {own}")
         prefix = f"{position + 1}. " if len({title_of(each) for each in configs}) < len(configs) else ""
-        blueprint = make_blueprint(config)
+        blueprint = make_blueprint(config.model_copy(update=_AS_SPATL))
         for limit in plan.budgets:
             check_budget(Budget(plan.kind, limit), blueprint.costs, source="--budgets")
         tasks += [
-            (prefix + title_of(config), config.model_copy(update={"seed": seed}).to_json(), plan) for seed in seeds
+            (prefix + title_of(config), config.model_copy(update={"seed": seed, **_AS_SPATL}).to_json(), plan)
+            for seed in seeds
         ]
     on_network(0, len(tasks))
     results: dict[int, list[Record]] = {}
@@ -208,13 +211,16 @@ def curves(records: Sequence[Record], network: str) -> dict[str, list[tuple[floa
 
 
 def table_rows(records: Sequence[Record], *, network: str | None) -> list[list[str]]:
-    """The table's cells: row name, evaluations, then for each budget accuracy and differences to L2 and the prior."""
+    """The table's cells: name, evaluations; per budget cost, accuracy, and the differences to L2 and to the prior."""
     rows = []
     for yardstick in (*YARDSTICKS, UNPRUNED):
         evaluations = [r.evaluations for r in records if r.yardstick == yardstick and network in (None, r.network)]
         low, high = min(evaluations), max(evaluations)
         row = [yardstick, f"{low}" if low == high else f"{low}-{high}"]
         for budget in budgets_of(records):
+            own = [r for r in records if r.yardstick == yardstick and network in (None, r.network)]
+            spent = [r.cost for r in own if r.budget == budget]
+            row.append(f"{statistics.fmean(spent):.4g}")
             accuracy = mean(per_network(records, yardstick, budget, network=network).values())
             row.append(f"{accuracy:.3f}")
             for reference in (REFERENCE, PRIOR):
@@ -231,7 +237,7 @@ def table_header(records: Sequence[Record]) -> list[str]:
     """The names of the columns of `table_rows`."""
     columns = ["row", "evaluations"]
     for budget in budgets_of(records):
-        columns += [f"at {budget:g}", f"- {REFERENCE}", "- prior"]
+        columns += ["spent", f"at {budget:.15g}", f"- {REFERENCE}", "- prior"]
     return columns
 
 
@@ -262,6 +268,7 @@ def _compare(network: str, config_json: str, plan: Plan) -> list[Record]:
             made = candidate(blueprint, trained)
             worth, trial = worth_and_trial(blueprint, made, made.data.validation, "pruned")
             magnitude = magnitude_scores(made.weights, blueprint.layout)
+            streams = residual_streams(made.model, blueprint.layout)
             for limit in plan.budgets:
                 problem = Problem(blueprint.costs, Budget(plan.kind, limit), worth, "pruned")
                 common: Mapping[str, Any] = {
@@ -273,7 +280,7 @@ def _compare(network: str, config_json: str, plan: Plan) -> list[Record]:
                 selections = {}
                 for name, choose in YARDSTICKS.items():
                     draws = generator(config.seed, f"agent-evaluate-{limit}", client=trained.client)
-                    setting = Setting(problem, magnitude, trial, policy, plan.samples, draws)
+                    setting = Setting(problem, magnitude, trial, policy, plan.samples, streams, draws)
                     selections[name] = choose(setting)
                 selections[UNPRUNED] = select_all(blueprint.layout)
                 for name, selection in selections.items():

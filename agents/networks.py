@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from agents.problem import Objective
 from agents.trial import Trial, pruned_trial, sent_trial
 from spatl.data import ClientData, Examples
+from spatl.errors import DivergedError
 from spatl.federation import Blueprint, encoder_tensors, reproducible
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.selectors import update_energy
@@ -119,7 +120,11 @@ def pooled_training(
 
 
 def local_training(blueprint: Blueprint, start: Snapshot, clients: Sequence[int]) -> list[Trained]:
-    """Let clients train from one network, as the config's `training` section says."""
+    """Let clients train from one network, as the config's `training` section says.
+
+    Raises:
+        DivergedError: A weight is no longer finite.
+    """
     settings, seed = blueprint.config.training.settings(), blueprint.config.seed
     model = copy.deepcopy(blueprint.model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -134,6 +139,8 @@ def local_training(blueprint: Blueprint, start: Snapshot, clients: Sequence[int]
             received = blueprint.layout.flatten(encoder_tensors(model, blueprint.split))
             order = generator(seed, "agent-local", client=client)
             train_(model, parameters, data.train, settings, generator=order)
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            raise DivergedError(f"client {client} diverged in its local training: lower training.learning_rate")
         trained.append(Trained(client, received, Snapshot.of(model)))
     return trained
 

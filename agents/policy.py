@@ -5,6 +5,7 @@ of a batch change nothing but the order of the result.
 """
 
 import base64
+import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -71,6 +72,14 @@ class GraphPolicy(nn.Module):
         pooled = features.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return means, self.value(pooled).squeeze(-1)
 
+    def fingerprint(self) -> Tensor:
+        """int64 []: differs where a weight other than the head's differs; a head belongs to the rest."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in self.state_dict().items():
+            if not name.startswith("head."):
+                digest.update(tensor.double().numpy().tobytes())
+        return torch.tensor(int.from_bytes(digest.digest(), "little", signed=True))
+
     def act(self, graph: Graph) -> Tensor:
         """Return the deterministic action [G] in [-1, 1] for one graph."""
         with torch.no_grad():
@@ -97,7 +106,8 @@ def load_policy(path: Path | None = None) -> GraphPolicy:
     """Read a policy.
 
     Args:
-        path: What `save_policy` wrote; the policy that ships with the package if not given.
+        path: What `save_policy` wrote, or, where it ends in .json, `ship_policy`; the policy that ships with the
+            package if not given.
 
     Raises:
         SpatlError: There is no such file, or it holds no policy of this version.
@@ -106,13 +116,14 @@ def load_policy(path: Path | None = None) -> GraphPolicy:
         The policy in float64, so that the order of a sum shows in none of its digits that matter.
     """
     if path is None:
-        shipped = json.loads((files("agents") / "policy.json").read_text(encoding="ascii"))
-        return _from_bytes(base64.b64decode(shipped["safetensors"]))
+        return _from_text((files("agents") / "policy.json").read_text(encoding="ascii"))
     try:
+        if path.suffix == ".json":
+            return _from_text(path.read_text(encoding="ascii"))
         return _from_bytes(path.read_bytes())
     except FileNotFoundError:
         raise SpatlError(f"policy file not found: {path} (configs: agent.policy)") from None
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SpatlError(f"{path} holds no policy of this version (configs: agent.policy): {reason}") from error
 
@@ -122,7 +133,13 @@ def _to_bytes(policy: GraphPolicy) -> bytes:
     return bytes(save(tensors))
 
 
+def _from_text(text: str) -> GraphPolicy:
+    return _from_bytes(base64.b64decode(json.loads(text)["safetensors"]))
+
+
 def _from_bytes(data: bytes) -> GraphPolicy:
     policy = GraphPolicy()
     policy.load_state_dict(load(data))
+    if not all(bool(parameter.isfinite().all()) for parameter in policy.parameters()):
+        raise ValueError("a weight is NaN or infinite")
     return policy.double().eval()

@@ -24,7 +24,7 @@ from agents.trial import Trial, reward
 from spatl.config import parse_config
 from spatl.data import Examples
 from spatl.errors import ConfigError
-from spatl.federation import Blueprint, make_blueprint
+from spatl.federation import Blueprint, make_blueprint, reproducible
 from spatl.history import write_json
 from spatl.seeding import derive, generator
 from spatl.selection.budget import Budget
@@ -113,7 +113,8 @@ def pretrain(
         start_method="spawn",
     )
     try:
-        policy = train_policy(environment, steps=steps, seed=derive(seed, "agent") % 2**31, on_update=record)
+        with reproducible(threads=1):
+            policy = train_policy(environment, steps=steps, seed=derive(seed, "agent") % 2**31, on_update=record)
     finally:
         environment.close()
     save_policy(policy, directory / "policy.safetensors")

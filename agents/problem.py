@@ -58,12 +58,13 @@ class Problem:
         """Return the channels of each group that an action keeps.
 
         Args:
-            action: float [G] in [-1, 1].
+            action: float [G] in [-1, 1]; what lies outside is brought to the edge, and NaN to 0.
 
         Returns:
             int64 [G], at least 1 each and within the budget.
         """
-        logits = torch.logit(self.prior_ratios) + ACTION_SCALE * action.to(torch.float64)
+        inside = action.to(torch.float64).nan_to_num(0.0).clamp(-1, 1)
+        logits = torch.logit(self.prior_ratios) + ACTION_SCALE * inside
         return project_ratios(torch.sigmoid(logits), self.costs, self.budget)
 
     def selection(self, action: Tensor) -> Selection:

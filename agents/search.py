@@ -33,7 +33,7 @@ class Tuned:
 
     Attributes:
         head: The client's own head, by parameter name.
-        actions: float32 [S, G], what was evaluated, in order.
+        actions: [S, G], what was evaluated, in order.
         rewards: float64 [S].
     """
 
@@ -76,7 +76,7 @@ def local_search(
         rewards.append(reward)
         if reward > best_reward:
             best, best_reward = action, reward
-    head = _refitted(policy, graph, best) if best_reward > start_reward else _head(policy.head)
+    head = refitted(policy, graph, best) if best_reward > start_reward else _head(policy.head)
     return Tuned(head, _stacked(actions, start), torch.tensor(rewards, dtype=torch.float64))
 
 
@@ -90,7 +90,10 @@ def tune_head(
     samples: int,
     generator: torch.Generator,
 ) -> Tuned:
-    """Fine-tune the head by PPO on one-step episodes; arguments and result as of `local_search`."""
+    """Fine-tune the head by PPO on one-step episodes; arguments and result as of `local_search`.
+
+    The samples are drawn around the head's own action; `start` is that action, and its reward part of the baseline.
+    """
     tuned = copy.deepcopy(policy)
     features = _features(policy, graph)
     optimizer = torch.optim.Adam(tuned.head.parameters(), lr=_LEARNING_RATE)
@@ -133,8 +136,8 @@ def _ascend(
         optimizer.step()
 
 
-def _refitted(policy: GraphPolicy, graph: Graph, action: Tensor) -> dict[str, Tensor]:
-    """The head nearest to the policy's own whose actions come close to one: ridge regression around it."""
+def refitted(policy: GraphPolicy, graph: Graph, action: Tensor) -> dict[str, Tensor]:
+    """Return the head nearest to the policy's own whose actions come close to one: ridge regression around it."""
     embedded = _features(policy, graph)
     features = torch.cat([embedded, embedded.new_ones(len(action), 1)], 1)
     missing = action.to(features.dtype) - policy.act(graph)

@@ -1,10 +1,12 @@
 """The selector that clients use: the shipped policy, a few measured samples, and the best of them under the budget.
 
 The prior is always measured too, and nothing that classifies fewer validation examples correctly is ever chosen: the
-agent is never below its prior there, whatever the policy says.
+agent is never below its prior there, whatever the policy says. What is chosen must be better by more than the standard
+error of the difference, or a client with few examples would choose by chance.
 """
 
 import copy
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,26 +18,18 @@ from torch import Tensor
 from agents.graph import Graph, make_graph
 from agents.policy import GraphPolicy, load_policy
 from agents.problem import Problem
-from agents.search import local_search, tune_head
+from agents.search import local_search, refitted, tune_head
 from agents.trial import Trial, pruned_trial, reward, sent_trial
 from spatl.data import Examples
 from spatl.selection.selection import Selection
 from spatl.selection.selectors import AgentSettings, Choice, SelectionRequest, update_energy
-from spatl.selection.signal import channel_signal
-from spatl.training.evaluate import Evaluation
+from spatl.selection.signal import MAX_EXAMPLES, channel_signal
+
+logger = logging.getLogger(__name__)
 
 _MAX_EXAMPLES = 256  # of the validation split, in one measurement
-_SIGNAL_EXAMPLES = 32  # of the training split, in measuring the channels' signal
 _FORWARDS_PER_STEP = 3  # a training step costs a forward pass and a backward pass of twice that
 _TUNING = {"search": local_search, "ppo": tune_head}
-
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """A selection with what it was found to be worth."""
-
-    selection: Selection
-    evaluation: Evaluation
 
 
 class AgentSelector:
@@ -51,19 +45,35 @@ class AgentSelector:
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         self._policy = load_policy(Path(settings.policy) if settings.policy else None)
+        self._fingerprint = self._policy.fingerprint()
 
     def __call__(self, request: SelectionRequest) -> Choice:
         """Return the best of prior, policy and samples; the state is the client's own head."""
         problem, trial = self._problem(request)
         started = time.perf_counter()
-        proposal = propose(problem, personal(self._policy, request.state))
+        state = self._own_head(request.state)
+        proposal = propose(problem, personal(self._policy, state))
         decision_seconds = time.perf_counter() - started
         samples = self._samples(request)
         if trial is None or samples is None:  # nothing can be measured: the prior needs no measuring
-            return Choice(proposal.prior, request.state, decision_seconds)
-        best, head = choose(proposal, trial, samples=samples, tuning=self._settings.tuning, generator=request.generator)
-        gain = best.evaluation.accuracy - best.prior.accuracy
-        return Choice(best.selection, {**request.state, **head}, decision_seconds, gain)
+            return Choice(proposal.prior, self._state(state), decision_seconds)
+        best = choose(proposal, trial, samples=samples, tuning=self._settings.tuning, generator=request.generator)
+        return Choice(best.selection, self._state(best.head or state), decision_seconds, best.gain)
+
+    def _state(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**head, "policy": self._fingerprint} if head else {}
+
+    def _own_head(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The client's head, unless it was tuned under another policy or is damaged."""
+        head = {name: tensor for name, tensor in state.items() if name != "policy"}
+        own = dict(self._policy.head.named_parameters())
+        fits = head.keys() == own.keys() and all(
+            head[name].shape == own[name].shape and bool(head[name].isfinite().all()) for name in own
+        )
+        if head and not (fits and torch.equal(state.get("policy", torch.tensor(0)), self._fingerprint)):
+            logger.warning("the client's own head does not belong to this policy; it starts from the policy's again")
+            return {}
+        return head
 
     def _problem(self, request: SelectionRequest) -> tuple[Problem, Trial | None]:
         layout, costs, examples = request.costs.layout, request.costs, _some(request.validation)
@@ -72,8 +82,7 @@ class AgentSelector:
             received = request.weights - request.update
             trial = sent_trial(request.model, layout, received=received, update=request.update, examples=examples)
         else:
-            images = request.train.images[:_SIGNAL_EXAMPLES]
-            signal = channel_signal(request.model, layout, costs.trace.readers, images)
+            signal = channel_signal(request.model, layout, costs.trace.readers, request.train.images)
             problem = Problem(costs, request.budget, signal, "pruned")
             trial = pruned_trial(request.model, costs.trace, examples)
         return problem, trial if len(examples) > 1 else None
@@ -82,7 +91,7 @@ class AgentSelector:
         """How many samples the settings and the client's budget of time allow; None when not even two trials."""
         settings = self._settings
         training = request.num_steps * min(request.batch_size, len(request.train)) * _FORWARDS_PER_STEP
-        spent = min(_SIGNAL_EXAMPLES, len(request.train)) if settings.reward == "pruned" else 0
+        spent = min(MAX_EXAMPLES, len(request.train)) if settings.reward == "pruned" else 0
         affordable = int((settings.max_share * training - spent) // len(_some(request.validation))) - 2
         tuning = settings.tuning_rounds is None or request.server_round <= settings.tuning_rounds
         return min(settings.samples if tuning else 0, affordable) if affordable >= 0 else None
@@ -117,20 +126,25 @@ def propose(problem: Problem, policy: GraphPolicy) -> Proposal:
 
 
 @dataclass(frozen=True, eq=False)
-class Best(_Measured):
-    """The selection chosen, beside the prior it had to beat.
+class Best:
+    """What a client chose.
 
     Attributes:
-        prior: What the prior reached.
+        selection: The selection.
+        head: The client's head afterwards, by parameter name; empty if nothing was sampled.
+        gain: By how much the selection beats the prior in accuracy on the examples it was chosen by, at least 0.
     """
 
-    prior: Evaluation
+    selection: Selection
+    head: dict[str, Tensor]
+    gain: float
 
 
-def choose(
-    proposal: Proposal, trial: Trial, *, samples: int, tuning: str, generator: torch.Generator
-) -> tuple[Best, dict[str, Tensor]]:
+def choose(proposal: Proposal, trial: Trial, *, samples: int, tuning: str, generator: torch.Generator) -> Best:
     """Measure the prior, the policy's selection and further samples, and keep the best.
+
+    The best has the largest advantage over the prior that is more than chance (`Outcome.advantage`) among those that
+    are no less accurate than the prior; it is the prior itself if there is none.
 
     Args:
         proposal: The policy's.
@@ -138,30 +152,26 @@ def choose(
         samples: How many further selections may be measured.
         tuning: `"search"` or `"ppo"`.
         generator: Draws them.
-
-    Returns:
-        The best: the highest reward among those no less accurate than the prior. And the client's head, empty if
-        nothing was sampled.
     """
-    first = _Measured(proposal.prior, trial(proposal.prior))
-    measured = [first, _Measured(proposal.chosen, trial(proposal.chosen))]
+    prior = trial(proposal.prior)
+    measured = [(proposal.prior, prior), (proposal.chosen, trial(proposal.chosen))]
 
     def evaluate(action: Tensor) -> float:
         selection = proposal.problem.selection(action)
-        measured.append(_Measured(selection, trial(selection)))
-        return reward(measured[-1].evaluation, first.evaluation)
+        measured.append((selection, trial(selection)))
+        return reward(measured[-1][1], prior)
 
     head: dict[str, Tensor] = {}
     if samples:
-        own = reward(measured[1].evaluation, first.evaluation)
-        # What is worse than the prior is no place to start from.
-        start = proposal.action if own >= 0 else torch.zeros_like(proposal.action)
-        head = _TUNING[tuning](
-            proposal.policy, proposal.graph, start, max(own, 0.0), evaluate, samples=samples, generator=generator
-        ).head
-    allowed = [each for each in measured if each.evaluation.accuracy >= first.evaluation.accuracy]
-    best = max(allowed, key=lambda each: reward(each.evaluation, first.evaluation))
-    return Best(best.selection, best.evaluation, first.evaluation), head
+        policy, start, own = proposal.policy, proposal.action, reward(measured[1][1], prior)
+        if own < 0:  # what is worse than the prior is no place to start from, nor to come back to
+            start, own = torch.zeros_like(start), 0.0
+            policy = personal(policy, refitted(policy, proposal.graph, start))
+        tuned = _TUNING[tuning](policy, proposal.graph, start, own, evaluate, samples=samples, generator=generator)
+        head = tuned.head
+    allowed = [(selection, found) for selection, found in measured if found.accuracy >= prior.accuracy]
+    selection, found = max(allowed, key=lambda each: each[1].advantage(prior))
+    return Best(selection, head, found.accuracy - prior.accuracy)
 
 
 def personal(policy: GraphPolicy, head: Mapping[str, Tensor]) -> GraphPolicy:

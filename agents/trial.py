@@ -2,11 +2,12 @@
 
 Two questions can be asked. `pruned`: how accurate is the network that has the selected channels only (the paper's
 reward, section 4.3.1)? `sent`: how accurate is the network when the server's weights take over the selected channels
-of the client's update and nothing else - what the bytes that travel are worth?
+of the client's update and nothing else - what would the bytes that travel be worth if this client were alone?
 """
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -23,7 +24,33 @@ from spatl.training.evaluate import Evaluation, forward_with_batch_statistics
 _LOSS_WEIGHT: Final = 0.2
 _LARGEST_LOSS_DIFFERENCE: Final = 2.0
 
-Trial = Callable[[Selection], Evaluation]
+
+@dataclass(frozen=True, eq=False)
+class Outcome(Evaluation):
+    """A trial's result.
+
+    Attributes:
+        scores: float64 [n], each example's part in the reward: whether it was classified correctly, less a fifth of
+            its cross-entropy.
+    """
+
+    scores: Tensor
+
+    def advantage(self, prior: "Outcome") -> float:
+        """How much better than the prior this surely is: the mean paired difference, less its standard error.
+
+        The same few examples choose the best of several selections and say how good it is: the difference that such a
+        choice finds by chance alone is of the size of its standard error.
+        """
+        differences = self.scores - prior.scores
+        if not bool(differences.isfinite().all()):
+            return -math.inf
+        if not bool(differences.any()):
+            return 0.0
+        return float(differences.mean() - differences.std() / math.sqrt(len(differences)))
+
+
+Trial = Callable[[Selection], Outcome]
 
 
 def pruned_trial(model: nn.Module, trace: EncoderTrace, examples: Examples) -> Trial:
@@ -50,7 +77,7 @@ def sent_trial(
         examples: At least two, on the model's device.
     """
 
-    def trial(selection: Selection) -> Evaluation:
+    def trial(selection: Selection) -> Outcome:
         weights = torch.where(selection.mask[layout.owner], received + update, received)
         device = examples.images.device
         return _measure(model, {name: view.to(device) for name, view in layout.unflatten(weights).items()}, examples)
@@ -58,10 +85,12 @@ def sent_trial(
     return trial
 
 
-def _measure(model: nn.Module, replaced: Mapping[str, Tensor], examples: Examples) -> Evaluation:
+def _measure(model: nn.Module, replaced: Mapping[str, Tensor], examples: Examples) -> Outcome:
     logits = forward_with_batch_statistics(model, examples.images, replaced)
-    accuracy = float((logits.argmax(1) == examples.labels).double().mean())
-    return Evaluation(accuracy, float(F.cross_entropy(logits, examples.labels)))
+    correct = logits.argmax(1) == examples.labels
+    losses = F.cross_entropy(logits, examples.labels, reduction="none").cpu().double()
+    accuracy, loss = int(correct.sum()) / len(examples), float(F.cross_entropy(logits, examples.labels))
+    return Outcome(accuracy, loss, correct.cpu().double() - _LOSS_WEIGHT * losses)
 
 
 def reward(found: Evaluation, prior: Evaluation) -> float:

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.graph import make_graph
 from agents.policy import GraphPolicy
 from agents.problem import Problem
-from agents.search import local_search
 from agents.selector import choose, propose
-from agents.trial import Trial, reward
+from agents.trial import Outcome, Trial
 from spatl.selection.budget import keep_top, project_ranking, project_ratios
+from spatl.selection.layout import EncoderLayout
 from spatl.selection.selection import Selection
-from spatl.training.evaluate import Evaluation
 
 _STREAM_LOGIT: Final = 0.5
 _LEVELS: Final = (0.25, 0.5, 0.75)
@@ -37,7 +36,8 @@ class Setting:
         magnitude: float64 [C], global L2.
         trial: Measures a selection on the validation split.
         policy: The policy.
-        samples: How many evaluations fine-tuning and searching may use.
+        samples: How many evaluations fine-tuning and searching may use beside the start's.
+        streams: bool [G], the groups that several layers write.
         generator: Random numbers of one yardstick.
     """
 
@@ -46,10 +46,11 @@ class Setting:
     trial: Trial
     policy: GraphPolicy
     samples: int
+    streams: Tensor
     generator: torch.Generator
-    _measured: dict[bytes, Evaluation] = field(default_factory=dict, repr=False)
+    _measured: dict[bytes, Outcome] = field(default_factory=dict, repr=False)
 
-    def measure(self, selection: Selection) -> Evaluation:
+    def measure(self, selection: Selection) -> Outcome:
         """The trial, remembered: yardsticks meet the same selections."""
         key = selection.mask.numpy().tobytes()
         if key not in self._measured:
@@ -88,8 +89,7 @@ def global_l2(setting: Setting) -> Selection:
 def residual_rule(setting: Setting) -> Selection:
     """Global L2 with half a logit more for groups that several layers write (residual streams)."""
     problem = setting.by_magnitude
-    writers = (problem.costs.flops.outputs > 0).sum(0)
-    logits = torch.logit(problem.prior_ratios) + _STREAM_LOGIT * (writers > 1)
+    logits = torch.logit(problem.prior_ratios) + _STREAM_LOGIT * setting.streams
     return _ratios(setting, torch.sigmoid(logits), setting.magnitude)
 
 
@@ -189,23 +189,26 @@ def _ratios(setting: Setting, ratios: Tensor, worth: Tensor) -> Selection:
 
 
 def _searched(setting: Setting, problem: Problem) -> Selection:
-    """The best that local search finds from a problem's prior, with as many evaluations as the fine-tuned agent."""
-    start = torch.zeros(_num_groups(setting))
-    first = setting.measure(problem.prior())
-    search = local_search(
-        GraphPolicy(),
-        make_graph(problem),
-        start,
-        0.0,
-        lambda action: reward(setting.measure(problem.selection(action)), first),
-        samples=setting.samples + 1,
-        generator=setting.generator,
-    )
-    best = int(search.rewards.argmax())
-    return problem.selection(search.actions[best]) if search.rewards[best] > 0 else problem.prior()
+    """The best that local search finds from a problem's prior, chosen as the fine-tuned agent chooses."""
+    proposal = propose(problem, GraphPolicy().double())  # untrained, it proposes the prior, which is measured once
+    samples = setting.samples + 1
+    return choose(proposal, setting.measure, samples=samples, tuning="search", generator=setting.generator).selection
 
 
 def _tuned(setting: Setting, tuning: str) -> Selection:
     proposal = propose(setting.problem, setting.policy)
-    best, _ = choose(proposal, setting.measure, samples=setting.samples, tuning=tuning, generator=setting.generator)
-    return best.selection
+    samples = setting.samples
+    return choose(proposal, setting.measure, samples=samples, tuning=tuning, generator=setting.generator).selection
+
+
+def residual_streams(model: nn.Module, layout: EncoderLayout) -> Tensor:
+    """Return the groups that several layers write, bool [G]; a depthwise layer passes on and does not write."""
+    owners = layout.unflatten(layout.owner)
+    writers = torch.zeros(len(layout.groups), dtype=torch.int64)
+    for name, layer in model.named_modules():
+        owner = owners.get(f"{name}.weight")
+        if owner is None or not isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
+            continue
+        if getattr(layer, "groups", 1) == 1 or getattr(layer, "groups", 1) < layer.weight.shape[0]:
+            writers[torch.bincount(layout.group_of[owner.reshape(-1)], minlength=len(writers)) > 0] += 1
+    return writers > 1

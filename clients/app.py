@@ -1,5 +1,6 @@
 """Flower's ClientApp: takes a message apart, has `clients.round` do the work, puts the reply together."""
 
+import logging
 from functools import lru_cache, wraps
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from spatl.errors import ConfigError, SpatlError, UpdateRejected
 from spatl.federation import cached_blueprint
 from spatl.protocol import Model, unpack_model
 from spatl.selection.budget import BUDGET_KINDS, Budget
+
+logger = logging.getLogger(__name__)
 
 app = ClientApp()
 
@@ -39,7 +42,9 @@ def register(message: Message, context: Context) -> Message:
     """Say which partition this node holds, how many examples it trains on, and what model it would build."""
     workplace = _workplace(context)
     client = _client(context)
-    workplace.budget(client, _own_budget(context))  # an impossible one is refused here, before any work
+    own = _own_budget(context)
+    if workplace.budget(client, own) is None and own is not None:  # an impossible one is refused here, before any work
+        logger.warning("client %d: this run sends whole updates, its budget of %s is not kept", client, own)
     metrics = MetricRecord({"partition-id": client, "num-examples": workplace.num_examples(client)})
     fingerprint = ConfigRecord({"fingerprint": workplace.blueprint.layout.fingerprint})
     return Message(RecordDict({"metrics": metrics, "config": fingerprint}), reply_to=message)

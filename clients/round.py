@@ -39,7 +39,9 @@ class Workplace:
         # Not the state dict: buffers that are not persistent would be left to the next client.
         self._initial = {name: tensor.detach().clone() for name, tensor in _tensors(self._model).items()}
         self._data: dict[int, ClientData] = {}
-        self._selector = SELECTORS[self.config.selection.selector].make(self.config.agent.settings())
+        # Only where it is used: the agent reads its policy's file.
+        name = self.config.selection.selector if self.config.row.selects else "all"
+        self._selector = SELECTORS[name].make(self.config.agent.settings())
 
     def train(
         self,

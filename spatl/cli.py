@@ -1,4 +1,4 @@
-"""The command line: `spatl run` and `spatl show`; the only place that speaks to a terminal."""
+"""The command line; with the commands it calls by reference, the only place that speaks to a terminal."""
 
 import argparse
 import importlib
@@ -333,9 +333,9 @@ def _accuracy(row: dict[str, Any]) -> float | None:
 
 def _selection_cost(row: dict[str, Any]) -> str:
     """What selecting cost the clients beside their training, and the decision alone, for selectors that decide."""
-    if not row["decision_seconds"]:
-        return ""
     training = row["training_seconds"]
+    if not (row["decision_seconds"] and training):
+        return ""
     selection, decision = _percent(row["selection_seconds"] / training), _percent(row["decision_seconds"] / training)
     return f"selection {selection} of training (deciding {decision})  "
 

@@ -202,8 +202,8 @@ class AgentConfig(Section):
     """How `selector: agent` chooses."""
 
     reward: Literal["sent", "pruned"] = "sent"
-    """What it maximises on the validation split: the accuracy of the server's encoder with what is sent, or that of
-    the encoder pruned to what is selected (the paper's)."""
+    """What it maximises on the validation split: the accuracy of the server's encoder with what this client sends, or
+    that of the client's encoder pruned to what is selected (the paper's)."""
     samples: Annotated[int, BeforeValidator(_not_a_switch), Field(ge=0)] = 4
     """Selections it measures per round beside its own and the prior; fewer where `max_share` says so."""
     tuning: Literal["search", "ppo"] = "search"
@@ -213,7 +213,7 @@ class AgentConfig(Section):
     max_share: Ratio = 0.2
     """What measuring may cost, as a share of the local training, counted in forward passes of examples."""
     policy: str | None = None
-    """A file written by `spatl agent pretrain`; null for the policy that ships with the package."""
+    """A file written by `spatl agent pretrain`, relative to where the client runs; null for the policy that ships."""
 
     def settings(self) -> AgentSettings:
         """What the agent needs of this section."""

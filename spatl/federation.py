@@ -4,6 +4,7 @@ Server and clients never send each other the structure of anything; they build i
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from spatl.models import Split, build_model, make_split
 from spatl.selection.budget import Costs, check_budget
 from spatl.selection.groups import trace_groups
 from spatl.selection.layout import EncoderLayout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +112,8 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         check_budget(config.selection.budget(), blueprint.costs)
         for client in config.selection.clients:
             check_budget(config.selection.budget(client), blueprint.costs, source=f"selection.clients.{client}")
+    elif config.selection.clients:
+        logger.warning("this run sends whole updates: the budgets of selection.clients are not kept")
     for client in range(config.partition.num_clients):
         blueprint.client_data(client)
     return blueprint

@@ -69,8 +69,12 @@ class Model:
     control: Tensor | None
 
 
-_SHARES: Final = ("accuracy", "keep-ratio", "flops-ratio", "validation-gain")
 _LARGEST_METRIC: Final = 1e9
+_LARGEST: Final = {
+    **dict.fromkeys(("accuracy", "keep-ratio", "flops-ratio", "validation-gain"), 1.0),
+    "budget-kind": float(len(BUDGET_KINDS)),
+    "budget-limit": math.inf,  # a client may say that it has no limit to speak of
+}
 
 
 class _Report:
@@ -95,7 +99,7 @@ class _Report:
                 raise UpdateRejected(f"the metric {name} must be a finite number, got {value}")
             if field.type is int and not isinstance(value, int):
                 raise UpdateRejected(f"the metric {name} must be a whole number, got {value}")
-            highest = 1.0 if name in _SHARES else len(BUDGET_KINDS) if name == "budget-kind" else _LARGEST_METRIC
+            highest = _LARGEST.get(name, _LARGEST_METRIC)
             if not 0 <= value <= highest:
                 raise UpdateRejected(f"the metric {name} must lie in [0, {highest:g}], got {value}")
             values[field.name] = value

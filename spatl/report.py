@@ -253,15 +253,29 @@ def _clients(result: RunResult) -> str:
                 "refused": _count(sum(row.get("rejected") is not None for row in own)),
                 "final accuracy": _ratio(accuracy),
                 **compared,
+                "budget": _budget(own),
                 "keep ratio": _ratio(mean(_numbers(own, "keep_ratio"))),
                 "FLOPs ratio": _ratio(mean(_numbers(own, "flops_ratio"))),
+                "gain over prior": _ratio(mean(_numbers(own, "validation_gain"))),
                 "uplink bytes": _count(sum(row["uplink_bytes"] for row in own)),
                 "downlink bytes": _count(sum(row["downlink_bytes"] for row in own)),
                 "seconds": _seconds(sum(_numbers(own, "seconds"))),
             }
         )
-    caption = "Bytes and seconds are sums over the run, ratios are means; the final accuracy is after the last round."
+    caption = (
+        "Bytes and seconds are sums over the run, ratios are means; the final accuracy is after the last round; “gain "
+        "over prior” is the accuracy that the selector's choice added on the validation examples it was chosen by."
+    )
     return _table("Clients", caption, rows)
+
+
+def _budget(own: Sequence[Mapping[str, Any]]) -> str:
+    """The budget of a client's last round that had one."""
+    given = [row for row in own if row.get("budget_kind")]
+    if not given:
+        return _text(None)
+    kind, limit = given[-1]["budget_kind"], given[-1]["budget_limit"]
+    return f"{limit:,.0f} bytes" if kind == "uplink_bytes" else f"{limit:g} {kind.replace('_', ' ')}"
 
 
 def _refusals(result: RunResult) -> str:

@@ -148,8 +148,11 @@ def project_ratios(ratios: Tensor, costs: Costs, budget: Budget) -> Tensor:
 
     Raises:
         BudgetError: One channel of every group already costs more.
+        ValueError: A ratio is not a number.
     """
     check_budget(budget, costs)
+    if bool(ratios.isnan().any()):
+        raise ValueError("keep ratios must be numbers, got NaN")
     sizes = costs.layout.group_sizes.to(torch.float64)
     logits = torch.logit(ratios.to(torch.float64), eps=1e-6)
 
@@ -157,12 +160,19 @@ def project_ratios(ratios: Tensor, costs: Costs, budget: Budget) -> Tensor:
         return (torch.sigmoid(logits + shift) * sizes).round().clamp(min=1).to(torch.int64)
 
     low, high = -40.0, 40.0
-    if costs.of(counts(high), budget.kind) <= budget.limit:
-        return counts(high)
+    affordable, too_many = counts(low), counts(high)
+    if costs.of(too_many, budget.kind) <= budget.limit:
+        return too_many
     for _ in range(_BISECTIONS):
+        if int((too_many - affordable).sum()) == 1:  # nothing lies between them
+            break
         middle = (low + high) / 2
-        low, high = (middle, high) if costs.of(counts(middle), budget.kind) <= budget.limit else (low, middle)
-    return counts(low)
+        between = counts(middle)
+        if costs.of(between, budget.kind) <= budget.limit:
+            low, affordable = middle, between
+        else:
+            high, too_many = middle, between
+    return affordable
 
 
 def keep_top(scores: Tensor, counts: Tensor, layout: EncoderLayout) -> Selection:

@@ -10,6 +10,7 @@ one group per module along their first dimension: they can be selected for sendi
 import copy
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -239,9 +240,14 @@ class _Channels:
 
     def readers(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
+        uses = Counter(p for module in self._network.modules() for p in module._parameters.values() if p is not None)
+        tied = {parameter for parameter, number in uses.items() if number > 1}
         for name, table in self._inputs.items():
             layer = self._network.get_submodule(name)
             if isinstance(layer, _LAYERS):
+                if layer._parameters.get("weight") is None or layer.weight in tied:
+                    logger.warning("layer %s shares or computes its weight; it is never masked", name)
+                    continue
                 width = _widths(layer)[1]
                 if max(table) >= width:  # as behind a pixel shuffle, whose rearrangement the graph does not follow
                     logger.warning("which channels layer %s reads cannot be told; it is never masked", name)

@@ -56,7 +56,7 @@ def input_energy(layer: nn.Module, inputs: Tensor) -> Tensor:
     """The energy a layer receives through each of its inputs: squared weights times the input's mean square.
 
     Args:
-        layer: A convolution or linear layer that is not grouped.
+        layer: A convolution or linear layer.
         inputs: What it reads: [B, I, ...] for a convolution, [..., I] for a linear layer.
 
     Returns:
@@ -64,7 +64,12 @@ def input_energy(layer: nn.Module, inputs: Tensor) -> Tensor:
     """
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    input_dimension = 0 if isinstance(layer, _TRANSPOSED) else 1
-    weights = weight.detach().float().square().transpose(0, input_dimension).flatten(1).sum(1)
+    squares = weight.detach().float().square()
+    if isinstance(layer, _TRANSPOSED):
+        weights = squares.flatten(1).sum(1)
+    else:  # the inputs of each group of a convolution are read by that group's outputs only
+        num_groups = getattr(layer, "groups", 1)
+        weights = squares.flatten(2).sum(2) if squares.dim() > 2 else squares
+        weights = weights.view(num_groups, -1, weights.shape[1]).sum(1).reshape(-1)
     channel_dimension = inputs.dim() - 1 if isinstance(layer, nn.Linear) else inputs.dim() - weight.dim() + 1
     return weights * inputs.float().square().transpose(0, channel_dimension).flatten(1).mean(1)

@@ -188,7 +188,7 @@ def _agent(settings: AgentSettings) -> Selector:
 
 SELECTORS: dict[str, SelectorEntry] = {
     "agent": SelectorEntry(
-        _agent, "a learned policy sets each group's keep ratio, never below its prior (section agent)"
+        _agent, "a learned policy sets each group's keep ratio; measured against its prior (section agent)"
     ),
     "all": SelectorEntry(lambda _: rank_all, "every channel; ignores the budget"),
     "random": SelectorEntry(lambda _: rank_random, "a random set of channels, drawn anew each round"),

@@ -30,24 +30,34 @@ def channel_signal(model: nn.Module, layout: EncoderLayout, readers: Mapping[str
         images: float32 [B, C, H, W], at least two; the first `MAX_EXAMPLES` are used.
 
     Returns:
-        float64 [C] on the CPU, at least 0; 0 for a channel that no convolution or linear layer reads.
+        float64 [C] on the CPU, finite and at least 0. A channel that no convolution or linear layer reads (the logits
+        of a shared predictor, a recurrent layer) gets the mean of those that are read: nothing is known of it.
+
+    The energy includes a channel's constant part, which a BatchNorm behind the reader would absorb; its variance alone
+    was tried and chose no better over several families.
     """
     signal = torch.zeros(layout.num_channels, dtype=torch.float64)
+    is_read = torch.zeros(layout.num_channels, dtype=torch.bool)
 
     def hook(channels: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def add(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            energy = input_energy(layer, inputs[0].detach()).to("cpu", torch.float64)
+            energy = input_energy(layer, inputs[0].detach()).cpu().double()
             known = channels >= 0
-            signal.index_add_(0, channels[known], (energy / energy.sum().clamp(min=1e-30))[known])
+            shares = (energy / energy.sum().clamp(min=1e-30)).nan_to_num(0.0, 0.0, 0.0)
+            signal.index_add_(0, channels[known], shares[known])
+            is_read[channels[known]] = True
 
         return add
 
+    layers = {name: model.get_submodule(name) for name in readers}
     # A depthwise layer passes a channel on within its own group: what reads it afterwards tells its worth.
-    layers = {name: layer for name in readers if getattr(layer := model.get_submodule(name), "groups", 1) == 1}
-    handles = [layer.register_forward_pre_hook(hook(readers[name])) for name, layer in layers.items()]
+    mixing = {name: layer for name, layer in layers.items() if getattr(layer, "groups", 1) < len(readers[name])}
+    mixing |= {name: layer for name, layer in layers.items() if len(readers[name]) == 1}
+    handles = [layer.register_forward_pre_hook(hook(readers[name])) for name, layer in mixing.items()]
     try:
         forward_with_batch_statistics(model, images[:MAX_EXAMPLES])
     finally:
         for handle in handles:
             handle.remove()
+    signal[~is_read] = float(signal[is_read].mean()) if bool(is_read.any()) else 1.0
     return signal

@@ -11,7 +11,8 @@ from agents.evaluate import Plan, Record, difference, per_network, run_plan
 from agents.networks import worth_and_trial
 from agents.policy import save_policy
 from agents.problem import Problem
-from agents.yardsticks import YARDSTICKS, Setting, num_evaluations
+from agents.trial import Outcome
+from agents.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
 from spatl.cli import main
 from spatl.config import parse_config
 from spatl.data import Examples
@@ -44,6 +45,7 @@ def setting_for(model, limit, *, seed=0, samples=5, calls=None):
         trial if calls is None else counting,
         drawn_policy(),
         samples,
+        residual_streams(made.model, blueprint.layout),
         torch.Generator().manual_seed(seed),
     )
 
@@ -72,29 +74,34 @@ def test_searching_never_ends_below_where_it_began_on_the_validation_split(name)
     setting = setting_for("resnet8", 0.3, samples=8)
     found = setting.measure(YARDSTICKS[name](setting))
     begun = setting.measure(setting.by_magnitude.prior() if start == "global L2" else setting.problem.prior())
-    assert found.accuracy >= begun.accuracy or found.loss < begun.loss
+    assert found.accuracy >= begun.accuracy
+    assert found.advantage(begun) >= 0
 
 
 def test_the_residual_rule_widens_streams_only():
     setting = setting_for("resnet8", 0.4)
     costs = setting.problem.costs
-    writers = (costs.flops.outputs > 0).sum(0)
     change = YARDSTICKS["L2 + residual rule"](setting).counts(costs.layout) - setting.by_magnitude.prior().counts(
         costs.layout
     )
-    assert int(change[writers > 1].sum()) > 0
-    assert bool((change[writers == 1] <= 0).all())
+    assert setting.streams.tolist() == [True, False, False, True, False, True]
+    assert int(change[setting.streams].sum()) > 0
+    assert bool((change[~setting.streams] <= 0).all())
+
+
+def test_a_network_without_additions_has_no_streams():
+    for model in ("mobilenet", "vgg11", "cnn"):
+        blueprint = blueprint_for(model, **({} if model == "cnn" else {"width": 0.25}))
+        assert not residual_streams(blueprint.model, blueprint.layout).any()
 
 
 def test_sensitivity_keeps_the_group_whose_loss_hurts():
-    from spatl.training.evaluate import Evaluation
-
     setting = setting_for("resnet8", 0.3)
     layout = setting.problem.costs.layout
 
     def trial(selection):
         lost = 1 - int(selection.counts(layout)[2]) / layout.groups[2].size
-        return Evaluation(1 - lost, 5 * lost)
+        return Outcome(1 - lost, 5 * lost, torch.zeros(2))
 
     setting.trial = trial
     counts = YARDSTICKS["signal + sensitivity"](setting).counts(layout)
@@ -161,7 +168,9 @@ def test_the_command_prints_the_table_and_writes_it_with_a_picture(tmp_path, cap
     assert content["command"].startswith("spatl agent evaluate")
     assert all(row["cost"] <= row["budget"] for row in content["records"] if row["yardstick"] in YARDSTICKS)
     assert (out / "evaluate.png").read_bytes().startswith(b"\x89PNG")
-    assert "| agent, zero-shot | 0 |" in (out / "evaluate.md").read_text()
+    written = (out / "evaluate.md").read_text()
+    assert "| agent, zero-shot | 0 |" in written
+    assert f"--policy {policy}" in written
     assert main([*arguments, "--out", str(out)]) == 2
     assert "already there and not empty" in capsys.readouterr().err
 
@@ -169,7 +178,7 @@ def test_the_command_prints_the_table_and_writes_it_with_a_picture(tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budgets", "1.5"], "--budgets: a flops_ratio must be in (0, 1], got 1.5"),
+        (["--budgets", "1.5"], "--budgets: flops_ratio must be in (0, 1], got 1.5"),
         (["--budgets", "0.0001"], "--budgets.flops_ratio is 0.0001, but one channel"),
         (["--samples", "0"], "--samples must be at least 1, got 0"),
         (["--clients", "5"], "--clients is 5, but cnn, digits, iid has 2"),

@@ -73,7 +73,7 @@ def measured(request, reward, selection):
         worth = update_energy(request.update, BLUEPRINT.layout)
     else:
         trial = pruned_trial(request.model, BLUEPRINT.costs.trace, request.validation)
-        images = request.train.images[:32]
+        images = request.train.images
         worth = channel_signal(request.model, BLUEPRINT.layout, BLUEPRINT.costs.trace.readers, images)
     prior = Problem(request.costs, request.budget, worth, reward).prior()
     return trial(selection).accuracy, trial(prior).accuracy
@@ -116,7 +116,7 @@ def test_the_same_seed_selects_the_same(policy_file):
 def test_the_head_stays_with_the_client_and_is_used_again(policy_file):
     select = AgentSelector(settings_with(policy=policy_file, tuning="ppo", samples=8))
     state = select(request_with()).state
-    assert set(state) == {"weight", "bias"}
+    assert set(state) == {"weight", "bias", "policy"}
     alone = AgentSelector(settings_with(policy=policy_file, samples=0))
     kept = alone(request_with(state=state)).state
     assert all(torch.equal(kept[name], state[name]) for name in state)

@@ -43,12 +43,12 @@ def test_every_model_trains_on_small_images(name: str, in_channels: int, image_s
 
 
 @pytest.mark.parametrize("image_size", [8, 13, 32])
-@pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11"])
+@pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11", "mobilenet"])
 def test_a_last_batch_of_one_image_trains(name: str, image_size: int) -> None:
     assert build(name, image_size=image_size)(torch.ones(1, 1, image_size, image_size)).shape == (1, 10)
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11"])
+@pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11", "mobilenet"])
 def test_the_largest_images_fit(name: str) -> None:
     assert build(name, in_channels=3, image_size=64).eval()(torch.ones(1, 3, 64, 64)).shape == (1, 10)
 

@@ -39,7 +39,7 @@ def parameters_of(layout, channel):
     return {name: view.bool() for name, view in layout.unflatten(vector).items() if view.any()}
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet8", "resnet20", "vgg11"])
+@pytest.mark.parametrize("name", ["cnn", "resnet8", "resnet20", "vgg11", "mobilenet"])
 def test_every_entry_has_exactly_one_owner_and_groups_tell_its_size(name):
     model, cut, (layout, _) = built(name)
     split = make_split(model, cut)
@@ -179,7 +179,7 @@ def test_a_model_that_fails_on_its_input_is_one_clear_error():
         traced(Broken(), ("head",))
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11", "shuffle"])
+@pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11", "mobilenet", "shuffle"])
 def test_multiply_accumulates_are_those_torch_counts(name):
     """torch's counter counts a multiplication and an addition as two; its total is over encoder and predictor."""
     if name == "shuffle":
