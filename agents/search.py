@@ -140,7 +140,8 @@ def refitted(policy: GraphPolicy, graph: Graph, action: Tensor) -> dict[str, Ten
     """Return the head nearest to the policy's own whose actions come close to one: ridge regression around it."""
     embedded = _features(policy, graph)
     features = torch.cat([embedded, embedded.new_ones(len(action), 1)], 1)
-    missing = action.to(features.dtype) - policy.act(graph)
+    with torch.no_grad():
+        missing = action.to(features.dtype) - policy.head(embedded).squeeze(-1)
     gram = features.T @ features + _RIDGE * torch.eye(features.shape[1], dtype=features.dtype)
     step = torch.linalg.solve(gram, features.T @ missing)
     head = _head(policy.head)

@@ -85,3 +85,37 @@ class ShuffleNet(nn.Module):
 def wrong_classes(*, num_classes: int, in_channels: int) -> MixedNet:
     """A `MixedNet` with half of the classes it was asked for."""
     return MixedNet(num_classes=num_classes // 2, in_channels=in_channels)
+
+
+class GroupedNet(nn.Module):
+    """A grouped convolution that is not depthwise, between two plain ones; predictor `head`."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 12, 3, padding=1, groups=4)
+        self.mix = nn.Conv2d(12, 6, 1)
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.grouped(self.stem(images).relu()).relu()
+        logits: Tensor = self.head(self.mix(features).relu().mean((2, 3)))
+        return logits
+
+
+class TiedNet(nn.Module):
+    """Two layers with one weight, and one whose weight is computed; predictor `head`."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 6, 3, padding=1)
+        self.first = nn.Conv2d(6, 6, 3, padding=1)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 5, 1))
+        self.head = nn.Linear(5, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.second(self.first(self.stem(images).relu()).relu()).relu()
+        logits: Tensor = self.head(self.normed(features).relu().mean((2, 3)))
+        return logits

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from agents.env import padded
 from agents.graph import NUM_FEATURES, Graph, make_graph
-from agents.policy import GraphPolicy, load_policy, save_policy
+from agents.policy import GraphPolicy, load_policy, save_policy, ship_policy
 from spatl.errors import SpatlError
 from spatl.selection.budget import Budget
 from tests.agents.problems import drawn_policy, problem_for
@@ -98,6 +98,26 @@ def test_a_file_that_is_no_policy_is_one_line(tmp_path, content):
     with pytest.raises(SpatlError, match="holds no policy of this version") as caught:
         load_policy(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_policy_with_a_weight_that_is_no_number_is_refused(tmp_path):
+    policy = drawn_policy()
+    with torch.no_grad():
+        policy.head.bias.fill_(float("nan"))
+    save_policy(policy, tmp_path / "policy.safetensors")
+    with pytest.raises(SpatlError, match="a weight is NaN or infinite"):
+        load_policy(tmp_path / "policy.safetensors")
+
+
+def test_the_form_that_ships_can_be_given_as_a_file_too(tmp_path):
+    ship_policy(drawn_policy(), tmp_path / "policy.json")
+    save_policy(drawn_policy(), tmp_path / "policy.safetensors")
+    graph = random_graph(7, 2)
+    first, again = (load_policy(tmp_path / name) for name in ("policy.json", "policy.safetensors"))
+    assert torch.equal(first.act(graph), again.act(graph))
+    (tmp_path / "policy.json").write_text('{"weights": 1}')
+    with pytest.raises(SpatlError, match="holds no policy"):
+        load_policy(tmp_path / "policy.json")
 
 
 def test_a_policy_that_is_not_there_is_one_line(tmp_path):

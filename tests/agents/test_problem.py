@@ -54,6 +54,14 @@ def test_an_action_moves_its_own_group(sign):
     assert sign * change > 0
 
 
+def test_what_is_no_number_or_outside_the_box_is_brought_inside():
+    problem = problem_for("resnet8", Budget("flops_ratio", 0.4))
+    zero = torch.zeros(len(problem.costs.layout.groups))
+    wild = torch.tensor([float("nan"), float("inf"), -float("inf"), 9.0, -9.0, 0.0])
+    assert torch.equal(problem.counts(zero * float("nan")), problem.counts(zero))
+    assert torch.equal(problem.counts(wild), problem.counts(torch.tensor([0.0, 1.0, -1.0, 1.0, -1.0, 0.0])))
+
+
 def test_a_budget_below_the_floor_names_the_smallest_possible():
     problem = problem_for("resnet8", Budget("keep_ratio", 0.001))
     with pytest.raises(BudgetError, match=r"raise it to at least 0\.0\d+"):

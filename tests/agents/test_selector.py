@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from agents.policy import save_policy
 from agents.problem import Problem
-from agents.selector import AgentSelector
-from agents.trial import pruned_trial, sent_trial
+from agents.selector import AgentSelector, choose, personal, propose
+from agents.trial import Outcome, pruned_trial, sent_trial
 from spatl.data import Examples
 from spatl.errors import SpatlError
 from spatl.selection.budget import Budget
@@ -120,6 +120,55 @@ def test_the_head_stays_with_the_client_and_is_used_again(policy_file):
     alone = AgentSelector(settings_with(policy=policy_file, samples=0))
     kept = alone(request_with(state=state)).state
     assert all(torch.equal(kept[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("damage", ["other policy", "shape", "nan", "no policy"])
+def test_a_head_that_does_not_belong_to_the_policy_is_dropped_and_said_so(policy_file, caplog, damage):
+    select = AgentSelector(settings_with(policy=policy_file, tuning="ppo", samples=4))
+    state = dict(select(request_with()).state)
+    if damage == "other policy":
+        select = AgentSelector(settings_with(samples=4))
+    elif damage == "shape":
+        state["weight"] = state["weight"][:, :3]
+    elif damage == "nan":
+        state["bias"] = state["bias"] * float("nan")
+    else:
+        del state["policy"]
+    fresh, choice = select(request_with(seed=1)), select(request_with(seed=1, state=state))
+    assert torch.equal(fresh.selection.mask, choice.selection.mask)
+    assert "does not belong to this policy" in caplog.text
+
+
+def test_two_examples_that_agree_by_chance_choose_nothing():
+    """A difference counts for what it exceeds its standard error by: here 0.5 - 0.5, 0.25 - 0.25 and 1 - 0."""
+    prior = Outcome(0.0, 1.0, torch.zeros(4, dtype=torch.float64))
+    assert Outcome(0.5, 1.0, torch.tensor([1.0, 0.0], dtype=torch.float64)).advantage(
+        Outcome(0.0, 1.0, torch.zeros(2, dtype=torch.float64))
+    ) == pytest.approx(0.0)
+    assert Outcome(0.25, 1.0, torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)).advantage(prior) == pytest.approx(0.0)
+    assert Outcome(1.0, 1.0, torch.ones(4, dtype=torch.float64)).advantage(prior) == 1.0
+    assert prior.advantage(prior) == 0.0
+    assert Outcome(0.0, 9.0, torch.full((4,), float("nan"), dtype=torch.float64)).advantage(prior) == -float("inf")
+
+
+def test_a_policy_that_was_rejected_is_not_where_the_client_goes_on():
+    """The policy is worse than the prior on this trial: the head that stays behind acts closer to the prior."""
+    problem = Problem(BLUEPRINT.costs, Budget("keep_ratio", 0.3), candidate_for("resnet8").signal, "pruned")
+    prior = problem.prior().mask
+    policy = drawn_policy(4, scale=0.15)
+
+    def trial(selection):
+        score = 1 - float((selection.mask != prior).double().mean())
+        return Outcome(score, 1 - score, torch.full((4,), score, dtype=torch.float64))
+
+    proposal = propose(problem, policy)
+    for tuning in ("search", "ppo"):
+        draws = torch.Generator().manual_seed(0)
+        best = choose(proposal, trial, samples=4, tuning=tuning, generator=draws)
+        assert torch.equal(best.selection.mask, prior)
+        assert best.gain == 0
+        after = personal(policy, best.head).act(proposal.graph)
+        assert after.abs().mean() < proposal.action.abs().mean()
 
 
 def counted(monkeypatch, select, request):

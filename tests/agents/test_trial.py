@@ -9,9 +9,11 @@ from torch import nn
 from agents.trial import pruned_trial, sent_trial
 from spatl.data import Examples
 from spatl.federation import encoder_tensors, load_encoder_
+from spatl.selection.groups import trace_groups
 from spatl.selection.selection import Selection, select_all
 from spatl.training.evaluate import forward_with_batch_statistics
 from tests.agents.problems import blueprint_for, candidate_for
+from tests.networks import GroupedNet, MixedNet, TiedNet
 
 BLUEPRINT = blueprint_for("resnet8")
 LAYOUT = BLUEPRINT.layout
@@ -86,6 +88,17 @@ def test_dropout_is_off_and_batch_norm_uses_the_batch():
     logits = forward_with_batch_statistics(model, images)
     assert torch.equal(logits, forward_with_batch_statistics(model, images))
     torch.testing.assert_close(logits, forward_with_batch_statistics(model, images - 100), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [GroupedNet, TiedNet, MixedNet])
+def test_networks_with_grouped_tied_and_computed_weights_are_measured_and_left_alone(make):
+    model = make(num_classes=10, in_channels=1)
+    parameters = [name for name, _ in model.named_parameters() if not name.startswith("head")]
+    trace = trace_groups(model, torch.zeros(1, 1, 8, 8), parameters=parameters)
+    before = copy.deepcopy(model.state_dict())
+    dropped = Selection(torch.arange(trace.layout.num_channels) % 2 == 0)
+    assert 0 <= pruned_trial(model, trace, EXAMPLES)(dropped).accuracy <= 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_examples_may_be_as_few_as_two():

@@ -92,15 +92,34 @@ def test_a_mistake_in_the_clients_budgets_is_one_line(clients, message):
         tiny_config(selection={"clients": clients})
 
 
-def test_every_client_of_a_run_is_at_least_its_prior_and_times_are_told(tmp_path):
+def test_where_the_time_went_is_told_per_client(tmp_path):
     run_tiny(tiny_config(rounds=2), tmp_path)
     rows = client_rows(tmp_path)
-    assert all(row["validation_gain"] >= 0 for row in rows)
+    assert {row["participated"] for row in rows} == {True}
     timings = read_lines(tmp_path / "timings.jsonl")
     assert [(row["round"], row["client"]) for row in timings] == [(row["round"], row["client"]) for row in rows]
     for row in timings:
         assert 0 < row["decision_seconds"] < row["selection_seconds"]
         assert row["training_seconds"] > 0
+
+
+@pytest.mark.parametrize("selection", [{"selector": "all"}, {}])
+def test_a_device_whose_budget_cannot_be_kept_is_warned(tmp_path, caplog, selection):
+    method = "spatl" if selection else "fedavg"
+    config = tiny_config(method=method, rounds=1, selection=selection)
+    run_with_node_config(config, tmp_path, 1, **{"keep-ratio": 0.2})
+    assert "client 1: this run sends whole updates" in caplog.text
+
+
+def test_no_limit_to_speak_of_is_a_budget_too(tmp_path):
+    run_tiny(tiny_config(rounds=1, selection={"uplink_bytes": 10**12}), tmp_path)
+    assert {row["budget_limit"] for row in client_rows(tmp_path)} == {1e12}
+
+
+def test_a_policy_file_is_read_only_where_it_is_used(tmp_path):
+    run_tiny(tiny_config(method="fedavg", rounds=1, agent={"policy": "nowhere.safetensors"}), tmp_path / "a")
+    with pytest.raises(SpatlError, match="policy file not found: nowhere"):
+        run_tiny(tiny_config(rounds=1, agent={"policy": "nowhere.safetensors"}), tmp_path / "b")
 
 
 def test_a_method_that_sends_everything_has_no_budget(tmp_path):

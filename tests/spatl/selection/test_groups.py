@@ -11,7 +11,7 @@ from spatl.errors import ModelError
 from spatl.models import build_model, make_split
 from spatl.selection.groups import trace_groups
 from spatl.selection.selection import Selection, select_all
-from tests.networks import MixedNet, RecurrentNet, ShuffleNet
+from tests.networks import MixedNet, RecurrentNet, ShuffleNet, TiedNet
 
 
 def traced(model, cut, *, shape=(1, 1, 8, 8), statistics=False):
@@ -211,3 +211,12 @@ def test_a_parameter_that_cannot_be_shared_is_one_clear_error(parameter, message
     model.odd = nn.Parameter(parameter)
     with pytest.raises(ModelError, match=message):
         traced(model, ("head",))
+
+
+def test_layers_that_share_or_compute_their_weights_are_never_masked(caplog):
+    model = TiedNet(num_classes=3, in_channels=1)
+    parameters = [name for name, _ in model.named_parameters() if not name.startswith("head")]
+    trace = trace_groups(model, torch.zeros(1, 1, 8, 8), parameters=parameters)
+    assert set(trace.readers) == {"head"}
+    for name in ("first", "second", "normed"):
+        assert f"layer {name} shares or computes its weight" in caplog.text

@@ -9,7 +9,7 @@ from torch import nn
 from spatl.models import build_model, make_split
 from spatl.selection.groups import trace_groups
 from spatl.selection.signal import channel_signal
-from tests.networks import CountingNet, MixedNet, RecurrentNet, ShuffleNet
+from tests.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
 
 
 class TwoLayers(nn.Module):
@@ -42,7 +42,7 @@ def test_the_shares_of_two_channels_by_hand():
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("make", [MixedNet, CountingNet, RecurrentNet, ShuffleNet])
+@pytest.mark.parametrize("make", [MixedNet, CountingNet, RecurrentNet, ShuffleNet, GroupedNet, TiedNet])
 def test_measuring_leaves_mode_buffers_gradients_and_hooks_as_they_were(make, training):
     model = make(num_classes=4, in_channels=1).train(training)
     model.head.requires_grad_(False)
@@ -84,3 +84,41 @@ def test_a_dead_channel_has_none():
     signal = channel_signal(model, trace.layout, trace.readers, torch.randn(8, 1, 8, 8))
     assert signal[3] == 0
     assert bool((signal[[2, 4]] > 0).all())
+
+
+def test_a_channel_that_nothing_known_reads_gets_the_mean_of_the_others():
+    """The logits of a shared predictor travel like any other channel instead of never."""
+    model, cut = build_model("cnn", num_classes=10, in_channels=1, image_size=8, seed=1)
+    trace = traced(model, (), (1, 8, 8))
+    signal = channel_signal(model, trace.layout, trace.readers, torch.randn(8, 1, 8, 8))
+    logits = trace.layout.groups[-1]
+    assert logits.size == 10
+    read = signal[: logits.first]
+    assert signal[logits.first :].tolist() == pytest.approx([float(read.mean())] * 10)
+    assert cut
+
+
+def test_without_any_reader_all_channels_are_worth_the_same():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    trace = traced(model, (), (1, 2, 2))
+    assert channel_signal(model, trace.layout, trace.readers, torch.randn(4, 1, 2, 2)).tolist() == [1.0] * 3
+
+
+def test_a_grouped_convolution_reads_its_inputs_through_its_own_groups_weights():
+    model = GroupedNet(num_classes=3, in_channels=1)
+    with torch.no_grad():
+        model.grouped.weight[:3] = 0  # the outputs of the first of four groups, which reads channels 0 and 1
+    trace = traced(model, ("head",), (1, 8, 8))
+    signal = channel_signal(model, trace.layout, trace.readers, torch.randn(8, 1, 8, 8))
+    assert signal[:2].tolist() == [0.0, 0.0]
+    assert bool((signal[2:8] > 0).all())
+    assert float(signal[:8].sum()) == pytest.approx(1.0)
+
+
+def test_a_network_that_overflows_gives_finite_signals():
+    model = TwoLayers()
+    with torch.no_grad():
+        model.first.weight.mul_(1e30)
+    trace = traced(model, ("head",), (1, 4, 4))
+    signal = channel_signal(model, trace.layout, trace.readers, 1e10 * torch.randn(4, 1, 4, 4))
+    assert bool(signal.isfinite().all())
