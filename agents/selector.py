@@ -22,7 +22,7 @@ from agents.search import local_search, refitted, tune_head
 from agents.trial import Trial, pruned_trial, reward, sent_trial
 from spatl.data import Examples
 from spatl.selection.selection import Selection
-from spatl.selection.selectors import AgentSettings, Choice, SelectionRequest, update_energy
+from spatl.selection.selectors import AgentSettings, Choice, SelectionRequest, drawn_energy
 from spatl.selection.signal import MAX_EXAMPLES, channel_signal
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class AgentSelector:
     def _problem(self, request: SelectionRequest) -> tuple[Problem, Trial | None]:
         layout, costs, examples = request.costs.layout, request.costs, _some(request.validation)
         if self._settings.reward == "sent":
-            problem = Problem(costs, request.budget, update_energy(request.update, layout), "sent")
+            problem = Problem(costs, request.budget, drawn_energy(request.update, layout, request.generator), "sent")
             received = request.weights - request.update
             trial = sent_trial(request.model, layout, received=received, update=request.update, examples=examples)
         else:

@@ -132,6 +132,17 @@ def update_energy(update: Tensor, layout: EncoderLayout) -> Tensor:
     return mean_energy(update[: layout.num_parameter_entries], layout) * sizes
 
 
+def drawn_energy(update: Tensor, layout: EncoderLayout, generator: torch.Generator) -> Tensor:
+    """Return each channel's update energy over a number of its own from the exponential distribution, float64 [C].
+
+    Ranking it per cost draws channels without replacement, with probabilities proportional to energy per cost
+    (Efraimidis and Spirakis 2006): what moved most travels most often, but everything travels at times. Taking the
+    largest every time leaves most of the encoder to a few clients, and was worse than a blind draw.
+    """
+    draws = torch.rand(layout.num_channels, generator=generator, dtype=torch.float64)
+    return update_energy(update, layout) / -torch.log1p(-draws).clamp(max=-1e-12)
+
+
 def magnitude_scores(weights: Tensor, layout: EncoderLayout) -> Tensor:
     """Return the mean square of each channel's weights, each over its layer's mean square (global L2), float64 [C].
 
@@ -172,6 +183,14 @@ def rank_update(request: SelectionRequest) -> Choice:
     return Choice(project_ranking(scores.argsort(descending=True, stable=True), request.costs, request.budget))
 
 
+def rank_drawn(request: SelectionRequest) -> Choice:
+    """Send channels drawn with probabilities proportional to their update energy per cost."""
+    costs = request.costs
+    energy = drawn_energy(request.update, costs.layout, request.generator)
+    scores = energy / costs.marginal(request.budget.kind).clamp(min=1e-12)[costs.layout.group_of]
+    return Choice(project_ranking(scores.argsort(descending=True, stable=True), costs, request.budget))
+
+
 def rank_signal(request: SelectionRequest) -> Choice:
     """Send the channels that contribute most to the layers that read them, per cost under the budget."""
     layout, costs = request.costs.layout, request.costs
@@ -193,6 +212,7 @@ SELECTORS: dict[str, SelectorEntry] = {
     "all": SelectorEntry(lambda _: rank_all, "every channel; ignores the budget"),
     "random": SelectorEntry(lambda _: rank_random, "a random set of channels, drawn anew each round"),
     "magnitude": SelectorEntry(lambda _: rank_magnitude, "largest weights, normalised per layer, across all layers"),
+    "drawn": SelectorEntry(lambda _: rank_drawn, "drawn with probabilities proportional to update energy per cost"),
     "signal": SelectorEntry(lambda _: rank_signal, "most read by the next layers, per cost, across all layers"),
     "update": SelectorEntry(lambda _: rank_update, "largest update energy per byte, across all layers"),
 }

@@ -15,7 +15,7 @@ from agents.trial import Outcome, pruned_trial, sent_trial
 from spatl.data import Examples
 from spatl.errors import SpatlError
 from spatl.selection.budget import Budget
-from spatl.selection.selectors import AgentSettings, SelectionRequest, update_energy
+from spatl.selection.selectors import AgentSettings, SelectionRequest, drawn_energy
 from spatl.selection.signal import channel_signal
 from tests.agents.problems import blueprint_for, candidate_for, drawn_policy
 
@@ -70,7 +70,8 @@ def measured(request, reward, selection):
         trial = sent_trial(
             request.model, BLUEPRINT.layout, received=received, update=request.update, examples=request.validation
         )
-        worth = update_energy(request.update, BLUEPRINT.layout)
+        draws = torch.Generator().manual_seed(request.generator.initial_seed())
+        worth = drawn_energy(request.update, BLUEPRINT.layout, draws)
     else:
         trial = pruned_trial(request.model, BLUEPRINT.costs.trace, request.validation)
         images = request.train.images
@@ -203,7 +204,8 @@ def test_samples_are_drawn_in_the_first_rounds_only(monkeypatch, policy_file):
 
 def test_a_client_with_too_few_examples_to_measure_takes_the_prior(policy_file):
     request = request_with(num_validation=1)
-    prior = Problem(request.costs, request.budget, update_energy(request.update, BLUEPRINT.layout), "sent").prior()
+    worth = drawn_energy(request.update, BLUEPRINT.layout, torch.Generator().manual_seed(0))
+    prior = Problem(request.costs, request.budget, worth, "sent").prior()
     choice = AgentSelector(settings_with(policy=policy_file))(request)
     assert torch.equal(choice.selection.mask, prior.mask)
     assert choice.gain == 0
