@@ -10,7 +10,7 @@ import math
 import multiprocessing
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -126,7 +126,7 @@ def run_plan(
         on_network: Called with how many networks are done, and how many there are.
 
     Returns:
-        All selections.
+        All selections; the table and the JSON are also written after every network.
 
     Raises:
         SpatlError: A config does not work out, or no selection meets a budget.
@@ -145,26 +145,36 @@ def run_plan(
             (prefix + title_of(config), config.model_copy(update={"seed": seed, **_AS_SPATL}).to_json(), plan)
             for seed in seeds
         ]
-    on_network(0, len(tasks))
-    results: dict[int, list[Record]] = {}
-    if workers == 1:
-        for position, task in enumerate(tasks):
-            results[position] = _compare(*task)
-            on_network(len(results), len(tasks))
-    else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(_compare, *task): position for position, task in enumerate(tasks)}
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                on_network(len(results), len(tasks))
-    records = [record for position in sorted(results) for record in results[position]]
     directory.mkdir(parents=True, exist_ok=True)
     content = {"command": command, "plan": asdict(plan), "seeds": list(seeds), "torch": torch.__version__}
-    write_json(directory / "evaluate.json", {**content, "records": [asdict(record) for record in records]})
-    (directory / "evaluate.md").write_text(f"`{command}`\n\n{_markdown(records)}", encoding="utf-8")
+    results: dict[int, list[Record]] = {}
+    on_network(0, len(tasks))
+    with _pool(workers) as pool:
+        futures = {pool.submit(_compare, *task): position for position, task in enumerate(tasks)}
+        try:
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                records = [record for position in sorted(results) for record in results[position]]
+                # After every network, so that a run that is stopped leaves what it has.
+                rows = [asdict(record) for record in records]
+                write_json(
+                    directory / "evaluate.json", {**content, "complete": len(results) == len(tasks), "records": rows}
+                )
+                (directory / "evaluate.md").write_text(f"`{command}`\n\n{_markdown(records)}", encoding="utf-8")
+                on_network(len(results), len(tasks))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun does not begin any more
+            raise
     pictures = {network: curves(records, network) for network in networks_of(records)}
     draw_yardsticks(pictures, plan.kind, directory / "evaluate.png")
     return records
+
+
+def _pool(workers: int) -> Executor:
+    """One process of its own per worker; a single worker is a thread of this one."""
+    if workers == 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def networks_of(records: Sequence[Record]) -> list[str]:

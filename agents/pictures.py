@@ -73,6 +73,7 @@ def draw_yardsticks(networks: Mapping[str, Mapping[str, Curve]], kind: str, path
                 color, line, marker = _LOOKS[name]
                 budgets, accuracies = zip(*curve, strict=True)
                 panel.plot(budgets, accuracies, color=color, linestyle=line, marker=marker, label=name)
+            panel.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
             panel.set(title=title, xlabel=_UNITS[kind], ylabel="accuracy of the pruned network (test splits)")
         handles, labels = panels[0].get_legend_handles_labels()
         known = dict(zip(labels, handles, strict=True))

@@ -152,6 +152,22 @@ def test_the_test_split_has_no_part_in_any_choice(tmp_path, monkeypatch):
     assert accuracies != wrong
 
 
+def test_a_comparison_that_is_stopped_leaves_the_networks_it_had(tmp_path):
+    config = parse_config(yaml.safe_load(CONFIG))
+    plan = Plan(budgets=(0.4,), samples=1, epochs=1, num_clients=1)
+
+    def stop(done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plan([config], [1, 2], plan, tmp_path, workers=1, command="x", on_network=stop)
+    content = json.loads((tmp_path / "evaluate.json").read_text())
+    assert not content["complete"]
+    assert {row["seed"] for row in content["records"]} == {1}
+    assert "agent, zero-shot" in (tmp_path / "evaluate.md").read_text()
+
+
 def test_the_command_prints_the_table_and_writes_it_with_a_picture(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(CONFIG)
     policy = tmp_path / "own.safetensors"
