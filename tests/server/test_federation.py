@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import random
-import sys
 
 import pytest
 import torch
@@ -428,12 +427,6 @@ def test_replies_stream_one_at_a_time(tmp_path):
     for taken, _ in enumerate(grid.send_and_receive(messages), start=1):
         assert len(calls) == taken
     assert calls == [0, 1, 2]
-
-
-def test_nothing_of_the_reinforcement_learning_stack_is_imported(tmp_path):
-    run_tiny(tiny_config(rounds=1), tmp_path)
-    assert "stable_baselines3" not in sys.modules
-    assert "gymnasium" not in sys.modules
 
 
 def test_sending_everything_is_a_share_of_one(tmp_path):

@@ -70,7 +70,7 @@ def test_yaml_and_json_round_trip(seed, rounds, learning_rate, half_life):
         ("data.name=digit", "data.name: unknown name 'digit' (did you mean 'digits'?)"),
         (
             "selection.selector=best",
-            "selection.selector: unknown name 'best'; known: agent, all, random, magnitude, signal, update",
+            "selection.selector: unknown name 'best'; known: agent, all, random, magnitude, drawn, ",
         ),
         ("wire.uplink=int3", "wire.uplink: unknown name 'int3'; known: float32"),
         ("engine=cloud", "engine: input should be 'inline' or 'ray', got 'cloud'"),
