@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from spatl.models.resnet import ResNet
+
 
 class MixedNet(nn.Module):
     """Residual addition, concatenation, depthwise convolution, BatchNorm, and a bare parameter; predictor `head`."""
@@ -42,6 +44,11 @@ class RecurrentNet(nn.Module):
         features = self.conv(images).relu().mean(3).transpose(1, 2)
         logits: Tensor = self.head(self.rows(features)[0][:, -1])
         return logits
+
+
+def deep_net(*, num_classes: int, in_channels: int) -> ResNet:
+    """A residual network of depth 116: three streams and 57 inner layers make 60 channel groups; predictor `fc`."""
+    return ResNet(blocks_per_stage=19, num_classes=num_classes, in_channels=in_channels, width=0.25)
 
 
 def frozen_stem_net(*, num_classes: int, in_channels: int) -> MixedNet:

@@ -9,9 +9,13 @@ from safetensors.torch import save_file
 from agents.env import padded
 from agents.graph import NUM_FEATURES, Graph, make_graph
 from agents.policy import GraphPolicy, load_policy, save_policy, ship_policy
+from agents.problem import Problem
 from spatl.errors import SpatlError
-from spatl.selection.budget import Budget
+from spatl.selection.budget import Budget, Costs
+from spatl.selection.groups import trace_groups
+from spatl.selection.signal import channel_signal
 from tests.agents.problems import drawn_policy, problem_for
+from tests.networks import deep_net
 
 HALF = Budget("flops_ratio", 0.5)
 
@@ -68,6 +72,21 @@ def test_the_same_weights_drive_small_and_large_encoders(model, groups):
     assert action.shape == (groups,)
     assert action.any()
     assert problem.costs.of(problem.counts(action), "flops_ratio") <= 0.5
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_drive_an_encoder_of_sixty_groups():
+    model = deep_net(num_classes=10, in_channels=1)
+    parameters = [name for name, _ in model.named_parameters() if not name.startswith("fc")]
+    trace = trace_groups(model, torch.zeros(1, 1, 8, 8), parameters=parameters)
+    assert len(trace.layout.groups) == 60
+    signal = channel_signal(model, trace.layout, trace.readers, torch.randn(4, 1, 8, 8))
+    problem = Problem(Costs(trace, lambda values, channels: 4 * values), HALF, signal, "pruned")
+    action = load_policy().act(make_graph(problem))
+    assert action.shape == (60,)
+    counts = problem.counts(action)
+    assert bool((counts >= 1).all())
+    assert 0.4 < trace.flops.ratio(counts) <= 0.5
 
 
 def test_an_untrained_policy_is_the_prior():
