@@ -20,6 +20,8 @@ from spatl.selection.budget import Budget
 from spatl.selection.selectors import magnitude_scores
 from tests.agents.problems import blueprint_for, candidate_for, drawn_policy
 
+pytestmark = pytest.mark.slow  # together more than a developer waits for
+
 CONFIG = """
 partition: {num_clients: 2, name: iid}
 model: {name: cnn, options: {channels: [4, 6], hidden: 12}}

@@ -215,6 +215,7 @@ def test_a_missing_policy_file_is_met_at_construction():
         AgentSelector(settings_with(policy="nowhere.safetensors"))
 
 
+@pytest.mark.slow
 def test_selecting_needs_no_reinforcement_learning_library():
     """A client on a device has none."""
     code = (
