@@ -112,7 +112,7 @@ class SelectionEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Measure the selection and end the episode."""
         problem, graph, prior = self._case.under(self._budget)
-        chosen = torch.as_tensor(action, dtype=torch.float32)[: len(graph.nodes)].clamp(-1, 1)
+        chosen = torch.as_tensor(action, dtype=torch.float32)[: len(graph.nodes)]
         found = self._case.trial(problem.selection(chosen))
         info = {"accuracy": found.accuracy, "prior_accuracy": prior.accuracy}
         return self._observation(), self._case.scale * reward(found, prior), True, False, info

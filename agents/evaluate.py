@@ -82,10 +82,10 @@ class Plan:
     """
 
     kind: BudgetKind = "flops_ratio"
-    budgets: tuple[float, ...] = (0.3, 0.5, 0.7)
-    samples: int = 16
-    epochs: int = 12
-    num_clients: int = 3
+    budgets: tuple[float, ...]
+    samples: int
+    epochs: int
+    num_clients: int
     policy: str | None = None
 
     def __post_init__(self) -> None:

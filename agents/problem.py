@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spatl.selection.budget import Budget, Costs, keep_top, project_ranking, project_ratios
+from spatl.selection.budget import Budget, Costs, keep_top, project_ranking, project_ratios, rank_by_worth
 from spatl.selection.selection import Selection
 
 Objective = Literal["sent", "pruned"]
@@ -51,8 +51,7 @@ class Problem:
 
     def ranking(self) -> Tensor:
         """Return all channels from best to worst by worth per cost, int64 [C]."""
-        price = self.costs.marginal(self.budget.kind).clamp(min=1e-12)[self.costs.layout.group_of]
-        return (self.worth / price).argsort(descending=True, stable=True)
+        return rank_by_worth(self.worth, self.costs, self.budget.kind)
 
     def counts(self, action: Tensor) -> Tensor:
         """Return the channels of each group that an action keeps.

@@ -97,6 +97,18 @@ def check_budget(budget: Budget, costs: Costs, *, source: str = "selection") -> 
         )
 
 
+def rank_by_worth(worth: Tensor, costs: Costs, kind: BudgetKind) -> Tensor:
+    """Return all channels from best to worst by worth per cost, as one fills a knapsack, int64 [C].
+
+    Args:
+        worth: float64 [C], at least 0.
+        costs: The encoder's costs.
+        kind: The unit of the cost.
+    """
+    price = costs.marginal(kind).clamp(min=1e-12)[costs.layout.group_of]
+    return (worth / price).argsort(descending=True, stable=True)
+
+
 def project_ranking(ranking: Tensor, costs: Costs, budget: Budget) -> Selection:
     """Keep the best channels of a global ranking that the budget pays for.
 

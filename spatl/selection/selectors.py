@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.data import Examples
-from spatl.selection.budget import Budget, Costs, project_ranking
+from spatl.selection.budget import Budget, Costs, project_ranking, rank_by_worth
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.selection import Selection, select_all
 from spatl.selection.signal import channel_signal
@@ -185,18 +185,16 @@ def rank_update(request: SelectionRequest) -> Choice:
 
 def rank_drawn(request: SelectionRequest) -> Choice:
     """Send channels drawn with probabilities proportional to their update energy per cost."""
-    costs = request.costs
+    costs, budget = request.costs, request.budget
     energy = drawn_energy(request.update, costs.layout, request.generator)
-    scores = energy / costs.marginal(request.budget.kind).clamp(min=1e-12)[costs.layout.group_of]
-    return Choice(project_ranking(scores.argsort(descending=True, stable=True), costs, request.budget))
+    return Choice(project_ranking(rank_by_worth(energy, costs, budget.kind), costs, budget))
 
 
 def rank_signal(request: SelectionRequest) -> Choice:
     """Send the channels that contribute most to the layers that read them, per cost under the budget."""
-    layout, costs = request.costs.layout, request.costs
-    signal = channel_signal(request.model, layout, costs.trace.readers, request.train.images)
-    scores = signal / costs.marginal(request.budget.kind).clamp(min=1e-12)[layout.group_of]
-    return Choice(project_ranking(scores.argsort(descending=True, stable=True), costs, request.budget))
+    costs, budget = request.costs, request.budget
+    signal = channel_signal(request.model, costs.layout, costs.trace.readers, request.train.images)
+    return Choice(project_ranking(rank_by_worth(signal, costs, budget.kind), costs, budget))
 
 
 def _agent(settings: AgentSettings) -> Selector:

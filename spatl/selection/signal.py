@@ -49,11 +49,12 @@ def channel_signal(model: nn.Module, layout: EncoderLayout, readers: Mapping[str
 
         return add
 
-    layers = {name: model.get_submodule(name) for name in readers}
-    # A depthwise layer passes a channel on within its own group: what reads it afterwards tells its worth.
-    mixing = {name: layer for name, layer in layers.items() if getattr(layer, "groups", 1) < len(readers[name])}
-    mixing |= {name: layer for name, layer in layers.items() if len(readers[name]) == 1}
-    handles = [layer.register_forward_pre_hook(hook(readers[name])) for name, layer in mixing.items()]
+    handles = []
+    for name, channels in readers.items():
+        layer = model.get_submodule(name)
+        # A depthwise layer passes a channel on within its own group: what reads it afterwards tells its worth.
+        if getattr(layer, "groups", 1) < max(2, len(channels)):
+            handles.append(layer.register_forward_pre_hook(hook(channels)))
     try:
         forward_with_batch_statistics(model, images[:MAX_EXAMPLES])
     finally:
