@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {error}", markup=False)
         return USER_MISTAKE
     except KeyboardInterrupt:
-        Console(stderr=True).print("spatl: interrupted; the rounds that were finished stand in the run's directory")
+        Console(stderr=True).print("spatl: interrupted; what was written until then stands in the output directory")
         return 130
     return 0
 
