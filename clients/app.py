@@ -13,7 +13,7 @@ from clients.state import ContextStore, DirectoryStore, StateStore
 from spatl.config import config_from_run, parse_budget
 from spatl.errors import ConfigError, SpatlError, UpdateRejected
 from spatl.federation import cached_blueprint
-from spatl.protocol import Model, unpack_model
+from spatl.protocol import Model, pack_saliency, unpack_model
 from spatl.selection.budget import BUDGET_KINDS, Budget
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,10 @@ def register(message: Message, context: Context) -> Message:
         logger.warning("client %d: this run sends whole updates, its budget of %s is not kept", client, own)
     metrics = MetricRecord({"partition-id": client, "num-examples": workplace.num_examples(client)})
     fingerprint = ConfigRecord({"fingerprint": workplace.blueprint.layout.fingerprint})
-    return Message(RecordDict({"metrics": metrics, "config": fingerprint}), reply_to=message)
+    content = RecordDict({"metrics": metrics, "config": fingerprint})
+    if workplace.config.row.static_mask:
+        content["arrays"] = _blob_record(pack_saliency(workplace.saliency(client)))
+    return Message(content, reply_to=message)
 
 
 @app.train()
@@ -63,9 +66,8 @@ def train(message: Message, context: Context) -> Message:
         budget=_own_budget(context),
     )
     store.save(state)
-    # Written out, so that the bytes are the blob's own and not wrapped in an array format.
-    arrays = ArrayRecord({"blob": Array("uint8", (len(blob),), "spatl.blob", blob)})
-    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({**report.to_metrics()})}), reply_to=message)
+    content = RecordDict({"arrays": _blob_record(blob), "metrics": MetricRecord({**report.to_metrics()})})
+    return Message(content, reply_to=message)
 
 
 @app.evaluate()
@@ -85,7 +87,15 @@ def _received(message: Message, workplace: Workplace) -> Model:
         blob = message.content.array_records["arrays"]["blob"].data
     except KeyError as error:
         raise UpdateRejected(f"the server's message lacks {error}") from error
-    return unpack_model(blob, workplace.blueprint.layout)
+    model = unpack_model(blob, workplace.blueprint.layout)
+    if (model.selection is not None) != workplace.config.row.static_mask:
+        raise UpdateRejected("the server's model and this method disagree on whether only some channels are trained")
+    return model
+
+
+def _blob_record(blob: bytes) -> ArrayRecord:
+    """Written out, so that the bytes are the blob's own and not wrapped in an array format."""
+    return ArrayRecord({"blob": Array("uint8", (len(blob),), "spatl.blob", blob)})
 
 
 def _acknowledged(message: Message) -> int:

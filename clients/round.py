@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,7 +19,8 @@ from spatl.seeding import generator, seeded_globals
 from spatl.selection.budget import BUDGET_KINDS, Budget, check_budget
 from spatl.selection.selection import Selection, select_all
 from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
-from spatl.training.control import GradientHook, correction_hook, proximal_hook, refresh_control
+from spatl.selection.static import channel_saliency
+from spatl.training.control import GradientHook, correction_hook, masking_hook, proximal_hook, refresh_control
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
 from spatl.training.local import train_
 
@@ -70,24 +71,31 @@ class Workplace:
         """
         started = time.perf_counter()
         with self._prepared(client, received, state, acknowledged_round) as (model, data, settled):
-            arrival = self._evaluate(model, data)
-            settings, method = self.config.training, self.config.row
+            arrival = self._evaluate(model, data, received.server_round, client)
+            settings, method, layout = self.config.training, self.config.row, self.blueprint.layout
             hooks: list[GradientHook] = []
             if method.proximal:
-                views = self.blueprint.layout.unflatten(received.encoder)
+                views = layout.unflatten(received.encoder)
                 names = self.blueprint.split.encoder_parameters(model)
                 hooks.append(proximal_hook({name: views[name] for name in names}, settings.proximal_mu))
             if method.controls and received.control is not None:
-                hooks.append(correction_hook(self.blueprint.layout.unflatten(received.control - settled.control)))
-            # Only what is trainable: a frozen parameter has no gradient to step along.
-            parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+                hooks.append(correction_hook(layout.unflatten(received.control - settled.control)))
+            if received.selection is not None:
+                kept = received.selection.mask[layout.owner[: layout.num_parameter_entries]]
+                hooks.append(masking_hook(layout.unflatten(kept.float())))
+            parameters = _trainable(model)
             order = self._generator("batches", received.server_round, client)
             training_started = time.perf_counter()
+            if method.head_first:
+                encoder = self.blueprint.split.encoder_parameters(model)
+                head = {name: p for name, p in parameters.items() if name not in encoder}
+                parameters = {name: p for name, p in parameters.items() if name in encoder}
+                self._train_head(model, head, data, received.server_round, client)
             result = train_(model, parameters, data.train, settings.settings(), generator=order, hooks=hooks)
             training_seconds = time.perf_counter() - training_started
-            weights = self.blueprint.layout.flatten(encoder_tensors(model, self.blueprint.split))
+            weights = layout.flatten(encoder_tensors(model, self.blueprint.split))
             private = self._private(model)
-            if not torch.isfinite(weights).all() or not all(torch.isfinite(p).all() for p in parameters.values()):
+            if not torch.isfinite(weights).all() or not all(torch.isfinite(p).all() for p in model.parameters()):
                 raise DivergedError(
                     f"client {client} diverged in round {received.server_round} (train loss {result.loss:g}): "
                     f"lower training.learning_rate{' or control.damping' if method.controls else ''}"
@@ -126,7 +134,7 @@ class Workplace:
     ) -> tuple[EvaluateReport, ClientState]:
         """Evaluate a received encoder under the client's own predictor on its test split; arguments as of `train`."""
         with self._prepared(client, received, state, acknowledged_round) as (model, data, settled):
-            result = self._evaluate(model, data)
+            result = self._evaluate(model, data, received.server_round + 1, client)
         report = EvaluateReport(num_examples=len(data.train), accuracy=result.accuracy, loss=result.loss)
         return report, settled
 
@@ -145,6 +153,16 @@ class Workplace:
         if own is not None:
             check_budget(own, self.blueprint.costs, source=f"client {client}: the node's")
         return own or self.config.selection.budget(client)
+
+    def saliency(self, client: int) -> Tensor:
+        """How much the client's loss depends on each channel of the initial encoder, float32 [C] (`selection.static`).
+
+        For methods that agree on a mask before the first round.
+        """
+        with reproducible(self.config.training.threads):
+            self._restore(self._initial)
+            parameters = self.blueprint.split.encoder_parameters(self._model)
+            return channel_saliency(self._model, parameters, self.blueprint.layout, self._client_data(client).train)
 
     def num_examples(self, client: int) -> int:
         """The number of training examples of a client (n_i)."""
@@ -166,20 +184,43 @@ class Workplace:
             reproducible(training.threads),
             seeded_globals(seed, "layers", server_round=received.server_round, client=client),
         ):
-            with torch.no_grad():
-                for name, tensor in _tensors(self._model).items():
-                    tensor.copy_(self._initial[name])
+            self._restore(self._initial)
             self._model.train()
             load_encoder_(self._model, self.blueprint.split, self.blueprint.layout, received.encoder)
             if settled.private:
                 self.blueprint.split.load_private_state_(self._model, settled.private)
             yield self._model, self._client_data(client), settled
 
-    def _evaluate(self, model: nn.Module, data: ClientData) -> Evaluation:
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put every parameter and buffer of the model instance back."""
+        with torch.no_grad():
+            for name, tensor in _tensors(self._model).items():
+                tensor.copy_(tensors[name])
+
+    def _evaluate(self, model: nn.Module, data: ClientData, server_round: int, client: int) -> Evaluation:
+        """Evaluate the model as it arrived for a round, or, for a method that fine-tunes, a little later."""
         training = self.config.training
+        examples = data.test if self.config.report.split == "test" else data.validation
+        arrived: Mapping[str, Tensor] = {}
+        if self.config.row.fine_tunes:
+            arrived = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
+            settings = replace(training.settings(), epochs=training.finetune_epochs, steps=None)
+            order = self._generator("fine-tuning", server_round, client)
+            train_(model, _trainable(model), data.train, settings, generator=order)
         if training.batch_norm == "local":
             recalibrate_(model, data.train, batch_size=training.batch_size)
-        return evaluate(model, data.test, precision=training.precision)
+        result = evaluate(model, examples, precision=training.precision)
+        if arrived:
+            self._restore(arrived)
+        return result
+
+    def _train_head(
+        self, model: nn.Module, head: Mapping[str, nn.Parameter], data: ClientData, server_round: int, client: int
+    ) -> None:
+        """Train the predictor alone under the encoder that arrived (FedRep, algorithm 1)."""
+        training = self.config.training
+        settings = replace(training.settings(), epochs=training.head_epochs, steps=None)
+        train_(model, head, data.train, settings, generator=self._generator("head", server_round, client))
 
     def _select(
         self,
@@ -193,7 +234,7 @@ class Workplace:
         num_steps: int,
     ) -> Choice:
         if budget is None:
-            return Choice(select_all(self.blueprint.layout))
+            return Choice(received.selection or select_all(self.blueprint.layout))
         request = SelectionRequest(
             model=model,
             weights=weights,
@@ -241,6 +282,11 @@ class Workplace:
 
     def _generator(self, purpose: str, server_round: int, client: int) -> torch.Generator:
         return generator(self.config.seed, purpose, server_round=server_round, client=client)
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that have a gradient to step along, by name: a frozen one has none."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import logging
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
 
 import spatl
 from server.grids import InProcessGrid, StreamingGrid, record_bytes
 from server.reporting import Recorder
 from server.strategy import Federation, error_line
 from spatl.config import ExperimentConfig, config_from_run
-from spatl.errors import ConfigError, SpatlError
+from spatl.errors import ConfigError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint, cached_blueprint, reproducible
 from spatl.history import write_json
 from spatl.ledger import Direction, entry
+from spatl.protocol import unpack_saliency
+from spatl.selection.static import common_selection
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +64,15 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
     recorder = Recorder(directory)
     blueprint = cached_blueprint(config.to_json())
     (directory / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    nodes, num_examples = _register(grid, blueprint, recorder)
+    clients = _register(grid, blueprint, recorder)
+    num_examples = {client: registration.num_examples for client, registration in clients.items()}
+    nodes = {client: registration.node_id for client, registration in clients.items()}
     recorder.num_examples.update(num_examples)
-    strategy = Federation(blueprint, nodes=nodes, num_examples=num_examples, recorder=recorder)
+    selection = None
+    if config.row.static_mask:
+        saliency = {client: registration.saliency for client, registration in clients.items()}
+        selection = common_selection(saliency, num_examples, blueprint.costs, config.selection.budget())
+    strategy = Federation(blueprint, nodes=nodes, num_examples=num_examples, recorder=recorder, selection=selection)
     with reproducible(config.training.threads):
         strategy.start(
             grid,
@@ -96,8 +106,17 @@ def _engine_name(grid: Grid, config: ExperimentConfig) -> str:
     return config.engine if config.engine != "inline" else "flower"
 
 
-def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> tuple[dict[int, int], dict[int, int]]:
-    """Ask every node which partition it holds: return node ids and numbers of training examples by client."""
+@dataclass(frozen=True, eq=False)
+class _Registration:
+    """What a client says of itself: where it is, how much it trains on, and, if asked, its channel saliency [C]."""
+
+    node_id: int
+    num_examples: int
+    saliency: Tensor
+
+
+def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> dict[int, _Registration]:
+    """Ask every node which partition it holds: return the registrations by client."""
     config = blueprint.config
     node_ids = _connected_nodes(grid, config)
     question = [
@@ -110,31 +129,37 @@ def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> tuple[dic
         for node_id in node_ids
     ]
     asked = record_bytes(question[0].content)
-    nodes: dict[int, int] = {}
-    num_examples: dict[int, int] = {}
+    clients: dict[int, _Registration] = {}
     for reply in grid.send_and_receive(question, timeout=config.server.round_timeout_seconds):
-        client, examples = _registration(reply, blueprint)
-        if client in nodes:
+        client, registration = _registration(reply, blueprint)
+        if client in clients:
             raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")
-        nodes[client], num_examples[client] = reply.metadata.src_node_id, examples
+        clients[client] = registration
         sizes: dict[Direction, int] = {"downlink": asked, "uplink": record_bytes(reply.content)}
+        # What the clients say of their channels is there to agree on indices.
+        indices = {"uplink": 4 * registration.saliency.numel()}
         recorder.round.entries.extend(
-            entry(server_round=1, client=client, direction=way, phase="query", num_bytes=size, sections={})
+            entry(
+                server_round=1, client=client, direction=way, phase="query", num_bytes=size,
+                sections={"indices": indices.get(way, 0)},
+            )
             for way, size in sizes.items()
-        )
-    missing = sorted(set(range(config.partition.num_clients)) - set(nodes))
+        )  # fmt: skip
+    missing = sorted(set(range(config.partition.num_clients)) - set(clients))
     if missing:
         raise SpatlError(f"clients {missing} did not register; the run needs all {config.partition.num_clients}")
-    return dict(sorted(nodes.items())), dict(sorted(num_examples.items()))
+    return dict(sorted(clients.items()))
 
 
-def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, int]:
+def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, _Registration]:
     if reply.has_error():
         raise SpatlError(f"a client could not register: {error_line(reply.error)}")
     try:
         metrics = reply.content.metric_records["metrics"]
         client, examples = metrics["partition-id"], metrics["num-examples"]
         fingerprint = reply.content.config_records["config"]["fingerprint"]
+        static = blueprint.config.row.static_mask
+        blob = reply.content.array_records["arrays"]["blob"].data if static else b""
     except KeyError as error:
         raise SpatlError(f"a client's registration lacks {error}") from error
     num_clients = blueprint.config.partition.num_clients
@@ -144,7 +169,11 @@ def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, int]:
         raise SpatlError(f"client {client} registered with {examples} training examples, expected at least 1")
     if fingerprint != blueprint.layout.fingerprint:
         raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
-    return client, examples
+    try:
+        saliency = unpack_saliency(blob, blueprint.layout) if static else torch.zeros(0)
+    except UpdateRejected as error:
+        raise SpatlError(f"client {client} could not register: {error}") from error
+    return client, _Registration(reply.metadata.src_node_id, examples, saliency)
 
 
 def _connected_nodes(grid: Grid, config: ExperimentConfig) -> Sequence[int]:

@@ -37,7 +37,7 @@ from spatl.protocol import (
     unpack_update,
 )
 from spatl.seeding import generator
-from spatl.selection.selection import select_all
+from spatl.selection.selection import Selection, select_all
 from spatl.training.control import fading
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Federation(FedAvg):
         nodes: Flower's node id of each client.
         num_examples: Training examples of each client (n_i).
         recorder: Where rounds are written.
+        selection: The channels that all clients train and send, for a method that agrees on them; the rest is zero.
         kwargs: Flower's own settings.
     """
 
@@ -82,6 +83,7 @@ class Federation(FedAvg):
         nodes: Mapping[int, int],
         num_examples: Mapping[int, int],
         recorder: Recorder,
+        selection: Selection | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -91,13 +93,17 @@ class Federation(FedAvg):
         self._clients = {node: client for client, node in nodes.items()}
         self._num_examples = num_examples
         self._recorder = recorder
+        self._selection = selection
         self._first_loss: float | None = None
         self._useless_rounds = 0
         training = self._config.training.settings()
         self._step_weights = {client: training.step_weight(number) for client, number in num_examples.items()}
         layout = blueprint.layout
         control = torch.zeros(layout.num_parameter_entries) if self._config.row.controls else None
-        self.state = ServerState(0, blueprint.initial_encoder(), control, folded={})
+        encoder = blueprint.initial_encoder()
+        if selection is not None:
+            encoder = encoder * selection.mask[layout.owner]
+        self.state = ServerState(0, encoder, control, folded={})
 
     def summary(self) -> None:
         """Say nothing: the config stands in the run's directory."""
@@ -215,7 +221,7 @@ class Federation(FedAvg):
         self, clients: tuple[int, ...], server_round: int, control: Tensor | None, message_type: str
     ) -> list[Message]:
         config, state = self._config, self.state
-        model = Model(server_round, state.version, state.encoder, control)
+        model = Model(server_round, state.version, state.encoder, control, self._selection)
         rounding = generator(config.seed, "rounding-server", server_round=server_round)
         blob = pack_model(model, self._blueprint.layout, CODECS[config.wire.downlink], generator=rounding)
         arrays = blob_record(blob)
@@ -263,6 +269,8 @@ class Federation(FedAvg):
         except KeyError as error:
             raise UpdateRejected(f"the reply lacks {error}") from error
         update = unpack_update(blob, self._blueprint.layout, server_round=server_round, base_version=self.state.version)
+        if self._selection is not None and not torch.equal(update.selection.mask, self._selection.mask):
+            raise UpdateRejected("the update is not of the channels that all clients agreed on")
         if not math.isclose(update.step_weight, self._step_weights[client], rel_tol=1e-9):
             raise UpdateRejected(
                 f"the step weight is {update.step_weight:g}, this training adds up to {self._step_weights[client]:g}"

@@ -300,6 +300,9 @@ def _method_rows() -> Iterable[tuple[str, ...]]:
     for name, row in METHODS.items():
         facts = {
             "channels selected": row.selects,
+            "one set of channels for all": row.static_mask,
+            "predictor trained first": row.head_first,
+            "fine-tuned before evaluation": row.fine_tunes,
             "gradients corrected": row.controls,
             "updates normalised": row.normalizes,
             "proximal pull": row.proximal,

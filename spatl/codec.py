@@ -73,5 +73,28 @@ class Float32:
         return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
 
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Float32(),)}
+class Float16:
+    """Little-endian IEEE 754 half precision, rounded to nearest; what exceeds its range becomes its largest number."""
+
+    name = "float16"
+    number = 1
+
+    def num_bytes(self, *, num_values: int, num_channels: int) -> int:
+        """Two bytes a value."""
+        return 2 * num_values
+
+    def encode(self, values: Tensor, channels: Tensor, *, generator: torch.Generator) -> bytes:
+        """Round the values; what is not a number stays none, for the receiver to refuse."""
+        limit = torch.finfo(torch.float16).max
+        rounded = values.detach().cpu().clamp(-limit, limit).to(torch.float16)
+        return rounded.numpy().astype("<f2", copy=False).tobytes()
+
+    def decode(self, data: memoryview, channels: Tensor) -> Tensor:
+        """Read the rounded values."""
+        if len(data) != 2 * channels.numel():
+            raise UpdateRejected(f"expected {2 * channels.numel()} bytes of float16 values, got {len(data)}")
+        return torch.from_numpy(np.frombuffer(data, dtype="<f2").astype(np.float32))
+
+
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (Float32(), Float16())}
 CODECS_BY_NUMBER: dict[int, Codec] = {codec.number: codec for codec in CODECS.values()}

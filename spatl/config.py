@@ -111,6 +111,10 @@ class TrainingConfig(Section):
     """Whether the momentum is Nesterov's."""
     proximal_mu: Annotated[float, Field(ge=0)] = 0.01
     """FedProx's pull towards the server's weights; only methods with a pull read it."""
+    head_epochs: Count = 2
+    """Passes that train the predictor alone, before those that train the encoder; only methods that do so read it."""
+    finetune_epochs: Count = 1
+    """Passes over the training split before an evaluation; only methods that fine-tune read it."""
     batch_norm: Literal["local", "shared"] = "local"
     """Whose running statistics a client uses: its own, or the federation's average."""
     device: str = "auto"
@@ -273,6 +277,8 @@ class ReportConfig(Section):
 
     compare_alone: bool = False
     """Also train every client alone for as many epochs, and show both."""
+    split: Literal["test", "validation"] = "test"
+    """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 
 
 class ExperimentConfig(Section):
@@ -297,6 +303,20 @@ class ExperimentConfig(Section):
     wire: WireConfig = WireConfig()
     resources: ResourcesConfig = ResourcesConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_methods_own(cls, values: Any) -> Any:
+        """Fill in what goes with the method where nothing else is said."""
+        if not isinstance(values, Mapping):
+            return values
+        row = METHODS.get(str(values.get("method", cls.model_fields["method"].default)))
+        filled = dict(values)
+        for section, own in (row.defaults if row else {}).items():
+            given = filled.get(section, {})
+            if isinstance(given, Mapping):
+                filled[section] = {**own, **given}
+        return filled
 
     @field_validator("method")
     @classmethod

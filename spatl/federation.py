@@ -108,12 +108,16 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         return protocol.update_bytes(layout, codec, num_values=num_values, num_channels=num_channels)
 
     blueprint = Blueprint(config, model, split, Costs(trace, update_bytes), dataset, parts)
-    if config.row.selects and config.selection.selector != "all":
+    selects = config.row.selects and config.selection.selector != "all"
+    if selects or config.row.static_mask:
         check_budget(config.selection.budget(), blueprint.costs)
+    if selects:
         for client in config.selection.clients:
             check_budget(config.selection.budget(client), blueprint.costs, source=f"selection.clients.{client}")
     elif config.selection.clients:
-        logger.warning("this run sends whole updates: the budgets of selection.clients are not kept")
+        logger.warning(
+            "in this run clients do not choose what they send: the budgets of selection.clients are not kept"
+        )
     for client in range(config.partition.num_clients):
         blueprint.client_data(client)
     return blueprint

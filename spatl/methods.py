@@ -3,8 +3,9 @@
 One client round and one strategy read these facts; nothing else in the product asks for a method by name.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,13 @@ class Method:
         controls: Whether gradients are corrected by control variates (SCAFFOLD's option II).
         normalizes: Whether updates are divided by their step weight before averaging (FedNova).
         proximal: Whether `training.proximal_mu` pulls the shared weights towards the server's (FedProx).
+        head_first: Whether the private predictor is trained first, under a fixed encoder, and then the encoder under
+            the fixed predictor (FedRep).
+        fine_tunes: Whether a client evaluates the server's model after training it a little on its own data.
+        static_mask: Whether all clients train and send one set of channels, agreed on before the first round; the
+            others are zero (SSFL).
+        baseline: Whether it is a method that others published, for comparisons; the rows of SPATL are not.
+        defaults: Settings that go with the method where a config does not say otherwise, by section.
     """
 
     title: str
@@ -28,25 +36,50 @@ class Method:
     controls: bool = False
     normalizes: bool = False
     proximal: bool = False
+    head_first: bool = False
+    fine_tunes: bool = False
+    static_mask: bool = False
+    baseline: bool = True
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether some channels stay behind, as the budget says."""
+        return self.selects or self.static_mask
 
 
-_SPATL = "Yu et al., SC'22, arXiv 2111.14345"
+def _spatl(title: str, shares: Literal["encoder", "all"], *, selects: bool, controls: bool) -> Method:
+    source = "Yu et al., SC'22, arXiv 2111.14345"
+    return Method(title=title, source=source, shares=shares, selects=selects, controls=controls, baseline=False)
+
+
+# Undamped and unfading: what SCAFFOLD's own paper computes.
+_OPTION_II = {"control": {"damping": 1.0, "half_life": None}}
 
 METHODS: dict[str, Method] = {
-    "spatl": Method(title="SPATL", source=_SPATL, shares="encoder", selects=True, controls=True),
-    "spatl-no-selection": Method(title="SPATL without selection", source=_SPATL, shares="encoder", controls=True),
-    "spatl-no-control": Method(title="SPATL without gradient control", source=_SPATL, shares="encoder", selects=True),
-    "spatl-no-transfer": Method(
-        title="SPATL without transfer (one shared predictor)", source=_SPATL, shares="all", selects=True, controls=True
-    ),
+    "spatl": _spatl("SPATL", "encoder", selects=True, controls=True),
+    "spatl-no-selection": _spatl("SPATL without selection", "encoder", selects=False, controls=True),
+    "spatl-no-control": _spatl("SPATL without gradient control", "encoder", selects=True, controls=False),
+    "spatl-no-transfer": _spatl("SPATL without transfer (one shared predictor)", "all", selects=True, controls=True),
     "fedavg": Method(title="FedAvg", source="McMahan et al., AISTATS 2017, arXiv 1602.05629", shares="all"),
+    "fedavg-finetune": Method(
+        title="FedAvg + fine-tuning", source="Yu et al. 2020, arXiv 2002.04758", shares="all", fine_tunes=True
+    ),
     "fedprox": Method(title="FedProx", source="Li et al., MLSys 2020, arXiv 1812.06127", shares="all", proximal=True),
     "fednova": Method(
         title="FedNova", source="Wang et al., NeurIPS 2020, arXiv 2007.07481", shares="all", normalizes=True
     ),
     "scaffold": Method(
-        title="SCAFFOLD", source="Karimireddy et al., ICML 2020, arXiv 1910.06378", shares="all", controls=True
+        title="SCAFFOLD", source="Karimireddy et al., ICML 2020, arXiv 1910.06378", shares="all", controls=True,
+        defaults=_OPTION_II,
     ),
     "fedper": Method(title="FedPer", source="Arivazhagan et al., 2019, arXiv 1912.00818", shares="encoder"),
+    "fedrep": Method(
+        title="FedRep", source="Collins et al., ICML 2021, arXiv 2102.07078", shares="encoder", head_first=True
+    ),
+    "ssfl": Method(
+        title="SSFL (static mask of channels)", source="after Ohib et al. 2024, arXiv 2405.09037", shares="all",
+        static_mask=True,
+    ),
     "local": Method(title="Training alone", source="the baseline without a federation", shares="nothing"),
-}
+}  # fmt: skip

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,14 +62,17 @@ class Model:
         version: The version of the encoder: how many rounds have changed it.
         encoder: float32 [N], x.
         control: float32 [P], c; None where gradients are not corrected.
+        selection: The channels that travel and are trained, where all clients have the same; x is zero elsewhere.
     """
 
     server_round: int
     version: int
     encoder: Tensor
     control: Tensor | None
+    selection: Selection | None = None
 
 
+_LARGEST_SALIENCY: Final = 1e30
 _LARGEST_METRIC: Final = 1e9
 _LARGEST: Final = {
     **dict.fromkeys(("accuracy", "keep-ratio", "flops-ratio", "validation-gain"), 1.0),
@@ -180,7 +184,15 @@ def unpack_update(blob: bytes, layout: EncoderLayout, *, server_round: int, base
 
 def pack_model(model: Model, layout: EncoderLayout, codec: Codec, *, generator: torch.Generator) -> bytes:
     """Pack the server's model for the clients of a round."""
-    sections = {_VALUES: codec.encode(model.encoder, layout.owner, generator=generator)}
+    if model.selection is None:
+        sections = {_VALUES: codec.encode(model.encoder, layout.owner, generator=generator)}
+    else:
+        channels = _channels_of_values(model.selection, layout)
+        values = model.encoder[model.selection.entries(layout)]
+        sections = {
+            _INDICES: pack_bitmap(model.selection),
+            _VALUES: codec.encode(values, channels, generator=generator),
+        }
     if model.control is not None:
         owner = layout.owner[: layout.num_parameter_entries]
         sections[_CONTROL] = codec.encode(model.control, owner, generator=generator)
@@ -194,14 +206,39 @@ def unpack_model(blob: bytes, layout: EncoderLayout) -> Model:
         UpdateRejected: The reason why the blob must not be used.
     """
     header, codec, sections = _open(blob, _MODEL, layout)
-    encoder = codec.decode(_take(sections, _VALUES), layout.owner)
+    selection = None
+    if _INDICES in sections:
+        selection = unpack_bitmap(_take(sections, _INDICES), layout.num_channels)
+        values = codec.decode(_take(sections, _VALUES), _channels_of_values(selection, layout))
+        encoder = torch.zeros(layout.num_entries).index_copy_(0, selection.entries(layout), values)
+    else:
+        encoder = codec.decode(_take(sections, _VALUES), layout.owner)
     _check_finite(encoder)
     control = None
     if _CONTROL in sections:
         control = codec.decode(_take(sections, _CONTROL), layout.owner[: layout.num_parameter_entries])
         _check_finite(control)
     _check_empty(sections)
-    return Model(header.server_round, header.base, encoder, control)
+    return Model(header.server_round, header.base, encoder, control, selection)
+
+
+def pack_saliency(saliency: Tensor) -> bytes:
+    """Pack a client's channel saliency, float32 [C] (`selection.static`): its numbers, little-endian."""
+    return saliency.numpy().astype("<f4", copy=False).tobytes()
+
+
+def unpack_saliency(blob: bytes, layout: EncoderLayout) -> Tensor:
+    """Check and read what `pack_saliency` wrote.
+
+    Raises:
+        UpdateRejected: It is not one finite number per channel, at least 0 and not absurdly large.
+    """
+    if len(blob) != 4 * layout.num_channels:
+        raise UpdateRejected(f"expected {4 * layout.num_channels} bytes of channel saliency, got {len(blob)}")
+    saliency = torch.from_numpy(np.frombuffer(blob, dtype="<f4").astype(np.float32))
+    if not bool(((saliency >= 0) & (saliency < _LARGEST_SALIENCY)).all()):
+        raise UpdateRejected("channel saliency must be finite numbers from 0")
+    return saliency
 
 
 def update_bytes(layout: EncoderLayout, codec: Codec, *, num_values: int, num_channels: int) -> int:

@@ -67,6 +67,21 @@ def proximal_hook(reference: Mapping[str, Tensor], mu: float) -> GradientHook:
     return pull
 
 
+def masking_hook(kept: Mapping[str, Tensor]) -> GradientHook:
+    """Return a hook that sets each named gradient to zero where its mask (1 or 0, the parameter's shape) says so."""
+    placed: dict[str, Tensor] = {}
+
+    def mask(parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, values in kept.items():
+            gradient = parameters[name].grad
+            if gradient is not None:
+                if name not in placed:
+                    placed[name] = values.to(gradient.device, gradient.dtype)
+                gradient.mul_(placed[name])
+
+    return mask
+
+
 def fading(half_life: float | None, num_rounds: int) -> float:
     """The factor by which control variates fade in `num_rounds` server rounds; 1 for a `half_life` of None.
 

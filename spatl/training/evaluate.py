@@ -62,7 +62,7 @@ def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> No
 
 
 def forward_with_batch_statistics(
-    model: nn.Module, images: Tensor, replaced: Mapping[str, Tensor] | None = None
+    model: nn.Module, images: Tensor, replaced: Mapping[str, Tensor] | None = None, *, gradients: bool = False
 ) -> Tensor:
     """Return a model's logits for one batch, BatchNorm using the batch's own statistics; the model stays as it was.
 
@@ -73,9 +73,10 @@ def forward_with_batch_statistics(
         model: The network.
         images: float32 [B, C, H, W] on the model's device; at least two, so that there is a variance.
         replaced: Tensors to use instead of the model's own, by parameter name.
+        gradients: Whether the logits can be differentiated.
     """
     tensors = {name: buffer.clone() for name, buffer in model.named_buffers()} | dict(replaced or {})
-    with _mode(model, training=False), torch.no_grad():
+    with _mode(model, training=False), torch.set_grad_enabled(gradients):
         for module in model.modules():
             if isinstance(module, _BATCH_NORM):
                 module.train()

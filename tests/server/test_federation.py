@@ -17,6 +17,7 @@ from spatl.codec import CODECS
 from spatl.config import load_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
 from spatl.history import read_lines
+from spatl.methods import METHODS
 from spatl.protocol import pack_update, unpack_model, unpack_update
 from spatl.seeding import numpy_generator
 from tests.federations import blueprint_of, run_tiny, state_of, tiny_config, weighted_control
@@ -372,9 +373,8 @@ def test_the_same_federation_with_other_networks_by_config_alone(tmp_path, model
 
 @pytest.mark.parametrize(
     "method",
-    ["spatl", "spatl-no-selection", "spatl-no-control", "spatl-no-transfer", "fedavg", "fedprox", "fednova",
-     "scaffold", "fedper", "local"],
-)  # fmt: skip
+    METHODS,
+)
 def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strategies, method):
     config = tiny_config(method=method, rounds=2)
     summary = run_tiny(config, tmp_path)
@@ -385,7 +385,7 @@ def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strat
     assert layout.num_entries == shared
     assert (strategies.last.state.control is not None) == config.row.controls
     if config.row.shares != "nothing":
-        assert (summary["keep_ratio"] == 1.0) == (not config.row.selects)
+        assert (summary["keep_ratio"] == 1.0) == (not config.row.budgeted)
     else:
         values = [row["uplink"]["values"] for row in read_lines(tmp_path / "history.jsonl")]
         assert values == [0, 0]

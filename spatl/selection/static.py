@@ -1,0 +1,86 @@
+"""One set of channels for all clients, agreed on before the first round, as in SSFL (Ohib et al. 2024).
+
+Every client measures how much its loss depends on each channel of the initial encoder; the server averages these
+saliencies, keeps the most salient channels that the budget pays for, and all clients train and send only those; the
+rest is zero for good. Departure: the paper keeps single weights, here whole channels stay or go, so that the mask
+costs one bit a channel and what is left is a smaller dense network.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spatl.data import Examples
+from spatl.errors import BudgetError
+from spatl.selection.budget import Budget, Costs, project_ranking, rank_by_worth
+from spatl.selection.layout import EncoderLayout
+from spatl.selection.selection import Selection
+from spatl.training.evaluate import forward_with_batch_statistics
+
+_MAX_EXAMPLES = 256  # as many as the measurement needs, in one batch
+
+
+def channel_saliency(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], layout: EncoderLayout, examples: Examples
+) -> Tensor:
+    """Measure the connection sensitivity of each channel of a network as it stands (paper, section 3).
+
+    Args:
+        model: The network, on the device of the examples; it stays as it was.
+        parameters: Its shared parameters by name.
+        layout: The encoder.
+        examples: The client's training split, of which the first 256 are used.
+
+    Returns:
+        float32 [C] on the CPU: the sum over a channel's parameters of |gradient x weight|, the gradient being that of
+        the mean cross-entropy over the examples, BatchNorm using the statistics of the batch.
+    """
+    logits = forward_with_batch_statistics(model, examples.images[:_MAX_EXAMPLES], parameters, gradients=True)
+    loss = F.cross_entropy(logits, examples.labels[:_MAX_EXAMPLES])
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    sensitivity = {
+        name: torch.zeros_like(p) if gradient is None else (gradient * p).abs()
+        for (name, p), gradient in zip(parameters.items(), gradients, strict=True)
+    }
+    values = torch.cat([value.detach().reshape(-1).cpu().double() for value in sensitivity.values()])
+    saliency = torch.zeros(layout.num_channels, dtype=torch.float64)
+    saliency.index_add_(0, layout.owner[: layout.num_parameter_entries], values)
+    return saliency.to(torch.float32)
+
+
+def common_selection(
+    saliency: Mapping[int, Tensor], num_examples: Mapping[int, int], costs: Costs, budget: Budget
+) -> Selection:
+    """Return the channels that all clients train.
+
+    Args:
+        saliency: float32 [C] by client.
+        num_examples: n_i by client, the weights of their average.
+        costs: The encoder.
+        budget: What one update may cost.
+
+    Returns:
+        The channels with the largest average saliency per cost that the budget pays for; whatever no layer reads (the
+        logits of a shared predictor) always stays.
+
+    Raises:
+        BudgetError: The budget does not pay for one channel per group and what always stays.
+    """
+    layout = costs.layout
+    total = torch.zeros(layout.num_channels, dtype=torch.float64)
+    for client in sorted(saliency):  # in a fixed order, so that the order of replies changes nothing
+        total += saliency[client].double() * num_examples[client]
+    is_read = torch.zeros(layout.num_channels, dtype=torch.bool)
+    for channels in costs.trace.readers.values():
+        is_read[channels[channels >= 0]] = True
+    ranking = rank_by_worth(total, costs, budget.kind)
+    ranking = torch.cat([ranking[~is_read[ranking]], ranking[is_read[ranking]]])
+    selection = project_ranking(ranking, costs, budget)
+    if not bool(selection.mask[~is_read].all()):
+        raise BudgetError(
+            f"selection.{budget.kind} is {budget.limit:g}, which does not pay for the {int((~is_read).sum())} outputs "
+            "that a static mask always keeps; raise it"
+        )
+    return selection
