@@ -11,16 +11,14 @@ from flwr.clientapp.typing import ClientAppCallable
 from clients.round import Workplace
 from clients.state import ContextStore, DirectoryStore, StateStore
 from spatl.config import config_from_run, parse_budget
-from spatl.errors import ConfigError, SpatlError, UpdateRejected
+from spatl.errors import ConfigError, DivergedError, SpatlError, UpdateRejected
 from spatl.federation import cached_blueprint
-from spatl.protocol import Model, pack_saliency, unpack_model
+from spatl.protocol import CLIENT_DIVERGED, CLIENT_REFUSED, Model, pack_saliency, unpack_model
 from spatl.selection.budget import BUDGET_KINDS, Budget
 
 logger = logging.getLogger(__name__)
 
 app = ClientApp()
-
-_REFUSED = 100  # ours, beyond Flower's own error codes
 
 
 def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
@@ -31,7 +29,8 @@ def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
         try:
             return handle(message, context)
         except SpatlError as error:
-            return Message(Error(code=_REFUSED, reason=str(error)), reply_to=message)
+            code = CLIENT_DIVERGED if isinstance(error, DivergedError) else CLIENT_REFUSED
+            return Message(Error(code=code, reason=str(error)), reply_to=message)
 
     return answer
 

@@ -24,7 +24,8 @@ from flwr.serverapp import ServerApp
 
 from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.config import ExperimentConfig
-from spatl.errors import SpatlError
+from spatl.errors import DivergedError, SpatlError
+from spatl.history import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def run_ray(config: ExperimentConfig, directory: Path) -> None:
             )  # fmt: skip
     error = directory / "error.json"
     if error.exists():
-        raise SpatlError(json.loads(error.read_text(encoding="utf-8"))["message"])
+        content = read_json(error)
+        raise (DivergedError if content["error"] == DivergedError.__name__ else SpatlError)(content["message"])
     if not (directory / "summary.json").exists():
         raise SpatlError(f"Flower's simulation ended without a result; see {log_path}")
 

@@ -20,6 +20,7 @@ class RoundRecord:
     participants: tuple[int, ...] = ()
     trained: dict[int, TrainReport] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
+    diverged: set[int] = field(default_factory=set)
     final: dict[int, EvaluateReport] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)

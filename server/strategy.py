@@ -27,6 +27,7 @@ from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
 from spatl.ledger import entry
 from spatl.protocol import (
+    CLIENT_DIVERGED,
     EvaluateReport,
     Model,
     TrainReport,
@@ -151,6 +152,8 @@ class Federation(FedAvg):
             except UpdateRejected as error:
                 logger.warning("round %d: refused the update of client %d: %s", server_round, client, error)
                 record.rejected[client] = str(error)
+                if reply.has_error() and reply.error.code == CLIENT_DIVERGED:
+                    record.diverged.add(client)
             else:
                 record.trained[client] = report
         encoder = aggregator.encoder()
@@ -284,8 +287,9 @@ class Federation(FedAvg):
         self._useless_rounds = 0 if num_updates or not record.rejected else self._useless_rounds + 1
         if everyone_refused or self._useless_rounds == _USELESS_ROUNDS:
             client, reason = sorted(record.rejected.items())[0]
+            kind = DivergedError if record.diverged == set(record.rejected) else SpatlError
             self._stop(
-                SpatlError(
+                kind(
                     f"round {server_round}: no update could be used, {len(record.rejected)} were refused; "
                     f"the first, of client {client}: {reason}"
                 )

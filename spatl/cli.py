@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     running.set_defaults(command=_run)
 
+    _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
+
     agent = commands.add_parser("agent", help="train the selection policy, or compare it with other ways to select")
     agent_commands = agent.add_subparsers(required=True, metavar="COMMAND")
     _add_pretrain(agent_commands.add_parser("pretrain", help="train a policy from scratch, in two processes"))
@@ -79,6 +81,33 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument("what", choices=tuple(_TABLES))
     showing.set_defaults(command=_show)
     return parser
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Run methods x seeds on identical partitions and initial weights, and report what each costs until an accuracy."
+        " Started again with the same --out, it runs only what is missing."
+    )
+    parser.add_argument(
+        "configs", metavar="CONFIG", nargs="+",
+        help="a YAML file whose bench.methods are the rows, or several that differ in their method only",
+    )  # fmt: skip
+    parser.add_argument(
+        "--methods", metavar="A,B,...", type=_names,
+        help="rows to run: labels of the config, names of methods, or method+codec (fedavg+float16)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", metavar="A,B,...", type=_seeds, help="instead of bench.seeds")
+    parser.add_argument("--target", metavar="A,B,...", type=_numbers, help="accuracies, instead of bench.targets")
+    parser.add_argument("--out", metavar="DIR", help="a new directory, or one of a benchmark to go on with")
+    parser.add_argument("--workers", type=int, default=0, help="runs side by side (default: as the cores allow)")
+    parser.add_argument(
+        "--tune", action="store_true", help="first choose every row's learning rate from the grid, on validation splits"
+    )
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a setting in every config",
+    )  # fmt: skip
+    parser.set_defaults(command=_by_reference("spatl.bench.commands:run_bench"))
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +143,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _by_reference(reference: str) -> Callable[[argparse.Namespace], None]:
-    """A command of another package, which this one must not import."""
+    """A command of a module that is imported when it is called: another package's, or one that few need."""
 
     def command(options: argparse.Namespace) -> None:
         module, _, name = reference.partition(":")
@@ -128,6 +157,10 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _seeds(text: str) -> list[int]:

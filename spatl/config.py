@@ -281,6 +281,33 @@ class ReportConfig(Section):
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 
 
+class BenchConfig(Section):
+    """What `spatl bench` compares; a single run does not look at it."""
+
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """The rows of the table by label, each with the settings in which it differs from the rest of the config. The label
+    is the method where `method` is not among them; no rows means every method there is."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
+    """Every row runs once with each."""
+    targets: tuple[Ratio, ...] = (0.6, 0.7, 0.8, 0.9, 0.95)
+    """Accuracies whose cost is reported."""
+    learning_rates: tuple[Positive, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    """The grid of `--tune`."""
+    tune_seeds: tuple[Annotated[int, Field(ge=0)], ...] = (101,)
+    """Seeds of the runs that `--tune` compares, on their validation splits."""
+    tune_rounds: Count | None = None
+    """Rounds of those runs; null for as many as the bench's."""
+
+    @field_validator("seeds", "targets", "learning_rates", "tune_seeds")
+    @classmethod
+    def _some_and_distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values:
+            raise ValueError("is empty; give at least one value")
+        if len(set(values)) < len(values):
+            raise ValueError(f"holds a value twice: {list(values)}")
+        return values
+
+
 class ExperimentConfig(Section):
     """One run, whole."""
 
@@ -303,6 +330,7 @@ class ExperimentConfig(Section):
     wire: WireConfig = WireConfig()
     resources: ResourcesConfig = ResourcesConfig()
     report: ReportConfig = ReportConfig()
+    bench: BenchConfig = Field(default=BenchConfig(), exclude=True)  # no part of what a run is
 
     @model_validator(mode="before")
     @classmethod
@@ -359,6 +387,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     Raises:
         ConfigError: The file is missing or not YAML, or a key or value is not allowed.
     """
+    return parse_config(read_config(path, overrides))
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a config file and apply overrides as `load_config` does, without checking keys and values.
+
+    Raises:
+        ConfigError: The file is missing or not YAML.
+    """
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -372,7 +409,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         content = {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")
-    return parse_config(_with_overrides(content, overrides))
+    return _with_overrides(content, overrides)
 
 
 def parse_config(values: Mapping[str, Any]) -> ExperimentConfig:

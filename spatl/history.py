@@ -123,6 +123,11 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the whole lines of a JSON-lines file; a last line still being written is left out."""
     if not path.exists():
@@ -143,8 +148,8 @@ def read_run(directory: str | Path) -> RunResult:
     alone = directory / "alone" / "summary.json"
     return RunResult(
         directory=directory,
-        summary=json.loads(path.read_text(encoding="utf-8")),
+        summary=read_json(path),
         history=read_lines(directory / "history.jsonl"),
         clients=read_lines(directory / "clients.jsonl"),
-        alone=json.loads(alone.read_text(encoding="utf-8")) if alone.exists() else None,
+        alone=read_json(alone) if alone.exists() else None,
     )

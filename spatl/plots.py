@@ -7,7 +7,7 @@ of their own: pyplot's global state is never touched, and matplotlib (an optiona
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from itertools import accumulate, count
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 # The palette of Okabe and Ito, told apart with any kind of colour vision and legible on white and on black.
 PALETTE = _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999"
 _PART_COLORS = {"values": _BLUE, "indices": _ORANGE, "control": _GREEN, "other": _GREY}
-_INK = "#1b1f24"  # text and lines; the SVG replaces it by the colour of the page around it
+INK = "#1b1f24"
+"""Text and lines; an SVG replaces it by the colour of the page around it."""
 
 _STYLE: Any = {  # matplotlib's type for it lists every key there is, in that version
     "font.size": 12,
     "figure.constrained_layout.h_pad": 0.12,
     "figure.constrained_layout.w_pad": 0.12,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 13.5,
     "axes.titleweight": "bold",
@@ -41,15 +42,16 @@ _STYLE: Any = {  # matplotlib's type for it lists every key there is, in that ve
     "axes.spines.top": False,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "grid.color": _INK,
+    "grid.color": INK,
     "grid.alpha": 0.15,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "legend.title_fontsize": 16,
     "svg.hashsalt": "spatl",
     "svg.fonttype": "path",
 }
+_SVG: Any = {"format": "svg", "transparent": True, "metadata": dict.fromkeys(("Creator", "Date", "Format", "Type"))}
 _MANY_ROUNDS = 60  # beyond, markers shrink to the width of the line
 _MANY_CLIENTS = 30  # beyond, client ids under the bars would overlap
 
@@ -76,11 +78,37 @@ def curves_svg(result: RunResult) -> str:
         SpatlError: matplotlib is not installed.
     """
     file = StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    _save(result, file, format="svg", transparent=True, metadata=nothing)
+    _save(result, file, **_SVG)
+    return _svg_element(file)
+
+
+def figure_svg(draw: "Callable[[Axes], None]", *, width: float, height: float, legend_columns: int = 0) -> str:
+    """Draw one panel as an `<svg>` element like those of `curves_svg`.
+
+    Args:
+        draw: Draws on the axes.
+        width: In hundreds of pixels.
+        height: In hundreds of pixels.
+        legend_columns: Columns of a legend above the panel; 0 for none.
+
+    Raises:
+        SpatlError: matplotlib is not installed.
+    """
+    file = StringIO()
+    with new_figure(width, height) as figure:
+        axes = figure.subplots()
+        draw(axes)
+        if legend_columns:
+            handles, labels = axes.get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns, fontsize=11)
+        figure.savefig(file, **_SVG)
+    return _svg_element(file)
+
+
+def _svg_element(file: StringIO) -> str:
     text = file.getvalue()
     element = re.sub(r"<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.DOTALL)
-    return element.replace(_INK, "currentColor")
+    return element.replace(INK, "currentColor")
 
 
 def human_bytes(num_bytes: int) -> str:
@@ -169,7 +197,11 @@ def _draw_accuracy_per_byte(axes: "Axes", result: RunResult) -> None:
     costs = [cost if cost > 0 else math.nan for cost in bytes_on_arrival(result.history)]
     _draw_accuracy(axes, result, costs, after=total or math.nan)
     axes.set(title="Accuracy against all bytes sent so far", xlabel="bytes, up and down together (logarithmic)")
-    shown = [cost for cost in (*costs, total) if cost > 0]
+    byte_axis(axes, [cost for cost in (*costs, total) if cost > 0])
+
+
+def byte_axis(axes: "Axes", shown: Sequence[float]) -> None:
+    """Give a panel a logarithmic horizontal axis of bytes with room for the numbers shown, which are positive."""
     if shown:
         axes.set_xscale("log")
         axes.minorticks_off()
@@ -201,7 +233,7 @@ def _draw_accuracy(axes: "Axes", result: RunResult, places: Sequence[float], *, 
             shown = True
     alone = _number(result.alone.get("accuracy")) if result.alone else math.nan
     if not math.isnan(alone):
-        axes.axhline(alone, color=_INK, linewidth=1.5, linestyle="--", label="training alone")
+        axes.axhline(alone, color=INK, linewidth=1.5, linestyle="--", label="training alone")
         shown = True
     if shown:
         low, high = axes.get_ylim()
@@ -240,7 +272,7 @@ def _draw_bytes_per_round(axes: "Axes", result: RunResult) -> None:
         axes.legend(loc="upper center", ncols=len(_PART_COLORS))
     else:
         _say(axes, "no bytes were sent")
-    axes.axhline(0, color=_INK, linewidth=1)
+    axes.axhline(0, color=INK, linewidth=1)
     _set_rounds(axes, rounds)
     axes.locator_params(axis="y", steps=[1, 2, 5, 10])
     axes.yaxis.set_major_formatter(_byte_label)
@@ -257,7 +289,7 @@ def _draw_clients(axes: "Axes", result: RunResult) -> None:
     if not all(map(math.isnan, alone)):
         size = 6 if len(order) <= _MANY_CLIENTS else 4
         axes.plot(
-            places, alone, color=_ORANGE, markeredgecolor=_INK, marker="o", markersize=size, linestyle="", label="alone"
+            places, alone, color=_ORANGE, markeredgecolor=INK, marker="o", markersize=size, linestyle="", label="alone"
         )
         axes.legend(loc="upper center", ncols=2, reverse=True)
     axes.set_ylim(0, 1.18)  # room for the legend

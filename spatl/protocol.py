@@ -25,6 +25,9 @@ from spatl.selection.budget import BUDGET_KINDS
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.selection import Selection, pack_bitmap, unpack_bitmap
 
+CLIENT_REFUSED: Final = 100  # error codes of a client's reply, beyond Flower's own
+CLIENT_DIVERGED: Final = 101
+
 MAGIC: Final = b"SPTL"
 VERSION: Final = 1
 _HEADER = struct.Struct("<4sBBBBII8sdQ")

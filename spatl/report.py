@@ -1,82 +1,15 @@
-"""The report of a run: one HTML page that needs nothing but itself.
-
-It must still be readable when it is mailed, printed or opened years later on a machine without a network, so styles and
-curves are inside, there are no scripts, and its content security policy forbids what it does not contain. Whatever
-comes from users or clients (config, command, names, reasons) is escaped.
-"""
+"""The report of a run: one HTML page that needs nothing but itself (`page`)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from spatl.history import RunResult, mean
+from spatl.page import facts, figure, make_page, provenance, section, table
 from spatl.plots import bytes_on_arrival, curves_svg, final_accuracies, human_bytes, is_number, run_title
 
 _NOTHING = "–"
 _PARTS = ("values", "indices", "control", "other")
-
-_CSS = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --faint: #5c6670; --line: #d5dade; --wash: #f3f5f7 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ec; --paper: #15181b; --faint: #a0a9b1; --line: #3a4148; --wash: #1f2428 }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 75rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.5 system-ui, sans-serif }
-h1 { margin: 0; line-height: 1.2; overflow-wrap: anywhere }
-h2 { margin: 2.5rem 0 .5rem; font-size: 1.25rem }
-p { margin: .3rem 0 1rem }
-.faint, figcaption, caption { color: var(--faint) }
-figure { margin: 0 }
-.wide { overflow-x: auto }
-.wide:focus-visible { outline: 2px solid #0072b2 }
-figure svg { display: block; width: 100%; min-width: 50rem; height: auto }
-figcaption { margin-top: .5rem; font-size: .9rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-caption { padding-bottom: .4rem; text-align: left; font-size: .9rem }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom }
-tbody tr:nth-child(even) { background: var(--wash) }
-.text td, .text th { text-align: left; overflow-wrap: anywhere }
-.text tbody th { min-width: 6rem }
-.numbers { font-size: .9rem }
-.numbers tbody th { font-weight: inherit }
-pre { padding: .75rem 1rem; background: var(--wash); border: 1px solid var(--line); white-space: pre-wrap;
-  overflow-wrap: anywhere; font-size: .875rem }
-summary { cursor: pointer }
-@media print {
-  :root { color-scheme: light; --ink: #000; --paper: #fff; --faint: #444; --line: #bbb; --wash: #fff }
-  body { max-width: none; padding: 0; font-size: 9pt }
-  .wide { overflow: visible }
-  figure svg { min-width: 0 }
-  th, td { padding: .1rem .35rem }
-  tr, figure { break-inside: avoid }
-  h2 { break-after: avoid }
-  details::details-content { content-visibility: visible; block-size: auto }
-}
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p class="faint">{subtitle}</p>
-</header>
-<main>
-{sections}
-</main>
-</body>
-</html>
-"""
 
 
 def write_report(result: RunResult, path: Path, *, config_yaml: str, command: str) -> None:
@@ -92,36 +25,27 @@ def write_report(result: RunResult, path: Path, *, config_yaml: str, command: st
         SpatlError: matplotlib, which draws the curves, is not installed.
     """
     sections = [
-        _section("Summary", _summary(result)),
-        _section("Curves", _curves(result)),
-        _section("Bytes", _parts(result)),
-        _section("Rounds", _rounds(result)),
-        _section("Clients", _clients(result)),
-        _section("Refused updates", _refusals(result)),
-        _section("How to repeat it", _provenance(config_yaml, command)),
+        section("Summary", _summary(result)),
+        section("Curves", _curves(result)),
+        section("Bytes", _parts(result)),
+        section("Rounds", _rounds(result)),
+        section("Clients", _clients(result)),
+        section("Refused updates", _refusals(result)),
+        section("How to repeat it", provenance(config_yaml, command)),
     ]
-    page = _PAGE.format(
-        title=escape(run_title(result.summary)),
-        css=_CSS,
-        subtitle=escape(_subtitle(result.summary)),
-        sections="\n".join(section for section in sections if section),
-    )
+    page = make_page(title=run_title(result.summary), subtitle=_subtitle(result.summary), sections=sections)
     path.write_text(page, encoding="utf-8")
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section>\n<h2>{title}</h2>\n{content}\n</section>" if content else ""
-
-
 def _subtitle(summary: Mapping[str, Any]) -> str:
-    facts = {
+    parts = {
         "clients": summary.get("num_clients"),
         "rounds": summary["rounds"],
         "model": summary.get("model"),
         "seed": summary["seed"],
         "engine": summary.get("engine"),
     }
-    return " · ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+    return " · ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
 
 
 def _summary(result: RunResult) -> str:
@@ -153,8 +77,7 @@ def _summary(result: RunResult) -> str:
     ]
     if summary.get("versions"):
         rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in summary["versions"].items())))
-    body = "\n".join(map(_row, rows))
-    return f'<table class="text">\n<tbody>\n{body}\n</tbody>\n</table>'
+    return facts(rows)
 
 
 def _worst(result: RunResult) -> str:
@@ -165,12 +88,8 @@ def _worst(result: RunResult) -> str:
 
 
 def _curves(result: RunResult) -> str:
-    label = escape(f"Curves of {run_title(result.summary)}")
-    return (
-        f'<figure>\n<div class="wide" role="img" aria-label="{label}" aria-describedby="in-words" tabindex="0">\n'
-        f"{curves_svg(result)}</div>\n"
-        f'<figcaption id="in-words">{escape(_in_words(result))}</figcaption>\n</figure>'
-    )
+    label = f"Curves of {run_title(result.summary)}"
+    return figure(curves_svg(result), label=label, words=_in_words(result), name="in-words")
 
 
 def _in_words(result: RunResult) -> str:
@@ -205,7 +124,7 @@ def _parts(result: RunResult) -> str:
         parts = {part: sum(row[direction].get(part, 0) for row in result.history) for part in _PARTS}
         parts["total"] = sum(row[f"{direction}_bytes"] for row in result.history)
         rows.append({"direction": direction, **{part: _count(num_bytes) for part, num_bytes in parts.items()}})
-    return _table("Bytes by what they are", "Bytes of the whole run, by what they are.", rows)
+    return table("Bytes by what they are", "Bytes of the whole run, by what they are.", rows)
 
 
 def _rounds(result: RunResult) -> str:
@@ -232,7 +151,7 @@ def _rounds(result: RunResult) -> str:
         "Accuracy and loss are of the encoder as it arrived, before the round's training; “bytes until here” is what "
         "they cost: all earlier rounds and this round's downlink."
     )
-    return _table("Rounds", caption, rows)
+    return table("Rounds", caption, rows)
 
 
 def _clients(result: RunResult) -> str:
@@ -266,7 +185,7 @@ def _clients(result: RunResult) -> str:
         "Bytes and seconds are sums over the run, ratios are means; the final accuracy is after the last round; “gain "
         "over prior” is the accuracy that the selector's choice added on the validation examples it was chosen by."
     )
-    return _table("Clients", caption, rows)
+    return table("Clients", caption, rows)
 
 
 def _budget(own: Sequence[Mapping[str, Any]]) -> str:
@@ -289,32 +208,7 @@ def _refusals(result: RunResult) -> str:
         for refusal in row.get("rejections") or ()
     ]
     caption = "The server did not use these updates; the rounds went on without them."
-    return _table("Refused updates", caption, rows, kind="text")
-
-
-def _provenance(config_yaml: str, command: str) -> str:
-    return (
-        f"<pre><code>{escape(command)}</code></pre>\n"
-        f"<details>\n<summary>Resolved config</summary>\n<pre><code>{escape(config_yaml)}</code></pre>\n</details>"
-    )
-
-
-def _table(name: str, caption: str, rows: Sequence[Mapping[str, str]], *, kind: str = "numbers") -> str:
-    """A table of rows of plain text by column, escaped here, or nothing; where it is too wide it scrolls by itself."""
-    if not rows:
-        return ""
-    columns = "".join(f'<th scope="col">{escape(column)}</th>' for column in rows[0])
-    body = "\n".join(_row(row.values()) for row in rows)
-    return (
-        f'<div class="wide" role="region" aria-label="{escape(name)}" tabindex="0">\n<table class="{kind}">\n'
-        f"<caption>{escape(caption)}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>\n"
-        "</table>\n</div>"
-    )
-
-
-def _row(cells: Iterable[str]) -> str:
-    first, *rest = map(escape, cells)
-    return f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
+    return table("Refused updates", caption, rows, kind="text")
 
 
 def _bytes(num_bytes: int) -> str:

@@ -33,6 +33,7 @@ def run(
     on_round: OnRound = lambda row: None,
     on_round_alone: OnRound = lambda row: None,
     command: str = "spatl run config.yaml",
+    pictures: bool = True,
 ) -> RunResult:
     """Run a federation.
 
@@ -43,6 +44,7 @@ def run(
             clients' `training_seconds`, `selection_seconds` and `decision_seconds` added up.
         on_round_alone: Likewise for the clients that train alone (`report.compare_alone`).
         command: What the report says made it.
+        pictures: Whether to draw `curves.png` and write `report.html`.
 
     Returns:
         The finished run.
@@ -64,6 +66,8 @@ def run(
     if config.report.compare_alone and config.method != "local":
         _run_one(alone(config), directory / "alone", on_round_alone)
     result = read_run(directory)
+    if not pictures:
+        return result
     try:
         draw_curves(result, directory / "curves.png")
         write_report(result, directory / "report.html", config_yaml=config.to_yaml(), command=command)

@@ -1,0 +1,163 @@
+"""`spatl bench`: options in, progress while it runs, a table and paths at the end."""
+
+import argparse
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from spatl.bench.jobs import Event, OnEvent
+from spatl.bench.plan import Plan, make_plan
+from spatl.bench.results import Record, average, by_row, meaningful, target_table
+from spatl.bench.run import bench
+from spatl.bench.tables import NOTHING, final_accuracy, interval, percent, ratio_text, reached_text, tuned_row
+from spatl.bench.tuning import Tuned
+from spatl.plots import human_bytes
+
+
+def run_bench(options: argparse.Namespace, console: Console) -> None:
+    """Run the command with its parsed options."""
+    plan = make_plan(
+        options.configs,
+        overrides=options.overrides,
+        methods=options.methods,
+        seeds=options.seeds,
+        targets=options.target,
+    )
+    directory = Path(options.out or Path("runs") / f"bench-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    with _Progress(console, plan) as progress:
+        records = bench(
+            plan,
+            directory,
+            tune=options.tune,
+            workers=options.workers,
+            command=_command(options),
+            on_stage=progress.stage,
+            on_tuned=progress.tuned,
+        )
+    _print_table(console, plan, records)
+    for name in ("report.html", "bench.md", "bench.json"):
+        console.print(str(directory / name), highlight=False, soft_wrap=True)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command as one would type it again, without the directory."""
+    parts = ["spatl", "bench", *options.configs]
+    for flag, values in (("--methods", options.methods), ("--seeds", options.seeds), ("--target", options.target)):
+        if values:
+            parts += [flag, ",".join(map(str, values))]
+    parts += [part for text in options.overrides for part in ("--set", text)]
+    return shlex.join([*parts, *(["--tune"] if options.tune else [])])
+
+
+class _Progress:
+    """How far the runs are: live bars on a terminal, a line per finished run elsewhere."""
+
+    def __init__(self, console: Console, plan: Plan) -> None:
+        self._console = console
+        self._rounds = plan.first.rounds
+        self._tune_rounds = plan.bench.tune_rounds or self._rounds
+        self._live = console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), console=console, transient=True,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "_Progress":
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def stage(self, title: str, number: int, finished: int) -> OnEvent:
+        """Begin a stage and return what shows its events."""
+        if finished:
+            self._console.print(f"{title}: {finished} of {number} are finished already", highlight=False)
+        overall = self._bars.add_task(title, total=number, completed=finished, note="")
+        rounds = self._tune_rounds if title == "tuning" else self._rounds
+        done = finished
+        latest: dict[str, str] = {}
+
+        def on_event(event: Event) -> None:
+            nonlocal done
+            if event.kind == "started":
+                self._tasks[event.job] = self._bars.add_task(f"  {event.job}", total=rounds, note="")
+            elif event.kind == "round" and event.row is not None:
+                accuracy = event.row["final_accuracy"] or event.row["accuracy"]
+                latest[event.job] = f"accuracy {percent(accuracy)}"
+                self._bars.update(self._tasks[event.job], completed=event.row["round"], note=latest[event.job])
+            elif event.kind == "ended":
+                done += event.error is None
+                self._bars.remove_task(self._tasks.pop(event.job))
+                self._bars.update(overall, completed=done)
+                outcome = f"failed: {event.error}" if event.error else latest.get(event.job, "stopped")
+                if not self._live or event.error:
+                    line = f"{title}: {done}/{number}  {event.job}: {outcome}"
+                    self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+        return on_event
+
+    def tuned(self, tuned: list[Tuned]) -> None:
+        """Print the grid."""
+        rates = list(tuned[0].scores)
+        table = Table(title="Learning rates: mean validation accuracy over the rounds")
+        table.add_column("method")
+        for rate in rates:
+            table.add_column(f"{rate:g}", justify="right")
+        for each in tuned:
+            table.add_row(*tuned_row(each).values())
+        self._console.print(table)
+        for each in tuned:
+            if each.at_edge:
+                self._console.print(
+                    f"warning: the best learning rate of {each.label}, {each.best:g}, is at the edge of the grid; "
+                    "widen bench.learning_rates",
+                    highlight=False, soft_wrap=True,
+                )  # fmt: skip
+
+
+def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> None:
+    """One row per method: the headline target, held, and the final accuracy."""
+    config = plan.first
+    place = _shown_target(plan, records)
+    target = plan.bench.targets[place]
+    table = Table(title=f"{config.data.name}, {config.partition.num_clients} clients, {len(plan.bench.seeds)} seeds: "
+                        f"cost until {percent(target)} is held for three rounds")  # fmt: skip
+    columns = ("method", "reached", "rounds", "bytes", "ratio to FedAvg", "seconds", "final accuracy", "worst client")
+    for column in columns:
+        is_name = column == "method"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
+    rows = by_row(records)
+    for line in target_table(records, place):
+        own = rows[line.label]
+        table.add_row(
+            line.label,
+            reached_text(line),
+            NOTHING if line.rounds is None else f"{line.rounds.value:.0f}",
+            NOTHING if line.bytes is None else human_bytes(round(line.bytes.value)),
+            ratio_text(line.ratio, line.ratio_at_least).replace(" (", "\n("),
+            NOTHING if line.seconds is None else f"{line.seconds.value:.1f}",
+            final_accuracy(own),
+            interval(average(record["accuracy_min"] for record in own), percent),
+        )
+    console.print(table)
+    if meaningful(records, place) is False:
+        console.print("training alone reaches this target: it does not need a federation", highlight=False)
+
+
+def _shown_target(plan: Plan, records: Sequence[Record]) -> int:
+    """The highest meaningful target that some run held, else the first."""
+    places = range(len(plan.bench.targets))
+    wanted = [
+        place
+        for place in places
+        if meaningful(records, place) is not False and any(record["targets"][place]["held"] for record in records)
+    ]
+    return max(wanted, key=lambda place: plan.bench.targets[place], default=0)

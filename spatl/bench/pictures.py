@@ -1,0 +1,120 @@
+"""The curves of a benchmark: accuracy against what it cost in bytes, rounds and seconds, and client by client.
+
+A row's curve is the mean over its seeds, round by round: of the accuracy, and of what it had cost by then. The area
+between the lowest and the highest seed is shaded.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Final
+
+from spatl.bench.costs import Point
+from spatl.bench.results import Curve
+from spatl.plots import INK, byte_axis, figure_svg, human_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours without yellow, then again with other dashes: told apart by colour or by dash.
+_COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
+_DASHES: Final = ("-", "--", ":")
+
+Curves = Mapping[str, Sequence[Curve]]
+"""The curves of the seeds by the row's title."""
+
+
+def accuracy_svg(curves: Curves, *, against: str, targets: Sequence[tuple[float, bool]]) -> str:
+    """Draw accuracy against `"bytes"` (on a logarithmic axis), `"rounds"` or `"seconds"`.
+
+    Args:
+        curves: By row.
+        against: What is on the horizontal axis: a field of `Point`.
+        targets: Accuracies to mark, each with whether it needs a federation.
+
+    Returns:
+        One `<svg>` element, in the colours of the page around it.
+    """
+
+    def draw(axes: "Axes") -> None:
+        shown: list[float] = []
+        for (title, own), style in zip(curves.items(), _styles(), strict=False):
+            places, low, middle, high = _means(own, against)
+            if not places:
+                continue
+            shown += [place for place in places if place > 0]
+            axes.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            axes.plot(places, middle, label=title, linewidth=2, **style)
+        for target, needs_federation in targets:
+            axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (1, 3)), alpha=0.9 if needs_federation else 0.3)
+        if against == "bytes":
+            byte_axis(axes, shown)
+        axes.set(xlabel=_AXIS[against], ylabel="accuracy (fraction correct)")
+        low_end, high_end = axes.get_ylim()
+        axes.set_ylim(max(low_end, 0.0), min(high_end, 1.01))
+
+    return figure_svg(draw, width=12, height=6, legend_columns=4)
+
+
+def clients_svg(curves: Curves) -> str:
+    """Draw every client's final accuracy, all seeds together, one line of boxes per row; `<svg>` as above."""
+    shown = {title: [a for curve in own for a in curve.clients.values()] for title, own in curves.items()}
+    shown = {title: accuracies for title, accuracies in shown.items() if accuracies}
+
+    def draw(axes: "Axes") -> None:
+        titles = list(shown)[::-1]
+        styles = dict(zip(curves, _styles(), strict=False))
+        for place, title in enumerate(titles):
+            color = styles[title]["color"]
+            box: dict[str, Any] = {"color": color, "linewidth": 1.5}
+            axes.boxplot(
+                [shown[title]], positions=[place], orientation="horizontal", widths=0.6, whis=(0, 100),
+                manage_ticks=False,
+                boxprops=box, whiskerprops=box, capprops=box, medianprops={"color": INK, "linewidth": 2},
+            )  # fmt: skip
+            mean = math.fsum(shown[title]) / len(shown[title])
+            axes.plot([mean], [place], marker="D", markersize=6, color=color, markeredgecolor=INK, linestyle="")
+        axes.set_yticks(range(len(titles)), titles)
+        axes.set_ylim(-0.6, len(titles) - 0.4)
+        axes.set(xlabel="accuracy of a client after the last round (box: quartiles, line: median, diamond: mean)")
+
+    return figure_svg(draw, width=12, height=1.2 + 0.42 * max(1, len(shown)))
+
+
+_AXIS: Final = {
+    "bytes": "bytes, up and down together (logarithmic)",
+    "rounds": "rounds of training",
+    "seconds": "seconds of simulation, clients one after another",
+}
+_COST: Final[Mapping[str, Callable[[Point], float]]] = {
+    "bytes": lambda point: float(point.bytes),
+    "rounds": lambda point: float(point.rounds),
+    "seconds": lambda point: point.seconds,
+}
+
+
+def curve_words(curves: Curves) -> str:
+    """What the curves show, for readers who cannot see them."""
+    sentences = []
+    for title, own in curves.items():
+        ends = [curve.points[-1] for curve in own if curve.points]
+        if ends:
+            accuracy = math.fsum(point.accuracy for point in ends) / len(ends)
+            cost = round(math.fsum(point.bytes for point in ends) / len(ends))
+            sentences.append(f"{title} ends at {accuracy:.3f} after {human_bytes(cost)}")
+    return "; ".join(sentences) + "." if sentences else "No run wrote a round."
+
+
+def _styles() -> "cycle[dict[str, Any]]":
+    return cycle({"color": color, "linestyle": dashes} for dashes in _DASHES for color in _COLORS)
+
+
+def _means(own: Sequence[Curve], against: str) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Mean cost, and lowest, mean and highest accuracy over the seeds, for as many rounds as every seed has."""
+    drawn = [curve.points for curve in own if curve.points]
+    columns = list(zip(*drawn, strict=False))
+    places = [math.fsum(map(_COST[against], column)) / len(column) for column in columns]
+    low = [min(point.accuracy for point in column) for column in columns]
+    middle = [math.fsum(point.accuracy for point in column) / len(column) for column in columns]
+    high = [max(point.accuracy for point in column) for column in columns]
+    return places, low, middle, high

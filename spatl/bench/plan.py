@@ -1,0 +1,185 @@
+"""What a benchmark runs: rows that differ in nothing but their method, each with every seed.
+
+A row may change what belongs to a method (its facts, its learning rate and other coefficients, its codecs, its
+selection) and nothing else: with other data, rounds or epochs its numbers would not be comparable, and the plan is
+refused.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from spatl.codec import CODECS
+from spatl.config import BenchConfig, ExperimentConfig, parse_config, read_config
+from spatl.errors import ConfigError, did_you_mean
+from spatl.methods import METHODS
+
+REFERENCE: Final = "fedavg"
+"""The row that costs are compared with."""
+ALONE: Final = "local"
+"""The row that shows which targets need a federation at all."""
+
+_OF_A_METHOD: Final = (
+    "method", "selection", "agent", "control", "wire", "server.learning_rate", "training.learning_rate",
+    "training.momentum", "training.nesterov", "training.weight_decay", "training.proximal_mu", "training.head_epochs",
+    "training.finetune_epochs",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        label: What it is called, once in a table.
+        values: Its whole config as nested mappings, not yet checked.
+    """
+
+    label: str
+    values: Mapping[str, Any]
+
+    def config(self, seed: int, **sections: Mapping[str, Any] | Any) -> ExperimentConfig:
+        """The config of one run; `sections` are merged over the row's."""
+        return parse_config(merged(self.values, {"seed": seed, **sections}))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark.
+
+    Attributes:
+        rows: In the order of the table.
+        bench: Seeds, targets and the grid for tuning.
+    """
+
+    rows: tuple[Row, ...]
+    bench: BenchConfig
+
+    @property
+    def first(self) -> ExperimentConfig:
+        """The config of the first run, for what all have in common."""
+        return self.rows[0].config(self.bench.seeds[0])
+
+
+def make_plan(
+    paths: Sequence[str | Path],
+    *,
+    overrides: Sequence[str] = (),
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    targets: Sequence[float] | None = None,
+) -> Plan:
+    """Read what is to be compared.
+
+    Args:
+        paths: One config, whose `bench.methods` are the rows; or several, each of them a row.
+        overrides: `section.key=value`, applied to every config.
+        methods: Labels of the rows to keep, or further rows: names of methods, or `method+codec` for a method with
+            that codec in both directions. All rows of the config if not given.
+        seeds: Instead of `bench.seeds`.
+        targets: Instead of `bench.targets`.
+
+    Raises:
+        ConfigError: A config is wrong, a method unknown, a grid empty, or rows differ in more than their method.
+    """
+    configs = [read_config(path, overrides) for path in paths]
+    first = parse_config(configs[0])
+    given = {"seeds": seeds, "targets": targets}
+    values = merged(first.bench.model_dump(), {key: value for key, value in given.items() if value is not None})
+    bench = parse_config({"bench": values}).bench
+    if len(configs) > 1:
+        rows = dict(zip(_labels(paths, configs), configs, strict=True))
+    else:
+        rows = {label: merged(configs[0], own) for label, own in _rows_of(first).items()}
+    if methods is not None:
+        rows = {label: rows.get(label) or merged(configs[0], _named(label, rows)) for label in _distinct(methods)}
+    plan = Plan(
+        tuple(Row(label, {key: value for key, value in row.items() if key != "bench"}) for label, row in rows.items()),
+        bench,
+    )
+    _check_comparable(plan)
+    return plan
+
+
+def merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested mappings over others; a value replaces whatever was there."""
+    result = dict(values)
+    for key, value in more.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _rows_of(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """Each row's own settings, its method among them."""
+    rows = {}
+    for label, own in (config.bench.methods or {name: {} for name in METHODS}).items():
+        if not isinstance(own.get("method", label), str) or own.get("method", label) not in METHODS:
+            raise ConfigError(_unknown(str(own.get("method", label)), ()))
+        rows[label] = {"method": label, **own}
+    return rows
+
+
+def _labels(paths: Sequence[str | Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Call each config by its method, or by its file where a method comes twice."""
+    methods = [parse_config(values).method for values in configs]
+    labels = [
+        method if methods.count(method) == 1 else Path(path).stem for path, method in zip(paths, methods, strict=True)
+    ]
+    return _distinct(labels)
+
+
+def _distinct(labels: Sequence[str]) -> list[str]:
+    if not labels:
+        raise ConfigError("there is no method to compare; name at least one (--methods a,b,c)")
+    label, number = Counter(labels).most_common(1)[0]
+    if number > 1:
+        raise ConfigError(f"{label!r} is named {number} times; every row needs a name of its own")
+    return list(labels)
+
+
+def _named(label: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a row that the config does not have: a method, or a method with a codec."""
+    method, plus, codec = label.partition("+")
+    if method not in METHODS:
+        raise ConfigError(_unknown(label, rows))
+    if not plus:
+        return {"method": method}
+    if codec not in CODECS:
+        raise ConfigError(
+            f"unknown codec {codec!r} in {label!r}{did_you_mean(codec, CODECS)}; known: {', '.join(CODECS)}"
+        )
+    return {"method": method, "wire": {"uplink": codec, "downlink": codec}}
+
+
+def _unknown(method: str, rows: Mapping[str, Any] | tuple[()]) -> str:
+    known = dict.fromkeys([*rows, *METHODS])
+    return f"unknown method {method!r}{did_you_mean(method, known)}; known: {', '.join(known)}, or method+codec"
+
+
+def _check_comparable(plan: Plan) -> None:
+    """Raise unless the rows differ in nothing but what belongs to a method."""
+    seed = plan.bench.seeds[0]
+    first, *others = [(row.label, dict(_common(row.config(seed).model_dump(mode="json")))) for row in plan.rows]
+    for label, values in others:
+        for key in sorted(first[1].keys() | values.keys()):
+            one, other = first[1].get(key), values.get(key)
+            if one != other:
+                raise ConfigError(
+                    f"{label} differs from {first[0]} in {key} ({other} against {one}): rows may differ in their "
+                    "method and its own settings only, or their numbers cannot be compared; set it for all"
+                )
+
+
+def _common(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings that no method may change, by dotted name."""
+    for name, value in values.items():
+        key = f"{path}{name}"
+        if key in _OF_A_METHOD:
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _common(value, f"{key}.")
+        else:
+            yield key, value

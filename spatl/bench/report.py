@@ -1,0 +1,171 @@
+"""The reports of a benchmark: `bench.md` for a repository or a mail, `report.html` to look at."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import spatl
+from spatl.bench.costs import HELD_ROUNDS
+from spatl.bench.pictures import Curves, accuracy_svg, clients_svg, curve_words
+from spatl.bench.plan import Plan
+from spatl.bench.results import CRITERIA, Curve, Record, by_row, meaningful, target_table
+from spatl.bench.tables import accuracy_rows, cost_rows, markdown, part_rows, percent, run_rows, tuned_row
+from spatl.bench.tuning import Tuned
+from spatl.config import ExperimentConfig
+from spatl.page import facts, figure, make_page, provenance, section, table
+
+_HOW = (
+    "Accuracy is the mean over the clients of the accuracy on each client's own test split, of the encoder as it just "
+    "arrived and the client's own predictor. A cost is everything before that: all bytes in both directions as they "
+    "were serialised, registration and the first download included. A target is held when "
+    f"{HELD_ROUNDS} accuracies in a row reach it, and its cost is counted up to the last of them. Ratios compare rows "
+    "with the same seed (same clients, splits and initial weights) and are averaged as logarithms; ± and intervals are "
+    "95 % (Student's t over the seeds). Seconds are of a simulation in which clients train one after another."
+)
+
+
+def write_reports(
+    plan: Plan,
+    records: Sequence[Record],
+    curves: Sequence[Curve],
+    directory: Path,
+    *,
+    command: str,
+    tuned: Sequence[Tuned] = (),
+) -> None:
+    """Write `bench.md` and `report.html`.
+
+    Args:
+        plan: What was compared.
+        records: The content of `bench.json`, at least one.
+        curves: The runs' points.
+        directory: Where the files go.
+        command: What made it.
+        tuned: What tuning found, if there was any.
+
+    Raises:
+        SpatlError: matplotlib or scipy is not installed.
+    """
+    parts = _parts(plan, records, tuned)
+    text = [f"# {_title(plan)}\n", f"`{command}`\n"]
+    text += [f"{name}: {value}  " for name, value in _facts(plan)]
+    text += [f"\n{_HOW}\n"]
+    text += [f"## {heading}\n\n{note}\n\n{markdown(rows)}" for heading, note, rows in parts if rows]
+    (directory / "bench.md").write_text("\n".join(text), encoding="utf-8")
+
+    titles = {record["method"]: record["title"] for record in records}
+    by_title: dict[str, list[Curve]] = {}
+    for curve in curves:
+        by_title.setdefault(titles[curve.label], []).append(curve)
+    sections = [
+        section("What was compared", facts(_facts(plan)) + f"<p>{_HOW}</p>"),
+        *_pictures(plan, records, by_title),
+        *(section(heading, table(heading, note, rows)) for heading, note, rows in parts),
+        section("How to repeat it", provenance(plan.first.to_yaml(), command, "Resolved config of the first run")),
+    ]
+    page = make_page(title=_title(plan), subtitle=_subtitle(plan), sections=sections)
+    (directory / "report.html").write_text(page, encoding="utf-8")
+
+
+def _title(plan: Plan) -> str:
+    config = plan.first
+    return f"Cost of accuracy: {config.model.name} on {config.data.name}, {config.partition.num_clients} clients"
+
+
+def _subtitle(plan: Plan) -> str:
+    seeds = ", ".join(map(str, plan.bench.seeds))
+    return f"{len(plan.rows)} methods · seeds {seeds} · {plan.first.rounds} rounds · partition {_partition(plan.first)}"
+
+
+def _facts(plan: Plan) -> list[tuple[str, str]]:
+    config = plan.first
+    training, server = config.training, config.server
+    epochs, steps = f"{training.local_epochs} local epochs", f"{training.local_steps} local steps"
+    versions = {"spatl": spatl.__version__, "flwr": version("flwr"), "torch": torch.__version__}
+    versions["python"] = platform.python_version()
+    return [
+        ("Data", " ".join([config.data.name, *(f"{key}={value}" for key, value in config.data.options.items())])),
+        ("Partition", f"{_partition(config)}, {config.partition.num_clients} clients, at least "
+                      f"{config.partition.min_examples} examples each"),
+        ("Splits of each client", f"{percent(config.data.test_fraction)} test, "
+                                  f"{percent(config.data.validation_fraction)} validation, the rest training"),
+        ("Model", " ".join([config.model.name, *(f"{key}={value}" for key, value in config.model.options.items())])),
+        ("Training", f"{config.rounds} rounds, {percent(server.fraction_train)} of the clients in each, "
+                     f"{epochs if training.local_steps is None else steps}, "
+                     f"batch size {training.batch_size}, momentum {training.momentum:g}, "
+                     f"weight decay {training.weight_decay:g}"),
+        ("Seeds", ", ".join(map(str, plan.bench.seeds))),
+        ("Device", training.device),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
+    ]  # fmt: skip
+
+
+def _partition(config: ExperimentConfig) -> str:
+    name, alpha = config.partition.name, config.partition.alpha
+    return f"{name} {alpha:g}" if "dirichlet" in name or name == "quantity" else name
+
+
+def _parts(
+    plan: Plan, records: Sequence[Record], tuned: Sequence[Tuned]
+) -> list[tuple[str, str, Sequence[Mapping[str, str]]]]:
+    """The tables of both reports: heading, note, rows of text."""
+    rows = by_row(records)
+    parts: list[tuple[str, str, Sequence[Mapping[str, str]]]] = [
+        ("Accuracy", f"After the last round, over all clients.{_stopped(records)}", accuracy_rows(rows)),
+    ]
+    for place, target in enumerate(plan.bench.targets):
+        for criterion, words in CRITERIA.items():
+            note = f"{_worth(records, place)} Means over the seeds that reached it."
+            costs = cost_rows(target_table(records, place, criterion), rows)
+            parts.append((f"Cost of {percent(target)}, {words}", note, costs))
+    parts.append(("Bytes by what they are", "Of a whole run, means over the seeds.", part_rows(rows)))
+    parts.append(("Runs", "One row per run.", run_rows(records)))
+    if tuned:
+        note = "Mean validation accuracy over the rounds, by learning rate; * marks the one that was used. " + " ".join(
+            f"The best of {each.label} is at the edge of the grid." for each in tuned if each.at_edge
+        )
+        parts.append(("Learning rates", note, [tuned_row(each) for each in tuned]))
+    return parts
+
+
+def _worth(records: Sequence[Record], place: int) -> str:
+    found = meaningful(records, place)
+    if found is None:
+        return "Whether this target needs a federation is unknown: training alone is not among the rows."
+    if found:
+        return "Meaningful: training alone never reached it with any seed."
+    return "Not a meaningful target: training alone reached it, without a federation."
+
+
+def _stopped(records: Sequence[Record]) -> str:
+    stopped = [
+        f" {record['title']}, seed {record['seed']}: {record['stopped']}." for record in records if record["stopped"]
+    ]
+    return " Stopped before the end:" + "".join(stopped) if stopped else ""
+
+
+def _pictures(plan: Plan, records: Sequence[Record], curves: Curves) -> list[str]:
+    targets = [(target, meaningful(records, place) is not False) for place, target in enumerate(plan.bench.targets)]
+    words = curve_words(curves)
+    found = [
+        section(
+            f"Accuracy against {against}",
+            figure(
+                accuracy_svg(curves, against=against, targets=targets),
+                label=f"Accuracy against {against}, one line per method",
+                words=f"Means over the seeds, from the lowest to the highest shaded; dotted lines are targets. {words}",
+                name=f"against-{against}",
+            ),
+        )
+        for against in ("bytes", "rounds", "seconds")
+    ]
+    clients = figure(
+        clients_svg(curves),
+        label="Accuracy of the clients after the last round, one line per method",
+        words="Every client of every seed counts once.",
+        name="by-client",
+    )
+    return [*found, section("Accuracy by client", clients)]

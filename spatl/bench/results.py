@@ -1,0 +1,301 @@
+"""The numbers of a benchmark: one record per row and seed, and what the seeds say together.
+
+Records are plain objects of numbers, as they stand in `bench.json`; every table and picture is made from them alone.
+Ratios are taken within a seed, where both rows had the same clients, splits and initial weights, and are averaged as
+logarithms: their interval is Student's, for as many seeds as have both.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from spatl.bench.costs import HELD_ROUNDS, Point, first_touch, held, trajectory
+from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
+from spatl.config import ExperimentConfig
+from spatl.errors import SpatlError
+from spatl.history import mean, read_json, read_lines
+
+CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
+_CONFIDENCE = 0.95
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's points, for the pictures.
+
+    Attributes:
+        label: The row.
+        seed: The seed.
+        points: In order; none for a run that wrote no round.
+        clients: Final accuracy by client; empty for a run that did not end.
+    """
+
+    label: str
+    seed: int
+    points: tuple[Point, ...]
+    clients: Mapping[str, float]
+
+
+def run_directory(directory: Path, label: str, seed: int) -> Path:
+    """Where one run of a benchmark stands."""
+    return directory / "runs" / label / f"seed-{seed}"
+
+
+def collect(plan: Plan, directory: Path) -> tuple[list[Record], list[Curve]]:
+    """Read all finished runs of a benchmark: the list that `bench.json` holds, and the curves.
+
+    Rows come in the order of the plan, and within a row the seeds. Runs that are not there are left out.
+    """
+    records, curves = [], []
+    for row in plan.rows:
+        for seed in plan.bench.seeds:
+            path = run_directory(directory, row.label, seed)
+            if path.exists():
+                curve = _curve(row.label, seed, path)
+                curves.append(curve)
+                records.append(_record(row, seed, path, curve, plan.bench.targets))
+    _add_ratios(records)
+    _mark_meaningful(records)
+    for record in records:
+        record.update(_headline(record["targets"][0]))
+    return records, curves
+
+
+def compressed(config: ExperimentConfig) -> bool:
+    """Whether a run sends less than whole float32 encoders, and is not SPATL: a baseline for compression."""
+    wire = config.wire
+    return config.row.baseline and (config.row.budgeted or (wire.uplink, wire.downlink) != ("float32", "float32"))
+
+
+def _curve(label: str, seed: int, path: Path) -> Curve:
+    history = read_lines(path / "history.jsonl")
+    final = sum(
+        entry["bytes"]
+        for entry in read_lines(path / "ledger.jsonl")
+        if (entry["phase"], entry["direction"]) == ("evaluate", "downlink")
+    )
+    summary = read_json(path / "summary.json") if (path / "summary.json").exists() else {}
+    return Curve(label, seed, tuple(trajectory(history, final)), summary.get("clients", {}))
+
+
+def _record(row: Row, seed: int, path: Path, curve: Curve, targets: Iterable[float]) -> Record:
+    config = row.config(seed)
+    history = read_lines(path / "history.jsonl")
+    stopped = read_json(path / "error.json")["message"] if (path / "error.json").exists() else None
+    accuracies = list(curve.clients.values())
+    uplink, downlink = (sum(each[f"{way}_bytes"] for each in history) for way in ("uplink", "downlink"))
+    replies = sum(each["participants"] for each in history)
+    parts: dict[str, Counter[str]] = {"uplink": Counter(), "downlink": Counter()}
+    for each in history:
+        for way, sums in parts.items():
+            sums.update(each[way])
+    return {
+        "method": row.label,
+        "seed": seed,
+        "base_method": config.method,
+        "title": _title(row.label, config),
+        "source": config.row.source,
+        "ours": not config.row.baseline,
+        "compressed": compressed(config),
+        "learning_rate": config.training.learning_rate,
+        "stopped": stopped,
+        "rounds": len(history),
+        "final_accuracy": mean(accuracies),
+        "accuracy_min": min(accuracies, default=None),
+        "accuracy_spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "best_accuracy": max((point.accuracy for point in curve.points), default=None),
+        "uplink_bytes": uplink,
+        "downlink_bytes": downlink,
+        "total_bytes": uplink + downlink,
+        "bytes_per_round_and_client": (uplink + downlink) / replies if replies else None,
+        "uplink": dict(parts["uplink"]),
+        "downlink": dict(parts["downlink"]),
+        "keep_ratio": mean(each["keep_ratio"] for each in history if each["keep_ratio"] is not None),
+        "rejected": sum(each["rejected"] for each in history),
+        "seconds": sum(each["seconds"] for each in history),
+        "targets": [
+            {
+                "target": target,
+                **{
+                    name: asdict(point) if (point := find(curve.points, target)) else None
+                    for name, find in (("held", held), ("first_touch", first_touch))
+                },
+            }
+            for target in targets
+        ],
+    }
+
+
+def _title(label: str, config: ExperimentConfig) -> str:
+    """A row's name for readers: the method's title, and the label where that says more."""
+    return config.row.title if label == config.method else f"{config.row.title} ({label})"
+
+
+def _add_ratios(records: Sequence[Record]) -> None:
+    """Add to each target what the reference and the best compressed baseline of the same seed cost, over this row.
+
+    Where the reference never got there, what it had sent by then is a lower bound: `ratio_to_fedavg_at_least`.
+    """
+    of_seed: dict[int, list[Record]] = {}
+    for record in records:
+        of_seed.setdefault(record["seed"], []).append(record)
+    for record in records:
+        peers = of_seed[record["seed"]]
+        reference = next((peer for peer in peers if peer["method"] == REFERENCE), None)
+        for place, cell in enumerate(record["targets"]):
+            for criterion in CRITERIA:
+                own = cell[criterion]
+                if own is None:
+                    continue
+                own.update(ratio_to_fedavg=None, ratio_to_fedavg_at_least=None, ratio_to_compressed=None)
+                if record["base_method"] == ALONE:  # what needs no federation saves nothing of one
+                    continue
+                if reference is not None:
+                    theirs = reference["targets"][place][criterion]
+                    if theirs is not None:
+                        own["ratio_to_fedavg"] = theirs["bytes"] / own["bytes"]
+                    else:
+                        own["ratio_to_fedavg_at_least"] = reference["total_bytes"] / own["bytes"]
+                best = min(
+                    (
+                        (peer["targets"][place][criterion]["bytes"], peer["method"])
+                        for peer in peers
+                        if peer["compressed"] and peer["targets"][place][criterion]
+                    ),
+                    default=None,
+                )
+                if best is not None:
+                    own["ratio_to_compressed"], own["compressed_baseline"] = best[0] / own["bytes"], best[1]
+
+
+def _mark_meaningful(records: Sequence[Record]) -> None:
+    """Say of each target whether it needs a federation: whether training alone never touches it; None if unknown."""
+    alone = [record for record in records if record["base_method"] == ALONE]
+    for record in records:
+        for place, cell in enumerate(record["targets"]):
+            touched = [each["targets"][place]["first_touch"] is not None for each in alone]
+            cell["meaningful"] = not any(touched) if alone else None
+
+
+def _headline(cell: Mapping[str, Any]) -> Record:
+    """The first target, held, as fields of the record itself."""
+    reached = cell["held"]
+    return {
+        "target": cell["target"],
+        "criterion": CRITERIA["held"],
+        "meaningful": cell["meaningful"],
+        "reached": reached is not None,
+        "rounds_to_target": reached and reached["rounds"],
+        "bytes_to_target": reached and reached["bytes"],
+        "seconds_to_target": reached and reached["seconds"],
+        "ratio_to_fedavg": reached and reached["ratio_to_fedavg"],
+        "ratio_to_compressed": reached and reached["ratio_to_compressed"],
+    }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A quantity over seeds.
+
+    Attributes:
+        value: Mean, or geometric mean of ratios.
+        low: Lower end of the 95 % interval, or None for a single seed.
+        high: Upper end.
+        number: How many seeds it is of.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    number: int
+
+
+def average(values: Iterable[float | None]) -> Estimate | None:
+    """Average what is there, with Student's interval; None of nothing."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return None
+    value = math.fsum(numbers) / len(numbers)
+    if len(numbers) == 1:
+        return Estimate(value, None, None, 1)
+    half = _student(len(numbers) - 1) * statistics.stdev(numbers) / math.sqrt(len(numbers))
+    return Estimate(value, value - half, value + half, len(numbers))
+
+
+def average_ratio(values: Iterable[float | None]) -> Estimate | None:
+    """Average ratios as logarithms: 2 and 1/2 make 1."""
+    logarithms = average(math.log(value) for value in values if value is not None)
+    if logarithms is None:
+        return None
+    low, high = (None if end is None else math.exp(end) for end in (logarithms.low, logarithms.high))
+    return Estimate(math.exp(logarithms.value), low, high, logarithms.number)
+
+
+def _student(degrees: int) -> float:
+    try:
+        from scipy.stats import t  # an optional extra, as all that only reports need
+    except ImportError as error:
+        raise SpatlError("a benchmark needs scipy: pip install 'spatl[simulation]'") from error
+    return float(t.ppf(0.5 + _CONFIDENCE / 2, degrees))
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """One row of the table of one target: means over the seeds that reached it."""
+
+    label: str
+    title: str
+    ours: bool
+    reached: int
+    seeds: int
+    rounds: Estimate | None
+    bytes: Estimate | None
+    seconds: Estimate | None
+    ratio: Estimate | None
+    ratio_at_least: float | None
+    compressed_ratio: Estimate | None
+
+
+def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Group records by row, in their order."""
+    rows: dict[str, list[Record]] = {}
+    for record in records:
+        rows.setdefault(record["method"], []).append(record)
+    return rows
+
+
+def target_table(records: Sequence[Record], place: int, criterion: str = "held") -> list[TargetRow]:
+    """Summarise the target at a place of the plan's list by row."""
+    table = []
+    for label, own in by_row(records).items():
+        cells = [record["targets"][place][criterion] for record in own]
+        reached = [cell for cell in cells if cell is not None]
+        bounds = [cell["ratio_to_fedavg_at_least"] for cell in reached if cell["ratio_to_fedavg_at_least"]]
+        table.append(
+            TargetRow(
+                label=label,
+                title=own[0]["title"],
+                ours=own[0]["ours"],
+                reached=len(reached),
+                seeds=len(own),
+                rounds=average(cell["rounds"] for cell in reached),
+                bytes=average(cell["bytes"] for cell in reached),
+                seconds=average(cell["seconds"] for cell in reached),
+                ratio=average_ratio(cell["ratio_to_fedavg"] for cell in reached),
+                ratio_at_least=min(bounds, default=None),
+                compressed_ratio=average_ratio(cell["ratio_to_compressed"] for cell in reached),
+            )
+        )
+    return table
+
+
+def meaningful(records: Sequence[Record], place: int) -> bool | None:
+    """Whether the target at a place needs a federation; None without the row that trains alone."""
+    found: bool | None = records[0]["targets"][place]["meaningful"] if records else None
+    return found

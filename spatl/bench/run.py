@@ -1,0 +1,151 @@
+"""A benchmark from its plan to its files: tune if asked, run what is missing, write what all runs say."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from spatl.bench.jobs import Job, OnEvent, missing_jobs, run_jobs
+from spatl.bench.plan import Plan
+from spatl.bench.report import write_reports
+from spatl.bench.results import Record, collect, run_directory
+from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, with_tuned
+from spatl.config import config_from_json
+from spatl.errors import ConfigError, SpatlError
+from spatl.federation import cached_blueprint
+from spatl.history import write_json
+
+_PLAN_FILE = "bench.yaml"
+
+OnStage = Callable[[str, int, int], OnEvent]
+"""Called before a stage with its title, how many of its runs there are, and how many of them are finished already."""
+
+
+def bench(
+    plan: Plan,
+    directory: Path,
+    *,
+    tune: bool = False,
+    workers: int = 0,
+    command: str = "spatl bench",
+    on_stage: OnStage = lambda title, number, finished: lambda event: None,
+    on_tuned: Callable[[list[Tuned]], None] = lambda tuned: None,
+) -> list[Record]:
+    """Run a benchmark, or what is missing of one.
+
+    Args:
+        plan: What to compare.
+        directory: A new directory, or that of a benchmark that was started before, whose finished runs are kept.
+        tune: Whether to choose every row's learning rate first.
+        workers: Processes; 0 for as many as the cores allow.
+        command: What the report says made it.
+        on_stage: Says how to show the progress of a stage.
+        on_tuned: Called with what tuning found.
+
+    Returns:
+        The records of `bench.json`; runs that failed are missing.
+
+    Raises:
+        ConfigError: The directory holds something else, or runs of another config.
+        SpatlError: Runs failed (other than by diverging); the reports of those that did not are written.
+    """
+    with _locked(directory):
+        _write_plan(plan, directory, command)
+        tuned: list[Tuned] = []
+        if tune:
+            _do("tuning", tuning_jobs(plan, directory), plan, workers, on_stage)
+            tuned = tuned_rows(plan, directory)
+            write_json(directory / "tuning.json", [_as_json(each) for each in tuned])
+            on_tuned(tuned)
+            plan = with_tuned(plan, tuned)
+        jobs = [
+            Job(f"{row.label}, seed {seed}", run_directory(directory, row.label, seed),
+                row.config(seed, report={"compare_alone": False}).to_json())
+            for row in plan.rows
+            for seed in plan.bench.seeds
+        ]  # fmt: skip
+        failed: SpatlError | None = None
+        try:
+            _do("runs", jobs, plan, workers, on_stage)
+        except SpatlError as error:
+            failed = error
+        records, curves = collect(plan, directory)
+        if records:
+            write_json(directory / "bench.json", records)
+            write_reports(plan, records, curves, directory, command=command, tuned=tuned)
+        if failed is not None:
+            raise failed
+        return records
+
+
+def _do(title: str, jobs: Sequence[Job], plan: Plan, workers: int, on_stage: OnStage) -> None:
+    missing = missing_jobs(jobs)
+    on_event = on_stage(title, len(jobs), len(jobs) - len(missing))
+    if not missing:
+        return
+    checked: set[str] = set()
+    for job in missing:  # a mistake shows here, in one line, before any work
+        config = config_from_json(job.config_json)
+        key = config.model_copy(update={"seed": 0}).to_json()
+        if key not in checked:
+            checked.add(key)
+            cached_blueprint(job.config_json)
+    failed = run_jobs(missing, workers=workers or _workers(plan), on_event=on_event)
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise SpatlError(
+            f"{len(failed)} of {len(missing)} runs failed, the others are kept; the first, {name}: {reason}"
+        )
+
+
+def _workers(plan: Plan) -> int:
+    """As many runs as the cores carry; one where they would share a GPU, or Ray spreads a run itself."""
+    config = plan.first
+    device = config.training.device
+    if config.engine != "inline" or not (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // config.training.threads)
+
+
+def _as_json(tuned: Tuned) -> dict[str, Any]:
+    scores = {f"{rate:g}": score for rate, score in tuned.scores.items()}
+    return {"method": tuned.label, "best": tuned.best, "at_edge": tuned.at_edge, "scores": scores}
+
+
+def _write_plan(plan: Plan, directory: Path, command: str) -> None:
+    content = {
+        "command": command,
+        "bench": plan.bench.model_dump(mode="json"),
+        "rows": {row.label: dict(row.values) for row in plan.rows},
+    }
+    (directory / _PLAN_FILE).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold a benchmark's directory for this process alone.
+
+    Raises:
+        ConfigError: It holds something that is no benchmark, or another process is at work in it.
+        SpatlError: It cannot be made.
+    """
+    try:
+        taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+        if taken and not (directory / _PLAN_FILE).is_file():
+            raise ConfigError(f"{directory} is already there and holds no benchmark; choose another (--out)")
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / ".lock").open("w")
+    except OSError as error:
+        raise SpatlError(f"cannot use {directory} for a benchmark: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another process is at work in {directory}; wait for it, or choose another") from None
+        yield

@@ -1,0 +1,175 @@
+"""How the numbers of a benchmark are written in a table: the same words on the terminal, in Markdown and in HTML."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from spatl.bench.results import Estimate, Record, TargetRow, average
+from spatl.bench.tuning import Tuned
+from spatl.plots import human_bytes
+
+NOTHING: Final = "–"
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage."""
+    return NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def interval(estimate: Estimate | None, text: Callable[[float], str]) -> str:
+    """A mean with the half width of its 95 % interval, where there is one."""
+    if estimate is None:
+        return NOTHING
+    if estimate.high is None:
+        return text(estimate.value)
+    return f"{text(estimate.value)} ± {text(estimate.high - estimate.value).removesuffix(' %')}"
+
+
+def final_accuracy(own: Sequence[Record]) -> str:
+    """The accuracy after the last round, over the seeds that ended."""
+    text = interval(average(record["final_accuracy"] for record in own), percent)
+    stopped = sum(record["stopped"] is not None for record in own)
+    return f"{text} ({stopped} stopped)" if stopped else text
+
+
+def reached_text(row: TargetRow) -> str:
+    """How many seeds reached a target."""
+    return "not reached" if row.reached == 0 else f"{row.reached} of {row.seeds}"
+
+
+def ratio_text(ratio: Estimate | None, at_least: float | None = None) -> str:
+    """A ratio with its 95 % interval, or the lower bound that is known instead."""
+    if ratio is None:
+        return NOTHING if at_least is None else f"> {at_least:.2f}x"
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.value:.2f}x"
+    if ratio.low == ratio.high:
+        return f"{ratio.value:.2f}x"
+    return f"{ratio.value:.2f}x ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
+def cost_rows(table: Sequence[TargetRow], rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
+    """The table of one target, after the paper's Table I: text by column."""
+    reference = next((row.bytes.value for row in table if row.label == "fedavg" and row.bytes), None)
+    return [
+        {
+            "method": row.title,
+            "reached": reached_text(row),
+            "rounds": _number(row.rounds),
+            "bytes per round and client": _bytes(average(r["bytes_per_round_and_client"] for r in rows[row.label])),
+            "bytes in total": _bytes(row.bytes),
+            "Δ to FedAvg": _difference(row.bytes, reference),
+            "ratio to FedAvg": ratio_text(row.ratio, row.ratio_at_least),
+            "ratio to best compressed": ratio_text(row.compressed_ratio),
+            "seconds": NOTHING if row.seconds is None else f"{row.seconds.value:.1f}",
+        }
+        for row in table
+    ]
+
+
+def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
+    """Final accuracies and what a round costs, one row per method: text by column."""
+    return [
+        {
+            "method": own[0]["title"],
+            "accuracy": final_accuracy(own),
+            "worst client": interval(average(record["accuracy_min"] for record in own), percent),
+            "spread over clients": interval(average(record["accuracy_spread"] for record in own), percent),
+            "best round": interval(average(record["best_accuracy"] for record in own), percent),
+            "up per round": _bytes(_per_round(own, "uplink_bytes")),
+            "down per round": _bytes(_per_round(own, "downlink_bytes")),
+            "keep ratio": _plain(average(record["keep_ratio"] for record in own)),
+            "learning rate": ", ".join(sorted({f"{record['learning_rate']:g}" for record in own})),
+            "seconds": _seconds(average(record["seconds"] for record in own)),
+        }
+        for own in rows.values()
+    ]
+
+
+def part_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
+    """Bytes of a run by direction and by what they are, means over the seeds: text by column."""
+    return [
+        {
+            "method": own[0]["title"],
+            **{
+                f"{way} {part}": _bytes(average(float(record[way].get(part, 0)) for record in own))
+                for way in ("uplink", "downlink")
+                for part in ("values", "indices", "control", "other")
+            },
+        }
+        for own in rows.values()
+    ]
+
+
+def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
+    """Every run, for the headline target: text by column."""
+    return [
+        {
+            "method": record["title"],
+            "seed": str(record["seed"]),
+            "final accuracy": percent(record["final_accuracy"]),
+            "worst client": percent(record["accuracy_min"]),
+            f"rounds to {percent(record['target'])}": str(record["rounds_to_target"] or NOTHING),
+            f"bytes to {percent(record['target'])}": _count(record["bytes_to_target"]),
+            "ratio to FedAvg": NOTHING if record["ratio_to_fedavg"] is None else f"{record['ratio_to_fedavg']:.2f}x",
+            "bytes in total": _count(record["total_bytes"]),
+            "refused": str(record["rejected"]),
+            "stopped": record["stopped"] or "",
+        }
+        for record in records
+    ]
+
+
+def tuned_row(tuned: Tuned) -> dict[str, str]:
+    """What tuning found for one row: text by column."""
+    cells = {}
+    for rate, score in tuned.scores.items():
+        cells[f"{rate:g}"] = "stopped" if score is None else percent(score) + (" *" if rate == tuned.best else "")
+    return {"method": tuned.label, **cells}
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Write rows of plain text as a Markdown table; nothing for no rows."""
+    if not rows:
+        return ""
+    first, *others = rows[0]
+    lines = [
+        _line([first, *others]),
+        _line(["---", *["---:" for _ in others]]),
+        *(_line(row.values()) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+
+
+def _per_round(own: Sequence[Record], key: str) -> Estimate | None:
+    return average(record[key] / record["rounds"] for record in own if record["rounds"])
+
+
+def _bytes(estimate: Estimate | None) -> str:
+    return NOTHING if estimate is None else human_bytes(round(estimate.value))
+
+
+def _difference(estimate: Estimate | None, reference: float | None) -> str:
+    if estimate is None or reference is None:
+        return NOTHING
+    difference = round(estimate.value - reference)
+    return f"{'−' if difference < 0 else '+'}{human_bytes(abs(difference))}"
+
+
+def _number(estimate: Estimate | None) -> str:
+    return NOTHING if estimate is None else f"{estimate.value:.0f}"
+
+
+def _plain(estimate: Estimate | None) -> str:
+    return NOTHING if estimate is None else f"{estimate.value:.2f}"
+
+
+def _seconds(estimate: Estimate | None) -> str:
+    return NOTHING if estimate is None else f"{estimate.value:.1f}"
+
+
+def _count(number: int | None) -> str:
+    return NOTHING if number is None else f"{number:,}"
