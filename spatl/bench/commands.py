@@ -12,9 +12,9 @@ from rich.table import Table
 
 from spatl.bench.jobs import Event, OnEvent
 from spatl.bench.plan import Plan, make_plan
-from spatl.bench.results import Record, average, by_row, meaningful, target_table
+from spatl.bench.results import Record, by_row, meaningful, target_table
 from spatl.bench.run import bench
-from spatl.bench.tables import NOTHING, final_accuracy, interval, percent, ratio_text, reached_text, tuned_row
+from spatl.bench.tables import NOTHING, final_accuracy, percent, ratio_text, tuned_row
 from spatl.bench.tuning import Tuned
 from spatl.plots import human_bytes
 
@@ -130,22 +130,19 @@ def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> Non
     target = plan.bench.targets[place]
     table = Table(title=f"{config.data.name}, {config.partition.num_clients} clients, {len(plan.bench.seeds)} seeds: "
                         f"cost until {percent(target)} is held for three rounds")  # fmt: skip
-    columns = ("method", "reached", "rounds", "bytes", "ratio to FedAvg", "seconds", "final accuracy", "worst client")
+    columns = ("method", "reached", "rounds", "bytes", "ratio to FedAvg", "final accuracy")
     for column in columns:
         is_name = column == "method"
         table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
     rows = by_row(records)
     for line in target_table(records, place):
-        own = rows[line.label]
         table.add_row(
             line.label,
-            reached_text(line),
+            f"{line.reached}/{line.seeds}",
             NOTHING if line.rounds is None else f"{line.rounds.value:.0f}",
             NOTHING if line.bytes is None else human_bytes(round(line.bytes.value)),
             ratio_text(line.ratio, line.ratio_at_least).replace(" (", "\n("),
-            NOTHING if line.seconds is None else f"{line.seconds.value:.1f}",
-            final_accuracy(own),
-            interval(average(record["accuracy_min"] for record in own), percent),
+            final_accuracy(rows[line.label]),
         )
     console.print(table)
     if meaningful(records, place) is False:

@@ -24,13 +24,14 @@ Curves = Mapping[str, Sequence[Curve]]
 """The curves of the seeds by the row's title."""
 
 
-def accuracy_svg(curves: Curves, *, against: str, targets: Sequence[tuple[float, bool]]) -> str:
+def accuracy_svg(curves: Curves, *, against: str, targets: Sequence[tuple[float, bool]], alone: str | None) -> str:
     """Draw accuracy against `"bytes"` (on a logarithmic axis), `"rounds"` or `"seconds"`.
 
     Args:
         curves: By row.
         against: What is on the horizontal axis: a field of `Point`.
         targets: Accuracies to mark, each with whether it needs a federation.
+        alone: The row that trains without a federation: against bytes, which it does not need, it is a level line.
 
     Returns:
         One `<svg>` element, in the colours of the page around it.
@@ -42,6 +43,9 @@ def accuracy_svg(curves: Curves, *, against: str, targets: Sequence[tuple[float,
             places, low, middle, high = _means(own, against)
             if not places:
                 continue
+            if against == "bytes" and title == alone:
+                axes.axhline(middle[-1], label=f"{title}, at the end", linewidth=2, **style)
+                continue
             shown += [place for place in places if place > 0]
             axes.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
             axes.plot(places, middle, label=title, linewidth=2, **style)
@@ -49,6 +53,8 @@ def accuracy_svg(curves: Curves, *, against: str, targets: Sequence[tuple[float,
             axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (1, 3)), alpha=0.9 if needs_federation else 0.3)
         if against == "bytes":
             byte_axis(axes, shown)
+        if against == "rounds":
+            axes.locator_params(axis="x", integer=True)
         axes.set(xlabel=_AXIS[against], ylabel="accuracy (fraction correct)")
         low_end, high_end = axes.get_ylim()
         axes.set_ylim(max(low_end, 0.0), min(high_end, 1.01))

@@ -10,7 +10,7 @@ import torch
 import spatl
 from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.pictures import Curves, accuracy_svg, clients_svg, curve_words
-from spatl.bench.plan import Plan
+from spatl.bench.plan import ALONE, Plan
 from spatl.bench.results import CRITERIA, Curve, Record, by_row, meaningful, target_table
 from spatl.bench.tables import accuracy_rows, cost_rows, markdown, part_rows, percent, run_rows, tuned_row
 from spatl.bench.tuning import Tuned
@@ -150,11 +150,12 @@ def _stopped(records: Sequence[Record]) -> str:
 def _pictures(plan: Plan, records: Sequence[Record], curves: Curves) -> list[str]:
     targets = [(target, meaningful(records, place) is not False) for place, target in enumerate(plan.bench.targets)]
     words = curve_words(curves)
+    alone = next((record["title"] for record in records if record["base_method"] == ALONE), None)
     found = [
         section(
             f"Accuracy against {against}",
             figure(
-                accuracy_svg(curves, against=against, targets=targets),
+                accuracy_svg(curves, against=against, targets=targets, alone=alone),
                 label=f"Accuracy against {against}, one line per method",
                 words=f"Means over the seeds, from the lowest to the highest shaded; dotted lines are targets. {words}",
                 name=f"against-{against}",

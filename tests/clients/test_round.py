@@ -45,6 +45,21 @@ def test_what_is_sent_and_kept_does_not_depend_on_the_test_split(selector):
     assert report.loss != other_report.loss
 
 
+def with_unreadable_test_split(data: ClientData) -> ClientData:
+    images = torch.full_like(data.test.images, torch.nan)
+    return dataclasses.replace(data, test=Examples(images, data.test.labels))
+
+
+@pytest.mark.parametrize("selector", ["random", "agent"])
+def test_tuning_measures_on_the_validation_split_and_leaves_the_test_split_unread(selector):
+    config = tiny_config(report={"split": "validation"}, selection={"selector": selector})
+    _, (blob, report, _) = trained(config)
+    _, (other_blob, other_report, _) = trained(config, change=with_unreadable_test_split)
+    assert (blob, report.accuracy, report.loss) == (other_blob, other_report.accuracy, other_report.loss)
+    _, (_, on_test, _) = trained(tiny_config(selection={"selector": selector}))
+    assert on_test.loss != report.loss
+
+
 def test_training_does_not_see_the_validation_split():
     _, (blob, _, _) = trained(tiny_config())
     _, (other_blob, _, _) = trained(tiny_config(), change=with_other_validation_split)

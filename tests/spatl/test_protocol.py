@@ -48,6 +48,17 @@ def test_unpacking_gives_back_what_was_packed(mask, step_weight):
     assert (seen.server_round, seen.base_version, seen.step_weight) == (1, 0, step_weight)
 
 
+@given(mask=masks)
+def test_a_model_of_some_channels_round_trips_with_zeros_elsewhere_and_fewer_bytes(mask):
+    selection = Selection(torch.tensor(mask))
+    model = Model(3, 2, torch.randn(LAYOUT.num_entries) * selection.mask[LAYOUT.owner], None, selection)
+    blob = pack_model(model, LAYOUT, FLOAT32, generator=GENERATOR)
+    seen = unpack_model(blob, LAYOUT)
+    assert torch.equal(seen.encoder, model.encoder)
+    assert torch.equal(seen.selection.mask, selection.mask)
+    assert section_bytes(blob)["values"] == 4 * int(selection.mask[LAYOUT.owner].sum())
+
+
 @pytest.mark.parametrize("control", [None, torch.linspace(-1, 1, LAYOUT.num_parameter_entries)])
 def test_a_model_round_trips_with_and_without_control(control):
     model = Model(3, 2, torch.randn(LAYOUT.num_entries), control)

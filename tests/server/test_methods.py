@@ -1,0 +1,335 @@
+"""Methods that are rows here compute what others compute: Flower's strategies, examples worked out by hand, papers."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg, FedProx
+
+from clients.app import app as client_app
+from clients.round import Workplace
+from server.grids import InProcessGrid
+from server.strategy import blob_record
+from spatl.aggregation import Aggregator
+from spatl.data import Examples, batches
+from spatl.errors import BudgetError, DivergedError, SpatlError
+from spatl.federation import reproducible
+from spatl.history import read_lines
+from spatl.protocol import Model, Update, unpack_model, unpack_update
+from spatl.seeding import generator
+from spatl.selection.selection import select_all
+from spatl.training.control import correction_hook, refresh_control
+from spatl.training.local import LocalTraining, train_
+from tests.federations import blueprint_of, run_tiny, state_of, tiny_config
+from tests.layouts import interleaved_layout
+from tests.server.test_federation import Strategies, fingerprints, tampering
+
+
+@pytest.fixture
+def strategies(monkeypatch):
+    return Strategies(monkeypatch)
+
+
+def flowers_result(config, strategy):
+    """Flower's own strategy and plain PyTorch clients, on the data, initial weights and batches of a config."""
+    blueprint = blueprint_of(config)
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client = context.node_config["partition-id"]
+        server_round = message.content["config"]["server-round"]
+        mu = message.content["config"].get("proximal-mu", 0.0)
+        model = copy.deepcopy(blueprint.model)
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        start = [p.detach().clone() for p in model.parameters()]
+        examples = blueprint.client_data(client).train
+        optimizer = torch.optim.SGD(model.parameters(), lr=config.training.learning_rate)
+        order = generator(config.seed, "batches", server_round=server_round, client=client)
+        for _ in range(config.training.local_epochs):
+            for images, labels in batches(examples, batch_size=config.training.batch_size, generator=order):
+                optimizer.zero_grad()
+                pull = sum(((p - s) ** 2).sum() for p, s in zip(model.parameters(), start, strict=True))
+                (F.cross_entropy(model(images), labels) + mu / 2 * pull).backward()
+                optimizer.step()
+        metrics = MetricRecord({"num-examples": len(examples)})
+        arrays = ArrayRecord(model.state_dict())
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    grid = InProcessGrid(app, num_clients=config.partition.num_clients, run_config={})
+    with reproducible(threads=1):
+        result = strategy.start(
+            grid, ArrayRecord(blueprint.model.state_dict()), num_rounds=config.rounds, train_config=ConfigRecord()
+        )
+    return result.arrays.to_torch_state_dict()
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [
+        ("fedavg", FedAvg(fraction_evaluate=0.0)),
+        ("fedprox", FedProx(fraction_evaluate=0.0, proximal_mu=0.5)),
+    ],
+)
+def test_the_row_computes_what_flowers_own_strategy_computes(tmp_path, strategies, method, strategy):
+    config = tiny_config(
+        method=method, training={"local_steps": None, "local_epochs": 2, "learning_rate": 0.1, "proximal_mu": 0.5}
+    )
+    run_tiny(config, tmp_path)
+    ours = blueprint_of(config).layout.unflatten(strategies.last.state.encoder)
+    theirs = flowers_result(config, strategy)
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        torch.testing.assert_close(ours[name], values, rtol=0, atol=2e-6)
+
+
+def test_the_pull_of_fedprox_matters_in_that_comparison(tmp_path, strategies):
+    """The two rows of the comparison above are far further apart than its tolerance."""
+    results = []
+    for method in ("fedavg", "fedprox"):
+        run_tiny(tiny_config(method=method, training={"proximal_mu": 0.5, "local_steps": 8}), tmp_path / method)
+        results.append(strategies.last.state.encoder)
+    assert float((results[0] - results[1]).abs().max()) > 1e-3
+
+
+SCALAR = interleaved_layout([(1, 1)])
+SOME_EXAMPLES = Examples(torch.zeros(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64))
+
+
+class Scalar(torch.nn.Module):
+    """One weight, whose gradient the tests replace by that of a quadratic."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([start]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) * self.weight + torch.zeros(len(images), 2)
+
+
+def local_run(start: float, minimum: float, steps: int, correction: float = 0.0) -> Update:
+    """The update of a client whose loss is (w - minimum)^2 / 2, after plain steps at learning rate 1/2."""
+    model = Scalar(start)
+
+    def quadratic(parameters):
+        weight = parameters["layer0.p0"]
+        weight.grad = (weight - minimum).detach().clone()
+
+    settings = LocalTraining(epochs=1, steps=steps, batch_size=2, learning_rate=0.5)
+    hooks = [quadratic, correction_hook({"layer0.p0": torch.tensor([correction])})]
+    result = train_(
+        model, {"layer0.p0": model.weight}, SOME_EXAMPLES, settings, generator=torch.Generator(), hooks=hooks
+    )
+    return Update(1, 0, select_all(SCALAR), (model.weight - start).detach(), result.step_weight)
+
+
+def test_scaffold_on_two_clients_by_hand():
+    """Minima 1 and -3, equal weights, two steps at 1/2 (a = 1), option II undamped.
+
+    Round 1, x = c = c_i = 0: client 1 goes 0.5, 0.75, so c_1 = -0.75; client 2 goes -1.5, -2.25, so c_2 = 2.25;
+    x = (0.75 - 2.25) / 2 = -0.75, c = (-0.75 + 2.25) / 2 = 0.75.
+    Round 2: client 1 is corrected by 0.75 + 0.75 = 1.5: gradients -0.25 and -0.125, y = -0.5625, D = 0.1875,
+    c_1 = -0.75 - 0.75 - 0.1875 = -1.6875; client 2 by 0.75 - 2.25 = -1.5: gradients 0.75 and 0.375, y = -1.3125,
+    D = -0.5625, c_2 = 2.25 - 0.75 + 0.5625 = 2.0625; x = -0.75 + (0.1875 - 0.5625) / 2 = -0.9375, towards the common
+    minimum -1, where FedAvg would stay at -0.75 of it; c = (-1.6875 + 2.0625) / 2 = 0.1875.
+    """
+    x, c, own = torch.zeros(1), torch.zeros(1), [torch.zeros(1), torch.zeros(1)]
+    expected = [(-0.75, 0.75, -0.75, 2.25), (-0.9375, 0.1875, -1.6875, 2.0625)]
+    for numbers in expected:
+        aggregator = Aggregator(SCALAR, x, c, total_examples=2)
+        for client, minimum in enumerate((1.0, -3.0)):
+            update = local_run(float(x), minimum, steps=2, correction=float(c - own[client]))
+            aggregator.add(update, 1)
+            own[client] = refresh_control(own[client], c, update, SCALAR, damping=1.0)
+        x, c = aggregator.encoder(), aggregator.control()
+        assert (float(x), float(c), float(own[0]), float(own[1])) == pytest.approx(numbers)
+
+
+def test_fednova_on_two_clients_by_hand():
+    """Minima 1 and -3, weights 1/4 and 3/4, one and two steps at 1/2.
+
+    Client 1: D = 0.5, a = 0.5, direction 1; client 2: D = -2.25, a = 1, direction -2.25. The mean direction is
+    1/4 - 3 * 2.25 / 4 = -1.4375, the effective step weight 0.5/4 + 3/4 = 0.875: x = -1.2578125. FedAvg would go to
+    0.5/4 - 3 * 2.25 / 4 = -1.5625, pulled by the client that took more steps.
+    """
+    updates = [(local_run(0.0, 1.0, steps=1), 1), (local_run(0.0, -3.0, steps=2), 3)]
+    for normalizes, expected in ((True, -1.2578125), (False, -1.5625)):
+        aggregator = Aggregator(SCALAR, torch.zeros(1), None, total_examples=4, normalizes=normalizes)
+        for update, number in updates:
+            aggregator.add(update, number)
+        assert float(aggregator.encoder()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", ["scaffold", "spatl"])
+def test_scaffold_is_option_ii_unless_a_config_says_otherwise(method):
+    control = tiny_config(method=method).control
+    assert (control.damping, control.half_life) == ((1.0, None) if method == "scaffold" else (0.5, 2.0))
+    control = tiny_config(method=method, control={"damping": 0.7}).control
+    assert (control.damping, control.half_life) == (0.7, None if method == "scaffold" else 2.0)
+
+
+def test_the_head_of_fedrep_never_leaves_its_client(tmp_path):
+    """No blob in either direction holds a row of any client's head, and no layout names it."""
+    config = tiny_config(method="fedrep")
+    blobs = []
+
+    class Watching(InProcessGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            blobs.extend(m.content["arrays"]["blob"].data for m in messages if "arrays" in m.content)
+            return super().push_messages(messages)
+
+    def keep(client, content):
+        blobs.append(content["arrays"]["blob"].data)
+        return content
+
+    run_tiny(config, tmp_path, app=tampering(keep), grid_type=Watching)
+    assert not any("classifier" in name for name in blueprint_of(config).layout.shapes)
+    heads = [state_of(tmp_path, client).private["classifier.weight"] for client in range(5)]
+    assert not torch.equal(heads[0], heads[1])
+    assert len(blobs) == 3 * 2 * 5 + 5  # rounds, directions, clients, and the final encoder
+    for blob in blobs:
+        assert not any(row.numpy().tobytes() in blob for head in heads for row in head)
+
+
+def received(blueprint) -> Model:
+    return Model(1, 0, blueprint.initial_encoder(), None)
+
+
+def test_fedrep_trains_the_head_under_the_encoder_that_arrived_and_then_the_encoder_under_that_head():
+    """Collins et al., algorithm 1: recomputed with two plain runs of SGD over one half of the parameters each."""
+    config = tiny_config(method="fedrep", training={"head_epochs": 3})
+    blueprint = blueprint_of(config)
+    blob, _, state = Workplace(blueprint).train(0, received(blueprint), None, acknowledged_round=0)
+
+    model, data = copy.deepcopy(blueprint.model), blueprint.client_data(0)
+    head = {name: p for name, p in model.named_parameters() if name.startswith("classifier")}
+    body = {name: p for name, p in model.named_parameters() if name not in head}
+    settings = config.training.settings()
+    for parameters, purpose, how in (
+        (head, "head", replace(settings, epochs=3, steps=None)),
+        (body, "batches", settings),
+    ):
+        train_(model, parameters, data.train, how, generator=generator(config.seed, purpose, server_round=1, client=0))
+    update = unpack_update(blob, blueprint.layout, server_round=1, base_version=0)
+    moved = blueprint.layout.flatten(dict(model.named_parameters())) - blueprint.initial_encoder()
+    torch.testing.assert_close(update.values, moved, rtol=0, atol=1e-6)
+    torch.testing.assert_close(state.private["classifier.weight"], model.classifier.weight.detach(), rtol=0, atol=1e-6)
+
+
+def test_fine_tuning_shows_in_the_accuracies_and_nowhere_else(tmp_path):
+    """The encoders are those of FedAvg, round for round; losses on arrival are lower after training a little."""
+    run_tiny(tiny_config(method="fedavg"), tmp_path / "plain")
+    run_tiny(tiny_config(method="fedavg-finetune", training={"finetune_epochs": 3}), tmp_path / "tuned")
+    assert fingerprints(tmp_path / "plain") == fingerprints(tmp_path / "tuned")
+    plain, tuned = (read_lines(tmp_path / name / "history.jsonl") for name in ("plain", "tuned"))
+    assert all(after["loss"] < before["loss"] for before, after in zip(plain, tuned, strict=True))
+    assert tuned[-1]["final_loss"] < plain[-1]["final_loss"]
+
+
+def test_with_a_static_mask_all_train_and_send_one_set_of_channels_and_the_rest_is_zero(tmp_path, strategies):
+    config = tiny_config(method="ssfl", selection={"keep_ratio": 0.3}, training={"weight_decay": 0.01, "momentum": 0.5})
+    layout = blueprint_of(config).layout
+    models, masks = [], []
+
+    class Watching(InProcessGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            for message in messages:
+                if "arrays" in message.content:
+                    blob = message.content["arrays"]["blob"].data
+                    assert len(blob) < 0.3 * 4 * layout.num_entries + 200  # down as well as up
+                    models.append(unpack_model(blob, layout))
+            return super().push_messages(messages)
+
+    def keep(client, content):
+        blob = content["arrays"]["blob"].data
+        server_round = 1 + len(masks) // 5
+        masks.append(unpack_update(blob, layout, server_round=server_round, base_version=server_round - 1).selection)
+        return content
+
+    summary = run_tiny(config, tmp_path, app=tampering(keep), grid_type=Watching)
+    (mask,) = {tuple(selection.mask.tolist()) for selection in [*masks, *(model.selection for model in models)]}
+    kept = torch.tensor(mask)
+    assert 0 < kept.sum() < layout.num_channels
+    for model in models:
+        assert not model.encoder[~kept[layout.owner]].any()
+        assert torch.equal(model.encoder != 0, model.encoder.bool() & kept[layout.owner])
+    assert not strategies.last.state.encoder[~kept[layout.owner]].any()
+    assert summary["keep_ratio"] <= 0.3
+    assert summary["rejected"] == 0
+    assert read_lines(tmp_path / "history.jsonl")[0]["uplink"]["indices"] >= 5 * 4 * layout.num_channels
+
+
+def test_a_static_mask_keeps_the_classes(tmp_path, strategies):
+    """The channels that no layer reads are the logits: without one of them a class could never be predicted."""
+    config = tiny_config(method="ssfl", selection={"keep_ratio": 0.25}, rounds=1)
+    run_tiny(config, tmp_path)
+    views = blueprint_of(config).layout.unflatten(strategies.last.state.encoder)
+    assert bool((views["classifier.weight"] != 0).any(1).all())
+
+
+def test_a_budget_that_does_not_pay_for_the_classes_is_one_clear_line(tmp_path):
+    config = tiny_config(
+        method="ssfl", model={"name": "cnn", "options": {"channels": [1, 1], "hidden": 100}},
+        selection={"keep_ratio": 0.2}, rounds=1,
+    )  # fmt: skip
+    with pytest.raises(BudgetError, match=r"selection\.keep_ratio is 0\.2, which does not pay for the 10 outputs"):
+        run_tiny(config, tmp_path)
+
+
+def test_an_update_of_other_channels_than_were_agreed_on_is_refused(tmp_path):
+    config = tiny_config(method="ssfl", selection={"keep_ratio": 0.3}, rounds=1)
+    whole = tiny_config(method="fedavg")
+    forged, _, _ = Workplace(blueprint_of(whole)).train(2, received(blueprint_of(whole)), None, acknowledged_round=0)
+
+    def forge(client, content):
+        if client == 2:
+            content["arrays"] = blob_record(forged)
+        return content
+
+    run_tiny(config, tmp_path, app=tampering(forge))
+    (rejection,) = read_lines(tmp_path / "history.jsonl")[0]["rejections"]
+    assert rejection == {"client": 2, "reason": "the update is not of the channels that all clients agreed on"}
+
+
+@pytest.mark.parametrize(
+    ("blob", "reason"),
+    [(b"", "bytes of channel saliency, got 0"), (None, "channel saliency must be finite numbers from 0")],
+)
+def test_a_client_that_cannot_say_what_matters_is_one_clear_line(tmp_path, blob, reason):
+    config = tiny_config(method="ssfl", rounds=1)
+    nan = b"\x00\x00\xc0\x7f" * blueprint_of(config).layout.num_channels
+    app = ClientApp()
+
+    @app.query()
+    def register(message: Message, context: Context) -> Message:
+        content = client_app(message, context).content
+        if context.node_config["partition-id"] == 3:
+            content["arrays"] = blob_record(nan if blob is None else blob)
+        return Message(content, reply_to=message)
+
+    with pytest.raises(SpatlError, match=f"client 3 could not register: .*{reason}"):
+        run_tiny(config, tmp_path, app=app)
+
+
+def test_when_every_client_diverges_the_run_is_said_to_have_diverged(tmp_path):
+    with pytest.raises(DivergedError, match=r"no update could be used.*diverged in round 1"):
+        run_tiny(tiny_config(method="fedavg", training={"learning_rate": 1e30}), tmp_path)
+
+
+def test_a_compressed_fedavg_is_a_row_with_a_codec(tmp_path):
+    """Half the bytes of values both ways, and accuracies that hardly differ."""
+    runs = {}
+    for codec in ("float32", "float16"):
+        config = tiny_config(method="fedavg", wire={"uplink": codec, "downlink": codec}, rounds=4)
+        runs[codec] = run_tiny(config, tmp_path / codec), read_lines(tmp_path / codec / "history.jsonl")
+    full, half = (
+        sum(row[way]["values"] for row in rows for way in ("uplink", "downlink")) for _, rows in runs.values()
+    )
+    assert full == 2 * half
+    assert runs["float16"][0]["loss"] == pytest.approx(runs["float32"][0]["loss"], rel=0.01)

@@ -1,0 +1,94 @@
+"""One set of channels for all clients: what is salient, and what the budget leaves of it."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from spatl.data import Examples
+from spatl.errors import UpdateRejected
+from spatl.protocol import pack_saliency, unpack_saliency
+from spatl.selection.budget import Budget
+from spatl.selection.static import channel_saliency, common_selection
+from tests.federations import blueprint_of, tiny_config
+from tests.layouts import interleaved_layout
+from tests.networks import MixedNet
+
+TINY = blueprint_of(tiny_config(method="ssfl"))
+
+
+def test_saliency_is_gradient_times_weight_added_up_over_a_channel():
+    """A linear classifier on one example (1, 2) of class 0, with equal logits: w_k has the gradient (p_k - y_k) (1, 2).
+
+    With p = 1/2 each: class 0: |-1/2 * 1 * w_00| + |-1/2 * 2 * w_01| = 0.5 * 2 + 1 * 1 = 2; class 1 likewise, with the
+    same weights, 2.
+    """
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[2.0, 1.0], [2.0, 1.0]]))
+    layout = interleaved_layout([(2, 2)])
+    layout.owner[:] = torch.tensor([0, 0, 1, 1])
+    examples = Examples(torch.tensor([1.0, 2.0]).view(1, 1, 1, 2), torch.tensor([0]))
+    saliency = channel_saliency(model, {"1.weight": model[1].weight}, layout, examples)
+    assert saliency.tolist() == pytest.approx([2.0, 2.0])
+
+
+def test_measuring_leaves_the_network_as_it_was():
+    torch.manual_seed(0)
+    model = MixedNet(num_classes=3, in_channels=1).train()
+    before = copy.deepcopy(model.state_dict())
+    layout = interleaved_layout([(1, sum(p.numel() for p in model.parameters()))])
+    examples = Examples(torch.randn(8, 1, 8, 8), torch.randint(3, (8,)))
+    saliency = channel_saliency(model, dict(model.named_parameters()), layout, examples)
+    assert saliency.shape == (1,)
+    assert float(saliency) > 0
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+saliencies = st.lists(
+    st.lists(st.floats(0, 100, width=32), min_size=TINY.layout.num_channels, max_size=TINY.layout.num_channels),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(values=saliencies, keep_ratio=st.floats(0.25, 1.0), examples=st.data())
+def test_the_common_selection_meets_the_budget_whatever_clients_say_and_in_whatever_order(values, keep_ratio, examples):
+    saliency = {client: torch.tensor(each) for client, each in enumerate(values)}
+    numbers = {client: examples.draw(st.integers(1, 100)) for client in saliency}
+    budget = Budget("keep_ratio", keep_ratio)
+    selection = common_selection(saliency, numbers, TINY.costs, budget)
+    assert selection.keep_ratio(TINY.layout) <= keep_ratio
+    assert bool((selection.counts(TINY.layout) >= 1).all())
+    backwards = dict(reversed(saliency.items()))
+    assert torch.equal(common_selection(backwards, numbers, TINY.costs, budget).mask, selection.mask)
+
+
+def test_clients_count_by_their_examples():
+    """Two clients disagree on two channels of the first group; the one with more examples prevails."""
+    one, other = torch.full((TINY.layout.num_channels,), 1e-6), torch.full((TINY.layout.num_channels,), 1e-6)
+    one[0], other[1] = 1.0, 1.0
+    one_each_and_all_classes = TINY.costs.of(torch.tensor([1, 1, 1, 10]), "keep_ratio")
+    budget = Budget("keep_ratio", one_each_and_all_classes + 0.001)
+    for weights, winner in (((10, 1), 0), ((1, 10), 1)):
+        selection = common_selection({0: one, 1: other}, dict(enumerate(weights)), TINY.costs, budget)
+        assert bool(selection.mask[winner])
+
+
+@given(values=st.lists(st.floats(0, 2.0**99, width=32), min_size=12, max_size=12))
+def test_saliency_comes_through_the_wire(values):
+    layout = interleaved_layout([(1, 3), (7, 4), (4, 2)])
+    saliency = torch.tensor(values)
+    assert torch.equal(unpack_saliency(pack_saliency(saliency), layout), saliency)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0, 2e30])
+def test_saliency_that_is_no_number_from_zero_is_refused(bad):
+    layout = interleaved_layout([(1, 3), (7, 4)])
+    with pytest.raises(UpdateRejected, match="finite numbers from 0"):
+        unpack_saliency(pack_saliency(torch.tensor([bad] + [1.0] * 7)), layout)
