@@ -14,7 +14,7 @@ from spatl.codec import CODECS
 from spatl.data import ClientData
 from spatl.errors import DivergedError
 from spatl.federation import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
-from spatl.protocol import EvaluateReport, Model, TrainReport, Update, pack_update, unpack_update
+from spatl.protocol import LARGEST_METRIC, EvaluateReport, Model, TrainReport, Update, pack_update, unpack_update
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.budget import BUDGET_KINDS, Budget, check_budget
 from spatl.selection.selection import Selection, select_all
@@ -95,10 +95,12 @@ class Workplace:
             training_seconds = time.perf_counter() - training_started
             weights = layout.flatten(encoder_tensors(model, self.blueprint.split))
             private = self._private(model)
-            if not torch.isfinite(weights).all() or not all(torch.isfinite(p).all() for p in model.parameters()):
+            finite = all(bool(torch.isfinite(tensor).all()) for tensor in (weights, *model.parameters()))
+            if not finite or not max(arrival.loss, result.loss) <= LARGEST_METRIC:
                 raise DivergedError(
-                    f"client {client} diverged in round {received.server_round} (train loss {result.loss:g}): "
-                    f"lower training.learning_rate{' or control.damping' if method.controls else ''}"
+                    f"client {client} diverged in round {received.server_round} (loss {arrival.loss:g} on arrival, "
+                    f"{result.loss:g} in training): lower training.learning_rate"
+                    f"{' or control.damping' if method.controls else ''}"
                 )
             budget = self.budget(client, budget)
             selection_started = time.perf_counter()

@@ -76,7 +76,8 @@ class Model:
 
 
 _LARGEST_SALIENCY: Final = 1e30
-_LARGEST_METRIC: Final = 1e9
+LARGEST_METRIC: Final = 1e9
+"""A loss above it belongs to no training that still works."""
 _LARGEST: Final = {
     **dict.fromkeys(("accuracy", "keep-ratio", "flops-ratio", "validation-gain"), 1.0),
     "budget-kind": float(len(BUDGET_KINDS)),
@@ -106,7 +107,7 @@ class _Report:
                 raise UpdateRejected(f"the metric {name} must be a finite number, got {value}")
             if field.type is int and not isinstance(value, int):
                 raise UpdateRejected(f"the metric {name} must be a whole number, got {value}")
-            highest = _LARGEST.get(name, _LARGEST_METRIC)
+            highest = _LARGEST.get(name, LARGEST_METRIC)
             if not 0 <= value <= highest:
                 raise UpdateRejected(f"the metric {name} must lie in [0, {highest:g}], got {value}")
             values[field.name] = value

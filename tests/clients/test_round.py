@@ -153,6 +153,14 @@ def test_a_local_run_that_leaves_the_finite_numbers_says_so():
         trained(tiny_config(training={"learning_rate": 1e30}))
 
 
+def test_a_loss_that_is_finite_but_absurd_is_a_divergence_too():
+    """Undamped control variates at a high learning rate left a loss of 4e15, which no report may carry."""
+    blueprint = blueprint_of(tiny_config())
+    huge = Model(1, 0, blueprint.initial_encoder() * 1e5, None)
+    with pytest.raises(DivergedError, match="client 0 diverged in round 1"):
+        Workplace(blueprint).train(0, huge, None, acknowledged_round=0)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_round_on_each_device_and_precision(device, precision):

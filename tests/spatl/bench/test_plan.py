@@ -1,0 +1,120 @@
+"""What is compared with what, and what is refused."""
+
+import pytest
+
+from spatl.bench.plan import make_plan
+from spatl.errors import ConfigError
+from spatl.methods import METHODS
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    def write(name="bench.yaml", text="rounds: 3\ntraining: {learning_rate: 0.2}\n"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_without_rows_every_method_is_one(config_of):
+    plan = make_plan([config_of()])
+    assert [row.label for row in plan.rows] == list(METHODS)
+    assert all(row.config(5).method == row.label for row in plan.rows)
+    assert {row.config(5).seed for row in plan.rows} == {5}
+    assert {row.config(1).training.learning_rate for row in plan.rows} == {0.2}
+
+
+def test_rows_differ_by_what_they_say(config_of):
+    text = """
+rounds: 3
+bench:
+  seeds: [4, 5]
+  methods:
+    fedavg: {training: {learning_rate: 0.3}}
+    small: {method: fedavg, wire: {uplink: float16}}
+    scaffold: {}
+"""
+    plan = make_plan([config_of(text=text)])
+    fedavg, small, scaffold = (row.config(4) for row in plan.rows)
+    assert [row.label for row in plan.rows] == ["fedavg", "small", "scaffold"]
+    assert (fedavg.method, small.method, scaffold.method) == ("fedavg", "fedavg", "scaffold")
+    assert (fedavg.training.learning_rate, small.training.learning_rate) == (0.3, 0.05)
+    assert (small.wire.uplink, small.wire.downlink) == ("float16", "float32")
+    assert scaffold.control.damping == 1.0
+    assert plan.bench.seeds == (4, 5)
+
+
+def test_the_command_line_picks_rows_seeds_and_targets(config_of):
+    text = "bench: {methods: {mine: {method: spatl, selection: {keep_ratio: 0.1}}, fedavg: {}}}\n"
+    plan = make_plan(
+        [config_of(text=text)], methods=["fedprox", "mine", "fedavg+float16"], seeds=[9], targets=[0.5, 0.25]
+    )
+    assert [row.label for row in plan.rows] == ["fedprox", "mine", "fedavg+float16"]
+    assert plan.rows[1].config(9).selection.keep_ratio == 0.1
+    wire = plan.rows[2].config(9).wire
+    assert (plan.rows[2].config(9).method, wire.uplink, wire.downlink) == ("fedavg", "float16", "float16")
+    assert (plan.bench.seeds, plan.bench.targets) == ((9,), (0.5, 0.25))
+
+
+def test_several_configs_are_rows_called_by_method_or_file(config_of):
+    paths = [
+        config_of("one.yaml", "method: fedavg\n"),
+        config_of("two.yaml", "method: spatl\n"),
+        config_of("half.yaml", "method: spatl\nselection: {keep_ratio: 0.5}\n"),
+    ]
+    assert [row.label for row in make_plan(paths).rows] == ["fedavg", "two", "half"]
+
+
+@pytest.mark.parametrize(
+    ("second", "line"),
+    [
+        (
+            "method: spatl\npartition: {alpha: 0.1}\n",
+            r"spatl differs from fedavg in partition\.alpha \(0\.1 against 0\.5\)",
+        ),
+        ("method: spatl\nrounds: 7\n", r"differs from fedavg in rounds \(7 against 20\)"),
+        ("method: spatl\ntraining: {local_epochs: 9}\n", r"in training\.local_epochs \(9 against 2\)"),
+        ("method: spatl\ndata: {name: synthetic}\n", r"in data\.name \(synthetic against digits\)"),
+        ("method: spatl\nmodel: {options: {hidden: 9}}\n", r"in model\.options"),
+    ],
+)
+def test_configs_that_differ_in_more_than_the_method_are_one_clear_line(config_of, second, line):
+    paths = [config_of("one.yaml", "method: fedavg\n"), config_of("two.yaml", second)]
+    with pytest.raises(ConfigError, match=line):
+        make_plan(paths)
+
+
+def test_rows_of_one_config_are_held_to_the_same(config_of):
+    text = "bench: {methods: {fedavg: {}, spatl: {data: {test_fraction: 0.1}}}}\n"
+    with pytest.raises(ConfigError, match=r"spatl differs from fedavg in data\.test_fraction"):
+        make_plan([config_of(text=text)])
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "line"),
+    [
+        ("", {"methods": ["fedavgg"]}, r"unknown method 'fedavgg' \(did you mean 'fedavg'\?\); known: spatl, "),
+        ("", {"methods": ["fedavg+int3"]}, r"unknown codec 'int3' in 'fedavg\+int3'.*known: float32"),
+        ("", {"methods": []}, "there is no method to compare"),
+        ("", {"methods": ["fedavg", "fedavg"]}, "'fedavg' is named 2 times"),
+        ("", {"seeds": []}, r"bench\.seeds: is empty"),
+        ("", {"targets": []}, r"bench\.targets: is empty"),
+        ("", {"targets": [1.5]}, r"bench\.targets\.0: input should be less than or equal to 1, got 1\.5"),
+        ("bench: {learning_rates: []}", {}, r"bench\.learning_rates: is empty"),
+        ("bench: {learning_rates: [0.1, 0.1]}", {}, r"bench\.learning_rates: holds a value twice"),
+        ("bench: {methods: {mine: {}}}", {}, r"unknown method 'mine'; known: "),
+        ("bench: {methods: {spatl: {selection: {kep_ratio: 1}}}}", {}, r"selection\.kep_ratio: unknown key"),
+        ("bench: {rows: 3}", {}, r"bench\.rows: unknown key; bench takes methods"),
+    ],
+)
+def test_mistakes_are_one_clear_line(config_of, text, options, line):
+    with pytest.raises(ConfigError, match=line) as caught:
+        make_plan([config_of(text=text)], **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_single_run_ignores_the_bench_of_its_config(config_of):
+    plan = make_plan([config_of(text="bench: {seeds: [7]}\n")], methods=["fedavg"])
+    assert "bench" not in plan.first.to_yaml()
+    assert "bench" not in plan.first.to_json()

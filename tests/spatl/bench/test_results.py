@@ -1,0 +1,122 @@
+"""Records, ratios within a seed, and what the seeds say together; every number worked out by hand."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spatl.bench.plan import make_plan
+from spatl.bench.results import Estimate, average, average_ratio, collect, run_directory, target_table
+from tests.spatl.bench.runs import write_run
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "bench.yaml"
+    path.write_text("rounds: 4\nbench: {seeds: [1, 2], targets: [0.8, 0.5]}\n")
+    return make_plan([path], methods=["fedavg", "fedavg+float16", "spatl", "local"])
+
+
+@pytest.fixture
+def finished(plan, tmp_path):
+    """Accuracies on arrival and at the end; all bytes are 100 down and 100 up a round, times the row's factor."""
+    accuracies = {
+        ("fedavg", 1): [0.1, 0.8, 0.8, 0.8, 0.9],
+        ("fedavg", 2): [0.1, 0.2, 0.7, 0.8, 0.8],
+        ("fedavg+float16", 1): [0.1, 0.2, 0.8, 0.8, 0.8],
+        ("fedavg+float16", 2): [0.1, 0.8, 0.8, 0.8, 0.8],
+        ("spatl", 1): [0.8, 0.8, 0.8, 0.8, 0.7],
+        ("spatl", 2): [0.1, 0.1, 0.8, 0.8, 0.8],
+        ("local", 1): [0.1, 0.2, 0.6, 0.6, 0.6],
+        ("local", 2): [0.1, 0.2, 0.4, 0.4, 0.4],
+    }
+    factor = {"fedavg": 100, "fedavg+float16": 50, "spatl": 10, "local": 1}
+    for row in plan.rows:
+        for seed in (1, 2):
+            path = run_directory(tmp_path, row.label, seed)
+            write_run(path, row.config(seed), accuracies[row.label, seed], bytes_each_way=factor[row.label])
+    return tmp_path
+
+
+def cells(records, method, place=0):
+    return [record["targets"][place] for record in records if record["method"] == method]
+
+
+def test_records_hold_costs_and_ratios_of_their_own_seed(plan, finished):
+    """FedAvg holds 0.8 with seed 1 at its fourth accuracy: 3 rounds, 3 * 200 + 100 = 700 bytes; with seed 2 never.
+
+    Compressed FedAvg holds it after 4 rounds, 4 * 100 + 50 = 450 bytes with the final encoder, and after 3, 350 bytes.
+    SPATL holds it after 2 rounds, 50 bytes, and after 4, 90 bytes: 14 and 9 times fewer than FedAvg and compressed
+    FedAvg with seed 1; with seed 2 the ratio to compressed FedAvg is 350/90, and FedAvg had sent 900 bytes in vain.
+    """
+    records, _ = collect(plan, finished)
+    assert [(r["method"], r["seed"]) for r in records][:3] == [("fedavg", 1), ("fedavg", 2), ("fedavg+float16", 1)]
+    one, two = cells(records, "fedavg")
+    assert (one["held"]["rounds"], one["held"]["bytes"], one["held"]["ratio_to_fedavg"]) == (3, 700, 1.0)
+    assert two["held"] is None
+    assert two["first_touch"]["bytes"] == 700
+    one, two = cells(records, "spatl")
+    assert (one["held"]["bytes"], one["held"]["ratio_to_fedavg"], one["held"]["ratio_to_compressed"]) == (50, 14, 9)
+    assert one["held"]["compressed_baseline"] == "fedavg+float16"
+    assert two["held"]["ratio_to_fedavg"] is None
+    assert two["held"]["ratio_to_fedavg_at_least"] == 900 / 90
+    assert two["held"]["ratio_to_compressed"] == pytest.approx(350 / 90)
+
+
+def test_records_have_the_fields_that_are_promised(plan, finished):
+    records, _ = collect(plan, finished)
+    assert len(records) == 8
+    for record in records:
+        assert record.keys() >= {
+            "method", "seed", "target", "reached", "rounds_to_target", "bytes_to_target", "final_accuracy",
+            "ratio_to_fedavg",
+        }  # fmt: skip
+        assert record["target"] == 0.8
+        assert record["reached"] == (record["bytes_to_target"] is not None)
+    json.dumps(records, allow_nan=False)
+
+
+def test_a_target_that_training_alone_touches_is_not_meaningful(plan, finished):
+    records, _ = collect(plan, finished)
+    assert [record["targets"][0]["meaningful"] for record in records] == [True] * 8
+    assert [record["targets"][1]["meaningful"] for record in records] == [False] * 8
+    assert all(cell["held"] is None or cell["held"]["ratio_to_fedavg"] is None for cell in cells(records, "local", 1))
+
+
+def test_the_table_counts_who_reached_it_and_drops_nobody(plan, finished):
+    records, _ = collect(plan, finished)
+    table = {row.label: row for row in target_table(records, 0)}
+    assert list(table) == ["fedavg", "fedavg+float16", "spatl", "local"]
+    assert [(row.reached, row.seeds) for row in table.values()] == [(1, 2), (2, 2), (2, 2), (0, 2)]
+    assert table["local"].bytes is None
+    assert table["spatl"].rounds.value == 3
+    assert table["spatl"].ratio == Estimate(pytest.approx(14), None, None, 1)
+    assert table["spatl"].ratio_at_least == 10
+    assert table["spatl"].compressed_ratio.value == pytest.approx(math.sqrt(9 * 350 / 90))
+
+
+def test_a_run_that_diverged_stays_in_the_table(plan, finished):
+    path = run_directory(finished, "spatl", 2)
+    (path / "summary.json").unlink()
+    (path / "error.json").write_text('{"error": "DivergedError", "message": "the run diverged"}')
+    records, _ = collect(plan, finished)
+    assert [record["stopped"] for record in records if record["method"] == "spatl"] == [None, "the run diverged"]
+    assert next(row for row in target_table(records, 0) if row.label == "spatl").seeds == 2
+
+
+def test_the_interval_is_students():
+    """0, 1, 2: mean 1, standard deviation 1, t(2, 97.5 %) = 4.302653 over the root of 3: 2.484138."""
+    assert average([0.0, 1.0, 2.0]) == Estimate(1.0, pytest.approx(1 - 2.484138), pytest.approx(1 + 2.484138), 3)
+    assert average([None, 5.0]) == Estimate(5.0, None, None, 1)
+    assert average([None]) is None
+
+
+@given(ratios=st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+def test_ratios_average_the_same_whichever_way_they_are_taken(ratios):
+    forth, back = average_ratio(ratios), average_ratio([1 / ratio for ratio in ratios])
+    assert forth.value == pytest.approx(1 / back.value)
+    assert min(ratios) * 0.999 <= forth.value <= max(ratios) * 1.001
+    if len(ratios) > 1:
+        assert forth.low == pytest.approx(1 / back.high, rel=1e-6)
