@@ -1,5 +1,8 @@
 """Small networks for tests, among them one with everything a user's own module may have."""
 
+import os
+import signal
+
 import torch
 from torch import Tensor, nn
 
@@ -126,3 +129,9 @@ class TiedNet(nn.Module):
         features = self.second(self.first(self.stem(images).relu()).relu()).relu()
         logits: Tensor = self.head(self.normed(features).relu().mean((2, 3)))
         return logits
+
+
+def deadly_net(*, num_classes: int, in_channels: int) -> nn.Module:
+    """Kills its process when it is built."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return MixedNet(num_classes=num_classes, in_channels=in_channels)

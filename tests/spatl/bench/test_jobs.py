@@ -1,0 +1,160 @@
+"""Runs side by side: finished once, whatever is killed, and never half-done."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spatl.bench.jobs import Job, missing_jobs, run_jobs
+from spatl.bench.plan import make_plan
+from spatl.bench.run import bench
+from spatl.errors import ConfigError, SpatlError
+from tests.federations import tiny_config
+
+ROOT = Path(__file__).parents[3]
+TINY = """
+rounds: 3
+partition: {name: iid, num_clients: 4}
+model: {name: cnn, options: {channels: [4, 6], hidden: 12}}
+training: {local_steps: 3, batch_size: 16, device: cpu}
+bench: {seeds: [1, 2], targets: [0.3, 0.2], methods: {fedavg: {}, spatl: {selection: {selector: random}}, local: {}}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "bench.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def without_seconds(content):
+    if isinstance(content, dict):
+        return {key: without_seconds(value) for key, value in content.items() if "seconds" not in key}
+    return [without_seconds(each) for each in content] if isinstance(content, list) else content
+
+
+def finished(directory):
+    return {path.parent: path.stat().st_mtime_ns for path in directory.glob("runs/*/seed-*/summary.json")
+            if "unfinished" not in str(path)}  # fmt: skip
+
+
+def test_a_finished_run_is_not_repeated_and_a_new_seed_is_added(config, tmp_path):
+    started = []
+    stage = lambda title, number, done: lambda event: started.append(event.job) if event.kind == "started" else None  # noqa: E731
+    out = tmp_path / "out"
+    bench(make_plan([config], seeds=[1]), out, workers=1, on_stage=stage)
+    before = finished(out)
+    assert started == ["fedavg, seed 1", "spatl, seed 1", "local, seed 1"]
+    started.clear()
+    records = bench(make_plan([config]), out, workers=1, on_stage=stage)
+    assert started == ["fedavg, seed 2", "spatl, seed 2", "local, seed 2"]
+    assert {path: finished(out)[path] for path in before} == before
+    assert [(record["method"], record["seed"]) for record in records] == [
+        (method, seed) for method in ("fedavg", "spatl", "local") for seed in (1, 2)
+    ]
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_runs_what_is_missing_and_ends_with_the_same_table(config, tmp_path):
+    """SIGKILL of the command while runs are finished, under way and still to come."""
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "spatl.cli", "bench", str(config), "--workers", "2", "--out", str(out),
+               "--set", "rounds=12"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not finished(out) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while list(out.glob("runs/*/*.unfinished")) and any(_is_alive(out)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kept = finished(out)
+    assert 0 < len(kept) < 6
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert f"runs: {len(kept)} of 6 are finished already" in done.stdout
+    assert {path: finished(out)[path] for path in kept} == kept
+    assert list(out.glob("runs/*/*.unfinished")) == []
+
+    undisturbed = bench(make_plan([config], overrides=["rounds=12"]), tmp_path / "whole", workers=1)
+    assert without_seconds(json.loads((out / "bench.json").read_text())) == without_seconds(undisturbed)
+
+
+def _is_alive(directory):
+    """Whether the processes that work on unfinished runs are there: their ids are in the names."""
+    for path in directory.glob("runs/*/*.unfinished"):
+        try:
+            os.kill(int(path.name.split(".")[1]), 0)
+        except ProcessLookupError:
+            yield False
+        else:
+            yield True
+
+
+def test_a_run_that_diverges_is_a_result_and_the_others_go_on(config, tmp_path):
+    text = config.read_text().replace("fedavg: {}", "fedavg: {training: {learning_rate: 1.0e+30}}")
+    config.write_text(text)
+    records = bench(make_plan([config], seeds=[1]), tmp_path / "out", workers=1)
+    assert [record["stopped"] is None for record in records] == [False, True, True]
+    assert "diverged in round 1" in records[0]["stopped"]
+    assert not records[0]["reached"]
+
+
+def test_a_run_that_fails_is_done_again_at_the_next_start(tmp_path):
+    good = tiny_config(rounds=1)
+    bad = tiny_config(rounds=1, server={"min_replies": 5}, training={"device": "cuda:7"})
+    jobs = [Job(name, tmp_path / name, config.to_json()) for name, config in (("bad", bad), ("good", good))]
+    failed = run_jobs(jobs, workers=1)
+    assert failed.keys() == {"bad"}
+    assert "training.device is cuda:7" in failed["bad"]
+    assert missing_jobs(jobs) == [jobs[0]]
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_directory_of_another_config_is_refused(config, tmp_path):
+    bench(make_plan([config], methods=["local"], seeds=[1]), tmp_path / "out", workers=1)
+    plan = make_plan([config], overrides=["rounds=2"], methods=["local"], seeds=[1])
+    with pytest.raises(ConfigError, match=r"seed-1 was run with another config; choose another directory"):
+        bench(plan, tmp_path / "out", workers=1)
+
+
+def test_a_directory_that_holds_something_else_is_refused(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="is already there and holds no benchmark"):
+        bench(make_plan([config]), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_two_benchmarks_do_not_share_a_directory(config, tmp_path):
+    plan = make_plan([config], methods=["local"], seeds=[1])
+
+    def stage(title, number, done):
+        with pytest.raises(ConfigError, match="another process is at work in"):
+            bench(plan, tmp_path / "out", workers=1)
+        return lambda event: None
+
+    bench(plan, tmp_path / "out", workers=1, on_stage=stage)
+
+
+def test_a_mistake_in_one_row_shows_before_any_run(config, tmp_path):
+    plan = make_plan([config], overrides=["selection.keep_ratio=0.0001"], methods=["fedavg", "spatl"])
+    with pytest.raises(SpatlError, match="already costs"):
+        bench(plan, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_one_clear_line(tmp_path, monkeypatch):
+    """What the kernel does to a process that takes too much memory."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    config = tiny_config(model={"name": "tests.networks:deadly_net", "options": {}, "cut": ["head"]}, rounds=1)
+    jobs = [Job(f"job {number}", tmp_path / str(number), config.to_json()) for number in range(2)]
+    with pytest.raises(SpatlError, match=r"a worker ended with exit status -9 \(out of memory\?\)"):
+        run_jobs(jobs, workers=2)
