@@ -18,7 +18,7 @@ from rich.table import Table
 
 from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, load_config
-from spatl.data import DATASETS
+from spatl.data import DATASETS, PARTITIONERS
 from spatl.errors import SpatlError
 from spatl.history import RunResult, write_json
 from spatl.methods import METHODS
@@ -316,6 +316,10 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]
     "datasets": (
         ("name", "description", "source"),
         lambda: ((name, e.description, e.source) for name, e in DATASETS.items()),
+    ),
+    "partitioners": (
+        ("name", "description", "settings", "source"),
+        lambda: ((name, e.description, ", ".join(e.settings), e.source) for name, e in PARTITIONERS.items()),
     ),
     "codecs": (
         ("name", "number on the wire", "description"),

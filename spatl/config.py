@@ -46,7 +46,7 @@ class DataConfig(Section):
     name: str = "digits"
     """A row of `spatl show datasets`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What that data set takes, e.g. `difficulty` of `synthetic`."""
+    """What that data set takes, e.g. `difficulty` of `synthetic`, `path` or `hub` of `cifar10`."""
     validation_fraction: Fraction = 0.15
     """Share of a client's examples that selectors may look at."""
     test_fraction: Fraction = 0.25
@@ -62,13 +62,17 @@ class PartitionConfig(Section):
     """How the examples are spread over the clients."""
 
     name: str = "dirichlet"
-    """`iid` or `dirichlet` (label skew)."""
+    """A row of `spatl show partitioners`."""
     num_clients: Count = 20
     """Number of clients in the federation."""
     alpha: Positive = 0.5
     """Dirichlet concentration: the smaller, the more the clients differ."""
+    labels_per_client: Count = 2
+    """How many classes a client sees; only `labels` reads it."""
     min_examples: Count = 10
     """No client holds fewer."""
+    feature_noise: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 0.0
+    """sigma of NIID-Bench: the images of client i of N (from 1) get Gaussian noise of variance sigma * i / N."""
 
     @field_validator("name")
     @classmethod
