@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     running.set_defaults(command=_run)
 
+    _add_partition(commands.add_parser("partition", help="show how the examples are spread over the clients"))
+
     agent = commands.add_parser("agent", help="train the selection policy, or compare it with other ways to select")
     agent_commands = agent.add_subparsers(required=True, metavar="COMMAND")
     _add_pretrain(agent_commands.add_parser("pretrain", help="train a policy from scratch, in two processes"))
@@ -79,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument("what", choices=tuple(_TABLES))
     showing.set_defaults(command=_show)
     return parser
+
+
+def _add_partition(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print how many examples of each class each client has, and draw it."
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file: its data, partition and seed are read")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a setting, e.g. --set partition.alpha=0.1",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="the picture, a .png file (default: one below runs/)")
+    parser.set_defaults(command=_by_reference("spatl.partition_command:partition"))
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:

@@ -58,6 +58,10 @@ def test_yaml_and_json_round_trip(seed, rounds, learning_rate, half_life):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("partition.name=label", "partition.name: unknown name 'label' (did you mean 'labels'?)"),
+        ("partition.labels_per_client=0", "partition.labels_per_client: input should be greater than or equal to 1"),
+        ("partition.feature_noise=-0.1", "partition.feature_noise: input should be greater than or equal to 0"),
+        ("partition.feature_noise=true", "partition.feature_noise: must be a number, got true"),
         ("roundss=3", "roundss: unknown key (did you mean 'rounds'?); the top level takes seed, rounds, method"),
         (
             "training.learning_rat=1",
