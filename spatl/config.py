@@ -328,6 +328,14 @@ class ExperimentConfig(Section):
         """The facts of the method."""
         return METHODS[self.method]
 
+    def located(self, directory: Path) -> Self:
+        """The same with the data set's path counted from a directory, for processes that start in another one."""
+        path = self.data.options.get("path", DATASETS[self.data.name].options.get("path"))
+        if not isinstance(path, str) or not path:
+            return self
+        options = {**self.data.options, "path": str(directory / Path(path).expanduser())}
+        return self.model_copy(update={"data": self.data.model_copy(update={"options": options})})
+
     def to_json(self) -> str:
         """The whole config as one JSON value, for Flower's flat `run_config`."""
         return self.model_dump_json()
