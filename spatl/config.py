@@ -4,6 +4,7 @@ Every section is frozen and checks itself when made; an error names the key, wha
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -331,9 +332,9 @@ class ExperimentConfig(Section):
     def located(self, directory: Path) -> Self:
         """The same with the data set's path counted from a directory, for processes that start in another one."""
         path = self.data.options.get("path", DATASETS[self.data.name].options.get("path"))
-        if not isinstance(path, str) or not path:
+        if not isinstance(path, str) or not path or self.data.options.get("hub"):
             return self
-        options = {**self.data.options, "path": str(directory / Path(path).expanduser())}
+        options = {**self.data.options, "path": str(directory / os.path.expanduser(path))}
         return self.model_copy(update={"data": self.data.model_copy(update={"options": options})})
 
     def to_json(self) -> str:

@@ -5,6 +5,7 @@ a directory follows what a README in it says, and its way to load a format by na
 Neither way opens pickled files.
 """
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from spatl.data.options import check_choice, check_integer, check_switch, check_
 from spatl.errors import DataError
 
 _FORMATS = (".parquet", ".arrow")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def huggingface(
             f"for the hub, got path={path!r} and name={name!r}"
         )
     if name is not None:
+        if not _HUB_NAME.fullmatch(name):  # a bare name may be one of the library's formats, or a local directory
+            raise DataError(f"huggingface: name must be owner/name, as the hub shows it, got {name!r}")
         if not hub:
             raise DataError(
                 f"huggingface: {name!r} would be downloaded from the Hugging Face hub, and the network is used only "

@@ -131,7 +131,7 @@ def _users(file: Path) -> Iterator[tuple[str, Pixels, np.ndarray[Any, np.dtype[n
 def _arrays(file: Path, user: str, x: Any, y: Any) -> tuple[Pixels, np.ndarray[Any, np.dtype[np.int64]]]:
     try:
         values, labels = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _misfit(file, user, "rows of different lengths, or texts") from error
     if labels.ndim != 1 or values.shape != (len(labels), _SIZE * _SIZE):
         raise _misfit(file, user, f"x {list(values.shape)} and y {list(labels.shape)}")

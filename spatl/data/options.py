@@ -1,5 +1,6 @@
 """Checks of what the options of a loader hold; a message names the data set, the option, what is allowed, what came."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,4 +44,4 @@ def path_option(dataset: str, value: object, *, expected: str) -> Path:
     """
     if not isinstance(value, str) or not value:
         raise DataError(f"{dataset}: data.options.path must name {expected}, got {value!r}")
-    return Path(value).expanduser().absolute()
+    return Path(os.path.expanduser(value)).absolute()  # unlike Path's, it leaves an unknown user's home as it is

@@ -153,6 +153,7 @@ def test_a_config_does_not_change_after_it_was_made():
         ({"name": "npz", "options": {"path": "a.npz"}}, "/here/a.npz"),
         ({"name": "npz", "options": {"path": "/there/a.npz"}}, "/there/a.npz"),
         ({"name": "cifar10", "options": {"part": "test"}}, "/here/data"),
+        ({"name": "cifar10", "options": {"hub": True}}, None),
         ({"name": "npz"}, None),
         ({"name": "digits"}, None),
     ],

@@ -166,6 +166,9 @@ def test_a_missing_package_says_which_extra_brings_it(monkeypatch: pytest.Monkey
     [
         ({}, "set data.options.path to a local directory, or data.options.name and data.options.hub: true"),
         ({"path": "x", "name": "someone/birds"}, "got path='x' and name='someone/birds'"),
+        ({"name": "pandas", "hub": True}, "name must be owner/name, as the hub shows it, got 'pandas'"),
+        ({"name": "hf://datasets/a", "hub": True}, "name must be owner/name"),
+        ({"name": "../birds", "hub": True}, "name must be owner/name"),
         ({"path": "x", "channels": "rgb"}, "channels must be colour or grey, got 'rgb'"),
         ({"path": "x", "splits": "train"}, "splits must be a list of names, e.g. [train, test], got 'train'"),
         ({"path": "x", "group": 3}, "group must be a text, got 3"),
