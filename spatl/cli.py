@@ -18,7 +18,7 @@ from rich.table import Table
 
 from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, load_config
-from spatl.data import DATASETS
+from spatl.data import DATASETS, PARTITIONERS
 from spatl.errors import SpatlError
 from spatl.history import RunResult, write_json
 from spatl.methods import METHODS
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     running.set_defaults(command=_run)
 
     _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
+    _add_partition(commands.add_parser("partition", help="show how the examples are spread over the clients"))
 
     agent = commands.add_parser("agent", help="train the selection policy, or compare it with other ways to select")
     agent_commands = agent.add_subparsers(required=True, metavar="COMMAND")
@@ -108,6 +109,17 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         help="override a setting in every config",
     )  # fmt: skip
     parser.set_defaults(command=_by_reference("spatl.bench.commands:run_bench"))
+
+
+def _add_partition(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print how many examples of each class each client has, and draw it."
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file: its data, partition and seed are read")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a setting, e.g. --set partition.alpha=0.1",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="the picture, a .png file (default: one below runs/)")
+    parser.set_defaults(command=_by_reference("spatl.partition_command:partition"))
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:
@@ -352,6 +364,10 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]
     "datasets": (
         ("name", "description", "source"),
         lambda: ((name, e.description, e.source) for name, e in DATASETS.items()),
+    ),
+    "partitioners": (
+        ("name", "description", "settings", "source"),
+        lambda: ((name, e.description, ", ".join(e.settings), e.source) for name, e in PARTITIONERS.items()),
     ),
     "codecs": (
         ("name", "number on the wire", "description"),

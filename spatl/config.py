@@ -4,6 +4,7 @@ Every section is frozen and checks itself when made; an error names the key, wha
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ class DataConfig(Section):
     name: str = "digits"
     """A row of `spatl show datasets`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What that data set takes, e.g. `difficulty` of `synthetic`."""
+    """What that data set takes, e.g. `difficulty` of `synthetic`, `path` or `hub` of `cifar10`."""
     validation_fraction: Fraction = 0.15
     """Share of a client's examples that selectors may look at."""
     test_fraction: Fraction = 0.25
@@ -62,13 +63,17 @@ class PartitionConfig(Section):
     """How the examples are spread over the clients."""
 
     name: str = "dirichlet"
-    """`iid` or `dirichlet` (label skew)."""
+    """A row of `spatl show partitioners`."""
     num_clients: Count = 20
     """Number of clients in the federation."""
     alpha: Positive = 0.5
     """Dirichlet concentration: the smaller, the more the clients differ."""
+    labels_per_client: Count = 2
+    """How many classes a client sees; only `labels` reads it."""
     min_examples: Count = 10
     """No client holds fewer."""
+    feature_noise: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 0.0
+    """sigma of NIID-Bench: the images of client i of N (from 1) get Gaussian noise of variance sigma * i / N."""
 
     @field_validator("name")
     @classmethod
@@ -371,6 +376,14 @@ class ExperimentConfig(Section):
     def row(self) -> Method:
         """The facts of the method."""
         return METHODS[self.method]
+
+    def located(self, directory: Path) -> Self:
+        """The same with the data set's path counted from a directory, for processes that start in another one."""
+        path = self.data.options.get("path", DATASETS[self.data.name].options.get("path"))
+        if not isinstance(path, str) or not path or self.data.options.get("hub"):
+            return self
+        options = {**self.data.options, "path": str(directory / os.path.expanduser(path))}
+        return self.model_copy(update={"data": self.data.model_copy(update={"options": options})})
 
     def to_json(self) -> str:
         """The whole config as one JSON value, for Flower's flat `run_config`."""

@@ -5,7 +5,7 @@ Server and clients never send each other the structure of anything; they build i
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,22 +57,14 @@ class Blueprint:
 
     def client_data(self, client: int) -> ClientData:
         """The splits of one client, drawn once from the seed."""
-        data = self.config.data
-        return client_data(
-            self.dataset,
-            self.partition[client],
-            client=client,
-            seed=self.config.seed,
-            validation_fraction=data.validation_fraction,
-            test_fraction=data.test_fraction,
-        )
+        return split_client(self.config, self.dataset, self.partition, client)
 
 
-def make_blueprint(config: ExperimentConfig) -> Blueprint:
-    """Build and check everything a config describes.
+def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]:
+    """Return all examples, and the indices of each client's.
 
     Raises:
-        SpatlError: A data set, model, cut, partition or budget does not work out.
+        DataError: The data set is not there, or cannot be partitioned like this.
     """
     dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
     parts = partition(
@@ -81,8 +73,38 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         num_clients=config.partition.num_clients,
         seed=config.seed,
         alpha=config.partition.alpha,
+        labels_per_client=config.partition.labels_per_client,
         min_examples=config.partition.min_examples,
+        groups=dataset.groups,
     )
+    return dataset, parts
+
+
+def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor], client: int) -> ClientData:
+    """Return the splits of one client, given what `load_clients` returned.
+
+    Raises:
+        DataError: The client has too few examples to split.
+    """
+    noise_variance = config.partition.feature_noise * (client + 1) / len(parts)
+    return client_data(
+        dataset,
+        parts[client],
+        client=client,
+        seed=config.seed,
+        validation_fraction=config.data.validation_fraction,
+        test_fraction=config.data.test_fraction,
+        noise_variance=noise_variance,
+    )
+
+
+def make_blueprint(config: ExperimentConfig) -> Blueprint:
+    """Build and check everything a config describes.
+
+    Raises:
+        SpatlError: A data set, model, cut, partition or budget does not work out.
+    """
+    dataset, parts = load_clients(config)
     _, in_channels, image_size, _ = dataset.images.shape
     model, cut = build_model(
         config.model.name,

@@ -27,8 +27,10 @@ def test_the_public_names_are_these():
 
 
 def test_no_source_unpickles():
+    """`np.load` is allowed where the same call says that it opens plain arrays only."""
+    allowed = re.compile(r"\bnp\.load\(\w+, allow_pickle=False\)")
     forbidden = re.compile(r"\b(pickle|torch\.load|np\.load|numpy\.load|joblib|allow_pickle)\b")
-    assert [str(path) for path in SOURCES if forbidden.search(path.read_text())] == []
+    assert [str(path) for path in SOURCES if forbidden.search(allowed.sub("", path.read_text()))] == []
 
 
 def test_no_source_seeds_or_draws_from_a_global_generator():
@@ -40,10 +42,12 @@ def test_no_source_seeds_or_draws_from_a_global_generator():
 
 
 @pytest.mark.slow
-def test_a_client_imports_neither_matplotlib_nor_ray_nor_scikit_learn():
+def test_a_client_imports_no_package_of_an_extra():
     code = (
         "import sys, clients.app\n"
-        "bad = {'matplotlib', 'ray', 'sklearn', 'gymnasium', 'stable_baselines3', 'datasets'} & set(sys.modules)\n"
+        "heavy = {'matplotlib', 'ray', 'sklearn', 'gymnasium', 'stable_baselines3'}\n"
+        "of_data = {'datasets', 'flwr_datasets', 'pandas', 'pyarrow', 'PIL'}\n"
+        "bad = (heavy | of_data) & set(sys.modules)\n"
         "assert not bad, bad"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -41,8 +41,8 @@ class Row:
     values: Mapping[str, Any]
 
     def config(self, seed: int, **sections: Mapping[str, Any] | Any) -> ExperimentConfig:
-        """The config of one run; `sections` are merged over the row's."""
-        return parse_config(merged(self.values, {"seed": seed, **sections}))
+        """The config of one run; `sections` are merged over the row's, and a data set's path is made absolute."""
+        return parse_config(merged(self.values, {"seed": seed, **sections})).located(Path.cwd())
 
 
 @dataclass(frozen=True)

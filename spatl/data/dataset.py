@@ -17,6 +17,8 @@ class Dataset:
         images: `[N, C, H, W]`, float32, finite, about zero mean and unit variance.
         labels: `[N]`, int64, in `[0, num_classes)`.
         num_classes: The number of classes, at least 2; a class may have no example.
+        groups: `[N]`, int64: whose each example is by nature, e.g. its writer; None when nothing is known of it.
+        class_names: One name per class, or none at all.
 
     Raises:
         DataError: A tensor has the wrong shape, dtype or values.
@@ -26,6 +28,8 @@ class Dataset:
     images: Tensor
     labels: Tensor
     num_classes: int
+    groups: Tensor | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -40,6 +44,11 @@ class Dataset:
             raise self._error(f"labels must lie in [0, {self.num_classes})", f"[{low}, {high}]")
         if not bool(images.isfinite().all()):
             raise self._error("images must be finite", "NaN or infinity")
+        groups = self.groups
+        if groups is not None and (groups.dtype != torch.int64 or groups.shape != labels.shape):
+            raise self._error(f"groups must be int64 [{len(images)}], one per image", _describe(groups))
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise self._error(f"class_names must be {self.num_classes}, one per class", str(len(self.class_names)))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,29 +1,38 @@
-"""Cutting one data set into clients, each example going to exactly one of them.
+"""Cutting one data set into clients, no example going to two of them.
 
 `iid` deals the examples out at random in equal shares. `dirichlet` gives clients different mixes of classes: for each
 class, the clients' shares of it are drawn from Dirichlet(alpha), as in Yurochkin et al. (ICML 2019, arXiv 1905.12022)
 after Hsu et al. (2019, arXiv 1909.06335); the smaller alpha, the fewer classes a client sees. Shares are drawn again
-until no client is too small to learn and be tested on.
+until no client is too small to learn and be tested on. These two need nothing but NumPy; the other rows of the table
+are partitioners of flwr-datasets.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from spatl.data import flwr_partitioners
+from spatl.data.request import Integers, Request
 from spatl.errors import DataError, did_you_mean
 from spatl.seeding import numpy_generator
 
 _MAX_DRAWS = 1000
 _ALPHA_LOW, _ALPHA_HIGH = 1e-3, 1e6  # outside it the shares are no longer finite, or no longer random
 
-_Integers = NDArray[np.int64]
-
 
 def partition(
-    labels: Tensor, *, name: str, num_clients: int, seed: int, alpha: float = 0.5, min_examples: int = 10
+    labels: Tensor,
+    *,
+    name: str,
+    num_clients: int,
+    seed: int,
+    alpha: float,
+    labels_per_client: int,
+    min_examples: int,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Return each client's examples.
 
@@ -32,14 +41,18 @@ def partition(
         name: A key of `PARTITIONERS`.
         num_clients: How many clients, at least 1.
         seed: The run's seed.
-        alpha: Concentration of the Dirichlet distribution, in [0.001, 1000000]; `iid` ignores it.
+        alpha: Concentration of the Dirichlet distribution, in [0.001, 1000000], for the partitioners that draw from it.
+        labels_per_client: How many classes a client sees under `labels`, at least 1.
         min_examples: What every client gets at least; at least 1.
+        groups: `[N]`, int64, whose each example is by nature, for `natural`.
 
     Returns:
-        One int64 tensor of ascending indices per client; every index in `[0, N)` is in exactly one of them.
+        One int64 tensor of ascending indices per client; no index is in two of them, and every index in `[0, N)` is in
+        one where the partitioner's entry says that it is complete.
 
     Raises:
-        DataError: The name is unknown, a value is out of range, or the examples do not suffice for the clients.
+        DataError: The name is unknown, a value is out of range, a package is missing, or the examples do not suffice
+            for the clients.
     """
     if name not in PARTITIONERS:
         suggestion = did_you_mean(str(name), PARTITIONERS)
@@ -57,24 +70,52 @@ def partition(
             f"{num_clients} clients with at least {min_examples} examples each need {num_clients * min_examples} "
             f"examples, got {len(labels)}: lower num_clients or min_examples"
         )
-    rng = numpy_generator(seed, "partition")
-    owners = PARTITIONERS[name](rng, labels.cpu().numpy(), num_clients, alpha, min_examples)
-    return tuple(torch.from_numpy(np.flatnonzero(owners == client)) for client in range(num_clients))
+    request = Request(
+        labels=labels.cpu().numpy(),
+        groups=None if groups is None else groups.cpu().numpy(),
+        num_clients=num_clients,
+        alpha=alpha,
+        labels_per_client=labels_per_client,
+        min_examples=min_examples,
+    )
+    owners = PARTITIONERS[name].partitioner(numpy_generator(seed, "partition"), request)
+    parts = tuple(torch.from_numpy(np.flatnonzero(owners == client)) for client in range(num_clients))
+    smallest = min(range(num_clients), key=lambda client: len(parts[client]))
+    if len(parts[smallest]) < min_examples:
+        raise DataError(
+            f"the partition {name} gives client {smallest} {len(parts[smallest])} of at least {min_examples} examples: "
+            "lower num_clients or min_examples, or take another seed"
+        )
+    return parts
 
 
-Partitioner = Callable[[np.random.Generator, _Integers, int, float, int], _Integers]
-"""`partitioner(rng, labels, num_clients, alpha, min_examples)` returns the client `[N]` of each example."""
+@dataclass(frozen=True)
+class PartitionerEntry:
+    """One row of `PARTITIONERS`.
+
+    Attributes:
+        partitioner: `partitioner(rng, request)` returns the client `[N]` of each example, or `NOBODY`.
+        description: One line saying how the clients differ.
+        settings: The settings of the config's section `partition` that it reads, beside the number of clients.
+        source: Where it is from.
+        complete: Whether every example goes to a client.
+    """
+
+    partitioner: Callable[[np.random.Generator, Request], Integers]
+    description: str
+    settings: tuple[str, ...]
+    source: str
+    complete: bool = True
 
 
-def _iid(rng: np.random.Generator, labels: _Integers, num_clients: int, alpha: float, min_examples: int) -> _Integers:
-    return rng.permutation(np.arange(len(labels)) % num_clients)
+def _iid(rng: np.random.Generator, request: Request) -> Integers:
+    return rng.permutation(np.arange(len(request.labels)) % request.num_clients)
 
 
-def _dirichlet(
-    rng: np.random.Generator, labels: _Integers, num_clients: int, alpha: float, min_examples: int
-) -> _Integers:
+def _dirichlet(rng: np.random.Generator, request: Request) -> Integers:
+    labels, num_clients = request.labels, request.num_clients
     classes, class_sizes = np.unique(labels, return_counts=True)
-    counts = _draw_counts(rng, class_sizes, num_clients, alpha, min_examples)
+    counts = _draw_counts(rng, class_sizes, num_clients, request.alpha, request.min_examples)
     owners = np.empty_like(labels)
     for label, of_clients in zip(classes, counts, strict=True):
         owners[labels == label] = rng.permutation(np.repeat(np.arange(num_clients), of_clients))
@@ -82,8 +123,8 @@ def _dirichlet(
 
 
 def _draw_counts(
-    rng: np.random.Generator, class_sizes: _Integers, num_clients: int, alpha: float, min_examples: int
-) -> _Integers:
+    rng: np.random.Generator, class_sizes: Integers, num_clients: int, alpha: float, min_examples: int
+) -> Integers:
     """Return how many examples of each class each client gets, `[classes, num_clients]`."""
     best_size, best_client = -1, -1
     for _ in range(_MAX_DRAWS):
@@ -103,4 +144,49 @@ def _draw_counts(
     )
 
 
-PARTITIONERS: dict[str, Partitioner] = {"dirichlet": _dirichlet, "iid": _iid}
+PARTITIONERS: dict[str, PartitionerEntry] = {
+    "dirichlet": PartitionerEntry(
+        partitioner=_dirichlet,
+        description="label skew: Dirichlet(alpha) shares of each class",
+        settings=("alpha", "min_examples"),
+        source="Yurochkin et al. 2019; built in",
+    ),
+    "iid": PartitionerEntry(
+        partitioner=_iid,
+        description="no skew: equal shares at random",
+        settings=("min_examples",),
+        source="built in",
+    ),
+    "flwr-dirichlet": PartitionerEntry(
+        partitioner=flwr_partitioners.dirichlet,
+        description="label skew, as Flower draws it",
+        settings=("alpha", "min_examples"),
+        source="flwr-datasets, DirichletPartitioner",
+    ),
+    "flwr-iid": PartitionerEntry(
+        partitioner=flwr_partitioners.iid,
+        description="no skew, as Flower deals it out",
+        settings=("min_examples",),
+        source="flwr-datasets, IidPartitioner",
+    ),
+    "labels": PartitionerEntry(
+        partitioner=flwr_partitioners.labels,
+        description="label skew: each client sees labels_per_client classes",
+        settings=("labels_per_client", "min_examples"),
+        source="Li et al. 2022 (NIID-Bench, #C=k); flwr-datasets, PathologicalPartitioner",
+        complete=False,
+    ),
+    "natural": PartitionerEntry(
+        partitioner=flwr_partitioners.natural,
+        description="each client is one of the data set's own groups, e.g. a writer",
+        settings=("min_examples",),
+        source="Caldas et al. 2018 (LEAF); flwr-datasets, NaturalIdPartitioner",
+        complete=False,
+    ),
+    "quantity": PartitionerEntry(
+        partitioner=flwr_partitioners.quantity,
+        description="quantity skew: sizes from Dirichlet(alpha), labels at random",
+        settings=("alpha", "min_examples"),
+        source="Li et al. 2022 (NIID-Bench); flwr-datasets, SizePartitioner",
+    ),
+}

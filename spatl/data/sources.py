@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 
+from spatl.data.cifar import cifar10, cifar100
 from spatl.data.dataset import Dataset
+from spatl.data.files import folder, npz
+from spatl.data.hub import huggingface
+from spatl.data.leaf import femnist
 from spatl.data.synthetic import synthetic
 from spatl.errors import DataError, did_you_mean
 
@@ -86,10 +90,40 @@ def digits(seed: int) -> Dataset:
 
 
 DATASETS: dict[str, DatasetEntry] = {
+    "cifar10": DatasetEntry(
+        loader=cifar10,
+        description="60,000 colour 32x32 images of things and animals, 10 classes",
+        source="Krizhevsky 2009: the binary version on disk, or the hub",
+    ),
+    "cifar100": DatasetEntry(
+        loader=cifar100,
+        description="60,000 colour 32x32 images, 100 classes in 20 superclasses",
+        source="Krizhevsky 2009: the binary version on disk, or the hub",
+    ),
     "digits": DatasetEntry(
         loader=digits,
         description="1,797 grey 8x8 images of handwritten digits, 10 classes",
         source="scikit-learn's load_digits (UCI optical recognition of handwritten digits, test part)",
+    ),
+    "femnist": DatasetEntry(
+        loader=femnist,
+        description="grey 28x28 images of handwritten characters, 62 classes, with their writers",
+        source="LEAF (Caldas et al. 2018): its JSON files on disk, or the hub",
+    ),
+    "folder": DatasetEntry(
+        loader=folder,
+        description="your image files, one subfolder per class",
+        source="a directory on disk",
+    ),
+    "huggingface": DatasetEntry(
+        loader=huggingface,
+        description="any image classification data set that the library `datasets` reads",
+        source="Parquet or Arrow files on disk, or the Hugging Face hub by name",
+    ),
+    "npz": DatasetEntry(
+        loader=npz,
+        description="your NumPy arrays: images, labels and, if there are any, groups",
+        source="a file of numpy.savez",
     ),
     "synthetic": DatasetEntry(
         loader=synthetic,

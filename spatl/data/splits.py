@@ -1,14 +1,16 @@
 """A client's examples in three parts: for training, for choosing, for reporting."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spatl.data.dataset import Dataset
 from spatl.errors import DataError
-from spatl.seeding import generator
+from spatl.seeding import generator, numpy_generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +49,20 @@ class ClientData:
 
 
 def client_data(
-    dataset: Dataset, indices: Tensor, *, client: int, seed: int, validation_fraction: float, test_fraction: float
+    dataset: Dataset,
+    indices: Tensor,
+    *,
+    client: int,
+    seed: int,
+    validation_fraction: float,
+    test_fraction: float,
+    noise_variance: float = 0.0,
 ) -> ClientData:
     """Split a client's share of the data set.
 
     The split is a random permutation, without stratification, and depends on the seed, the client and its indices
     only: it is the same in every round and in every process. The test split is never trained on nor used to choose
-    anything.
+    anything. Noise, if there is any, is part of the client's images and depends on the same.
 
     Args:
         dataset: The whole data set.
@@ -62,14 +71,18 @@ def client_data(
         seed: The run's seed.
         validation_fraction: Share of the validation split, in (0, 1); rounded, but at least one example.
         test_fraction: Share of the test split, in (0, 1); likewise. The two leave something for training.
+        noise_variance: Variance of the Gaussian noise on all of the client's pixels, which have variance 1 themselves
+            over the whole data set; 0 changes no bit.
 
     Returns:
         The three splits, copied out of the data set.
 
     Raises:
-        DataError: A fraction is out of range, the indices are not the data set's, or fewer than two examples are
-            left for training.
+        DataError: A fraction or the variance is out of range, the indices are not the data set's, or fewer than two
+            examples are left for training.
     """
+    if not 0 <= noise_variance < math.inf:
+        raise DataError(f"noise_variance must be at least 0 and finite, got {noise_variance}")
     if not (validation_fraction > 0 and test_fraction > 0 and validation_fraction + test_fraction < 1):
         raise DataError(
             "validation_fraction and test_fraction must be positive and add up to less than 1, "
@@ -87,10 +100,14 @@ def client_data(
             f"test leave {max(num_train, 0)} for training, which needs at least 2; raise min_examples"
         )
     order = torch.randperm(num_examples, generator=generator(seed, "splits", client=client))
-    rows = indices[order]
+    images, labels = dataset.images[indices], dataset.labels[indices]
+    if noise_variance > 0:
+        rng = numpy_generator(seed, "feature-noise", client=client)
+        noise = torch.from_numpy(rng.standard_normal(tuple(images.shape), dtype=np.float32))
+        images = images + math.sqrt(noise_variance) * noise
 
     def cut(start: int, stop: int) -> Examples:
-        return Examples(dataset.images[rows[start:stop]], dataset.labels[rows[start:stop]])
+        return Examples(images[order[start:stop]], labels[order[start:stop]])
 
     before_test = num_train + num_validation
     return ClientData(cut(0, num_train), cut(num_train, before_test), cut(before_test, num_examples))

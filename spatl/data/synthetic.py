@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from spatl.data.dataset import Dataset
+from spatl.data.images import Pixels, standardise
+from spatl.data.options import check_integer
 from spatl.errors import DataError
 from spatl.seeding import numpy_generator
 
@@ -36,7 +38,6 @@ _IMAGES_AT_ONCE = 500  # bounds the memory of rendering; the pixels do not depen
 
 _Floats = NDArray[np.float64]
 _Integers = NDArray[np.int64]
-_Pixels = NDArray[np.uint8]
 
 
 def synthetic(
@@ -58,9 +59,9 @@ def synthetic(
     Raises:
         DataError: An option is of the wrong type or out of its range.
     """
-    _check_integer("num_classes", num_classes, 2, 100)
-    _check_integer("num_examples", num_examples, num_classes, 200_000)
-    _check_integer("image_size", image_size, 8, 128)
+    check_integer("synthetic", "num_classes", num_classes, 2, 100)
+    check_integer("synthetic", "num_examples", num_examples, num_classes, 200_000)
+    check_integer("synthetic", "image_size", image_size, 8, 128)
     if isinstance(difficulty, bool) or not isinstance(difficulty, int | float) or not 0 <= difficulty <= 1:
         raise DataError(f"synthetic: difficulty must be a number in [0, 1], got {difficulty!r}")
 
@@ -71,12 +72,7 @@ def synthetic(
     labels = rng.permutation(np.arange(num_examples, dtype=np.int64) % num_classes)
     scenes = _draw_scenes(rng, vocabulary, classes, labels, variation)
     pixels = _render(rng, scenes, image_size, variation.noise)
-    return Dataset("synthetic", torch.from_numpy(_standardise(pixels)), torch.from_numpy(labels), num_classes)
-
-
-def _check_integer(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise DataError(f"synthetic: {name} must be a whole number in [{low}, {high}], got {value!r}")
+    return Dataset("synthetic", torch.from_numpy(standardise(pixels)), torch.from_numpy(labels), num_classes)
 
 
 @dataclass(frozen=True)
@@ -223,7 +219,7 @@ def _around_zero(rng: np.random.Generator, reach: float, shape: tuple[int, ...])
     return rng.uniform(-reach, reach, shape)
 
 
-def _render(rng: np.random.Generator, scenes: _Scenes, image_size: int, noise: float) -> _Pixels:
+def _render(rng: np.random.Generator, scenes: _Scenes, image_size: int, noise: float) -> Pixels:
     pixels = np.empty((len(scenes.contrast), 3, image_size, image_size), dtype=np.uint8)
     for start in range(0, len(pixels), _IMAGES_AT_ONCE):
         rows = slice(start, start + _IMAGES_AT_ONCE)
@@ -254,15 +250,3 @@ def _textures(scenes: _Scenes, image_size: int) -> _Floats:
     coloured = colour[:, :, None, :] * down.transpose(0, 2, 1)[:, None, :, :]  # [N, 3, size, 2T]
     drawn: _Floats = np.matmul(coloured, across[:, None, :, :])
     return drawn
-
-
-def _standardise(pixels: _Pixels) -> NDArray[np.float32]:
-    """Return the pixels with zero mean and unit variance in each colour channel, as float32."""
-    levels = np.arange(256)
-    images = np.empty(pixels.shape, dtype=np.float32)
-    for channel in range(pixels.shape[1]):
-        counts = np.bincount(pixels[:, channel].ravel(), minlength=256)
-        mean = (counts @ levels) / counts.sum()
-        variance = (counts @ levels**2) / counts.sum() - mean**2
-        images[:, channel] = ((levels - mean) / np.sqrt(variance)).astype(np.float32)[pixels[:, channel]]
-    return images

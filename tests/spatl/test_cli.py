@@ -83,7 +83,8 @@ def test_a_run_never_overwrites_another(config_path, tmp_path, capsys):
     [
         ("methods", ["spatl-no-control", "fedavg"]),
         ("models", ["resnet20", "vgg11"]),
-        ("datasets", ["digits", "synthetic"]),
+        ("datasets", ["digits", "synthetic", "cifar10", "femnist", "npz"]),
+        ("partitioners", ["dirichlet", "iid", "labels", "quantity", "natural"]),
         ("codecs", ["float32"]),
         ("selectors", ["update", "magnitude"]),
     ],

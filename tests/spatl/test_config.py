@@ -58,6 +58,10 @@ def test_yaml_and_json_round_trip(seed, rounds, learning_rate, half_life):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("partition.name=label", "partition.name: unknown name 'label' (did you mean 'labels'?)"),
+        ("partition.labels_per_client=0", "partition.labels_per_client: input should be greater than or equal to 1"),
+        ("partition.feature_noise=-0.1", "partition.feature_noise: input should be greater than or equal to 0"),
+        ("partition.feature_noise=true", "partition.feature_noise: must be a number, got true"),
         ("roundss=3", "roundss: unknown key (did you mean 'rounds'?); the top level takes seed, rounds, method"),
         (
             "training.learning_rat=1",
@@ -141,3 +145,22 @@ def test_flowers_run_config_holds_json_or_a_path():
 def test_a_config_does_not_change_after_it_was_made():
     with pytest.raises(ValueError, match="frozen"):
         ExperimentConfig().training.learning_rate = 3.0
+
+
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        ({"name": "npz", "options": {"path": "a.npz"}}, "/here/a.npz"),
+        ({"name": "npz", "options": {"path": "/there/a.npz"}}, "/there/a.npz"),
+        ({"name": "cifar10", "options": {"part": "test"}}, "/here/data"),
+        ({"name": "cifar10", "options": {"hub": True}}, None),
+        ({"name": "npz"}, None),
+        ({"name": "digits"}, None),
+    ],
+)
+def test_a_path_of_the_data_can_be_fixed_before_other_processes_start(data, path):
+    config = parse_config({"data": data, "seed": 4})
+    located = config.located(Path("/here"))
+    assert located.data.options.get("path") == path
+    assert located.seed == 4
+    assert located == config or path is not None

@@ -32,3 +32,12 @@ def test_what_does_not_fit_is_named_with_what_was_expected(
 ) -> None:
     with pytest.raises(DataError, match=f"data set 'tiny': .*{message}"):
         Dataset("tiny", images, labels, num_classes)
+
+
+def test_owners_and_names_must_fit_too() -> None:
+    dataset = Dataset("tiny", IMAGES, LABELS, num_classes=2, groups=LABELS, class_names=("cat", "dog"))
+    assert dataset.groups is LABELS
+    with pytest.raises(DataError, match=r"groups must be int64 \[3\], one per image, got int64 \[2\]"):
+        Dataset("tiny", IMAGES, LABELS, num_classes=2, groups=LABELS[:2])
+    with pytest.raises(DataError, match="class_names must be 2, one per class, got 1"):
+        Dataset("tiny", IMAGES, LABELS, num_classes=2, class_names=("cat",))

@@ -1,19 +1,52 @@
 """Data sets by name."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spatl.data import DATASETS, load_dataset
 from spatl.errors import DataError
+from tests.spatl.data.formats import (
+    leaf_user,
+    random_pixels,
+    write_cifar10,
+    write_cifar100,
+    write_folder,
+    write_leaf,
+    write_parquet,
+)
 
-SMALL: dict[str, dict[str, Any]] = {"digits": {}, "synthetic": {"num_examples": 200}}
+
+def small(name: str, directory: Path) -> dict[str, Any]:
+    """Return options under which a data set is small, having written its files where it needs any."""
+    file = directory / "arrays.npz"
+    match name:
+        case "digits":
+            return {}
+        case "synthetic":
+            return {"num_examples": 200}
+        case "cifar10":
+            write_cifar10(directory)
+        case "cifar100":
+            write_cifar100(directory)
+        case "femnist":
+            write_leaf(directory / "a.json", {"w0": leaf_user(5, 0), "w1": leaf_user(5, 1)})
+        case "folder":
+            write_folder(directory)
+        case "huggingface":
+            write_parquet(directory / "train.parquet")
+        case "npz":
+            np.savez(file, images=random_pixels(60, 8, 8), labels=np.arange(60) % 2)
+            return {"path": str(file)}
+    return {"path": str(directory)}
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_data_set_is_standardised_and_says_its_name(name: str) -> None:
-    dataset = load_dataset(name, seed=1, options=SMALL[name])
+def test_every_data_set_is_standardised_and_says_its_name(name: str, tmp_path: Path) -> None:
+    dataset = load_dataset(name, seed=1, options=small(name, tmp_path))
     assert dataset.name == name
     assert abs(float(dataset.images.mean())) < 1e-4
     assert float(dataset.images.std()) == pytest.approx(1, abs=1e-3)
@@ -36,7 +69,7 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.Mon
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones_and_the_closest() -> None:
-    with pytest.raises(DataError, match=r"'digit' \(did you mean 'digits'\?\); known: digits, synthetic"):
+    with pytest.raises(DataError, match=r"'digit' \(did you mean 'digits'\?\); known: cifar10, cifar100, digits"):
         load_dataset("digit", seed=1)
 
 

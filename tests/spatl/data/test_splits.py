@@ -11,6 +11,19 @@ from spatl.data.splits import ClientData
 from spatl.errors import DataError
 
 
+def noisy(variance: float, *, client: int = 0, indices: Tensor | None = None) -> ClientData:
+    dataset = Dataset("blank", torch.zeros(300, 1, 8, 8), torch.arange(300) % 3, num_classes=3)
+    return client_data(
+        dataset,
+        torch.arange(300) if indices is None else indices,
+        client=client,
+        seed=1,
+        validation_fraction=0.2,
+        test_fraction=0.2,
+        noise_variance=variance,
+    )
+
+
 def numbered(num_examples: int) -> Dataset:
     """Every image holds its own index, so that it can be recognised."""
     images = torch.arange(num_examples, dtype=torch.float32).reshape(-1, 1, 1, 1)
@@ -122,3 +135,33 @@ def test_a_batch_size_below_one_is_refused_before_the_first_batch() -> None:
 def test_moved_examples_are_on_the_device() -> None:
     moved = Examples(torch.zeros(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64)).to("meta")
     assert moved.images.device == moved.labels.device == torch.device("meta")
+
+
+def test_noise_has_the_variance_in_every_split() -> None:
+    data = noisy(0.25)
+    for part in (data.train, data.validation, data.test):
+        assert float(part.images.mean()) == pytest.approx(0, abs=0.02)
+        assert float(part.images.var()) == pytest.approx(0.25, rel=0.05)
+
+
+def test_noise_is_the_clients_own_and_the_same_whenever_it_is_asked_for() -> None:
+    assert noisy(0.25).test.images.equal(noisy(0.25).test.images)
+    assert not noisy(0.25).test.images.equal(noisy(0.25, client=1).test.images)
+    torch.testing.assert_close(noisy(1.0).train.images, 2 * noisy(0.25).train.images)
+
+
+def test_noise_of_variance_zero_is_none_and_the_data_set_stays_clean() -> None:
+    assert not noisy(0.0).train.images.any()
+    dataset = numbered(20)
+    before = dataset.images.clone()
+    noisy_data = client_data(
+        dataset, torch.arange(20), client=0, seed=1, validation_fraction=0.2, test_fraction=0.2, noise_variance=1.0
+    )
+    assert dataset.images.equal(before)
+    assert noisy_data.train.labels.equal(split(torch.arange(20), validation=0.2, test=0.2).train.labels)
+
+
+@pytest.mark.parametrize("variance", [-0.1, float("nan"), float("inf")])
+def test_a_variance_that_is_none_is_refused(variance: float) -> None:
+    with pytest.raises(DataError, match=f"noise_variance must be at least 0 and finite, got {variance}"):
+        noisy(variance)

@@ -1,0 +1,166 @@
+"""The partitioners of flwr-datasets, Flower's library of federated data sets.
+
+The library hands whole rows of a table to each client; here the table is the examples' positions with their labels or
+groups, so that what comes back says who owns what. Its partitioners cut the examples of a class in the order of the
+table, so the table is shuffled before. The library takes seconds to import and is an optional extra: it is imported
+when a config names one of these rows.
+"""
+
+import io
+import warnings
+from contextlib import redirect_stderr
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from spatl.data.request import NOBODY, Integers, Request
+from spatl.errors import DataError
+
+_MAX_DRAWS = 1000
+
+
+def iid(rng: np.random.Generator, request: Request) -> Integers:
+    """Deal the examples out at random in equal shares (`IidPartitioner`)."""
+    return _assign(rng, request, _library().IidPartitioner(request.num_clients))
+
+
+def dirichlet(rng: np.random.Generator, request: Request) -> Integers:
+    """Skew the labels by Dirichlet(alpha) shares of each class (`DirichletPartitioner`; Yurochkin et al. 2019).
+
+    Raises:
+        DataError: In the library's eleven draws there was always a client that is too small.
+    """
+    partitioner = _library().DirichletPartitioner(
+        num_partitions=request.num_clients,
+        partition_by="label",
+        alpha=float(request.alpha),
+        min_partition_size=request.min_examples,
+        shuffle=False,
+        seed=_seed(rng),
+    )
+    try:
+        return _assign(rng, request, partitioner)
+    except ValueError as error:
+        raise DataError(
+            f"flwr-dirichlet: flwr-datasets drew 11 times, and some client always had fewer than {request.min_examples}"
+            f" examples (num_clients={request.num_clients}, alpha={request.alpha}): raise alpha, lower num_clients or "
+            "min_examples, or use dirichlet, which draws 1000 times"
+        ) from error
+
+
+def labels(rng: np.random.Generator, request: Request) -> Integers:
+    """Give each client examples of a fixed number of classes (`PathologicalPartitioner`; Li et al., ICDE 2022, #C=k).
+
+    As in that paper, client i has class i modulo the number of classes, and the rest are drawn; each class is shared
+    equally among those that have it. What is of a class that nobody has goes to nobody.
+
+    Raises:
+        DataError: There are fewer classes than a client should have, or too few examples of one of them.
+    """
+    _, class_sizes = np.unique(request.labels, return_counts=True)
+    if not 1 <= request.labels_per_client <= len(class_sizes):
+        raise DataError(
+            f"labels_per_client must be in [1, {len(class_sizes)}], the number of classes with examples, got "
+            f"{request.labels_per_client}"
+        )
+    partitioner = _library().PathologicalPartitioner(
+        num_partitions=request.num_clients,
+        partition_by="label",
+        num_classes_per_partition=request.labels_per_client,
+        class_assignment_mode="first-deterministic",
+        shuffle=False,
+        seed=_seed(rng),
+    )
+    try:
+        return _assign(rng, request, partitioner)
+    except ValueError as error:
+        raise DataError(
+            f"labels: some class has fewer examples than clients that should have it (num_clients="
+            f"{request.num_clients}, labels_per_client={request.labels_per_client}): lower num_clients or "
+            "labels_per_client"
+        ) from error
+
+
+def quantity(rng: np.random.Generator, request: Request) -> Integers:
+    """Skew the sizes: shares of all examples are drawn from Dirichlet(alpha) (`SizePartitioner`; Li et al., ICDE 2022).
+
+    Shares are drawn again until no client is too small. Labels are spread at random.
+
+    Raises:
+        DataError: No draw gave every client enough.
+    """
+    total = len(request.labels)
+    for _ in range(_MAX_DRAWS):
+        shares = rng.dirichlet(np.full(request.num_clients, request.alpha))
+        cuts = (np.cumsum(shares) * total).astype(np.int64)
+        cuts[-1] = total  # the shares add up to one only nearly
+        sizes = np.diff(cuts, prepend=0)
+        if sizes.min() >= request.min_examples:
+            return _assign(rng, request, _library().SizePartitioner(sizes.tolist()))
+    raise DataError(
+        f"no quantity partition in {_MAX_DRAWS} draws: some client always had fewer than {request.min_examples} "
+        f"examples (num_clients={request.num_clients}, alpha={request.alpha}, N={total}): raise alpha, or lower "
+        "num_clients or min_examples"
+    )
+
+
+def natural(rng: np.random.Generator, request: Request) -> Integers:
+    """Make each natural owner of examples a client (`NaturalIdPartitioner`).
+
+    Where there are more owners with enough examples than clients, the clients are drawn from them; what belongs to the
+    others goes to nobody.
+
+    Raises:
+        DataError: The data set does not say whose its examples are, or too few owners have enough of them.
+    """
+    if request.groups is None:
+        raise DataError(
+            "natural: the data set does not say whose its examples are; femnist does, huggingface with "
+            "data.options.group, and npz with an array groups"
+        )
+    owners, sizes = np.unique(request.groups, return_counts=True)
+    eligible = owners[sizes >= request.min_examples]
+    if len(eligible) < request.num_clients:
+        raise DataError(
+            f"natural: {len(eligible)} of {len(owners)} natural owners have at least {request.min_examples} examples, "
+            f"which makes no {request.num_clients} clients: lower num_clients or min_examples"
+        )
+    drawn = rng.choice(eligible, request.num_clients, replace=False)
+    kept = np.flatnonzero(np.isin(request.groups, drawn))
+    return _assign(rng, request, _library().NaturalIdPartitioner("group"), kept)
+
+
+def _assign(rng: np.random.Generator, request: Request, partitioner: Any, kept: Integers | None = None) -> Integers:
+    """Return the owner of each example: the client whose partition of the shuffled table holds its position."""
+    import datasets  # comes with flwr-datasets
+
+    positions = rng.permutation(np.arange(len(request.labels)) if kept is None else kept)
+    table = {"position": positions, "label": request.labels[positions]}
+    if request.groups is not None:
+        table["group"] = request.groups[positions]
+    partitioner.dataset = datasets.Dataset.from_dict(table)
+    owners = np.full(len(request.labels), NOBODY, dtype=np.int64)
+    # The library warns of redrawing and of classes that nobody has, and shows a progress bar: the redraws are its
+    # business, and `spatl partition` shows the rest.
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.filterwarnings("ignore", category=UserWarning, module="flwr_datasets")
+        for client in range(request.num_clients):
+            rows = partitioner.load_partition(client).with_format("numpy")[:]
+            owners[rows["position"]] = client
+    return owners
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**63))
+
+
+def _library() -> ModuleType:
+    try:
+        import flwr_datasets.partitioner  # an optional extra that takes seconds to import
+    except ImportError as error:
+        raise DataError(
+            "this partitioner needs flwr-datasets: pip install 'spatl[data]'; iid and dirichlet need nothing"
+        ) from error
+    module: ModuleType = flwr_datasets.partitioner
+    return module

@@ -1,0 +1,280 @@
+"""Tables of images that the library `datasets` reads: from the Hugging Face hub, or from files of the user's own.
+
+The hub is asked only where the user has set `hub: true`. Files are opened one by one by name: the library's way to load
+a directory follows what a README in it says, and its way to load a format by name counts the download over the network.
+Neither way opens pickled files.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from spatl.data.dataset import Dataset
+from spatl.data.images import CHANNELS, decode_images, numbered, standardise
+from spatl.data.options import check_choice, check_integer, check_switch, check_text, path_option
+from spatl.errors import DataError
+
+_FORMATS = (".parquet", ".arrow")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table hold what.
+
+    Attributes:
+        image: Encoded images.
+        label: Class labels: numbers from 0, or texts.
+        group: Whose each example is, numbers or texts; None when there is no such column.
+    """
+
+    image: str
+    label: str
+    group: str | None = None
+
+
+def huggingface(
+    seed: int,
+    *,
+    name: str | None = None,
+    path: str | None = None,
+    hub: bool = False,
+    subset: str | None = None,
+    splits: Sequence[str] | None = None,
+    image: str = "image",
+    label: str = "label",
+    group: str | None = None,
+    channels: str = "colour",
+    image_size: int | None = None,
+) -> Dataset:
+    """Return any image classification data set that the library `datasets` reads.
+
+    Args:
+        seed: Ignored; the images are fixed.
+        name: The data set's name on the hub, e.g. `owner/name`; needs `hub`.
+        path: A local directory instead: Parquet or Arrow files, or what the library's `save_to_disk` wrote.
+        hub: Whether the network may be used.
+        subset: Which of the hub data set's configurations, where it has several.
+        splits: The splits to pool; all of them if not given. A local file's split is its name up to the first `-`, or
+            the name of its folder.
+        image: The column of images.
+        label: The column of labels: whole numbers from 0, or texts, which are numbered in sorted order.
+        group: The column that says whose an example is, for the partitioner `natural`.
+        channels: `colour` or `grey`; images of the other kind are converted.
+        image_size: Height and width to which images are resized; needed where they differ in size.
+
+    Raises:
+        DataError: An option does not fit, the data are not there, or a column or an image cannot be read.
+    """
+    check_switch("huggingface", "hub", hub)
+    check_choice("huggingface", "channels", channels, tuple(CHANNELS))
+    if image_size is not None:
+        check_integer("huggingface", "image_size", image_size, 1, 4096)
+    for option, text in (("image", image), ("label", label), ("group", group), ("subset", subset), ("name", name)):
+        if text is not None:
+            check_text("huggingface", option, text)
+    if splits is not None and (isinstance(splits, str) or not splits or not all(isinstance(s, str) for s in splits)):
+        raise DataError(f"huggingface: splits must be a list of names, e.g. [train, test], got {splits!r}")
+    if (name is None) == (path is None):
+        raise DataError(
+            "huggingface: set data.options.path to a local directory, or data.options.name and data.options.hub: true "
+            f"for the hub, got path={path!r} and name={name!r}"
+        )
+    if name is not None:
+        if not _HUB_NAME.fullmatch(name):  # a bare name may be one of the library's formats, or a local directory
+            raise DataError(f"huggingface: name must be owner/name, as the hub shows it, got {name!r}")
+        if not hub:
+            raise DataError(
+                f"huggingface: {name!r} would be downloaded from the Hugging Face hub, and the network is used only "
+                "when you say so: set data.options.hub to true, or download its Parquet files and name their "
+                "directory in data.options.path instead"
+            )
+        table = hub_table("huggingface", name, subset=subset, splits=splits)
+    else:
+        expected = "a directory of Parquet or Arrow files"
+        table = _local_table(path_option("huggingface", path, expected=expected), splits)
+    columns = Columns(image, label, group)
+    return from_table("huggingface", table, columns, channels=channels, image_size=image_size)
+
+
+def hub_table(dataset: str, name: str, *, subset: str | None = None, splits: Sequence[str] | None = None) -> Any:
+    """Return a table of the Hugging Face hub, over the network.
+
+    Args:
+        dataset: Our name for it, for messages.
+        name: The hub's name for it.
+        subset: Which of its configurations.
+        splits: The splits to pool, in this order; None for all.
+
+    Raises:
+        DataError: The library is missing, the hub does not give the table, or a split is unknown.
+    """
+    library = _library(dataset)
+    try:
+        found = dict(library.load_dataset(name, subset))
+    except Exception as error:  # the library's errors, and those of the clients below it, have no base of their own
+        raise DataError(f"{dataset}: the Hugging Face hub did not give {name!r}: {_reason(error)}") from error
+    return _pooled(library, dataset, found, splits)
+
+
+def from_table(dataset: str, table: Any, columns: Columns, *, channels: str, image_size: int | None) -> Dataset:
+    """Return the data set a table holds.
+
+    Args:
+        dataset: Its name.
+        table: A `datasets.Dataset`.
+        columns: Which columns to read.
+        channels: A key of `CHANNELS`.
+        image_size: As in `decode_images`.
+
+    Raises:
+        DataError: A column is missing or holds something else, or an image cannot be read.
+    """
+    library = _library(dataset)
+    for role in ("image", "label", "group"):
+        column = getattr(columns, role)
+        if column is not None and column not in table.column_names:
+            raise DataError(
+                f"{dataset}: there is no column {column!r}; the table has {', '.join(table.column_names)}: set "
+                f"data.options.{role}"
+            )
+    labels, class_names = _labels(library, dataset, table, columns.label)
+    groups = None
+    if columns.group is not None:
+        groups = torch.from_numpy(numbered(column_values(dataset, table, columns.group))[0])
+    files = _image_files(library, dataset, table, columns.image)
+    pixels = decode_images(dataset, files, channels=channels, image_size=image_size)
+    return Dataset(
+        dataset,
+        torch.from_numpy(standardise(pixels)),
+        torch.from_numpy(labels),
+        num_classes=len(class_names) or int(labels.max()) + 1,
+        groups=groups,
+        class_names=class_names,
+    )
+
+
+def column_values(dataset: str, table: Any, column: str) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return a column of whole numbers or texts, `[N]`.
+
+    Raises:
+        DataError: It holds anything else, or nothing in some row.
+    """
+    values = np.asarray(table.select_columns([column]).with_format("arrow")[:][column].to_pylist())
+    if values.ndim != 1 or values.dtype.kind not in "iuU":
+        raise DataError(
+            f"{dataset}: column {column!r} must hold one whole number or text in every row, got "
+            f"{table.features[column]}{' with empty rows' if values.ndim == 1 else ''}"
+        )
+    return values
+
+
+def _labels(library: ModuleType, dataset: str, table: Any, column: str) -> tuple[Any, tuple[str, ...]]:
+    values = column_values(dataset, table, column)
+    if values.dtype.kind == "U":
+        return numbered(values)
+    feature = table.features[column]
+    names = tuple(feature.names) if isinstance(feature, library.ClassLabel) else ()
+    return values.astype(np.int64), names
+
+
+def _image_files(library: ModuleType, dataset: str, table: Any, column: str) -> list[tuple[str, Path | BytesIO]]:
+    """Return the encoded images of the table; decoding is left to the one place that decodes all sources."""
+    try:
+        encoded = table.select_columns([column]).cast_column(column, library.Image(decode=False))
+        rows = [row[column] for row in encoded]
+    except Exception as error:  # Arrow's errors, the library's own and Python's
+        raise DataError(f"{dataset}: column {column!r} does not hold encoded images: {_reason(error)}") from error
+    files: list[tuple[str, Path | BytesIO]] = []
+    for position, row in enumerate(rows):
+        if not row or (row["bytes"] is None and row["path"] is None):
+            raise DataError(f"{dataset}: row {position} has no image in column {column!r}")
+        files.append((f"row {position}", Path(row["path"]) if row["bytes"] is None else BytesIO(row["bytes"])))
+    return files
+
+
+def _local_table(path: Path, splits: Sequence[str] | None) -> Any:
+    library = _library("huggingface")
+    if not path.is_dir():
+        raise DataError(
+            f"huggingface: no directory {path}: put the data set's Parquet files there, or name another directory in "
+            "data.options.path"
+        )
+    saved = any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    try:
+        with _no_progress_bars(library):
+            found = _saved_splits(library, path) if saved else _file_splits(library, path)
+    except DataError:
+        raise
+    except Exception as error:  # Arrow's errors, the library's own and the file system's
+        raise DataError(f"huggingface: cannot read {path}: {_reason(error)}") from error
+    return _pooled(library, "huggingface", found, splits)
+
+
+def _saved_splits(library: ModuleType, path: Path) -> dict[str, Any]:
+    saved = library.load_from_disk(str(path))
+    return dict(saved) if isinstance(saved, dict) else {"train": saved}
+
+
+def _file_splits(library: ModuleType, path: Path) -> dict[str, Any]:
+    files = sorted(file for file in path.rglob("*") if file.suffix in _FORMATS)
+    if not files:
+        raise DataError(
+            f"huggingface: no {' or '.join(_FORMATS)} files in {path}; for image files in one folder per class use "
+            "data.name=folder"
+        )
+    tables: dict[str, list[Any]] = {}
+    for file in files:
+        split = file.parent.name if file.parent != path else file.stem.partition("-")[0]
+        tables.setdefault(split, []).append(_read_file(library, file))
+    return {split: library.concatenate_datasets(parts) for split, parts in tables.items()}
+
+
+def _read_file(library: ModuleType, file: Path) -> Any:
+    if file.suffix == ".arrow":
+        return library.Dataset.from_file(str(file))
+    with tempfile.TemporaryDirectory() as cache:  # what the library would otherwise leave in the user's home
+        return library.Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
+
+
+def _pooled(library: ModuleType, dataset: str, found: dict[str, Any], splits: Sequence[str] | None) -> Any:
+    chosen = list(found if splits is None else dict.fromkeys(splits))
+    for split in chosen:
+        if split not in found:
+            raise DataError(f"{dataset}: there is no split {split!r}; the data set has {', '.join(found)}")
+    return library.concatenate_datasets([found[split] for split in chosen])
+
+
+def _library(dataset: str) -> ModuleType:
+    try:
+        import datasets  # an optional extra that takes seconds to import
+    except ImportError as error:
+        raise DataError(
+            f"data set {dataset!r} needs the packages of an extra for this: pip install 'spatl[data]'"
+        ) from error
+    module: ModuleType = datasets
+    return module
+
+
+@contextmanager
+def _no_progress_bars(library: ModuleType) -> Iterator[None]:
+    shown = library.are_progress_bars_disabled() is False
+    library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            library.enable_progress_bars()
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"

@@ -1,0 +1,123 @@
+"""Pixels as numbers: decoding image files, and standardising each channel over the whole data set."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatl.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = NDArray[np.uint8]
+
+CHANNELS = {"colour": "RGB", "grey": "L"}
+"""What the option `channels` may hold, with Pillow's name for it."""
+
+_IMAGES_AT_ONCE = 1000  # bounds the memory of counting, which takes eight bytes per pixel
+
+
+def standardise(pixels: Pixels) -> NDArray[np.float32]:
+    """Return 8-bit pixels with zero mean and unit variance in each channel, by exact integer counts.
+
+    Args:
+        pixels: `[N, C, H, W]`.
+
+    Returns:
+        `[N, C, H, W]`, the same bits on every machine; a channel of one constant value becomes zero.
+    """
+    levels = np.arange(256)
+    images = np.empty(pixels.shape, dtype=np.float32)
+    for channel in range(pixels.shape[1]):
+        counts = np.zeros(256, dtype=np.int64)
+        for start in range(0, len(pixels), _IMAGES_AT_ONCE):
+            counts += np.bincount(pixels[start : start + _IMAGES_AT_ONCE, channel].ravel(), minlength=256)
+        mean = (counts @ levels) / counts.sum()
+        variance = (counts @ levels**2) / counts.sum() - mean**2
+        deviation = np.sqrt(variance) if variance > 0 else 1.0
+        images[:, channel] = ((levels - mean) / deviation).astype(np.float32)[pixels[:, channel]]
+    return images
+
+
+def standardise_values(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return pixels of any finite values with zero mean and unit variance in each channel.
+
+    Args:
+        values: `[N, C, H, W]`, floating point.
+
+    Returns:
+        `[N, C, H, W]`; a channel of one constant value becomes zero.
+    """
+    images = np.empty(values.shape, dtype=np.float32)
+    for channel in range(values.shape[1]):
+        exact = values[:, channel].astype(np.float64)
+        exact -= exact.mean()
+        images[:, channel] = exact / (exact.std() or 1.0)
+    return images
+
+
+def numbered(values: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return values of any kind as their positions among the sorted distinct ones, and those as texts.
+
+    Args:
+        values: `[N]`, numbers or texts.
+    """
+    distinct, positions = np.unique(values, return_inverse=True)
+    return positions.astype(np.int64), tuple(str(value) for value in distinct)
+
+
+def decode_images(
+    dataset: str, files: Sequence[tuple[str, Path | BytesIO]], *, channels: str, image_size: int | None
+) -> Pixels:
+    """Return the pixels of image files of any format Pillow reads.
+
+    Args:
+        dataset: The data set's name, for messages.
+        files: Each file with what to call it in a message.
+        channels: A key of `CHANNELS`; images of the other kind are converted.
+        image_size: Height and width to which images are resized (bilinear, the aspect ratio is not kept); None
+            leaves them as they are, and they must all have the same size.
+
+    Returns:
+        `[N, 1 or 3, H, W]`.
+
+    Raises:
+        DataError: Pillow is missing, a file is not an image of 8 bits per channel, or sizes differ.
+    """
+    try:
+        from PIL import Image  # an optional extra: a client on a device does without it
+    except ImportError as error:
+        raise DataError(f"data set {dataset!r} needs Pillow: pip install 'spatl[data]'") from error
+    pixels: Pixels | None = None
+    for position, (title, file) in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                decoded = _convert(image, CHANNELS[channels])
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{dataset}: {title} is not an image that can be read: {error}") from error
+        if image_size is not None and decoded.size != (image_size, image_size):
+            decoded = decoded.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        values = np.atleast_3d(np.asarray(decoded)).transpose(2, 0, 1)
+        if pixels is None:
+            pixels = np.empty((len(files), *values.shape), dtype=np.uint8)
+        if values.shape != pixels.shape[1:]:
+            raise DataError(
+                f"{dataset}: images differ in size: {title} is {decoded.height} x {decoded.width}, {files[0][0]} is "
+                f"{pixels.shape[2]} x {pixels.shape[3]}; set data.options.image_size"
+            )
+        pixels[position] = values
+    if pixels is None:
+        raise DataError(f"{dataset}: there are no images")
+    return pixels
+
+
+def _convert(image: "Image", mode: str) -> "Image":
+    if image.mode.startswith(("I", "F")):  # converting these clips whatever exceeds 255
+        raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}); save it with 8 bits per channel")
+    if image.mode == "P":  # a palette may carry transparency, which a direct conversion warns about
+        image = image.convert("RGBA")
+    return image.convert(mode)

@@ -1,0 +1,112 @@
+"""`spatl partition`: what a config's partition gives each client, as a table and a picture, before anything is run."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from spatl.config import ExperimentConfig, load_config
+from spatl.data import PARTITIONERS
+from spatl.errors import ConfigError, SpatlError
+from spatl.federation import load_clients, split_client
+from spatl.partition_plot import SPLITS, PartitionCounts, draw_partition
+
+_LONG_LINE = 10_000  # characters; wider than any table
+_MANY_CLASSES = 12  # beyond, a table with a column for each is wider than a terminal
+
+
+def partition(options: argparse.Namespace, console: Console) -> None:
+    """Print the partition of a config, and draw it.
+
+    Raises:
+        SpatlError: The config, the data set or the partition does not work out, or the picture cannot be written.
+    """
+    config = load_config(options.config, options.overrides)
+    path = _picture_path(config, options.out)
+    counts, num_examples = count_partition(config)
+    _print(console, _table(counts), counts)
+    left_out = num_examples - int(counts.counts.sum())
+    if left_out:
+        console.print(f"{left_out:,} of {num_examples:,} examples belong to no client", highlight=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpatlError(f"cannot make the picture's directory {path.parent}: {error.strerror}") from error
+    draw_partition(counts, path)
+    console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
+    """Return what there is to show of a config's partition, and how many examples its data set has.
+
+    Raises:
+        DataError: The data set is not there, or cannot be partitioned like this.
+    """
+    dataset, parts = load_clients(config)
+    counts = np.stack([dataset.labels[part].bincount(minlength=dataset.num_classes).numpy() for part in parts])
+    splits = []
+    for client in range(len(parts)):
+        data = split_client(config, dataset, parts, client)
+        splits.append([len(data.train), len(data.validation), len(data.test)])
+    classes = dataset.class_names or tuple(str(label) for label in range(dataset.num_classes))
+    return PartitionCounts(_title(config), classes, counts, np.array(splits, dtype=np.int64)), len(dataset)
+
+
+def _picture_path(config: ExperimentConfig, out: str | None) -> Path:
+    section = config.partition
+    name = f"partition-{config.data.name}-{section.name}-{section.num_clients}-{config.seed}.png"
+    path = (Path("runs") / name if out is None else Path(out)).absolute()
+    if path.suffix != ".png" or path.is_dir():
+        raise ConfigError(f"--out must name a .png file, got {out}")
+    return path
+
+
+def _title(config: ExperimentConfig) -> str:
+    section = config.partition
+    read = (setting for setting in PARTITIONERS[section.name].settings if setting != "min_examples")
+    settings = [f"{setting} {getattr(section, setting):g}" for setting in read]
+    if section.feature_noise:
+        settings.append(f"feature_noise {section.feature_noise:g}")
+    name = f"{section.name} ({', '.join(settings)})" if settings else section.name
+    return f"{config.data.name}, {name}: {section.num_clients} clients, seed {config.seed}"
+
+
+def _table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
+    """One row per client, then the sums: a column per class, or only how many classes there are and the largest."""
+    table = Table(title=counts.title, box=None, header_style="bold")
+    table.add_column("client", justify="right", min_width=6)
+    each_class = each_class and len(counts.classes) <= _MANY_CLASSES
+    for name in counts.classes if each_class else ("classes", "largest class"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("all", *SPLITS):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def add(client: str, of_classes: Sequence[int], of_splits: Sequence[int]) -> None:
+        total, most = sum(of_classes), int(np.argmax(of_classes))
+        short = [
+            f"{np.count_nonzero(of_classes)} of {len(of_classes)}",
+            f"{counts.classes[most]}: {of_classes[most] / total:.0%}",
+        ]
+        numbers = [f"{number:,}" if number else "-" for number in of_classes]
+        table.add_row(client, *(numbers if each_class else short), *(f"{n:,}" for n in (total, *of_splits)))
+
+    for client, (of_classes, of_splits) in enumerate(zip(counts.counts, counts.splits, strict=True)):
+        add(str(client), of_classes.tolist(), of_splits.tolist())
+    table.add_section()
+    add("all", counts.counts.sum(axis=0).tolist(), counts.splits.sum(axis=0).tolist())
+    return table
+
+
+def _print(console: Console, table: Table, counts: PartitionCounts) -> None:
+    """Print the table whole: in a terminal too narrow for a column per class the short one, elsewhere in long lines."""
+    wide = Console(file=console.file, width=_LONG_LINE)
+    width = wide.measure(table).maximum
+    if width <= console.width:
+        console.print(table)
+    elif console.is_terminal:
+        console.print(_table(counts, each_class=False))
+    else:
+        Console(file=console.file, width=width).print(table)

@@ -1,0 +1,135 @@
+"""Images of the user's own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spatl.data import load_dataset
+from spatl.data.images import standardise, standardise_values
+from spatl.errors import DataError
+from tests.spatl.data.formats import png, random_pixels, write_folder
+
+
+def message(name: str, **options: object) -> str:
+    with pytest.raises(DataError) as caught:
+        load_dataset(name, seed=1, options=options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
+    write_folder(tmp_path, ("cat", "dog", "eel"))
+    (tmp_path / "notes.txt").write_text("not a class")
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / ".hidden").mkdir()
+    dataset = load_dataset("folder", seed=1, options={"path": str(tmp_path)})
+    pixels = random_pixels(9, 8, 8, 3).transpose(0, 3, 1, 2)
+    assert dataset.images.equal(torch.from_numpy(standardise(pixels)))
+    assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert dataset.class_names == ("cat", "dog", "eel")
+
+
+def test_a_folder_is_resized_and_converted(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    dataset = load_dataset("folder", seed=1, options={"path": str(tmp_path), "channels": "grey", "image_size": 5})
+    assert dataset.images.shape == (6, 1, 5, 5)
+
+
+def test_a_folder_that_does_not_fit_says_what_is_expected(tmp_path: Path) -> None:
+    assert message("folder") == (
+        "folder: data.options.path must name a directory with one subfolder of images per class, got None"
+    )
+    assert f"no directory {tmp_path / 'x'}" in message("folder", path=str(tmp_path / "x"))
+    assert "at least two subfolders with images" in message("folder", path=str(tmp_path))
+    write_folder(tmp_path, ("cat",))
+    assert "one per class, got cat" in message("folder", path=str(tmp_path))
+    assert "channels must be colour or grey, got 'rgb'" in message("folder", path=str(tmp_path), channels="rgb")
+    assert "image_size must be a whole number" in message("folder", path=str(tmp_path), image_size=0)
+
+
+def test_a_broken_image_in_a_folder_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "dog" / "004.png").write_bytes(png(random_pixels(1, 8, 8, 3)[0])[:50])
+    assert str(tmp_path / "dog" / "004.png") in message("folder", path=str(tmp_path))
+
+
+def write_arrays(file: Path, **changes: Any) -> str:
+    arrays = {"images": random_pixels(6, 3, 5, 5), "labels": np.arange(6) % 3} | changes
+    np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+    return str(file)
+
+
+def load_npz(path: str, **options: object):
+    return load_dataset("npz", seed=1, options={"path": path, **options})
+
+
+def test_8_bit_arrays_are_standardised_by_counts(tmp_path: Path) -> None:
+    dataset = load_npz(write_arrays(tmp_path / "a.npz", groups=np.array(["b", "a"] * 3)))
+    assert dataset.images.equal(torch.from_numpy(standardise(random_pixels(6, 3, 5, 5))))
+    assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert dataset.groups.tolist() == [1, 0] * 3
+    assert dataset.num_classes == 3
+
+
+def test_floating_point_arrays_are_standardised_too(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).normal(5, 2, (6, 4, 4))
+    dataset = load_npz(write_arrays(tmp_path / "a.npz", images=images, labels=np.arange(6, dtype=np.uint8) % 2))
+    assert dataset.images.equal(torch.from_numpy(standardise_values(images[:, None])))
+    assert dataset.groups is None
+
+
+def test_classes_without_examples_can_be_announced(tmp_path: Path) -> None:
+    assert load_npz(write_arrays(tmp_path / "a.npz"), num_classes=10).num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"labels": None}, "must hold the arrays images and labels, got images"),
+        ({"images": None}, "must hold the arrays images and labels, got labels"),
+        ({"images": np.zeros((6, 5, 5, 3), np.uint8)}, "channels last use images.transpose(0, 3, 1, 2), got uint8"),
+        ({"images": np.zeros((6, 5), np.uint8)}, "images must be uint8 or floating point, [N, H, W]"),
+        ({"images": np.zeros((0, 5, 5), np.uint8)}, "no empty dimension, got uint8 [0, 5, 5]"),
+        ({"images": np.zeros((6, 5, 5), np.int32)}, "got int32 [6, 5, 5]"),
+        ({"images": np.full((6, 5, 5), np.inf)}, "images must be finite, got NaN or infinity"),
+        ({"labels": np.arange(5)}, "labels must be whole numbers [6], one per image, got int64 [5]"),
+        ({"labels": np.arange(6) / 2}, "labels must be whole numbers [6], one per image, got float64 [6]"),
+        ({"labels": np.arange(6) - 1}, "labels must lie in [0, 5), got [-1, 4]"),
+        ({"groups": np.arange(5)}, "groups must be whole numbers or texts [6], one per image, got int64 [5]"),
+    ],
+)
+def test_an_array_that_does_not_fit_is_named(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    assert told in message("npz", path=write_arrays(tmp_path / "a.npz", **changes))
+
+
+def test_objects_are_never_unpickled(tmp_path: Path) -> None:
+    path = write_arrays(tmp_path / "a.npz", labels=np.array([print] * 6, dtype=object))
+    assert "not a file that numpy.savez wrote with plain arrays" in message("npz", path=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x80\x04N.", b"text"])
+def test_a_file_of_another_kind_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    assert "not a file that numpy.savez wrote" in message("npz", path=str(tmp_path / "a.npz"))
+
+
+def test_a_truncated_or_damaged_file_is_one_line(tmp_path: Path) -> None:
+    path = Path(write_arrays(tmp_path / "a.npz"))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "or it is truncated" in message("npz", path=str(path))
+    middle = len(content) // 4
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    assert "or it is truncated" in message("npz", path=str(path))
+
+
+def test_a_single_array_is_not_enough(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    assert "a single array" in message("npz", path=str(tmp_path / "a.npy"))
+
+
+def test_a_file_that_is_not_there_says_how_to_write_it(tmp_path: Path) -> None:
+    assert f"no file {tmp_path / 'a.npz'}; write it with numpy.savez" in message("npz", path=str(tmp_path / "a.npz"))

@@ -1,0 +1,97 @@
+"""Pixels as numbers."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from spatl.data.images import decode_images, numbered, standardise, standardise_values
+from spatl.errors import DataError
+from tests.spatl.data.formats import png, random_pixels
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(2, 6), st.integers(0, 1000))
+def test_a_channel_has_mean_zero_and_variance_one(num_examples: int, channels: int, size: int, seed: int) -> None:
+    images = standardise(random_pixels(num_examples, channels, size, size, seed=seed)).astype(np.float64)
+    np.testing.assert_allclose(images.mean(axis=(0, 2, 3)), 0, atol=1e-6)
+    np.testing.assert_allclose(images.std(axis=(0, 2, 3)), 1, atol=1e-6)
+
+
+def test_counting_in_pieces_changes_no_bit() -> None:
+    pixels = random_pixels(2500, 1, 2, 2)
+    mean = pixels.astype(np.int64).sum() / pixels.size
+    variance = (pixels.astype(np.int64) ** 2).sum() / pixels.size - mean**2
+    expected = ((np.arange(256) - mean) / np.sqrt(variance)).astype(np.float32)[pixels]
+    assert (standardise(pixels) == expected).all()
+
+
+def test_a_constant_channel_becomes_zero() -> None:
+    pixels = random_pixels(3, 2, 4, 4)
+    pixels[:, 1] = 7
+    assert (standardise(pixels)[:, 1] == 0).all()
+    assert (standardise_values(pixels.astype(np.float32))[:, 1] == 0).all()
+
+
+def test_values_of_any_range_are_standardised_alike() -> None:
+    pixels = random_pixels(20, 3, 4, 4)
+    np.testing.assert_allclose(standardise_values(pixels / 255), standardise(pixels), atol=1e-5)
+
+
+def test_owners_are_numbered_in_sorted_order() -> None:
+    positions, names = numbered(np.array(["b", "a", "b", "c"]))
+    assert positions.tolist() == [1, 0, 1, 2]
+    assert names == ("a", "b", "c")
+
+
+def encoded(pixels: np.ndarray) -> io.BytesIO:
+    return io.BytesIO(png(pixels))
+
+
+def test_a_decoded_image_has_the_pixels_of_the_encoded_one() -> None:
+    pixels = random_pixels(2, 5, 5, 3)
+    files = [(str(i), encoded(image)) for i, image in enumerate(pixels)]
+    assert (decode_images("tiny", files, channels="colour", image_size=None) == pixels.transpose(0, 3, 1, 2)).all()
+
+
+def test_grey_and_colour_are_converted_into_each_other() -> None:
+    grey = random_pixels(1, 4, 4)[0]
+    colour = decode_images("tiny", [("a", encoded(grey))], channels="colour", image_size=None)
+    assert (colour == np.stack([grey] * 3)[None]).all()
+    again = decode_images("tiny", [("a", encoded(colour[0].transpose(1, 2, 0)))], channels="grey", image_size=None)
+    assert (again == grey[None, None]).all()
+
+
+def test_images_are_resized_when_asked() -> None:
+    files = [("a", encoded(random_pixels(1, 4, 4, 3)[0])), ("b", encoded(random_pixels(1, 9, 5, 3)[0]))]
+    assert decode_images("tiny", files, channels="colour", image_size=6).shape == (2, 3, 6, 6)
+
+
+def test_images_of_different_sizes_are_refused_otherwise() -> None:
+    files = [("a", encoded(random_pixels(1, 4, 4, 3)[0])), ("b", encoded(random_pixels(1, 9, 5, 3)[0]))]
+    with pytest.raises(DataError, match=r"tiny: images differ in size: b is 9 x 5, a is 4 x 4; set .*image_size"):
+        decode_images("tiny", files, channels="colour", image_size=None)
+
+
+def test_a_palette_with_transparency_is_read() -> None:
+    image = Image.fromarray(random_pixels(1, 4, 4)[0]).convert("P")
+    file = io.BytesIO()
+    image.save(file, format="png", transparency=b"\x00\x80")
+    assert decode_images("tiny", [("a", file)], channels="colour", image_size=None).shape == (1, 3, 4, 4)
+
+
+def test_an_image_of_more_than_8_bits_is_refused() -> None:
+    deep = encoded(random_pixels(1, 4, 4)[0].astype(np.uint16) * 257)
+    with pytest.raises(DataError, match="a is not an image that can be read: its pixels have more than 8 bits"):
+        decode_images("tiny", [("a", deep)], channels="grey", image_size=None)
+
+
+@pytest.mark.parametrize("keep", [0, 20, 60])
+def test_a_truncated_image_is_named(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "half.png"
+    path.write_bytes(png(random_pixels(1, 8, 8, 3)[0])[:keep])
+    with pytest.raises(DataError, match=r"tiny: .*half\.png is not an image that can be read"):
+        decode_images("tiny", [(str(path), path)], channels="colour", image_size=None)

@@ -1,0 +1,119 @@
+"""`spatl partition`: what it prints, writes and returns."""
+
+from pathlib import Path
+
+import flwr_datasets.partitioner  # noqa: F401  (takes seconds, which are nobody's test)
+import numpy as np
+import pytest
+
+from spatl.cli import main
+from spatl.config import ExperimentConfig, parse_config
+from spatl.federation import load_clients, split_client
+from spatl.partition_command import count_partition
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        "data: {name: synthetic, options: {num_examples: 600, image_size: 8}}\npartition: {name: iid, num_clients: 6}\n"
+    )
+    return str(path)
+
+
+@pytest.fixture
+def owned(tmp_path: Path) -> str:
+    """Sixty images of three owners: the first has 10, the others 25 each."""
+    groups = np.repeat([0, 1, 2], [10, 25, 25])
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "owned.npz", images=images, labels=np.arange(60) % 3, groups=groups)
+    return str(tmp_path / "owned.npz")
+
+
+def small(**partition: object) -> ExperimentConfig:
+    options = {"num_examples": 600, "image_size": 8}
+    return parse_config({"data": {"name": "synthetic", "options": options}, "partition": partition})
+
+
+def test_it_prints_a_row_per_client_and_the_path_of_the_picture(
+    config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "picture.png"
+    assert main(["partition", config_path, "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "synthetic, iid: 6 clients, seed 1" in lines[0]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
+    assert list(rows) == ["client", *map(str, range(6)), "all"]
+    assert rows["client"] == [*map(str, range(10)), "all", "train", "validation", "test"]
+    assert rows["3"][-4:] == ["100", "60", "15", "25"]
+    assert rows["all"] == ["60"] * 10 + ["600", "360", "90", "150"]
+    assert lines[-1] == str(out)
+    assert out.stat().st_size > 0
+
+
+def test_many_classes_are_summed_up(config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    override = "data.options.num_classes=30"
+    assert main(["partition", config_path, "--set", override, "--out", str(tmp_path / "a.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "largest class" in printed
+    assert "of 30" in printed
+
+
+def test_the_picture_goes_below_runs_when_no_file_is_named(
+    config_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["partition", config_path, "--set", "seed=4"]) == 0
+    assert (tmp_path / "runs" / "partition-synthetic-iid-6-4.png").exists()
+    assert "runs/partition-synthetic-iid-6-4.png" in capsys.readouterr().out
+
+
+def test_what_belongs_to_no_client_is_told(owned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "owned.yaml"
+    path.write_text(f"data: {{name: npz, options: {{path: {owned}}}}}\npartition: {{name: natural, num_clients: 2, "
+                    "min_examples: 20}\n")  # fmt: skip
+    assert main(["partition", str(path), "--out", str(tmp_path / "a.png")]) == 0
+    assert "10 of 60 examples belong to no client" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "picture.pdf"], "--out must name a .png file, got picture.pdf"),
+        (["--set", "partition.name=natural"], "natural: the data set does not say whose its examples are"),
+        (["--set", "partition.nme=iid"], "partition.nme: unknown key"),
+        (["--set", "data={name: cifar10, options: {path: nowhere}}"], "no CIFAR-10 in"),
+        (["--out", "/proc/no/picture.png"], "cannot make the picture's directory /proc/no"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    config_path: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["partition", config_path, *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_the_counts_are_those_of_the_clients(owned: str) -> None:
+    config = parse_config({"data": {"name": "npz", "options": {"path": owned}},
+                           "partition": {"name": "natural", "num_clients": 3}})  # fmt: skip
+    found, num_examples = count_partition(config)
+    assert num_examples == 60
+    assert found.counts.tolist() == [[4, 3, 3], [8, 9, 8], [8, 8, 9]]
+    assert found.splits.sum(axis=1).tolist() == [10, 25, 25]
+    assert found.title == "npz, natural: 3 clients, seed 1"
+
+
+def test_the_title_names_the_settings_that_matter() -> None:
+    title = count_partition(small(name="dirichlet", num_clients=4, alpha=0.7, feature_noise=0.1))[0].title
+    assert title == "synthetic, dirichlet (alpha 0.7, feature_noise 0.1): 4 clients, seed 1"
+
+
+def test_noise_grows_with_the_number_of_the_client() -> None:
+    """Client i of 4 (from 1) has images with noise of variance sigma * i / 4, sigma = 0.8."""
+    noisy, clean = (small(name="iid", num_clients=4, feature_noise=sigma) for sigma in (0.8, 0.0))
+    dataset, parts = load_clients(noisy)
+    for client, expected in enumerate((0.2, 0.4, 0.6, 0.8)):
+        images, same = (split_client(config, dataset, parts, client).train.images for config in (noisy, clean))
+        assert float((images - same).var()) == pytest.approx(expected, rel=0.05)
