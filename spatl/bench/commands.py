@@ -10,17 +10,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.jobs import Event, OnEvent
 from spatl.bench.plan import Plan, make_plan
 from spatl.bench.results import Record, by_row, meaningful, target_table
 from spatl.bench.run import bench
 from spatl.bench.tables import NOTHING, final_accuracy, percent, ratio_text, tuned_row
 from spatl.bench.tuning import Tuned
+from spatl.errors import ConfigError
 from spatl.plots import human_bytes
 
 
 def run_bench(options: argparse.Namespace, console: Console) -> None:
-    """Run the command with its parsed options."""
+    """Run the command with its parsed options.
+
+    Raises:
+        SpatlError: A mistake of the user's, or runs that failed.
+    """
+    if options.workers < 0:
+        raise ConfigError(f"--workers must be 0 or more, got {options.workers}")
     plan = make_plan(
         options.configs,
         overrides=options.overrides,
@@ -107,7 +115,8 @@ class _Progress:
     def tuned(self, tuned: list[Tuned]) -> None:
         """Print the grid."""
         rates = list(tuned[0].scores)
-        table = Table(title="Learning rates: mean validation accuracy over the rounds")
+        self._console.print("Learning rates: mean validation accuracy over the rounds", highlight=False)
+        table = Table()
         table.add_column("method")
         for rate in rates:
             table.add_column(f"{rate:g}", justify="right")
@@ -128,8 +137,9 @@ def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> Non
     config = plan.first
     place = _shown_target(plan, records)
     target = plan.bench.targets[place]
-    table = Table(title=f"{config.data.name}, {config.partition.num_clients} clients, {len(plan.bench.seeds)} seeds: "
-                        f"cost until {percent(target)} is held for three rounds")  # fmt: skip
+    heading = f"{config.data.name}, {config.partition.num_clients} clients, {_seeds(plan)}: "
+    console.print(f"{heading}cost until {percent(target)} is held for {HELD_ROUNDS} rounds", highlight=False)
+    table = Table()
     columns = ("method", "reached", "rounds", "bytes", "ratio to FedAvg", "final accuracy")
     for column in columns:
         is_name = column == "method"
@@ -147,6 +157,11 @@ def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> Non
     console.print(table)
     if meaningful(records, place) is False:
         console.print("training alone reaches this target: it does not need a federation", highlight=False)
+
+
+def _seeds(plan: Plan) -> str:
+    number = len(plan.bench.seeds)
+    return f"{number} seeds" if number > 1 else "1 seed"
 
 
 def _shown_target(plan: Plan, records: Sequence[Record]) -> int:

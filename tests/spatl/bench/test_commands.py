@@ -1,0 +1,76 @@
+"""`spatl bench` on the command line: what it prints, writes and returns."""
+
+import json
+
+import pytest
+
+from spatl.cli import main
+from tests.spatl.bench.test_jobs import TINY
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "bench.yaml"
+    path.write_text(TINY)
+    return str(path)
+
+
+def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(config, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["bench", config, "--methods", "fedavg,local,fedavg+float16", "--seeds", "3", "--target", "0.15"]
+    assert main([*arguments, "--out", str(out), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("runs: 3/3  fedavg+float16, seed 3: accuracy", "digits, 4 clients, 1 seed", "15.0 %"):
+        assert text in printed
+    for name in ("bench.json", "bench.md", "report.html"):
+        assert str(out / name) in printed
+        assert (out / name).stat().st_size > 0
+    records = json.loads((out / "bench.json").read_text())
+    assert [(r["method"], r["seed"], r["target"]) for r in records] == [
+        ("fedavg", 3, 0.15), ("local", 3, 0.15), ("fedavg+float16", 3, 0.15)
+    ]  # fmt: skip
+    assert "spatl bench" in (out / "bench.md").read_text()
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert "runs: 3 of 3 are finished already" in capsys.readouterr().out
+
+
+def test_tuning_prints_its_grid_and_warns_at_its_edge(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    arguments = ["bench", config, "--methods", "fedavg", "--seeds", "1", "--tune", "--workers", "1",
+                 "--set", "bench.learning_rates=[0.001, 0.01]", "--set", "rounds=1"]  # fmt: skip
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "Learning rates: mean validation accuracy over the rounds" in printed
+    assert "is at the edge of the grid; widen bench.learning_rates" in printed
+    assert "0.001" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--methods", "fedsgd"], "unknown method 'fedsgd' (did you mean 'fedavg'?); known: fedavg, spatl, local"),
+        (["--methods", ","], "there is no method to compare"),
+        (["--target", "1.2"], "bench.targets.0: input should be less than or equal to 1"),
+        (["--tune", "--set", "bench.learning_rates=[]"], "bench.learning_rates: is empty"),
+        (["--set", "data.name=cifar10", "--set", "data.options={path: nowhere}"], "cifar-10-binary"),
+        (["--set", "bench.methods.spatl.rounds=9"], "spatl differs from fedavg in rounds (9 against 3)"),
+        (["--set", "model.name=resnet9"], "model.name: unknown name 'resnet9'"),
+        (["--workers", "-1"], "--workers must be 0 or more"),
+    ],
+)
+def test_mistakes_are_one_clear_line_and_status_2(config, tmp_path, capsys, arguments, line):
+    assert main(["bench", config, "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
+    assert error.startswith("spatl: ")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_two_configs_that_differ_in_more_than_their_method_are_one_clear_line(config, tmp_path, capsys):
+    other = tmp_path / "other.yaml"
+    other.write_text(TINY.replace("num_clients: 4", "num_clients: 5") + "method: fedavg\n")
+    assert main(["bench", config, str(other), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "fedavg differs from spatl in partition.num_clients (5 against 4)" in error
+    assert error.count("\n") == 1
