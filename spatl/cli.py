@@ -352,11 +352,13 @@ def _method_rows() -> Iterable[tuple[str, ...]]:
             "updates normalised": row.normalizes,
             "proximal pull": row.proximal,
         }
-        yield name, row.title, row.shares, ", ".join(fact for fact, holds in facts.items() if holds), row.source
+        own = ", ".join(f"{section}.{key}={value}" for section, values in row.defaults.items()
+                        for key, value in values.items())  # fmt: skip
+        yield name, row.title, row.shares, ", ".join(fact for fact, holds in facts.items() if holds), own, row.source
 
 
 _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]]]] = {
-    "methods": (("name", "title", "shares", "and", "source"), _method_rows),
+    "methods": (("name", "title", "shares", "and", "settings of its own", "source"), _method_rows),
     "models": (
         ("name", "description", "predictor", "source"),
         lambda: ((name, e.description, ", ".join(e.cut), e.source) for name, e in MODELS.items()),

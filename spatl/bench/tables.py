@@ -110,7 +110,8 @@ def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
             "worst client": percent(record["accuracy_min"]),
             f"rounds to {percent(record['target'])}": str(record["rounds_to_target"] or NOTHING),
             f"bytes to {percent(record['target'])}": _count(record["bytes_to_target"]),
-            "ratio to FedAvg": NOTHING if record["ratio_to_fedavg"] is None else f"{record['ratio_to_fedavg']:.2f}x",
+            "ratio to FedAvg": _ratio(record["ratio_to_fedavg"]),
+            "ratio to best compressed": _ratio(record["ratio_to_compressed"]),
             "bytes in total": _count(record["total_bytes"]),
             "refused": str(record["rejected"]),
             "stopped": record["stopped"] or "",
@@ -169,6 +170,10 @@ def _plain(estimate: Estimate | None) -> str:
 
 def _seconds(estimate: Estimate | None) -> str:
     return NOTHING if estimate is None else f"{estimate.value:.1f}"
+
+
+def _ratio(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}x"
 
 
 def _count(number: int | None) -> str:

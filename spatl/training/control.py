@@ -42,17 +42,7 @@ class StepWeight:
 
 def correction_hook(correction: Mapping[str, Tensor]) -> GradientHook:
     """Return a hook that adds a fixed tensor to each named gradient (the values move to the gradient's device)."""
-    placed: dict[str, Tensor] = {}
-
-    def add(parameters: Mapping[str, nn.Parameter]) -> None:
-        for name, values in correction.items():
-            gradient = parameters[name].grad
-            if gradient is not None:
-                if name not in placed:
-                    placed[name] = values.to(gradient.device, gradient.dtype)
-                gradient.add_(placed[name])
-
-    return add
+    return _hook_with(correction, torch.Tensor.add_)
 
 
 def proximal_hook(reference: Mapping[str, Tensor], mu: float) -> GradientHook:
@@ -69,17 +59,22 @@ def proximal_hook(reference: Mapping[str, Tensor], mu: float) -> GradientHook:
 
 def masking_hook(kept: Mapping[str, Tensor]) -> GradientHook:
     """Return a hook that sets each named gradient to zero where its mask (1 or 0, the parameter's shape) says so."""
+    return _hook_with(kept, torch.Tensor.mul_)
+
+
+def _hook_with(values: Mapping[str, Tensor], change_: Callable[[Tensor, Tensor], object]) -> GradientHook:
+    """A hook that changes each named gradient by a tensor of its own, moved to where the gradient is once."""
     placed: dict[str, Tensor] = {}
 
-    def mask(parameters: Mapping[str, nn.Parameter]) -> None:
-        for name, values in kept.items():
+    def hook(parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, value in values.items():
             gradient = parameters[name].grad
             if gradient is not None:
                 if name not in placed:
-                    placed[name] = values.to(gradient.device, gradient.dtype)
-                gradient.mul_(placed[name])
+                    placed[name] = value.to(gradient.device, gradient.dtype)
+                change_(gradient, placed[name])
 
-    return mask
+    return hook
 
 
 def fading(half_life: float | None, num_rounds: int) -> float:
