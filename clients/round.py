@@ -81,8 +81,9 @@ class Workplace:
             if method.controls and received.control is not None:
                 hooks.append(correction_hook(layout.unflatten(received.control - settled.control)))
             if received.selection is not None:
-                kept = received.selection.mask[layout.owner[: layout.num_parameter_entries]]
-                hooks.append(masking_hook(layout.unflatten(kept.float())))
+                kept = torch.zeros(layout.num_entries)
+                kept[received.selection.entries(layout)] = 1.0
+                hooks.append(masking_hook(layout.unflatten(kept[: layout.num_parameter_entries])))
             parameters = _trainable(model)
             order = self._generator("batches", received.server_round, client)
             training_started = time.perf_counter()
@@ -96,7 +97,7 @@ class Workplace:
             weights = layout.flatten(encoder_tensors(model, self.blueprint.split))
             private = self._private(model)
             finite = all(bool(torch.isfinite(tensor).all()) for tensor in (weights, *model.parameters()))
-            if not finite or not max(arrival.loss, result.loss) <= LARGEST_METRIC:
+            if not finite or not all(loss <= LARGEST_METRIC for loss in (arrival.loss, result.loss)):
                 raise DivergedError(
                     f"client {client} diverged in round {received.server_round} (loss {arrival.loss:g} on arrival, "
                     f"{result.loss:g} in training): lower training.learning_rate"
@@ -219,7 +220,10 @@ class Workplace:
     def _train_head(
         self, model: nn.Module, head: Mapping[str, nn.Parameter], data: ClientData, server_round: int, client: int
     ) -> None:
-        """Train the predictor alone under the encoder that arrived (FedRep, algorithm 1)."""
+        """Train the predictor alone under the encoder that arrived (FedRep, algorithm 1).
+
+        BatchNorm uses the batches' own statistics here too, and gathers them.
+        """
         training = self.config.training
         settings = replace(training.settings(), epochs=training.head_epochs, steps=None)
         train_(model, head, data.train, settings, generator=self._generator("head", server_round, client))

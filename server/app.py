@@ -68,6 +68,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
     num_examples = {client: registration.num_examples for client, registration in clients.items()}
     nodes = {client: registration.node_id for client, registration in clients.items()}
     recorder.num_examples.update(num_examples)
+    recorder.start_clock()
     selection = None
     if config.row.static_mask:
         saliency = {client: registration.saliency for client, registration in clients.items()}

@@ -103,7 +103,8 @@ class Federation(FedAvg):
         control = torch.zeros(layout.num_parameter_entries) if self._config.row.controls else None
         encoder = blueprint.initial_encoder()
         if selection is not None:
-            encoder = encoder * selection.mask[layout.owner]
+            entries = selection.entries(layout)
+            encoder = torch.zeros_like(encoder).index_copy_(0, entries, encoder[entries])
         self.state = ServerState(0, encoder, control, folded={})
 
     def summary(self) -> None:
@@ -272,7 +273,8 @@ class Federation(FedAvg):
         except KeyError as error:
             raise UpdateRejected(f"the reply lacks {error}") from error
         update = unpack_update(blob, self._blueprint.layout, server_round=server_round, base_version=self.state.version)
-        if self._selection is not None and not torch.equal(update.selection.mask, self._selection.mask):
+        agreed, sent = self._selection, update.selection
+        if sent.closed != (agreed is not None) or (agreed is not None and not torch.equal(sent.mask, agreed.mask)):
             raise UpdateRejected("the update is not of the channels that all clients agreed on")
         if not math.isclose(update.step_weight, self._step_weights[client], rel_tol=1e-9):
             raise UpdateRejected(

@@ -22,6 +22,7 @@ from spatl.models import Split, build_model, make_split
 from spatl.selection.budget import Costs, check_budget
 from spatl.selection.groups import trace_groups
 from spatl.selection.layout import EncoderLayout
+from spatl.selection.static import check_static_budget
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +132,10 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
 
     blueprint = Blueprint(config, model, split, Costs(trace, update_bytes), dataset, parts)
     selects = config.row.selects and config.selection.selector != "all"
-    if selects or config.row.static_mask:
-        check_budget(config.selection.budget(), blueprint.costs)
+    if config.row.static_mask:
+        check_static_budget(config.selection.budget(), blueprint.costs)
     if selects:
+        check_budget(config.selection.budget(), blueprint.costs)
         for client in config.selection.clients:
             check_budget(config.selection.budget(client), blueprint.costs, source=f"selection.clients.{client}")
     elif config.selection.clients:

@@ -33,8 +33,8 @@ VERSION: Final = 1
 _HEADER = struct.Struct("<4sBBBBII8sdQ")
 _SECTION = struct.Struct("<BI")
 _MODEL, _UPDATE = 1, 2
-_VALUES, _INDICES, _CONTROL = 1, 2, 3
-_SECTION_NAMES = {_VALUES: "values", _INDICES: "indices", _CONTROL: "control"}
+_VALUES, _INDICES, _CONTROL, _CLOSED_INDICES = 1, 2, 3, 4
+_SECTION_NAMES = {_VALUES: "values", _INDICES: "indices", _CONTROL: "control", _CLOSED_INDICES: "indices"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ def pack_update(update: Update, layout: EncoderLayout, codec: Codec, *, generato
     """Pack an update; `unpack_update` of the result gives the values the server will see."""
     channels = _channels_of_values(update.selection, layout)
     sections = {
-        _INDICES: pack_bitmap(update.selection),
+        _indices_kind(update.selection): pack_bitmap(update.selection),
         _VALUES: codec.encode(update.values, channels, generator=generator),
     }
     return _pack(_UPDATE, codec, update.server_round, update.base_version, layout, update.step_weight, sections)
@@ -179,7 +179,7 @@ def unpack_update(blob: bytes, layout: EncoderLayout, *, server_round: int, base
         )
     if not (math.isfinite(header.step_weight) and header.step_weight > 0):
         raise UpdateRejected(f"the step weight must be positive and finite, got {header.step_weight}")
-    selection = unpack_bitmap(_take(sections, _INDICES), layout.num_channels)
+    selection = _take_selection(sections, layout)
     values = codec.decode(_take(sections, _VALUES), _channels_of_values(selection, layout))
     _check_finite(values)
     _check_empty(sections)
@@ -194,7 +194,7 @@ def pack_model(model: Model, layout: EncoderLayout, codec: Codec, *, generator: 
         channels = _channels_of_values(model.selection, layout)
         values = model.encoder[model.selection.entries(layout)]
         sections = {
-            _INDICES: pack_bitmap(model.selection),
+            _indices_kind(model.selection): pack_bitmap(model.selection),
             _VALUES: codec.encode(values, channels, generator=generator),
         }
     if model.control is not None:
@@ -211,8 +211,8 @@ def unpack_model(blob: bytes, layout: EncoderLayout) -> Model:
     """
     header, codec, sections = _open(blob, _MODEL, layout)
     selection = None
-    if _INDICES in sections:
-        selection = unpack_bitmap(_take(sections, _INDICES), layout.num_channels)
+    if sections.keys() & {_INDICES, _CLOSED_INDICES}:
+        selection = _take_selection(sections, layout)
         values = codec.decode(_take(sections, _VALUES), _channels_of_values(selection, layout))
         encoder = torch.zeros(layout.num_entries).index_copy_(0, selection.entries(layout), values)
     else:
@@ -259,7 +259,10 @@ def section_bytes(blob: bytes) -> dict[str, int]:
         UpdateRejected: The blob is damaged.
     """
     _, sections = _open_sections(blob)
-    return {name: len(sections.get(kind, b"")) for kind, name in _SECTION_NAMES.items()}
+    lengths = dict.fromkeys(_SECTION_NAMES.values(), 0)
+    for kind, data in sections.items():
+        lengths[_SECTION_NAMES[kind]] += len(data)
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -334,6 +337,18 @@ def _open_sections(blob: bytes) -> tuple[_Header, dict[int, memoryview]]:
     if start != len(blob):
         raise UpdateRejected(f"{len(blob) - start} bytes belong to no section")
     return header, sections
+
+
+def _indices_kind(selection: Selection) -> int:
+    return _CLOSED_INDICES if selection.closed else _INDICES
+
+
+def _take_selection(sections: dict[int, memoryview], layout: EncoderLayout) -> Selection:
+    closed = _CLOSED_INDICES in sections
+    if closed and layout.reads is None:
+        raise UpdateRejected("the blob's channels are gone for good, which this encoder does not know")
+    bitmap = _take(sections, _CLOSED_INDICES if closed else _INDICES)
+    return unpack_bitmap(bitmap, layout.num_channels, closed=closed)
 
 
 def _take(sections: dict[int, memoryview], kind: int) -> memoryview:

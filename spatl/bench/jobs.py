@@ -23,6 +23,8 @@ from spatl.errors import ConfigError, DivergedError, SpatlError
 from spatl.history import write_json
 from spatl.runner import run
 
+logger = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.5
 
 
@@ -102,7 +104,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, on_event: OnEvent = lambda ev
 
 def _run_in_processes(jobs: Sequence[Job], workers: int, on_event: OnEvent) -> dict[str, str]:
     context = multiprocessing.get_context("spawn")
-    tasks: multiprocessing.SimpleQueue[Job | None] = context.SimpleQueue()
+    tasks: multiprocessing.Queue[Job | None] = context.Queue()  # fed by a thread: a full pipe would block this one
     events: multiprocessing.Queue[Event] = context.Queue()
     processes = [
         context.Process(target=_work, args=(tasks, events, os.getpid()), daemon=True, name=f"spatl-bench-{number}")
@@ -139,9 +141,7 @@ def _run_in_processes(jobs: Sequence[Job], workers: int, on_event: OnEvent) -> d
             process.join()
 
 
-def _work(
-    tasks: "multiprocessing.SimpleQueue[Job | None]", events: "multiprocessing.Queue[Event]", parent: int
-) -> None:
+def _work(tasks: "multiprocessing.Queue[Job | None]", events: "multiprocessing.Queue[Event]", parent: int) -> None:
     """Do jobs until there are none, or nobody waits for them any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -173,6 +173,10 @@ def _run(job: Job, on_event: OnEvent) -> str | None:
         except SpatlError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             return str(error)
+        except Exception as error:  # a full disk, or a bug: the other runs go on
+            logger.exception("%s failed", job.name)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            return f"{type(error).__name__}: {error} (see {log})"
     if log.exists():
         log.replace(unfinished / "log.txt")
     unfinished.rename(job.directory)

@@ -90,11 +90,16 @@ def check_budget(budget: Budget, costs: Costs, *, source: str = "selection") -> 
         return
     floor = costs.of(torch.ones(len(costs.layout.groups), dtype=torch.int64), budget.kind)
     if floor > budget.limit:
-        smallest = f"{floor:.0f}" if budget.kind == "uplink_bytes" else f"{math.ceil(1e4 * floor) / 1e4:.4f}"
+        smallest = smallest_budget(floor, budget.kind)
         raise BudgetError(
             f"{source}.{budget.kind} is {budget.limit:g}, but one channel of each of the "
             f"{len(costs.layout.groups)} groups already costs {smallest}; raise it to at least {smallest}"
         )
+
+
+def smallest_budget(floor: float, kind: BudgetKind) -> str:
+    """Write the smallest cost there is so that, taken as a budget, it suffices."""
+    return f"{floor:.0f}" if kind == "uplink_bytes" else f"{math.ceil(1e4 * floor) / 1e4:.4f}"
 
 
 def rank_by_worth(worth: Tensor, costs: Costs, kind: BudgetKind) -> Tensor:

@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch_pruning as tp
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from spatl.errors import ModelError
 from spatl.selection.layout import ChannelGroup, EncoderLayout
+from spatl.selection.prune import along_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,19 @@ def trace_groups(
     layout = channels.layout({name: tensors[name].shape for name in names}, num_parameters=len(parameters))
     encoder_layers = {name.rpartition(".")[0] for name in parameters}
     flops = channels.flops_model(layout, {k: v for k, v in macs.items() if k in encoder_layers})
-    return EncoderTrace(layout, flops, channels.readers())
+    readers = channels.readers()
+    return EncoderTrace(replace(layout, reads=_reads(network, layout, readers)), flops, readers)
+
+
+def _reads(network: nn.Module, layout: EncoderLayout, readers: Mapping[str, Tensor]) -> Tensor:
+    """int64 [N]: the channel behind each entry of a weight that reads channels, -1 for all other entries."""
+    reads = torch.full((layout.num_entries,), -1, dtype=torch.int64)
+    views = layout.unflatten(reads)
+    for name, channels in readers.items():
+        layer, view = network.get_submodule(name), views.get(f"{name}.weight")
+        if view is not None:
+            view.copy_(along_inputs(layer, view, channels).expand_as(view))
+    return reads
 
 
 class _Channels:

@@ -42,12 +42,15 @@ class EncoderLayout:
         num_parameter_entries: P, the length of the prefix that holds trainable parameters.
         owner: int64 [N], the channel that owns each entry.
         groups: The channel groups, in the order of the model's layers.
+        reads: int64 [N], the channel that each entry is multiplied with, -1 where it is none or unknown; None if nobody
+            asked.
     """
 
     shapes: Mapping[str, torch.Size]
     num_parameter_entries: int
     owner: Tensor
     groups: tuple[ChannelGroup, ...]
+    reads: Tensor | None = None
 
     @property
     def num_entries(self) -> int:

@@ -37,12 +37,12 @@ def masked_weights(model: nn.Module, readers: Mapping[str, Tensor], selection: S
         layer = model.get_submodule(name)
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        weights[f"{name}.weight"] = weight.detach() * _along_inputs(layer, weight, stays.to(weight.device))
+        weights[f"{name}.weight"] = weight.detach() * along_inputs(layer, weight, stays.to(weight.device))
     return weights
 
 
-def _along_inputs(layer: nn.Module, weight: Tensor, stays: Tensor) -> Tensor:
-    """Shape a mask [I] over a layer's inputs so that it multiplies its weight."""
+def along_inputs(layer: nn.Module, weight: Tensor, stays: Tensor) -> Tensor:
+    """Shape values [I], one per input of a layer, so that they broadcast against its weight."""
     if isinstance(layer, _TRANSPOSED):
         return stays.view(-1, *[1] * (weight.dim() - 1))
     num_groups = getattr(layer, "groups", 1)

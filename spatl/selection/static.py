@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spatl.data import Examples
 from spatl.errors import BudgetError
-from spatl.selection.budget import Budget, Costs, project_ranking, rank_by_worth
+from spatl.selection.budget import Budget, BudgetKind, Costs, rank_by_worth, smallest_budget
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.selection import Selection
 from spatl.training.evaluate import forward_with_batch_statistics
@@ -62,25 +62,72 @@ def common_selection(
         budget: What one update may cost.
 
     Returns:
-        The channels with the largest average saliency per cost that the budget pays for; whatever no layer reads (the
-        logits of a shared predictor) always stays.
+        The channels with the largest average saliency per cost that the budget pays for, closed; the best channel of
+        every group and whatever no layer reads (the logits of a shared predictor) always stay.
 
     Raises:
-        BudgetError: The budget does not pay for one channel per group and what always stays.
+        BudgetError: The budget does not pay for what always stays.
     """
-    layout = costs.layout
-    total = torch.zeros(layout.num_channels, dtype=torch.float64)
+    total = torch.zeros(costs.layout.num_channels, dtype=torch.float64)
     for client in sorted(saliency):  # in a fixed order, so that the order of replies changes nothing
         total += saliency[client].double() * num_examples[client]
-    is_read = torch.zeros(layout.num_channels, dtype=torch.bool)
-    for channels in costs.trace.readers.values():
-        is_read[channels[channels >= 0]] = True
     ranking = rank_by_worth(total, costs, budget.kind)
-    ranking = torch.cat([ranking[~is_read[ranking]], ranking[is_read[ranking]]])
-    selection = project_ranking(ranking, costs, budget)
-    if not bool(selection.mask[~is_read].all()):
+    stays = _always(ranking, costs)
+    check_static_budget(budget, costs, ranking)
+    rest = ranking[~stays[ranking]]
+    low, high = 0, len(rest)  # cost grows with every channel: as many as fit
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = _cost(_with(stays, rest[:middle]), costs, budget.kind) <= budget.limit
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return Selection(_with(stays, rest[:low]), closed=True)
+
+
+def check_static_budget(budget: Budget, costs: Costs, ranking: Tensor | None = None) -> None:
+    """Raise unless the budget pays for one channel of every group and for whatever no layer reads.
+
+    Args:
+        budget: What one update may cost.
+        costs: The encoder.
+        ranking: int64 [C], channels from best to worst; which is best changes no cost.
+
+    Raises:
+        BudgetError: It does not.
+    """
+    if ranking is None:
+        ranking = torch.arange(costs.layout.num_channels)
+    stays = _always(ranking, costs)
+    floor = _cost(stays, costs, budget.kind)
+    if floor > budget.limit:
+        smallest = smallest_budget(floor, budget.kind)
         raise BudgetError(
-            f"selection.{budget.kind} is {budget.limit:g}, which does not pay for the {int((~is_read).sum())} outputs "
-            "that a static mask always keeps; raise it"
+            f"selection.{budget.kind} is {budget.limit:g}, but the {int(stays.sum())} channels that a static mask "
+            f"always keeps already cost {smallest}; raise it to at least {smallest}"
         )
-    return selection
+
+
+def _always(ranking: Tensor, costs: Costs) -> Tensor:
+    """Bool [C]: the best channel of every group, and the channels that no layer reads."""
+    stays = torch.ones(costs.layout.num_channels, dtype=torch.bool)
+    for channels in costs.trace.readers.values():
+        stays[channels[channels >= 0]] = False
+    groups = costs.layout.group_of[ranking]
+    for group in range(len(costs.layout.groups)):
+        stays[ranking[(groups == group).nonzero()[0]]] = True
+    return stays
+
+
+def _with(mask: Tensor, channels: Tensor) -> Tensor:
+    more = mask.clone()
+    more[channels] = True
+    return more
+
+
+def _cost(mask: Tensor, costs: Costs, kind: BudgetKind) -> float:
+    """The cost of a closed selection, in the unit of the budget's kind."""
+    layout, selection = costs.layout, Selection(mask, closed=True)
+    if kind == "flops_ratio":
+        return costs.flops.ratio(selection.counts(layout))
+    if kind == "keep_ratio":
+        return selection.keep_ratio(layout)
+    return float(costs.update_bytes(len(selection.entries(layout)), int(mask.sum())))

@@ -21,7 +21,7 @@ from spatl.federation import reproducible
 from spatl.history import read_lines
 from spatl.protocol import Model, Update, unpack_model, unpack_update
 from spatl.seeding import generator
-from spatl.selection.selection import select_all
+from spatl.selection.selection import Selection, select_all
 from spatl.training.control import correction_hook, refresh_control
 from spatl.training.local import LocalTraining, train_
 from tests.federations import blueprint_of, run_tiny, state_of, tiny_config
@@ -254,13 +254,14 @@ def test_with_a_static_mask_all_train_and_send_one_set_of_channels_and_the_rest_
 
     summary = run_tiny(config, tmp_path, app=tampering(keep), grid_type=Watching)
     (mask,) = {tuple(selection.mask.tolist()) for selection in [*masks, *(model.selection for model in models)]}
-    kept = torch.tensor(mask)
-    assert 0 < kept.sum() < layout.num_channels
-    for model in models:
-        assert not model.encoder[~kept[layout.owner]].any()
-        assert torch.equal(model.encoder != 0, model.encoder.bool() & kept[layout.owner])
-    assert not strategies.last.state.encoder[~kept[layout.owner]].any()
-    assert summary["keep_ratio"] <= 0.3
+    assert 0 < sum(mask) < layout.num_channels
+    entries = Selection(torch.tensor(mask), closed=True).entries(layout)
+    assert len(entries) == len(models[0].selection.entries(layout)) <= 0.3 * layout.num_entries
+    gone = torch.ones(layout.num_entries, dtype=torch.bool).index_fill_(0, entries, False)
+    for encoder in (*(model.encoder for model in models), strategies.last.state.encoder):
+        assert not encoder[gone].any()
+    assert int((strategies.last.state.encoder[entries] != models[0].encoder[entries]).sum()) > 0.9 * len(entries)
+    assert summary["keep_ratio"] == len(entries) / layout.num_entries
     assert summary["rejected"] == 0
     assert read_lines(tmp_path / "history.jsonl")[0]["uplink"]["indices"] >= 5 * 4 * layout.num_channels
 
@@ -274,11 +275,12 @@ def test_a_static_mask_keeps_the_classes(tmp_path, strategies):
 
 
 def test_a_budget_that_does_not_pay_for_the_classes_is_one_clear_line(tmp_path):
+    """One channel of each group costs 26 + 26 + 5 + 11 of 1,562 entries; the ten classes read one hidden unit each."""
     config = tiny_config(
         method="ssfl", model={"name": "cnn", "options": {"channels": [1, 1], "hidden": 100}},
-        selection={"keep_ratio": 0.2}, rounds=1,
+        selection={"keep_ratio": 0.04}, rounds=1,
     )  # fmt: skip
-    with pytest.raises(BudgetError, match=r"selection\.keep_ratio is 0\.2, which does not pay for the 10 outputs"):
+    with pytest.raises(BudgetError, match=r"selection\.keep_ratio is 0\.04, but the 13 channels .* cost 0\.0493"):
         run_tiny(config, tmp_path)
 
 

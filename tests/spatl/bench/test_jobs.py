@@ -150,11 +150,24 @@ def test_a_mistake_in_one_row_shows_before_any_run(config, tmp_path):
     assert not (tmp_path / "out" / "runs").exists()
 
 
+def test_a_bug_in_one_run_does_not_end_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("spatl.bench.jobs.run", raising)
+    jobs = [Job(name, tmp_path / name, tiny_config(rounds=1).to_json()) for name in ("one", "two")]
+    failed = run_jobs(jobs, workers=1)
+    assert failed["one"].startswith("OSError: disk full (see ")
+    assert failed.keys() == {"one", "two"}
+    assert "Traceback" in (tmp_path / "one.log").read_text()
+
+
+def raising(*args, **kwargs):
+    raise OSError("disk full")
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_is_one_clear_line(tmp_path, monkeypatch):
-    """What the kernel does to a process that takes too much memory."""
+    """What the kernel does to a process that takes too much memory; with more jobs than a pipe holds at once."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     config = tiny_config(model={"name": "tests.networks:deadly_net", "options": {}, "cut": ["head"]}, rounds=1)
-    jobs = [Job(f"job {number}", tmp_path / str(number), config.to_json()) for number in range(2)]
+    jobs = [Job(f"job {number}", tmp_path / str(number), config.to_json()) for number in range(100)]
     with pytest.raises(SpatlError, match=r"a worker ended with exit status -9 \(out of memory\?\)"):
         run_jobs(jobs, workers=2)

@@ -7,15 +7,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 
 from spatl.data import Examples
-from spatl.errors import UpdateRejected
+from spatl.errors import BudgetError, UpdateRejected
+from spatl.models.resnet import ResNet
 from spatl.protocol import pack_saliency, unpack_saliency
 from spatl.selection.budget import Budget
-from spatl.selection.static import channel_saliency, common_selection
+from spatl.selection.groups import trace_groups
+from spatl.selection.prune import masked_weights
+from spatl.selection.selection import Selection
+from spatl.selection.static import channel_saliency, check_static_budget, common_selection
 from tests.federations import blueprint_of, tiny_config
 from tests.layouts import interleaved_layout
-from tests.networks import MixedNet
+from tests.networks import GroupedNet, MixedNet, TiedNet
+
+
+def tiny_resnet(*, num_classes, in_channels):
+    return ResNet(blocks_per_stage=1, num_classes=num_classes, in_channels=in_channels, width=0.5)
+
 
 TINY = blueprint_of(tiny_config(method="ssfl"))
 
@@ -73,8 +83,8 @@ def test_clients_count_by_their_examples():
     """Two clients disagree on two channels of the first group; the one with more examples prevails."""
     one, other = torch.full((TINY.layout.num_channels,), 1e-6), torch.full((TINY.layout.num_channels,), 1e-6)
     one[0], other[1] = 1.0, 1.0
-    one_each_and_all_classes = TINY.costs.of(torch.tensor([1, 1, 1, 10]), "keep_ratio")
-    budget = Budget("keep_ratio", one_each_and_all_classes + 0.001)
+    floor = 26 + 26 + 5 + 2 * 10  # of the 1,140 entries: a filter, one that reads it, a unit of both, the classes
+    budget = Budget("keep_ratio", (floor + 1) / 1140)
     for weights, winner in (((10, 1), 0), ((1, 10), 1)):
         selection = common_selection({0: one, 1: other}, dict(enumerate(weights)), TINY.costs, budget)
         assert bool(selection.mask[winner])
@@ -92,3 +102,36 @@ def test_saliency_that_is_no_number_from_zero_is_refused(bad):
     layout = interleaved_layout([(1, 3), (7, 4)])
     with pytest.raises(UpdateRejected, match="finite numbers from 0"):
         unpack_saliency(pack_saliency(torch.tensor([bad] + [1.0] * 7)), layout)
+
+
+@pytest.mark.parametrize("make", [MixedNet, GroupedNet, TiedNet, tiny_resnet])
+def test_what_is_closed_is_the_network_without_the_channels_that_are_gone(make):
+    """Zeroing all that stays behind gives the logits of a network whose layers do not read what is gone."""
+    torch.manual_seed(1)
+    model = make(num_classes=3, in_channels=1).eval()
+    images = torch.randn(4, 1, 8, 8)
+    parameters = dict(model.named_parameters())
+    trace = trace_groups(model, images, parameters=list(parameters))
+    read = torch.zeros(trace.layout.num_channels, dtype=torch.bool)
+    for channels in trace.readers.values():
+        read[channels[channels >= 0]] = True
+    draw = torch.Generator().manual_seed(2)
+    mask = ~read | (torch.rand(len(read), generator=draw) < 0.6)
+    selection = Selection(mask, closed=True)
+    entries = selection.entries(trace.layout)
+    assert 0 < len(entries) < len(Selection(mask).entries(trace.layout)) < trace.layout.num_entries
+
+    expected = functional_call(model, masked_weights(model, trace.readers, selection), (images,))
+    vector = trace.layout.flatten(parameters)
+    smaller = torch.zeros_like(vector).index_copy_(0, entries, vector[entries])
+    torch.testing.assert_close(functional_call(model, trace.layout.unflatten(smaller), (images,)), expected)
+
+
+def test_the_smallest_budget_that_is_named_suffices_and_less_does_not():
+    budget = Budget("keep_ratio", 0.01)
+    with pytest.raises(BudgetError, match=r"raise it to at least 0\.0676") as caught:
+        check_static_budget(budget, TINY.costs)
+    smallest = float(str(caught.value).rsplit(" ", 1)[1])
+    check_static_budget(Budget("keep_ratio", smallest), TINY.costs)
+    with pytest.raises(BudgetError):
+        check_static_budget(Budget("keep_ratio", smallest - 1e-4), TINY.costs)
