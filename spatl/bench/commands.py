@@ -15,7 +15,7 @@ from spatl.bench.jobs import Event, OnEvent
 from spatl.bench.plan import Plan, make_plan
 from spatl.bench.results import Record, by_row, meaningful, target_table
 from spatl.bench.run import bench
-from spatl.bench.tables import NOTHING, final_accuracy, percent, ratio_text, tuned_row
+from spatl.bench.tables import NOTHING, final_accuracy, percent, ratio_to_reference, tuned_row
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
 from spatl.plots import human_bytes
@@ -151,7 +151,7 @@ def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> Non
             f"{line.reached}/{line.seeds}",
             NOTHING if line.rounds is None else f"{line.rounds.value:.0f}",
             NOTHING if line.bytes is None else human_bytes(round(line.bytes.value)),
-            ratio_text(line.ratio, line.ratio_at_least).replace(" (", "\n("),
+            ratio_to_reference(line).replace(" (", "\n(").replace("; ", "\n"),
             final_accuracy(rows[line.label]),
         )
     console.print(table)

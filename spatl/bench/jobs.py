@@ -12,11 +12,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from spatl.config import config_from_json
 from spatl.errors import ConfigError, DivergedError, SpatlError
@@ -68,9 +70,26 @@ def missing_jobs(jobs: Sequence[Job]) -> list[Job]:
             missing.append(job)
             continue
         path = job.directory / "config.yaml"
-        if not path.exists() or path.read_text(encoding="utf-8") != config_from_json(job.config_json).to_yaml():
-            raise ConfigError(f"{job.directory} was run with another config; choose another directory (--out)")
+        done = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        wanted = yaml.safe_load(config_from_json(job.config_json).to_yaml())
+        if done != wanted:
+            key, before, now = _first_difference(done, wanted)
+            raise ConfigError(
+                f"{job.directory} was run with {key} {before}, this benchmark wants {now}: start it as it was started "
+                "before (with or without --tune, with the same grid), or choose another directory (--out)"
+            )
     return missing
+
+
+def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> tuple[str, Any, Any]:
+    """Where two nested mappings differ first: the dotted key and both values."""
+    for key in [*one, *(key for key in other if key not in one)]:
+        before, now = one.get(key), other.get(key)
+        if before != now:
+            if isinstance(before, Mapping) and isinstance(now, Mapping):
+                return _first_difference(before, now, f"{path}{key}.")
+            return f"{path}{key}", before, now
+    raise AssertionError("they are equal")
 
 
 def run_jobs(jobs: Sequence[Job], *, workers: int, on_event: OnEvent = lambda event: None) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The curves of a benchmark: accuracy against what it cost in bytes, rounds and seconds, and client by client.
 
 A row's curve is the mean over its seeds, round by round: of the accuracy, and of what it had cost by then. The area
-between the lowest and the highest seed is shaded.
+between the lowest and the highest seed is shaded. Runs that stopped before the end are left out, and the legend says
+so, unless all of a row's did.
 """
 
 import math
@@ -36,30 +37,38 @@ def accuracy_svg(curves: Curves, *, against: str, targets: Sequence[tuple[float,
     Returns:
         One `<svg>` element, in the colours of the page around it.
     """
+    return figure_svg(
+        lambda axes: draw_accuracy(axes, curves, against=against, targets=targets, alone=alone),
+        width=12, height=6, legend_columns=4,
+    )  # fmt: skip
 
-    def draw(axes: "Axes") -> None:
-        shown: list[float] = []
-        for (title, own), style in zip(curves.items(), _styles(), strict=False):
-            places, low, middle, high = _means(own, against)
-            if not places:
-                continue
-            if against == "bytes" and title == alone:
-                axes.axhline(middle[-1], label=f"{title}, at the end", linewidth=2, **style)
-                continue
-            shown += [place for place in places if place > 0]
-            axes.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
-            axes.plot(places, middle, label=title, linewidth=2, **style)
-        for target, needs_federation in targets:
-            axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (1, 3)), alpha=0.9 if needs_federation else 0.3)
-        if against == "bytes":
-            byte_axis(axes, shown)
-        if against == "rounds":
-            axes.locator_params(axis="x", integer=True)
-        axes.set(xlabel=_AXIS[against], ylabel="accuracy (fraction correct)")
-        low_end, high_end = axes.get_ylim()
-        axes.set_ylim(max(low_end, 0.0), min(high_end, 1.01))
 
-    return figure_svg(draw, width=12, height=6, legend_columns=4)
+def draw_accuracy(
+    axes: "Axes", curves: Curves, *, against: str, targets: Sequence[tuple[float, bool]], alone: str | None
+) -> None:
+    """Draw the panel of `accuracy_svg` (arguments as there)."""
+    shown: list[float] = []
+    for (title, own), style in zip(curves.items(), _styles(), strict=False):
+        drawn = [curve for curve in own if curve.clients] or own
+        places, low, middle, high = _means(drawn, against)
+        if not places:
+            continue
+        label = title if len(drawn) == len(own) else f"{title} ({len(drawn)} of {len(own)} seeds)"
+        if against == "bytes" and title == alone:
+            axes.axhline(middle[-1], label=f"{label}, at the end", linewidth=2, **style)
+            continue
+        shown += [place for place in places if place > 0]
+        axes.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        axes.plot(places, middle, label=label, linewidth=2, **style)
+    for target, needs_federation in targets:
+        axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (1, 3)), alpha=0.9 if needs_federation else 0.3)
+    if against == "bytes":
+        byte_axis(axes, shown)
+    if against == "rounds":
+        axes.locator_params(axis="x", integer=True)
+    axes.set(xlabel=_AXIS[against], ylabel="accuracy (fraction correct)")
+    low_end, high_end = axes.get_ylim()
+    axes.set_ylim(max(low_end, 0.0), min(high_end, 1.01))
 
 
 def clients_svg(curves: Curves) -> str:

@@ -5,6 +5,7 @@ selection) and nothing else: with other data, rounds or epochs its numbers would
 refused.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ def make_plan(
     else:
         rows = {label: merged(configs[0], own) for label, own in _rows_of(first).items()}
     if methods is not None:
-        rows = {label: rows.get(label) or merged(configs[0], _named(label, rows)) for label in _distinct(methods)}
+        rows = {label: rows.get(label) or _named(label, rows, configs[0]) for label in _distinct(methods)}
+    _check_labels(list(rows))
     plan = Plan(
         tuple(Row(label, {key: value for key, value in row.items() if key != "bench"}) for label, row in rows.items()),
         bench,
@@ -140,18 +142,30 @@ def _distinct(labels: Sequence[str]) -> list[str]:
     return list(labels)
 
 
-def _named(label: str, rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a row that the config does not have: a method, or a method with a codec."""
+def _check_labels(labels: Sequence[str]) -> None:
+    """Raise unless labels can be names of directories, everywhere: rows have one each."""
+    for label in labels:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", label):
+            raise ConfigError(f"a row's label is made of letters, digits and . _ + -, and begins with one of the first "
+                              f"two; got {label!r}")  # fmt: skip
+    folded = Counter(label.casefold() for label in labels)
+    if twice := [label for label in labels if folded[label.casefold()] > 1]:
+        raise ConfigError(f"the labels {' and '.join(map(repr, twice))} differ in case only; rename all but one")
+
+
+def _named(label: str, rows: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that the config does not have: a method, or a row or method with a codec in both directions."""
     method, plus, codec = label.partition("+")
-    if method not in METHODS:
+    if method not in rows and method not in METHODS:
         raise ConfigError(_unknown(label, rows))
+    row = rows.get(method) or merged(config, {"method": method})
     if not plus:
-        return {"method": method}
+        return dict(row)
     if codec not in CODECS:
         raise ConfigError(
             f"unknown codec {codec!r} in {label!r}{did_you_mean(codec, CODECS)}; known: {', '.join(CODECS)}"
         )
-    return {"method": method, "wire": {"uplink": codec, "downlink": codec}}
+    return merged(row, {"wire": {"uplink": codec, "downlink": codec}})
 
 
 def _unknown(method: str, rows: Mapping[str, Any] | tuple[()]) -> str:

@@ -18,13 +18,20 @@ from spatl.config import ExperimentConfig
 from spatl.page import facts, figure, make_page, provenance, section, table
 
 _HOW = (
-    "Accuracy is the mean over the clients of the accuracy on each client's own test split, of the encoder as it just "
+    "Accuracy is the mean over {whose} of the accuracy on each client's own {split} split, of the encoder as it just "
     "arrived and the client's own predictor. A cost is everything before that: all bytes in both directions as they "
     "were serialised, registration and the first download included. A target is held when "
     f"{HELD_ROUNDS} accuracies in a row reach it, and its cost is counted up to the last of them. Ratios compare rows "
     "with the same seed (same clients, splits and initial weights) and are averaged as logarithms; ± and intervals are "
-    "95 % (Student's t over the seeds). Seconds are of a simulation in which clients train one after another."
+    "95 % (Student's t over the seeds). Seconds are of a simulation in which clients train one after another, beside "
+    "other runs on the same cores."
 )
+
+
+def _how(config: ExperimentConfig) -> str:
+    some = config.server.fraction_train < 1
+    whose = "the clients that train in the round (after the last round: all clients)" if some else "the clients"
+    return _HOW.format(whose=whose, split=config.report.split)
 
 
 def write_reports(
@@ -52,7 +59,7 @@ def write_reports(
     parts = _parts(plan, records, tuned)
     text = [f"# {_title(plan)}\n", f"`{command}`\n"]
     text += [f"{name}: {value}  " for name, value in _facts(plan)]
-    text += [f"\n{_HOW}\n"]
+    text += [f"\n{_how(plan.first)}\n"]
     text += [f"## {heading}\n\n{note}\n\n{markdown(rows)}" for heading, note, rows in parts if rows]
     (directory / "bench.md").write_text("\n".join(text), encoding="utf-8")
 
@@ -61,7 +68,7 @@ def write_reports(
     for curve in curves:
         by_title.setdefault(titles[curve.label], []).append(curve)
     sections = [
-        section("What was compared", facts(_facts(plan)) + f"<p>{_HOW}</p>"),
+        section("What was compared", facts(_facts(plan)) + f"<p>{_how(plan.first)}</p>"),
         *_pictures(plan, records, by_title),
         *(section(heading, table(heading, note, rows)) for heading, note, rows in parts),
         section("How to repeat it", provenance(plan.first.to_yaml(), command, "Resolved config of the first run")),
@@ -134,7 +141,9 @@ def _parts(
 def _worth(records: Sequence[Record], place: int) -> str:
     found = meaningful(records, place)
     if found is None:
-        return "Whether this target needs a federation is unknown: training alone is not among the rows."
+        return (
+            "Whether this target needs a federation is unknown: training alone did not run to its end with every seed."
+        )
     if found:
         return "Meaningful: training alone never reached it with any seed."
     return "Not a meaningful target: training alone reached it, without a federation."

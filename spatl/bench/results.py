@@ -21,6 +21,7 @@ from spatl.history import mean, read_json, read_lines
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _CONFIDENCE = 0.95
+_RATIOS = ("ratio_to_fedavg", "ratio_to_fedavg_at_least", "bytes_over_fedavg", "ratio_to_compressed")
 
 Record = dict[str, Any]
 
@@ -57,9 +58,10 @@ def collect(plan: Plan, directory: Path) -> tuple[list[Record], list[Curve]]:
         for seed in plan.bench.seeds:
             path = run_directory(directory, row.label, seed)
             if path.exists():
-                curve = _curve(row.label, seed, path)
+                phases = _phases(path)
+                curve = _curve(row.label, seed, path, phases)
                 curves.append(curve)
-                records.append(_record(row, seed, path, curve, plan.bench.targets))
+                records.append(_record(row, seed, path, curve, phases, plan.bench.targets))
     _add_ratios(records)
     _mark_meaningful(records)
     for record in records:
@@ -68,23 +70,30 @@ def collect(plan: Plan, directory: Path) -> tuple[list[Record], list[Curve]]:
 
 
 def compressed(config: ExperimentConfig) -> bool:
-    """Whether a run sends less than whole float32 encoders, and is not SPATL: a baseline for compression."""
-    wire = config.wire
-    return config.row.baseline and (config.row.budgeted or (wire.uplink, wire.downlink) != ("float32", "float32"))
+    """Whether a run federates, sends less than whole float32 encoders, and is not SPATL: a baseline for compression."""
+    row, wire = config.row, config.wire
+    smaller = row.budgeted or (wire.uplink, wire.downlink) != ("float32", "float32")
+    return row.baseline and row.shares != "nothing" and smaller
 
 
-def _curve(label: str, seed: int, path: Path) -> Curve:
+def _phases(path: Path) -> Counter[tuple[str, str]]:
+    """The bytes of a run by phase (`query`, `train`, `evaluate`) and direction, from its ledger."""
+    sums: Counter[tuple[str, str]] = Counter()
+    for entry in read_lines(path / "ledger.jsonl"):
+        sums[entry["phase"], entry["direction"]] += entry["bytes"]
+    return sums
+
+
+def _curve(label: str, seed: int, path: Path, phases: Counter[tuple[str, str]]) -> Curve:
     history = read_lines(path / "history.jsonl")
-    final = sum(
-        entry["bytes"]
-        for entry in read_lines(path / "ledger.jsonl")
-        if (entry["phase"], entry["direction"]) == ("evaluate", "downlink")
-    )
     summary = read_json(path / "summary.json") if (path / "summary.json").exists() else {}
-    return Curve(label, seed, tuple(trajectory(history, final)), summary.get("clients", {}))
+    points = trajectory(history, final_downlink_bytes=phases["evaluate", "downlink"])
+    return Curve(label, seed, tuple(points), summary.get("clients", {}))
 
 
-def _record(row: Row, seed: int, path: Path, curve: Curve, targets: Iterable[float]) -> Record:
+def _record(
+    row: Row, seed: int, path: Path, curve: Curve, phases: Counter[tuple[str, str]], targets: Iterable[float]
+) -> Record:
     config = row.config(seed)
     history = read_lines(path / "history.jsonl")
     stopped = read_json(path / "error.json")["message"] if (path / "error.json").exists() else None
@@ -113,7 +122,12 @@ def _record(row: Row, seed: int, path: Path, curve: Curve, targets: Iterable[flo
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "total_bytes": uplink + downlink,
-        "bytes_per_round_and_client": (uplink + downlink) / replies if replies else None,
+        # Of rounds of training alone, so that they do not depend on how many rounds there were.
+        "uplink_bytes_per_round": phases["train", "uplink"] / len(history) if history else None,
+        "downlink_bytes_per_round": phases["train", "downlink"] / len(history) if history else None,
+        "bytes_per_round_and_client": (phases["train", "uplink"] + phases["train", "downlink"]) / max(1, replies),
+        "registration_bytes": phases["query", "uplink"] + phases["query", "downlink"],
+        "evaluation_bytes": phases["evaluate", "uplink"] + phases["evaluate", "downlink"],
         "uplink": dict(parts["uplink"]),
         "downlink": dict(parts["downlink"]),
         "keep_ratio": mean(each["keep_ratio"] for each in history if each["keep_ratio"] is not None),
@@ -140,7 +154,8 @@ def _title(label: str, config: ExperimentConfig) -> str:
 def _add_ratios(records: Sequence[Record]) -> None:
     """Add to each target what the reference and the best compressed baseline of the same seed cost, over this row.
 
-    Where the reference never got there, what it had sent by then is a lower bound: `ratio_to_fedavg_at_least`.
+    Where the reference never got there, what its rounds had sent by then is a lower bound of what it would have cost:
+    `ratio_to_fedavg_at_least`.
     """
     of_seed: dict[int, list[Record]] = {}
     for record in records:
@@ -153,15 +168,17 @@ def _add_ratios(records: Sequence[Record]) -> None:
                 own = cell[criterion]
                 if own is None:
                     continue
-                own.update(ratio_to_fedavg=None, ratio_to_fedavg_at_least=None, ratio_to_compressed=None)
+                own.update(dict.fromkeys(_RATIOS))
                 if record["base_method"] == ALONE:  # what needs no federation saves nothing of one
                     continue
                 if reference is not None:
                     theirs = reference["targets"][place][criterion]
                     if theirs is not None:
                         own["ratio_to_fedavg"] = theirs["bytes"] / own["bytes"]
+                        own["bytes_over_fedavg"] = own["bytes"] - theirs["bytes"]
                     else:
-                        own["ratio_to_fedavg_at_least"] = reference["total_bytes"] / own["bytes"]
+                        sent = reference["total_bytes"] - reference["evaluation_bytes"]
+                        own["ratio_to_fedavg_at_least"] = sent / own["bytes"]
                 best = min(
                     (
                         (peer["targets"][place][criterion]["bytes"], peer["method"])
@@ -175,12 +192,17 @@ def _add_ratios(records: Sequence[Record]) -> None:
 
 
 def _mark_meaningful(records: Sequence[Record]) -> None:
-    """Say of each target whether it needs a federation: whether training alone never touches it; None if unknown."""
+    """Say of each target whether it needs a federation: whether training alone never touches it.
+
+    None where that is unknown: a seed without a run that trained alone to the end.
+    """
     alone = [record for record in records if record["base_method"] == ALONE]
+    ended = {record["seed"] for record in alone if record["stopped"] is None}
+    known = ended == {record["seed"] for record in records}
     for record in records:
         for place, cell in enumerate(record["targets"]):
             touched = [each["targets"][place]["first_touch"] is not None for each in alone]
-            cell["meaningful"] = not any(touched) if alone else None
+            cell["meaningful"] = False if any(touched) else True if known else None
 
 
 def _headline(cell: Mapping[str, Any]) -> Record:
@@ -247,7 +269,10 @@ def _student(degrees: int) -> float:
 
 @dataclass(frozen=True)
 class TargetRow:
-    """One row of the table of one target: means over the seeds that reached it."""
+    """One row of the table of one target: means over the seeds that reached it.
+
+    `bounds` seeds reached it where the reference did not; `ratio_at_least` is the smallest of their lower bounds.
+    """
 
     label: str
     title: str
@@ -257,7 +282,9 @@ class TargetRow:
     rounds: Estimate | None
     bytes: Estimate | None
     seconds: Estimate | None
+    bytes_over_reference: Estimate | None
     ratio: Estimate | None
+    bounds: int
     ratio_at_least: float | None
     compressed_ratio: Estimate | None
 
@@ -276,7 +303,7 @@ def target_table(records: Sequence[Record], place: int, criterion: str = "held")
     for label, own in by_row(records).items():
         cells = [record["targets"][place][criterion] for record in own]
         reached = [cell for cell in cells if cell is not None]
-        bounds = [cell["ratio_to_fedavg_at_least"] for cell in reached if cell["ratio_to_fedavg_at_least"]]
+        bounds = [cell["ratio_to_fedavg_at_least"] for cell in reached if cell["ratio_to_fedavg_at_least"] is not None]
         table.append(
             TargetRow(
                 label=label,
@@ -287,7 +314,9 @@ def target_table(records: Sequence[Record], place: int, criterion: str = "held")
                 rounds=average(cell["rounds"] for cell in reached),
                 bytes=average(cell["bytes"] for cell in reached),
                 seconds=average(cell["seconds"] for cell in reached),
+                bytes_over_reference=average(cell["bytes_over_fedavg"] for cell in reached),
                 ratio=average_ratio(cell["ratio_to_fedavg"] for cell in reached),
+                bounds=len(bounds),
                 ratio_at_least=min(bounds, default=None),
                 compressed_ratio=average_ratio(cell["ratio_to_compressed"] for cell in reached),
             )

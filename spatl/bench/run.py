@@ -1,6 +1,6 @@
 """A benchmark from its plan to its files: tune if asked, run what is missing, write what all runs say."""
 
-import fcntl
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,13 @@ from spatl.errors import ConfigError, SpatlError
 from spatl.federation import cached_blueprint
 from spatl.history import write_json
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nobody keeps two benchmarks out of one directory
+    fcntl = None  # type: ignore[assignment]
+
 _PLAN_FILE = "bench.yaml"
+_LOCK_FILE = ".lock"
 
 OnStage = Callable[[str, int, int], OnEvent]
 """Called before a stage with its title, how many of its runs there are, and how many of them are finished already."""
@@ -54,8 +60,11 @@ def bench(
         ConfigError: The directory holds something else, or runs of another config.
         SpatlError: Runs failed (other than by diverging); the reports of those that did not are written.
     """
+    _check_extras()
     with _locked(directory):
-        _write_plan(plan, directory, command)
+        _check_plan(plan, directory, tune)
+        missing_jobs(tuning_jobs(plan, directory) if tune else _jobs(plan, directory))  # refuses before it writes
+        _write_plan(plan, directory, command, tune)
         tuned: list[Tuned] = []
         if tune:
             _do("tuning", tuning_jobs(plan, directory), plan, workers, on_stage)
@@ -63,15 +72,9 @@ def bench(
             write_json(directory / "tuning.json", [_as_json(each) for each in tuned])
             on_tuned(tuned)
             plan = with_tuned(plan, tuned)
-        jobs = [
-            Job(f"{row.label}, seed {seed}", run_directory(directory, row.label, seed),
-                row.config(seed, report={"compare_alone": False}).to_json())
-            for row in plan.rows
-            for seed in plan.bench.seeds
-        ]  # fmt: skip
         failed: SpatlError | None = None
         try:
-            _do("runs", jobs, plan, workers, on_stage)
+            _do("runs", _jobs(plan, directory), plan, workers, on_stage)
         except SpatlError as error:
             failed = error
         records, curves = collect(plan, directory)
@@ -81,6 +84,18 @@ def bench(
         if failed is not None:
             raise failed
         return records
+
+
+def _jobs(plan: Plan, directory: Path) -> list[Job]:
+    return [
+        Job(
+            f"{row.label}, seed {seed}",
+            run_directory(directory, row.label, seed),
+            row.config(seed, report={"compare_alone": False}).to_json(),
+        )
+        for row in plan.rows
+        for seed in plan.bench.seeds
+    ]
 
 
 def _do(title: str, jobs: Sequence[Job], plan: Plan, workers: int, on_stage: OnStage) -> None:
@@ -118,13 +133,45 @@ def _as_json(tuned: Tuned) -> dict[str, Any]:
     return {"method": tuned.label, "best": tuned.best, "at_edge": tuned.at_edge, "scores": scores}
 
 
-def _write_plan(plan: Plan, directory: Path, command: str) -> None:
+def _check_extras() -> None:
+    """Raise if what the reports need is not installed: before the runs, not after them."""
+    for package in ("matplotlib", "scipy"):
+        if importlib.util.find_spec(package) is None:
+            raise SpatlError(f"a benchmark needs {package}, which is not installed: pip install 'spatl[simulation]'")
+
+
+def _check_plan(plan: Plan, directory: Path, tune: bool) -> None:
+    """Raise if the directory's benchmark was tuned and this one is not, or has rows or seeds that this one drops."""
+    path = directory / _PLAN_FILE
+    old = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if old is None:
+        return
+    if old["tune"] != tune:
+        how = "with" if old["tune"] else "without"
+        raise ConfigError(
+            f"{directory} holds a benchmark that was started {how} --tune; go on like that, or choose another (--out)"
+        )
+    for what, before, now in (
+        ("rows", old["rows"], {row.label for row in plan.rows}),
+        ("seeds", old["bench"]["seeds"], set(plan.bench.seeds)),
+    ):
+        if dropped := [str(each) for each in before if each not in now]:
+            raise ConfigError(
+                f"{directory} holds a benchmark that also has the {what} {', '.join(dropped)}; name them too, or "
+                "choose another directory (--out)"
+            )
+
+
+def _write_plan(plan: Plan, directory: Path, command: str, tune: bool) -> None:
     content = {
         "command": command,
+        "tune": tune,
         "bench": plan.bench.model_dump(mode="json"),
         "rows": {row.label: dict(row.values) for row in plan.rows},
     }
-    (directory / _PLAN_FILE).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    temporary = directory / f"{_PLAN_FILE}.tmp"
+    temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    temporary.replace(directory / _PLAN_FILE)
 
 
 @contextmanager
@@ -136,16 +183,19 @@ def _locked(directory: Path) -> Iterator[None]:
         SpatlError: It cannot be made.
     """
     try:
-        taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+        taken = directory.exists() and (
+            not directory.is_dir() or any(each.name != _LOCK_FILE for each in directory.iterdir())
+        )
         if taken and not (directory / _PLAN_FILE).is_file():
             raise ConfigError(f"{directory} is already there and holds no benchmark; choose another (--out)")
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("w")
+        file = (directory / _LOCK_FILE).open("w")
     except OSError as error:
         raise SpatlError(f"cannot use {directory} for a benchmark: {error.strerror}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"another process is at work in {directory}; wait for it, or choose another") from None
         yield

@@ -36,20 +36,27 @@ def reached_text(row: TargetRow) -> str:
     return "not reached" if row.reached == 0 else f"{row.reached} of {row.seeds}"
 
 
-def ratio_text(ratio: Estimate | None, at_least: float | None = None) -> str:
-    """A ratio with its 95 % interval, or the lower bound that is known instead."""
+def ratio_text(ratio: Estimate | None, seeds: int) -> str:
+    """A ratio with its 95 % interval, and of how many seeds it is if not of all."""
     if ratio is None:
-        return NOTHING if at_least is None else f"> {at_least:.2f}x"
-    if ratio.low is None or ratio.high is None:
-        return f"{ratio.value:.2f}x"
-    if ratio.low == ratio.high:
-        return f"{ratio.value:.2f}x"
-    return f"{ratio.value:.2f}x ({ratio.low:.2f}–{ratio.high:.2f})"
+        return NOTHING
+    text = f"{ratio.value:.2f}x"
+    if ratio.low is not None and ratio.high is not None and ratio.low < ratio.high:
+        text += f" ({ratio.low:.2f}–{ratio.high:.2f})"
+    return text if ratio.number == seeds else f"{text}, {ratio.number} of {seeds}"
+
+
+def ratio_to_reference(row: TargetRow) -> str:
+    """The ratio to FedAvg, and the lower bound of the seeds in which FedAvg never got there."""
+    text = ratio_text(row.ratio, row.seeds)
+    if row.ratio_at_least is None:
+        return text
+    bound = f"> {row.ratio_at_least:.2f}x, {row.bounds} of {row.seeds}"
+    return bound if row.ratio is None else f"{text}; {bound}"
 
 
 def cost_rows(table: Sequence[TargetRow], rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
     """The table of one target, after the paper's Table I: text by column."""
-    reference = next((row.bytes.value for row in table if row.label == "fedavg" and row.bytes), None)
     return [
         {
             "method": row.title,
@@ -57,10 +64,10 @@ def cost_rows(table: Sequence[TargetRow], rows: Mapping[str, Sequence[Record]]) 
             "rounds": _number(row.rounds),
             "bytes per round and client": _bytes(average(r["bytes_per_round_and_client"] for r in rows[row.label])),
             "bytes in total": _bytes(row.bytes),
-            "Δ to FedAvg": _difference(row.bytes, reference),
-            "ratio to FedAvg": ratio_text(row.ratio, row.ratio_at_least),
-            "ratio to best compressed": ratio_text(row.compressed_ratio),
-            "seconds": NOTHING if row.seconds is None else f"{row.seconds.value:.1f}",
+            "Δ to FedAvg": _difference(row.bytes_over_reference),
+            "ratio to FedAvg": ratio_to_reference(row),
+            "ratio to best compressed": ratio_text(row.compressed_ratio, row.seeds),
+            "seconds": _seconds(row.seconds),
         }
         for row in table
     ]
@@ -75,8 +82,8 @@ def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
             "worst client": interval(average(record["accuracy_min"] for record in own), percent),
             "spread over clients": interval(average(record["accuracy_spread"] for record in own), percent),
             "best round": interval(average(record["best_accuracy"] for record in own), percent),
-            "up per round": _bytes(_per_round(own, "uplink_bytes")),
-            "down per round": _bytes(_per_round(own, "downlink_bytes")),
+            "up per round": _bytes(average(record["uplink_bytes_per_round"] for record in own)),
+            "down per round": _bytes(average(record["downlink_bytes_per_round"] for record in own)),
             "keep ratio": _plain(average(record["keep_ratio"] for record in own)),
             "learning rate": ", ".join(sorted({f"{record['learning_rate']:g}" for record in own})),
             "seconds": _seconds(average(record["seconds"] for record in own)),
@@ -145,18 +152,14 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
-def _per_round(own: Sequence[Record], key: str) -> Estimate | None:
-    return average(record[key] / record["rounds"] for record in own if record["rounds"])
-
-
 def _bytes(estimate: Estimate | None) -> str:
     return NOTHING if estimate is None else human_bytes(round(estimate.value))
 
 
-def _difference(estimate: Estimate | None, reference: float | None) -> str:
-    if estimate is None or reference is None:
+def _difference(estimate: Estimate | None) -> str:
+    if estimate is None:
         return NOTHING
-    difference = round(estimate.value - reference)
+    difference = round(estimate.value)
     return f"{'−' if difference < 0 else '+'}{human_bytes(abs(difference))}"
 
 

@@ -29,6 +29,11 @@ def write_run(path: Path, config: ExperimentConfig, accuracies: Sequence[float],
             "final_accuracy": final if last else None,
         }
         append_lines(path / "history.jsonl", [row])
-    ledger = [{"round": len(arrivals), "phase": "evaluate", "direction": "downlink", "bytes": bytes_each_way}]
+    ledger = [
+        {"round": number, "phase": "train", "direction": way, "bytes": bytes_each_way}
+        for number in range(1, len(arrivals) + 1)
+        for way in ("downlink", "uplink")
+    ]
+    ledger.append({"round": len(arrivals), "phase": "evaluate", "direction": "downlink", "bytes": bytes_each_way})
     append_lines(path / "ledger.jsonl", ledger)
     write_json(path / "summary.json", {"clients": {"0": final - 0.1, "1": final + 0.1}})

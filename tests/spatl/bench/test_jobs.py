@@ -1,5 +1,6 @@
 """Runs side by side: finished once, whatever is killed, and never half-done."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -120,8 +121,39 @@ def test_a_run_that_fails_is_done_again_at_the_next_start(tmp_path):
 def test_a_directory_of_another_config_is_refused(config, tmp_path):
     bench(make_plan([config], methods=["local"], seeds=[1]), tmp_path / "out", workers=1)
     plan = make_plan([config], overrides=["rounds=2"], methods=["local"], seeds=[1])
-    with pytest.raises(ConfigError, match=r"seed-1 was run with another config; choose another directory"):
+    with pytest.raises(ConfigError, match=r"seed-1 was run with rounds 3, this benchmark wants 2: start it"):
         bench(plan, tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "tune", "line"),
+    [
+        ({"methods": ["local"]}, False, "also has the rows fedavg; name them too"),
+        ({"methods": ["fedavg", "local"], "seeds": [2]}, False, "also has the seeds 1; name them too"),
+        ({"methods": ["fedavg", "local"]}, True, "was started without --tune"),
+    ],
+)
+def test_a_start_that_would_drop_or_mix_results_is_refused_and_changes_nothing(config, tmp_path, options, tune, line):
+    out = tmp_path / "out"
+    bench(make_plan([config], methods=["fedavg", "local"], seeds=[1]), out, workers=1)
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match=line):
+        bench(make_plan([config], **{"seeds": [1], **options}), out, tune=tune, workers=1)
+    assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_what_the_reports_need_is_missed_before_the_runs(config, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else find_spec(name))
+    with pytest.raises(SpatlError, match="a benchmark needs scipy, which is not installed: pip install"):
+        bench(make_plan([config]), tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_start_that_was_killed_before_it_began_is_no_obstacle(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").touch()
+    assert len(bench(make_plan([config], methods=["local"], seeds=[1]), tmp_path / "out", workers=1)) == 1
 
 
 def test_a_directory_that_holds_something_else_is_refused(config, tmp_path):

@@ -57,6 +57,14 @@ def test_the_command_line_picks_rows_seeds_and_targets(config_of):
     assert (plan.bench.seeds, plan.bench.targets) == ((9,), (0.5, 0.25))
 
 
+def test_a_row_with_a_codec_is_the_configs_own_row_otherwise(config_of):
+    text = "bench: {methods: {fedavg: {training: {learning_rate: 0.3}}, spatl: {}}}\n"
+    plan = make_plan([config_of(text=text)], methods=["fedavg", "fedavg+float16"])
+    plain, small = (row.config(1).model_dump() for row in plan.rows)
+    assert small["training"]["learning_rate"] == 0.3
+    assert {**small, "wire": plain["wire"]} == plain
+
+
 def test_several_configs_are_rows_called_by_method_or_file(config_of):
     paths = [
         config_of("one.yaml", "method: fedavg\n"),
@@ -103,6 +111,10 @@ def test_rows_of_one_config_are_held_to_the_same(config_of):
         ("", {"targets": [1.5]}, r"bench\.targets\.0: input should be less than or equal to 1, got 1\.5"),
         ("bench: {learning_rates: []}", {}, r"bench\.learning_rates: is empty"),
         ("bench: {learning_rates: [0.1, 0.1]}", {}, r"bench\.learning_rates: holds a value twice"),
+        ("bench: {methods: {../x: {method: fedavg}}}", {}, r"label is made of letters.*got '\.\./x'"),
+        ("bench: {methods: {'': {method: fedavg}}}", {}, r"label is made of letters.*got ''"),
+        ("bench: {methods: {'[/b]': {method: fedavg}}}", {}, r"label is made of letters"),
+        ("bench: {methods: {FedAvg: {method: fedavg}, fedavg: {}}}", {}, r"'FedAvg' and 'fedavg' differ in case only"),
         ("bench: {methods: {mine: {}}}", {}, r"unknown method 'mine'; known: "),
         ("bench: {methods: {spatl: {selection: {kep_ratio: 1}}}}", {}, r"selection\.kep_ratio: unknown key"),
         ("bench: {rows: 3}", {}, r"bench\.rows: unknown key; bench takes methods"),
