@@ -8,6 +8,9 @@ from hypothesis import settings
 settings.register_profile("repository", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("repository")
 
+# Networks here are too small for a second thread to help, and two test runs side by side would wait for each other.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a GPU run where there is one."""

@@ -68,6 +68,7 @@ def flowers_result(config, strategy):
     return result.arrays.to_torch_state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "strategy"),
     [
@@ -87,6 +88,7 @@ def test_the_row_computes_what_flowers_own_strategy_computes(tmp_path, strategie
         torch.testing.assert_close(ours[name], values, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_the_pull_of_fedprox_matters_in_that_comparison(tmp_path, strategies):
     """The two rows of the comparison above are far further apart than its tolerance."""
     results = []
@@ -221,6 +223,7 @@ def test_fedrep_trains_the_head_under_the_encoder_that_arrived_and_then_the_enco
     torch.testing.assert_close(state.private["classifier.weight"], model.classifier.weight.detach(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fine_tuning_shows_in_the_accuracies_and_nowhere_else(tmp_path):
     """The encoders are those of FedAvg, round for round; losses on arrival are lower after training a little."""
     run_tiny(tiny_config(method="fedavg"), tmp_path / "plain")
@@ -324,6 +327,7 @@ def test_when_every_client_diverges_the_run_is_said_to_have_diverged(tmp_path):
         run_tiny(tiny_config(method="fedavg", training={"learning_rate": 1e30}), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_compressed_fedavg_is_a_row_with_a_codec(tmp_path):
     """Half the bytes of values both ways, and accuracies that hardly differ."""
     runs = {}

@@ -15,6 +15,7 @@ def config(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(config, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["bench", config, "--methods", "fedavg,local,fedavg+float16", "--seeds", "3", "--target", "0.15"]
@@ -34,6 +35,7 @@ def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(config, tm
     assert "runs: 3 of 3 are finished already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tuning_prints_its_grid_and_warns_at_its_edge(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     arguments = ["bench", config, "--methods", "fedavg", "--seeds", "1", "--tune", "--workers", "1",

@@ -45,6 +45,7 @@ def finished(directory):
             if "unfinished" not in str(path)}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_a_new_seed_is_added(config, tmp_path):
     started = []
     stage = lambda title, number, done: lambda event: started.append(event.job) if event.kind == "started" else None  # noqa: E731
@@ -98,6 +99,7 @@ def _is_alive(directory):
             yield True
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_a_result_and_the_others_go_on(config, tmp_path):
     text = config.read_text().replace("fedavg: {}", "fedavg: {training: {learning_rate: 1.0e+30}}")
     config.write_text(text)

@@ -75,6 +75,7 @@ def test_the_tuned_rates_replace_those_of_the_rows(plan):
     assert [row.config(1).training.learning_rate for row in tuned.rows] == [0.2, 0.1]
 
 
+@pytest.mark.slow
 def test_tuning_comes_first_and_its_choice_is_run_and_reported(plan, tmp_path):
     stages, ended, found = [], [], []
 
