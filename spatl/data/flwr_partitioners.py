@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from spatl.data.reasons import missing_package
 from spatl.data.request import NOBODY, Integers, Request
 from spatl.errors import DataError
 
@@ -159,8 +160,7 @@ def _library() -> ModuleType:
     try:
         import flwr_datasets.partitioner  # an optional extra that takes seconds to import
     except ImportError as error:
-        raise DataError(
-            "this partitioner needs flwr-datasets: pip install 'spatl[data]'; iid and dirichlet need nothing"
-        ) from error
+        advice = "iid and dirichlet need nothing"
+        raise missing_package("this partitioner", "flwr-datasets", advice=advice) from error
     module: ModuleType = flwr_datasets.partitioner
     return module

@@ -21,6 +21,7 @@ import torch
 from spatl.data.dataset import Dataset
 from spatl.data.images import CHANNELS, decode_images, numbered, standardise
 from spatl.data.options import check_choice, check_integer, check_switch, check_text, path_option
+from spatl.data.reasons import missing_package, one_line
 from spatl.errors import DataError
 
 _FORMATS = (".parquet", ".arrow")
@@ -258,9 +259,7 @@ def _library(dataset: str) -> ModuleType:
     try:
         import datasets  # an optional extra that takes seconds to import
     except ImportError as error:
-        raise DataError(
-            f"data set {dataset!r} needs the packages of an extra for this: pip install 'spatl[data]'"
-        ) from error
+        raise missing_package(f"data set {dataset!r}", "the library datasets") from error
     module: ModuleType = datasets
     return module
 
@@ -277,4 +276,4 @@ def _no_progress_bars(library: ModuleType) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatl.data.reasons import missing_package
 from spatl.errors import DataError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def decode_images(
     try:
         from PIL import Image  # an optional extra: a client on a device does without it
     except ImportError as error:
-        raise DataError(f"data set {dataset!r} needs Pillow: pip install 'spatl[data]'") from error
+        raise missing_package(f"data set {dataset!r}", "Pillow") from error
     pixels: Pixels | None = None
     for position, (title, file) in enumerate(files):
         try:

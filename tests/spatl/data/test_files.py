@@ -9,15 +9,8 @@ import torch
 
 from spatl.data import load_dataset
 from spatl.data.images import standardise, standardise_values
-from spatl.errors import DataError
 from tests.spatl.data.formats import png, random_pixels, write_folder
-
-
-def message(name: str, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        load_dataset(name, seed=1, options=options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.spatl.data.refusals import message
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:

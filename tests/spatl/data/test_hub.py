@@ -12,8 +12,8 @@ import torch
 
 from spatl.data import load_dataset
 from spatl.data.images import standardise
-from spatl.errors import DataError
 from tests.spatl.data.formats import png, random_pixels, write_parquet
+from tests.spatl.data.refusals import message
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +43,6 @@ def encoded(num_examples: int, *shape: int, seed: int = 0) -> list[dict[str, Any
     return [{"bytes": png(image), "path": None} for image in random_pixels(num_examples, *shape, seed=seed)]
 
 
-def message(dataset: str = "huggingface", **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        load_dataset(dataset, seed=1, options=options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_parquet_files_of_a_directory_are_pooled_with_names_and_groups(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-00000-of-00001.parquet", 6, seed=1)
     write_parquet(tmp_path / "test-00000-of-00001.parquet", 3, seed=2)
@@ -67,7 +60,9 @@ def test_a_split_is_chosen_by_the_name_of_its_file_or_folder(tmp_path: Path) -> 
     write_parquet(tmp_path / "test" / "0000.parquet", 3)
     options = {"path": str(tmp_path), "splits": ["test"]}
     assert len(load_dataset("huggingface", seed=1, options=options)) == 3
-    assert "no split 'valid'; the data set has test, train" in message(path=str(tmp_path), splits=["valid"])
+    assert "no split 'valid'; the data set has test, train" in message(
+        "huggingface", path=str(tmp_path), splits=["valid"]
+    )
 
 
 def test_what_the_library_saved_is_read(tmp_path: Path) -> None:
@@ -177,19 +172,19 @@ def test_a_missing_package_says_which_extra_brings_it(monkeypatch: pytest.Monkey
     ],
 )
 def test_options_that_do_not_fit_are_told(options: dict[str, object], told: str) -> None:
-    assert told in message(**options)
+    assert told in message("huggingface", **options)
 
 
 def test_a_directory_that_is_not_there_or_empty_is_told(tmp_path: Path) -> None:
-    assert f"no directory {tmp_path / 'x'}" in message(path=str(tmp_path / "x"))
-    assert f"no .parquet or .arrow files in {tmp_path}" in message(path=str(tmp_path))
+    assert f"no directory {tmp_path / 'x'}" in message("huggingface", path=str(tmp_path / "x"))
+    assert f"no .parquet or .arrow files in {tmp_path}" in message("huggingface", path=str(tmp_path))
 
 
 def test_a_truncated_parquet_file_is_one_line(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet")
     content = (tmp_path / "train.parquet").read_bytes()
     (tmp_path / "train.parquet").write_bytes(content[: len(content) // 2])
-    assert f"cannot read {tmp_path}" in message(path=str(tmp_path))
+    assert f"cannot read {tmp_path}" in message("huggingface", path=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -207,4 +202,4 @@ def test_a_column_that_does_not_fit_is_named(
     columns: dict[str, list[Any]], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FakeHub(monkeypatch, {"train": columns})
-    assert told in message(name="someone/birds", hub=True)
+    assert told in message("huggingface", name="someone/birds", hub=True)
