@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from spatl.data.dataset import Dataset
-from spatl.data.images import CHANNELS, decode_images, numbered, standardise, standardise_values
+from spatl.data.images import CHANNELS, LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
 from spatl.data.options import check_choice, check_integer, path_option
 from spatl.errors import DataError
 
@@ -125,8 +125,12 @@ def _shaped(file: Path, images: NDArray[Any]) -> NDArray[Any]:
     expected = "images must be uint8 or floating point, [N, H, W] or [N, C, H, W] with no empty dimension"
     if images.ndim not in (3, 4) or images.size == 0 or (images.dtype != np.uint8 and images.dtype.kind != "f"):
         raise _misfit(file, expected, images)
-    if images.dtype != np.uint8 and not np.isfinite(images).all():
-        raise DataError(f"npz: {file}: images must be finite, got NaN or infinity")
+    if images.dtype != np.uint8:
+        low, high = float(images.min()), float(images.max())
+        if not -LARGEST_VALUE <= low <= high <= LARGEST_VALUE:  # NaN is not, either
+            raise DataError(
+                f"npz: {file}: images must be finite and at most {LARGEST_VALUE:g} in size, got {low:g} to {high:g}"
+            )
     if images.ndim == 3:
         return images[:, None]
     if images.shape[3] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
