@@ -59,6 +59,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[], {}, {"users": ["w"]}, {"users": ["w"], "user_data": {}}, 3,
+                                     {"users": [5], "user_data": [1]},
                                      {"users": ["w"], "user_data": {"w": {"x": []}}}])  # fmt: skip
 def test_a_file_of_another_kind_is_named(tmp_path: Path, content: Any) -> None:
     (tmp_path / "a.json").write_text(json.dumps(content))
@@ -82,6 +83,12 @@ def test_a_user_that_does_not_fit_is_named(tmp_path: Path, change: dict[str, Any
     write_leaf(tmp_path / "a.json", {"w0": leaf_user(1, 0), "w1": leaf_user(1, 1) | change})
     assert "user 'w1'" in message("femnist", path=str(tmp_path))
     assert told in message("femnist", path=str(tmp_path))
+
+
+def test_a_user_who_is_listed_twice_is_not_read_twice(tmp_path: Path) -> None:
+    content = {"users": ["w0", "w1", "w0"], "user_data": {"w0": leaf_user(2, 0), "w1": leaf_user(2, 1)}}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert f"{tmp_path / 'a.json'} lists user 'w0' twice" in message("femnist", path=str(tmp_path))
 
 
 def test_files_without_examples_are_told(tmp_path: Path) -> None:
