@@ -108,21 +108,22 @@ def npz(seed: int, *, path: str | None = None, num_classes: int | None = None) -
 def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
     if not file.is_file():
         raise DataError(f"npz: no file {file}; write it with numpy.savez(FILE, images=..., labels=...)")
-    try:
-        with file.open("rb") as stream:  # NumPy leaves a file it opened itself open when it is damaged
+    with file.open("rb") as stream:  # NumPy leaves a file it opened itself open when it is damaged
+        try:
             content = np.load(stream, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 raise ValueError("it holds a single array, as numpy.save writes it")
             arrays = {name: content[name] for name in content.files if name in ("images", "labels", "groups")}
-        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("what it holds is not in NumPy's format")
-        return arrays
-    except MemoryError as error:
-        raise DataError(f"npz: {file} does not fit in memory, or is damaged: {one_line(error)}") from error
-    except Exception as error:  # NumPy's errors, and those of the decompressors below it
-        raise DataError(
-            f"npz: {file} is not a file that numpy.savez wrote with plain arrays, or it is truncated: {one_line(error)}"
-        ) from error
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("what it holds is not in NumPy's format")
+        except MemoryError as error:
+            raise DataError(f"npz: {file} does not fit in memory, or is damaged: {one_line(error)}") from error
+        except Exception as error:  # NumPy's errors, and those of the decompressors below it
+            raise DataError(
+                f"npz: {file} is not a file that numpy.savez wrote with plain arrays, or it is truncated: "
+                f"{one_line(error)}"
+            ) from error
+    return arrays
 
 
 def _shaped(file: Path, images: NDArray[Any]) -> NDArray[Any]:

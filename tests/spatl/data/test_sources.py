@@ -128,6 +128,15 @@ def test_a_directory_that_must_not_be_read_is_one_line(tmp_path: Path, monkeypat
     assert message("folder", path=str(tmp_path)) == f"folder: cannot read {tmp_path}: Permission denied"
 
 
+def test_a_file_that_must_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    options = small("npz", tmp_path)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert message("npz", **options) == f"npz: cannot read {options['path']}: Permission denied"
+
+
 def test_images_that_do_not_fit_in_memory_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(seed: int) -> None:
         raise MemoryError
