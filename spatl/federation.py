@@ -203,12 +203,16 @@ def reproducible(threads: int) -> Iterator[None]:
 
 def _check_output(model: nn.Module, dataset: Dataset) -> None:
     """Raise unless the model gives one logit per class, here rather than inside a client."""
+    _, _, height, width = dataset.images.shape
     try:
         probe = copy.deepcopy(model).eval()
         with torch.no_grad():
             logits = probe(dataset.images[:1])
     except Exception as error:
-        raise ModelError(f"the model fails on an input of shape {tuple(dataset.images[:1].shape)}: {error}") from error
+        told = f"the model fails on an input of shape {tuple(dataset.images[:1].shape)}: {error}"
+        if height != width:
+            told = f"images are {height} x {width}; this model needs squares: set data.options.image_size ({told})"
+        raise ModelError(told) from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (1, dataset.num_classes):
         raise ModelError(f"for one image the model must return logits of shape (1, {dataset.num_classes}), got {found}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from spatl.config import ExperimentConfig, load_config
 from spatl.data import PARTITIONERS
@@ -36,7 +37,7 @@ def partition(options: argparse.Namespace, console: Console) -> None:
     except OSError as error:
         raise SpatlError(f"cannot make the picture's directory {path.parent}: {error.strerror}") from error
     draw_partition(counts, path)
-    console.print(str(path), highlight=False, soft_wrap=True)
+    console.print(Text(str(path)), soft_wrap=True)
 
 
 def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
@@ -75,12 +76,15 @@ def _title(config: ExperimentConfig) -> str:
 
 
 def _table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
-    """One row per client, then the sums: a column per class, or only how many classes there are and the largest."""
-    table = Table(title=counts.title, box=None, header_style="bold")
+    """One row per client, then the sums: a column per class, or only how many classes there are and the largest.
+
+    Names are the data set's own: as `Text`, square brackets in them are not taken for rich's markup.
+    """
+    table = Table(title=Text(counts.title, style="table.title"), box=None, header_style="bold")
     table.add_column("client", justify="right", min_width=6)
     each_class = each_class and len(counts.classes) <= _MANY_CLASSES
     for name in counts.classes if each_class else ("classes", "largest class"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for name in ("all", *SPLITS):
         table.add_column(name, justify="right", no_wrap=True)
 
@@ -88,7 +92,7 @@ def _table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
         total, most = sum(of_classes), int(np.argmax(of_classes))
         short = [
             f"{np.count_nonzero(of_classes)} of {len(of_classes)}",
-            f"{counts.classes[most]}: {of_classes[most] / total:.0%}",
+            Text(f"{counts.classes[most]}: {of_classes[most] / total:.0%}"),
         ]
         numbers = [f"{number:,}" if number else "-" for number in of_classes]
         table.add_row(client, *(numbers if each_class else short), *(f"{n:,}" for n in (total, *of_splits)))

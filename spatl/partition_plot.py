@@ -1,5 +1,6 @@
 """The picture of a partition: how many examples of each class each client has, and how each client splits its own."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ def draw_partition(partition: PartitionCounts, path: Path) -> None:
         bar = figure.colorbar(mesh, ax=[above, below], pad=0.01, aspect=40, label="examples of the class")
         bar.outline.set_visible(False)
         try:
-            figure.savefig(path, format="png")
+            with warnings.catch_warnings():  # a class may be called what the font cannot write; the table names it
+                warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+                figure.savefig(path, format="png")
         except OSError as error:
             raise SpatlError(f"cannot write the picture {path}: {error.strerror}") from error
 

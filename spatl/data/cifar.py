@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from spatl.data.dataset import Dataset
 from spatl.data.hub import Columns, from_table, hub_table
 from spatl.data.images import Pixels, standardise
-from spatl.data.options import check_choice, check_switch, path_option
+from spatl.data.options import check_choice, check_path_is_read, check_switch, path_option
 from spatl.errors import DataError
 
 _IMAGE_BYTES = 3 * 32 * 32
+_DEFAULT_PATH = "data"
 _PARTS = ("all", "train", "test")
 
 
@@ -68,7 +69,7 @@ _FINE_100 = _Labels(1, 100, "fine_label_names.txt", "fine_label")
 _COARSE_100 = _Labels(0, 20, "coarse_label_names.txt", "coarse_label")
 
 
-def cifar10(seed: int, *, path: str = "data", part: str = "all", hub: bool = False) -> Dataset:
+def cifar10(seed: int, *, path: str = _DEFAULT_PATH, part: str = "all", hub: bool = False) -> Dataset:
     """Return CIFAR-10: 60,000 colour images `[3, 32, 32]` of 10 classes.
 
     Args:
@@ -84,7 +85,7 @@ def cifar10(seed: int, *, path: str = "data", part: str = "all", hub: bool = Fal
 
 
 def cifar100(
-    seed: int, *, path: str = "data", part: str = "all", coarse_labels: bool = False, hub: bool = False
+    seed: int, *, path: str = _DEFAULT_PATH, part: str = "all", coarse_labels: bool = False, hub: bool = False
 ) -> Dataset:
     """Return CIFAR-100: 60,000 colour images `[3, 32, 32]` of 100 classes.
 
@@ -108,6 +109,7 @@ def _load(name: str, version: _Version, labels: _Labels, *, path: str, part: str
     check_switch(name, "hub", hub)
     parts = ("train", "test") if part == "all" else (part,)
     if hub:
+        check_path_is_read(name, path, default=_DEFAULT_PATH)
         table = hub_table(name, version.hub_name, splits=parts)
         return from_table(name, table, Columns("img", labels.hub_column), channels="colour", image_size=32)
     directory = _directory(name, version, path_option(name, path, expected="a directory"))

@@ -1,7 +1,5 @@
 """Images of the user's own: a folder of image files, or NumPy arrays."""
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spatl.data.dataset import Dataset
-from spatl.data.images import CHANNELS, decode_images, numbered, standardise, standardise_values
-from spatl.data.options import check_choice, check_integer, path_option
+from spatl.data.dataset import MAX_CLASSES, Dataset, class_numbers
+from spatl.data.images import CHANNELS, LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
+from spatl.data.options import check_choice, check_integer, is_hidden, path_option
+from spatl.data.reasons import one_line
 from spatl.errors import DataError
 
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -21,7 +20,7 @@ def folder(seed: int, *, path: str | None = None, image_size: int | None = None,
     """Return the images of a folder with one subfolder per class.
 
     Classes are the subfolders in alphabetical order; their images, which may lie deeper, are read in the order of their
-    paths. Whatever has no suffix of an image, or a name that begins with a dot, is passed over.
+    paths. Whatever has no suffix of an image, or lies below a name that begins with a dot, is passed over.
 
     Args:
         seed: Ignored; the images are fixed.
@@ -65,7 +64,7 @@ def _images_below(directory: Path) -> list[Path]:
     return sorted(
         file
         for file in directory.rglob("*")
-        if file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in _IMAGE_SUFFIXES and not is_hidden(file, directory) and file.is_file()
     )
 
 
@@ -85,7 +84,7 @@ def npz(seed: int, *, path: str | None = None, num_classes: int | None = None) -
         DataError: The file is not there, truncated or of another format, or an array does not fit.
     """
     if num_classes is not None:
-        check_integer("npz", "num_classes", num_classes, 2, 1_000_000)
+        check_integer("npz", "num_classes", num_classes, 2, MAX_CLASSES)
     file = path_option("npz", path, expected="a file written by numpy.savez, with the arrays images and labels")
     arrays = _read_arrays(file)
     for name in ("images", "labels"):
@@ -96,7 +95,7 @@ def npz(seed: int, *, path: str | None = None, num_classes: int | None = None) -
         raise _misfit(file, f"labels must be whole numbers [{len(images)}], one per image", labels)
     if groups is not None and (groups.dtype.kind not in "iuU" or groups.shape != labels.shape):
         raise _misfit(file, f"groups must be whole numbers or texts [{len(images)}], one per image", groups)
-    labels = labels.astype(np.int64)
+    labels = class_numbers("npz", labels)
     return Dataset(
         "npz",
         torch.from_numpy(standardise(images) if images.dtype == np.uint8 else standardise_values(images)),
@@ -109,24 +108,34 @@ def npz(seed: int, *, path: str | None = None, num_classes: int | None = None) -
 def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
     if not file.is_file():
         raise DataError(f"npz: no file {file}; write it with numpy.savez(FILE, images=..., labels=...)")
-    try:
-        with file.open("rb") as stream:  # NumPy leaves a file it opened itself open when it is damaged
+    with file.open("rb") as stream:  # NumPy leaves a file it opened itself open when it is damaged
+        try:
             content = np.load(stream, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 raise ValueError("it holds a single array, as numpy.save writes it")
-            return {name: content[name] for name in content.files if name in ("images", "labels", "groups")}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"npz: {file} is not a file that numpy.savez wrote with plain arrays, or it is truncated: {error}"
-        ) from error
+            arrays = {name: content[name] for name in content.files if name in ("images", "labels", "groups")}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("what it holds is not in NumPy's format")
+        except MemoryError as error:
+            raise DataError(f"npz: {file} does not fit in memory, or is damaged: {one_line(error)}") from error
+        except Exception as error:  # NumPy's errors, and those of the decompressors below it
+            raise DataError(
+                f"npz: {file} is not a file that numpy.savez wrote with plain arrays, or it is truncated: "
+                f"{one_line(error)}"
+            ) from error
+    return arrays
 
 
 def _shaped(file: Path, images: NDArray[Any]) -> NDArray[Any]:
     expected = "images must be uint8 or floating point, [N, H, W] or [N, C, H, W] with no empty dimension"
     if images.ndim not in (3, 4) or images.size == 0 or (images.dtype != np.uint8 and images.dtype.kind != "f"):
         raise _misfit(file, expected, images)
-    if images.dtype != np.uint8 and not np.isfinite(images).all():
-        raise DataError(f"npz: {file}: images must be finite, got NaN or infinity")
+    if images.dtype != np.uint8:
+        low, high = float(images.min()), float(images.max())
+        if not -LARGEST_VALUE <= low <= high <= LARGEST_VALUE:  # NaN is not, either
+            raise DataError(
+                f"npz: {file}: images must be finite and at most {LARGEST_VALUE:g} in size, got {low:g} to {high:g}"
+            )
     if images.ndim == 3:
         return images[:, None]
     if images.shape[3] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):

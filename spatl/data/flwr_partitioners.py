@@ -1,19 +1,18 @@
 """The partitioners of flwr-datasets, Flower's library of federated data sets.
 
-The library hands whole rows of a table to each client; here the table is the examples' positions with their labels or
-groups, so that what comes back says who owns what. Its partitioners cut the examples of a class in the order of the
+The library hands whole rows of a table to each client; here the table is the examples' positions with their labels, so
+that what comes back says who owns what. Its partitioners cut the examples of a class in the order of the
 table, so the table is shuffled before. The library takes seconds to import and is an optional extra: it is imported
 when a config names one of these rows.
 """
 
-import io
 import warnings
-from contextlib import redirect_stderr
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from spatl.data.reasons import missing_package
 from spatl.data.request import NOBODY, Integers, Request
 from spatl.errors import DataError
 
@@ -105,45 +104,17 @@ def quantity(rng: np.random.Generator, request: Request) -> Integers:
     )
 
 
-def natural(rng: np.random.Generator, request: Request) -> Integers:
-    """Make each natural owner of examples a client (`NaturalIdPartitioner`).
-
-    Where there are more owners with enough examples than clients, the clients are drawn from them; what belongs to the
-    others goes to nobody.
-
-    Raises:
-        DataError: The data set does not say whose its examples are, or too few owners have enough of them.
-    """
-    if request.groups is None:
-        raise DataError(
-            "natural: the data set does not say whose its examples are; femnist does, huggingface with "
-            "data.options.group, and npz with an array groups"
-        )
-    owners, sizes = np.unique(request.groups, return_counts=True)
-    eligible = owners[sizes >= request.min_examples]
-    if len(eligible) < request.num_clients:
-        raise DataError(
-            f"natural: {len(eligible)} of {len(owners)} natural owners have at least {request.min_examples} examples, "
-            f"which makes no {request.num_clients} clients: lower num_clients or min_examples"
-        )
-    drawn = rng.choice(eligible, request.num_clients, replace=False)
-    kept = np.flatnonzero(np.isin(request.groups, drawn))
-    return _assign(rng, request, _library().NaturalIdPartitioner("group"), kept)
-
-
-def _assign(rng: np.random.Generator, request: Request, partitioner: Any, kept: Integers | None = None) -> Integers:
+def _assign(rng: np.random.Generator, request: Request, partitioner: Any) -> Integers:
     """Return the owner of each example: the client whose partition of the shuffled table holds its position."""
-    import datasets  # comes with flwr-datasets
+    import datasets  # which flwr-datasets is built on
 
-    positions = rng.permutation(np.arange(len(request.labels)) if kept is None else kept)
+    positions = rng.permutation(np.arange(len(request.labels)))
     table = {"position": positions, "label": request.labels[positions]}
-    if request.groups is not None:
-        table["group"] = request.groups[positions]
     partitioner.dataset = datasets.Dataset.from_dict(table)
     owners = np.full(len(request.labels), NOBODY, dtype=np.int64)
-    # The library warns of redrawing and of classes that nobody has, and shows a progress bar: the redraws are its
-    # business, and `spatl partition` shows the rest.
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+    # The library warns of redrawing and of classes that nobody has: the redraws are its business, and
+    # `spatl partition` shows the rest.
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="flwr_datasets")
         for client in range(request.num_clients):
             rows = partitioner.load_partition(client).with_format("numpy")[:]
@@ -159,8 +130,7 @@ def _library() -> ModuleType:
     try:
         import flwr_datasets.partitioner  # an optional extra that takes seconds to import
     except ImportError as error:
-        raise DataError(
-            "this partitioner needs flwr-datasets: pip install 'spatl[data]'; iid and dirichlet need nothing"
-        ) from error
+        advice = "dirichlet, iid and natural need nothing"
+        raise missing_package("this partitioner", "flwr-datasets", advice=advice) from error
     module: ModuleType = flwr_datasets.partitioner
     return module

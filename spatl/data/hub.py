@@ -1,12 +1,12 @@
 """Tables of images that the library `datasets` reads: from the Hugging Face hub, or from files of the user's own.
 
 The hub is asked only where the user has set `hub: true`. Files are opened one by one by name: the library's way to load
-a directory follows what a README in it says, and its way to load a format by name counts the download over the network.
+a directory follows what a README in it says, and its way to load a format by name counts the download over the network
+and takes a path for a pattern.
 Neither way opens pickled files.
 """
 
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from spatl.data.dataset import Dataset
+from spatl.data.dataset import Dataset, class_numbers
 from spatl.data.images import CHANNELS, decode_images, numbered, standardise
-from spatl.data.options import check_choice, check_integer, check_switch, check_text, path_option
+from spatl.data.options import check_choice, check_integer, check_switch, check_text, is_hidden, path_option
+from spatl.data.reasons import missing_package, one_line
 from spatl.errors import DataError
 
 _FORMATS = (".parquet", ".arrow")
+_SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -49,6 +51,7 @@ def huggingface(
     path: str | None = None,
     hub: bool = False,
     subset: str | None = None,
+    revision: str | None = None,
     splits: Sequence[str] | None = None,
     image: str = "image",
     label: str = "label",
@@ -64,8 +67,9 @@ def huggingface(
         path: A local directory instead: Parquet or Arrow files, or what the library's `save_to_disk` wrote.
         hub: Whether the network may be used.
         subset: Which of the hub data set's configurations, where it has several.
-        splits: The splits to pool; all of them if not given. A local file's split is its name up to the first `-`, or
-            the name of its folder.
+        revision: Which version of the hub's data set: a branch, a tag or a commit; its newest if not given.
+        splits: The splits to pool; all of them if not given. A local file `SPLIT-00000-of-00001` says its split; of
+            others it is the name of their folder below the path, or of the file where there is none.
         image: The column of images.
         label: The column of labels: whole numbers from 0, or texts, which are numbered in sorted order.
         group: The column that says whose an example is, for the partitioner `natural`.
@@ -79,7 +83,8 @@ def huggingface(
     check_choice("huggingface", "channels", channels, tuple(CHANNELS))
     if image_size is not None:
         check_integer("huggingface", "image_size", image_size, 1, 4096)
-    for option, text in (("image", image), ("label", label), ("group", group), ("subset", subset), ("name", name)):
+    texts = {"image": image, "label": label, "group": group, "name": name, "subset": subset, "revision": revision}
+    for option, text in texts.items():
         if text is not None:
             check_text("huggingface", option, text)
     if splits is not None and (isinstance(splits, str) or not splits or not all(isinstance(s, str) for s in splits)):
@@ -98,29 +103,49 @@ def huggingface(
                 "when you say so: set data.options.hub to true, or download its Parquet files and name their "
                 "directory in data.options.path instead"
             )
-        table = hub_table("huggingface", name, subset=subset, splits=splits)
+        table = hub_table("huggingface", name, subset=subset, revision=revision, splits=splits)
     else:
+        of_the_hub = {"hub": hub or None, "subset": subset, "revision": revision}
+        unread = [option for option, value in of_the_hub.items() if value is not None]
+        if unread:
+            raise DataError(
+                f"huggingface: data.options.{unread[0]} goes with data.options.name, a data set of the hub, got "
+                f"{unread[0]}={of_the_hub[unread[0]]!r} and path={path!r}: leave one of them out"
+            )
         expected = "a directory of Parquet or Arrow files"
         table = _local_table(path_option("huggingface", path, expected=expected), splits)
     columns = Columns(image, label, group)
     return from_table("huggingface", table, columns, channels=channels, image_size=image_size)
 
 
-def hub_table(dataset: str, name: str, *, subset: str | None = None, splits: Sequence[str] | None = None) -> Any:
+def hub_table(
+    dataset: str,
+    name: str,
+    *,
+    subset: str | None = None,
+    revision: str | None = None,
+    splits: Sequence[str] | None = None,
+) -> Any:
     """Return a table of the Hugging Face hub, over the network.
 
     Args:
         dataset: Our name for it, for messages.
         name: The hub's name for it.
         subset: Which of its configurations.
+        revision: Which of its versions; None for the newest.
         splits: The splits to pool, in this order; None for all.
 
     Raises:
         DataError: The library is missing, the hub does not give the table, or a split is unknown.
     """
     library = _library(dataset)
+    if Path(name).is_dir():
+        raise DataError(
+            f"{dataset}: {name!r} is also a directory here, {Path(name).absolute()}, which the library would read in "
+            "place of the hub's data set: start in another directory, or name this one in data.options.path"
+        )
     try:
-        found = dict(library.load_dataset(name, subset))
+        found = dict(library.load_dataset(name, subset, revision=revision))
     except Exception as error:  # the library's errors, and those of the clients below it, have no base of their own
         raise DataError(f"{dataset}: the Hugging Face hub did not give {name!r}: {_reason(error)}") from error
     return _pooled(library, dataset, found, splits)
@@ -169,11 +194,12 @@ def column_values(dataset: str, table: Any, column: str) -> np.ndarray[Any, np.d
     Raises:
         DataError: It holds anything else, or nothing in some row.
     """
-    values = np.asarray(table.select_columns([column]).with_format("arrow")[:][column].to_pylist())
-    if values.ndim != 1 or values.dtype.kind not in "iuU":
+    rows = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    values = np.asarray(rows) if all(isinstance(row, int | str) for row in rows) else None
+    if values is None or values.dtype.kind not in "iuU":
         raise DataError(
             f"{dataset}: column {column!r} must hold one whole number or text in every row, got "
-            f"{table.features[column]}{' with empty rows' if values.ndim == 1 else ''}"
+            f"{table.features[column]}{' with empty rows' if None in rows or not rows else ''}"
         )
     return values
 
@@ -184,7 +210,7 @@ def _labels(library: ModuleType, dataset: str, table: Any, column: str) -> tuple
         return numbered(values)
     feature = table.features[column]
     names = tuple(feature.names) if isinstance(feature, library.ClassLabel) else ()
-    return values.astype(np.int64), names
+    return class_numbers(dataset, values), names
 
 
 def _image_files(library: ModuleType, dataset: str, table: Any, column: str) -> list[tuple[str, Path | BytesIO]]:
@@ -226,7 +252,8 @@ def _saved_splits(library: ModuleType, path: Path) -> dict[str, Any]:
 
 
 def _file_splits(library: ModuleType, path: Path) -> dict[str, Any]:
-    files = sorted(file for file in path.rglob("*") if file.suffix in _FORMATS)
+    files = sorted(file for file in path.rglob("*") if file.suffix in _FORMATS and not is_hidden(file, path))
+    files = [file for file in files if not file.match("cache-*.arrow")]  # what the library's transformations leave
     if not files:
         raise DataError(
             f"huggingface: no {' or '.join(_FORMATS)} files in {path}; for image files in one folder per class use "
@@ -234,16 +261,25 @@ def _file_splits(library: ModuleType, path: Path) -> dict[str, Any]:
         )
     tables: dict[str, list[Any]] = {}
     for file in files:
-        split = file.parent.name if file.parent != path else file.stem.partition("-")[0]
-        tables.setdefault(split, []).append(_read_file(library, file))
+        tables.setdefault(_split_of(file, path), []).append(_read_file(library, file))
     return {split: library.concatenate_datasets(parts) for split, parts in tables.items()}
+
+
+def _split_of(file: Path, root: Path) -> str:
+    shard = _SHARD.fullmatch(file.stem)
+    if shard and shard["split"] != "data":  # as `save_to_disk` calls the files of every split
+        return shard["split"]
+    return file.stem if file.parent == root else file.parent.name
 
 
 def _read_file(library: ModuleType, file: Path) -> Any:
     if file.suffix == ".arrow":
         return library.Dataset.from_file(str(file))
-    with tempfile.TemporaryDirectory() as cache:  # what the library would otherwise leave in the user's home
-        return library.Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
+    from pyarrow import parquet  # comes with the library
+
+    with file.open("rb") as stream:
+        content = parquet.ParquetFile(stream).read()
+    return library.Dataset(content, fingerprint=str(file))  # which the library would make by hashing all bytes
 
 
 def _pooled(library: ModuleType, dataset: str, found: dict[str, Any], splits: Sequence[str] | None) -> Any:
@@ -251,16 +287,22 @@ def _pooled(library: ModuleType, dataset: str, found: dict[str, Any], splits: Se
     for split in chosen:
         if split not in found:
             raise DataError(f"{dataset}: there is no split {split!r}; the data set has {', '.join(found)}")
-    return library.concatenate_datasets([found[split] for split in chosen])
+    if not chosen:
+        raise DataError(f"{dataset}: the data set has no splits; make or download it again")
+    try:
+        return library.concatenate_datasets([found[split] for split in chosen])
+    except Exception as error:  # Arrow's errors and the library's own
+        raise DataError(
+            f"{dataset}: the splits {', '.join(chosen)} have different columns, which cannot be pooled: choose among "
+            "them with data.options.splits"
+        ) from error
 
 
 def _library(dataset: str) -> ModuleType:
     try:
         import datasets  # an optional extra that takes seconds to import
     except ImportError as error:
-        raise DataError(
-            f"data set {dataset!r} needs the packages of an extra for this: pip install 'spatl[data]'"
-        ) from error
+        raise missing_package(f"data set {dataset!r}", "the library datasets") from error
     module: ModuleType = datasets
     return module
 
@@ -277,4 +319,4 @@ def _no_progress_bars(library: ModuleType) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -1,5 +1,6 @@
 """Pixels as numbers: decoding image files, and standardising each channel over the whole data set."""
 
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatl.data.reasons import missing_package, one_line
 from spatl.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ Pixels = NDArray[np.uint8]
 CHANNELS = {"colour": "RGB", "grey": "L"}
 """What the option `channels` may hold, with Pillow's name for it."""
 
+LARGEST_VALUE = 1e30
+"""What a pixel that is not an 8-bit one may be at most, in size: the squares of larger ones overflow."""
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would run Ghostscript to read an EPS
 _IMAGES_AT_ONCE = 1000  # bounds the memory of counting, which takes eight bytes per pixel
 
 
@@ -44,17 +50,20 @@ def standardise(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def standardise_values(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Return pixels of any finite values with zero mean and unit variance in each channel.
+    """Return pixels of any values with zero mean and unit variance in each channel.
 
     Args:
-        values: `[N, C, H, W]`, floating point.
+        values: `[N, C, H, W]`, floating point, at most `LARGEST_VALUE` in size.
 
     Returns:
-        `[N, C, H, W]`; a channel of one constant value becomes zero.
+        `[N, C, H, W]`; a channel of one constant value becomes zero. The last bits depend on how NumPy was built.
     """
     images = np.empty(values.shape, dtype=np.float32)
     for channel in range(values.shape[1]):
         exact = values[:, channel].astype(np.float64)
+        if exact.min() == exact.max():  # its mean, which is rounded, may be another value
+            images[:, channel] = 0
+            continue
         exact -= exact.mean()
         images[:, channel] = exact / (exact.std() or 1.0)
     return images
@@ -73,7 +82,10 @@ def numbered(values: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
 def decode_images(
     dataset: str, files: Sequence[tuple[str, Path | BytesIO]], *, channels: str, image_size: int | None
 ) -> Pixels:
-    """Return the pixels of image files of any format Pillow reads.
+    """Return the pixels of image files: BMP, GIF, JPEG, PNG, PPM, TIFF or WebP, whatever their names end in.
+
+    Images are turned upright where their EXIF data say how, and of a moving image the first frame is read. Grey images
+    of more than 8 bits are refused; of 16-bit colour, Pillow keeps the upper 8 bits of each value.
 
     Args:
         dataset: The data set's name, for messages.
@@ -86,24 +98,28 @@ def decode_images(
         `[N, 1 or 3, H, W]`.
 
     Raises:
-        DataError: Pillow is missing, a file is not an image of 8 bits per channel, or sizes differ.
+        DataError: Pillow is missing, a file is not an image of these formats or is grey with more than 8 bits, sizes
+            differ, or the images do not fit in memory.
     """
     try:
-        from PIL import Image  # an optional extra: a client on a device does without it
+        from PIL import Image, ImageOps  # an optional extra: a client on a device does without it
     except ImportError as error:
-        raise DataError(f"data set {dataset!r} needs Pillow: pip install 'spatl[data]'") from error
+        raise missing_package(f"data set {dataset!r}", "Pillow") from error
     pixels: Pixels | None = None
     for position, (title, file) in enumerate(files):
         try:
-            with Image.open(file) as image:
-                decoded = _convert(image, CHANNELS[channels])
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{dataset}: {title} is not an image that can be read: {error}") from error
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd tags beside the pixels
+                warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+                with Image.open(file, formats=_FORMATS) as image:
+                    decoded = _convert(ImageOps.exif_transpose(image), CHANNELS[channels])
+        except Exception as error:  # on damaged files, the readers of the formats raise whatever comes
+            raise DataError(f"{dataset}: {title} is not an image that can be read: {one_line(error)}") from error
         if image_size is not None and decoded.size != (image_size, image_size):
             decoded = decoded.resize((image_size, image_size), Image.Resampling.BILINEAR)
         values = np.atleast_3d(np.asarray(decoded)).transpose(2, 0, 1)
         if pixels is None:
-            pixels = np.empty((len(files), *values.shape), dtype=np.uint8)
+            pixels = _room_for(dataset, len(files), values.shape)
         if values.shape != pixels.shape[1:]:
             raise DataError(
                 f"{dataset}: images differ in size: {title} is {decoded.height} x {decoded.width}, {files[0][0]} is "
@@ -113,6 +129,17 @@ def decode_images(
     if pixels is None:
         raise DataError(f"{dataset}: there are no images")
     return pixels
+
+
+def _room_for(dataset: str, num_images: int, shape: tuple[int, ...]) -> Pixels:
+    try:
+        return np.empty((num_images, *shape), dtype=np.uint8)
+    except MemoryError as error:
+        gigabytes = num_images * np.prod(shape, dtype=np.int64) * 5 / 1e9  # as bytes, and again as float32
+        raise DataError(
+            f"{dataset}: {num_images:,} images of {shape[1]} x {shape[2]} need {gigabytes:,.0f} GB of memory: set "
+            "data.options.image_size, to less where it is set"
+        ) from error
 
 
 def _convert(image: "Image", mode: str) -> "Image":

@@ -6,6 +6,7 @@ divided by 255, and are read as those.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ import torch
 from spatl.data.dataset import Dataset
 from spatl.data.hub import Columns, column_values, from_table, hub_table
 from spatl.data.images import Pixels, standardise
-from spatl.data.options import check_integer, check_switch, path_option
+from spatl.data.options import check_integer, check_path_is_read, check_switch, path_option
 from spatl.errors import DataError
 
 _CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _SIZE = 28
+_DEFAULT_PATH = "data/femnist"
 _HUB_NAME = "flwrlabs/femnist"
 
 
-def femnist(seed: int, *, path: str = "data/femnist", max_writers: int | None = None, hub: bool = False) -> Dataset:
+def femnist(seed: int, *, path: str = _DEFAULT_PATH, max_writers: int | None = None, hub: bool = False) -> Dataset:
     """Return FEMNIST: grey images `[1, 28, 28]` of 62 characters, grouped by their 3,500 writers.
 
     Args:
@@ -40,6 +42,7 @@ def femnist(seed: int, *, path: str = "data/femnist", max_writers: int | None = 
     if max_writers is not None:
         check_integer("femnist", "max_writers", max_writers, 1, 1_000_000)
     if hub:
+        check_path_is_read("femnist", path, default=_DEFAULT_PATH)
         return _from_hub(max_writers)
     examples = _Examples(max_writers)
     for folder in _folders(path_option("femnist", path, expected="a directory")):
@@ -117,11 +120,14 @@ def _users(file: Path) -> Iterator[tuple[str, Pixels, np.ndarray[Any, np.dtype[n
         raise DataError(f"femnist: {file} is not JSON, or truncated ({error}); make or copy it again") from error
     try:
         users = [(str(user), content["user_data"][user]) for user in content["users"]]
+        repeated = [user for user, times in Counter(user for user, _ in users).items() if times > 1]
+        if repeated:
+            raise DataError(f"femnist: {file} lists user {repeated[0]!r} twice; make or copy it again")
         for user, data in users:
             if not data["x"] and not data["y"]:
                 continue
             yield user, *_arrays(file, user, data["x"], data["y"])
-    except (KeyError, TypeError) as error:
+    except (IndexError, KeyError, TypeError) as error:
         raise DataError(
             f"femnist: {file} must hold users and user_data with x and y of each user, as LEAF writes them; "
             f"{type(error).__name__}: {error}"

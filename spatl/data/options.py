@@ -1,4 +1,7 @@
-"""Checks of what the options of a loader hold; a message names the data set, the option, what is allowed, what came."""
+"""Checks of what the options of a loader hold, and where their paths lead.
+
+A message names the data set, the option, what is allowed, and what came.
+"""
 
 import os
 from collections.abc import Sequence
@@ -45,3 +48,17 @@ def path_option(dataset: str, value: object, *, expected: str) -> Path:
     if not isinstance(value, str) or not value:
         raise DataError(f"{dataset}: data.options.path must name {expected}, got {value!r}")
     return Path(os.path.expanduser(value)).absolute()  # unlike Path's, it leaves an unknown user's home as it is
+
+
+def check_path_is_read(dataset: str, path: object, *, default: str) -> None:
+    """Raise a `DataError` if the user has set a path although the hub is to be read; the default cannot be told."""
+    if path != default:
+        raise DataError(
+            f"{dataset}: data.options.path is not read where data.options.hub is true, got {path!r}: leave one of "
+            "them out"
+        )
+
+
+def is_hidden(file: Path, root: Path) -> bool:
+    """Whether the name of a file, or of a directory on the way to it from the root, begins with a dot."""
+    return any(part.startswith(".") for part in file.relative_to(root).parts)

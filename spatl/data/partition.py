@@ -3,8 +3,9 @@
 `iid` deals the examples out at random in equal shares. `dirichlet` gives clients different mixes of classes: for each
 class, the clients' shares of it are drawn from Dirichlet(alpha), as in Yurochkin et al. (ICML 2019, arXiv 1905.12022)
 after Hsu et al. (2019, arXiv 1909.06335); the smaller alpha, the fewer classes a client sees. Shares are drawn again
-until no client is too small to learn and be tested on. These two need nothing but NumPy; the other rows of the table
-are partitioners of flwr-datasets.
+until no client is too small to learn and be tested on. `natural` makes each natural owner of examples a client, as in
+LEAF (Caldas et al., 2018, arXiv 1812.01097). These three need nothing but NumPy; the other rows of the table are
+partitioners of flwr-datasets.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spatl.data import flwr_partitioners
-from spatl.data.request import Integers, Request
+from spatl.data.request import NOBODY, Integers, Request
 from spatl.errors import DataError, did_you_mean
 from spatl.seeding import numpy_generator
 
@@ -144,6 +145,28 @@ def _draw_counts(
     )
 
 
+def _natural(rng: np.random.Generator, request: Request) -> Integers:
+    """Make each natural owner of examples a client, in the order of the owners' numbers.
+
+    Where there are more owners with enough examples than clients, the clients are drawn from them; what belongs to the
+    others goes to nobody.
+    """
+    if request.groups is None:
+        raise DataError(
+            "natural: the data set does not say whose its examples are; femnist does, huggingface with "
+            "data.options.group, and npz with an array groups"
+        )
+    owners, sizes = np.unique(request.groups, return_counts=True)
+    eligible = owners[sizes >= request.min_examples]
+    if len(eligible) < request.num_clients:
+        raise DataError(
+            f"natural: {len(eligible)} of {len(owners)} natural owners have at least {request.min_examples} examples, "
+            f"which makes no {request.num_clients} clients: lower num_clients or min_examples"
+        )
+    drawn = np.sort(rng.choice(eligible, request.num_clients, replace=False))
+    return np.where(np.isin(request.groups, drawn), np.searchsorted(drawn, request.groups), NOBODY)
+
+
 PARTITIONERS: dict[str, PartitionerEntry] = {
     "dirichlet": PartitionerEntry(
         partitioner=_dirichlet,
@@ -177,10 +200,10 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
         complete=False,
     ),
     "natural": PartitionerEntry(
-        partitioner=flwr_partitioners.natural,
+        partitioner=_natural,
         description="each client is one of the data set's own groups, e.g. a writer",
         settings=("min_examples",),
-        source="Caldas et al. 2018 (LEAF); flwr-datasets, NaturalIdPartitioner",
+        source="Caldas et al. 2018 (LEAF); built in",
         complete=False,
     ),
     "quantity": PartitionerEntry(

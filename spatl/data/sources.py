@@ -16,6 +16,7 @@ from spatl.data.dataset import Dataset
 from spatl.data.files import folder, npz
 from spatl.data.hub import huggingface
 from spatl.data.leaf import femnist
+from spatl.data.reasons import one_line
 from spatl.data.synthetic import synthetic
 from spatl.errors import DataError, did_you_mean
 
@@ -55,7 +56,8 @@ def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = No
         The whole data set, in memory on the CPU: the same for the same arguments.
 
     Raises:
-        DataError: The name or an option is unknown, a value is out of range, or an optional package is missing.
+        DataError: The name or an option is unknown, a value is out of range, an optional package is missing, or the
+            data cannot be read or do not fit in memory.
     """
     if name not in DATASETS:
         raise DataError(
@@ -67,7 +69,14 @@ def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = No
         if option not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise DataError(f"data set {name!r} has no option {option!r}{did_you_mean(option, known)}; {takes}")
-    return entry.loader(seed, **given)
+    try:
+        return entry.loader(seed, **given)
+    except OSError as error:  # of the path itself: too long, or behind a directory that must not be read
+        if error.filename is None:
+            raise DataError(f"{name}: its files cannot be read: {one_line(error)}") from error
+        raise DataError(f"{name}: cannot read {error.filename}: {error.strerror}") from error
+    except MemoryError as error:
+        raise DataError(f"{name}: the images do not fit in memory: take fewer or smaller ones") from error
 
 
 def digits(seed: int) -> Dataset:

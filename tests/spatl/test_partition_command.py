@@ -1,10 +1,13 @@
 """`spatl partition`: what it prints, writes and returns."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import flwr_datasets.partitioner  # noqa: F401  (takes seconds, which are nobody's test)
 import numpy as np
 import pytest
+from PIL import Image
 
 from spatl.cli import main
 from spatl.config import ExperimentConfig, parse_config
@@ -74,6 +77,35 @@ def test_what_belongs_to_no_client_is_told(owned: str, tmp_path: Path, capsys: p
                     "min_examples: 20}\n")  # fmt: skip
     assert main(["partition", str(path), "--out", str(tmp_path / "a.png")]) == 0
     assert "10 of 60 examples belong to no client" in capsys.readouterr().out
+
+
+def write_named(directory: Path, names: Sequence[str]) -> str:
+    """A config of sixty images in one subfolder per name."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    for position, image in enumerate(images):
+        file = directory / "images" / names[position % len(names)] / f"{position}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    config = {"data": {"name": "folder", "options": {"path": str(directory / "images")}},
+              "partition": {"name": "iid", "num_clients": 2}}  # fmt: skip
+    (directory / "named.yaml").write_text(json.dumps(config))
+    return str(directory / "named.yaml")
+
+
+@pytest.mark.parametrize("num_classes", [3, 15])
+def test_square_brackets_in_names_and_paths_are_printed_as_they_are(
+    num_classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{number:02d}{mark}" for number in range(num_classes // 3) for mark in ("[red]", "[b", ":cat:")]
+    out = tmp_path / "o[bold]" / "[/b].png"
+    assert main(["partition", write_named(tmp_path, names), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == str(out)
+    assert out.exists()
+    if num_classes == 3:
+        assert lines[1].split()[1:4] == ["00:cat:", "00[b", "00[red]"]
+    else:
+        assert "00:cat:: " in lines[-2]
 
 
 @pytest.mark.parametrize(

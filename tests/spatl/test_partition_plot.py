@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from spatl.errors import SpatlError
 from spatl.partition_plot import PartitionCounts, draw_partition
@@ -35,6 +36,38 @@ def test_it_is_as_wide_for_all_and_higher_for_more_classes(
 ) -> None:
     draw_partition(counts(num_clients, num_classes), tmp_path / "a.png")
     assert size(tmp_path / "a.png") == (1400, height)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that would have been saved."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **keywords: figures.append(figure))
+    return figures
+
+
+def test_it_shows_the_counts_of_each_class_and_the_sizes_of_each_split(drawn: list[Figure], tmp_path: Path) -> None:
+    """Two clients, three classes: client 0 has 4, 0 and 9 examples of them, split into 8, 2 and 3."""
+    partition = PartitionCounts(
+        "two by three", ["cat", "dog", "eel"], np.array([[4, 0, 9], [1, 2, 3]]), np.array([[8, 2, 3], [4, 1, 1]])
+    )
+    draw_partition(partition, tmp_path / "a.png")
+    sizes, classes = drawn[0].axes[:2]
+    shown = classes.collections[0].get_array()
+    assert shown.filled(-1).tolist() == [[4, 1], [-1, 2], [9, 3]]  # a row per class; what nobody has is left white
+    assert {text.get_position(): text.get_text() for text in classes.texts} == {
+        (0, 0): "4", (1, 0): "1", (0, 1): "", (1, 1): "2", (0, 2): "9", (1, 2): "3",
+    }  # fmt: skip
+    assert [label.get_text() for label in classes.get_yticklabels()] == ["cat", "dog", "eel"]
+    bars = {each.get_label(): [(bar.get_y(), bar.get_height()) for bar in each] for each in sizes.containers}
+    assert bars == {"train": [(0, 8), (0, 4)], "validation": [(8, 2), (4, 1)], "test": [(10, 3), (5, 1)]}
+    assert drawn[0].get_suptitle() == "two by three"
+
+
+def test_names_that_the_font_cannot_write_are_nobodys_warning(tmp_path: Path) -> None:
+    partition = PartitionCounts("names", ["\u732b", "$\\frac{$"], np.ones((2, 2), int), np.ones((2, 3), int))
+    draw_partition(partition, tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
 
 
 def test_a_partition_without_any_example_is_drawn_too(tmp_path: Path) -> None:

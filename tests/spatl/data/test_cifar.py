@@ -8,8 +8,8 @@ import torch
 
 from spatl.data import load_dataset
 from spatl.data.images import standardise
-from spatl.errors import DataError
 from tests.spatl.data.formats import CIFAR10_FILES, write_cifar10, write_cifar100
+from tests.spatl.data.refusals import message
 
 
 @pytest.mark.parametrize("folder", ["", "cifar-10-batches-bin"])
@@ -43,13 +43,6 @@ def test_the_hundred_classes_have_a_fine_and_a_coarse_label(tmp_path: Path, coar
     assert dataset.labels.equal(rows % num_classes)
     assert dataset.num_classes == num_classes
     assert dataset.images.shape == (120, 3, 32, 32)
-
-
-def message(name: str, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        load_dataset(name, seed=1, options=options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

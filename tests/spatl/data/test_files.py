@@ -1,5 +1,8 @@
 """Images of the user's own."""
 
+import io
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +12,8 @@ import torch
 
 from spatl.data import load_dataset
 from spatl.data.images import standardise, standardise_values
-from spatl.errors import DataError
 from tests.spatl.data.formats import png, random_pixels, write_folder
-
-
-def message(name: str, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        load_dataset(name, seed=1, options=options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.spatl.data.refusals import message
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
@@ -30,6 +26,19 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert dataset.images.equal(torch.from_numpy(standardise(pixels)))
     assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert dataset.class_names == ("cat", "dog", "eel")
+
+
+def test_what_lies_below_a_hidden_directory_is_passed_over(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    hidden = tmp_path / "cat" / ".ipynb_checkpoints" / "deeper" / "000-checkpoint.png"
+    hidden.parent.mkdir(parents=True)
+    hidden.write_bytes((tmp_path / "cat" / "000.png").read_bytes())
+    assert len(load_dataset("folder", seed=1, options={"path": str(tmp_path)})) == 6
+
+
+def test_a_hidden_directory_above_the_folder_does_not_hide_it(tmp_path: Path) -> None:
+    write_folder(tmp_path / ".data")
+    assert len(load_dataset("folder", seed=1, options={"path": str(tmp_path / ".data")})) == 6
 
 
 def test_a_folder_is_resized_and_converted(tmp_path: Path) -> None:
@@ -94,9 +103,13 @@ def test_classes_without_examples_can_be_announced(tmp_path: Path) -> None:
         ({"images": np.zeros((6, 5), np.uint8)}, "images must be uint8 or floating point, [N, H, W]"),
         ({"images": np.zeros((0, 5, 5), np.uint8)}, "no empty dimension, got uint8 [0, 5, 5]"),
         ({"images": np.zeros((6, 5, 5), np.int32)}, "got int32 [6, 5, 5]"),
-        ({"images": np.full((6, 5, 5), np.inf)}, "images must be finite, got NaN or infinity"),
+        ({"images": np.full((6, 5, 5), np.inf)}, "images must be finite and at most 1e+30 in size, got inf to inf"),
+        ({"images": np.full((6, 5, 5), np.nan)}, "images must be finite and at most 1e+30 in size, got nan to nan"),
+        ({"images": np.linspace(0, 1e200, 150).reshape(6, 5, 5)}, "at most 1e+30 in size, got 0 to 1e+200"),
         ({"labels": np.arange(5)}, "labels must be whole numbers [6], one per image, got int64 [5]"),
         ({"labels": np.arange(6) / 2}, "labels must be whole numbers [6], one per image, got float64 [6]"),
+        ({"labels": np.array([0, 1, 2, 0, 1, 3 * 10**9])}, "below 1000000, got 3000000000: are these ids?"),
+        ({"labels": np.array([0, 1, 2, 0, 1, 2**63], np.uint64)}, "got 9223372036854775808: are these ids?"),
         ({"labels": np.arange(6) - 1}, "labels must lie in [0, 5), got [-1, 4]"),
         ({"groups": np.arange(5)}, "groups must be whole numbers or texts [6], one per image, got int64 [5]"),
     ],
@@ -114,6 +127,47 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     assert "not a file that numpy.savez wrote" in message("npz", path=str(tmp_path / "a.npz"))
+
+
+def changed_zip(file: Path, *, local: int, central: int, value: int) -> str:
+    """The file with one byte of each member's local and central header set to a value."""
+    content = bytearray(file.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        for found in re.finditer(re.escape(signature), bytes(content)):
+            content[found.start() + offset] = value
+    file.write_bytes(content)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ({"local": 6, "central": 8, "value": 1}, "is encrypted"),
+        ({"local": 8, "central": 10, "value": 97}, "compression method is not supported"),
+    ],
+)
+def test_an_archive_that_cannot_be_unpacked_is_one_line(tmp_path: Path, place: dict[str, int], told: str) -> None:
+    path = Path(write_arrays(tmp_path / "a.npz"))
+    assert told in message("npz", path=changed_zip(path, **place))
+
+
+def write_members(file: Path, content: bytes) -> str:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("images.npy", "labels.npy"):
+            archive.writestr(name, content)
+    return str(file)
+
+
+def test_members_that_are_no_arrays_are_one_line(tmp_path: Path) -> None:
+    assert "is not in NumPy's format" in message("npz", path=write_members(tmp_path / "a.npz", b"junk"))
+
+
+def test_an_array_that_claims_more_than_memory_holds_is_one_line(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    claim = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 1000, 1000)}
+    np.lib.format.write_array_header_1_0(header, claim)
+    told = message("npz", path=write_members(tmp_path / "a.npz", header.getvalue()))
+    assert f"{tmp_path / 'a.npz'} does not fit in memory, or is damaged: Unable to allocate 909. TiB" in told
 
 
 def test_a_truncated_or_damaged_file_is_one_line(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from spatl.errors import DataError
 
 LABELS = torch.arange(600) % 10
 GROUPS = torch.arange(600) // 25  # 24 of 25 examples each
-FLOWER = sorted(set(PARTITIONERS) - {"dirichlet", "iid"})
+FLOWER = sorted(set(PARTITIONERS) - {"dirichlet", "iid", "natural"})
 
 
-def cut(name: str, labels: Tensor = LABELS, groups: Tensor | None = GROUPS, **changes: Any) -> tuple[Tensor, ...]:
+def cut(name: str, labels: Tensor = LABELS, **changes: Any) -> tuple[Tensor, ...]:
     values = {"num_clients": 6, "seed": 1, "alpha": 1.0, "labels_per_client": 3, "min_examples": 5}
-    return partition(labels, name=name, groups=groups, **{**values, **changes})
+    return partition(labels, name=name, **{**values, **changes})
 
 
 def class_counts(parts: tuple[Tensor, ...], labels: Tensor = LABELS) -> list[int]:
@@ -106,24 +106,9 @@ def test_sizes_are_skewed_and_labels_are_not() -> None:
     assert float(shares.max()) < 0.2
 
 
-def test_a_client_is_one_natural_owner() -> None:
-    parts = cut("natural", num_clients=24)
-    assert [GROUPS[part].unique().tolist() for part in parts] == [[owner] for owner in range(24)]
-    drawn = cut("natural", num_clients=6)
-    assert all(len(part) == 25 and len(GROUPS[part].unique()) == 1 for part in drawn)
-
-
-def test_owners_with_too_few_examples_are_passed_over() -> None:
-    groups = torch.repeat_interleave(torch.tensor([7, 8, 9]), torch.tensor([3, 297, 300]))
-    assert [len(part) for part in cut("natural", groups=groups, num_clients=2)] == [297, 300]
-    with pytest.raises(DataError, match=r"natural: 2 of 3 natural owners have at least 5 examples.*no 3 clients"):
-        cut("natural", groups=groups, num_clients=3)
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("natural", {"groups": None}, "natural: the data set does not say whose its examples are; femnist does"),
         ("labels", {"labels_per_client": 11}, r"labels_per_client must be in \[1, 10\].*got 11"),
         (
             "labels",
@@ -148,5 +133,5 @@ def test_what_cannot_be_is_one_clear_line(name: str, changes: dict[str, Any], me
 @pytest.mark.parametrize("name", FLOWER)
 def test_a_missing_package_says_which_extra_brings_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
-    with pytest.raises(DataError, match=r"needs flwr-datasets: pip install 'spatl\[data\]'; iid and dirichlet need"):
+    with pytest.raises(DataError, match=r"needs flwr-datasets: pip install 'spatl\[data\]'; dirichlet, iid and"):
         cut(name)

@@ -1,6 +1,9 @@
 """Pixels as numbers."""
 
 import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatl.data.images import decode_images, numbered, standardise, standardise_values
+from spatl.data.images import LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
 from spatl.errors import DataError
 from tests.spatl.data.formats import png, random_pixels
 
@@ -34,6 +37,17 @@ def test_a_constant_channel_becomes_zero() -> None:
     pixels[:, 1] = 7
     assert (standardise(pixels)[:, 1] == 0).all()
     assert (standardise_values(pixels.astype(np.float32))[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7])
+def test_a_constant_channel_becomes_zero_where_its_mean_is_rounded(value: float) -> None:
+    """The mean of 1,000 x 49 values 0.3 is 0.3 - 5.6e-17."""
+    assert (standardise_values(np.full((1000, 1, 7, 7), value)) == 0).all()
+
+
+def test_the_largest_values_are_standardised_too() -> None:
+    values = random_pixels(20, 3, 4, 4)
+    np.testing.assert_allclose(standardise_values(values * (LARGEST_VALUE / 255)), standardise(values), atol=1e-5)
 
 
 def test_values_of_any_range_are_standardised_alike() -> None:
@@ -95,3 +109,67 @@ def test_a_truncated_image_is_named(tmp_path: Path, keep: int) -> None:
     path.write_bytes(png(random_pixels(1, 8, 8, 3)[0])[:keep])
     with pytest.raises(DataError, match=r"tiny: .*half\.png is not an image that can be read"):
         decode_images("tiny", [(str(path), path)], channels="colour", image_size=None)
+
+
+def decode_one(file: io.BytesIO | Path, *, channels: str = "colour", image_size: int | None = None) -> np.ndarray:
+    return decode_images("tiny", [("a.png", file)], channels=channels, image_size=image_size)
+
+
+def test_postscript_is_no_image_and_runs_no_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = tmp_path / "gs"
+    interpreter.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\necho 10.0\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(DataError, match=r"a\.png is not an image that can be read: cannot identify image file"):
+        decode_one(io.BytesIO(content), image_size=8)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_photo_is_turned_upright() -> None:
+    """Orientation 6 says that the first row is the right side: the image is turned by 90 degrees clockwise."""
+    pixels, file, exif = random_pixels(1, 4, 6, 3)[0], io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(file, format="png", exif=exif)
+    assert (decode_one(file)[0] == np.rot90(pixels, -1).transpose(2, 0, 1)).all()
+
+
+def test_of_16_bit_colour_the_upper_8_bits_are_read() -> None:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    row = b"\0" + struct.pack(">3H", 1, 300, 65535)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    file = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert decode_one(io.BytesIO(file)).ravel().tolist() == [0, 1, 255]
+
+
+def test_an_image_of_far_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(DataError, match=r"a\.png is not an image that can be read: Image size \(25 pixels\) exceeds"):
+        decode_one(encoded(random_pixels(1, 5, 5, 3)[0]))
+
+
+def test_odd_tags_beside_the_pixels_are_nobodys_concern() -> None:
+    """A second value of a tag that holds one: Pillow warns, and warnings are errors in these tests."""
+    pixels, file = random_pixels(1, 4, 4, 3)[0], io.BytesIO()
+    Image.fromarray(pixels).save(file, format="tiff")
+    content = bytearray(file.getvalue())
+    entry = content.index(struct.pack("<HH", 0x011C, 3))  # PlanarConfiguration, a short
+    content[entry + 4 : entry + 8] = struct.pack("<I", 2)
+    with pytest.warns(UserWarning, match="had too many entries"), Image.open(io.BytesIO(content)) as image:
+        image.load()
+    assert (decode_one(io.BytesIO(content))[0] == pixels.transpose(2, 0, 1)).all()
+
+
+def test_images_that_do_not_fit_in_memory_say_how_much_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6,000 images of 3 x 3000 x 4000 bytes, which become float32 beside them: 6000 * 36e6 * 5 = 1,080e9 bytes."""
+    image = encoded(np.zeros((3000, 4000, 3), np.uint8))
+
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", refuse)
+    told = "tiny: 6,000 images of 3000 x 4000 need 1,080 GB of memory: set data.options.image_size"
+    with pytest.raises(DataError, match=told):
+        decode_images("tiny", [("a", image)] * 6000, channels="colour", image_size=None)

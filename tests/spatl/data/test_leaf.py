@@ -9,8 +9,8 @@ import torch
 
 from spatl.data import load_dataset
 from spatl.data.images import standardise
-from spatl.errors import DataError
 from tests.spatl.data.formats import leaf_user, random_pixels, write_leaf
+from tests.spatl.data.refusals import message
 
 
 def load(path: Path, **options: object):
@@ -44,15 +44,8 @@ def test_no_more_writers_are_kept_than_asked_for(tmp_path: Path) -> None:
     assert load(tmp_path, max_writers=9).groups.unique().tolist() == [0, 1, 2, 3]
 
 
-def message(path: Path, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        load(path, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_what_is_not_there_says_what_to_make_and_where_to_put_it(tmp_path: Path) -> None:
-    told = message(tmp_path / "femnist")
+    told = message("femnist", path=str(tmp_path / "femnist"))
     assert f"no JSON files in {tmp_path / 'femnist'}" in told
     assert "LEAF" in told
     assert "data.options.hub to true" in told
@@ -62,14 +55,15 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     write_leaf(tmp_path / "a.json", {"w0": leaf_user(2, 0)})
     content = (tmp_path / "a.json").read_text()
     (tmp_path / "a.json").write_text(content[: len(content) // 2])
-    assert f"{tmp_path / 'a.json'} is not JSON, or truncated" in message(tmp_path)
+    assert f"{tmp_path / 'a.json'} is not JSON, or truncated" in message("femnist", path=str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [[], {}, {"users": ["w"]}, {"users": ["w"], "user_data": {}}, 3,
+                                     {"users": [5], "user_data": [1]},
                                      {"users": ["w"], "user_data": {"w": {"x": []}}}])  # fmt: skip
 def test_a_file_of_another_kind_is_named(tmp_path: Path, content: Any) -> None:
     (tmp_path / "a.json").write_text(json.dumps(content))
-    assert "must hold users and user_data" in message(tmp_path)
+    assert "must hold users and user_data" in message("femnist", path=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -87,14 +81,21 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, content: Any) -> None:
 )
 def test_a_user_that_does_not_fit_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     write_leaf(tmp_path / "a.json", {"w0": leaf_user(1, 0), "w1": leaf_user(1, 1) | change})
-    assert "user 'w1'" in message(tmp_path)
-    assert told in message(tmp_path)
+    assert "user 'w1'" in message("femnist", path=str(tmp_path))
+    assert told in message("femnist", path=str(tmp_path))
+
+
+def test_a_user_who_is_listed_twice_is_not_read_twice(tmp_path: Path) -> None:
+    content = {"users": ["w0", "w1", "w0"], "user_data": {"w0": leaf_user(2, 0), "w1": leaf_user(2, 1)}}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert f"{tmp_path / 'a.json'} lists user 'w0' twice" in message("femnist", path=str(tmp_path))
 
 
 def test_files_without_examples_are_told(tmp_path: Path) -> None:
     write_leaf(tmp_path / "a.json", {"w0": {"x": [], "y": []}})
-    assert "hold no examples" in message(tmp_path)
+    assert "hold no examples" in message("femnist", path=str(tmp_path))
 
 
 def test_max_writers_must_be_a_whole_number(tmp_path: Path) -> None:
-    assert message(tmp_path, max_writers=0) == "femnist: max_writers must be a whole number in [1, 1000000], got 0"
+    told = message("femnist", path=str(tmp_path), max_writers=0)
+    assert told == "femnist: max_writers must be a whole number in [1, 1000000], got 0"

@@ -1,5 +1,6 @@
 """Cutting a data set into clients."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,3 +116,36 @@ def test_the_built_in_partitions_stay_what_they_are() -> None:
 def test_an_entry_names_settings_that_there_are() -> None:
     known = {"alpha", "labels_per_client", "min_examples"}
     assert all(set(entry.settings) <= known for entry in PARTITIONERS.values())
+
+
+OWNERS = torch.arange(600) // 25  # 24 of 25 examples each
+
+
+def owned(groups: Tensor | None = OWNERS, *, num_clients: int) -> tuple[Tensor, ...]:
+    return cut(torch.arange(600) % 10, name="natural", groups=groups, num_clients=num_clients, min_examples=5)
+
+
+def test_a_client_is_one_natural_owner() -> None:
+    parts = owned(num_clients=24)
+    assert [OWNERS[part].unique().tolist() for part in parts] == [[owner] for owner in range(24)]
+    drawn = owned(num_clients=6)
+    assert all(len(part) == 25 and len(OWNERS[part].unique()) == 1 for part in drawn)
+
+
+def test_owners_with_too_few_examples_are_passed_over() -> None:
+    groups = torch.repeat_interleave(torch.tensor([7, 8, 9]), torch.tensor([3, 297, 300]))
+    assert [len(part) for part in owned(groups, num_clients=2)] == [297, 300]
+    with pytest.raises(DataError, match=r"natural: 2 of 3 natural owners have at least 5 examples.*no 3 clients"):
+        owned(groups, num_clients=3)
+
+
+def test_without_owners_there_is_no_natural_partition() -> None:
+    with pytest.raises(DataError, match="natural: the data set does not say whose its examples are; femnist does"):
+        owned(None, num_clients=3)
+
+
+def test_natural_owners_need_no_package_and_write_nothing(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    for package in ("datasets", "flwr_datasets", "tqdm"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert len(owned(num_clients=24)) == 24
+    assert capfd.readouterr() == ("", "")

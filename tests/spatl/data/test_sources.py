@@ -1,6 +1,8 @@
 """Data sets by name."""
 
+import errno
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.spatl.data.formats import (
     write_leaf,
     write_parquet,
 )
+from tests.spatl.data.refusals import message
 
 
 def small(name: str, directory: Path) -> dict[str, Any]:
@@ -108,3 +111,35 @@ def test_an_entry_lists_its_options_with_their_defaults() -> None:
 def test_a_bad_value_is_answered_with_the_allowed_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=f"synthetic: {message}"):
         load_dataset("synthetic", seed=1, options=options)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "femnist", "folder", "huggingface", "npz"])
+def test_a_path_that_the_system_refuses_is_one_line(name: str) -> None:
+    told = message(name, path="x" * 300)
+    assert told.startswith(f"{name}: cannot read ")
+    assert told.endswith("File name too long")
+
+
+def test_a_directory_that_must_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert message("folder", path=str(tmp_path)) == f"folder: cannot read {tmp_path}: Permission denied"
+
+
+def test_a_file_that_must_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    options = small("npz", tmp_path)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert message("npz", **options) == f"npz: cannot read {options['path']}: Permission denied"
+
+
+def test_images_that_do_not_fit_in_memory_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seed: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setitem(DATASETS, "digits", replace(DATASETS["digits"], loader=refuse))
+    assert message("digits") == "digits: the images do not fit in memory: take fewer or smaller ones"
