@@ -301,7 +301,7 @@ def _print_result(console: Console, result: RunResult) -> None:
     console.print(table)
     for name in ("report.html", "curves.png", "summary.json", "history.jsonl", "clients.jsonl", "ledger.jsonl"):
         if (result.directory / name).exists():
-            console.print(str(result.directory / name), highlight=False, soft_wrap=True)
+            console.print(str(result.directory / name), markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_seeds(console: Console, results: Sequence[RunResult], directory: Path) -> None:
@@ -328,7 +328,7 @@ def _print_seeds(console: Console, results: Sequence[RunResult], directory: Path
         table.add_row("std. dev.", *(_percent(statistics.stdev(values)) for values in columns.values()))
     console.print(table)
     write_json(directory / "seeds.json", {"seeds": [result.summary["seed"] for result in results], **columns})
-    console.print(str(directory / "seeds.json"), highlight=False, soft_wrap=True)
+    console.print(str(directory / "seeds.json"), markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -48,8 +48,8 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
             on_tuned=progress.tuned,
         )
     _print_table(console, plan, records)
-    for name in ("report.html", "bench.md", "bench.json"):
-        console.print(str(directory / name), highlight=False, soft_wrap=True)
+    for name in ("report.html", "bench.md", "bench.json", "curves.png"):
+        console.print(str(directory / name), markup=False, highlight=False, soft_wrap=True)
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -8,11 +8,12 @@ so, unless all of a row's did.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from spatl.bench.costs import Point
 from spatl.bench.results import Curve
-from spatl.plots import INK, byte_axis, figure_svg, human_bytes
+from spatl.plots import INK, byte_axis, figure_svg, human_bytes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +42,19 @@ def accuracy_svg(curves: Curves, *, against: str, targets: Sequence[tuple[float,
         lambda axes: draw_accuracy(axes, curves, against=against, targets=targets, alone=alone),
         width=12, height=6, legend_columns=4,
     )  # fmt: skip
+
+
+def draw_curves(
+    curves: Curves, path: Path, *, title: str, targets: Sequence[tuple[float, bool]], alone: str | None
+) -> None:
+    """Draw accuracy against bytes and against rounds, side by side, as a PNG (arguments as in `accuracy_svg`)."""
+    with new_figure(16, 7) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, against in zip(panels, ("bytes", "rounds"), strict=True):
+            draw_accuracy(axes, curves, against=against, targets=targets, alone=alone)
+        handles, labels = panels[1].get_legend_handles_labels()
+        figure.legend(handles, labels, title=title, loc="outside upper center", ncols=5, fontsize=11)
+        figure.savefig(path, format="png")
 
 
 def draw_accuracy(

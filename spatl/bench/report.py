@@ -1,4 +1,4 @@
-"""The reports of a benchmark: `bench.md` for a repository or a mail, `report.html` to look at."""
+"""The reports of a benchmark: `bench.md` and `curves.png` for a repository or a mail, `report.html` to look at."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 
 import spatl
 from spatl.bench.costs import HELD_ROUNDS
-from spatl.bench.pictures import Curves, accuracy_svg, clients_svg, curve_words
+from spatl.bench.pictures import Curves, accuracy_svg, clients_svg, curve_words, draw_curves
 from spatl.bench.plan import ALONE, Plan
 from spatl.bench.results import CRITERIA, Curve, Record, by_row, meaningful, target_table
 from spatl.bench.tables import accuracy_rows, cost_rows, markdown, part_rows, percent, run_rows, tuned_row
@@ -43,7 +43,7 @@ def write_reports(
     command: str,
     tuned: Sequence[Tuned] = (),
 ) -> None:
-    """Write `bench.md` and `report.html`.
+    """Write `bench.md`, `curves.png` and `report.html`.
 
     Args:
         plan: What was compared.
@@ -67,9 +67,12 @@ def write_reports(
     by_title: dict[str, list[Curve]] = {}
     for curve in curves:
         by_title.setdefault(titles[curve.label], []).append(curve)
+    alone = next((record["title"] for record in records if record["base_method"] == ALONE), None)
+    targets = [(target, meaningful(records, place) is not False) for place, target in enumerate(plan.bench.targets)]
+    draw_curves(by_title, directory / "curves.png", title=_title(plan), targets=targets, alone=alone)
     sections = [
         section("What was compared", facts(_facts(plan)) + f"<p>{_how(plan.first)}</p>"),
-        *_pictures(plan, records, by_title),
+        *_pictures(by_title, targets, alone),
         *(section(heading, table(heading, note, rows)) for heading, note, rows in parts),
         section("How to repeat it", provenance(plan.first.to_yaml(), command, "Resolved config of the first run")),
     ]
@@ -156,10 +159,8 @@ def _stopped(records: Sequence[Record]) -> str:
     return " Stopped before the end:" + "".join(stopped) if stopped else ""
 
 
-def _pictures(plan: Plan, records: Sequence[Record], curves: Curves) -> list[str]:
-    targets = [(target, meaningful(records, place) is not False) for place, target in enumerate(plan.bench.targets)]
+def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str | None) -> list[str]:
     words = curve_words(curves)
-    alone = next((record["title"] for record in records if record["base_method"] == ALONE), None)
     found = [
         section(
             f"Accuracy against {against}",
