@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
     "spatl": _spatl("SPATL", "encoder", selects=True, controls=True),
     "spatl-no-selection": _spatl("SPATL without selection", "encoder", selects=False, controls=True),
     "spatl-no-control": _spatl("SPATL without gradient control", "encoder", selects=True, controls=False),
-    "spatl-no-transfer": _spatl("SPATL without transfer (one shared predictor)", "all", selects=True, controls=True),
+    "spatl-no-transfer": _spatl("SPATL without transfer", "all", selects=True, controls=True),
     "fedavg": Method(title="FedAvg", source="McMahan et al., AISTATS 2017, arXiv 1602.05629", shares="all"),
     "fedavg-finetune": Method(
         title="FedAvg + fine-tuning", source="Yu et al. 2020, arXiv 2002.04758", shares="all", fine_tunes=True
@@ -78,7 +78,7 @@ METHODS: dict[str, Method] = {
         title="FedRep", source="Collins et al., ICML 2021, arXiv 2102.07078", shares="encoder", head_first=True
     ),
     "ssfl": Method(
-        title="SSFL (static mask of channels)", source="after Ohib et al. 2024, arXiv 2405.09037", shares="all",
+        title="SSFL, by channels", source="after Ohib et al. 2024, arXiv 2405.09037", shares="all",
         static_mask=True,
     ),
     "local": Method(title="Training alone", source="the baseline without a federation", shares="nothing"),

@@ -34,6 +34,8 @@ tbody tr:nth-child(even) { background: var(--wash) }
 .text tbody th { min-width: 6rem }
 .numbers { font-size: .9rem }
 .numbers tbody th { font-weight: inherit }
+.named th:first-child { text-align: left }
+.named tbody td, .named tbody th { white-space: nowrap }
 pre { padding: .75rem 1rem; background: var(--wash); border: 1px solid var(--line); white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: .875rem }
 summary { cursor: pointer }

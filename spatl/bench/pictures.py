@@ -1,7 +1,8 @@
 """The curves of a benchmark: accuracy against what it cost in bytes, rounds and seconds, and client by client.
 
-A row's curve is the mean over its seeds, round by round: of the accuracy, and of what it had cost by then. The area
-between the lowest and the highest seed is shaded. Runs that stopped before the end are left out, and the legend says
+A row's curve is the mean over its seeds, round by round: of the accuracy, and of what it had cost by then. Where rows
+are few, the area between the lowest and the highest seed is shaded; where accuracies come near 1, the axis gives
+every halving of the errors the same room. Runs that stopped before the end are left out, and the legend says
 so, unless all of a row's did.
 """
 
@@ -10,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from spatl.bench.costs import Point
 from spatl.bench.results import Curve
@@ -21,6 +25,11 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours without yellow, then again with other dashes: told apart by colour or by dash.
 _COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
 _DASHES: Final = ("-", "--", ":")
+
+_MANY_ROWS = 6  # beyond, shaded areas would cover each other
+_NEAR_ONE = 0.9  # accuracies above it differ by what is left to 1
+_LEAST_ERROR = 0.005
+_ACCURACIES = (0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
 
 Curves = Mapping[str, Sequence[Curve]]
 """The curves of the seeds by the row's title."""
@@ -62,6 +71,7 @@ def draw_accuracy(
 ) -> None:
     """Draw the panel of `accuracy_svg` (arguments as there)."""
     shown: list[float] = []
+    best = 0.0
     for (title, own), style in zip(curves.items(), _styles(), strict=False):
         drawn = [curve for curve in own if curve.clients] or own
         places, low, middle, high = _means(drawn, against)
@@ -72,8 +82,10 @@ def draw_accuracy(
             axes.axhline(middle[-1], label=f"{label}, at the end", linewidth=2, **style)
             continue
         shown += [place for place in places if place > 0]
-        axes.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        if len(curves) <= _MANY_ROWS:
+            axes.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
         axes.plot(places, middle, label=label, linewidth=2, **style)
+        best = max(best, *middle)
     for target, needs_federation in targets:
         axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (1, 3)), alpha=0.9 if needs_federation else 0.3)
     if against == "bytes":
@@ -81,8 +93,23 @@ def draw_accuracy(
     if against == "rounds":
         axes.locator_params(axis="x", integer=True)
     axes.set(xlabel=_AXIS[against], ylabel="accuracy (fraction correct)")
+    if best > _NEAR_ONE:
+        axes.set_yscale("function", functions=(_spread, _gathered))
+        axes.set_yticks(_ACCURACIES, [f"{accuracy:g}" for accuracy in _ACCURACIES])
+        axes.set_ylim(0.0, 1.0)
+        return
     low_end, high_end = axes.get_ylim()
     axes.set_ylim(max(low_end, 0.0), min(high_end, 1.01))
+
+
+def _spread(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where an accuracy stands on an axis that gives every halving of the errors the same room, to half a percent."""
+    return -np.log(_LEAST_ERROR + 1 - np.minimum(accuracy, 1))
+
+
+def _gathered(place: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The accuracy at a place: the inverse of `_spread`."""
+    return _LEAST_ERROR + 1 - np.exp(-np.asarray(place))
 
 
 def clients_svg(curves: Curves) -> str:

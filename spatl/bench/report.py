@@ -73,7 +73,7 @@ def write_reports(
     sections = [
         section("What was compared", facts(_facts(plan)) + f"<p>{_how(plan.first)}</p>"),
         *_pictures(by_title, targets, alone),
-        *(section(heading, table(heading, note, rows)) for heading, note, rows in parts),
+        *(section(heading, table(heading, note, rows, kind="numbers named")) for heading, note, rows in parts),
         section("How to repeat it", provenance(plan.first.to_yaml(), command, "Resolved config of the first run")),
     ]
     page = make_page(title=_title(plan), subtitle=_subtitle(plan), sections=sections)
@@ -160,14 +160,14 @@ def _stopped(records: Sequence[Record]) -> str:
 
 
 def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str | None) -> list[str]:
-    words = curve_words(curves)
+    words = f" {curve_words(curves)}"
     found = [
         section(
             f"Accuracy against {against}",
             figure(
                 accuracy_svg(curves, against=against, targets=targets, alone=alone),
                 label=f"Accuracy against {against}, one line per method",
-                words=f"Means over the seeds, from the lowest to the highest shaded; dotted lines are targets. {words}",
+                words=f"Means over the seeds; dotted lines are targets.{words if against == 'bytes' else ''}",
                 name=f"against-{against}",
             ),
         )

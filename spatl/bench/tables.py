@@ -121,7 +121,7 @@ def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
             "ratio to best compressed": _ratio(record["ratio_to_compressed"]),
             "bytes in total": _count(record["total_bytes"]),
             "refused": str(record["rejected"]),
-            "stopped": record["stopped"] or "",
+            "ended": "stopped" if record["stopped"] else "yes",
         }
         for record in records
     ]

@@ -46,3 +46,20 @@ def test_against_bytes_training_alone_is_level_because_it_needs_none():
 
 def test_the_words_say_where_every_row_ends():
     assert "Training alone ends at 0.500 after 3 B" in curve_words(CURVES)
+
+
+def test_near_one_the_axis_gives_every_halving_of_the_errors_the_same_room():
+    """0.8, 0.9 and 0.95 stand about as far apart as each other; below 0.9 the axis stays as it is."""
+    places = {}
+    for best in (0.6, 0.96):
+        curves = {"SPATL": [curve("spatl", 1, [0.1, 0.5, best])]}
+        with new_figure(8, 5) as figure:
+            axes = figure.subplots()
+            draw_accuracy(axes, curves, against="rounds", targets=[], alone=None)
+            figure.canvas.draw()
+            places[best] = [float(axes.transData.transform((0, accuracy))[1]) for accuracy in (0.8, 0.9, 0.95)]
+            assert all(0.0 <= end <= 1.01 for end in axes.get_ylim())
+    low, middle, high = places[0.6]
+    assert middle - low == pytest.approx(2 * (high - middle), rel=0.01)
+    low, middle, high = places[0.96]
+    assert middle - low == pytest.approx(high - middle, rel=0.1)
