@@ -39,9 +39,9 @@ bench:
     fedavg, small, scaffold = (row.config(4) for row in plan.rows)
     assert [row.label for row in plan.rows] == ["fedavg", "small", "scaffold"]
     assert (fedavg.method, small.method, scaffold.method) == ("fedavg", "fedavg", "scaffold")
-    assert (fedavg.training.learning_rate, small.training.learning_rate) == (0.3, 0.05)
+    assert (fedavg.training.learning_rate, small.training.learning_rate) == (0.3, 0.1)
     assert (small.wire.uplink, small.wire.downlink) == ("float16", "float32")
-    assert scaffold.control.damping == 1.0
+    assert (scaffold.control.damping, scaffold.training.learning_rate) == (1.0, 0.05)
     assert plan.bench.seeds == (4, 5)
 
 
