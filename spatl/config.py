@@ -107,7 +107,8 @@ class TrainingConfig(Section):
     batch_size: Count = 32
     """Examples per step."""
     learning_rate: Positive = 0.1
-    """Of SGD. What tuning on validation splits found best for every method but SCAFFOLD, whose row has its own."""
+    """Of SGD. Tuned on validation splits for the digits' CNN, where every method but SCAFFOLD (its row has its own) was
+    best here; networks with BatchNorm bear more (`spatl bench --tune`)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
