@@ -55,7 +55,10 @@ def _spatl(title: str, shares: Literal["encoder", "all"], *, selects: bool, cont
 
 # Undamped and unfading: what SCAFFOLD's own paper computes. It bears half of the learning rate that tuning found for
 # the other rows (docs/benchmarks.md); at that one it diverged.
-_OPTION_II = {"control": {"damping": 1.0, "half_life": None}, "training": {"learning_rate": 0.05}}
+_OPTION_II: Mapping[str, Mapping[str, Any]] = {
+    "control": {"damping": 1.0, "half_life": None},
+    "training": {"learning_rate": 0.05},
+}
 
 METHODS: dict[str, Method] = {
     "spatl": _spatl("SPATL", "encoder", selects=True, controls=True),

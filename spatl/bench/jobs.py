@@ -154,6 +154,7 @@ def _run_in_processes(jobs: Sequence[Job], workers: int, on_event: OnEvent) -> d
                     failed[event.job] = event.error
         return failed
     finally:
+        tasks.cancel_join_thread()  # after an interrupt nobody takes the jobs that are left, and this process must end
         for process in processes:
             process.terminate()
         for process in processes:

@@ -88,6 +88,23 @@ def test_killed_and_started_again_it_runs_what_is_missing_and_ends_with_the_same
     assert without_seconds(json.loads((out / "bench.json").read_text())) == without_seconds(undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_benchmark_ends_although_many_jobs_are_left(config, tmp_path, number):
+    """120 jobs are more than a pipe holds: a process that waited until they are taken would wait for ever."""
+    out, seeds = tmp_path / "out", ",".join(map(str, range(60)))
+    command = [sys.executable, "-m", "spatl.cli", "bench", str(config), "--workers", "2", "--out", str(out),
+               "--methods", "fedavg,local", "--seeds", seeds]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not finished(out) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "spatl: interrupted; what was written until then stands in the output directory\n"
+
+
 def _is_alive(directory):
     """Whether the processes that work on unfinished runs are there: their ids are in the names."""
     for path in directory.glob("runs/*/*.unfinished"):
