@@ -27,6 +27,7 @@ def tuned(method, samples, seed=0):
     return policy, method(policy, GRAPH, start, closeness(start), closeness, samples=samples, generator=draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [local_search, tune_head])
 @given(samples=st.integers(0, 20), seed=st.integers(0, 2**32))
 def test_as_many_samples_as_allowed_are_measured_all_in_the_box(method, samples, seed):

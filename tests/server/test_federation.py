@@ -83,6 +83,7 @@ def test_two_runs_with_one_seed_give_the_same_history_and_another_seed_another(t
     assert len(set(fingerprints(tmp_path / "a"))) == 3
 
 
+@pytest.mark.slow
 def test_the_global_random_state_neither_matters_nor_moves(tmp_path):
     run_tiny(tiny_config(), tmp_path / "a")
     random.seed(99)
@@ -157,6 +158,7 @@ def test_a_run_leaves_what_the_design_lists(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", ["random", "update"])
 @pytest.mark.parametrize("half_life", [2.0, None])
 def test_c_equals_the_weighted_sum_of_c_i_through_the_real_apps(tmp_path, strategies, selector, half_life):
@@ -392,6 +394,7 @@ def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strat
         assert summary["uplink_share"] is None
 
 
+@pytest.mark.slow
 def test_training_alone_trains(tmp_path):
     run_tiny(tiny_config(method="local", rounds=4, training={"local_steps": 40}), tmp_path)
     rows = read_lines(tmp_path / "history.jsonl")

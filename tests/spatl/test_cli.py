@@ -15,6 +15,7 @@ def config_path(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_table_and_the_paths_of_what_it_wrote(config_path, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["run", config_path, "--out", str(out)]) == 0
@@ -29,6 +30,7 @@ def test_a_run_ends_with_a_table_and_the_paths_of_what_it_wrote(config_path, tmp
     assert f"{100 * alone['accuracy']:.1f} %" in printed
 
 
+@pytest.mark.slow
 def test_training_alone_trains_for_as_many_epochs_on_the_same_splits(config_path, tmp_path):
     out = tmp_path / "out"
     assert main(["run", config_path, "--out", str(out)]) == 0

@@ -28,6 +28,7 @@ def size(path: Path) -> tuple[int, int]:
     return width, height
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_clients", "num_classes", "height"), [(1, 2, 580), (10, 10, 700), (30, 10, 700), (100, 100, 1240)]
 )

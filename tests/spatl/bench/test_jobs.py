@@ -137,6 +137,7 @@ def test_a_run_that_fails_is_done_again_at_the_next_start(tmp_path):
     assert not list(tmp_path.glob("*.unfinished"))
 
 
+@pytest.mark.slow
 def test_a_directory_of_another_config_is_refused(config, tmp_path):
     bench(make_plan([config], methods=["local"], seeds=[1]), tmp_path / "out", workers=1)
     plan = make_plan([config], overrides=["rounds=2"], methods=["local"], seeds=[1])
@@ -144,6 +145,7 @@ def test_a_directory_of_another_config_is_refused(config, tmp_path):
         bench(plan, tmp_path / "out", workers=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "tune", "line"),
     [
@@ -169,6 +171,7 @@ def test_what_the_reports_need_is_missed_before_the_runs(config, tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_start_that_was_killed_before_it_began_is_no_obstacle(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".lock").touch()
@@ -183,6 +186,7 @@ def test_a_directory_that_holds_something_else_is_refused(config, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_two_benchmarks_do_not_share_a_directory(config, tmp_path):
     plan = make_plan([config], methods=["local"], seeds=[1])
 

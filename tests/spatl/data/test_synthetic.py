@@ -47,6 +47,7 @@ def test_rendering_in_pieces_keeps_each_channel_standardised() -> None:
     torch.testing.assert_close(images.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_linear_classifier_hardly_beats_guessing() -> None:
     """Ridge regression on the pixels of 2,000 images, tested on 1,000: guessing scores 0.1, ResNet-8 above 0.8."""
     dataset = synthetic(1, num_examples=3000)
@@ -72,6 +73,7 @@ def class_mean(features: Tensor, labels: Tensor, label: int) -> Tensor:
     return features[labels == label].mean(dim=0)
 
 
+@pytest.mark.slow
 def test_what_a_spectrum_tells_of_the_class_falls_with_difficulty() -> None:
     accuracies = [spectrum_accuracy(difficulty) for difficulty in (0.0, 0.25, 0.5, 1.0)]
     assert accuracies == sorted(accuracies, reverse=True)
