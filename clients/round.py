@@ -91,7 +91,8 @@ class Workplace:
                 encoder = self.blueprint.split.encoder_parameters(model)
                 head = {name: p for name, p in parameters.items() if name not in encoder}
                 parameters = {name: p for name, p in parameters.items() if name in encoder}
-                self._train_head(model, head, data, received.server_round, client)
+                # FedRep, algorithm 1. BatchNorm uses the batches' own statistics here too, and gathers them.
+                self._train_epochs(model, head, data, settings.head_epochs, "head", received.server_round, client)
             result = train_(model, parameters, data.train, settings.settings(), generator=order, hooks=hooks)
             training_seconds = time.perf_counter() - training_started
             weights = layout.flatten(encoder_tensors(model, self.blueprint.split))
@@ -207,9 +208,8 @@ class Workplace:
         arrived: Mapping[str, Tensor] = {}
         if self.config.row.fine_tunes:
             arrived = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
-            settings = replace(training.settings(), epochs=training.finetune_epochs, steps=None)
-            order = self._generator("fine-tuning", server_round, client)
-            train_(model, _trainable(model), data.train, settings, generator=order)
+            epochs = training.finetune_epochs
+            self._train_epochs(model, _trainable(model), data, epochs, "fine-tuning", server_round, client)
         if training.batch_norm == "local":
             recalibrate_(model, data.train, batch_size=training.batch_size)
         result = evaluate(model, examples, precision=training.precision)
@@ -217,16 +217,19 @@ class Workplace:
             self._restore(arrived)
         return result
 
-    def _train_head(
-        self, model: nn.Module, head: Mapping[str, nn.Parameter], data: ClientData, server_round: int, client: int
+    def _train_epochs(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        data: ClientData,
+        epochs: int,
+        purpose: str,
+        server_round: int,
+        client: int,
     ) -> None:
-        """Train the predictor alone under the encoder that arrived (FedRep, algorithm 1).
-
-        BatchNorm uses the batches' own statistics here too, and gathers them.
-        """
-        training = self.config.training
-        settings = replace(training.settings(), epochs=training.head_epochs, steps=None)
-        train_(model, head, data.train, settings, generator=self._generator("head", server_round, client))
+        """Train some parameters for so many epochs beside the round's own training, with batches of their own."""
+        settings = replace(self.config.training.settings(), epochs=epochs, steps=None)
+        train_(model, parameters, data.train, settings, generator=self._generator(purpose, server_round, client))
 
     def _select(
         self,

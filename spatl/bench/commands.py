@@ -15,10 +15,9 @@ from spatl.bench.jobs import Event, OnEvent
 from spatl.bench.plan import Plan, make_plan
 from spatl.bench.results import Record, by_row, meaningful, target_table
 from spatl.bench.run import bench
-from spatl.bench.tables import NOTHING, final_accuracy, percent, ratio_to_reference, tuned_row
+from spatl.bench.tables import cost_rows, final_accuracy, percent, tuned_row
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
-from spatl.plots import human_bytes
 
 
 def run_bench(options: argparse.Namespace, console: Console) -> None:
@@ -145,13 +144,14 @@ def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> Non
         is_name = column == "method"
         table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
     rows = by_row(records)
-    for line in target_table(records, place):
+    lines = target_table(records, place)
+    for line, cells in zip(lines, cost_rows(lines, rows), strict=True):
         table.add_row(
             line.label,
             f"{line.reached}/{line.seeds}",
-            NOTHING if line.rounds is None else f"{line.rounds.value:.0f}",
-            NOTHING if line.bytes is None else human_bytes(round(line.bytes.value)),
-            ratio_to_reference(line).replace(" (", "\n(").replace("; ", "\n"),
+            cells["rounds"],
+            cells["bytes in total"],
+            cells["ratio to FedAvg"].replace(" (", "\n(").replace("; ", "\n"),
             final_accuracy(rows[line.label]),
         )
     console.print(table)

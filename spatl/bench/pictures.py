@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from spatl.bench.costs import Point
 from spatl.bench.results import Curve
-from spatl.plots import INK, byte_axis, figure_svg, human_bytes, new_figure
+from spatl.plots import INK, PALETTE, byte_axis, figure_svg, human_bytes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours without yellow, then again with other dashes: told apart by colour or by dash.
-_COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
+_BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = PALETTE
+_COLORS: Final = (_BLUE, _VERMILION, _GREEN, "#cc79a7", "#56b4e9", _ORANGE, _GREY)
 _DASHES: Final = ("-", "--", ":")
 
 _MANY_ROWS = 6  # beyond, shaded areas would cover each other

@@ -63,18 +63,22 @@ def bench(
     _check_extras()
     with _locked(directory):
         _check_plan(plan, directory, tune)
-        missing_jobs(tuning_jobs(plan, directory) if tune else _jobs(plan, directory))  # refuses before it writes
+        jobs = tuning_jobs(plan, directory) if tune else _jobs(plan, directory)
+        missing = missing_jobs(jobs)  # refuses before anything is written
         _write_plan(plan, directory, command, tune)
         tuned: list[Tuned] = []
         if tune:
-            _do("tuning", tuning_jobs(plan, directory), plan, workers, on_stage)
+            _do("tuning", len(jobs), missing, plan, workers, on_stage)
             tuned = tuned_rows(plan, directory)
             write_json(directory / "tuning.json", [_as_json(each) for each in tuned])
             on_tuned(tuned)
             plan = with_tuned(plan, tuned)
         failed: SpatlError | None = None
         try:
-            _do("runs", _jobs(plan, directory), plan, workers, on_stage)
+            if tune:
+                jobs = _jobs(plan, directory)
+                missing = missing_jobs(jobs)
+            _do("runs", len(jobs), missing, plan, workers, on_stage)
         except SpatlError as error:
             failed = error
         records, curves = collect(plan, directory)
@@ -98,9 +102,9 @@ def _jobs(plan: Plan, directory: Path) -> list[Job]:
     ]
 
 
-def _do(title: str, jobs: Sequence[Job], plan: Plan, workers: int, on_stage: OnStage) -> None:
-    missing = missing_jobs(jobs)
-    on_event = on_stage(title, len(jobs), len(jobs) - len(missing))
+def _do(title: str, number: int, missing: Sequence[Job], plan: Plan, workers: int, on_stage: OnStage) -> None:
+    """Run what is missing of a stage of `number` jobs."""
+    on_event = on_stage(title, number, number - len(missing))
     if not missing:
         return
     checked: set[str] = set()

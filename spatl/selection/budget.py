@@ -132,10 +132,8 @@ def project_ranking(ranking: Tensor, costs: Costs, budget: Budget) -> Selection:
     """
     check_budget(budget, costs)
     layout = costs.layout
-    groups = layout.group_of[ranking]
-    leading = torch.zeros(len(groups), dtype=torch.bool)
-    for group in range(len(layout.groups)):
-        leading[(groups == group).nonzero()[0]] = True
+    leading = torch.zeros(len(ranking), dtype=torch.bool)
+    leading[group_leaders(ranking, layout)] = True
     order = torch.cat([ranking[leading], ranking[~leading]])
     ordered_groups = layout.group_of[order]
 
@@ -143,13 +141,25 @@ def project_ranking(ranking: Tensor, costs: Costs, budget: Budget) -> Selection:
         counts = torch.bincount(ordered_groups[:length], minlength=len(layout.groups))
         return costs.of(counts, budget.kind)
 
-    low, high = len(layout.groups), len(order)  # cost grows with the prefix: the longest one that fits
+    length = longest_prefix(cost, budget.limit, low=len(layout.groups), high=len(order))
+    mask = torch.zeros(layout.num_channels, dtype=torch.bool)
+    mask[order[:length]] = True
+    return Selection(mask)
+
+
+def group_leaders(ranking: Tensor, layout: EncoderLayout) -> Tensor:
+    """int64 [G]: where in a ranking of all channels (int64 [C], from best to worst) each group's best one stands."""
+    groups = layout.group_of[ranking]
+    firsts = [int((groups == group).nonzero()[0]) for group in range(len(layout.groups))]
+    return torch.tensor(firsts, dtype=torch.int64)
+
+
+def longest_prefix(cost: Callable[[int], float], limit: float, *, low: int, high: int) -> int:
+    """Return the greatest length in `low..high` that costs at most the limit; `low` does, and cost never falls."""
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost(middle) <= budget.limit else (low, middle - 1)
-    mask = torch.zeros(layout.num_channels, dtype=torch.bool)
-    mask[order[:low]] = True
-    return Selection(mask)
+        low, high = (middle, high) if cost(middle) <= limit else (low, middle - 1)
+    return low
 
 
 def project_ratios(ratios: Tensor, costs: Costs, budget: Budget) -> Tensor:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from spatl.data import Examples
 from spatl.errors import BudgetError
-from spatl.selection.budget import Budget, BudgetKind, Costs, rank_by_worth, smallest_budget
+from spatl.selection.budget import (
+    Budget,
+    BudgetKind,
+    Costs,
+    group_leaders,
+    longest_prefix,
+    rank_by_worth,
+    smallest_budget,
+)
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.selection import Selection
 from spatl.training.evaluate import forward_with_batch_statistics
@@ -75,12 +83,10 @@ def common_selection(
     stays = _always(ranking, costs)
     check_static_budget(budget, costs, ranking)
     rest = ranking[~stays[ranking]]
-    low, high = 0, len(rest)  # cost grows with every channel: as many as fit
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = _cost(_with(stays, rest[:middle]), costs, budget.kind) <= budget.limit
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return Selection(_with(stays, rest[:low]), closed=True)
+    length = longest_prefix(
+        lambda length: _cost(_with(stays, rest[:length]), costs, budget.kind), budget.limit, low=0, high=len(rest)
+    )
+    return Selection(_with(stays, rest[:length]), closed=True)
 
 
 def check_static_budget(budget: Budget, costs: Costs, ranking: Tensor | None = None) -> None:
@@ -111,9 +117,7 @@ def _always(ranking: Tensor, costs: Costs) -> Tensor:
     stays = torch.ones(costs.layout.num_channels, dtype=torch.bool)
     for channels in costs.trace.readers.values():
         stays[channels[channels >= 0]] = False
-    groups = costs.layout.group_of[ranking]
-    for group in range(len(costs.layout.groups)):
-        stays[ranking[(groups == group).nonzero()[0]]] = True
+    stays[ranking[group_leaders(ranking, costs.layout)]] = True
     return stays
 
 
