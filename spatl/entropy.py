@@ -1,0 +1,380 @@
+"""An entropy coder for small signed integers whose spread depends on a context that both sides know.
+
+It is rANS (Duda 2013, "Asymmetric numeral systems", arXiv:1311.2540) with frequencies that are fixed within a
+message and described by one to sixteen bytes per context. A short message is one state in plain Python; a long one is
+many interleaved states ("lanes"), one NumPy operation for all of them at a time. Both sides compute with integers
+only, so that every platform decodes the same. `docs/wire-format.md` has the layout of the bytes.
+
+The distribution of a context is given by its hazards h_m = P(|v| = m | |v| >= m), one per segment of magnitudes, in
+logarithmic steps of the odds: a last hazard that goes on for ever is a geometric tail, one byte more is a probability
+of zero of its own, and a few more follow any other shape. Their maximum-likelihood estimates are quotients of counts.
+
+Chosen by measurement. Bytes for quantised Laplace values of 0.7 bits in six contexts, and seconds for encoding plus
+decoding 10 million of them on one core:
+
+| values                                       |  2,000 |  20,000 |  300,000 | seconds |
+|----------------------------------------------|-------:|--------:|---------:|--------:|
+| empirical entropy, without tables            |    189 |   1,748 |   26,844 |         |
+| this module                                  |    202 |   1,767 |   26,994 |    0.43 |
+| constriction's AnsCoder, its table at a byte |        |         |          |         |
+| per context and symbol                       |    230 |   1,797 |   26,902 |    0.46 |
+| deflate of two values a byte                 |    354 |   2,923 |   42,720 |    0.55 |
+
+A geometric distribution with a probability of zero of its own (two bytes a context) takes 1.5 % more than hazards as
+needed on 300,000 normal values of int4, the same on Laplace ones.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatl.errors import UpdateRejected
+
+MAX_CONTEXTS: Final = 32
+LARGEST_INTEGER: Final = 2**23 - 1
+
+# A lane costs three bytes. Below so many values the plain loop is as fast as NumPy, and one lane is all it needs.
+_VALUES_OF_ONE_LANE: Final = 1 << 17
+_VALUES_PER_LANE: Final = 1 << 13
+
+_TOTAL_BITS: Final = 14
+_TOTAL: Final = 1 << _TOTAL_BITS
+_WORD_BITS: Final = 16
+_LOWEST_STATE: Final = 1 << _WORD_BITS
+_STATE_BITS: Final = 2 * _WORD_BITS
+
+# A symbol is a value as an int8, read as a uint8; the one that is no value's stands for all that has no frequency.
+_SYMBOL_BITS: Final = 8
+_LARGEST_SYMBOL: Final = 127
+_ESCAPE: Final = 128
+_ESCAPE_BYTES: Final = 3
+
+_KNOTS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96)
+_SEGMENT_OF_MAGNITUDE: Final = np.searchsorted(_KNOTS, np.arange(_LARGEST_SYMBOL + 1), side="right") - 1
+_LAST_LEVEL: Final = 0x80
+_LEVELS: Final = np.arange(_LAST_LEVEL)
+_LEVELS_PER_OCTAVE: Final = 6
+_ODDS: Final = (_LEVELS_PER_OCTAVE + _LEVELS % _LEVELS_PER_OCTAVE) << (_LEVELS // _LEVELS_PER_OCTAVE)
+_EVEN_ODDS: Final = _LEVELS_PER_OCTAVE << 8
+_MASS_BITS: Final = 32
+
+_BITS_IF_HIT: Final = np.log2(1 + _EVEN_ODDS / _ODDS)
+_BITS_IF_MISSED: Final = np.log2(1 + _ODDS / _EVEN_ODDS)
+
+
+def encode_integers(values: NDArray[np.int32], contexts: NDArray[np.uint8]) -> bytes:
+    """Encode integers, best those within -127..127.
+
+    Args:
+        values: int32 [V], at most `LARGEST_INTEGER` in magnitude.
+        contexts: uint8 [V], the class of each value, below `MAX_CONTEXTS`; the receiver knows them.
+
+    Returns:
+        The bytes, none for no values.
+
+    Raises:
+        ValueError: A value or a context is too large.
+    """
+    used = _used_contexts(contexts)
+    if len(values) == 0:
+        return b""
+    largest = max(int(values.max()), -int(values.min()))
+    if largest > LARGEST_INTEGER:
+        raise ValueError(f"an integer must be at most {LARGEST_INTEGER} in magnitude, got {largest}")
+    cells = _rank_of_context(used).take(contexts) << np.uint16(_SYMBOL_BITS)
+    cells |= np.where(np.abs(values) > _LARGEST_SYMBOL, _ESCAPE, values).astype(np.uint8)
+    counts = np.bincount(cells, minlength=len(used) << _SYMBOL_BITS).reshape(len(used), -1)
+    levels = [_fit_levels(row) for row in counts]
+    frequencies = np.stack([_frequencies(row) for row in levels])
+    cells = _with_escapes(cells, counts, frequencies)
+    escapes = values[(cells & np.uint16((1 << _SYMBOL_BITS) - 1)) == _ESCAPE]
+    encode = _encode_lanes if _num_lanes(len(values)) > 1 else _encode_one_lane
+    states, words = encode(cells, frequencies)
+    tables = [bytes([*row[:-1], row[-1] | _LAST_LEVEL]) for row in levels]
+    raw = escapes.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :_ESCAPE_BYTES]
+    return b"".join([*tables, states.astype("<u4").tobytes(), words.astype("<u2").tobytes(), raw.tobytes()])
+
+
+def decode_integers(data: memoryview, contexts: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Decode what `encode_integers` wrote.
+
+    Args:
+        data: The received bytes.
+        contexts: uint8 [V], as for `encode_integers`.
+
+    Returns:
+        int32 [V], at most 2^23 in magnitude.
+
+    Raises:
+        UpdateRejected: The bytes are not a message of V integers.
+    """
+    used = _used_contexts(contexts)
+    num_lanes = _num_lanes(len(contexts))
+    levels, start = _read_levels(data, len(used))
+    end = start + 4 * num_lanes
+    if len(data) < end:
+        raise UpdateRejected(f"expected {num_lanes} states of coded integers, got {len(data) - start} bytes")
+    states = np.frombuffer(data[start:end], dtype="<u4").astype(np.uint32)
+    words = np.frombuffer(data[end : end + (len(data) - end) // 2 * 2], dtype="<u2")
+    if num_lanes == 0:
+        symbols, num_words = np.zeros(0, dtype=np.uint8), 0
+    else:
+        decode = _decode_lanes if num_lanes > 1 else _decode_one_lane
+        frequencies = np.stack([_frequencies(row) for row in levels])
+        symbols, num_words = decode(states, words, _rank_of_context(used).take(contexts), frequencies)
+    values = symbols.view(np.int8).astype(np.int32)
+    escaped = np.flatnonzero(symbols == _ESCAPE)
+    raw = data[end + 2 * num_words :]
+    if len(raw) != _ESCAPE_BYTES * len(escaped):
+        raise UpdateRejected(f"expected {_ESCAPE_BYTES * len(escaped)} bytes after the coded integers, got {len(raw)}")
+    values[escaped] = _sign_extended(raw)
+    return values
+
+
+def _used_contexts(contexts: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """int64 [K], ascending."""
+    used = np.flatnonzero(np.bincount(contexts, minlength=1))
+    if len(used) and used[-1] >= MAX_CONTEXTS:
+        raise ValueError(f"a context must be below {MAX_CONTEXTS}, got {used[-1]}")
+    return used
+
+
+def _rank_of_context(used: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """uint16 [MAX_CONTEXTS], the position of each context among those in use."""
+    rank = np.zeros(MAX_CONTEXTS, dtype=np.uint16)
+    rank[used] = np.arange(len(used))
+    return rank
+
+
+def _num_lanes(num_values: int) -> int:
+    """The same on both sides, from what both know."""
+    if num_values < _VALUES_OF_ONE_LANE:
+        return min(num_values, 1)
+    return num_values // _VALUES_PER_LANE
+
+
+def _with_escapes(
+    cells: NDArray[np.uint16], counts: NDArray[np.int64], frequencies: NDArray[np.int64]
+) -> NDArray[np.uint16]:
+    """The cells, those of symbols without a frequency replaced by their context's escape."""
+    absent = frequencies == 0
+    if not counts[absent].any():
+        return cells
+    cell = np.arange(absent.size, dtype=np.uint16).reshape(absent.shape)
+    return np.where(absent, cell[:, [_ESCAPE]], cell).ravel().take(cells)
+
+
+def _sign_extended(raw: memoryview) -> NDArray[np.int32]:
+    """Read little-endian two's complement integers of three bytes."""
+    padded = np.zeros((len(raw) // _ESCAPE_BYTES, 4), dtype=np.uint8)
+    padded[:, 4 - _ESCAPE_BYTES :] = np.frombuffer(raw, dtype=np.uint8).reshape(-1, _ESCAPE_BYTES)
+    return padded.view("<i4").ravel().astype(np.int32) >> 8 * (4 - _ESCAPE_BYTES)
+
+
+# The distribution of a context.
+
+
+def _read_levels(data: memoryview, num_contexts: int) -> tuple[list[list[int]], int]:
+    """Read a context's levels up to the marked one, for each context, and return them and where they end."""
+    levels: list[list[int]] = []
+    position = 0
+    for _ in range(num_contexts):
+        row: list[int] = []
+        while not row or row[-1] < _LAST_LEVEL:
+            if position == len(data) or len(row) == len(_KNOTS):
+                raise UpdateRejected("the hazards of coded integers have no end")
+            row.append(data[position])
+            position += 1
+        row[-1] -= _LAST_LEVEL
+        levels.append(row)
+    return levels, position
+
+
+def _frequencies(levels: list[int]) -> NDArray[np.int64]:
+    """How often each symbol is expected in `_TOTAL`, int64 [256]; from integers only, as both sides must agree.
+
+    The mass that is left at magnitude m loses its share h_m to that magnitude, half to either sign. Rounding the
+    cumulated mass, not each part of it, leaves a rare symbol without a frequency only now and then.
+    """
+    odds = _ODDS[np.array(levels)[np.minimum(_SEGMENT_OF_MAGNITUDE, len(levels) - 1)]]
+    left = 1 << _MASS_BITS
+    masses = []
+    for share in odds.tolist():
+        mass = left * share // (share + _EVEN_ODDS)
+        masses.append(mass)
+        left -= mass
+    cumulated = np.cumsum([0, *masses[1:]], dtype=np.int64) * (_TOTAL - 1)
+    either_sign = np.diff(cumulated >> (_MASS_BITS + 1))
+    zero = [masses[0] * (_TOTAL - 1) >> _MASS_BITS]
+    escape = [_TOTAL - zero[0] - 2 * int(either_sign.sum())]
+    return np.concatenate([zero, either_sign, escape, either_sign[::-1]])
+
+
+def _fit_levels(counts: NDArray[np.int64]) -> list[int]:
+    """The levels that take the fewest bits, those that describe them included.
+
+    Args:
+        counts: int64 [256], how often each symbol occurs.
+    """
+    magnitudes = counts[: _LARGEST_SYMBOL + 1].copy()
+    magnitudes[1:] += counts[:_ESCAPE:-1]
+    reached = magnitudes[::-1].cumsum()[::-1] + counts[_ESCAPE]
+    hits = np.add.reduceat(magnitudes, _KNOTS)
+    misses = np.add.reduceat(reached, _KNOTS) - hits
+    best: list[int] = []
+    best_bits = np.inf
+    levels: list[int] = []
+    bits = 0.0
+    for segment in range(len(_KNOTS)):
+        level, bits_of_rest = _fit_level(hits[segment:].sum(), misses[segment:].sum())
+        levels.append(level)
+        if bits + bits_of_rest + 8 * len(levels) < best_bits:
+            best, best_bits = levels.copy(), bits + bits_of_rest + 8 * len(levels)
+        levels[-1], bits_of_segment = _fit_level(hits[segment], misses[segment])
+        bits += bits_of_segment
+    return best
+
+
+def _fit_level(hits: int, misses: int) -> tuple[int, float]:
+    """The level of a hazard that held `hits` times and did not `misses` times, and the bits of telling which."""
+    bits = hits * _BITS_IF_HIT + misses * _BITS_IF_MISSED
+    level = int(bits.argmin())
+    return level, float(bits[level])
+
+
+# The states. Encoding goes from the last value to the first, so that decoding goes from the first to the last.
+
+
+def _encode_one_lane(
+    cells: NDArray[np.uint16], frequencies: NDArray[np.int64]
+) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+    """What `_encode_lanes` does, for one lane."""
+    frequency = frequencies.ravel().tolist()
+    start = _starts(frequencies).tolist()
+    words: list[int] = []
+    state = _LOWEST_STATE
+    for cell in cells[::-1].tolist():
+        if state >= frequency[cell] << (_STATE_BITS - _TOTAL_BITS):
+            words.append(state & (_LOWEST_STATE - 1))
+            state >>= _WORD_BITS
+        quotient, remainder = divmod(state, frequency[cell])
+        state = (quotient << _TOTAL_BITS) + start[cell] + remainder
+    return np.array([state], dtype=np.uint32), np.array(words[::-1], dtype=np.uint16)
+
+
+def _decode_one_lane(
+    states: NDArray[np.uint32], words: NDArray[np.uint16], ranks: NDArray[np.uint16], frequencies: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], int]:
+    """What `_decode_lanes` does, for one lane."""
+    frequency = frequencies.ravel().tolist()
+    start = _starts(frequencies).tolist()
+    symbol_of_slot = _symbol_of_slot(frequencies).tobytes()
+    symbols = bytearray()
+    position = 0
+    state = int(states[0])
+    for rank in ranks.tolist():
+        slot = state & (_TOTAL - 1)
+        symbol = symbol_of_slot[rank << _TOTAL_BITS | slot]
+        symbols.append(symbol)
+        cell = rank << _SYMBOL_BITS | symbol
+        state = frequency[cell] * (state >> _TOTAL_BITS) + slot - start[cell]
+        if state < _LOWEST_STATE:
+            if position == len(words):
+                raise UpdateRejected("the coded integers are cut off")
+            state = state << _WORD_BITS | int(words[position])
+            position += 1
+    if state != _LOWEST_STATE:
+        raise UpdateRejected("the coded integers do not end as they began")
+    return np.frombuffer(symbols, dtype=np.uint8), position
+
+
+def _encode_lanes(
+    cells: NDArray[np.uint16], frequencies: NDArray[np.int64]
+) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+    """Encode symbols, the i-th in lane i mod L.
+
+    Args:
+        cells: uint16 [V], rank of the context and symbol.
+        frequencies: int64 [K, 256], of each symbol in each context.
+
+    Returns:
+        The lanes' last states, uint32 [L], and the words they shed, uint16 [W], in the order of decoding.
+    """
+    frequency = frequencies.ravel().astype(np.uint32)
+    start = _starts(frequencies)
+    highest = (frequency << np.uint32(_STATE_BITS - _TOTAL_BITS)) - np.uint32(1)
+    others = np.uint32(_TOTAL) - frequency
+    num_lanes = _num_lanes(len(cells))
+    lanes = np.full(num_lanes, _LOWEST_STATE, dtype=np.uint32)
+    words = np.empty(len(cells), dtype=np.uint16)
+    position = len(words)
+    for first in range((len(cells) - 1) // num_lanes * num_lanes, -1, -num_lanes):
+        cell = cells[first : first + num_lanes].astype(np.intp)
+        state = lanes[: len(cell)]
+        full = state > highest.take(cell)
+        shed = state[full]
+        position -= len(shed)
+        words[position : position + len(shed)] = shed & np.uint32(_LOWEST_STATE - 1)
+        state >>= full * np.uint32(_WORD_BITS)
+        # quotient * _TOTAL + remainder, for which the quotient is enough
+        quotient = state // frequency.take(cell)
+        quotient *= others.take(cell)
+        state += quotient
+        state += start.take(cell)
+    return lanes, words[position:]
+
+
+def _decode_lanes(
+    states: NDArray[np.uint32], words: NDArray[np.uint16], ranks: NDArray[np.uint16], frequencies: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], int]:
+    """Decode symbols; no state leaves 32 bits, whatever the bytes were.
+
+    Args:
+        states: uint32 [L], which is used up.
+        words: uint16 [W], or more.
+        ranks: uint16 [V], the rank of each symbol's context.
+        frequencies: int64 [K, 256].
+
+    Returns:
+        uint8 [V] and the number of words that were read.
+
+    Raises:
+        UpdateRejected: There are too few words, or a lane does not end in the state in which encoding began.
+    """
+    frequency = frequencies.ravel().astype(np.uint32)
+    start = _starts(frequencies)
+    symbol_of_slot = _symbol_of_slot(frequencies)
+    symbols = np.empty(len(ranks), dtype=np.uint8)
+    position = 0
+    for first in range(0, len(ranks), len(states)):
+        rank = ranks[first : first + len(states)].astype(np.intp)
+        state = states[: len(rank)]
+        slot = state & np.uint32(_TOTAL - 1)
+        symbol = symbol_of_slot.take((rank << _TOTAL_BITS) | slot)
+        symbols[first : first + len(states)] = symbol
+        cell = (rank << _SYMBOL_BITS) | symbol
+        state >>= np.uint32(_TOTAL_BITS)
+        state *= frequency.take(cell)
+        state += slot
+        state -= start.take(cell)
+        low = np.flatnonzero(state < _LOWEST_STATE)
+        taken = words[position : position + len(low)]
+        if len(taken) < len(low):
+            raise UpdateRejected("the coded integers are cut off")
+        state[low] = (state[low] << np.uint32(_WORD_BITS)) | taken
+        position += len(low)
+    if (states != _LOWEST_STATE).any():
+        raise UpdateRejected("the coded integers do not end as they began")
+    return symbols, position
+
+
+def _starts(frequencies: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """uint32 [K * 256], the first slot of each symbol."""
+    return (frequencies.cumsum(axis=1) - frequencies).ravel().astype(np.uint32)
+
+
+def _symbol_of_slot(frequencies: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """uint8 [K * _TOTAL], the symbol that each slot belongs to."""
+    symbols = np.tile(np.arange(frequencies.shape[1], dtype=np.uint8), len(frequencies))
+    return symbols.repeat(frequencies.ravel())
