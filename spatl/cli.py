@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from spatl.bench.codecs import measure_codecs
 from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, load_config
 from spatl.data import DATASETS, PARTITIONERS
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_pretrain(agent_commands.add_parser("pretrain", help="train a policy from scratch, in two processes"))
     _add_evaluate(agent_commands.add_parser("evaluate", help="compare the policy with every yardstick"))
 
-    showing = commands.add_parser("show", help="list what configs can name")
+    showing = commands.add_parser("show", help="list what configs can name, or how long the codecs take")
     showing.add_argument("what", choices=tuple(_TABLES))
     showing.set_defaults(command=_show)
     return parser
@@ -374,6 +375,13 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]
     "codecs": (
         ("name", "number on the wire", "description"),
         lambda: ((name, str(c.number), (type(c).__doc__ or "").strip()) for name, c in CODECS.items()),
+    ),
+    "codec-times": (
+        ("name", "bits per value", "seconds to encode", "seconds to decode", "times the least work"),
+        lambda: (
+            (t.name, f"{t.bits_per_value:.2f}", f"{t.encode_seconds:.3f}", f"{t.decode_seconds:.3f}", f"{t.ratio:.1f}")
+            for t in measure_codecs()
+        ),
     ),
     "selectors": (("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items())),
 }
