@@ -4,21 +4,33 @@ import logging
 from functools import lru_cache, wraps
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from clients.round import Workplace
 from clients.state import ContextStore, DirectoryStore, StateStore
 from spatl.config import config_from_run, parse_budget
-from spatl.errors import ConfigError, DivergedError, SpatlError, UpdateRejected
+from spatl.errors import ConfigError, DivergedError, ReferenceLost, SpatlError, UpdateRejected
 from spatl.federation import cached_blueprint
-from spatl.protocol import CLIENT_DIVERGED, CLIENT_REFUSED, Model, pack_saliency, unpack_model
+from spatl.protocol import (
+    BLOB,
+    CLIENT_DIVERGED,
+    CLIENT_LOST,
+    CLIENT_REFUSED,
+    RECORD,
+    Download,
+    pack_saliency,
+    unpack_download,
+)
+from spatl.reference import check_of
 from spatl.selection.budget import BUDGET_KINDS, Budget
 
 logger = logging.getLogger(__name__)
 
 app = ClientApp()
+
+_CODES: dict[type[SpatlError], int] = {DivergedError: CLIENT_DIVERGED, ReferenceLost: CLIENT_LOST}
 
 
 def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
@@ -29,7 +41,7 @@ def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
         try:
             return handle(message, context)
         except SpatlError as error:
-            code = CLIENT_DIVERGED if isinstance(error, DivergedError) else CLIENT_REFUSED
+            code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), CLIENT_REFUSED)
             return Message(Error(code=code, reason=str(error)), reply_to=message)
 
     return answer
@@ -41,15 +53,19 @@ def register(message: Message, context: Context) -> Message:
     """Say which partition this node holds, how many examples it trains on, and what model it would build."""
     workplace = _workplace(context)
     client = _client(context)
-    own = _own_budget(context)
-    if workplace.budget(client, own) is None and own is not None:  # an impossible one is refused here, before any work
-        logger.warning("client %d: this run sends whole updates, its budget of %s is not kept", client, own)
+    budget = _own_budget(context)
+    if workplace.budget(client, budget) is None and budget is not None:  # an impossible one is refused, before any work
+        logger.warning("client %d: this run sends whole updates, its budget of %s is not kept", client, budget)
     metrics = MetricRecord({"partition-id": client, "num-examples": workplace.num_examples(client)})
-    fingerprint = ConfigRecord({"fingerprint": workplace.blueprint.layout.fingerprint})
-    content = RecordDict({"metrics": metrics, "config": fingerprint})
+    own = ConfigRecord(
+        {
+            "fingerprint": workplace.blueprint.layout.fingerprint,
+            "initial": check_of(workplace.blueprint.initial_encoder()),
+        }
+    )
     if workplace.config.row.static_mask:
-        content["arrays"] = _blob_record(pack_saliency(workplace.saliency(client)))
-    return Message(content, reply_to=message)
+        own[BLOB] = pack_saliency(workplace.saliency(client))
+    return Message(RecordDict({"metrics": metrics, RECORD: own}), reply_to=message)
 
 
 @app.train()
@@ -57,16 +73,13 @@ def register(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
     workplace, client, store = _workplace(context), _client(context), _store(context)
-    blob, report, state = workplace.train(
-        client,
-        _received(message, workplace),
-        store.load(),
-        acknowledged_round=_acknowledged(message),
-        budget=_own_budget(context),
+    download = _download(message, workplace)
+    model, state = workplace.receive(download, store.load())
+    blob, state = workplace.train(
+        client, model, state, acknowledged_round=download.acknowledged_round, budget=_own_budget(context)
     )
     store.save(state)
-    content = RecordDict({"arrays": _blob_record(blob), "metrics": MetricRecord({**report.to_metrics()})})
-    return Message(content, reply_to=message)
+    return Message(_content(blob), reply_to=message)
 
 
 @app.evaluate()
@@ -74,33 +87,25 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the encoder that was sent, under this client's own predictor."""
     workplace, client, store = _workplace(context), _client(context), _store(context)
-    report, state = workplace.evaluate(
-        client, _received(message, workplace), store.load(), acknowledged_round=_acknowledged(message)
-    )
+    download = _download(message, workplace)
+    model, state = workplace.receive(download, store.load())
+    report, state = workplace.evaluate(client, model, state, acknowledged_round=download.acknowledged_round)
     store.save(state)
-    return Message(RecordDict({"metrics": MetricRecord({**report.to_metrics()})}), reply_to=message)
+    return Message(_content(report.to_bytes()), reply_to=message)
 
 
-def _received(message: Message, workplace: Workplace) -> Model:
+def _download(message: Message, workplace: Workplace) -> Download:
     try:
-        blob = message.content.array_records["arrays"]["blob"].data
+        blob = message.content.config_records[RECORD][BLOB]
     except KeyError as error:
         raise UpdateRejected(f"the server's message lacks {error}") from error
-    model = unpack_model(blob, workplace.blueprint.layout)
-    if (model.selection is not None) != workplace.config.row.static_mask:
-        raise UpdateRejected("the server's model and this method disagree on whether only some channels are trained")
-    return model
+    if not isinstance(blob, bytes):
+        raise UpdateRejected(f"the server's blob must be bytes, got {type(blob).__name__}")
+    return unpack_download(blob, workplace.blueprint.layout)
 
 
-def _blob_record(blob: bytes) -> ArrayRecord:
-    """Written out, so that the bytes are the blob's own and not wrapped in an array format."""
-    return ArrayRecord({"blob": Array("uint8", (len(blob),), "spatl.blob", blob)})
-
-
-def _acknowledged(message: Message) -> int:
-    value = message.content.config_records["config"]["acknowledged-round"]
-    assert isinstance(value, int)
-    return value
+def _content(blob: bytes) -> RecordDict:
+    return RecordDict({RECORD: ConfigRecord({BLOB: blob})})
 
 
 def _client(context: Context) -> int:

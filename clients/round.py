@@ -12,15 +12,32 @@ from torch import Tensor, nn
 from clients.state import ClientState
 from spatl.codec import CODECS
 from spatl.data import ClientData
-from spatl.errors import DivergedError
+from spatl.errors import DivergedError, UpdateRejected
 from spatl.federation import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
-from spatl.protocol import LARGEST_METRIC, EvaluateReport, Model, TrainReport, Update, pack_update, unpack_update
+from spatl.protocol import (
+    LARGEST_METRIC,
+    Download,
+    EvaluateReport,
+    Model,
+    TrainReport,
+    Update,
+    pack_update,
+    unpack_update,
+)
+from spatl.reference import follow
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.budget import BUDGET_KINDS, Budget, check_budget
 from spatl.selection.selection import Selection, select_all
 from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
 from spatl.selection.static import channel_saliency
-from spatl.training.control import GradientHook, correction_hook, masking_hook, proximal_hook, refresh_control
+from spatl.training.control import (
+    GradientHook,
+    correction_hook,
+    fading,
+    masking_hook,
+    proximal_hook,
+    refresh_control,
+)
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
 from spatl.training.local import train_
 
@@ -44,6 +61,37 @@ class Workplace:
         name = self.config.selection.selector if self.config.row.selects else "all"
         self._selector = SELECTORS[name].make(self.config.agent.settings())
 
+    def receive(self, download: Download, state: ClientState | None) -> tuple[Model, ClientState]:
+        """Follow what the server sent.
+
+        Args:
+            download: What came.
+            state: The client's state, None before its first round.
+
+        Returns:
+            The model of the round, and the state that holds it.
+
+        Raises:
+            UpdateRejected: The download is damaged, of another method, or starts from what this client does not hold.
+        """
+        layout = self.blueprint.layout
+        if (download.selection is not None) != self.config.row.static_mask:
+            raise UpdateRejected("the server and this method disagree on whether only some channels are trained")
+        before = state or ClientState.initial(layout)
+        fade = fading(self.config.control.half_life, 1)
+        initial = self.blueprint.initial_encoder()
+        encoder, held = follow(download, before.held, initial, layout, fading=fade)
+        control = None
+        if download.control is not None:
+            places = layout.parameter_places
+            control = download.codec.decode(memoryview(download.control), places)
+            if not bool(torch.isfinite(control).all()):
+                raise UpdateRejected("the control variates contain NaN or infinity")
+        elif download.derived is not None and download.derived.valid:
+            control = held.control
+        model = Model(download.server_round, download.version, encoder, control, download.selection)
+        return model, replace(before, held=held)
+
     def train(
         self,
         client: int,
@@ -52,7 +100,7 @@ class Workplace:
         *,
         acknowledged_round: int,
         budget: Budget | None = None,
-    ) -> tuple[bytes, TrainReport, ClientState]:
+    ) -> tuple[bytes, ClientState]:
         """Do one round.
 
         Args:
@@ -63,7 +111,7 @@ class Workplace:
             budget: The device's own budget; the config's if not given.
 
         Returns:
-            The packed update, the report, and the new state, whose control variate is pending until acknowledged.
+            The packed update, its report in it, and the new state, whose control variate is pending until acknowledged.
 
         Raises:
             DivergedError: The local training left the finite numbers.
@@ -108,30 +156,36 @@ class Workplace:
             selection_started = time.perf_counter()
             choice = self._select(model, data, received, weights, settled, client, budget, result.num_steps)
             selection_seconds = time.perf_counter() - selection_started
-            blob, update = self._encode(received, weights, choice.selection, result.step_weight, client)
+            report = TrainReport(
+                num_examples=len(data.train),
+                accuracy=arrival.accuracy,
+                loss=arrival.loss,
+                train_loss=result.loss,
+                keep_ratio=choice.selection.keep_ratio(self.blueprint.layout),
+                flops_ratio=self._flops_ratio(choice.selection),
+                budget_kind=1 + BUDGET_KINDS.index(budget.kind) if budget else 0,
+                budget_limit=budget.limit if budget else 0.0,
+                validation_gain=choice.gain,
+                training_seconds=training_seconds,
+                selection_seconds=selection_seconds,
+                decision_seconds=choice.decision_seconds,
+                seconds=time.perf_counter() - started,
+            )
+            corrected = method.controls and received.control is not None
+            raw = Update(
+                received.server_round, received.version, choice.selection, weights - received.encoder,
+                result.step_weight, corrected, report,
+            )  # fmt: skip
+            blob, update = self._encode(raw, budget, client)
 
         pending = replace(settled, private=private, selector=choice.state)
-        if method.controls and received.control is not None:
+        if corrected:
+            assert received.control is not None
             refreshed = refresh_control(
                 settled.control, received.control, update, self.blueprint.layout, damping=self.config.control.damping
             )
             pending = replace(pending, pending_round=received.server_round, pending_control=refreshed)
-        report = TrainReport(
-            num_examples=len(data.train),
-            accuracy=arrival.accuracy,
-            loss=arrival.loss,
-            train_loss=result.loss,
-            keep_ratio=choice.selection.keep_ratio(self.blueprint.layout),
-            flops_ratio=self._flops_ratio(choice.selection),
-            budget_kind=1 + BUDGET_KINDS.index(budget.kind) if budget else 0,
-            budget_limit=budget.limit if budget else 0.0,
-            validation_gain=choice.gain,
-            training_seconds=training_seconds,
-            selection_seconds=selection_seconds,
-            decision_seconds=choice.decision_seconds,
-            seconds=time.perf_counter() - started,
-        )
-        return blob, report, pending
+        return blob, pending
 
     def evaluate(
         self, client: int, received: Model, state: ClientState | None, *, acknowledged_round: int
@@ -260,16 +314,21 @@ class Workplace:
         )
         return self._selector(request)
 
-    def _encode(
-        self, received: Model, weights: Tensor, selection: Selection, step_weight: float, client: int
-    ) -> tuple[bytes, Update]:
-        """Pack the update, and return it as the server will see it."""
+    def _encode(self, whole: Update, budget: Budget | None, client: int) -> tuple[bytes, Update]:
+        """Pack an update, given with the values of all entries, and return it as the server will see it."""
         layout = self.blueprint.layout
-        values = (weights - received.encoder)[selection.entries(layout)]
-        raw = Update(received.server_round, received.version, selection, values, step_weight)
-        rounding = self._generator("rounding", received.server_round, client)
-        blob = pack_update(raw, layout, CODECS[self.config.wire.uplink], generator=rounding)
-        seen = unpack_update(blob, layout, server_round=received.server_round, base_version=received.version)
+        raw = replace(whole, values=whole.values[whole.selection.entries(layout)])
+        limits = [self.blueprint.message_bytes]
+        if budget is not None and budget.kind == "uplink_bytes":
+            limits.append(int(budget.limit))
+        blob = pack_update(
+            raw,
+            layout,
+            CODECS[self.config.wire.uplink],
+            generator=self._generator("rounding", raw.server_round, client),
+            max_bytes=min((limit for limit in limits if limit is not None), default=None),
+        )
+        seen = unpack_update(blob, layout, server_round=raw.server_round, base_version=raw.base_version)
         return blob, seen
 
     def _private(self, model: nn.Module) -> dict[str, Tensor]:

@@ -18,10 +18,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from spatl.errors import SpatlError
+from spatl.reference import Held
 from spatl.selection.layout import EncoderLayout
 from spatl.training.control import fading
 
-_FORMAT = 1
+_FORMAT = 2
 _FILE = "state.safetensors"
 
 
@@ -36,6 +37,7 @@ class ClientState:
         pending_round: The round whose update is under way, or 0.
         pending_control: float32 [P], c_i of that round if the server folds the update in; empty without one.
         selector: What the selector keeps.
+        held: The versions of the server's encoder that the client holds.
     """
 
     private: Mapping[str, Tensor]
@@ -44,6 +46,7 @@ class ClientState:
     pending_round: int = 0
     pending_control: Tensor = field(default_factory=lambda: torch.zeros(0))
     selector: Mapping[str, Tensor] = field(default_factory=dict)
+    held: Held = field(default_factory=lambda: Held({}))
 
     @classmethod
     def initial(cls, layout: EncoderLayout) -> Self:
@@ -77,7 +80,12 @@ class ClientState:
             "pending_control": self.pending_control,
             **{f"private/{name}": tensor for name, tensor in self.private.items()},
             **{f"selector/{name}": tensor for name, tensor in self.selector.items()},
+            **{f"held/{version}": tensor for version, tensor in self.held.offsets.items()},
         }
+        if self.held.base is not None:
+            tensors["base"] = self.held.base
+        if self.held.control is not None:
+            tensors["held_control"] = self.held.control
         header = {
             "format": _FORMAT,
             "control_round": self.control_round,
@@ -107,6 +115,11 @@ class ClientState:
             pending_round=header["pending_round"],
             pending_control=tensors["pending_control"],
             selector=_below("selector/", tensors),
+            held=Held(
+                {int(version): offsets for version, offsets in _below("held/", tensors).items()},
+                tensors.get("base"),
+                tensors.get("held_control"),
+            ),
         )
 
 

@@ -23,7 +23,8 @@ from spatl.errors import ConfigError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint, cached_blueprint, reproducible
 from spatl.history import write_json
 from spatl.ledger import Direction, entry
-from spatl.protocol import unpack_saliency
+from spatl.protocol import BLOB, RECORD, unpack_saliency
+from spatl.reference import check_of
 from spatl.selection.static import common_selection
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,15 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
     if config.row.static_mask:
         saliency = {client: registration.saliency for client, registration in clients.items()}
         selection = common_selection(saliency, num_examples, blueprint.costs, config.selection.budget())
-    strategy = Federation(blueprint, nodes=nodes, num_examples=num_examples, recorder=recorder, selection=selection)
+    own = check_of(blueprint.initial_encoder())
+    strategy = Federation(
+        blueprint,
+        nodes=nodes,
+        num_examples=num_examples,
+        recorder=recorder,
+        selection=selection,
+        cannot_build=[client for client, registration in clients.items() if registration.initial != own],
+    )
     with reproducible(config.training.threads):
         strategy.start(
             grid,
@@ -109,10 +118,14 @@ def _engine_name(grid: Grid, config: ExperimentConfig) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Registration:
-    """What a client says of itself: where it is, how much it trains on, and, if asked, its channel saliency [C]."""
+    """What a client says of itself: where it is, how much it trains on, and, if asked, its channel saliency [C].
+
+    `initial` is a digest of the initial encoder that it builds.
+    """
 
     node_id: int
     num_examples: int
+    initial: bytes
     saliency: Tensor
 
 
@@ -122,7 +135,7 @@ def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> dict[int,
     node_ids = _connected_nodes(grid, config)
     question = [
         Message(
-            RecordDict({"config": ConfigRecord({"fingerprint": blueprint.layout.fingerprint})}),
+            RecordDict({RECORD: ConfigRecord({"fingerprint": blueprint.layout.fingerprint})}),
             dst_node_id=node_id,
             message_type=MessageType.QUERY,
             group_id="1",
@@ -158,9 +171,10 @@ def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, _Registrat
     try:
         metrics = reply.content.metric_records["metrics"]
         client, examples = metrics["partition-id"], metrics["num-examples"]
-        fingerprint = reply.content.config_records["config"]["fingerprint"]
+        own = reply.content.config_records[RECORD]
+        fingerprint, initial = own["fingerprint"], own["initial"]
         static = blueprint.config.row.static_mask
-        blob = reply.content.array_records["arrays"]["blob"].data if static else b""
+        blob = own[BLOB] if static else b""
     except KeyError as error:
         raise SpatlError(f"a client's registration lacks {error}") from error
     num_clients = blueprint.config.partition.num_clients
@@ -170,11 +184,13 @@ def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, _Registrat
         raise SpatlError(f"client {client} registered with {examples} training examples, expected at least 1")
     if fingerprint != blueprint.layout.fingerprint:
         raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
+    if not isinstance(initial, bytes) or not isinstance(blob, bytes):
+        raise SpatlError(f"client {client} registered with other than bytes where bytes are expected")
     try:
         saliency = unpack_saliency(blob, blueprint.layout) if static else torch.zeros(0)
     except UpdateRejected as error:
         raise SpatlError(f"client {client} could not register: {error}") from error
-    return client, _Registration(reply.metadata.src_node_id, examples, saliency)
+    return client, _Registration(reply.metadata.src_node_id, examples, initial, saliency)
 
 
 def _connected_nodes(grid: Grid, config: ExperimentConfig) -> Sequence[int]:

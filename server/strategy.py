@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
@@ -27,16 +27,21 @@ from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
 from spatl.ledger import entry
 from spatl.protocol import (
+    BLOB,
     CLIENT_DIVERGED,
+    CLIENT_LOST,
+    RECORD,
+    DerivedControl,
     EvaluateReport,
-    Model,
     TrainReport,
     Update,
-    pack_model,
+    download_overhead,
+    pack_download,
     pack_update,
     section_bytes,
     unpack_update,
 )
+from spatl.reference import Reference, followed_control
 from spatl.seeding import generator
 from spatl.selection.selection import Selection, select_all
 from spatl.training.control import fading
@@ -46,6 +51,7 @@ logger = logging.getLogger(__name__)
 _DIVERGED_LOSS_FACTOR = 10.0  # a median training loss this many times the first round's is not training any more
 _USELESS_ROUNDS = 3  # so many rounds in a row with refusals and nothing usable end a run
 _LONGEST_REASON = 500
+_FORGOTTEN = 1e-8  # c as a client derived it is c once what it missed counts less than this
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +59,24 @@ class ServerState:
     """What the server knows between rounds.
 
     Attributes:
-        version: How many rounds have changed the encoder.
         encoder: float32 [N], x.
         control: float32 [P], c; None where the method does not correct gradients.
+        held_control: float32 [P], c as the clients hold it; None as above.
+        control_share: The share of all clients' weight that stood behind the last change of c.
         folded: The last round of each client that is part of x and c.
+        held: The version of the encoder that each client is known to hold, 0 for the initial one.
+        astray: How much of the c that each client derived is not c, at most: 1 for a client that missed a version.
+        cannot_build: The clients whose initial encoder is another one.
     """
 
-    version: int
     encoder: Tensor
     control: Tensor | None
+    held_control: Tensor | None
+    control_share: float
     folded: Mapping[int, int]
+    held: Mapping[int, int]
+    astray: Mapping[int, float]
+    cannot_build: frozenset[int]
 
 
 class Federation(FedAvg):
@@ -74,6 +88,7 @@ class Federation(FedAvg):
         num_examples: Training examples of each client (n_i).
         recorder: Where rounds are written.
         selection: The channels that all clients train and send, for a method that agrees on them; the rest is zero.
+        cannot_build: The clients whose initial encoder is another one than the server's, so that it is sent to them.
         kwargs: Flower's own settings.
     """
 
@@ -85,6 +100,7 @@ class Federation(FedAvg):
         num_examples: Mapping[int, int],
         recorder: Recorder,
         selection: Selection | None = None,
+        cannot_build: Iterable[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -97,15 +113,28 @@ class Federation(FedAvg):
         self._selection = selection
         self._first_loss: float | None = None
         self._useless_rounds = 0
+        self._sent = 0, b""
         training = self._config.training.settings()
         self._step_weights = {client: training.step_weight(number) for client, number in num_examples.items()}
         layout = blueprint.layout
-        control = torch.zeros(layout.num_parameter_entries) if self._config.row.controls else None
-        encoder = blueprint.initial_encoder()
-        if selection is not None:
-            entries = selection.entries(layout)
-            encoder = torch.zeros_like(encoder).index_copy_(0, entries, encoder[entries])
-        self.state = ServerState(0, encoder, control, folded={})
+        controls = self._config.row.controls
+        control = torch.zeros(layout.num_parameter_entries) if controls else None
+        wire = self._config.wire
+        self._reference = Reference(blueprint.initial_encoder(), layout, CODECS[wire.downlink], selection=selection)
+        self._derives = controls and self._config.derives_control
+        self._mean_step_weight = math.fsum(
+            num_examples[client] * weight for client, weight in self._step_weights.items()
+        ) / sum(num_examples.values())
+        self.state = ServerState(
+            encoder=self._reference.encoder,
+            control=control,
+            held_control=control,
+            control_share=0.0,
+            folded={},
+            held=dict.fromkeys(num_examples, 0),
+            astray=dict.fromkeys(num_examples, 0.0),
+            cannot_build=frozenset(cannot_build),
+        )
 
     def summary(self) -> None:
         """Say nothing: the config stands in the run's directory."""
@@ -119,10 +148,38 @@ class Federation(FedAvg):
             server_round=server_round,
         )  # fmt: skip
         self._recorder.round.participants = clients
-        if self.state.control is not None and server_round > 1:
-            faded = self.state.control * fading(self._config.control.half_life, 1)
-            self.state = replace(self.state, control=faded)
-        return self._messages(clients, server_round, self.state.control, MessageType.TRAIN)
+        if server_round > 1:
+            self._open_round(server_round)
+        return self._messages(clients, server_round, MessageType.TRAIN)
+
+    def _open_round(self, server_round: int) -> None:
+        """Lead the clients' encoder towards the server's, and let control variates fade."""
+        state, reference = self.state, self._reference
+        before = reference.encoder
+        self._advance(server_round)
+        if state.control is None or state.held_control is None:
+            return
+        fade = fading(self._config.control.half_life, 1)
+        control = state.control * fade
+        derived = self._derived_control(valid=True)
+        change = (reference.encoder - before)[: control.numel()]
+        held = followed_control(state.held_control, change, derived, fading=fade) if self._derives else control
+        forgetting = fade * (1 - derived.damping)
+        astray = {client: share * forgetting for client, share in state.astray.items()}
+        self.state = replace(state, control=control, held_control=held, astray=astray)
+
+    def _advance(self, server_round: int) -> None:
+        limit = self._blueprint.message_bytes
+        self._reference.advance(
+            self.state.encoder,
+            generator=generator(self._config.seed, "rounding-server", server_round=server_round),
+            max_bytes=None if limit is None else limit - download_overhead(controls=self._derives),
+        )
+
+    def _derived_control(self, *, valid: bool) -> DerivedControl:
+        """What the clients' c follows from; as float32, which is what they see of it."""
+        damping = self._config.control.damping * self.state.control_share
+        return DerivedControl(as_float32(damping), as_float32(self._mean_step_weight), valid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -134,12 +191,14 @@ class Federation(FedAvg):
             self._blueprint.layout,
             state.encoder,
             state.control,
+            held_control=state.held_control,
             total_examples=sum(self._num_examples.values()),
             learning_rate=config.server.learning_rate,
             damping=config.control.damping,
             normalizes=config.row.normalizes,
         )
         waiting = set(record.participants)
+        held, lost = dict(state.held), set()
         for reply in replies:
             self._count(reply)
             client = self._clients.get(reply.metadata.src_node_id)
@@ -155,18 +214,27 @@ class Federation(FedAvg):
                 record.rejected[client] = str(error)
                 if reply.has_error() and reply.error.code == CLIENT_DIVERGED:
                     record.diverged.add(client)
+                if reply.has_error() and reply.error.code == CLIENT_LOST:
+                    lost.add(client)
             else:
                 record.trained[client] = report
+                held[client] = self._reference.version
         encoder = aggregator.encoder()
         self._check_progress(server_round, aggregator.num_updates, encoder)
+        # A client that lost its way starts from the initial encoder; one that did so in vain cannot build that.
+        cannot_build = state.cannot_build | {client for client in lost if held[client] == 0}
+        held |= dict.fromkeys(lost, 0)
+        state = replace(state, held=held, cannot_build=cannot_build, control_share=0.0)
         if aggregator.num_updates >= config.server.min_replies:
             folded = {**state.folded, **dict.fromkeys(record.trained, server_round)}
-            self.state = ServerState(state.version + 1, encoder, aggregator.control(), folded)
+            share = aggregator.control_share()
+            state = replace(state, encoder=encoder, control=aggregator.control(), folded=folded, control_share=share)
         else:
             logger.warning(
                 "round %d: %d usable replies, fewer than server.min_replies = %d; the round changes nothing",
                 server_round, aggregator.num_updates, config.server.min_replies,
             )  # fmt: skip
+        self.state = state
         return None, None
 
     def configure_evaluate(
@@ -175,7 +243,8 @@ class Federation(FedAvg):
         """After the last round, hand the final encoder to every client; before it, evaluation needs no message."""
         if server_round < self._config.rounds:
             return []
-        return self._messages(tuple(sorted(self._nodes)), server_round, None, MessageType.EVALUATE)
+        self._advance(server_round + 1)
+        return self._messages(tuple(sorted(self._nodes)), server_round, MessageType.EVALUATE)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the final accuracies and close the round."""
@@ -184,7 +253,7 @@ class Federation(FedAvg):
             self._count(reply)
             client = self._clients.get(reply.metadata.src_node_id)
             try:
-                report = EvaluateReport.from_metrics(_metrics(reply))
+                report = EvaluateReport.from_bytes(_blob(reply))
                 if client is not None:
                     record.final[client] = report
             except UpdateRejected as error:
@@ -198,11 +267,8 @@ class Federation(FedAvg):
         return MetricRecord(dict(shown)) if shown else None
 
     def whole_update_bytes(self) -> int:
-        """The records of a reply that sends every entry: packed and serialised for real, and measured."""
+        """The records of a reply that sends every entry in float32: packed and serialised for real, and measured."""
         layout = self._blueprint.layout
-        update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0)
-        rounding = generator(self._config.seed, "measure")
-        blob = pack_update(update, layout, CODECS[self._config.wire.uplink], generator=rounding)
         report = TrainReport(
             num_examples=max(self._num_examples.values()),
             accuracy=1.0,
@@ -218,22 +284,14 @@ class Federation(FedAvg):
             decision_seconds=0.0,
             seconds=1.0,
         )
-        metrics = MetricRecord({**report.to_metrics()})
-        return record_bytes(RecordDict({"arrays": blob_record(blob), "metrics": metrics}))
+        update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0, report=report)
+        blob = pack_update(update, layout, CODECS["float32"], generator=generator(self._config.seed, "measure"))
+        return record_bytes(blob_content(blob))
 
-    def _messages(
-        self, clients: tuple[int, ...], server_round: int, control: Tensor | None, message_type: str
-    ) -> list[Message]:
-        config, state = self._config, self.state
-        model = Model(server_round, state.version, state.encoder, control, self._selection)
-        rounding = generator(config.seed, "rounding-server", server_round=server_round)
-        blob = pack_model(model, self._blueprint.layout, CODECS[config.wire.downlink], generator=rounding)
-        arrays = blob_record(blob)
+    def _messages(self, clients: tuple[int, ...], server_round: int, message_type: str) -> list[Message]:
         messages = [
             Message(
-                RecordDict(
-                    {"arrays": arrays, "config": ConfigRecord({"acknowledged-round": state.folded.get(client, 0)})}
-                ),
+                blob_content(self._packed(client, server_round, message_type)),
                 dst_node_id=self._nodes[client],
                 message_type=message_type,
                 group_id=str(server_round),
@@ -243,6 +301,25 @@ class Federation(FedAvg):
         for message in messages:
             self._count(message)
         return messages
+
+    def _packed(self, client: int, server_round: int, message_type: str) -> bytes:
+        """What one client is sent."""
+        state, reference, layout = self.state, self._reference, self._blueprint.layout
+        download = reference.download(
+            state.held[client],
+            server_round=server_round,
+            acknowledged_round=state.folded.get(client, 0),
+            cannot_build=client in state.cannot_build and state.held[client] == 0,
+        )
+        if state.control is not None and message_type == MessageType.TRAIN:
+            if self._derives:
+                if reference.version > 0 and state.held[client] != reference.version - 1:
+                    self.state = state = replace(state, astray={**state.astray, client: 1.0})
+                valid = state.astray[client] < _FORGOTTEN
+                download = replace(download, derived=self._derived_control(valid=valid))
+            else:
+                download = replace(download, control=self._sent_control(server_round))
+        return pack_download(download, layout)
 
     def _count(self, message: Message) -> None:
         """Enter one message into the ledger."""
@@ -262,17 +339,31 @@ class Federation(FedAvg):
             )
         )
 
+    def _sent_control(self, server_round: int) -> bytes:
+        """c, encoded; what the clients decode is what c moves from."""
+        assert self.state.control is not None
+        if self._sent[0] != server_round:
+            codec, places = self._reference.codec, self._blueprint.layout.parameter_places
+            rounding = generator(self._config.seed, "rounding-control", server_round=server_round)
+            data = codec.encode(self.state.control, places, generator=rounding)
+            self._sent = server_round, data
+            self.state = replace(self.state, held_control=codec.decode(memoryview(data), places))
+        return self._sent[1]
+
     def _open_update(self, reply: Message, client: int, server_round: int) -> tuple[Update, TrainReport]:
-        report = TrainReport.from_metrics(_metrics(reply))
+        update = unpack_update(
+            _blob(reply), self._blueprint.layout, server_round=server_round, base_version=self._reference.version
+        )
+        report = update.report
+        if report is None:
+            raise UpdateRejected("the update has no report")
         if report.num_examples != self._num_examples[client]:
             raise UpdateRejected(
                 f"num-examples is {report.num_examples}, the client registered {self._num_examples[client]}"
             )
-        try:
-            blob = reply.content.array_records["arrays"]["blob"].data
-        except KeyError as error:
-            raise UpdateRejected(f"the reply lacks {error}") from error
-        update = unpack_update(blob, self._blueprint.layout, server_round=server_round, base_version=self.state.version)
+        corrected = self.state.control is not None and (not self._derives or self.state.astray[client] < _FORGOTTEN)
+        if update.corrected != corrected:
+            raise UpdateRejected("the update and the server disagree on whether gradients were corrected")
         agreed, sent = self._selection, update.selection
         if sent.closed != (agreed is not None) or (agreed is not None and not torch.equal(sent.mask, agreed.mask)):
             raise UpdateRejected("the update is not of the channels that all clients agreed on")
@@ -321,9 +412,14 @@ class Federation(FedAvg):
         return hashlib.blake2b(self.state.encoder.numpy().tobytes(), digest_size=16).hexdigest()
 
 
-def blob_record(blob: bytes) -> ArrayRecord:
-    """Wrap a packed blob into the one array of a message, without an array format around it."""
-    return ArrayRecord({"blob": Array("uint8", (len(blob),), "spatl.blob", blob)})
+def blob_content(blob: bytes) -> RecordDict:
+    """The records of a message that carries a packed blob."""
+    return RecordDict({RECORD: ConfigRecord({BLOB: blob})})
+
+
+def as_float32(number: float) -> float:
+    """A number as the other side reads it from four bytes."""
+    return float(torch.tensor(number, dtype=torch.float32))
 
 
 def error_line(error: Error) -> str:
@@ -333,26 +429,29 @@ def error_line(error: Error) -> str:
     return lines[-1][:_LONGEST_REASON] if lines else "the client reported an error without a reason"
 
 
-def _metrics(reply: Message) -> Mapping[str, object]:
-    """The metrics of a reply.
+def _blob(reply: Message) -> bytes:
+    """The blob of a reply.
 
     Raises:
-        UpdateRejected: The reply is an error, or has no metrics.
+        UpdateRejected: The reply is an error, or has none.
     """
     if reply.has_error():
         raise UpdateRejected(error_line(reply.error))
-    record = reply.content.metric_records.get("metrics")
-    if record is None:
-        raise UpdateRejected("the reply has no metrics")
-    return dict(record)
+    blob = _blob_of(reply.content)
+    if blob is None:
+        raise UpdateRejected(f"the reply has no {RECORD} record with a {BLOB} of bytes")
+    return blob
+
+
+def _blob_of(content: RecordDict) -> bytes | None:
+    record = content.config_records.get(RECORD)
+    blob = record.get(BLOB) if record is not None else None
+    return blob if isinstance(blob, bytes) else None
 
 
 def _sections(content: RecordDict) -> Mapping[str, int]:
     """Section lengths of the blob in a message; nothing for a message without one, or with one that is damaged."""
-    record = content.array_records.get("arrays")
-    if record is None or "blob" not in record:
-        return {}
     try:
-        return section_bytes(record["blob"].data)
+        return section_bytes(_blob_of(content) or b"")
     except UpdateRejected:
         return {}

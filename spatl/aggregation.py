@@ -55,8 +55,10 @@ class Aggregator:
 
     Args:
         layout: The shared encoder.
-        encoder: float32 [N], x as it was sent out.
-        control: float32 [P], c as it was sent out; None where gradients are not corrected.
+        encoder: float32 [N], x.
+        control: float32 [P], c; None where gradients are not corrected.
+        held_control: float32 [P], c as the clients hold it, which they correct their gradients with; c itself if not
+            given.
         total_examples: Training examples over ALL clients of the federation, participants or not: p_i = n_i / total.
         learning_rate: eta_g.
         damping: rho in (0, 1], the share of the way c moves towards its new estimate.
@@ -69,6 +71,7 @@ class Aggregator:
         encoder: Tensor,
         control: Tensor | None,
         *,
+        held_control: Tensor | None = None,
         total_examples: int,
         learning_rate: float = 1.0,
         damping: float = 1.0,
@@ -77,6 +80,7 @@ class Aggregator:
         self._layout = layout
         self._encoder = encoder
         self._control = control
+        self._held_control = control if held_control is None else held_control
         self._total_examples = total_examples
         self._learning_rate = learning_rate
         self._damping = damping
@@ -84,6 +88,7 @@ class Aggregator:
         self._updates = ExactSum(layout.num_entries)
         self._gradients = ExactSum(layout.num_parameter_entries if control is not None else 0)
         self._examples = torch.zeros(layout.num_channels, dtype=torch.int64)  # over the clients that sent a channel
+        self._corrected = torch.zeros(layout.num_channels, dtype=torch.int64)  # over those of them with control
         self._step_weights: list[tuple[int, float]] = []
 
     @property
@@ -113,8 +118,9 @@ class Aggregator:
             if quantity.numel() and not float(quantity.abs().max()) < _LARGEST_TERM:
                 raise UpdateRejected(f"a value times {num_examples} examples exceeds 2**42")
         self._updates.add_(entries, terms)
-        if self._control is not None:
+        if self._control is not None and update.corrected:
             self._gradients.add_(entries[is_parameter], gradients)
+            self._corrected[update.selection.mask] += num_examples
         self._examples[update.selection.mask] += num_examples
         self._step_weights.append((num_examples, update.step_weight))
 
@@ -137,10 +143,22 @@ class Aggregator:
         return math.fsum(n * a for n, a in self._step_weights) / sum(n for n, _ in self._step_weights)
 
     def control(self) -> Tensor | None:
-        """The control variate c after the round, float32 [P]: c moves as the c_i do, weighted over ALL clients."""
-        if self._control is None:
+        """The control variate c after the round, float32 [P]: c moves as the c_i do, weighted over ALL clients.
+
+        Each of those who were corrected moves its c_i by rho times (-D_i / a_i less c as it holds it); c moves by the
+        weighted sum of that, so that it stays the weighted sum of the c_i whatever the clients hold for c.
+        """
+        if self._control is None or self._held_control is None:
             return None
-        examples = self._examples[self._layout.owner[: self._layout.num_parameter_entries]]
-        control = self._control.to(torch.float64)
-        change = (self._gradients.total() - control * examples) / self._total_examples
-        return torch.where(examples > 0, (control + self._damping * change).to(torch.float32), self._control)
+        examples = self._corrected_entries()
+        change = (self._gradients.total() - self._held_control.to(torch.float64) * examples) / self._total_examples
+        moved = (self._control.to(torch.float64) + self._damping * change).to(torch.float32)
+        return torch.where(examples > 0, moved, self._control)
+
+    def control_share(self) -> float:
+        """The share of all clients' examples that stood behind the change of c, in the mean over its entries."""
+        examples = self._corrected_entries()
+        return float(examples.to(torch.float64).mean()) / self._total_examples if len(examples) else 0.0
+
+    def _corrected_entries(self) -> Tensor:
+        return self._corrected[self._layout.owner[: self._layout.num_parameter_entries]]

@@ -1,7 +1,7 @@
 """Codecs turn the float values of a message into bytes and back; each has a name for configs and a number for the wire.
 
-A codec sees a flat vector of values together with the channel each value belongs to, so that one with a scale per
-channel fits the same interface. What the receiver will decode is what the sender computes with: `decode(encode(v))`.
+A codec sees a flat vector of values together with the channel and tensor each value belongs to, so that it can treat
+alike what belongs together. What the receiver will decode is what the sender computes with: `decode(encode(v))`.
 `docs/wire-format.md` has the bytes of each.
 """
 
@@ -14,50 +14,68 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spatl import adaptive
 from spatl.entropy import MAX_CONTEXTS, decode_integers, encode_integers
 from spatl.errors import UpdateRejected
+from spatl.selection.layout import Places
+
+STEP: Final = 3.0
+"""The step of `adaptive`, in root mean squares of the values, where no length is given; by measurement."""
 
 
 class Codec(Protocol):
-    """How values are written on the wire."""
+    """How values are written on the wire.
+
+    Attributes:
+        name: For configs.
+        number: For the wire.
+        relative: Whether it is too coarse for weights themselves and is given their changes instead; what it loses of
+            one change stays in the difference and goes into the next.
+    """
 
     name: str
     number: int
+    relative: bool
 
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
-        """The encoded length in bytes of `num_values` values of `num_channels` channels: the largest, if it varies.
+        """The encoded length in bytes of `num_values` values of `num_channels` channels.
+
+        The largest, if it varies; for a codec that keeps to any length it is given, what is worth planning with.
 
         Args:
             num_values: V.
-            num_channels: C, one more than the highest channel of a value.
+            num_channels: C, how many channels have values.
         """
         ...
 
-    def encode(self, values: Tensor, channels: Tensor, *, generator: torch.Generator) -> bytes:
+    def encode(
+        self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
+    ) -> bytes:
         """Encode values; what is not a finite number makes bytes that the receiver refuses.
 
         Args:
             values: float32 [V], on any device.
-            channels: int64 [V], the channel of each value, counted within the message from 0.
+            places: Where the values belong.
             generator: The source of stochastic rounding; a codec that does not round leaves it alone.
+            max_bytes: How long the result may be; only a codec that can choose looks at it.
 
         Returns:
             The bytes, at most `num_bytes` of them.
         """
         ...
 
-    def decode(self, data: memoryview, channels: Tensor) -> Tensor:
+    def decode(self, data: memoryview, places: Places) -> Tensor:
         """Decode what `encode` wrote.
 
         Args:
             data: The received bytes.
-            channels: int64 [V], as for `encode`.
+            places: As for `encode`.
 
         Returns:
             float32 [V] on the CPU.
 
         Raises:
-            UpdateRejected: The bytes are not V values of these channels.
+            UpdateRejected: The bytes are not V values of these places.
         """
         ...
 
@@ -67,18 +85,21 @@ class _Float:
 
     name: str
     number: int
+    relative = False
     _dtype: np.dtype[np.floating]
     _largest: float
 
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         return self._dtype.itemsize * num_values
 
-    def encode(self, values: Tensor, channels: Tensor, *, generator: torch.Generator) -> bytes:
+    def encode(
+        self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
+    ) -> bytes:
         limited = values.detach().cpu().clamp(-self._largest, self._largest)
         return limited.numpy().astype(self._dtype, copy=False).tobytes()
 
-    def decode(self, data: memoryview, channels: Tensor) -> Tensor:
-        _check_length(data, self.num_bytes(num_values=channels.numel(), num_channels=0), self.name)
+    def decode(self, data: memoryview, places: Places) -> Tensor:
+        _check_length(data, self.num_bytes(num_values=len(places), num_channels=0), self.name)
         return torch.from_numpy(np.frombuffer(data, dtype=self._dtype).astype(np.float32))
 
 
@@ -109,16 +130,20 @@ class _Quantised:
 
     name: str
     number: int
+    relative = True
     levels: int
     _digits_per_byte: int
 
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         return _TOP_BYTES + num_channels + -(-num_values // self._digits_per_byte)
 
-    def encode(self, values: Tensor, channels: Tensor, *, generator: torch.Generator) -> bytes:
-        return self.pack(*quantise(values, channels, levels=self.levels, generator=generator))
+    def encode(
+        self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
+    ) -> bytes:
+        return self.pack(*quantise(values, places.local_channels, levels=self.levels, generator=generator))
 
-    def decode(self, data: memoryview, channels: Tensor) -> Tensor:
+    def decode(self, data: memoryview, places: Places) -> Tensor:
+        channels = places.local_channels
         end = _TOP_BYTES + _num_channels(channels)
         _check_length(data, end + -(-channels.numel() // self._digits_per_byte), self.name)
         scales = np.frombuffer(data[_TOP_BYTES:end], dtype=np.uint8)
@@ -188,12 +213,16 @@ class _EntropyCoded:
 
     name: str
     number: int
+    relative = True
     _plain: _Quantised
 
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         return 1 + self._plain.num_bytes(num_values=num_values, num_channels=num_channels)
 
-    def encode(self, values: Tensor, channels: Tensor, *, generator: torch.Generator) -> bytes:
+    def encode(
+        self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
+    ) -> bytes:
+        channels = places.local_channels
         top, scales, codes = quantise(values, channels, levels=self._plain.levels, generator=generator)
         changes = np.diff(scales, prepend=np.uint8(0)).view(np.int8)
         coded = encode_integers(np.concatenate([changes, codes], dtype=np.int32), _contexts(channels))
@@ -201,12 +230,13 @@ class _EntropyCoded:
             return b"".join([_CODED, _top_bytes(top), coded])
         return _PLAIN + self._plain.pack(top, scales, codes)
 
-    def decode(self, data: memoryview, channels: Tensor) -> Tensor:
+    def decode(self, data: memoryview, places: Places) -> Tensor:
         flag, rest = bytes(data[:1]), data[1:]
         if flag == _PLAIN:
-            return self._plain.decode(rest, channels)
+            return self._plain.decode(rest, places)
         if flag != _CODED or len(rest) < _TOP_BYTES:
             raise UpdateRejected(f"{len(data)} bytes of {self.name} values begin with the flag {flag.hex()}")
+        channels = places.local_channels
         integers = decode_integers(rest[_TOP_BYTES:], _contexts(channels))
         scales, codes = np.split(integers, [_num_channels(channels)])
         levels = self._plain.levels
@@ -239,10 +269,36 @@ class TernaryEntropy(_EntropyCoded):
     _plain = Ternary()
 
 
+class Adaptive:
+    """One step for all values, three times their root mean square or as fine as the bytes allow, entropy-coded."""
+
+    name = "adaptive"
+    number = 8
+    relative = True
+
+    def num_bytes(self, *, num_values: int, num_channels: int) -> int:
+        """About a bit and a half for each value."""
+        return adaptive.planned_bytes(num_values)
+
+    def encode(
+        self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
+    ) -> bytes:
+        """Round up or down at random, and encode the integers."""
+        if max_bytes is not None:
+            return adaptive.encode_within(values, places, max_bytes=max_bytes, generator=generator)
+        step = STEP * adaptive.root_mean_square(values)
+        return adaptive.encode_rounded(values, places, step=step, generator=generator)
+
+    def decode(self, data: memoryview, places: Places) -> Tensor:
+        """Read the integers, times the step."""
+        return adaptive.decode(data, places)
+
+
 CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
         Float32(), Float16(), Int8(), Int4(), Ternary(), Int8Entropy(), Int4Entropy(), TernaryEntropy(),
+        Adaptive(),
     )
 }  # fmt: skip
 CODECS_BY_NUMBER: dict[int, Codec] = {codec.number: codec for codec in CODECS.values()}

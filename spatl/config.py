@@ -238,6 +238,10 @@ class ControlConfig(Section):
     clients choose what they send."""
     half_life: Positive | None = 2.0
     """Rounds after which what was not refreshed counts half; null never forgets."""
+    downlink: Literal["auto", "derived", "sent"] = "auto"
+    """How clients come to know c: `derived` from the encoder's changes, for free, by clients that miss no round (the
+    others train uncorrected for a while); `sent`, with the downlink's codec; `auto` derives it where that codec sends
+    changes."""
 
 
 class ServerConfig(Section):
@@ -258,6 +262,9 @@ class ServerConfig(Section):
 class WireConfig(Section):
     """How values are encoded, per direction."""
 
+    target_ratio: Positive | None = None
+    """How many times fewer bytes a message may take than the encoder in float32. One knob for both directions: it makes
+    `adaptive` as coarse as that asks. A client that missed rounds gets what it missed beside that."""
     uplink: str = "float32"
     """A row of `spatl show codecs`."""
     downlink: str = "float32"
@@ -267,6 +274,22 @@ class WireConfig(Section):
     @classmethod
     def _known(cls, codec: str) -> str:
         return _choice(codec, CODECS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_knob(cls, values: Any) -> Any:
+        """A ratio alone means the codec that can meet it."""
+        if isinstance(values, Mapping) and values.get("target_ratio") is not None:
+            return {"uplink": "adaptive", "downlink": "adaptive", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _adaptive(self) -> Self:
+        fixed = [f"{way} is {codec}" for way, codec in (("uplink", self.uplink), ("downlink", self.downlink))
+                 if codec != "adaptive"]  # fmt: skip
+        if self.target_ratio is not None and fixed:
+            raise ValueError(f"target_ratio needs codecs that can meet it, but {' and '.join(fixed)}; leave them out")
+        return self
 
 
 class ResourcesConfig(Section):
@@ -363,6 +386,21 @@ class ExperimentConfig(Section):
         if self.server.min_replies > participants:
             raise ValueError(f"server.min_replies is {self.server.min_replies}, but a round has {participants} clients")
         return self
+
+    @model_validator(mode="after")
+    def _control_can_be_derived(self) -> Self:
+        if self.row.controls and self.control.downlink == "derived" and not CODECS[self.wire.downlink].relative:
+            raise ValueError(
+                f"control.downlink: derived needs a wire.downlink that sends changes; {self.wire.downlink} does not"
+            )
+        return self
+
+    @property
+    def derives_control(self) -> bool:
+        """Whether clients derive c from the encoder's changes."""
+        return self.control.downlink == "derived" or (
+            self.control.downlink == "auto" and CODECS[self.wire.downlink].relative
+        )
 
     @model_validator(mode="after")
     def _budgets_of_clients(self) -> Self:

@@ -6,6 +6,7 @@ SpatlError
 ├── ModelError         a model that cannot be built, or a cut that does not fit it
 ├── BudgetError        a budget no selection can meet
 ├── UpdateRejected     a blob that is malformed, stale or not finite
+│   └── ReferenceLost  changes of an encoder that the receiver does not hold
 └── DivergedError      training that left the finite numbers
 """
 
@@ -35,6 +36,10 @@ class BudgetError(SpatlError):
 
 class UpdateRejected(SpatlError):
     """A received blob that must not be used; the message is the reason that is shown and counted."""
+
+
+class ReferenceLost(UpdateRejected):
+    """Changes that start from a version of the encoder that the receiver does not hold, or lead elsewhere."""
 
 
 class DivergedError(SpatlError):

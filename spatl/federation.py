@@ -5,6 +5,7 @@ Server and clients never send each other the structure of anything; they build i
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ class Blueprint:
     def initial_encoder(self) -> Tensor:
         """float32 [N], x before the first round."""
         return self.layout.flatten(encoder_tensors(self.model, self.split))
+
+    @property
+    def message_bytes(self) -> int | None:
+        """How long a blob may be in either direction; None where the config says nothing."""
+        ratio = self.config.wire.target_ratio
+        return None if ratio is None else round(4 * self.layout.num_entries / ratio) - protocol.RECORD_BYTES
 
     def client_data(self, client: int) -> ClientData:
         """The splits of one client, drawn once from the seed."""
@@ -131,6 +138,7 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         return protocol.update_bytes(layout, codec, num_values=num_values, num_channels=num_channels)
 
     blueprint = Blueprint(config, model, split, Costs(trace, update_bytes), dataset, parts)
+    _check_message_bytes(blueprint)
     selects = config.row.selects and config.selection.selector != "all"
     if config.row.static_mask:
         check_static_budget(config.selection.budget(), blueprint.costs)
@@ -199,6 +207,20 @@ def reproducible(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+
+
+def _check_message_bytes(blueprint: Blueprint) -> None:
+    """Raise if messages of the length asked for are mostly overhead."""
+    layout, limit = blueprint.layout, blueprint.message_bytes
+    if limit is None or not layout.num_entries:
+        return
+    overhead = protocol.update_bytes(layout, CODECS["float32"], num_values=0, num_channels=0) + 4 * len(layout.shapes)
+    if limit < 2 * overhead:
+        most = 4 * layout.num_entries / (protocol.RECORD_BYTES + 2 * overhead)
+        raise ConfigError(
+            f"wire.target_ratio is {blueprint.config.wire.target_ratio:g}, which leaves messages of {limit} bytes, of "
+            f"which {overhead} are overhead; for this encoder give at most {math.floor(most)}"
+        )
 
 
 def _check_output(model: nn.Module, dataset: Dataset) -> None:

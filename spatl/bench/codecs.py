@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from spatl.codec import CODECS
+from spatl.selection.layout import Places
 
 NUM_VALUES = 10_000_000
+_NUM_TENSORS = 20
 NUM_CHANNELS = 4096
 _REPEATS = 5
 _Result = TypeVar("_Result")
@@ -45,6 +47,7 @@ def measure_codecs(*, num_values: int = NUM_VALUES, num_channels: int = NUM_CHAN
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(num_values, generator=generator)
     channels = torch.arange(num_values) % num_channels
+    places = Places(channels, channels % _NUM_TENSORS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -52,8 +55,8 @@ def measure_codecs(*, num_values: int = NUM_VALUES, num_channels: int = NUM_CHAN
             rows = []
             for _ in range(_REPEATS):
                 least, _ = _timed(partial(_least_work, values.numpy()))
-                encode, data = _timed(partial(codec.encode, values, channels, generator=generator))
-                decode, _ = _timed(partial(codec.decode, memoryview(data), channels))
+                encode, data = _timed(partial(codec.encode, values, places, generator=generator))
+                decode, _ = _timed(partial(codec.decode, memoryview(data), places))
                 rows.append((8 * len(data) / num_values, encode, decode, (encode + decode) / least))
             yield CodecTimes(name, *np.median(rows, axis=0).tolist())
     finally:

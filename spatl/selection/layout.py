@@ -31,6 +31,29 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, eq=False)
+class Places:
+    """Where values of the encoder belong, for codecs that treat alike what belongs together.
+
+    Attributes:
+        channels: int64 [V], the channel of each value.
+        tensors: int64 [V], the tensor of each value, counted in the layout's order.
+    """
+
+    channels: Tensor
+    tensors: Tensor
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    @cached_property
+    def local_channels(self) -> Tensor:
+        """int64 [V], the channels counted among those that have values, from 0."""
+        present = torch.zeros(int(self.channels.max()) + 1 if len(self) else 0, dtype=torch.bool)
+        present[self.channels] = True
+        return (present.cumsum(0) - 1)[self.channels]
+
+
+@dataclass(frozen=True, eq=False)
 class EncoderLayout:
     """Where each tensor of the encoder lies in the flat vector, and which channel owns each entry.
 
@@ -81,6 +104,23 @@ class EncoderLayout:
     def group_of(self) -> Tensor:
         """int64 [C], the group of each channel."""
         return torch.repeat_interleave(self.group_sizes)
+
+    @cached_property
+    def tensor_of(self) -> Tensor:
+        """int64 [N], the tensor of each entry, counted in the order of `shapes`."""
+        sizes = torch.tensor([shape.numel() for shape in self.shapes.values()], dtype=torch.int64)
+        return torch.repeat_interleave(sizes)
+
+    def places(self, entries: Tensor | None = None) -> Places:
+        """Where some entries (int64 [V]) belong, or all of them."""
+        if entries is None:
+            return Places(self.owner, self.tensor_of)
+        return Places(self.owner[entries], self.tensor_of[entries])
+
+    @property
+    def parameter_places(self) -> Places:
+        """Where the trainable entries belong."""
+        return Places(self.owner[: self.num_parameter_entries], self.tensor_of[: self.num_parameter_entries])
 
     @property
     def fingerprint(self) -> bytes:

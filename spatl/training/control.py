@@ -94,7 +94,7 @@ def refresh_control(
 
     Args:
         client_control: float32 [P], c_i before the round.
-        control: float32 [P], c as the server sent it.
+        control: float32 [P], c as the client holds it.
         update: The update as the server decodes it.
         layout: The encoder.
         damping: rho in (0, 1]; 1 is SCAFFOLD's option II.

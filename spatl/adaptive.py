@@ -1,0 +1,183 @@
+"""The codec `adaptive`: one step for all values of a message, rounded to whole steps, entropy-coded.
+
+With one step for all, values far below it cost next to nothing: the bits go where the change is, which is what
+choosing the most-changed channels does by hand, and what rate-distortion theory asks of a quantiser (reverse
+water-filling, Cover and Thomas, section 10.3.3). How coarse the step is decides how long the message gets; it is told
+by the root mean square of the values, or by the bytes the message may take.
+
+Layout of the bytes: step f32 | one class (4 bits) for each tensor that has values, padded to whole bytes | the integers
+(`spatl.entropy`), each in the context of its tensor's class.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spatl.entropy import LARGEST_INTEGER, decode_integers, encode_integers
+from spatl.errors import UpdateRejected
+from spatl.selection.layout import Places
+
+_STEP: Final = struct.Struct("<f")
+_LARGEST_STEP: Final = 2.0**60
+_NUM_CLASSES: Final = 16
+_CLASSES_PER_OCTAVE: Final = 2
+_LOWEST_OCTAVE: Final = -6
+_FINEST: Final = 0.125  # root mean squares, from which on the steps of a grid go
+_OCTAVES: Final = 14
+_GRID: Final = 8  # steps to an octave
+NEAREST_STEP: Final = 2.0
+UNIT_BITS: Final = 24
+"""Steps for `encode_multiples` are powers of two from 2^-24, so that sums of what was decoded are exact."""
+
+
+def encode_rounded(values: Tensor, places: Places, *, step: float, generator: torch.Generator) -> bytes:
+    """Round values to multiples of a step, up or down at random so that the mean is the value, and encode them.
+
+    Args:
+        values: float32 [V]; what is not finite makes bytes that the receiver refuses.
+        places: Where the values belong.
+        step: Greater than 0.
+        generator: The source of the rounding.
+    """
+    return _encode(_rounded(values, step, _uniform(len(values), generator)), places, step)
+
+
+def encode_within(values: Tensor, places: Places, *, max_bytes: int, generator: torch.Generator) -> bytes:
+    """Do what `encode_rounded` does with the finest step whose bytes are at most `max_bytes`.
+
+    A budget that even the coarsest step exceeds is exceeded: by then hardly a value is left.
+    """
+    uniform = _uniform(len(values), generator)
+    scale = root_mean_square(values)
+    steps = [scale * _FINEST * 2 ** (place / _GRID) for place in range(round(_GRID * _OCTAVES))]
+    return _finest(steps, max_bytes, lambda step: _encode(_rounded(values, step, uniform), places, step))
+
+
+def encode_nearest(values: Tensor, places: Places, *, max_bytes: int | None = None) -> bytes:
+    """Round values to the nearest multiples of a power of two and encode them.
+
+    Not at random, because what this loses of a change goes into the next one. The step is about twice the root mean
+    square of the values, or the finest whose bytes are at most `max_bytes`.
+    """
+    half = np.float32(0.5)
+
+    def encode(step: float) -> bytes:
+        return _encode(_rounded(values, step, half), places, step)
+
+    scale = root_mean_square(values)
+    if max_bytes is None:
+        return encode(_power_of_two(NEAREST_STEP * scale))
+    finest = _power_of_two(_FINEST * scale)
+    return _finest([math.ldexp(finest, place) for place in range(_OCTAVES)], max_bytes, encode)
+
+
+def encode_multiples(offsets: NDArray[np.int64], places: Places) -> bytes | None:
+    """Encode whole numbers of 2^-24 exactly, or return None where one is too large for that.
+
+    Args:
+        offsets: int64 [V].
+        places: Where they belong.
+    """
+    used = np.bitwise_or.reduce(offsets, initial=0)
+    zeros = int(used & -used).bit_length() - 1 if used else 0
+    multiples = offsets >> zeros
+    if len(multiples) and np.abs(multiples).max() > LARGEST_INTEGER:
+        return None
+    return _encode(multiples.astype(np.int32), places, math.ldexp(1.0, zeros - UNIT_BITS))
+
+
+def decode(data: memoryview, places: Places) -> Tensor:
+    """Decode what the functions above wrote: float32 [V] on the CPU.
+
+    Raises:
+        UpdateRejected: The bytes are not V values of these places.
+    """
+    tensors = places.tensors.numpy()
+    present = _present(tensors)
+    start = _STEP.size + (len(present) + 1) // 2
+    if len(data) < start:
+        raise UpdateRejected(f"{len(data)} bytes of adaptive values, fewer than their first {start}")
+    (step,) = _STEP.unpack_from(data)
+    if not 0 < step <= _LARGEST_STEP:
+        raise UpdateRejected(f"the step of adaptive values must be a positive number, got {step}")
+    packed = np.frombuffer(data[_STEP.size : start], dtype=np.uint8)
+    nibbles = np.stack([packed & 15, packed >> 4], axis=1).ravel()
+    if nibbles[len(present) :].any():
+        raise UpdateRejected("there is a class for a tensor beyond the last")
+    integers = decode_integers(data[start:], _contexts(nibbles[: len(present)], present, tensors))
+    return torch.from_numpy(integers.astype(np.float32) * np.float32(step))
+
+
+def planned_bytes(num_values: int) -> int:
+    """About what so many values take at three root mean squares to the step: a bit and a half each, and the classes."""
+    return 16 + (3 * num_values + 15) // 16
+
+
+def root_mean_square(values: Tensor) -> float:
+    """The root mean square of values, never quite 0."""
+    return max(float(values.to(torch.float64).square().mean().sqrt()) if len(values) else 0.0, 1e-30)
+
+
+def _power_of_two(step: float) -> float:
+    """The power of two nearest to a step, at least the unit of `encode_multiples`."""
+    return math.ldexp(1.0, max(round(math.log2(step)), -UNIT_BITS))
+
+
+def _finest(steps: Sequence[float], max_bytes: int, encode: Callable[[float], bytes]) -> bytes:
+    """What `encode` makes of the first of ascending steps whose bytes are at most `max_bytes`, or of the last."""
+    found = encode(steps[-1])
+    low, high = 0, len(steps) - 1  # at `high` it is coarse enough, or never
+    while low < high:
+        middle = (low + high) // 2
+        data = encode(steps[middle])
+        if len(data) <= max_bytes:
+            high, found = middle, data
+        else:
+            low = middle + 1
+    return found
+
+
+def _rounded(values: Tensor, step: float, uniform: NDArray[np.float32] | np.float32) -> NDArray[np.int32]:
+    exact = values.detach().to("cpu", torch.float32).numpy()
+    if not np.isfinite(exact).all():
+        return np.full(len(exact), LARGEST_INTEGER + 1, dtype=np.int32)
+    rounded = np.floor(exact / np.float32(step) + uniform)
+    return np.clip(rounded, -LARGEST_INTEGER, LARGEST_INTEGER).astype(np.int32)
+
+
+def _encode(integers: NDArray[np.int32], places: Places, step: float) -> bytes:
+    if len(integers) and integers.max() > LARGEST_INTEGER:
+        return _STEP.pack(math.nan)
+    tensors = places.tensors.numpy()
+    present = _present(tensors)
+    sums = np.bincount(tensors, weights=np.abs(integers), minlength=1)
+    means = (sums / np.bincount(tensors, minlength=1).clip(1))[present]
+    octaves = np.log2(means.clip(2.0 ** (_LOWEST_OCTAVE - 1))) - _LOWEST_OCTAVE
+    classes = np.floor(_CLASSES_PER_OCTAVE * octaves + 1).clip(0, _NUM_CLASSES - 1).astype(np.uint8)
+    padded = np.zeros((len(present) + 1) // 2 * 2, dtype=np.uint8)
+    padded[: len(present)] = classes
+    packed = padded[::2] | padded[1::2] << 4
+    coded = encode_integers(integers, _contexts(classes, present, tensors))
+    return b"".join([_STEP.pack(step), packed.astype(np.uint8).tobytes(), coded])
+
+
+def _present(tensors: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 [T], the tensors that have values, ascending."""
+    return np.flatnonzero(np.bincount(tensors, minlength=1))
+
+
+def _contexts(classes: NDArray[np.uint8], present: NDArray[np.int64], tensors: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """uint8 [V], the class of each value's tensor."""
+    of_tensor = np.zeros(int(present[-1]) + 1 if len(present) else 1, dtype=np.uint8)
+    of_tensor[present] = classes
+    return of_tensor[tensors]
+
+
+def _uniform(num_values: int, generator: torch.Generator) -> NDArray[np.float32]:
+    return torch.rand(num_values, generator=generator).numpy()

@@ -1,0 +1,300 @@
+"""The encoder as the clients hold it, and what leads them from one version of it to the next (DESIGN 3).
+
+The server does not send its encoder x again and again. All clients hold the same x_hat, which starts as the initial
+encoder that everybody builds from the seed; each round the server sends the change that brings x_hat nearer to x, as
+coarsely as the codec is. What a change lost stays in x - x_hat and goes into the next one.
+
+x_hat is the initial encoder plus whole numbers of 2^-24, so that sums of changes are exact in any order: a client that
+missed rounds gets the sum of what it missed, and holds the same bits as everybody else afterwards. The server
+remembers the changes as they were encoded, some two hundredths of the encoder each, and nothing per client but the
+version it holds.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatl import adaptive
+from spatl.codec import Codec
+from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
+from spatl.protocol import CHECK_BYTES, DerivedControl, Download
+from spatl.selection.layout import EncoderLayout, Places
+from spatl.selection.selection import Selection
+
+_UNIT = 2.0**-adaptive.UNIT_BITS
+_LARGEST_OFFSET = 2**31 - 1
+
+
+class Reference:
+    """The server's side: x_hat, its version, and the changes that led there.
+
+    Args:
+        initial: float32 [N], what every client builds from the seed.
+        layout: The encoder.
+        codec: How changes are encoded; one that is not relative sends the whole encoder each time.
+        selection: The channels that are trained at all, where all clients have the same; the others stay zero.
+
+    Attributes:
+        version: How many changes led to the present.
+        encoder: float32 [N], x_hat.
+    """
+
+    def __init__(
+        self,
+        initial: Tensor,
+        layout: EncoderLayout,
+        codec: Codec,
+        *,
+        selection: Selection | None = None,
+    ) -> None:
+        self._entries = torch.arange(layout.num_entries) if selection is None else selection.entries(layout)
+        self._initial = torch.zeros_like(initial).index_copy_(0, self._entries, initial[self._entries])
+        self._layout = layout
+        self._codec = codec
+        self._selection = selection
+        self._places = layout.places(None if selection is None else self._entries)
+        self._offsets = torch.zeros(len(self._entries), dtype=torch.int64)
+        self._changes: list[bytes] = []
+        self._leading: dict[int, Download] = {}
+        self.version = 0
+        self.encoder = self._initial
+        if not codec.relative:
+            self._set_whole(self._initial, generator=torch.Generator())
+
+    @property
+    def codec(self) -> Codec:
+        """How changes are encoded."""
+        return self._codec
+
+    def advance(self, encoder: Tensor, *, generator: torch.Generator, max_bytes: int | None = None) -> None:
+        """Move x_hat towards the server's encoder, by one encoded change.
+
+        Args:
+            encoder: float32 [N], x.
+            generator: The source of stochastic rounding.
+            max_bytes: How long the change may be, for a codec that can choose.
+
+        Raises:
+            DivergedError: The encoder is too far from where it started, or not finite.
+        """
+        self._leading = {}
+        self.version += 1
+        if not self._codec.relative:
+            self._set_whole(encoder, generator=generator)
+            return
+        difference = (encoder - self.encoder)[self._entries]
+        if not bool(torch.isfinite(difference).all()):
+            raise DivergedError("the encoder is not finite any more; lower training.learning_rate")
+        data = encode_change(difference, self._places, self._codec, generator=generator, max_bytes=max_bytes)
+        self._offsets = self._offsets + offsets_of(data, self._places, self._codec)
+        if len(self._offsets) and int(self._offsets.abs().max()) > _LARGEST_OFFSET:
+            raise DivergedError("an entry of the encoder moved by more than 128 since it was made: lower "
+                                "training.learning_rate")  # fmt: skip
+        self._changes.append(data)
+        self.encoder = encoder_of(self._initial, self._offsets, self._entries)
+
+    def download(
+        self, held_version: int, *, server_round: int, acknowledged_round: int, cannot_build: bool
+    ) -> Download:
+        """What leads a client to the present version.
+
+        Args:
+            held_version: The version it is known to hold; 0 is the initial encoder.
+            server_round: The round it opens.
+            acknowledged_round: The last round of this client that was folded in.
+            cannot_build: Whether the client's initial encoder is another one, so that it must be sent.
+        """
+        start = 0 if cannot_build else held_version
+        if start not in self._leading:
+            self._leading[start] = self._shortest(start)
+        shared = self._leading[start]
+        return Download(
+            server_round=server_round,
+            version=self.version,
+            base_version=shared.base_version,
+            acknowledged_round=acknowledged_round,
+            codec=self._codec,
+            check=shared.check,
+            values=shared.values,
+            snapshot=shared.snapshot,
+            base=self._initial if cannot_build and self._codec.relative else None,
+            selection=self._selection,
+        )
+
+    def _set_whole(self, encoder: Tensor, *, generator: torch.Generator) -> None:
+        data = self._codec.encode(encoder[self._entries], self._places, generator=generator)
+        self._changes = [data]  # nothing before it is needed
+        decoded = self._codec.decode(memoryview(data), self._places)
+        self.encoder = torch.zeros_like(self._initial).index_copy_(0, self._entries, decoded)
+
+    def _shortest(self, held_version: int) -> Download:
+        """The shortest of what leads from a version, or from the first one, to the present."""
+        if not self._codec.relative:
+            return self._leads(0, (self._changes[-1],))
+        if held_version == self.version:
+            return self._leads(held_version, ())
+        missed = tuple(self._changes[held_version:])
+        candidates = [self._leads(held_version, missed)] if len(missed) < 256 else []
+        if self._codec.name == "adaptive" and len(missed) > 1:
+            since = sum((offsets_of(each, self._places, self._codec) for each in missed), torch.tensor(0))
+            for start, offsets in {held_version: since, 0: self._offsets}.items():
+                merged = adaptive.encode_multiples(offsets.numpy(), self._places)
+                if merged is not None:
+                    candidates.append(self._leads(start, (merged,)))
+        candidates.append(self._leads(0, (), snapshot=self._offsets.to(torch.int32)))
+        return min(candidates, key=_num_bytes)
+
+    def _leads(self, start: int, values: tuple[bytes, ...], snapshot: Tensor | None = None) -> Download:
+        return Download(
+            server_round=0, version=self.version, base_version=start, acknowledged_round=0, codec=self._codec,
+            check=check_of(self.encoder), values=values, snapshot=snapshot, selection=self._selection,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The client's side: versions of x_hat that it holds.
+
+    Two of them while the server does not know yet that the newer one arrived.
+
+    Attributes:
+        offsets: int32 [V] by version: what x_hat has changed by since version 0, in units of 2^-24.
+        base: float32 [N], version 0 where it was sent; None where this client builds it.
+        control: float32 [P], c as of the newest version, where it follows from changes; None where it does not.
+    """
+
+    offsets: Mapping[int, Tensor]
+    base: Tensor | None = None
+    control: Tensor | None = None
+
+
+def follow(
+    download: Download, held: Held, initial: Tensor, layout: EncoderLayout, *, fading: float = 1.0
+) -> tuple[Tensor, Held]:
+    """Return x_hat, float32 [N], as a download leads to it, and what the client holds afterwards.
+
+    Args:
+        download: What the server sent.
+        held: What the client holds.
+        initial: float32 [N], version 0 as this client builds it.
+        layout: The encoder.
+        fading: The factor by which control variates fade in a round.
+
+    Raises:
+        ReferenceLost: The client does not hold what the download starts from, or arrives elsewhere than it should.
+        UpdateRejected: The download is damaged.
+    """
+    entries = None if download.selection is None else download.selection.entries(layout)
+    places = layout.places(entries)
+    if entries is None:
+        entries = torch.arange(layout.num_entries)
+    codec = download.codec
+    if not codec.relative:
+        if len(download.values) != 1:
+            raise UpdateRejected(f"expected one encoder in {codec.name}, got {len(download.values)}")
+        decoded = codec.decode(memoryview(download.values[0]), places)
+        if not bool(torch.isfinite(decoded).all()):
+            raise UpdateRejected("the values contain NaN or infinity")
+        encoder = torch.zeros(layout.num_entries).index_copy_(0, entries, decoded)
+        return _arrived(encoder, download), Held({})
+    base = download.base if download.base is not None else held.base
+    start = base if base is not None else initial
+    start = torch.zeros_like(start).index_copy_(0, entries, start[entries])
+    offsets = _start(download, held, len(entries))
+    if download.snapshot is not None:
+        offsets = download.snapshot.to(torch.int64)
+    for data in download.values:
+        offsets = offsets + offsets_of(data, places, codec)
+    if len(offsets) and int(offsets.abs().max()) > _LARGEST_OFFSET:
+        raise UpdateRejected("the changes lead out of the range of 128")
+    encoder = _arrived(encoder_of(start, offsets, entries), download)
+    kept = {version: each for version, each in held.offsets.items() if version == download.base_version}
+    kept[download.version] = offsets.to(torch.int32)
+    control = None
+    if download.derived is not None:
+        control = torch.zeros(layout.num_parameter_entries)
+        if download.version - 1 in held.offsets and held.control is not None:
+            moved = (offsets - held.offsets[download.version - 1]).to(torch.float64) * _UNIT
+            change = torch.zeros(layout.num_entries).index_copy_(0, entries, moved.to(torch.float32))
+            change = change[: layout.num_parameter_entries]
+            control = followed_control(held.control, change, download.derived, fading=fading)
+    return encoder, Held(kept, base, control)
+
+
+def followed_control(control: Tensor, change: Tensor, derived: DerivedControl, *, fading: float) -> Tensor:
+    """Return c after a round, float32 [P], from the change of x_hat that the round made.
+
+    The server's c moves by rho times the weighted mean of (-D_i / a_i - c) over the clients (`Aggregator.control`), and
+    x by the mean of D_i: so c follows x, but for what each client left out. Nothing has to be sent for it but two
+    numbers.
+
+    Args:
+        control: float32 [P], c before the round.
+        change: float32 [P], x_hat after the round less x_hat before it.
+        derived: How far c moves, and by what steps add up to.
+        fading: The factor by which control variates fade in a round.
+    """
+    if derived.step_weight == 0:
+        return control * fading
+    estimate = change.to(torch.float64) / -derived.step_weight
+    moved = control.to(torch.float64) + derived.damping * (estimate - control.to(torch.float64))
+    return (fading * moved).to(torch.float32)
+
+
+def encode_change(
+    difference: Tensor, places: Places, codec: Codec, *, generator: torch.Generator, max_bytes: int | None = None
+) -> bytes:
+    """Encode x - x_hat, float32 [V], so that what is decoded is a whole number of 2^-24."""
+    if codec.name != "adaptive":
+        return codec.encode(difference, places, generator=generator)
+    return adaptive.encode_nearest(difference, places, max_bytes=max_bytes)
+
+
+def offsets_of(data: bytes, places: Places, codec: Codec) -> Tensor:
+    """Decode a change into whole numbers of 2^-24, int64 [V], rounding what is finer.
+
+    Raises:
+        UpdateRejected: The bytes are damaged, or a change is absurdly large.
+    """
+    decoded = codec.decode(memoryview(data), places)
+    if not bool((decoded.abs() < _LARGEST_OFFSET * _UNIT).all()):
+        raise UpdateRejected("a change of the encoder is not finite, or larger than 128")
+    return torch.round(decoded.to(torch.float64) / _UNIT).to(torch.int64)
+
+
+def encoder_of(initial: Tensor, offsets: Tensor, entries: Tensor) -> Tensor:
+    """float32 [N]: the initial encoder moved by offsets (integers [V]) at `entries`."""
+    moved = initial[entries].to(torch.float64) + offsets.to(torch.float64) * _UNIT
+    return initial.clone().index_copy_(0, entries, moved.to(torch.float32))
+
+
+def check_of(encoder: Tensor) -> bytes:
+    """Eight bytes that differ when encoders do."""
+    return hashlib.blake2b(np.ascontiguousarray(encoder.numpy()).tobytes(), digest_size=CHECK_BYTES).digest()
+
+
+def _start(download: Download, held: Held, num_values: int) -> Tensor:
+    """The offsets that a download starts from, int64 [V]."""
+    version = download.base_version
+    if version == 0:
+        return torch.zeros(num_values, dtype=torch.int64)
+    if version not in held.offsets:
+        known = ", ".join(map(str, sorted(held.offsets))) or "none"
+        raise ReferenceLost(f"the server's changes start from version {version}, this client holds {known}")
+    return held.offsets[version].to(torch.int64)
+
+
+def _arrived(encoder: Tensor, download: Download) -> Tensor:
+    if check_of(encoder) != download.check:
+        raise ReferenceLost(f"version {download.version} of the encoder does not arrive as the server has it")
+    return encoder
+
+
+def _num_bytes(download: Download) -> int:
+    return sum(len(each) + 4 for each in download.values) + (
+        4 * len(download.snapshot) if download.snapshot is not None else 0
+    )
