@@ -198,10 +198,14 @@ class Federation(FedAvg):
         return MetricRecord(dict(shown)) if shown else None
 
     def whole_update_bytes(self) -> int:
-        """The records of a reply that sends every entry: packed and serialised for real, and measured."""
+        """The records of a reply that sends every entry: packed and serialised for real, and measured.
+
+        The entries are normal numbers, as zeros would cost an entropy coder nothing.
+        """
         layout = self._blueprint.layout
-        update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0)
         rounding = generator(self._config.seed, "measure")
+        values = torch.randn(layout.num_entries, generator=rounding)
+        update = Update(1, 0, select_all(layout), values, 1.0)
         blob = pack_update(update, layout, CODECS[self._config.wire.uplink], generator=rounding)
         report = TrainReport(
             num_examples=max(self._num_examples.values()),
