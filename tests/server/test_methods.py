@@ -339,3 +339,10 @@ def test_a_compressed_fedavg_is_a_row_with_a_codec(tmp_path):
     )
     assert full == 2 * half
     assert runs["float16"][0]["loss"] == pytest.approx(runs["float32"][0]["loss"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_sending_everything_entropy_coded_is_about_the_whole_of_it(tmp_path):
+    """What a whole update costs is measured on one that has as much to tell as a client's."""
+    config = tiny_config(method="fedavg", wire={"uplink": "int4-entropy", "downlink": "int8"}, rounds=2)
+    assert run_tiny(config, tmp_path)["uplink_share"] == pytest.approx(1.0, abs=0.2)

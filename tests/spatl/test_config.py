@@ -76,7 +76,7 @@ def test_yaml_and_json_round_trip(seed, rounds, learning_rate, half_life):
             "selection.selector=best",
             "selection.selector: unknown name 'best'; known: agent, all, random, magnitude, drawn, ",
         ),
-        ("wire.uplink=int3", "wire.uplink: unknown name 'int3'; known: float32"),
+        ("wire.uplink=gzip", "wire.uplink: unknown name 'gzip'; known: float32"),
         ("engine=cloud", "engine: input should be 'inline' or 'ray', got 'cloud'"),
         ("selection.keep_ratio=1.3", "selection.keep_ratio: input should be less than or equal to 1, got 1.3"),
         (

@@ -75,6 +75,16 @@ def test_no_values_are_no_bytes():
         decode_integers(memoryview(b"x"), nothing)
 
 
+def test_bytes_of_another_day_mean_the_same():
+    """Three contexts and an escape; a decoder that was written from docs/wire-format.md alone agrees."""
+    data = bytes.fromhex("28ffae21231e41805200f8978677ec2fdca0a249bb9590eefe")
+    contexts = (np.arange(40) % 3).astype(np.uint8)
+    assert decode_integers(memoryview(data), contexts).tolist() == [
+        0, 2, -3, 0, -1, 0, -1, -2, 3, -1, -1, -70000, -1, -1, 3, -1, -2, 0, 0, 1,
+        -3, 1, 0, 3, -1, 0, -2, 0, -2, -3, 1, -1, -1, 1, 0, -1, 1, -2, -3, 1,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("num_values", [2_000, 20_000, 300_000])
 @pytest.mark.parametrize("width", [0.08, 0.2, 1.0])
 def test_the_size_is_within_three_percent_and_thirty_bytes_of_the_entropy(num_values, width):
