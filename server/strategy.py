@@ -18,14 +18,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from server.grids import record_bytes
 from server.reporting import Recorder
 from server.sampling import sample_clients
+from server.traffic import message_traffic
 from spatl.aggregation import Aggregator
 from spatl.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
-from spatl.ledger import entry
+from spatl.ledger import Direction, entry
 from spatl.protocol import (
     CLIENT_DIVERGED,
     EvaluateReport,
@@ -219,7 +219,8 @@ class Federation(FedAvg):
             seconds=1.0,
         )
         metrics = MetricRecord({**report.to_metrics()})
-        return record_bytes(RecordDict({"arrays": blob_record(blob), "metrics": metrics}))
+        content = RecordDict({"arrays": blob_record(blob), "metrics": metrics})
+        return message_traffic(content, direction="uplink", message_type=MessageType.TRAIN, group_id="1").num_bytes
 
     def _messages(
         self, clients: tuple[int, ...], server_round: int, control: Tensor | None, message_type: str
@@ -251,13 +252,19 @@ class Federation(FedAvg):
         node = message.metadata.src_node_id if is_reply else message.metadata.dst_node_id
         if not message.has_content() or node not in self._clients:
             return
+        direction: Direction = "uplink" if is_reply else "downlink"
+        phase = str(message.metadata.message_type)
+        traffic = message_traffic(
+            message.content, direction=direction, message_type=phase, group_id=message.metadata.group_id
+        )
         record.entries.append(
             entry(
                 server_round=record.server_round,
                 client=self._clients[node],
-                direction="uplink" if is_reply else "downlink",
-                phase=str(message.metadata.message_type),
-                num_bytes=record_bytes(message.content),
+                direction=direction,
+                phase=phase,
+                num_bytes=traffic.num_bytes,
+                opposite=traffic.opposite,
                 sections=_sections(message.content),
             )
         )
