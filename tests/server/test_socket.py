@@ -83,7 +83,7 @@ def test_every_message_on_the_socket_has_its_line_in_the_ledger(runs):
 
 
 def test_all_other_bytes_are_http_headers(runs):
-    """Nothing is unaccounted for but a call that stopping a SuperNode may have cut off; headers have about one length."""
+    """Nothing else is there, but for a call that stopping a SuperNode may have cut off."""
     for tap in runs.taps:
         calls = tap.calls()
         total = bodies(calls)
