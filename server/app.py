@@ -15,9 +15,10 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 import spatl
-from server.grids import InProcessGrid, StreamingGrid, record_bytes
+from server.grids import InProcessGrid, StreamingGrid
 from server.reporting import Recorder
 from server.strategy import Federation, error_line
+from server.traffic import message_traffic
 from spatl.config import ExperimentConfig, config_from_run
 from spatl.errors import ConfigError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint, cached_blueprint, reproducible
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 app = ServerApp()
 
 _CONNECT_POLL_SECONDS = 0.5
+_FIRST_ROUND = "1"  # registration belongs to it
 
 
 @app.main()
@@ -138,27 +140,28 @@ def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> dict[int,
             RecordDict({RECORD: ConfigRecord({"fingerprint": blueprint.layout.fingerprint})}),
             dst_node_id=node_id,
             message_type=MessageType.QUERY,
-            group_id="1",
+            group_id=_FIRST_ROUND,
         )
         for node_id in node_ids
     ]
-    asked = record_bytes(question[0].content)
     clients: dict[int, _Registration] = {}
     for reply in grid.send_and_receive(question, timeout=config.server.round_timeout_seconds):
         client, registration = _registration(reply, blueprint)
         if client in clients:
             raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")
         clients[client] = registration
-        sizes: dict[Direction, int] = {"downlink": asked, "uplink": record_bytes(reply.content)}
+        sent: dict[Direction, RecordDict] = {"downlink": question[0].content, "uplink": reply.content}
         # What the clients say of their channels is there to agree on indices.
         indices = {"uplink": 4 * registration.saliency.numel()}
-        recorder.round.entries.extend(
-            entry(
-                server_round=1, client=client, direction=way, phase="query", num_bytes=size,
-                sections={"indices": indices.get(way, 0)},
-            )
-            for way, size in sizes.items()
-        )  # fmt: skip
+        for way, content in sent.items():
+            traffic = message_traffic(content, direction=way, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
+            recorder.round.entries.append(
+                entry(
+                    server_round=1, client=client, direction=way, phase="query",
+                    num_bytes=traffic.num_bytes, opposite=traffic.opposite,
+                    sections={"indices": indices.get(way, 0)},
+                )
+            )  # fmt: skip
     missing = sorted(set(range(config.partition.num_clients)) - set(clients))
     if missing:
         raise SpatlError(f"clients {missing} did not register; the run needs all {config.partition.num_clients}")

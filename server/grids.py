@@ -8,17 +8,11 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE_ID = 1
 _CLIENT_APP_RAISED = 3  # Flower's own error code for an exception in a ClientApp
-
-
-def record_bytes(content: RecordDict) -> int:
-    """The length of a message's records as Flower serialises them: the record dict and all objects below it."""
-    return sum(len(item.deflate()) for item in get_all_nested_objects(content).values())
 
 
 class StreamingGrid(Grid):

@@ -18,14 +18,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from server.grids import record_bytes
 from server.reporting import Recorder
 from server.sampling import sample_clients
+from server.traffic import message_traffic
 from spatl.aggregation import Aggregator
 from spatl.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
-from spatl.ledger import entry
+from spatl.ledger import Direction, entry
 from spatl.protocol import (
     BLOB,
     CLIENT_DIVERGED,
@@ -286,7 +286,8 @@ class Federation(FedAvg):
         )
         update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0, report=report)
         blob = pack_update(update, layout, CODECS["float32"], generator=generator(self._config.seed, "measure"))
-        return record_bytes(blob_content(blob))
+        content = blob_content(blob)
+        return message_traffic(content, direction="uplink", message_type=MessageType.TRAIN, group_id="1").num_bytes
 
     def _messages(self, clients: tuple[int, ...], server_round: int, message_type: str) -> list[Message]:
         messages = [
@@ -328,13 +329,19 @@ class Federation(FedAvg):
         node = message.metadata.src_node_id if is_reply else message.metadata.dst_node_id
         if not message.has_content() or node not in self._clients:
             return
+        direction: Direction = "uplink" if is_reply else "downlink"
+        phase = str(message.metadata.message_type)
+        traffic = message_traffic(
+            message.content, direction=direction, message_type=phase, group_id=message.metadata.group_id
+        )
         record.entries.append(
             entry(
                 server_round=record.server_round,
                 client=self._clients[node],
-                direction="uplink" if is_reply else "downlink",
-                phase=str(message.metadata.message_type),
-                num_bytes=record_bytes(message.content),
+                direction=direction,
+                phase=phase,
+                num_bytes=traffic.num_bytes,
+                opposite=traffic.opposite,
                 sections=_sections(message.content),
             )
         )

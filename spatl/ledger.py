@@ -1,7 +1,7 @@
 """The ledger: bytes per message, direction, client and round, as they were serialised, never as a formula says.
 
-`values`, `indices` and `control` are the sections of the packed blob; `other` is everything else in the message's
-records: names, metrics, headers, hashes.
+`values`, `indices` and `control` are the sections of the packed blob; `other` is everything else a message puts on a
+deployment's socket but for HTTP's headers: names, metrics, Flower's metadata, object ids and requests.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,8 @@ class Entry:
         values: Bytes of encoded values.
         indices: Bytes that say which values they are.
         control: Bytes of control variates.
-        other: All other bytes of the message's records.
+        other: All other bytes of the message.
+        opposite: Bytes that fetching or delivering it sends the opposite way.
     """
 
     server_round: int
@@ -34,10 +35,11 @@ class Entry:
     indices: int
     control: int
     other: int
+    opposite: int
 
     @property
     def num_bytes(self) -> int:
-        """The whole message's records."""
+        """The whole message, in its own direction."""
         return self.values + self.indices + self.control + self.other
 
     def to_json(self) -> dict[str, int | str]:
@@ -47,19 +49,30 @@ class Entry:
 
 
 def entry(
-    *, server_round: int, client: int, direction: Direction, phase: str, num_bytes: int, sections: Mapping[str, int]
+    *,
+    server_round: int,
+    client: int,
+    direction: Direction,
+    phase: str,
+    num_bytes: int,
+    opposite: int,
+    sections: Mapping[str, int],
 ) -> Entry:
-    """Make an entry from a message's serialised length and the section lengths of its blob (empty without a blob)."""
+    """Make an entry from a message's serialised lengths and the section lengths of its blob (empty without a blob)."""
     parts = {name: sections.get(name, 0) for name in ("values", "indices", "control")}
-    return Entry(server_round, client, direction, phase, **parts, other=num_bytes - sum(parts.values()))
+    other = num_bytes - sum(parts.values())
+    return Entry(server_round, client, direction, phase, **parts, other=other, opposite=opposite)
 
 
 def total(entries: Iterable[Entry], direction: Direction) -> dict[str, int]:
-    """Sum entries of one direction: `values`, `indices`, `control`, `other` and their sum `bytes`."""
+    """Sum what went in one direction: `values`, `indices`, `control`, `other` and their sum `bytes`."""
     sums = dict.fromkeys(("values", "indices", "control", "other", "bytes"), 0)
     for item in entries:
         if item.direction == direction:
             for part in ("values", "indices", "control", "other"):
                 sums[part] += getattr(item, part)
             sums["bytes"] += item.num_bytes
+        else:
+            sums["other"] += item.opposite
+            sums["bytes"] += item.opposite
     return sums

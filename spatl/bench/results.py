@@ -21,6 +21,7 @@ from spatl.history import mean, read_json, read_lines
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _CONFIDENCE = 0.95
+_OPPOSITE = {"uplink": "downlink", "downlink": "uplink"}
 _RATIOS = ("ratio_to_fedavg", "ratio_to_fedavg_at_least", "bytes_over_fedavg", "ratio_to_compressed")
 
 Record = dict[str, Any]
@@ -81,6 +82,7 @@ def _phases(path: Path) -> Counter[tuple[str, str]]:
     sums: Counter[tuple[str, str]] = Counter()
     for entry in read_lines(path / "ledger.jsonl"):
         sums[entry["phase"], entry["direction"]] += entry["bytes"]
+        sums[entry["phase"], _OPPOSITE[entry["direction"]]] += entry.get("opposite", 0)  # older ledgers have none
     return sums
 
 

@@ -13,6 +13,7 @@ import server.app
 from clients.app import app as client_app
 from server.grids import InProcessGrid, StreamingGrid
 from server.strategy import Federation, blob_record
+from server.traffic import message_traffic
 from spatl.codec import CODECS
 from spatl.config import load_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
@@ -107,22 +108,28 @@ def test_the_order_of_replies_changes_nothing(tmp_path):
 
 
 def test_every_byte_of_every_message_is_counted_once(tmp_path):
-    """An independent count: every object of every message's records, deflated by Flower, at the grid's edge."""
+    """Counted at the grid's edge; the other direction also carries what fetches or answers a message."""
     seen = []
 
-    def measure(record):
-        own = len(record.deflate())
-        return own + sum(measure(child) for child in (record.children or {}).values())
+    def measure(direction, message):
+        metadata = message.metadata
+        traffic = message_traffic(
+            message.content, direction=direction, message_type=metadata.message_type, group_id=metadata.group_id
+        )
+        opposite = "uplink" if direction == "downlink" else "downlink"
+        return [(direction, traffic.num_bytes), (opposite, traffic.opposite)]
 
     class Counting(InProcessGrid):
         def push_messages(self, messages):
             messages = list(messages)
-            seen.extend(("downlink", measure(message.content)) for message in messages)
+            for message in messages:
+                seen.extend(measure("downlink", message))
             return super().push_messages(messages)
 
         def pull_messages(self, message_ids):
             replies = list(super().pull_messages(message_ids))
-            seen.extend(("uplink", measure(reply.content)) for reply in replies)
+            for reply in replies:
+                seen.extend(measure("uplink", reply))
             return replies
 
     summary = run_tiny(tiny_config(server={"fraction_train": 0.6}), tmp_path, grid_type=Counting)
@@ -131,9 +138,9 @@ def test_every_byte_of_every_message_is_counted_once(tmp_path):
         assert summary[f"{direction}_bytes"] == counted
         for name in ("history.jsonl", "clients.jsonl"):
             assert sum(row[f"{direction}_bytes"] for row in read_lines(tmp_path / name)) == counted
-        ledger = [row for row in read_lines(tmp_path / "ledger.jsonl") if row["direction"] == direction]
-        assert sum(row["bytes"] for row in ledger) == counted
-        assert len(ledger) == sum(way == direction for way, _ in seen)
+        ledger = read_lines(tmp_path / "ledger.jsonl")
+        assert sum(row["bytes" if row["direction"] == direction else "opposite"] for row in ledger) == counted
+        assert 2 * len(ledger) == len(seen)
     assert summary["total_bytes"] == summary["uplink_bytes"] + summary["downlink_bytes"]
     for row in read_lines(tmp_path / "history.jsonl"):
         clients = [c for c in read_lines(tmp_path / "clients.jsonl") if c["round"] == row["round"]]

@@ -11,6 +11,7 @@ from spatl.bench.plan import make_plan
 from spatl.bench.results import Estimate, average, average_ratio, collect, compressed, run_directory, target_table
 from spatl.bench.tables import ratio_text, ratio_to_reference
 from spatl.config import parse_config
+from spatl.history import append_lines
 from tests.spatl.bench.runs import write_run
 
 
@@ -117,6 +118,15 @@ def test_what_a_round_costs_does_not_depend_on_how_many_there_were(plan, finishe
     assert (record["uplink_bytes_per_round"], record["downlink_bytes_per_round"]) == (100, 100)
     assert record["bytes_per_round_and_client"] == 100
     assert (record["evaluation_bytes"], record["registration_bytes"], record["total_bytes"]) == (100, 0, 900)
+
+
+def test_what_a_message_sends_the_opposite_way_counts_in_its_phase(plan, finished):
+    """Of the four rounds' 400 up, a registration of 30 down that was asked for with 8 up is none."""
+    path = run_directory(finished, "fedavg", 1)
+    append_lines(path / "ledger.jsonl", [{"phase": "query", "direction": "downlink", "bytes": 30, "opposite": 8}])
+    record = collect(plan, finished)[0][0]
+    assert record["registration_bytes"] == 38
+    assert record["uplink_bytes_per_round"] == 100
 
 
 def test_whether_a_target_needs_a_federation_is_unknown_where_a_run_alone_stopped(plan, finished):

@@ -1,0 +1,127 @@
+"""The bytes that one message puts on a deployment's socket, from its records alone: every engine counts the same.
+
+A SuperNode fetches a message by one call that brings its metadata and the tree of its object ids (PullMessages), one
+call per object (PullObject) and a confirmation; a reply leaves the same way (PushMessages, PushObject). Counted are
+the protobuf bodies of these calls, made by Flower's own functions with ids of a fixed length in place of those it
+draws. Not counted is what no message causes (polling, heartbeats, the app's download), and what carries the bodies: the
+HTTP headers (840 bytes up and 130 down per call on flwr 1.41, most of them the node's key and signature), TLS, TCP.
+`tests/server/test_socket.py` compares the count with a real deployment's socket.
+"""
+
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.app.metadata import Metadata
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import (
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+    Reconnect,
+)
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+
+from server.grids import SERVER_NODE_ID
+from spatl.ledger import Direction
+
+_DRAWN_ID = 1 << 63  # Flower draws 64 random bits for nodes, runs and tasks: ten bytes each, half of them need nine
+_HASH = "0" * 64  # SHA-256 in hexadecimal
+_SESSION_ID = "0" * 36  # a UUID
+_SECONDS = 1.0  # any double that is not zero takes the same eight bytes
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one message costs.
+
+    Attributes:
+        num_bytes: Bodies that go the message's own way: metadata, object tree, objects.
+        opposite: Bodies that go the other way: the requests for its objects, or the answers to their sender.
+    """
+
+    num_bytes: int
+    opposite: int
+
+
+def message_traffic(content: RecordDict, *, direction: Direction, message_type: str, group_id: str) -> Traffic:
+    """Count a message between the server and a client.
+
+    Args:
+        content: The message's records.
+        direction: `"downlink"` for the server's message, `"uplink"` for a client's reply.
+        message_type: Flower's: `"query"`, `"train"` or `"evaluate"`.
+        group_id: Flower's; the round.
+
+    Returns:
+        The bytes in both directions.
+    """
+    with no_object_id_recompute():
+        message = make_message(_metadata(direction, message_type, group_id), content=content)
+        return _fetched(message) if direction == "downlink" else _sent(message)
+
+
+def _metadata(direction: Direction, message_type: str, group_id: str) -> Metadata:
+    is_reply = direction == "uplink"
+    return Metadata(
+        run_id=_DRAWN_ID,
+        message_id=_HASH,
+        src_node_id=_DRAWN_ID if is_reply else SERVER_NODE_ID,
+        dst_node_id=SERVER_NODE_ID if is_reply else _DRAWN_ID,
+        reply_to_message_id=_HASH if is_reply else "",
+        group_id=group_id,
+        created_at=_SECONDS,
+        ttl=_SECONDS,
+        message_type=message_type,
+        src_task_id=None if is_reply else _DRAWN_ID,
+        dst_task_id=_DRAWN_ID if is_reply else None,
+    )
+
+
+def _fetched(message: Message) -> Traffic:
+    """What a SuperNode asks (up) and gets (down) to have a message."""
+    node = Node(node_id=_DRAWN_ID)
+    down = PullMessagesResponse(
+        messages_list=[message_to_proto(remove_content_from_message(message))],
+        message_object_trees=[get_object_tree(message)],
+    ).ByteSize()
+    up = PullMessagesRequest(node=node).ByteSize()
+    for item in get_all_nested_objects(message).values():
+        content = item.deflate()
+        down += PullObjectResponse(object_found=True, object_available=True, object_content=content).ByteSize()
+        up += PullObjectRequest(node=node, run_id=_DRAWN_ID, object_id=_HASH).ByteSize()
+    up += ConfirmMessageReceivedRequest(node=node, run_id=_DRAWN_ID, message_object_id=_HASH).ByteSize()
+    return Traffic(num_bytes=down, opposite=up)
+
+
+def _sent(message: Message) -> Traffic:
+    """What a SuperNode sends (up) and is answered (down) to deliver a reply."""
+    node = Node(node_id=_DRAWN_ID)
+    objects = get_all_nested_objects(message)
+    up = PushMessagesRequest(
+        node=node,
+        messages_list=[message_to_proto(remove_content_from_message(message))],
+        message_object_trees=[get_object_tree(message)],
+        clientapp_runtime_list=[_SECONDS],
+    ).ByteSize()
+    down = PushMessagesResponse(
+        reconnect=Reconnect(reconnect=5),
+        results={_HASH: 0},
+        objects_to_push=[_HASH] * len(objects),
+        session_id=_SESSION_ID,
+    ).ByteSize()
+    for item in objects.values():
+        up += PushObjectRequest(
+            node=node, run_id=_DRAWN_ID, object_id=_HASH, object_content=item.deflate(), session_id=_SESSION_ID
+        ).ByteSize()
+        down += PushObjectResponse(stored=True).ByteSize()
+    return Traffic(num_bytes=up, opposite=down)

@@ -1,0 +1,42 @@
+"""What a message costs on a deployment's socket follows from its records, not from what Flower draws."""
+
+from flwr.app import ConfigRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from server.traffic import message_traffic
+
+
+def content(length: int) -> RecordDict:
+    return RecordDict({"config": ConfigRecord({"blob": bytes(length)})})
+
+
+def record_bytes(records: RecordDict) -> int:
+    return sum(len(item.deflate()) for item in get_all_nested_objects(records).values())
+
+
+def test_a_message_of_three_objects_by_hand():
+    """A record dict with one record, and Flower's message object around it: three objects.
+
+    Up, to fetch it: node = 2 + 11 bytes (tag and length; tag and ten bytes of id), so 13 with PullMessages; a request
+    per object and the confirmation: 13 + 11 (run) + 66 (id) = 90 each. 13 + 4 * 90 = 373.
+    Down, to answer a reply: PushMessages with reconnect 2 + 2, one result 2 + 66 (its value is zero, written out as two
+    more), three ids of 66, the session's 2 + 36; PushObject 2 each. 4 + 70 + 198 + 38 + 3 * 2 = 316.
+    """
+    message = {"message_type": "train", "group_id": "1"}
+    assert message_traffic(content(100), direction="downlink", **message).opposite == 373
+    assert message_traffic(content(100), direction="uplink", **message).opposite == 316
+
+
+def test_the_envelope_depends_on_the_objects_and_not_on_their_length():
+    """Seven-bit lengths: within one size class a longer blob costs only itself."""
+    for direction in ("downlink", "uplink"):
+        small, large = (
+            message_traffic(content(length), direction=direction, message_type="train", group_id="1")
+            for length in (20_000, 90_000)
+        )
+        assert large.opposite == small.opposite
+        envelopes = [
+            traffic.num_bytes - record_bytes(content(length)) for traffic, length in ((small, 20_000), (large, 90_000))
+        ]
+        assert 0 <= envelopes[1] - envelopes[0] <= 2
+        assert 400 < envelopes[0] < 1200
