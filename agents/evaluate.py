@@ -22,7 +22,7 @@ from agents.pictures import draw_yardsticks
 from agents.policy import load_policy
 from agents.problem import Problem
 from agents.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
-from spatl.config import ExperimentConfig, config_from_json
+from spatl.config import ExperimentConfig, PredictorConfig, config_from_json
 from spatl.errors import ConfigError
 from spatl.federation import make_blueprint, reproducible
 from spatl.history import mean, write_json
@@ -36,7 +36,8 @@ from spatl.training.evaluate import evaluate
 REFERENCE: Final = "global L2"
 PRIOR: Final = "signal (the prior)"
 UNPRUNED: Final = "whole encoder"
-_AS_SPATL: Final = {"method": "spatl"}  # the encoder is what SPATL shares: nothing reads a classifier's channels
+# The encoder without the classifier, whose channels nothing reads.
+_AS_SPATL: Final = {"method": "spatl-paper", "predictor": PredictorConfig(mode="local")}
 
 OnNetwork = Callable[[int, int], None]
 

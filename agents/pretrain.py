@@ -159,6 +159,7 @@ def _train_network(source: Source, seed: int) -> tuple[Source, list[Trained], in
 def _blueprint(source: Source, seed: int) -> Blueprint:
     config: dict[str, Any] = {
         "seed": derive(seed, f"agent-{source}") % 2**31,
+        "method": "spatl-paper",  # the encoder without the classifier, whose channels nothing reads
         "partition": {"num_clients": _CLIENTS, "alpha": source.alpha, "min_examples": 100},
         "model": {"name": source.model, "options": {} if source.width is None else {"width": source.width}},
         "data": {"name": "digits", "validation_fraction": 0.3, "test_fraction": 0.1},

@@ -30,6 +30,7 @@ from spatl.selection.budget import BUDGET_KINDS, Budget, check_budget
 from spatl.selection.selection import Selection, select_all
 from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
 from spatl.selection.static import channel_saliency
+from spatl.training.calibration import calibrated, class_offset
 from spatl.training.control import (
     GradientHook,
     correction_hook,
@@ -247,7 +248,21 @@ class Workplace:
             load_encoder_(self._model, self.blueprint.split, self.blueprint.layout, received.encoder)
             if settled.private:
                 self.blueprint.split.load_private_state_(self._model, settled.private)
-            yield self._model, self._client_data(client), settled
+            data = self._client_data(client)
+            with calibrated(self._model, self._offset(data)):
+                yield self._model, data, settled
+
+    def _offset(self, data: ClientData) -> Tensor | None:
+        """What a client adds to the logits of its classes, or None for a predictor without such an offset."""
+        predictor = self.config.predictor
+        if self.config.predictor_mode != "calibrated" or predictor.strength == 0:
+            return None
+        return class_offset(
+            data.train.labels,
+            num_classes=self.blueprint.dataset.num_classes,
+            strength=predictor.strength,
+            smoothing=predictor.smoothing,
+        )
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put every parameter and buffer of the model instance back."""

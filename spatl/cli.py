@@ -355,7 +355,8 @@ def _method_rows() -> Iterable[tuple[str, ...]]:
         }
         own = ", ".join(f"{section}.{key}={value}" for section, values in row.defaults.items()
                         for key, value in values.items())  # fmt: skip
-        yield name, row.title, row.shares, ", ".join(fact for fact, holds in facts.items() if holds), own, row.source
+        shares = "as predictor.mode says" if row.predictor_mode is None else row.shares
+        yield name, row.title, shares, ", ".join(fact for fact, holds in facts.items() if holds), own, row.source
 
 
 _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]]]] = {

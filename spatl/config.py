@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from spatl.codec import CODECS
 from spatl.data import DATASETS, PARTITIONERS
 from spatl.errors import ConfigError, did_you_mean
-from spatl.methods import METHODS, Method
+from spatl.methods import METHODS, Method, PredictorMode
 from spatl.models import MODELS
 from spatl.selection.budget import BUDGET_KINDS, Budget
 from spatl.selection.selectors import SELECTORS, AgentSettings
@@ -95,6 +95,18 @@ class ModelConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         return name if ":" in name else _choice(name, MODELS, more="package.module:factory")
+
+
+class PredictorConfig(Section):
+    """What of the predictor is a client's own, for methods that leave that open (`spatl show methods`: shares)."""
+
+    mode: PredictorMode = "calibrated"
+    """`calibrated` shares all parameters and keeps an offset on the logits private, the client's log class
+    frequencies; `local` keeps the submodules of the cut private (the paper's); `shared` keeps nothing."""
+    strength: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 1.0
+    """Factor of that offset; 0 for none."""
+    smoothing: Positive = 1.0
+    """Examples added to every class before its frequency is taken."""
 
 
 class TrainingConfig(Section):
@@ -351,6 +363,7 @@ class ExperimentConfig(Section):
     data: DataConfig = DataConfig()
     partition: PartitionConfig = PartitionConfig()
     model: ModelConfig = ModelConfig()
+    predictor: PredictorConfig = PredictorConfig()
     training: TrainingConfig = TrainingConfig()
     selection: SelectionConfig = SelectionConfig()
     agent: AgentConfig = AgentConfig()
@@ -368,8 +381,11 @@ class ExperimentConfig(Section):
         if not isinstance(values, Mapping):
             return values
         row = METHODS.get(str(values.get("method", cls.model_fields["method"].default)))
+        if row is None:
+            return values
         filled = dict(values)
-        for section, own in (row.defaults if row else {}).items():
+        fixed = {"predictor": {"mode": row.predictor_mode}} if row.predictor_mode else {}
+        for section, own in {**fixed, **row.defaults}.items():
             given = filled.get(section, {})
             if isinstance(given, Mapping):
                 filled[section] = {**own, **given}
@@ -415,6 +431,18 @@ class ExperimentConfig(Section):
     def row(self) -> Method:
         """The facts of the method."""
         return METHODS[self.method]
+
+    @property
+    def predictor_mode(self) -> PredictorMode:
+        """What of the predictor is private: as the method says, or this config where the method leaves it open."""
+        return self.row.predictor_mode or self.predictor.mode
+
+    @property
+    def shares(self) -> Literal["encoder", "all", "nothing"]:
+        """What the server averages; what is not part of the encoder stays with the clients."""
+        if self.row.shares != "chosen":
+            return self.row.shares
+        return "encoder" if self.predictor.mode == "local" else "all"
 
     def located(self, directory: Path) -> Self:
         """The same with the data set's path counted from a directory, for processes that start in another one."""

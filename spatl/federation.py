@@ -124,7 +124,7 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         seed=config.seed,
     )
     _check_output(model, dataset)
-    split = _SPLITS[config.row.shares](model, cut)
+    split = _SPLITS[config.shares](model, cut)
     shared = config.training.batch_norm == "shared"
     trace = trace_groups(
         model,
@@ -150,6 +150,11 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         logger.warning(
             "in this run clients do not choose what they send: the budgets of selection.clients are not kept"
         )
+    if config.predictor.mode != config.predictor_mode:
+        logger.warning(
+            "%s always has its predictor %s: predictor.mode %s is not read",
+            config.row.title, config.predictor_mode, config.predictor.mode,
+        )  # fmt: skip
     for client in range(config.partition.num_clients):
         blueprint.client_data(client)
     return blueprint

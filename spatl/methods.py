@@ -5,7 +5,11 @@ One client round and one strategy read these facts; nothing else in the product 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+PredictorMode = Literal["local", "calibrated", "residual", "shared"]
+"""What of the predictor is private (docs/methods.md, "The predictor")."""
+_FIXED_MODES: Final[Mapping[str, PredictorMode]] = {"encoder": "local", "all": "shared", "nothing": "local"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +19,8 @@ class Method:
     Attributes:
         title: Its name as people write it.
         source: Where it is described.
-        shares: What the server averages: `"encoder"` (the predictor stays private), `"all"`, or `"nothing"`.
+        shares: What the server averages: `"encoder"` (the predictor stays private), `"all"`, `"nothing"`, or
+            `"chosen"`: what the config's `predictor.mode` says, which the other rows do not read.
         selects: Whether clients send only the channels their selector picks; otherwise they send all of them.
         controls: Whether gradients are corrected by control variates (SCAFFOLD's option II).
         normalizes: Whether updates are divided by their step weight before averaging (FedNova).
@@ -31,7 +36,7 @@ class Method:
 
     title: str
     source: str
-    shares: Literal["encoder", "all", "nothing"]
+    shares: Literal["encoder", "all", "nothing", "chosen"]
     selects: bool = False
     controls: bool = False
     normalizes: bool = False
@@ -47,8 +52,13 @@ class Method:
         """Whether some channels stay behind, as the budget says."""
         return self.selects or self.static_mask
 
+    @property
+    def predictor_mode(self) -> PredictorMode | None:
+        """What of the predictor is private whatever a config says; None where the config chooses."""
+        return _FIXED_MODES.get(self.shares)
 
-def _spatl(title: str, shares: Literal["encoder", "all"], *, selects: bool, controls: bool) -> Method:
+
+def _spatl(title: str, shares: Literal["encoder", "all", "chosen"], *, selects: bool, controls: bool) -> Method:
     source = "Yu et al., SC'22, arXiv 2111.14345"
     return Method(title=title, source=source, shares=shares, selects=selects, controls=controls, baseline=False)
 
@@ -61,10 +71,11 @@ _OPTION_II: Mapping[str, Mapping[str, Any]] = {
 }
 
 METHODS: dict[str, Method] = {
-    "spatl": _spatl("SPATL", "encoder", selects=True, controls=True),
-    "spatl-no-selection": _spatl("SPATL without selection", "encoder", selects=False, controls=True),
-    "spatl-no-control": _spatl("SPATL without gradient control", "encoder", selects=True, controls=False),
+    "spatl": _spatl("SPATL", "chosen", selects=True, controls=True),
+    "spatl-no-selection": _spatl("SPATL without selection", "chosen", selects=False, controls=True),
+    "spatl-no-control": _spatl("SPATL without gradient control", "chosen", selects=True, controls=False),
     "spatl-no-transfer": _spatl("SPATL without transfer", "all", selects=True, controls=True),
+    "spatl-paper": _spatl("SPATL with the paper's predictor", "encoder", selects=True, controls=True),
     "fedavg": Method(title="FedAvg", source="McMahan et al., AISTATS 2017, arXiv 1602.05629", shares="all"),
     "fedavg-finetune": Method(
         title="FedAvg + fine-tuning", source="Yu et al. 2020, arXiv 2002.04758", shares="all", fine_tunes=True

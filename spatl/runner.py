@@ -79,7 +79,8 @@ def run(
 
 def alone(config: ExperimentConfig) -> ExperimentConfig:
     """The same clients, splits, initial weights and epochs, without a federation."""
-    return parse_config({**config.model_dump(), "method": "local", "report": {"compare_alone": False}})
+    own = {"method": "local", "predictor": {}, "report": {"compare_alone": False}}
+    return parse_config({**config.model_dump(), **own})
 
 
 def fresh_directory(directory: str | Path | None, *, name: str) -> Path:

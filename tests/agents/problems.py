@@ -19,6 +19,7 @@ def blueprint_for(model: str, **options: float) -> Blueprint:
         parse_config(
             {
                 "seed": 5,
+                "method": "spatl-paper",
                 "partition": {"name": "iid", "num_clients": 2},
                 "model": {"name": model, "options": options},
                 "training": {"local_epochs": 1, "device": "cpu"},

@@ -108,7 +108,7 @@ def test_zero_control_variates_train_as_no_control_does():
 
 def test_the_predictors_gradients_are_not_corrected():
     """A huge c moves the encoder; in a single step, the predictor's own update stays what it is without c."""
-    config = tiny_config(training={"local_steps": 1})
+    config = tiny_config(training={"local_steps": 1}, predictor={"mode": "local"})
     layout = blueprint_of(config).layout
     zeros, huge = torch.zeros(layout.num_parameter_entries), torch.full((layout.num_parameter_entries,), 3.0)
     _, (blob, _, state) = trained(config, control=zeros)

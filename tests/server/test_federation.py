@@ -245,7 +245,7 @@ def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategie
 
 def test_the_predictor_stays_on_the_client(tmp_path):
     """No uplink contains the bytes of any row of the client's classifier, and no layout names it."""
-    config = tiny_config()
+    config = tiny_config(predictor={"mode": "local"})
     uplinks = []
 
     def keep(client, content):
@@ -371,7 +371,11 @@ def test_a_run_that_diverges_stops_with_one_clear_line_and_keeps_what_it_has(tmp
 @pytest.mark.parametrize("batch_norm", ["local", "shared"])
 def test_the_same_federation_with_other_networks_by_config_alone(tmp_path, model, batch_norm):
     config = tiny_config(
-        rounds=2, partition={"num_clients": 2}, training={"batch_norm": batch_norm, "local_steps": 2}, model=model
+        rounds=2,
+        partition={"num_clients": 2},
+        training={"batch_norm": batch_norm, "local_steps": 2},
+        model=model,
+        predictor={"mode": "local"},
     )
     summary = run_tiny(config, tmp_path)
     assert 0 < summary["keep_ratio"] <= 0.4
@@ -390,10 +394,10 @@ def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strat
     layout = blueprint_of(config).layout
     everything = sum(p.numel() for p in blueprint_of(config).model.parameters())
     head = 12 * 10 + 10
-    shared = {"encoder": everything - head, "all": everything, "nothing": 0}[config.row.shares]
+    shared = {"encoder": everything - head, "all": everything, "nothing": 0}[config.shares]
     assert layout.num_entries == shared
     assert (strategies.last.state.control is not None) == config.row.controls
-    if config.row.shares != "nothing":
+    if config.shares != "nothing":
         assert (summary["keep_ratio"] == 1.0) == (not config.row.budgeted)
     else:
         values = [row["uplink"]["values"] for row in read_lines(tmp_path / "history.jsonl")]

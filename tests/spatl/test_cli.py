@@ -50,7 +50,7 @@ def test_training_alone_trains_for_as_many_epochs_on_the_same_splits(config_path
         (["model.name=nowhere.at.all:Net", "model.cut=[head]", "model.options={}"], "nowhere"),
         (["model.name=tests.networks:Nothing", "model.cut=[head]", "model.options={}"], "Nothing"),
         (["model.name=tests.networks:MixedNet", "model.options={}"], "model.cut"),
-        (["model.cut=[nose]"], "nose"),
+        (["model.cut=[nose]", "predictor.mode=local"], "nose"),
         (["model.options={depth: 3}"], "depth"),
         (
             ["model.name=tests.networks:wrong_classes", "model.cut=[head]", "model.options={}"],

@@ -93,6 +93,12 @@ def test_configs_that_differ_in_more_than_the_method_are_one_clear_line(config_o
         make_plan(paths)
 
 
+def test_rows_may_differ_in_what_of_the_predictor_is_private(config_of):
+    text = "bench: {methods: {spatl: {}, head: {method: spatl, predictor: {mode: local}}, spatl-paper: {}, fedavg: {}}}"
+    modes = {row.label: row.config(1).predictor_mode for row in make_plan([config_of(text=text)]).rows}
+    assert modes == {"spatl": "calibrated", "head": "local", "spatl-paper": "local", "fedavg": "shared"}
+
+
 def test_rows_of_one_config_are_held_to_the_same(config_of):
     text = "bench: {methods: {fedavg: {}, spatl: {data: {test_fraction: 0.1}}}}\n"
     with pytest.raises(ConfigError, match=r"spatl differs from fedavg in data\.test_fraction"):

@@ -1,0 +1,59 @@
+"""A private offset on the logits, a client's own class frequencies, so that the whole network can be shared.
+
+Clients disagree about the predictor mostly because they see different classes. That part a client need not learn: it
+counts its training labels. With K classes, n_c of its n training examples in class c, strength tau and smoothing s, it
+adds
+
+    b_c = tau * log((n_c + s) / (n + K * s)) + tau * log K
+
+to the logit of class c, in training and in evaluation alike. What the shared network then learns is free of the
+clients' class frequencies, and each client's own come back where it predicts: logit adjustment (Menon et al. 2021,
+arXiv 2007.07314), also known as balanced softmax (Ren et al. 2020, arXiv 2007.10740); in federated training FedLC
+(Zhang et al. 2022, arXiv 2209.00189). Theirs correct the loss and predict without the offset, for test data of balanced
+classes; a client here predicts on data like its own, and keeps it. The term log K makes the offset of equal counts zero
+and changes no probability. Smoothing keeps classes possible that a client has never seen.
+
+The offset is computed anew from the client's own labels whenever it is needed: it is neither stored nor sent.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def class_offset(labels: Tensor, *, num_classes: int, strength: float, smoothing: float) -> Tensor:
+    """Return b, float32 [K] on the device of the labels.
+
+    Args:
+        labels: int64 [n], of a client's training split.
+        num_classes: K.
+        strength: tau, at least 0; 1 for the client's smoothed class frequencies as they are.
+        smoothing: s > 0, how many examples are added to every class.
+    """
+    counts = torch.bincount(labels, minlength=num_classes).double()
+    ratios = num_classes * (counts + smoothing) / (len(labels) + num_classes * smoothing)
+    return (strength * ratios.log()).float()
+
+
+@contextmanager
+def calibrated(model: nn.Module, offset: Tensor | None) -> Iterator[None]:
+    """Add an offset [K] to whatever logits [N, K] the model returns, until the context ends; None adds nothing.
+
+    It is a forward hook: everybody who calls the model sees it, by `functional_call` or on a copy too. Logits in half
+    precision become float32.
+    """
+    if offset is None:
+        yield
+        return
+
+    def add(module: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> Tensor:
+        return logits + offset
+
+    handle = model.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
