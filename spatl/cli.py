@@ -103,8 +103,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="a new directory, or one of a benchmark to go on with")
     parser.add_argument("--workers", type=int, default=0, help="runs side by side (default: as the cores allow)")
     parser.add_argument(
-        "--tune", action="store_true", help="first choose every row's learning rate from the grid, on validation splits"
-    )
+        "--tune", action="store_true",
+        help="first choose every row's learning rate and momentum from the grid, on validation splits",
+    )  # fmt: skip
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="override a setting in every config",

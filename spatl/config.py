@@ -33,6 +33,7 @@ Fraction = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, lt=1)]
 Ratio = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, le=1)]
 Positive = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0)]
 Count = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=1)]
+Momentum = Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -121,7 +122,7 @@ class TrainingConfig(Section):
     learning_rate: Positive = 0.1
     """Of SGD. Tuned on validation splits for the digits' CNN, where every method but SCAFFOLD (its row has its own) was
     best here; networks with BatchNorm bear more (`spatl bench --tune`)."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Momentum = 0.0
     """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Of SGD."""
@@ -333,13 +334,16 @@ class BenchConfig(Section):
     targets: tuple[Ratio, ...] = (0.6, 0.7, 0.8, 0.9, 0.95)
     """Accuracies whose cost is reported."""
     learning_rates: tuple[Positive, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-    """The grid of `--tune`."""
+    """The grid of `--tune`: the rates of runs without momentum."""
+    momenta: tuple[Momentum, ...] = (0.0,)
+    """`--tune` compares every learning rate with each, for every row, whatever momentum a row has of its own. With
+    momentum m a run takes the grid's rate times 1 - m, so that its steps add up to the same length whatever m is."""
     tune_seeds: tuple[Annotated[int, Field(ge=0)], ...] = (101,)
     """Seeds of the runs that `--tune` compares, on their validation splits."""
     tune_rounds: Count | None = None
     """Rounds of those runs; null for as many as the bench's."""
 
-    @field_validator("seeds", "targets", "learning_rates", "tune_seeds")
+    @field_validator("seeds", "targets", "learning_rates", "momenta", "tune_seeds")
     @classmethod
     def _some_and_distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if not values:

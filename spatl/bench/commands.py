@@ -15,7 +15,7 @@ from spatl.bench.jobs import Event, OnEvent
 from spatl.bench.plan import Plan, make_plan
 from spatl.bench.results import Record, by_row, meaningful, target_table
 from spatl.bench.run import bench
-from spatl.bench.tables import cost_rows, final_accuracy, percent, tuned_row
+from spatl.bench.tables import cost_rows, final_accuracy, percent, tuning_note, tuning_rows
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
 
@@ -113,19 +113,18 @@ class _Progress:
 
     def tuned(self, tuned: list[Tuned]) -> None:
         """Print the grid."""
-        rates = list(tuned[0].scores)
-        self._console.print("Learning rates: mean validation accuracy over the rounds", highlight=False)
+        rows = tuning_rows(tuned)
+        self._console.print(f"Learning rates: {tuning_note(tuned)}", highlight=False, soft_wrap=True)
         table = Table()
-        table.add_column("method")
-        for rate in rates:
-            table.add_column(f"{rate:g}", justify="right")
-        for each in tuned:
-            table.add_row(*tuned_row(each).values())
+        for column in rows[0]:
+            table.add_column(column, justify="left" if column == "method" else "right")
+        for row in rows:
+            table.add_row(*row.values())
         self._console.print(table)
         for each in tuned:
             if each.at_edge:
                 self._console.print(
-                    f"warning: the best learning rate of {each.label}, {each.best:g}, is at the edge of the grid; "
+                    f"warning: the best learning rate of {each.label}, {each.best.rate:g}, is at the edge of the grid; "
                     "widen bench.learning_rates",
                     highlight=False, soft_wrap=True,
                 )  # fmt: skip

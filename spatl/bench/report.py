@@ -12,7 +12,16 @@ from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.pictures import Curves, accuracy_svg, clients_svg, curve_words, draw_curves
 from spatl.bench.plan import ALONE, Plan
 from spatl.bench.results import CRITERIA, Curve, Record, by_row, meaningful, target_table
-from spatl.bench.tables import accuracy_rows, cost_rows, markdown, part_rows, percent, run_rows, tuned_row
+from spatl.bench.tables import (
+    accuracy_rows,
+    cost_rows,
+    markdown,
+    part_rows,
+    percent,
+    run_rows,
+    tuning_note,
+    tuning_rows,
+)
 from spatl.bench.tuning import Tuned
 from spatl.config import ExperimentConfig
 from spatl.page import facts, figure, make_page, provenance, section, table
@@ -105,12 +114,18 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         ("Model", " ".join([config.model.name, *(f"{key}={value}" for key, value in config.model.options.items())])),
         ("Training", f"{config.rounds} rounds, {percent(server.fraction_train)} of the clients in each, "
                      f"{epochs if training.local_steps is None else steps}, "
-                     f"batch size {training.batch_size}, momentum {training.momentum:g}, "
+                     f"batch size {training.batch_size}, momentum {_momenta(plan)}, "
                      f"weight decay {training.weight_decay:g}"),
         ("Seeds", ", ".join(map(str, plan.bench.seeds))),
         ("Device", training.device),
         ("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
     ]  # fmt: skip
+
+
+def _momenta(plan: Plan) -> str:
+    """The momentum of all rows; they may differ."""
+    momenta = {row.config(plan.bench.seeds[0]).training.momentum for row in plan.rows}
+    return " or ".join(f"{momentum:g}" for momentum in sorted(momenta))
 
 
 def _partition(config: ExperimentConfig) -> str:
@@ -134,10 +149,10 @@ def _parts(
     parts.append(("Bytes by what they are", "Of a whole run, means over the seeds.", part_rows(rows)))
     parts.append(("Runs", "One row per run.", run_rows(records)))
     if tuned:
-        note = "Mean validation accuracy over the rounds, by learning rate; * marks the one that was used. " + " ".join(
+        note = f"{tuning_note(tuned).capitalize()}; * marks the one that was used. " + " ".join(
             f"The best of {each.label} is at the edge of the grid." for each in tuned if each.at_edge
         )
-        parts.append(("Learning rates", note, [tuned_row(each) for each in tuned]))
+        parts.append(("Learning rates", note, tuning_rows(tuned)))
     return parts
 
 

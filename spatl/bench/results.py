@@ -115,6 +115,7 @@ def _record(
         "ours": not config.row.baseline,
         "compressed": compressed(config),
         "learning_rate": config.training.learning_rate,
+        "momentum": config.training.momentum,
         "stopped": stopped,
         "rounds": len(history),
         "final_accuracy": mean(accuracies),

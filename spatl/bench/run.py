@@ -14,7 +14,7 @@ from spatl.bench.jobs import Job, OnEvent, missing_jobs, run_jobs
 from spatl.bench.plan import Plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import Record, collect, run_directory
-from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, with_tuned
+from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, warn_of_replaced_momenta, with_tuned
 from spatl.config import config_from_json
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import cached_blueprint
@@ -47,7 +47,7 @@ def bench(
     Args:
         plan: What to compare.
         directory: A new directory, or that of a benchmark that was started before, whose finished runs are kept.
-        tune: Whether to choose every row's learning rate first.
+        tune: Whether to choose every row's learning rate and momentum first.
         workers: Processes; 0 for as many as the cores allow.
         command: What the report says made it.
         on_stage: Says how to show the progress of a stage.
@@ -68,6 +68,7 @@ def bench(
         _write_plan(plan, directory, command, tune)
         tuned: list[Tuned] = []
         if tune:
+            warn_of_replaced_momenta(plan)
             _do("tuning", len(jobs), missing, plan, workers, on_stage)
             tuned = tuned_rows(plan, directory)
             write_json(directory / "tuning.json", [_as_json(each) for each in tuned])
@@ -133,8 +134,15 @@ def _workers(plan: Plan) -> int:
 
 
 def _as_json(tuned: Tuned) -> dict[str, Any]:
-    scores = {f"{rate:g}": score for rate, score in tuned.scores.items()}
-    return {"method": tuned.label, "best": tuned.best, "at_edge": tuned.at_edge, "scores": scores}
+    best = tuned.best
+    return {
+        "method": tuned.label,
+        "best": best.rate,
+        "momentum": best.momentum,
+        "learning_rate": best.learning_rate,
+        "at_edge": tuned.at_edge,
+        "scores": {pair.text: score for pair, score in tuned.scores.items()},
+    }
 
 
 def _check_extras() -> None:

@@ -75,6 +75,7 @@ def cost_rows(table: Sequence[TargetRow], rows: Mapping[str, Sequence[Record]]) 
 
 def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
     """Final accuracies and what a round costs, one row per method: text by column."""
+    with_momentum = any(record["momentum"] for own in rows.values() for record in own)
     return [
         {
             "method": own[0]["title"],
@@ -86,6 +87,7 @@ def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
             "down per round": _bytes(average(record["downlink_bytes_per_round"] for record in own)),
             "keep ratio": _plain(average(record["keep_ratio"] for record in own)),
             "learning rate": ", ".join(sorted({f"{record['learning_rate']:g}" for record in own})),
+            **({"momentum": ", ".join(sorted({f"{record['momentum']:g}" for record in own}))} if with_momentum else {}),
             "seconds": _seconds(average(record["seconds"] for record in own)),
         }
         for own in rows.values()
@@ -127,12 +129,29 @@ def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
     ]
 
 
-def tuned_row(tuned: Tuned) -> dict[str, str]:
-    """What tuning found for one row: text by column."""
-    cells = {}
-    for rate, score in tuned.scores.items():
-        cells[f"{rate:g}"] = "stopped" if score is None else percent(score) + (" *" if rate == tuned.best else "")
-    return {"method": tuned.label, **cells}
+def tuning_rows(tuned: Iterable[Tuned]) -> list[dict[str, str]]:
+    """What tuning found, one line per row and momentum, the rates across: text by column."""
+    lines = []
+    for each in tuned:
+        momenta = list(dict.fromkeys(pair.momentum for pair in each.scores))
+        for momentum in momenta:
+            cells = {"momentum": f"{momentum:g}"} if any(momenta) else {}
+            for pair, score in each.scores.items():
+                if pair.momentum == momentum:
+                    mark = " *" if pair == each.best else ""
+                    cells[f"{pair.rate:g}"] = "stopped" if score is None else percent(score) + mark
+            lines.append({"method": each.label, **cells})
+    return lines
+
+
+def tuning_note(tuned: Iterable[Tuned]) -> str:
+    """What the numbers of `tuning_rows` are, as the rest of a sentence."""
+    if any(pair.momentum for each in tuned for pair in each.scores):
+        return (
+            "mean validation accuracy over the rounds, by momentum and learning rate (of a run without momentum; with "
+            "momentum m it was the rate times 1 - m)"
+        )
+    return "mean validation accuracy over the rounds, by learning rate"
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:

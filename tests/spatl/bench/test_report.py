@@ -8,7 +8,7 @@ import pytest
 from spatl.bench.plan import make_plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import collect, run_directory
-from spatl.bench.tuning import Tuned
+from spatl.bench.tuning import Pair, Tuned
 from tests.browser import Browser
 from tests.spatl.bench.runs import write_run
 
@@ -40,7 +40,7 @@ def report(tmp_path_factory):
     (stopped / "summary.json").unlink()
     (stopped / "error.json").write_text('{"error": "DivergedError", "message": "the run diverged in round 31"}')
     records, curves = collect(plan, directory)
-    tuned = [Tuned("fedavg", {0.1: 0.5, 0.2: 0.6, 0.4: None}, 0.2)]
+    tuned = [Tuned("fedavg", {Pair(0.1): 0.5, Pair(0.2): 0.6, Pair(0.4): None}, Pair(0.2))]
     write_reports(plan, records, curves, directory, command=f"spatl bench {HOSTILE}", tuned=tuned)
     return directory
 
