@@ -33,9 +33,10 @@ def class_offset(labels: Tensor, *, num_classes: int, strength: float, smoothing
         strength: tau, at least 0; 1 for the client's smoothed class frequencies as they are.
         smoothing: s > 0, how many examples are added to every class.
     """
-    counts = torch.bincount(labels, minlength=num_classes).double()
+    # On the CPU, where float64 always is: the offset is then the same on every device.
+    counts = torch.bincount(labels.cpu(), minlength=num_classes).double()
     ratios = num_classes * (counts + smoothing) / (len(labels) + num_classes * smoothing)
-    return (strength * ratios.log()).float()
+    return (strength * ratios.log()).float().to(labels.device)
 
 
 @contextmanager
