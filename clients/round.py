@@ -133,6 +133,10 @@ class Workplace:
                 kept = torch.zeros(layout.num_entries)
                 kept[received.selection.entries(layout)] = 1.0
                 hooks.append(masking_hook(layout.unflatten(kept[: layout.num_parameter_entries])))
+            if self.config.predictor_mode == "residual":
+                residual = self.blueprint.split.predictor_parameters(model)
+                zeros = {name: torch.zeros_like(parameter) for name, parameter in residual.items()}
+                hooks.append(proximal_hook(zeros, self.config.predictor.shrinkage))
             parameters = _trainable(model)
             order = self._generator("batches", received.server_round, client)
             training_started = time.perf_counter()
@@ -255,7 +259,7 @@ class Workplace:
     def _offset(self, data: ClientData) -> Tensor | None:
         """What a client adds to the logits of its classes, or None for a predictor without such an offset."""
         predictor = self.config.predictor
-        if self.config.predictor_mode != "calibrated" or predictor.strength == 0:
+        if self.config.predictor_mode not in ("calibrated", "residual") or predictor.strength == 0:
             return None
         return class_offset(
             data.train.labels,

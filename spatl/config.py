@@ -103,11 +103,14 @@ class PredictorConfig(Section):
 
     mode: PredictorMode = "calibrated"
     """`calibrated` shares all parameters and keeps an offset on the logits private, the client's log class
-    frequencies; `local` keeps the submodules of the cut private (the paper's); `shared` keeps nothing."""
+    frequencies; `residual` does so too, and adds to the shared predictor a private one, pulled towards zero; `local`
+    keeps the submodules of the cut private (the paper's); `shared` keeps nothing."""
     strength: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 1.0
     """Factor of that offset; 0 for none."""
     smoothing: Positive = 1.0
     """Examples added to every class before its frequency is taken."""
+    shrinkage: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 0.1
+    """The pull on the parameters of a `residual`'s private part: that times each is added to its gradient."""
 
 
 class TrainingConfig(Section):
@@ -446,7 +449,7 @@ class ExperimentConfig(Section):
         """What the server averages; what is not part of the encoder stays with the clients."""
         if self.row.shares != "chosen":
             return self.row.shares
-        return "encoder" if self.predictor.mode == "local" else "all"
+        return "encoder" if self.predictor.mode in ("local", "residual") else "all"
 
     def located(self, directory: Path) -> Self:
         """The same with the data set's path counted from a directory, for processes that start in another one."""

@@ -19,7 +19,7 @@ from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.errors import ConfigError, ModelError
-from spatl.models import Split, build_model, make_split
+from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.selection.budget import Costs, check_budget
 from spatl.selection.groups import trace_groups
 from spatl.selection.layout import EncoderLayout
@@ -124,6 +124,8 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         seed=config.seed,
     )
     _check_output(model, dataset)
+    if config.predictor_mode == "residual":
+        cut = add_residual_(model, cut, dataset.images[:1])
     split = _SPLITS[config.shares](model, cut)
     shared = config.training.batch_norm == "shared"
     trace = trace_groups(

@@ -1,6 +1,7 @@
 """Networks, and the cut that makes each an encoder to share plus a predictor to keep."""
 
 from spatl.models.build import MODELS, ModelEntry, build_model
+from spatl.models.residual import add_residual_
 from spatl.models.split import Split, make_split
 
-__all__ = ["MODELS", "ModelEntry", "Split", "build_model", "make_split"]
+__all__ = ["MODELS", "ModelEntry", "Split", "add_residual_", "build_model", "make_split"]

@@ -8,10 +8,10 @@ adds
 
 to the logit of class c, in training and in evaluation alike. What the shared network then learns is free of the
 clients' class frequencies, and each client's own come back where it predicts: logit adjustment (Menon et al. 2021,
-arXiv 2007.07314), also known as balanced softmax (Ren et al. 2020, arXiv 2007.10740); in federated training FedLC
-(Zhang et al. 2022, arXiv 2209.00189). Theirs correct the loss and predict without the offset, for test data of balanced
-classes; a client here predicts on data like its own, and keeps it. The term log K makes the offset of equal counts zero
-and changes no probability. Smoothing keeps classes possible that a client has never seen.
+arXiv 2007.07314), also known as balanced softmax (Ren et al. 2020, arXiv 2007.10740); in federated training, with
+another offset, FedLC (Zhang et al. 2022, arXiv 2209.00189). Theirs correct the loss and predict without the offset,
+for test data of balanced classes; a client here predicts on data like its own, and keeps it. The term log K makes the
+offset of equal counts zero and changes no probability. Smoothing keeps classes possible that a client has never seen.
 
 The offset is computed anew from the client's own labels whenever it is needed: it is neither stored nor sent.
 """
@@ -33,9 +33,10 @@ def class_offset(labels: Tensor, *, num_classes: int, strength: float, smoothing
         strength: tau, at least 0; 1 for the client's smoothed class frequencies as they are.
         smoothing: s > 0, how many examples are added to every class.
     """
-    counts = torch.bincount(labels, minlength=num_classes).double()
+    # On the CPU, where float64 always is: the offset is then the same on every device.
+    counts = torch.bincount(labels.cpu(), minlength=num_classes).double()
     ratios = num_classes * (counts + smoothing) / (len(labels) + num_classes * smoothing)
-    return (strength * ratios.log()).float()
+    return (strength * ratios.log()).float().to(labels.device)
 
 
 @contextmanager

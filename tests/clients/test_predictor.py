@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 
 from agents.trial import sent_trial
 from clients.round import Workplace
+from clients.state import ClientState
+from spatl.errors import ModelError
 from spatl.federation import load_encoder_, make_blueprint
 from spatl.selection.selection import select_all
 from spatl.selection.selectors import Choice
@@ -137,3 +140,55 @@ def test_a_mode_that_the_method_does_not_read_changes_nothing_and_is_said(method
     assert f"always has its predictor {plain.predictor_mode}: predictor.mode {mode} is not read" in caplog.text
     assert blueprint.layout.shapes == blueprint_of(plain).layout.shapes
     assert one_round(config)[0] == one_round(plain)[0]
+
+
+RESIDUAL = {"classifier.private.weight", "classifier.private.bias"}
+
+
+def test_a_residual_starts_as_the_calibrated_network_and_never_travels():
+    config = skewed_config("residual")
+    blueprint = blueprint_of(config)
+    arrival, _ = Workplace(blueprint).evaluate(0, received(blueprint), None, acknowledged_round=0)
+    plain = blueprint_of(skewed_config("calibrated"))
+    assert arrival == Workplace(plain).evaluate(0, received(plain), None, acknowledged_round=0)[0]
+    assert torch.equal(blueprint.initial_encoder(), plain.initial_encoder())
+    assert not RESIDUAL & blueprint.layout.shapes.keys()
+    blob, _, state = one_round(config)
+    assert state.private.keys() == RESIDUAL
+    assert all(bool(tensor.any()) for tensor in state.private.values())
+    for row in state.private["classifier.private.weight"]:
+        assert row.numpy().tobytes() not in blob
+
+
+def test_shrinkage_pulls_the_residual_towards_zero_by_hand():
+    """One step at 1/4 from parameters of 2: without the pull -1/4 g, with shrinkage 0.1 a further -1/4 * 0.1 * 2."""
+    training = {"local_steps": 1, "learning_rate": 0.25}
+    results = []
+    for shrinkage in (0, 0.1):
+        config = skewed_config("residual", training=training, predictor={"shrinkage": shrinkage})
+        blueprint = blueprint_of(config)
+        parameters = blueprint.split.predictor_parameters(blueprint.model)
+        start = replace(
+            ClientState.initial(blueprint.layout),
+            private={name: torch.full_like(parameter, 2.0) for name, parameter in parameters.items()},
+        )
+        blob, _, state = Workplace(blueprint).train(0, received(blueprint), start, acknowledged_round=0)
+        results.append((blob, state.private))
+    (blob, free), (pulled_blob, pulled) = results
+    assert free.keys() == RESIDUAL
+    for name, values in free.items():
+        torch.testing.assert_close(pulled[name], values - 0.05)
+    assert pulled_blob == blob
+
+
+def test_a_residual_of_no_strength_has_no_offset():
+    config = skewed_config("residual", predictor={"strength": 0})
+    blueprint, plain = blueprint_of(config), blueprint_of(skewed_config("shared"))
+    arrival, _ = Workplace(blueprint).evaluate(0, received(blueprint), None, acknowledged_round=0)
+    assert arrival == Workplace(plain).evaluate(0, received(plain), None, acknowledged_round=0)[0]
+
+
+def test_a_residual_needs_a_cut_of_one_submodule():
+    model = {"name": "tests.networks:MixedNet", "options": {}, "cut": ["hidden", "head"]}
+    with pytest.raises(ModelError, match="residual needs a cut of one submodule"):
+        make_blueprint(tiny_config(model=model, predictor={"mode": "residual"}))

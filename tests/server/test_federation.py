@@ -405,6 +405,21 @@ def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strat
         assert summary["uplink_share"] is None
 
 
+@pytest.mark.parametrize("mode", ["local", "calibrated", "residual", "shared"])
+def test_every_predictor_runs_under_the_agent(tmp_path, mode):
+    config = tiny_config(
+        rounds=2, partition={"num_clients": 2}, predictor={"mode": mode}, agent={"reward": "pruned"},
+        model={"name": "resnet8", "options": {"width": 0.25}},
+    )  # fmt: skip
+    summary = run_tiny(config, tmp_path)
+    assert 0 < summary["keep_ratio"] <= 0.4
+    assert (summary["rejected"], summary["missing"]) == (0, 0)
+    private = {name for name in state_of(tmp_path, 0).private if "fc" in name}
+    assert private == {
+        "local": {"fc.weight", "fc.bias"}, "residual": {"fc.private.weight", "fc.private.bias"},
+    }.get(mode, set())  # fmt: skip
+
+
 @pytest.mark.slow
 def test_training_alone_trains(tmp_path):
     run_tiny(tiny_config(method="local", rounds=4, training={"local_steps": 40}), tmp_path)
