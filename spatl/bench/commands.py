@@ -47,7 +47,7 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
             on_tuned=progress.tuned,
         )
     _print_table(console, plan, records)
-    for name in ("report.html", "bench.md", "bench.json", "curves.png"):
+    for name in ("report.html", "bench.md", "bench.json", "curves.png", "bytes.png"):
         console.print(str(directory / name), markup=False, highlight=False, soft_wrap=True)
 
 

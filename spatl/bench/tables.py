@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from spatl.bench.results import Estimate, Record, TargetRow, average
+from spatl.bench.results import Estimate, PartsRow, Record, TargetRow, average, reference_bytes
 from spatl.bench.tuning import Tuned
-from spatl.plots import human_bytes
+from spatl.plots import PART_COLORS, human_bytes
 
 NOTHING: Final = "–"
 
@@ -94,18 +94,20 @@ def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
     ]
 
 
-def part_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
-    """Bytes of a run by direction and by what they are, means over the seeds: text by column."""
+def part_rows(table: Sequence[PartsRow]) -> list[dict[str, str]]:
+    """Bytes of a run by direction and by what they are, and all together: text by column."""
+    whole = reference_bytes(table)
     return [
         {
-            "method": own[0]["title"],
+            "method": row.title,
             **{
-                f"{way} {part}": _bytes(average(float(record[way].get(part, 0)) for record in own))
-                for way in ("uplink", "downlink")
-                for part in ("values", "indices", "control", "other")
+                f"{way} {part}": human_bytes(round(parts[part])) if parts else NOTHING
+                for way, parts in (("uplink", row.uplink), ("downlink", row.downlink))
+                for part in PART_COLORS
             },
+            "of FedAvg's total": percent(row.total / whole if whole and row.total else None),
         }
-        for own in rows.values()
+        for row in table
     ]
 
 

@@ -23,13 +23,17 @@ def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(config, tm
     printed = capsys.readouterr().out
     for text in ("runs: 3/3  fedavg+float16, seed 3: accuracy", "digits, 4 clients, 1 seed", "15.0 %"):
         assert text in printed
-    for name in ("bench.json", "bench.md", "report.html"):
+    for name in ("bench.json", "bench.md", "report.html", "curves.png", "bytes.png"):
         assert str(out / name) in printed
         assert (out / name).stat().st_size > 0
     records = json.loads((out / "bench.json").read_text())
     assert [(r["method"], r["seed"], r["target"]) for r in records] == [
         ("fedavg", 3, 0.15), ("local", 3, 0.15), ("fedavg+float16", 3, 0.15)
     ]  # fmt: skip
+    for record in records:
+        for way in ("uplink", "downlink"):
+            assert record[way].keys() == {"values", "indices", "control", "other"}
+            assert sum(record[way].values()) == record[f"{way}_bytes"] > 0
     assert "spatl bench" in (out / "bench.md").read_text()
     assert main([*arguments, "--out", str(out)]) == 0
     assert "runs: 3 of 3 are finished already" in capsys.readouterr().out

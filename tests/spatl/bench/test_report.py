@@ -67,6 +67,15 @@ def test_every_row_is_in_every_table_with_what_it_cost(report):
     assert {row["reached"] for row in rows_below(text, "Cost of 95.0 %, first touch").values()} == {"not reached"}
 
 
+def test_what_the_bytes_are_stands_in_a_table_and_in_pictures(report):
+    parts = rows_below((report / "bench.md").read_text(), "Bytes by what they are")
+    assert parts["FedAvg"]["of FedAvg's total"] == "100.0 %"
+    assert parts["FedAvg (fedavg+float16)"]["of FedAvg's total"] == "50.0 %"
+    assert parts["SPATL"]["uplink values"] == "150.0 kB"  # 30 rounds of 4,999 bytes
+    assert "SPATL sends 150.0 kB up and 150.0 kB down, 5 % of FedAvg" in (report / "report.html").read_text()
+    assert (report / "bytes.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_targets_that_need_no_federation_are_marked(report):
     text = (report / "bench.md").read_text()
     assert "Meaningful: training alone never reached it" in text.split("## Cost of 80.0 %, held", 1)[1][:200]
@@ -100,7 +109,7 @@ def test_a_browser_opens_the_report_without_network_or_complaint_and_draws_it(re
             "[...document.querySelectorAll('figure svg')].map(s => {const b = s.getBoundingClientRect();"
             "return [b.width, b.height, s.querySelectorAll('path').length]})"
         )
-        assert len(pictures) == 4
+        assert len(pictures) == 5
         assert all(width > 700 and height > 200 and paths > 20 for width, height, paths in pictures)
         assert browser.value("document.querySelectorAll('table').length") >= 10
         for width in (1300, 500):
