@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from spatl.bench.ablations import AblationRow
 from spatl.bench.costs import Point
 from spatl.bench.results import Curve, PartsRow, reference_bytes
+from spatl.bench.tables import factor_text
 from spatl.plots import INK, PALETTE, PART_COLORS, byte_axis, byte_label, figure_svg, human_bytes, new_figure
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ _MANY_ROWS = 6  # beyond, shaded areas would cover each other
 _NEAR_ONE = 0.9  # accuracies above it differ by what is left to 1
 _LEAST_ERROR = 0.005
 _ACCURACIES = (0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
+
+_FACTORS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_CLOSE_FACTORS = (0.65, 0.8, 1.25, 1.5, 3)  # as well, where there is room
 
 Curves = Mapping[str, Sequence[Curve]]
 """The curves of the seeds by the row's title."""
@@ -194,6 +199,47 @@ def part_words(table: Sequence[PartsRow]) -> str:
             amounts = f"{human_bytes(round(up))} up and {human_bytes(round(down))} down"
             sentences.append(f"{row.title} sends {amounts}{share}")
     return "; ".join(sentences) + "." if sentences else "No run ended."
+
+
+def factors_svg(table: Sequence[AblationRow]) -> str:
+    """Draw the factor of every idea (see `draw_factors`); `<svg>` as above."""
+    return figure_svg(lambda axes: draw_factors(axes, table), width=12, height=_height(table[1:]))
+
+
+def draw_factors(axes: "Axes", table: Sequence[AblationRow]) -> None:
+    """Draw a bar from 1 to the factor of each row but the full one, on a logarithmic axis, with its interval as a line.
+
+    Where no seed has a factor the bar is pale and ends at the bound. Intervals may run beyond the axis.
+    """
+    rows = table[:0:-1]
+    ends = [_end_of_bar(row) for row in rows]
+    for place, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        color = _BLUE if end >= 1 else _VERMILION
+        axes.barh(place, end - 1, left=1, height=0.6, color=color, alpha=1 if row.factor else 0.35)
+        if row.factor and row.factor.low is not None and row.factor.high is not None:
+            axes.plot([row.factor.low, row.factor.high], [place, place], color=INK, linewidth=1.5)
+    axes.set_xscale("log")
+    low, high = min([1, *ends]) / 1.25, max([1, *ends]) * 1.25
+    axes.set_xlim(low, high)
+    axes.minorticks_off()
+    ticks = [tick for tick in (*_FACTORS, *(_CLOSE_FACTORS if high / low < 8 else ())) if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axes.axvline(1, color=INK, linewidth=1)
+    axes.set_yticks(range(len(rows)), [f"without {row.without}\n{factor_text(row)}" for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel="bytes without the idea over bytes of the full method (logarithmic)")
+
+
+def _end_of_bar(row: AblationRow) -> float:
+    """The factor, or a bound of it that tells the side of 1, or 1."""
+    if row.factor:
+        return row.factor.value
+    if row.at_least and not row.at_most:
+        return max(1.0, min(row.at_least))
+    if row.at_most and not row.at_least:
+        return min(1.0, max(row.at_most))
+    return 1.0
 
 
 def _percent(share: float, _position: float = 0) -> str:

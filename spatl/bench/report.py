@@ -9,6 +9,7 @@ from typing import Final
 import torch
 
 import spatl
+from spatl.bench.ablations import ablation_table
 from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.pictures import (
     Curves,
@@ -17,12 +18,24 @@ from spatl.bench.pictures import (
     curve_words,
     draw_bytes,
     draw_curves,
+    factors_svg,
     part_words,
     parts_svg,
 )
 from spatl.bench.plan import ALONE, Plan
-from spatl.bench.results import CRITERIA, Curve, PartsRow, Record, by_row, meaningful, parts_table, target_table
+from spatl.bench.results import (
+    CRITERIA,
+    Curve,
+    PartsRow,
+    Record,
+    by_row,
+    meaningful,
+    parts_table,
+    shown_target,
+    target_table,
+)
 from spatl.bench.tables import (
+    ablation_rows,
     accuracy_rows,
     cost_rows,
     markdown,
@@ -45,6 +58,13 @@ _HOW: Final = (
     "with the same seed (same clients, splits and initial weights) and are averaged as logarithms; ± and intervals are "
     "95 % (Student's t over the seeds). Seconds are of a simulation in which clients train one after another, beside "
     "other runs on the same cores."
+)
+
+
+_FACTORS: Final = (
+    "The full method, and the same without one idea at a time. The factor is how many times the full method's bytes "
+    "the target costs without the idea, with the same seed; > and < are bounds, of seeds in which only the full method "
+    "or only the other reached it. Factors need not multiply to what the full method saves."
 )
 
 
@@ -95,6 +115,7 @@ def write_reports(
     sections = [
         section("What was compared", facts(_facts(plan)) + f"<p>{_how(plan.first)}</p>"),
         *_pictures(by_title, targets, alone),
+        section("What each idea is worth", _factors_figure(records, plan.bench.targets)),
         section(_BYTES, _bytes_figure(shares)),
         *(section(heading, table(heading, note, rows, kind="numbers named")) for heading, note, rows in parts),
         section("How to repeat it", provenance(plan.first.to_yaml(), command, "Resolved config of the first run")),
@@ -160,6 +181,10 @@ def _parts(
             note = f"{_worth(records, place)} Means over the seeds that reached it."
             costs = cost_rows(target_table(records, place, criterion), rows)
             parts.append((f"Cost of {percent(target)}, {words}", note, costs))
+    for place, target in enumerate(plan.bench.targets):
+        for criterion, words in CRITERIA.items():
+            lost = ablation_rows(ablation_table(records, place, criterion))
+            parts.append((f"What each idea is worth at {percent(target)}, {words}", _FACTORS, lost))
     note = "Of a whole run, means over the seeds that ended; the last column is of both directions together."
     parts.append((_BYTES, note, part_rows(parts_table(records))))
     parts.append(("Runs", "One row per run.", run_rows(records)))
@@ -210,6 +235,21 @@ def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str 
         name="by-client",
     )
     return [*found, section("Accuracy by client", clients)]
+
+
+def _factors_figure(records: Sequence[Record], targets: Sequence[float]) -> str:
+    """The factors at the target that the terminal shows, or nothing without ablations."""
+    place = shown_target(records)
+    lost = ablation_table(records, place)
+    if not lost:
+        return ""
+    return figure(
+        factors_svg(lost),
+        label="Factor by which the bytes grow without each idea, one bar per idea",
+        words=f"At {percent(targets[place])}, {CRITERIA['held']}, against {lost[0].cost.title}. Blue is what an idea "
+        "saves, red what it costs; lines are 95 % intervals, which may run beyond the axis; a pale bar is a bound.",
+        name="factors",
+    )
 
 
 def _bytes_figure(table: Sequence[PartsRow]) -> str:

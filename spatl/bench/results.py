@@ -371,3 +371,14 @@ def meaningful(records: Sequence[Record], place: int) -> bool | None:
     """Whether the target at a place needs a federation; None without the row that trains alone."""
     found: bool | None = records[0]["targets"][place]["meaningful"] if records else None
     return found
+
+
+def shown_target(records: Sequence[Record]) -> int:
+    """The place of the highest meaningful target that some run held, else 0."""
+    targets = [cell["target"] for cell in records[0]["targets"]] if records else []
+    wanted = [
+        place
+        for place in range(len(targets))
+        if meaningful(records, place) is not False and any(record["targets"][place]["held"] for record in records)
+    ]
+    return max(wanted, key=lambda place: targets[place], default=0)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from spatl.bench.ablations import AblationRow
 from spatl.bench.results import Estimate, PartsRow, Record, TargetRow, average, reference_bytes
 from spatl.bench.tuning import Tuned
 from spatl.plots import PART_COLORS, human_bytes
@@ -68,6 +69,32 @@ def cost_rows(table: Sequence[TargetRow], rows: Mapping[str, Sequence[Record]]) 
             "ratio to FedAvg": ratio_to_reference(row),
             "ratio to best compressed": ratio_text(row.compressed_ratio, row.seeds),
             "seconds": _seconds(row.seconds),
+        }
+        for row in table
+    ]
+
+
+def factor_text(row: AblationRow) -> str:
+    """The factor of an idea, of how many seeds if not of all, and the bounds of seeds in which one of two got there."""
+    seeds = row.cost.seeds
+    parts = [ratio_text(row.factor, seeds)] if row.factor else []
+    if row.at_least:
+        parts.append(f"> {min(row.at_least):.2f}x, {len(row.at_least)} of {seeds}")
+    if row.at_most:
+        parts.append(f"< {max(row.at_most):.2f}x, {len(row.at_most)} of {seeds}")
+    return "; ".join(parts) or NOTHING
+
+
+def ablation_rows(table: Sequence[AblationRow]) -> list[dict[str, str]]:
+    """What each idea is worth at one target, the full row first: text by column."""
+    return [
+        {
+            "method": row.cost.title if row.without is None else f"without {row.without}",
+            "reached": reached_text(row.cost),
+            "bytes in total": _bytes(row.cost.bytes),
+            "ratio to FedAvg": ratio_to_reference(row.cost),
+            "factor lost": factor_text(row),
+            "change of final accuracy": _points(row.accuracy_change, row.cost.seeds),
         }
         for row in table
     ]
@@ -182,6 +209,14 @@ def _difference(estimate: Estimate | None) -> str:
         return NOTHING
     difference = round(estimate.value)
     return f"{'−' if difference < 0 else '+'}{human_bytes(abs(difference))}"
+
+
+def _points(change: Estimate | None, seeds: int) -> str:
+    """A difference of shares in percentage points, with its 95 % interval, and of how many seeds if not of all."""
+    if change is None:
+        return NOTHING
+    text = interval(change, lambda value: f"{100 * value:+.1f}").replace("± +", "± ").replace("-", "−")
+    return f"{text} points" if change.number == seeds else f"{text} points, {change.number} of {seeds}"
 
 
 def _number(estimate: Estimate | None) -> str:

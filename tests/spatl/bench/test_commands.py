@@ -40,6 +40,26 @@ def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(config, tm
 
 
 @pytest.mark.slow
+def test_ablations_end_with_a_table_of_what_each_idea_is_worth(config, tmp_path, capsys, monkeypatch):
+    """Without selection every client sends all channels each round, so the same target costs more bytes."""
+    monkeypatch.setenv("COLUMNS", "140")
+    out = tmp_path / "out"
+    arguments = ["bench", config, "--seeds", "1", "--target", "0.05", "--workers", "1", "--out", str(out),
+                 "--set", "bench.methods={spatl: {selection: {selector: random}}, spatl-no-selection: {}, fedavg: {}}",
+                 "--set", "bench.ablations.without={spatl-no-selection: '[b]selection'}"]  # fmt: skip
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "what each idea is worth, at 5.0 %:" in printed
+    assert "without [b]selection" in printed
+    assert "factor lost" in printed
+    full, without, fedavg = json.loads((out / "bench.json").read_text())
+    assert full["ablation"] is fedavg["ablation"] is None
+    cell = without["ablation"]["targets"][0]["held"]
+    assert cell["factor"] == without["bytes_to_target"] / full["bytes_to_target"] > 1
+    assert "| without [b]selection | 1 of 1 |" in (out / "bench.md").read_text()
+
+
+@pytest.mark.slow
 def test_tuning_prints_its_grid_and_warns_at_its_edge(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     arguments = ["bench", config, "--methods", "fedavg", "--seeds", "1", "--tune", "--workers", "1",

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from spatl.bench.ablations import add_ablations_
 from spatl.bench.plan import make_plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import collect, run_directory
@@ -27,7 +28,7 @@ def report(tmp_path_factory):
     """A benchmark of five methods and three seeds whose accuracies rise to a level of their own."""
     directory = tmp_path_factory.mktemp("bench")
     path = directory / "bench.yaml"
-    path.write_text("rounds: 30\nbench: {targets: [0.8, 0.5, 0.95]}\n")
+    path.write_text("rounds: 30\nbench: {targets: [0.8, 0.5, 0.95], ablations: {without: {fedrep: a, fedavg: b}}}\n")
     plan = make_plan([path], methods=list(LEVELS))
     for row in plan.rows:
         level, factor = LEVELS[row.label]
@@ -40,6 +41,7 @@ def report(tmp_path_factory):
     (stopped / "summary.json").unlink()
     (stopped / "error.json").write_text('{"error": "DivergedError", "message": "the run diverged in round 31"}')
     records, curves = collect(plan, directory)
+    add_ablations_(records, plan.bench.ablations)
     tuned = [Tuned("fedavg", {Pair(0.1): 0.5, Pair(0.2): 0.6, Pair(0.4): None}, Pair(0.2))]
     write_reports(plan, records, curves, directory, command=f"spatl bench {HOSTILE}", tuned=tuned)
     return directory
@@ -109,7 +111,7 @@ def test_a_browser_opens_the_report_without_network_or_complaint_and_draws_it(re
             "[...document.querySelectorAll('figure svg')].map(s => {const b = s.getBoundingClientRect();"
             "return [b.width, b.height, s.querySelectorAll('path').length]})"
         )
-        assert len(pictures) == 5
+        assert len(pictures) == 6
         assert all(width > 700 and height > 200 and paths > 20 for width, height, paths in pictures)
         assert browser.value("document.querySelectorAll('table').length") >= 10
         for width in (1300, 500):
