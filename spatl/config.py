@@ -326,6 +326,29 @@ class ReportConfig(Section):
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 
 
+class AblationsConfig(Section):
+    """Rows of `spatl bench` that are another row without one of its ideas."""
+
+    full: str = "spatl"
+    """The label of the row that has all ideas."""
+    without: dict[str, str] = Field(default_factory=dict)
+    """What each of the other rows lacks, by its label: the rest of a sentence that begins with "without". The reports
+    then say what every idea saves; no rows, no such table."""
+
+    @field_validator("without")
+    @classmethod
+    def _said(cls, without: dict[str, str]) -> dict[str, str]:
+        if silent := [label for label, idea in without.items() if not idea.strip()]:
+            raise ValueError(f"says nothing of {silent[0]}; say what that row lacks")
+        return without
+
+    @model_validator(mode="after")
+    def _others_than_the_full_row(self) -> Self:
+        if self.full in self.without:
+            raise ValueError(f"{self.full} is the full row; `without` names rows that lack something")
+        return self
+
+
 class BenchConfig(Section):
     """What `spatl bench` compares; a single run does not look at it."""
 
@@ -345,6 +368,8 @@ class BenchConfig(Section):
     """Seeds of the runs that `--tune` compares, on their validation splits."""
     tune_rounds: Count | None = None
     """Rounds of those runs; null for as many as the bench's."""
+    ablations: AblationsConfig = AblationsConfig()
+    """Which rows tell what one idea of a method is worth."""
 
     @field_validator("seeds", "targets", "learning_rates", "momenta", "tune_seeds")
     @classmethod

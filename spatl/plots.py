@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # The palette of Okabe and Ito, told apart with any kind of colour vision and legible on white and on black.
 PALETTE = _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999"
-_PART_COLORS = {"values": _BLUE, "indices": _ORANGE, "control": _GREEN, "other": _GREY}
+PART_COLORS = {"values": _BLUE, "indices": _ORANGE, "control": _GREEN, "other": _GREY}
+"""What bytes are, in the order in which they are stacked, and the colour of each."""
 INK = "#1b1f24"
 """Text and lines; an SVG replaces it by the colour of the page around it."""
 
@@ -210,7 +211,7 @@ def byte_axis(axes: "Axes", shown: Sequence[float]) -> None:
         low, high = low / widen, high * widen
         axes.set_xlim(low, high)
         axes.set_xticks(_log_ticks(low, high))
-    axes.xaxis.set_major_formatter(_byte_label)
+    axes.xaxis.set_major_formatter(byte_label)
 
 
 def _draw_accuracy(axes: "Axes", result: RunResult, places: Sequence[float], *, after: float) -> None:
@@ -248,7 +249,7 @@ def _draw_bytes_per_round(axes: "Axes", result: RunResult) -> None:
     edges = [number - 0.5 for number in (*rounds, rounds[-1] + 1 if rounds else 1)]
     heights = {"uplink": [0] * len(rounds), "downlink": [0] * len(rounds)}
     signs = {"uplink": 1, "downlink": -1}
-    for part, color in _PART_COLORS.items():
+    for part, color in PART_COLORS.items():
         label: str | None = part
         for direction, sign in signs.items():
             added = [row[direction].get(part, 0) for row in result.history]
@@ -269,13 +270,13 @@ def _draw_bytes_per_round(axes: "Axes", result: RunResult) -> None:
     span = highest + lowest
     if span:
         axes.set_ylim(-1.05 * lowest if lowest else 0, highest + 0.2 * span)  # room for the legend
-        axes.legend(loc="upper center", ncols=len(_PART_COLORS))
+        axes.legend(loc="upper center", ncols=len(PART_COLORS))
     else:
         _say(axes, "no bytes were sent")
     axes.axhline(0, color=INK, linewidth=1)
     _set_rounds(axes, rounds)
     axes.locator_params(axis="y", steps=[1, 2, 5, 10])
-    axes.yaxis.set_major_formatter(_byte_label)
+    axes.yaxis.set_major_formatter(byte_label)
     axes.set(title="Bytes per round, by what they are", ylabel="← downlink     bytes     uplink →")
 
 
@@ -336,7 +337,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _byte_label(value: float, _position: float) -> str:
+def byte_label(value: float, _position: float) -> str:
+    """A tick of an axis of bytes that grow from 0 to both sides."""
     return human_bytes(round(abs(value))).replace(".0 ", " ")
 
 

@@ -35,6 +35,16 @@ def test_benchmarks_hold_a_row_that_trains_alone_and_a_compressed_baseline(path)
     assert any(compressed(row.config(1)) for row in plan.rows)
 
 
+def test_ablations_are_on_the_terms_of_the_synthetic_benchmark():
+    """Rows of both are the same runs, so that the tables can be read side by side."""
+    paths = {name: ROOT / "bench" / f"{name}.yaml" for name in ("ablations", "synthetic")}
+    runs = {name: {row.label: row.config(1) for row in make_plan([path]).rows} for name, path in paths.items()}
+    ablations = load_config(paths["ablations"]).bench.ablations
+    assert {ablations.full, *ablations.without} <= runs["ablations"].keys()
+    for label in runs["ablations"].keys() & runs["synthetic"].keys():
+        assert runs["ablations"][label] == runs["synthetic"][label]
+
+
 def test_the_papers_tables_are_there():
     assert {f"table1-{model}.yaml" for model in ("resnet20", "resnet32", "vgg11")} <= set(PAPER)
     sizes = {load_config(ROOT / "paper" / f"clients-{n}.yaml").partition.num_clients for n in (10, 30, 50, 100)}

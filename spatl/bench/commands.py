@@ -3,19 +3,21 @@
 import argparse
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from spatl.bench.ablations import ablation_table
 from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.jobs import Event, OnEvent
 from spatl.bench.plan import Plan, make_plan
-from spatl.bench.results import Record, by_row, meaningful, target_table
+from spatl.bench.results import Record, by_row, meaningful, shown_target, target_table
 from spatl.bench.run import bench
-from spatl.bench.tables import cost_rows, final_accuracy, percent, tuning_note, tuning_rows
+from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, percent, tuning_note, tuning_rows
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
 
@@ -47,7 +49,7 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
             on_tuned=progress.tuned,
         )
     _print_table(console, plan, records)
-    for name in ("report.html", "bench.md", "bench.json", "curves.png"):
+    for name in ("report.html", "bench.md", "bench.json", "curves.png", "bytes.png"):
         console.print(str(directory / name), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -115,12 +117,7 @@ class _Progress:
         """Print the grid."""
         rows = tuning_rows(tuned)
         self._console.print(f"Learning rates: {tuning_note(tuned)}", highlight=False, soft_wrap=True)
-        table = Table()
-        for column in rows[0]:
-            table.add_column(column, justify="left" if column == "method" else "right")
-        for row in rows:
-            table.add_row(*row.values())
-        self._console.print(table)
+        self._console.print(_table(rows))
         for each in tuned:
             if each.at_edge:
                 self._console.print(
@@ -133,7 +130,7 @@ class _Progress:
 def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> None:
     """One row per method: the headline target, held, and the final accuracy."""
     config = plan.first
-    place = _shown_target(plan, records)
+    place = shown_target(records)
     target = plan.bench.targets[place]
     heading = f"{config.data.name}, {config.partition.num_clients} clients, {_seeds(plan)}: "
     console.print(f"{heading}cost until {percent(target)} is held for {HELD_ROUNDS} rounds", highlight=False)
@@ -156,19 +153,21 @@ def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> Non
     console.print(table)
     if meaningful(records, place) is False:
         console.print("training alone reaches this target: it does not need a federation", highlight=False)
+    if lost := ablation_rows(ablation_table(records, place)):
+        console.print(f"what each idea is worth, at {percent(target)}:", highlight=False)
+        console.print(_table(lost))
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Rows of plain text by column, the first of which names them."""
+    table = Table()
+    for place, column in enumerate(rows[0]):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    return table
 
 
 def _seeds(plan: Plan) -> str:
     number = len(plan.bench.seeds)
     return f"{number} seeds" if number > 1 else "1 seed"
-
-
-def _shown_target(plan: Plan, records: Sequence[Record]) -> int:
-    """The highest meaningful target that some run held, else the first."""
-    places = range(len(plan.bench.targets))
-    wanted = [
-        place
-        for place in places
-        if meaningful(records, place) is not False and any(record["targets"][place]["held"] for record in records)
-    ]
-    return max(wanted, key=lambda place: plan.bench.targets[place], default=0)

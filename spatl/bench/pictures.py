@@ -1,4 +1,4 @@
-"""The curves of a benchmark: accuracy against what it cost in bytes, rounds and seconds, and client by client.
+"""The pictures of a benchmark: accuracy against bytes, rounds and seconds, client by client, and what the bytes are.
 
 A row's curve is the mean over its seeds, round by round: of the accuracy, and of what it had cost by then. Where rows
 are few, the area between the lowest and the highest seed is shaded; where accuracies come near 1, the axis gives
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from spatl.bench.ablations import AblationRow
 from spatl.bench.costs import Point
-from spatl.bench.results import Curve
-from spatl.plots import INK, PALETTE, byte_axis, figure_svg, human_bytes, new_figure
+from spatl.bench.results import Curve, PartsRow, reference_bytes
+from spatl.bench.tables import factor_text
+from spatl.plots import INK, PALETTE, PART_COLORS, byte_axis, byte_label, figure_svg, human_bytes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +33,9 @@ _MANY_ROWS = 6  # beyond, shaded areas would cover each other
 _NEAR_ONE = 0.9  # accuracies above it differ by what is left to 1
 _LEAST_ERROR = 0.005
 _ACCURACIES = (0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
+
+_FACTORS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_CLOSE_FACTORS = (0.65, 0.8, 1.25, 1.5, 3)  # as well, where there is room
 
 Curves = Mapping[str, Sequence[Curve]]
 """The curves of the seeds by the row's title."""
@@ -136,6 +141,121 @@ def clients_svg(curves: Curves) -> str:
         axes.set(xlabel="accuracy of a client after the last round (box: quartiles, line: median, diamond: mean)")
 
     return figure_svg(draw, width=12, height=1.2 + 0.42 * max(1, len(shown)))
+
+
+def parts_svg(table: Sequence[PartsRow]) -> str:
+    """Draw what the bytes of every row are (see `draw_parts`); `<svg>` as above."""
+    return figure_svg(lambda axes: draw_parts(axes, table), width=12, height=_height(table), legend_columns=4)
+
+
+def draw_bytes(table: Sequence[PartsRow], path: Path) -> None:
+    """Draw the same as a PNG."""
+    with new_figure(14, _height(table)) as figure:
+        axes = figure.subplots()
+        draw_parts(axes, table)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+        figure.savefig(path, format="png")
+
+
+def draw_parts(axes: "Axes", table: Sequence[PartsRow]) -> None:
+    """Draw a bar of stacked parts per row, the downlink to the left and the uplink to the right of the same zero.
+
+    The unit is what FedAvg sends in both directions, if it is in the table and ended; otherwise it is bytes.
+    """
+    rows = table[::-1]
+    whole = reference_bytes(table)
+    share = _percent if whole else byte_label
+    for sign, way in ((1, "uplink"), (-1, "downlink")):
+        ends = [0.0] * len(rows)
+        for part, color in PART_COLORS.items():
+            added = [sign * getattr(row, way).get(part, 0.0) / (whole or 1) for row in rows]
+            axes.barh(range(len(rows)), added, left=ends, color=color, height=0.7, label=part if sign > 0 else None)
+            ends = [before + more for before, more in zip(ends, added, strict=True)]
+        for place, end in enumerate(ends):
+            if rows[place].total:
+                _note(axes, share(end, 0), end, place, right=sign > 0)
+    for place, row in enumerate(rows):
+        if not row.total:
+            _note(axes, "no run ended", 0, place)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.margins(x=0.08)
+    axes.set_yticks(range(len(rows)), [row.title for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(share)
+    unit = "share of all bytes of FedAvg" if whole else "bytes of a run"
+    axes.set(xlabel=f"← downlink     {unit}     uplink →")
+
+
+def part_words(table: Sequence[PartsRow]) -> str:
+    """What that picture shows, for readers who cannot see it."""
+    whole = reference_bytes(table)
+    sentences = []
+    for row in table:
+        if row.total:
+            up, down = (math.fsum(parts.values()) for parts in (row.uplink, row.downlink))
+            share = f", {_percent(row.total / whole)} of FedAvg" if whole else ""
+            amounts = f"{human_bytes(round(up))} up and {human_bytes(round(down))} down"
+            sentences.append(f"{row.title} sends {amounts}{share}")
+    return "; ".join(sentences) + "." if sentences else "No run ended."
+
+
+def factors_svg(table: Sequence[AblationRow]) -> str:
+    """Draw the factor of every idea (see `draw_factors`); `<svg>` as above."""
+    return figure_svg(lambda axes: draw_factors(axes, table), width=12, height=_height(table[1:]))
+
+
+def draw_factors(axes: "Axes", table: Sequence[AblationRow]) -> None:
+    """Draw a bar from 1 to the factor of each row but the full one, on a logarithmic axis, with its interval as a line.
+
+    Where no seed has a factor the bar is pale and ends at the bound. Intervals may run beyond the axis.
+    """
+    rows = table[:0:-1]
+    ends = [_end_of_bar(row) for row in rows]
+    for place, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        color = _BLUE if end >= 1 else _VERMILION
+        axes.barh(place, end - 1, left=1, height=0.6, color=color, alpha=1 if row.factor else 0.35)
+        if row.factor and row.factor.low is not None and row.factor.high is not None:
+            axes.plot([row.factor.low, row.factor.high], [place, place], color=INK, linewidth=1.5)
+    axes.set_xscale("log")
+    low, high = min([1, *ends]) / 1.25, max([1, *ends]) * 1.25
+    axes.set_xlim(low, high)
+    axes.minorticks_off()
+    ticks = [tick for tick in (*_FACTORS, *(_CLOSE_FACTORS if high / low < 8 else ())) if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axes.axvline(1, color=INK, linewidth=1)
+    axes.set_yticks(range(len(rows)), [f"without {row.without}\n{factor_text(row)}" for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel="bytes without the idea over bytes of the full method (logarithmic)")
+
+
+def _end_of_bar(row: AblationRow) -> float:
+    """The factor, or a bound of it that tells the side of 1, or 1."""
+    if row.factor:
+        return row.factor.value
+    if row.at_least and not row.at_most:
+        return max(1.0, min(row.at_least))
+    if row.at_most and not row.at_least:
+        return min(1.0, max(row.at_most))
+    return 1.0
+
+
+def _percent(share: float, _position: float = 0) -> str:
+    return f"{100 * abs(share):.0f} %"
+
+
+def _note(axes: "Axes", text: str, place: float, line: int, *, right: bool = True) -> None:
+    """Write beside the end of a bar."""
+    offset, side = (4, "left") if right else (-4, "right")
+    axes.annotate(
+        text, (place, line), xytext=(offset, 0), textcoords="offset points", ha=side, va="center", fontsize=10
+    )
+
+
+def _height(rows: Sequence[object]) -> float:
+    return 1.6 + 0.42 * max(1, len(rows))
 
 
 _AXIS: Final = {

@@ -52,7 +52,7 @@ class Plan:
 
     Attributes:
         rows: In the order of the table.
-        bench: Seeds, targets and the grid for tuning.
+        bench: Seeds, targets, the grid for tuning, and which rows lack an idea of another.
     """
 
     rows: tuple[Row, ...]
@@ -83,7 +83,8 @@ def make_plan(
         targets: Instead of `bench.targets`.
 
     Raises:
-        ConfigError: A config is wrong, a method unknown, a grid empty, or rows differ in more than their method.
+        ConfigError: A config is wrong, a method or a label unknown, a grid empty, or rows differ in more than their
+            method.
     """
     configs = [read_config(path, overrides) for path in paths]
     first = parse_config(configs[0])
@@ -94,6 +95,7 @@ def make_plan(
         rows = dict(zip(_labels(paths, configs), configs, strict=True))
     else:
         rows = {label: merged(configs[0], own) for label, own in _rows_of(first).items()}
+    known = list(rows)
     if methods is not None:
         rows = {label: rows.get(label) or _named(label, rows, configs[0]) for label in _distinct(methods)}
     _check_labels(list(rows))
@@ -102,6 +104,7 @@ def make_plan(
         bench,
     )
     _check_comparable(plan)
+    _check_ablations(plan, known)
     return plan
 
 
@@ -185,6 +188,27 @@ def _check_comparable(plan: Plan) -> None:
                     f"{label} differs from {first[0]} in {key} ({other} against {one}): rows may differ in their "
                     "method and its own settings only, or their numbers cannot be compared; set it for all"
                 )
+
+
+def _check_ablations(plan: Plan, known: Sequence[str]) -> None:
+    """Raise unless ablations name rows, and these differ from the full row; `known` may be left out by --methods."""
+    ablations, rows = plan.bench.ablations, {row.label: row for row in plan.rows}
+    if not ablations.without:
+        return
+    labels = dict.fromkeys([*known, *rows])
+    for key, label in (("full", ablations.full), *(("without", label) for label in ablations.without)):
+        if label not in labels:
+            raise ConfigError(
+                f"bench.ablations.{key}: there is no row {label!r}{did_you_mean(label, labels)}; rows: "
+                f"{', '.join(labels)}"
+            )
+    present = {label: rows[label].config(plan.bench.seeds[0]) for label in (ablations.full, *ablations.without)
+               if label in rows}  # fmt: skip
+    for label, config in present.items():
+        if label != ablations.full and config == present.get(ablations.full):
+            raise ConfigError(
+                f"bench.ablations.without: {label} is the same as {ablations.full} in every setting; take one away"
+            )
 
 
 def _common(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

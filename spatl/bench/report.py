@@ -1,18 +1,41 @@
-"""The reports of a benchmark: `bench.md` and `curves.png` for a repository or a mail, `report.html` to look at."""
+"""The reports of a benchmark: `bench.md` and two PNGs for a repository or a mail, `report.html` to look at."""
 
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import torch
 
 import spatl
+from spatl.bench.ablations import ablation_table
 from spatl.bench.costs import HELD_ROUNDS
-from spatl.bench.pictures import Curves, accuracy_svg, clients_svg, curve_words, draw_curves
+from spatl.bench.pictures import (
+    Curves,
+    accuracy_svg,
+    clients_svg,
+    curve_words,
+    draw_bytes,
+    draw_curves,
+    factors_svg,
+    part_words,
+    parts_svg,
+)
 from spatl.bench.plan import ALONE, Plan
-from spatl.bench.results import CRITERIA, Curve, Record, by_row, meaningful, target_table
+from spatl.bench.results import (
+    CRITERIA,
+    Curve,
+    PartsRow,
+    Record,
+    by_row,
+    meaningful,
+    parts_table,
+    shown_target,
+    target_table,
+)
 from spatl.bench.tables import (
+    ablation_rows,
     accuracy_rows,
     cost_rows,
     markdown,
@@ -26,7 +49,8 @@ from spatl.bench.tuning import Tuned
 from spatl.config import ExperimentConfig
 from spatl.page import facts, figure, make_page, provenance, section, table
 
-_HOW = (
+_BYTES: Final = "Bytes by what they are"
+_HOW: Final = (
     "Accuracy is the mean over {whose} of the accuracy on each client's own {split} split, of the encoder as it just "
     "arrived and the client's own predictor. A cost is everything before that: all bytes in both directions as they "
     "were serialised, registration and the first download included. A target is held when "
@@ -34,6 +58,13 @@ _HOW = (
     "with the same seed (same clients, splits and initial weights) and are averaged as logarithms; ± and intervals are "
     "95 % (Student's t over the seeds). Seconds are of a simulation in which clients train one after another, beside "
     "other runs on the same cores."
+)
+
+
+_FACTORS: Final = (
+    "The full method, and the same without one idea at a time. The factor is how many times the full method's bytes "
+    "the target costs without the idea, with the same seed; > and < are bounds, of seeds in which only the full method "
+    "or only the other reached it. Factors need not multiply to what the full method saves."
 )
 
 
@@ -52,7 +83,7 @@ def write_reports(
     command: str,
     tuned: Sequence[Tuned] = (),
 ) -> None:
-    """Write `bench.md`, `curves.png` and `report.html`.
+    """Write `bench.md`, `curves.png`, `bytes.png` and `report.html`.
 
     Args:
         plan: What was compared.
@@ -79,9 +110,13 @@ def write_reports(
     alone = next((record["title"] for record in records if record["base_method"] == ALONE), None)
     targets = [(target, meaningful(records, place) is not False) for place, target in enumerate(plan.bench.targets)]
     draw_curves(by_title, directory / "curves.png", title=_title(plan), targets=targets, alone=alone)
+    shares = parts_table(records)
+    draw_bytes(shares, directory / "bytes.png")
     sections = [
         section("What was compared", facts(_facts(plan)) + f"<p>{_how(plan.first)}</p>"),
         *_pictures(by_title, targets, alone),
+        section("What each idea is worth", _factors_figure(records, plan.bench.targets)),
+        section(_BYTES, _bytes_figure(shares)),
         *(section(heading, table(heading, note, rows, kind="numbers named")) for heading, note, rows in parts),
         section("How to repeat it", provenance(plan.first.to_yaml(), command, "Resolved config of the first run")),
     ]
@@ -146,7 +181,12 @@ def _parts(
             note = f"{_worth(records, place)} Means over the seeds that reached it."
             costs = cost_rows(target_table(records, place, criterion), rows)
             parts.append((f"Cost of {percent(target)}, {words}", note, costs))
-    parts.append(("Bytes by what they are", "Of a whole run, means over the seeds.", part_rows(rows)))
+    for place, target in enumerate(plan.bench.targets):
+        for criterion, words in CRITERIA.items():
+            lost = ablation_rows(ablation_table(records, place, criterion))
+            parts.append((f"What each idea is worth at {percent(target)}, {words}", _FACTORS, lost))
+    note = "Of a whole run, means over the seeds that ended; the last column is of both directions together."
+    parts.append((_BYTES, note, part_rows(parts_table(records))))
     parts.append(("Runs", "One row per run.", run_rows(records)))
     if tuned:
         note = f"{tuning_note(tuned).capitalize()}; * marks the one that was used. " + " ".join(
@@ -195,3 +235,27 @@ def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str 
         name="by-client",
     )
     return [*found, section("Accuracy by client", clients)]
+
+
+def _factors_figure(records: Sequence[Record], targets: Sequence[float]) -> str:
+    """The factors at the target that the terminal shows, or nothing without ablations."""
+    place = shown_target(records)
+    lost = ablation_table(records, place)
+    if not lost:
+        return ""
+    return figure(
+        factors_svg(lost),
+        label="Factor by which the bytes grow without each idea, one bar per idea",
+        words=f"At {percent(targets[place])}, {CRITERIA['held']}, against {lost[0].cost.title}. Blue is what an idea "
+        "saves, red what it costs; lines are 95 % intervals, which may run beyond the axis; a pale bar is a bound.",
+        name="factors",
+    )
+
+
+def _bytes_figure(table: Sequence[PartsRow]) -> str:
+    return figure(
+        parts_svg(table),
+        label="Bytes of a run by direction and by what they are, one bar per method",
+        words=f"Means over the seeds that ended, downlink to the left, uplink to the right. {part_words(table)}",
+        name="bytes-by-part",
+    )

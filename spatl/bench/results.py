@@ -18,10 +18,12 @@ from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
 from spatl.config import ExperimentConfig
 from spatl.errors import SpatlError
 from spatl.history import mean, read_json, read_lines
+from spatl.plots import PART_COLORS
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _CONFIDENCE = 0.95
 _OPPOSITE = {"uplink": "downlink", "downlink": "uplink"}
+_WAYS = ("uplink", "downlink")
 _RATIOS = ("ratio_to_fedavg", "ratio_to_fedavg_at_least", "bytes_over_fedavg", "ratio_to_compressed")
 
 Record = dict[str, Any]
@@ -100,9 +102,9 @@ def _record(
     history = read_lines(path / "history.jsonl")
     stopped = read_json(path / "error.json")["message"] if (path / "error.json").exists() else None
     accuracies = list(curve.clients.values())
-    uplink, downlink = (sum(each[f"{way}_bytes"] for each in history) for way in ("uplink", "downlink"))
+    uplink, downlink = (sum(each[f"{way}_bytes"] for each in history) for way in _WAYS)
     replies = sum(each["participants"] for each in history)
-    parts: dict[str, Counter[str]] = {"uplink": Counter(), "downlink": Counter()}
+    parts = {way: Counter(dict.fromkeys(PART_COLORS, 0)) for way in _WAYS}
     for each in history:
         for way, sums in parts.items():
             sums.update(each[way])
@@ -327,7 +329,58 @@ def target_table(records: Sequence[Record], place: int, criterion: str = "held")
     return table
 
 
+@dataclass(frozen=True)
+class PartsRow:
+    """What the bytes of a row are: means over the seeds that ended, which all had the same rounds.
+
+    Attributes:
+        label: The row.
+        title: Its name for readers.
+        uplink: Bytes of a whole run by part, or nothing where no seed ended.
+        downlink: The same of the other direction.
+    """
+
+    label: str
+    title: str
+    uplink: Mapping[str, float]
+    downlink: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes of a whole run."""
+        return math.fsum([*self.uplink.values(), *self.downlink.values()])
+
+
+def parts_table(records: Sequence[Record]) -> list[PartsRow]:
+    """Break the bytes of every row down by direction and by what they are."""
+    table = []
+    for label, own in by_row(records).items():
+        ended = [record for record in own if record["stopped"] is None]
+        uplink, downlink = (
+            {part: math.fsum(record[way][part] for record in ended) / len(ended) for part in PART_COLORS if ended}
+            for way in _WAYS
+        )
+        table.append(PartsRow(label, own[0]["title"], uplink, downlink))
+    return table
+
+
+def reference_bytes(table: Sequence[PartsRow]) -> float | None:
+    """The bytes of a whole run of the reference, if one ended."""
+    return next((row.total for row in table if row.label == REFERENCE and row.total), None)
+
+
 def meaningful(records: Sequence[Record], place: int) -> bool | None:
     """Whether the target at a place needs a federation; None without the row that trains alone."""
     found: bool | None = records[0]["targets"][place]["meaningful"] if records else None
     return found
+
+
+def shown_target(records: Sequence[Record]) -> int:
+    """The place of the highest meaningful target that some run held, else 0."""
+    targets = [cell["target"] for cell in records[0]["targets"]] if records else []
+    wanted = [
+        place
+        for place in range(len(targets))
+        if meaningful(records, place) is not False and any(record["targets"][place]["held"] for record in records)
+    ]
+    return max(wanted, key=lambda place: targets[place], default=0)

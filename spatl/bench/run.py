@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 
+from spatl.bench.ablations import add_ablations_
 from spatl.bench.jobs import Job, OnEvent, missing_jobs, run_jobs
 from spatl.bench.plan import Plan
 from spatl.bench.report import write_reports
@@ -83,6 +84,7 @@ def bench(
         except SpatlError as error:
             failed = error
         records, curves = collect(plan, directory)
+        add_ablations_(records, plan.bench.ablations)
         if records:
             write_json(directory / "bench.json", records)
             write_reports(plan, records, curves, directory, command=command, tuned=tuned)

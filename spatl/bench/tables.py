@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from spatl.bench.results import Estimate, Record, TargetRow, average
+from spatl.bench.ablations import AblationRow
+from spatl.bench.results import Estimate, PartsRow, Record, TargetRow, average, reference_bytes
 from spatl.bench.tuning import Tuned
-from spatl.plots import human_bytes
+from spatl.plots import PART_COLORS, human_bytes
 
 NOTHING: Final = "–"
 
@@ -73,6 +74,32 @@ def cost_rows(table: Sequence[TargetRow], rows: Mapping[str, Sequence[Record]]) 
     ]
 
 
+def factor_text(row: AblationRow) -> str:
+    """The factor of an idea, of how many seeds if not of all, and the bounds of seeds in which one of two got there."""
+    seeds = row.cost.seeds
+    parts = [ratio_text(row.factor, seeds)] if row.factor else []
+    if row.at_least:
+        parts.append(f"> {min(row.at_least):.2f}x, {len(row.at_least)} of {seeds}")
+    if row.at_most:
+        parts.append(f"< {max(row.at_most):.2f}x, {len(row.at_most)} of {seeds}")
+    return "; ".join(parts) or NOTHING
+
+
+def ablation_rows(table: Sequence[AblationRow]) -> list[dict[str, str]]:
+    """What each idea is worth at one target, the full row first: text by column."""
+    return [
+        {
+            "method": row.cost.title if row.without is None else f"without {row.without}",
+            "reached": reached_text(row.cost),
+            "bytes in total": _bytes(row.cost.bytes),
+            "ratio to FedAvg": ratio_to_reference(row.cost),
+            "factor lost": factor_text(row),
+            "change of final accuracy": _points(row.accuracy_change, row.cost.seeds),
+        }
+        for row in table
+    ]
+
+
 def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
     """Final accuracies and what a round costs, one row per method: text by column."""
     with_momentum = any(record["momentum"] for own in rows.values() for record in own)
@@ -94,18 +121,20 @@ def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
     ]
 
 
-def part_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
-    """Bytes of a run by direction and by what they are, means over the seeds: text by column."""
+def part_rows(table: Sequence[PartsRow]) -> list[dict[str, str]]:
+    """Bytes of a run by direction and by what they are, and all together: text by column."""
+    whole = reference_bytes(table)
     return [
         {
-            "method": own[0]["title"],
+            "method": row.title,
             **{
-                f"{way} {part}": _bytes(average(float(record[way].get(part, 0)) for record in own))
-                for way in ("uplink", "downlink")
-                for part in ("values", "indices", "control", "other")
+                f"{way} {part}": human_bytes(round(parts[part])) if parts else NOTHING
+                for way, parts in (("uplink", row.uplink), ("downlink", row.downlink))
+                for part in PART_COLORS
             },
+            "of FedAvg's total": percent(row.total / whole if whole and row.total else None),
         }
-        for own in rows.values()
+        for row in table
     ]
 
 
@@ -180,6 +209,14 @@ def _difference(estimate: Estimate | None) -> str:
         return NOTHING
     difference = round(estimate.value)
     return f"{'−' if difference < 0 else '+'}{human_bytes(abs(difference))}"
+
+
+def _points(change: Estimate | None, seeds: int) -> str:
+    """A difference of shares in percentage points, with its 95 % interval, and of how many seeds if not of all."""
+    if change is None:
+        return NOTHING
+    text = interval(change, lambda value: f"{100 * value:+.1f}").replace("± +", "± ").replace("-", "−")
+    return f"{text} points" if change.number == seeds else f"{text} points, {change.number} of {seeds}"
 
 
 def _number(estimate: Estimate | None) -> str:

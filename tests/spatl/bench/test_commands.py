@@ -23,16 +23,40 @@ def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(config, tm
     printed = capsys.readouterr().out
     for text in ("runs: 3/3  fedavg+float16, seed 3: accuracy", "digits, 4 clients, 1 seed", "15.0 %"):
         assert text in printed
-    for name in ("bench.json", "bench.md", "report.html"):
+    for name in ("bench.json", "bench.md", "report.html", "curves.png", "bytes.png"):
         assert str(out / name) in printed
         assert (out / name).stat().st_size > 0
     records = json.loads((out / "bench.json").read_text())
     assert [(r["method"], r["seed"], r["target"]) for r in records] == [
         ("fedavg", 3, 0.15), ("local", 3, 0.15), ("fedavg+float16", 3, 0.15)
     ]  # fmt: skip
+    for record in records:
+        for way in ("uplink", "downlink"):
+            assert record[way].keys() == {"values", "indices", "control", "other"}
+            assert sum(record[way].values()) == record[f"{way}_bytes"] > 0
     assert "spatl bench" in (out / "bench.md").read_text()
     assert main([*arguments, "--out", str(out)]) == 0
     assert "runs: 3 of 3 are finished already" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ablations_end_with_a_table_of_what_each_idea_is_worth(config, tmp_path, capsys, monkeypatch):
+    """Without selection every client sends all channels each round, so the same target costs more bytes."""
+    monkeypatch.setenv("COLUMNS", "140")
+    out = tmp_path / "out"
+    arguments = ["bench", config, "--seeds", "1", "--target", "0.05", "--workers", "1", "--out", str(out),
+                 "--set", "bench.methods={spatl: {selection: {selector: random}}, spatl-no-selection: {}, fedavg: {}}",
+                 "--set", "bench.ablations.without={spatl-no-selection: '[b]selection'}"]  # fmt: skip
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "what each idea is worth, at 5.0 %:" in printed
+    assert "without [b]selection" in printed
+    assert "factor lost" in printed
+    full, without, fedavg = json.loads((out / "bench.json").read_text())
+    assert full["ablation"] is fedavg["ablation"] is None
+    cell = without["ablation"]["targets"][0]["held"]
+    assert cell["factor"] == without["bytes_to_target"] / full["bytes_to_target"] > 1
+    assert "| without [b]selection | 1 of 1 |" in (out / "bench.md").read_text()
 
 
 @pytest.mark.slow

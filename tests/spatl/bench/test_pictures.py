@@ -1,10 +1,10 @@
-"""What the curves of a benchmark show."""
+"""What the pictures of a benchmark show."""
 
 import pytest
 
 from spatl.bench.costs import Point
-from spatl.bench.pictures import curve_words, draw_accuracy
-from spatl.bench.results import Curve
+from spatl.bench.pictures import curve_words, draw_accuracy, draw_parts, part_words
+from spatl.bench.results import Curve, PartsRow
 from spatl.plots import new_figure
 
 
@@ -63,3 +63,54 @@ def test_near_one_the_axis_gives_every_halving_of_the_errors_the_same_room():
     assert middle - low == pytest.approx(2 * (high - middle), rel=0.01)
     low, middle, high = places[0.96]
     assert middle - low == pytest.approx(high - middle, rel=0.1)
+
+
+FEDAVG = PartsRow("fedavg", "FedAvg", *({"values": 480.0, "indices": 0.0, "control": 0.0, "other": 20.0},) * 2)
+SPATL = PartsRow(
+    "spatl",
+    "SPATL",
+    uplink={"values": 100.0, "indices": 50.0, "control": 0.0, "other": 50.0},
+    downlink={"values": 100.0, "indices": 0.0, "control": 100.0, "other": 0.0},
+)
+STOPPED = PartsRow("scaffold", "SCAFFOLD", {}, {})
+
+
+def bars(table):
+    """Start and end of every bar that is drawn, and the texts, by the row's name."""
+    with new_figure(8, 5) as figure:
+        axes = figure.subplots()
+        draw_parts(axes, table)
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        found = {name: [] for name in names}
+        for bar in axes.patches:
+            if bar.get_width():
+                found[names[round(bar.get_y() + bar.get_height() / 2)]] += [bar.get_x(), bar.get_x() + bar.get_width()]
+        texts = {name: [] for name in names}
+        for each in axes.texts:
+            texts[names[each.xy[1]]].append(each.get_text())
+        return found, texts, axes.get_xlabel()
+
+
+def test_bytes_are_stacked_by_part_downlink_left_uplink_right_in_shares_of_all_that_fedavg_sends():
+    """FedAvg sends 500 each way, 1000 in all. SPATL: up 100, 50, 50 of them; down 100 and 100."""
+    drawn, texts, axis = bars([SPATL, FEDAVG])
+    assert drawn["SPATL"] == pytest.approx([0, 0.1, 0.1, 0.15, 0.15, 0.2, 0, -0.1, -0.1, -0.2])
+    assert drawn["FedAvg"] == pytest.approx([0, 0.48, 0.48, 0.5, 0, -0.48, -0.48, -0.5])
+    assert texts == {"SPATL": ["20 %", "20 %"], "FedAvg": ["50 %", "50 %"]}
+    assert "share of all bytes of FedAvg" in axis
+    assert part_words([SPATL, FEDAVG]).startswith("SPATL sends 200 B up and 200 B down, 40 % of FedAvg; ")
+
+
+def test_without_a_fedavg_that_ended_the_unit_is_bytes():
+    drawn, texts, axis = bars([SPATL, PartsRow("fedavg", "FedAvg", {}, {})])
+    assert drawn["SPATL"][:2] == [0, 100]
+    assert texts == {"SPATL": ["200 B", "200 B"], "FedAvg": ["no run ended"]}
+    assert "bytes of a run" in axis
+    assert part_words([SPATL]) == "SPATL sends 200 B up and 200 B down."
+
+
+def test_a_row_of_which_no_run_ended_keeps_its_place_and_has_no_bar_and_says_so():
+    drawn, texts, _ = bars([SPATL, STOPPED, FEDAVG])
+    assert list(drawn) == ["FedAvg", "SCAFFOLD", "SPATL"]  # from below
+    assert drawn["SCAFFOLD"] == []
+    assert texts["SCAFFOLD"] == ["no run ended"]

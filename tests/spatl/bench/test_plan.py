@@ -127,6 +127,24 @@ def test_rows_of_one_config_are_held_to_the_same(config_of):
         ("bench: {methods: {FedAvg: {method: fedavg}, fedavg: {}}}", {}, r"'FedAvg' and 'fedavg' differ in case only"),
         ("bench: {methods: {mine: {}}}", {}, r"unknown method 'mine'; known: "),
         ("bench: {methods: {spatl: {selection: {kep_ratio: 1}}}}", {}, r"selection\.kep_ratio: unknown key"),
+        (
+            "bench: {ablations: {without: {spatl-no-selektion: x}}}",
+            {"methods": ["spatl"]},
+            r"ablations\.without: there is no row 'spatl-no-selektion' \(did you mean 'spatl-no-selection'\?\); rows",
+        ),
+        (
+            "bench: {methods: {fedavg: {}, spatl: {}}, ablations: {full: mine, without: {spatl: x}}}",
+            {},
+            r"bench\.ablations\.full: there is no row 'mine'; rows: fedavg, spatl$",
+        ),
+        ("bench: {ablations: {without: {spatl: x}}}", {}, r"bench\.ablations: spatl is the full row"),
+        ("bench: {ablations: {without: {fedavg: ' '}}}", {}, r"bench\.ablations\.without: says nothing of fedavg"),
+        ("bench: {ablations: {witout: {}}}", {}, r"witout: unknown key.*bench\.ablations takes full, without"),
+        (
+            "bench: {methods: {spatl: {}, same: {method: spatl}}, ablations: {without: {same: x}}}",
+            {},
+            r"bench\.ablations\.without: same is the same as spatl in every setting",
+        ),
         ("bench: {rows: 3}", {}, r"bench\.rows: unknown key; bench takes methods"),
     ],
 )
@@ -140,3 +158,10 @@ def test_a_single_run_ignores_the_bench_of_its_config(config_of):
     plan = make_plan([config_of(text="bench: {seeds: [7]}\n")], methods=["fedavg"])
     assert "bench" not in plan.first.to_yaml()
     assert "bench" not in plan.first.to_json()
+
+
+def test_rows_of_ablations_may_be_left_out_of_a_start(config_of):
+    text = "bench: {ablations: {without: {spatl-no-selection: selection, spatl-no-control: control}}}\n"
+    plan = make_plan([config_of(text=text)], methods=["fedavg", "spatl-no-control"])
+    assert [row.label for row in plan.rows] == ["fedavg", "spatl-no-control"]
+    assert list(plan.bench.ablations.without) == ["spatl-no-selection", "spatl-no-control"]

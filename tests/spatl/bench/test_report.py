@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from spatl.bench.ablations import add_ablations_
 from spatl.bench.plan import make_plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import collect, run_directory
@@ -27,7 +28,7 @@ def report(tmp_path_factory):
     """A benchmark of five methods and three seeds whose accuracies rise to a level of their own."""
     directory = tmp_path_factory.mktemp("bench")
     path = directory / "bench.yaml"
-    path.write_text("rounds: 30\nbench: {targets: [0.8, 0.5, 0.95]}\n")
+    path.write_text("rounds: 30\nbench: {targets: [0.8, 0.5, 0.95], ablations: {without: {fedrep: a, fedavg: b}}}\n")
     plan = make_plan([path], methods=list(LEVELS))
     for row in plan.rows:
         level, factor = LEVELS[row.label]
@@ -40,6 +41,7 @@ def report(tmp_path_factory):
     (stopped / "summary.json").unlink()
     (stopped / "error.json").write_text('{"error": "DivergedError", "message": "the run diverged in round 31"}')
     records, curves = collect(plan, directory)
+    add_ablations_(records, plan.bench.ablations)
     tuned = [Tuned("fedavg", {Pair(0.1): 0.5, Pair(0.2): 0.6, Pair(0.4): None}, Pair(0.2))]
     write_reports(plan, records, curves, directory, command=f"spatl bench {HOSTILE}", tuned=tuned)
     return directory
@@ -65,6 +67,15 @@ def test_every_row_is_in_every_table_with_what_it_cost(report):
     assert re.fullmatch(r"\d+\.\d\dx \(\d+\.\d\d–\d+\.\d\d\)", costs["SPATL"]["ratio to FedAvg"])
     assert costs["SPATL"]["Δ to FedAvg"].startswith("−")
     assert {row["reached"] for row in rows_below(text, "Cost of 95.0 %, first touch").values()} == {"not reached"}
+
+
+def test_what_the_bytes_are_stands_in_a_table_and_in_pictures(report):
+    parts = rows_below((report / "bench.md").read_text(), "Bytes by what they are")
+    assert parts["FedAvg"]["of FedAvg's total"] == "100.0 %"
+    assert parts["FedAvg (fedavg+float16)"]["of FedAvg's total"] == "50.0 %"
+    assert parts["SPATL"]["uplink values"] == "150.0 kB"  # 30 rounds of 4,999 bytes
+    assert "SPATL sends 150.0 kB up and 150.0 kB down, 5 % of FedAvg" in (report / "report.html").read_text()
+    assert (report / "bytes.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_targets_that_need_no_federation_are_marked(report):
@@ -100,7 +111,7 @@ def test_a_browser_opens_the_report_without_network_or_complaint_and_draws_it(re
             "[...document.querySelectorAll('figure svg')].map(s => {const b = s.getBoundingClientRect();"
             "return [b.width, b.height, s.querySelectorAll('path').length]})"
         )
-        assert len(pictures) == 4
+        assert len(pictures) == 6
         assert all(width > 700 and height > 200 and paths > 20 for width, height, paths in pictures)
         assert browser.value("document.querySelectorAll('table').length") >= 10
         for width in (1300, 500):

@@ -8,8 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.bench.plan import make_plan
-from spatl.bench.results import Estimate, average, average_ratio, collect, compressed, run_directory, target_table
-from spatl.bench.tables import ratio_text, ratio_to_reference
+from spatl.bench.results import (
+    Estimate,
+    average,
+    average_ratio,
+    collect,
+    compressed,
+    parts_table,
+    reference_bytes,
+    run_directory,
+    target_table,
+)  # fmt: skip
+from spatl.bench.tables import part_rows, ratio_text, ratio_to_reference
 from spatl.config import parse_config
 from spatl.history import append_lines
 from tests.spatl.bench.runs import write_run
@@ -127,6 +137,33 @@ def test_what_a_message_sends_the_opposite_way_counts_in_its_phase(plan, finishe
     record = collect(plan, finished)[0][0]
     assert record["registration_bytes"] == 38
     assert record["uplink_bytes_per_round"] == 100
+
+
+def test_the_parts_of_the_bytes_add_up_and_are_shares_of_fedavgs(plan, finished):
+    """Four rounds of FedAvg: 4 * 100 up and 4 * 100 down (these files break the final encoder down into no parts); of
+    every 100 bytes one is no value.
+
+    Four rounds of SPATL: 4 * 9 and 4 bytes up, and as much down; together 80 of FedAvg's 800.
+    """
+    table = {row.label: row for row in parts_table(collect(plan, finished)[0])}
+    assert table["fedavg"].uplink == {"values": 396, "indices": 0, "control": 0, "other": 4}
+    assert table["spatl"].downlink == {"values": 36, "indices": 0, "control": 0, "other": 4}
+    assert reference_bytes(list(table.values())) == 800
+    cells = {line["method"]: line for line in part_rows(list(table.values()))}
+    assert cells["SPATL"]["of FedAvg's total"] == "10.0 %"
+    assert cells["SPATL"]["uplink values"] == "36 B"
+
+
+def test_bytes_of_a_run_that_stopped_early_are_no_saving(plan, finished):
+    """Of SPATL's seeds one is left; of a method whose runs all stopped there is nothing to show."""
+    for label, seed in (("spatl", 2), ("local", 1), ("local", 2)):
+        path = run_directory(finished, label, seed)
+        (path / "history.jsonl").write_text((path / "history.jsonl").read_text().splitlines()[0] + "\n")
+        (path / "error.json").write_text('{"error": "DivergedError", "message": "diverged"}')
+    table = {row.label: row for row in parts_table(collect(plan, finished)[0])}
+    assert table["spatl"].total == 80
+    assert table["local"].total == 0
+    assert set(part_rows([table["local"]])[0].values()) == {"Training alone", "–"}
 
 
 def test_whether_a_target_needs_a_federation_is_unknown_where_a_run_alone_stopped(plan, finished):
