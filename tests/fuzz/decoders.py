@@ -8,34 +8,60 @@ another length, ends it with a status other than 0. It needs a process of its ow
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import atheris
 
-with atheris.instrument_imports(include=["spatl.codec", "spatl.entropy", "spatl.protocol", "spatl.selection"]):
+MODULES = ("adaptive", "codec", "entropy", "protocol", "reference", "selection")
+
+with atheris.instrument_imports(include=[f"spatl.{name}" for name in MODULES]):
     import numpy as np
     import torch
 
     from spatl.codec import CODECS, CODECS_BY_NUMBER
     from spatl.entropy import LARGEST_INTEGER, decode_integers, encode_integers
     from spatl.errors import UpdateRejected
-    from spatl.protocol import Model, pack_model, pack_update, unpack_model, unpack_update
+    from spatl.protocol import (
+        DerivedControl,
+        TrainReport,
+        pack_download,
+        pack_update,
+        unpack_download,
+        unpack_update,
+    )
+    from spatl.reference import Held, Reference, follow
+    from spatl.selection.layout import Places
     from spatl.selection.selection import Selection
     from tests.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
 MASKS = ([True] * LAYOUT.num_channels, [True, False] * 6 + [True])
+INITIAL = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(1))
+REPORT = TrainReport(
+    num_examples=100, accuracy=0.5, loss=1.25, train_loss=0.75, keep_ratio=0.5, flops_ratio=0.25, budget_kind=1,
+    budget_limit=0.5, validation_gain=0.125, training_seconds=2.0, selection_seconds=1.0, decision_seconds=0.5,
+    seconds=4.0,
+)  # fmt: skip
+HEADER, SECTION = 28, 9
+OWN_HEADER = {1: 20, 2: 13}
 
 
 def with_whole_payload(data: bytes) -> bytes:
     """The bytes, with the lengths that a header promises made right: few mutations would get past them otherwise."""
-    if len(data) < 60 or not 1 <= data[7] <= 4:
+    if len(data) < HEADER or data[5] not in OWN_HEADER:
         return data
-    payload = len(data) - 40 - 5 * data[7]
-    before = sum(struct.unpack_from("<I", data, 41 + 5 * section)[0] for section in range(data[7] - 1))
+    table, count = HEADER + OWN_HEADER[data[5]], data[7]
+    payload = len(data) - table - SECTION * count
+    if payload < 0:
+        return data
     blob = bytearray(data)
-    struct.pack_into("<Q", blob, 32, payload)
-    struct.pack_into("<I", blob, 36 + 5 * data[7], max(0, payload - before))
+    struct.pack_into("<Q", blob, 20, payload)
+    rows = [table + 1 + SECTION * section for section in range(count)]
+    before = sum(struct.unpack_from("<Q", blob, row)[0] for row in rows[:-1])
+    if rows and before <= payload:
+        struct.pack_into("<Q", blob, rows[-1], payload - before)
     return bytes(blob)
 
 
@@ -43,42 +69,80 @@ def decode_update(data: bytes) -> None:
     update = unpack_update(with_whole_payload(data), LAYOUT, server_round=1, base_version=0)
     assert torch.isfinite(update.values).all()
     assert len(update.values) == len(update.selection.entries(LAYOUT))
+    assert 0 < update.step_weight < float("inf")
 
 
 def update_seeds() -> list[bytes]:
     difference = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(0))
+    updates = [make_update(LAYOUT, mask, difference * scale) for mask in MASKS for scale in (0.0, 0.1)]
     return [
-        pack_update(make_update(LAYOUT, mask, difference * scale), LAYOUT, codec, generator=torch.Generator())
+        pack_update(replace(update, report=report), LAYOUT, codec, generator=torch.Generator())
         for codec in CODECS.values()
-        for mask in MASKS
-        for scale in (0.0, 0.1)
+        for update in updates
+        for report in (None, REPORT)
     ]
 
 
-def decode_model(data: bytes) -> None:
-    model = unpack_model(with_whole_payload(data), LAYOUT)
-    assert torch.isfinite(model.encoder).all()
-    assert len(model.encoder) == LAYOUT.num_entries
-    assert model.control is None or torch.isfinite(model.control).all()
+def follow_download(data: bytes) -> None:
+    """By a client that holds versions 2 and 3; what the bytes lead to is taken for the right encoder."""
+    download = unpack_download(with_whole_payload(data), LAYOUT)
+    num_values = len(entries_of(download.selection))
+    offsets = {version: torch.arange(num_values, dtype=torch.int32) << version for version in (2, 3)}
+    held = Held(offsets, control=torch.ones(LAYOUT.num_parameter_entries))
+    with patch("spatl.reference.check_of", lambda encoder: download.check):
+        encoder, after = follow(download, held, INITIAL, LAYOUT, fading=0.5)
+    assert len(encoder) == LAYOUT.num_entries
+    assert torch.isfinite(encoder).all()
+    assert all(len(each) == num_values and each.dtype == torch.int32 for each in after.offsets.values())
+    assert after.control is None or torch.isfinite(after.control).all()
 
 
-def model_seeds() -> list[bytes]:
-    encoder = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(0))
-    control = encoder[: LAYOUT.num_parameter_entries] / 10
-    selection = Selection(torch.tensor(MASKS[1]))
-    models = (Model(1, 0, encoder, control), Model(1, 0, encoder, None), Model(1, 0, encoder, control, selection))
-    return [
-        pack_model(model, LAYOUT, codec, generator=torch.Generator()) for codec in CODECS.values() for model in models
-    ]
+def entries_of(selection: Selection | None) -> torch.Tensor:
+    return torch.arange(LAYOUT.num_entries) if selection is None else selection.entries(LAYOUT)
+
+
+def download_seeds() -> list[bytes]:
+    seeds = []
+    for codec in CODECS.values():
+        for selection in (None, Selection(torch.tensor(MASKS[1]))):
+            draw = torch.Generator().manual_seed(0)
+            reference = Reference(INITIAL, LAYOUT, codec, selection=selection)
+            for _ in range(4):
+                difference = 0.1 * torch.randn(LAYOUT.num_entries, generator=draw)
+                reference.advance(reference.encoder + difference, generator=draw)
+            for held in (0, 2, 3):
+                download = reference.download(
+                    held, server_round=5, acknowledged_round=3, cannot_build=held == 0 and selection is None
+                )
+                seeds.append(pack_download(download, LAYOUT))
+                seeds.append(pack_download(replace(download, derived=DerivedControl(0.5, 0.25, True)), LAYOUT))
+            snapshot = torch.arange(len(entries_of(selection)), dtype=torch.int32)
+            seeds.append(pack_download(replace(download, values=(), snapshot=snapshot), LAYOUT))
+    return seeds
+
+
+def decode_report(data: bytes) -> None:
+    report = TrainReport.from_bytes(data)
+    assert report.to_bytes() == data
+    assert report.loss >= 0
+
+
+def report_seeds() -> list[bytes]:
+    return [REPORT.to_bytes(), replace(REPORT, num_examples=1, budget_limit=float("inf"), loss=0.0).to_bytes()]
+
+
+def places_of(num_values: int, num_channels: int) -> Places:
+    """Channels that lie in up to four tensors, as the fuzzer's bytes ask for."""
+    channels = torch.arange(num_values) % num_channels
+    return Places(channels, channels % 4)
 
 
 def decode_values(data: bytes) -> None:
     """The first three bytes are the codec's number, and how many values of how many channels are expected."""
     if len(data) < 3 or data[0] not in CODECS_BY_NUMBER:
         return
-    channels = torch.arange(data[1]) % (1 + data[2])
-    values = CODECS_BY_NUMBER[data[0]].decode(memoryview(data)[3:], channels)
-    assert len(values) == len(channels)
+    values = CODECS_BY_NUMBER[data[0]].decode(memoryview(data)[3:], places_of(data[1], 1 + data[2]))
+    assert len(values) == data[1]
     assert data[0] < 2 or torch.isfinite(values).all()
 
 
@@ -86,7 +150,7 @@ def values_seeds() -> list[bytes]:
     values = torch.randn(200, generator=torch.Generator().manual_seed(0)) * torch.arange(200)
     return [
         bytes([number, num_values, num_channels - 1])
-        + codec.encode(values[:num_values], torch.arange(num_values) % num_channels, generator=torch.Generator())
+        + codec.encode(values[:num_values], places_of(num_values, num_channels), generator=torch.Generator())
         for number, codec in CODECS_BY_NUMBER.items()
         for num_values, num_channels in ((0, 1), (1, 1), (200, 1), (200, 15))
     ]
@@ -114,7 +178,8 @@ def integers_seeds() -> list[bytes]:
 
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
     "update": (decode_update, update_seeds),
-    "model": (decode_model, model_seeds),
+    "download": (follow_download, download_seeds),
+    "report": (decode_report, report_seeds),
     "values": (decode_values, values_seeds),
     "integers": (decode_integers_of_many, integers_seeds),
 }

@@ -28,7 +28,8 @@ def random_updates(seed: int, number: int, layout=LAYOUT) -> list[tuple[Update, 
         mask = torch.rand(layout.num_channels, generator=draw) < 0.6
         scale = 10 ** float(torch.empty(()).uniform_(-6, 3, generator=draw))
         difference = scale * torch.randn(layout.num_entries, generator=draw)
-        update = make_update(layout, mask.tolist(), difference, step_weight=float(torch.rand((), generator=draw)) + 0.1)
+        step_weight = float(torch.rand((), generator=draw)) + 0.1
+        update = make_update(layout, mask.tolist(), difference, step_weight=step_weight, corrected=True)
         updates.append((update, int(torch.randint(1, 500, (), generator=draw))))
     return updates
 
@@ -108,10 +109,32 @@ def test_two_clients_by_hand():
     """
     layout = interleaved_layout([(3, 1)])
     aggregator = Aggregator(layout, torch.ones(3), torch.full((3,), 0.1), total_examples=100, damping=0.5)
-    aggregator.add(make_update(layout, [True, False, False], torch.tensor([2.0, 9, 9]), step_weight=2.0), 30)
-    aggregator.add(make_update(layout, [True, True, False], torch.tensor([-2.0, 4, 9]), step_weight=4.0), 10)
+    one = make_update(layout, [True, False, False], torch.tensor([2.0, 9, 9]), step_weight=2.0, corrected=True)
+    other = make_update(layout, [True, True, False], torch.tensor([-2.0, 4, 9]), step_weight=4.0, corrected=True)
+    aggregator.add(one, 30)
+    aggregator.add(other, 10)
     assert aggregator.encoder().tolist() == [2.0, 5.0, 1.0]
     assert aggregator.control().tolist() == pytest.approx([-0.045, 0.045, 0.1])
+    assert aggregator.control_share() == pytest.approx((0.4 + 0.1 + 0.0) / 3)
+
+
+def test_an_update_whose_gradients_were_not_corrected_moves_x_and_not_c():
+    layout = interleaved_layout([(2, 1)])
+    aggregator = Aggregator(layout, torch.zeros(2), torch.full((2,), 0.1), total_examples=10)
+    aggregator.add(make_update(layout, [True, True], torch.tensor([2.0, 4.0])), 10)
+    assert aggregator.encoder().tolist() == [2.0, 4.0]
+    assert aggregator.control().tolist() == pytest.approx([0.1, 0.1])
+    assert aggregator.control_share() == 0
+
+
+def test_c_moves_by_what_the_clients_hold_for_c():
+    """The clients hold c = 0.5 where it is 0.1: 0.1 + 0.5 * 0.4 * (-2/2 - 0.5) = -0.2."""
+    layout = interleaved_layout([(1, 1)])
+    aggregator = Aggregator(
+        layout, torch.zeros(1), torch.tensor([0.1]), held_control=torch.tensor([0.5]), total_examples=100, damping=0.5
+    )
+    aggregator.add(make_update(layout, [True], torch.tensor([2.0]), step_weight=2.0, corrected=True), 40)
+    assert aggregator.control().tolist() == pytest.approx([-0.2])
 
 
 def test_normalised_averaging_by_hand():
@@ -167,7 +190,7 @@ def test_c_equals_the_weighted_sum_of_c_i_under_partial_participation_selection_
             mask = torch.rand(layout.num_channels, generator=draw) < 0.4
             selection = Selection(mask)
             values = 0.1 * torch.randn(len(selection.entries(layout)), generator=draw)
-            update = Update(server_round, 0, selection, values, 0.5)
+            update = Update(server_round, 0, selection, values, 0.5, corrected=True)
             if float(torch.rand((), generator=draw)) < 1 / 3:  # lost on its way: the client keeps its old c_i
                 lost += 1
                 continue
