@@ -14,7 +14,12 @@ from server.app import serve
 from server.grids import InProcessGrid
 from spatl.config import ExperimentConfig, parse_config
 from spatl.federation import Blueprint, cached_blueprint
+from spatl.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
+from spatl.selection.layout import EncoderLayout
 from spatl.training.control import fading
+
+DENSE = {"uplink": "float32", "downlink": "float32"}
+"""The wire that sends everything as it is."""
 
 
 def tiny_config(**sections: Any) -> ExperimentConfig:
@@ -53,6 +58,26 @@ def run_tiny(
 def blueprint_of(config: ExperimentConfig) -> Blueprint:
     """The blueprint all sides of a federation of this process share."""
     return cached_blueprint(config.to_json())
+
+
+def blob_of(message: Message) -> bytes:
+    """The blob in a message; the reply to an evaluation is its report alone."""
+    blob = message.content.config_records[RECORD][BLOB]
+    assert isinstance(blob, bytes)
+    return blob
+
+
+def opened(blob: bytes, layout: EncoderLayout, *, server_round: int = 1) -> Update:
+    """A client's update of a round, in a run whose clients follow every version."""
+    return unpack_update(blob, layout, server_round=server_round, base_version=server_round - 1)
+
+
+def parted(blob: bytes, layout: EncoderLayout, *, server_round: int = 1) -> tuple[bytes, TrainReport]:
+    """The bytes of an update but for its report, which tells of seconds, and the report."""
+    report = opened(blob, layout, server_round=server_round).report
+    assert report is not None
+    assert blob.count(report.to_bytes()) == 1
+    return blob.replace(report.to_bytes(), b""), report
 
 
 def state_of(directory: Path, client: int) -> ClientState:

@@ -37,6 +37,6 @@ def interleaved_layout(groups: Sequence[tuple[int, int]], *, statistics: int = 0
 def make_update(
     layout: EncoderLayout, mask: Sequence[bool], difference: torch.Tensor, *, step_weight: float = 1.0
 ) -> Update:
-    """An update of round 1 that sends `difference` [N] on the channels of `mask`."""
+    """An update of round 1 that sends `difference` [N] on the channels of `mask`, from corrected gradients."""
     selection = Selection(torch.tensor(mask))
-    return Update(1, 0, selection, difference[selection.entries(layout)], step_weight)
+    return Update(1, 0, selection, difference[selection.entries(layout)], step_weight, corrected=True)
