@@ -1,11 +1,12 @@
 """Small federations for tests: a config that runs in a second or two, and ways to look into a run."""
 
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
@@ -19,7 +20,8 @@ from spatl.selection.layout import EncoderLayout
 from spatl.training.control import fading
 
 DENSE = {"uplink": "float32", "downlink": "float32"}
-"""The wire that sends everything as it is."""
+COMPRESSED = {"uplink": "adaptive", "downlink": "adaptive"}
+"""The wire that sends everything as it is, and the one that sends changes of what the clients hold."""
 
 
 def tiny_config(**sections: Any) -> ExperimentConfig:
@@ -60,21 +62,22 @@ def blueprint_of(config: ExperimentConfig) -> Blueprint:
     return cached_blueprint(config.to_json())
 
 
-def blob_of(message: Message) -> bytes:
+def blob_of(content: RecordDict) -> bytes:
     """The blob in a message; the reply to an evaluation is its report alone."""
-    blob = message.content.config_records[RECORD][BLOB]
+    blob = content.config_records[RECORD][BLOB]
     assert isinstance(blob, bytes)
     return blob
 
 
-def opened(blob: bytes, layout: EncoderLayout, *, server_round: int = 1) -> Update:
-    """A client's update of a round, in a run whose clients follow every version."""
-    return unpack_update(blob, layout, server_round=server_round, base_version=server_round - 1)
+def opened(blob: bytes, layout: EncoderLayout) -> Update:
+    """A client's update, of whatever round and version it says."""
+    server_round, _, _, base_version = struct.unpack_from("<I8sQI", blob, 8)
+    return unpack_update(blob, layout, server_round=server_round, base_version=base_version)
 
 
-def parted(blob: bytes, layout: EncoderLayout, *, server_round: int = 1) -> tuple[bytes, TrainReport]:
+def parted(blob: bytes, layout: EncoderLayout) -> tuple[bytes, TrainReport]:
     """The bytes of an update but for its report, which tells of seconds, and the report."""
-    report = opened(blob, layout, server_round=server_round).report
+    report = opened(blob, layout).report
     assert report is not None
     assert blob.count(report.to_bytes()) == 1
     return blob.replace(report.to_bytes(), b""), report
