@@ -215,7 +215,7 @@ class Workplace:
             return None
         if own is not None:
             check_budget(own, self.blueprint.costs, source=f"client {client}: the node's")
-        return own or self.config.selection.budget(client)
+        return own or self.config.budget(client)
 
     def saliency(self, client: int) -> Tensor:
         """How much the client's loss depends on each channel of the initial encoder, float32 [C] (`selection.static`).

@@ -75,7 +75,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
     selection = None
     if config.row.static_mask:
         saliency = {client: registration.saliency for client, registration in clients.items()}
-        selection = common_selection(saliency, num_examples, blueprint.costs, config.selection.budget())
+        selection = common_selection(saliency, num_examples, blueprint.costs, config.budget())
     own = check_of(blueprint.initial_encoder())
     strategy = Federation(
         blueprint,

@@ -170,11 +170,14 @@ class Federation(FedAvg):
 
     def _advance(self, server_round: int) -> None:
         limit = self._blueprint.message_bytes
-        self._reference.advance(
-            self.state.encoder,
-            generator=generator(self._config.seed, "rounding-server", server_round=server_round),
-            max_bytes=None if limit is None else limit - download_overhead(controls=self._derives),
-        )
+        try:
+            self._reference.advance(
+                self.state.encoder,
+                generator=generator(self._config.seed, "rounding-server", server_round=server_round),
+                max_bytes=None if limit is None else limit - download_overhead(controls=self._derives),
+            )
+        except DivergedError as error:
+            self._stop(error)
 
     def _derived_control(self, *, valid: bool) -> DerivedControl:
         """What the clients' c follows from; as float32, which is what they see of it."""

@@ -177,7 +177,7 @@ class BudgetConfig(Section):
     """How much a client may spend in a round; at most one of the three is set."""
 
     keep_ratio: Ratio | None = None
-    """Share of the encoder's entries; 0.4 when no budget is given."""
+    """Share of the encoder's entries. Where no budget is given it is the method's: 0.8 for SPATL, 0.4 for the paper's."""
     flops_ratio: Ratio | None = None
     """Share of the encoder's multiply-accumulates."""
     uplink_bytes: Count | None = None
@@ -218,10 +218,10 @@ class SelectionConfig(BudgetConfig):
                 raise ValueError(f"client {client}: set one of {', '.join(BUDGET_KINDS)}")
         return clients
 
-    def budget(self, client: int | None = None) -> Budget:
-        """The budget of a client, or of those that have none of their own."""
+    def budget(self, client: int | None = None) -> Budget | None:
+        """The budget of a client, or of those that have none of their own; None where none is set."""
         own = self.clients[client].own_budget() if client in self.clients else None
-        return own or self.own_budget() or Budget("keep_ratio", 0.4)
+        return own or self.own_budget()
 
 
 class AgentConfig(Section):
@@ -442,6 +442,10 @@ class ExperimentConfig(Section):
                 f"control.downlink: derived needs a wire.downlink that sends changes; {self.wire.downlink} does not"
             )
         return self
+
+    def budget(self, client: int | None = None) -> Budget:
+        """The budget of a client, or of those that have none of their own."""
+        return self.selection.budget(client) or Budget("keep_ratio", self.row.keep_ratio)
 
     @property
     def derives_control(self) -> bool:

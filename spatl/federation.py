@@ -143,11 +143,11 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
     _check_message_bytes(blueprint)
     selects = config.row.selects and config.selection.selector != "all"
     if config.row.static_mask:
-        check_static_budget(config.selection.budget(), blueprint.costs)
+        check_static_budget(config.budget(), blueprint.costs)
     if selects:
-        check_budget(config.selection.budget(), blueprint.costs)
+        check_budget(config.budget(), blueprint.costs)
         for client in config.selection.clients:
-            check_budget(config.selection.budget(client), blueprint.costs, source=f"selection.clients.{client}")
+            check_budget(config.budget(client), blueprint.costs, source=f"selection.clients.{client}")
     elif config.selection.clients:
         logger.warning(
             "in this run clients do not choose what they send: the budgets of selection.clients are not kept"

@@ -30,6 +30,7 @@ class Method:
         fine_tunes: Whether a client evaluates the server's model after training it a little on its own data.
         static_mask: Whether all clients train and send one set of channels, agreed on before the first round; the
             others are zero (SSFL).
+        keep_ratio: The budget of those who choose channels, where a config sets none: a share of the encoder's entries.
         baseline: Whether it is a method that others published, for comparisons; the rows of SPATL are not.
         defaults: Settings that go with the method where a config does not say otherwise, by section.
     """
@@ -44,6 +45,7 @@ class Method:
     head_first: bool = False
     fine_tunes: bool = False
     static_mask: bool = False
+    keep_ratio: float = 0.4
     baseline: bool = True
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -59,16 +61,17 @@ class Method:
 
 
 def _spatl(
-    title: str,
-    shares: Literal["encoder", "all", "chosen"],
-    defaults: Mapping[str, Mapping[str, Any]],
-    *,
-    selects: bool,
-    controls: bool,
+    title: str, shares: Literal["encoder", "all", "chosen"], *, selects: bool, controls: bool, paper: bool = False
 ) -> Method:
-    source = "Yu et al., SC'22, arXiv 2111.14345"
     return Method(
-        title=title, source=source, shares=shares, selects=selects, controls=controls, baseline=False, defaults=defaults
+        title=title,
+        source="Yu et al., SC'22, arXiv 2111.14345",
+        shares=shares,
+        selects=selects,
+        controls=controls,
+        baseline=False,
+        keep_ratio=0.4 if paper else 0.8,
+        defaults={} if paper else _COMPRESSED,
     )
 
 
@@ -87,11 +90,11 @@ _COMPRESSED: Mapping[str, Mapping[str, Any]] = {
 }
 
 METHODS: dict[str, Method] = {
-    "spatl": _spatl("SPATL", "chosen", _COMPRESSED, selects=True, controls=True),
-    "spatl-no-selection": _spatl("SPATL without selection", "chosen", _COMPRESSED, selects=False, controls=True),
-    "spatl-no-control": _spatl("SPATL without gradient control", "chosen", _COMPRESSED, selects=True, controls=False),
-    "spatl-no-transfer": _spatl("SPATL without transfer", "all", _COMPRESSED, selects=True, controls=True),
-    "spatl-paper": _spatl("SPATL with the paper's predictor", "encoder", {}, selects=True, controls=True),
+    "spatl": _spatl("SPATL", "chosen", selects=True, controls=True),
+    "spatl-no-selection": _spatl("SPATL without selection", "chosen", selects=False, controls=True),
+    "spatl-no-control": _spatl("SPATL without gradient control", "chosen", selects=True, controls=False),
+    "spatl-no-transfer": _spatl("SPATL without transfer", "all", selects=True, controls=True),
+    "spatl-paper": _spatl("SPATL with the paper's predictor", "encoder", selects=True, controls=True, paper=True),
     "fedavg": Method(title="FedAvg", source="McMahan et al., AISTATS 2017, arXiv 1602.05629", shares="all"),
     "fedavg-finetune": Method(
         title="FedAvg + fine-tuning", source="Yu et al. 2020, arXiv 2002.04758", shares="all", fine_tunes=True

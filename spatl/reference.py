@@ -27,6 +27,10 @@ from spatl.selection.selection import Selection
 
 _UNIT = 2.0**-adaptive.UNIT_BITS
 _LARGEST_OFFSET = 2**31 - 1
+_TOO_FAR = (
+    "the run diverged: an entry of the encoder moved by more than 128 since it was made; lower training.learning_rate, "
+    "or server.learning_rate if it is above 1"
+)
 
 
 class Reference:
@@ -88,12 +92,14 @@ class Reference:
             return
         difference = (encoder - self.encoder)[self._entries]
         if not bool(torch.isfinite(difference).all()):
-            raise DivergedError("the encoder is not finite any more; lower training.learning_rate")
+            raise DivergedError(_TOO_FAR)
         data = encode_change(difference, self._places, self._codec, generator=generator, max_bytes=max_bytes)
-        self._offsets = self._offsets + offsets_of(data, self._places, self._codec)
+        try:
+            self._offsets = self._offsets + offsets_of(data, self._places, self._codec)
+        except UpdateRejected:
+            raise DivergedError(_TOO_FAR) from None
         if len(self._offsets) and int(self._offsets.abs().max()) > _LARGEST_OFFSET:
-            raise DivergedError("an entry of the encoder moved by more than 128 since it was made: lower "
-                                "training.learning_rate")  # fmt: skip
+            raise DivergedError(_TOO_FAR)
         self._changes.append(data)
         self.encoder = encoder_of(self._initial, self._offsets, self._entries)
 

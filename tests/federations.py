@@ -1,11 +1,12 @@
 """Small federations for tests: a config that runs in a second or two, and ways to look into a run."""
 
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
@@ -14,7 +15,13 @@ from server.app import serve
 from server.grids import InProcessGrid
 from spatl.config import ExperimentConfig, parse_config
 from spatl.federation import Blueprint, cached_blueprint
+from spatl.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
+from spatl.selection.layout import EncoderLayout
 from spatl.training.control import fading
+
+DENSE = {"uplink": "float32", "downlink": "float32"}
+COMPRESSED = {"uplink": "adaptive", "downlink": "adaptive"}
+"""The wire that sends everything as it is, and the one that sends changes of what the clients hold."""
 
 
 def tiny_config(**sections: Any) -> ExperimentConfig:
@@ -53,6 +60,27 @@ def run_tiny(
 def blueprint_of(config: ExperimentConfig) -> Blueprint:
     """The blueprint all sides of a federation of this process share."""
     return cached_blueprint(config.to_json())
+
+
+def blob_of(content: RecordDict) -> bytes:
+    """The blob in a message; the reply to an evaluation is its report alone."""
+    blob = content.config_records[RECORD][BLOB]
+    assert isinstance(blob, bytes)
+    return blob
+
+
+def opened(blob: bytes, layout: EncoderLayout) -> Update:
+    """A client's update, of whatever round and version it says."""
+    server_round, _, _, base_version = struct.unpack_from("<I8sQI", blob, 8)
+    return unpack_update(blob, layout, server_round=server_round, base_version=base_version)
+
+
+def parted(blob: bytes, layout: EncoderLayout) -> tuple[bytes, TrainReport]:
+    """The bytes of an update but for its report, which tells of seconds, and the report."""
+    report = opened(blob, layout).report
+    assert report is not None
+    assert blob.count(report.to_bytes()) == 1
+    return blob.replace(report.to_bytes(), b""), report
 
 
 def state_of(directory: Path, client: int) -> ClientState:

@@ -40,8 +40,8 @@ def make_update(
     difference: torch.Tensor,
     *,
     step_weight: float = 1.0,
-    corrected: bool = False,
+    corrected: bool = True,
 ) -> Update:
-    """An update of round 1 that sends `difference` [N] on the channels of `mask`."""
+    """An update of round 1 that sends `difference` [N] on the channels of `mask`, from corrected gradients."""
     selection = Selection(torch.tensor(mask))
     return Update(1, 0, selection, difference[selection.entries(layout)], step_weight, corrected)

@@ -17,7 +17,7 @@ from spatl.selection.selection import select_all
 from spatl.selection.selectors import Choice
 from spatl.training.calibration import class_offset
 from tests.clients.test_round import received
-from tests.federations import blueprint_of, tiny_config
+from tests.federations import blueprint_of, parted, tiny_config
 
 SKEWED = {"name": "dirichlet", "num_clients": 5, "alpha": 0.1}
 
@@ -27,8 +27,10 @@ def skewed_config(mode, **sections):
 
 
 def one_round(config, client=0):
+    """The bytes of a first update but for its report, the report and the state."""
     blueprint = blueprint_of(config)
-    return Workplace(blueprint).train(client, received(blueprint), None, acknowledged_round=0)
+    blob, state = Workplace(blueprint).train(client, received(blueprint), None, acknowledged_round=0)
+    return *parted(blob, blueprint.layout), state
 
 
 def offset_of(config, client):
@@ -78,7 +80,7 @@ def test_nothing_of_the_offset_is_left_on_the_model():
     workplace.evaluate(2, received(blueprint), None, acknowledged_round=0)
     assert not workplace._model._forward_hooks
     after_others = workplace.train(0, received(blueprint), None, acknowledged_round=0)
-    assert after_others[0] == one_round(config)[0]
+    assert parted(after_others[0], blueprint.layout)[0] == one_round(config)[0]
     assert not blueprint.model._forward_hooks
 
 

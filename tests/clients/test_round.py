@@ -1,29 +1,40 @@
 """What a client may look at, what it changes, and what it sends."""
 
 import dataclasses
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from clients.round import Workplace
+from clients.state import ClientState
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
-from spatl.protocol import Model, unpack_update
-from tests.federations import blueprint_of, tiny_config
+from spatl.protocol import Model, TrainReport, Update
+from tests.federations import DENSE, blueprint_of, opened, parted, tiny_config
 
 
 def received(blueprint, *, server_round=1, control=None) -> Model:
     return Model(server_round, server_round - 1, blueprint.initial_encoder(), control)
 
 
-def trained(config, *, client=0, state=None, acknowledged=0, change=lambda data: data, control=None, server_round=1):
+class Round(NamedTuple):
+    """What came of one round: the update as the server sees it, its bytes without the report, and the rest."""
+
+    workplace: Workplace
+    update: Update
+    sent: bytes
+    report: TrainReport
+    state: ClientState
+
+
+def trained(config, *, client=0, change=lambda data: data, control=None) -> Round:
     """One round in a workplace of its own, on data that went through `change`."""
     blueprint = blueprint_of(config)
     workplace = Workplace(blueprint)
     workplace._data[client] = change(blueprint.client_data(client))
-    return workplace, workplace.train(
-        client, received(blueprint, control=control, server_round=server_round), state, acknowledged_round=acknowledged
-    )
+    blob, state = workplace.train(client, received(blueprint, control=control), None, acknowledged_round=0)
+    return Round(workplace, opened(blob, blueprint.layout), *parted(blob, blueprint.layout), state)
 
 
 def with_other_test_split(data: ClientData) -> ClientData:
@@ -38,11 +49,10 @@ def with_other_validation_split(data: ClientData) -> ClientData:
 @pytest.mark.parametrize("selector", ["random", "magnitude", "update"])
 def test_what_is_sent_and_kept_does_not_depend_on_the_test_split(selector):
     config = tiny_config(selection={"selector": selector}, model={"name": "resnet8", "options": {"width": 0.25}})
-    _, (blob, report, state) = trained(config)
-    _, (other_blob, other_report, other_state) = trained(config, change=with_other_test_split)
-    assert blob == other_blob
-    assert state.to_bytes() == other_state.to_bytes()
-    assert report.loss != other_report.loss
+    one, other = trained(config), trained(config, change=with_other_test_split)
+    assert one.sent == other.sent
+    assert one.state.to_bytes() == other.state.to_bytes()
+    assert one.report.loss != other.report.loss
 
 
 def with_unreadable_test_split(data: ClientData) -> ClientData:
@@ -53,26 +63,21 @@ def with_unreadable_test_split(data: ClientData) -> ClientData:
 @pytest.mark.parametrize("selector", ["random", "agent"])
 def test_tuning_measures_on_the_validation_split_and_leaves_the_test_split_unread(selector):
     config = tiny_config(report={"split": "validation"}, selection={"selector": selector})
-    _, (blob, report, _) = trained(config)
-    _, (other_blob, other_report, _) = trained(config, change=with_unreadable_test_split)
-    assert (blob, report.accuracy, report.loss) == (other_blob, other_report.accuracy, other_report.loss)
-    _, (_, on_test, _) = trained(tiny_config(selection={"selector": selector}))
-    assert on_test.loss != report.loss
+    one, other = trained(config), trained(config, change=with_unreadable_test_split)
+    assert (one.sent, one.report.accuracy, one.report.loss) == (other.sent, other.report.accuracy, other.report.loss)
+    assert trained(tiny_config(selection={"selector": selector})).report.loss != one.report.loss
 
 
 def test_training_does_not_see_the_validation_split():
-    _, (blob, _, _) = trained(tiny_config())
-    _, (other_blob, _, _) = trained(tiny_config(), change=with_other_validation_split)
-    assert blob == other_blob
+    one, other = trained(tiny_config()), trained(tiny_config(), change=with_other_validation_split)
+    assert one.sent == other.sent
 
 
 def test_batch_norm_statistics_move_in_training_although_evaluation_came_first():
     """The research code's fault: eval mode after the first evaluation froze the statistics for good."""
     config = tiny_config(model={"name": "resnet8", "options": {"width": 0.25}}, training={"batch_norm": "shared"})
-    blueprint = blueprint_of(config)
-    _, (blob, _, _) = trained(config)
-    layout = blueprint.layout
-    update = unpack_update(blob, layout, server_round=1, base_version=0)
+    layout = blueprint_of(config).layout
+    update = trained(config).update
     change = torch.zeros(layout.num_entries)
     change[update.selection.entries(layout)] = update.values
     moved = {name: bool(v.any()) for name, v in layout.unflatten(change).items() if "running" in name}
@@ -81,7 +86,7 @@ def test_batch_norm_statistics_move_in_training_although_evaluation_came_first()
 
 def test_local_statistics_stay_with_the_client():
     config = tiny_config(model={"name": "resnet8", "options": {"width": 0.25}})
-    _, (_, _, state) = trained(config)
+    state = trained(config).state
     assert not any("running" in name for name in blueprint_of(config).layout.shapes)
     kept = {name: tensor for name, tensor in state.private.items() if "running_mean" in name}
     assert kept
@@ -96,14 +101,17 @@ def test_nothing_of_one_client_is_left_in_the_next():
     shared.evaluate(2, received(blueprint), None, acknowledged_round=0)
     after_others = shared.train(0, received(blueprint), None, acknowledged_round=0)
     alone = Workplace(blueprint).train(0, received(blueprint), None, acknowledged_round=0)
-    assert after_others[0] == alone[0]
-    assert after_others[2].to_bytes() == alone[2].to_bytes()
+    assert parted(after_others[0], blueprint.layout)[0] == parted(alone[0], blueprint.layout)[0]
+    assert after_others[1].to_bytes() == alone[1].to_bytes()
 
 
 def test_zero_control_variates_train_as_no_control_does():
     config, without = tiny_config(), tiny_config(method="spatl-no-control")
     zeros = torch.zeros(blueprint_of(config).layout.num_parameter_entries)
-    assert trained(config, control=zeros)[1][0] == trained(without)[1][0]
+    one, other = trained(config, control=zeros).update, trained(without).update
+    assert (one.corrected, other.corrected) == (True, False)
+    assert torch.equal(one.selection.mask, other.selection.mask)
+    assert torch.equal(one.values, other.values)
 
 
 def test_the_predictors_gradients_are_not_corrected():
@@ -111,22 +119,18 @@ def test_the_predictors_gradients_are_not_corrected():
     config = tiny_config(training={"local_steps": 1}, predictor={"mode": "local"})
     layout = blueprint_of(config).layout
     zeros, huge = torch.zeros(layout.num_parameter_entries), torch.full((layout.num_parameter_entries,), 3.0)
-    _, (blob, _, state) = trained(config, control=zeros)
-    _, (moved_blob, _, moved_state) = trained(config, control=huge)
-    assert blob != moved_blob
+    one, other = trained(config, control=zeros), trained(config, control=huge)
+    assert one.sent != other.sent
     for name in ("classifier.weight", "classifier.bias"):
-        assert torch.equal(state.private[name], moved_state.private[name])
+        assert torch.equal(one.state.private[name], other.state.private[name])
 
 
 def test_the_correction_enters_without_a_hidden_factor():
     """One plain step: the update under c differs from the one without by exactly -lr * c, on every entry sent."""
-    config = tiny_config(training={"local_steps": 1, "learning_rate": 0.25}, method="spatl-no-selection")
+    config = tiny_config(training={"local_steps": 1, "learning_rate": 0.25}, method="spatl-no-selection", wire=DENSE)
     layout = blueprint_of(config).layout
     control = torch.linspace(-2, 2, layout.num_parameter_entries)
-    plain, corrected = (
-        unpack_update(trained(config, control=c)[1][0], layout, server_round=1, base_version=0).values
-        for c in (torch.zeros_like(control), control)
-    )
+    plain, corrected = (trained(config, control=c).update.values for c in (torch.zeros_like(control), control))
     torch.testing.assert_close(corrected - plain, -0.25 * control, rtol=1e-4, atol=1e-5)
 
 
@@ -135,17 +139,18 @@ def test_a_client_evaluates_the_encoder_as_it_arrived():
     blueprint = blueprint_of(config)
     workplace = Workplace(blueprint)
     arrival, _ = workplace.evaluate(0, received(blueprint), None, acknowledged_round=0)
-    _, report, _ = workplace.train(0, received(blueprint), None, acknowledged_round=0)
+    blob, _ = workplace.train(0, received(blueprint), None, acknowledged_round=0)
+    report = opened(blob, blueprint.layout).report
     assert (report.accuracy, report.loss) == (arrival.accuracy, arrival.loss)
 
 
 def test_a_frozen_parameter_neither_moves_nor_travels():
     config = tiny_config(model={"name": "tests.networks:frozen_stem_net", "options": {}, "cut": ["head"]}, rounds=1)
     blueprint = blueprint_of(config)
-    workplace, (_, _, state) = trained(config)
+    after = trained(config)
     assert not any(name.startswith("stem") for name in blueprint.layout.shapes)
-    assert torch.equal(workplace._model.stem.weight, blueprint.model.stem.weight)
-    assert not any(name.startswith("stem") for name in state.private)
+    assert torch.equal(after.workplace._model.stem.weight, blueprint.model.stem.weight)
+    assert not any(name.startswith("stem") for name in after.state.private)
 
 
 def test_a_local_run_that_leaves_the_finite_numbers_says_so():
@@ -165,17 +170,15 @@ def test_a_loss_that_is_finite_but_absurd_is_a_divergence_too():
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_round_on_each_device_and_precision(device, precision):
     config = tiny_config(training={"device": device, "precision": precision, "local_steps": 20, "learning_rate": 0.1})
-    blueprint = blueprint_of(config)
-    _, (blob, report, state) = trained(config)
-    update = unpack_update(blob, blueprint.layout, server_round=1, base_version=0)
-    assert bool(update.values.any())
-    assert report.train_loss < 2.5
-    assert all(tensor.device.type == "cpu" for tensor in state.private.values())
+    after = trained(config)
+    assert bool(after.update.values.any())
+    assert after.report.train_loss < 2.5
+    assert all(tensor.device.type == "cpu" for tensor in after.state.private.values())
 
 
 def test_bf16_computes_otherwise_than_float32():
-    one, other = (trained(tiny_config(training={"precision": p}))[1][0] for p in ("float32", "bf16"))
-    assert one != other
+    one, other = (trained(tiny_config(wire=DENSE, training={"precision": p})) for p in ("float32", "bf16"))
+    assert one.sent != other.sent
 
 
 def test_buffers_that_are_not_persistent_are_not_left_to_the_next_client():
@@ -184,7 +187,7 @@ def test_buffers_that_are_not_persistent_are_not_left_to_the_next_client():
     shared = Workplace(blueprint)
     shared.train(1, received(blueprint), None, acknowledged_round=0)
     after_another = shared.train(0, received(blueprint), None, acknowledged_round=0)
-    assert after_another[0] == trained(config)[1][0]
+    assert parted(after_another[0], blueprint.layout)[0] == trained(config).sent
 
 
 @pytest.mark.parametrize("batch_norm", ["local", "shared"])
@@ -193,9 +196,9 @@ def test_a_constant_infinite_buffer_is_no_divergence_and_does_not_travel(batch_n
         model={"name": "tests.networks:CountingNet", "options": {}, "cut": ["head"]},
         training={"batch_norm": batch_norm},
     )
-    _, (blob, _, _) = trained(config)
+    update = trained(config).update
     assert not {"mask", "calls"} & set(blueprint_of(config).layout.shapes)
-    unpack_update(blob, blueprint_of(config).layout, server_round=1, base_version=0)
+    assert bool(torch.isfinite(update.values).all())
 
 
 @pytest.mark.parametrize("selector", ["update", "magnitude"])
@@ -208,6 +211,5 @@ def test_shared_statistics_do_not_decide_the_selection(selector):
             training={"batch_norm": batch_norm},
             selection={"selector": selector, "flops_ratio": 0.3},
         )
-        _, (blob, _, _) = trained(config)
-        masks.append(unpack_update(blob, blueprint_of(config).layout, server_round=1, base_version=0).selection.mask)
+        masks.append(trained(config).update.selection.mask)
     assert torch.equal(*masks)

@@ -6,22 +6,34 @@ import random
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import server.app
 from clients.app import app as client_app
 from server.grids import InProcessGrid, StreamingGrid
-from server.strategy import Federation, blob_record
+from server.strategy import Federation, blob_content
 from server.traffic import message_traffic
 from spatl.codec import CODECS
 from spatl.config import load_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
 from spatl.history import read_lines
 from spatl.methods import METHODS
-from spatl.protocol import pack_update, unpack_model, unpack_update
+from spatl.protocol import pack_update, section_bytes, unpack_download
+from spatl.reference import Held, follow
 from spatl.seeding import numpy_generator
-from tests.federations import blueprint_of, run_tiny, state_of, tiny_config, weighted_control
+from tests.federations import (
+    COMPRESSED,
+    DENSE,
+    blob_of,
+    blueprint_of,
+    opened,
+    parted,
+    run_tiny,
+    state_of,
+    tiny_config,
+    weighted_control,
+)
 
 
 def history_without_seconds(directory):
@@ -76,9 +88,25 @@ def tampering(change):
     return app
 
 
-def test_two_runs_with_one_seed_give_the_same_history_and_another_seed_another(tmp_path):
+def reporting(content, layout, **numbers):
+    """An update's records with other numbers in its report."""
+    blob = blob_of(content)
+    _, report = parted(blob, layout)
+    return blob_content(blob.replace(report.to_bytes(), dataclasses.replace(report, **numbers).to_bytes()))
+
+
+def packed(update, layout):
+    """The records of an update, in float32."""
+    return blob_content(pack_update(update, layout, CODECS["float32"], generator=torch.Generator()))
+
+
+both_wires = pytest.mark.parametrize("wire", [DENSE, COMPRESSED], ids=["float32", "adaptive"])
+
+
+@both_wires
+def test_two_runs_with_one_seed_give_the_same_history_and_another_seed_another(tmp_path, wire):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        run_tiny(tiny_config(seed=seed, server={"fraction_train": 0.6}), tmp_path / name)
+        run_tiny(tiny_config(seed=seed, server={"fraction_train": 0.6}, wire=wire), tmp_path / name)
     assert history_without_seconds(tmp_path / "a") == history_without_seconds(tmp_path / "b")
     assert fingerprints(tmp_path / "a") != fingerprints(tmp_path / "c")
     assert len(set(fingerprints(tmp_path / "a"))) == 3
@@ -95,19 +123,21 @@ def test_the_global_random_state_neither_matters_nor_moves(tmp_path):
     assert history_without_seconds(tmp_path / "a") == history_without_seconds(tmp_path / "b")
 
 
-def test_the_order_of_replies_changes_nothing(tmp_path):
+@both_wires
+def test_the_order_of_replies_changes_nothing(tmp_path, wire):
     class Shuffled(InProcessGrid):
         def send_and_receive(self, messages, *, timeout=None):
             messages = list(messages)
             random.Random(len(messages)).shuffle(messages)
             return super().send_and_receive(messages, timeout=timeout)
 
-    run_tiny(tiny_config(), tmp_path / "a")
-    run_tiny(tiny_config(), tmp_path / "b", grid_type=Shuffled)
+    run_tiny(tiny_config(wire=wire), tmp_path / "a")
+    run_tiny(tiny_config(wire=wire), tmp_path / "b", grid_type=Shuffled)
     assert fingerprints(tmp_path / "a") == fingerprints(tmp_path / "b")
 
 
-def test_every_byte_of_every_message_is_counted_once(tmp_path):
+@both_wires
+def test_every_byte_of_every_message_is_counted_once(tmp_path, wire):
     """Counted at the grid's edge; the other direction also carries what fetches or answers a message."""
     seen = []
 
@@ -132,7 +162,8 @@ def test_every_byte_of_every_message_is_counted_once(tmp_path):
                 seen.extend(measure("uplink", reply))
             return replies
 
-    summary = run_tiny(tiny_config(server={"fraction_train": 0.6}), tmp_path, grid_type=Counting)
+    config = tiny_config(server={"fraction_train": 0.6}, wire=wire)
+    summary = run_tiny(config, tmp_path, grid_type=Counting)
     for direction in ("uplink", "downlink"):
         counted = sum(size for way, size in seen if way == direction)
         assert summary[f"{direction}_bytes"] == counted
@@ -206,9 +237,13 @@ def test_a_lost_reply_leaves_the_old_c_i(tmp_path):
     assert state_of(tmp_path, 1).control.any()
 
 
-def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategies):
-    """Looks at the blobs: entries outside every bitmap are bit-identical in the next round's model."""
-    config = tiny_config(selection={"selector": "random", "keep_ratio": 0.3})
+@both_wires
+def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategies, wire):
+    """Looks at the blobs: entries outside every bitmap keep their bits in the server's x.
+
+    Where x itself goes down, these are the bits that the clients get.
+    """
+    config = tiny_config(selection={"selector": "random", "keep_ratio": 0.3}, wire=wire)
     layout = blueprint_of(config).layout
     models, sent = [], []
 
@@ -216,19 +251,20 @@ def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategie
         def push_messages(self, messages):
             messages = list(messages)
             if messages and messages[0].metadata.message_type != "query":
-                blob = messages[0].content.array_records["arrays"]["blob"].data
-                models.append(unpack_model(blob, layout).encoder)
+                models.append(strategies.last.state.encoder)
+                download = unpack_download(blob_of(messages[0].content), layout)
+                if wire == DENSE:
+                    received, _ = follow(download, Held({}), torch.zeros(layout.num_entries), layout)
+                    assert torch.equal(received.view(torch.int32), models[-1].view(torch.int32))
             return super().push_messages(messages)
 
         def pull_messages(self, message_ids):
             replies = list(super().pull_messages(message_ids))
             for reply in replies:
                 if reply.metadata.message_type == "train":
-                    blob = reply.content.array_records["arrays"]["blob"].data
-                    server_round = int(reply.metadata.group_id)
-                    update = unpack_update(blob, layout, server_round=server_round, base_version=server_round - 1)
+                    update = opened(blob_of(reply.content), layout)
                     assert len(update.values) <= 0.3 * layout.num_entries
-                    sent.append((server_round, update.selection.mask))
+                    sent.append((update.server_round, update.selection.mask))
             return replies
 
     run_tiny(config, tmp_path, grid_type=Watching)
@@ -245,11 +281,11 @@ def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategie
 
 def test_the_predictor_stays_on_the_client(tmp_path):
     """No uplink contains the bytes of any row of the client's classifier, and no layout names it."""
-    config = tiny_config(predictor={"mode": "local"})
+    config = tiny_config(method="spatl-paper")
     uplinks = []
 
     def keep(client, content):
-        uplinks.append((client, content.array_records["arrays"]["blob"].data))
+        uplinks.append((client, blob_of(content)))
         return content
 
     run_tiny(config, tmp_path, app=tampering(keep))
@@ -262,27 +298,34 @@ def test_the_predictor_stays_on_the_client(tmp_path):
             assert row.numpy().tobytes() not in blob
 
 
+def with_first_values(blob, first):
+    """A blob whose last section, the values, starts otherwise: with the step, where they are adaptive."""
+    start = len(blob) - section_bytes(blob)["values"]
+    return blob[:start] + first + blob[start + len(first) :]
+
+
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("wire", "change", "reason"),
     [
-        (lambda blob: blob[:-4] + b"\x00\x00\xc0\x7f", "NaN or infinity"),
-        (lambda blob: blob[:-4] + b"\x00\x00\x80\x7f", "NaN or infinity"),
-        (lambda blob: blob[:-1], "promises"),
-        (lambda blob: b"", "fewer than a header"),
-        (lambda blob: blob[:16] + b"\0" * 8 + blob[24:], "fingerprint"),
-        (lambda blob: blob[:8] + b"\x01" + blob[9:], "answers round"),
+        (DENSE, lambda blob: blob[:-4] + b"\x00\x00\xc0\x7f", "NaN or infinity"),
+        (DENSE, lambda blob: blob[:-4] + b"\x00\x00\x80\x7f", "NaN or infinity"),
+        (COMPRESSED, lambda blob: with_first_values(blob, b"\x00\x00\xc0\x7f"), "step of adaptive values"),
+        (COMPRESSED, lambda blob: with_first_values(blob, b"\x00\x00\x80\x7f"), "step of adaptive values"),
+        (COMPRESSED, lambda blob: blob[:-1], "promises"),
+        (COMPRESSED, lambda blob: b"", "fewer than a header"),
+        (COMPRESSED, lambda blob: blob[:12] + b"\0" * 8 + blob[20:], "fingerprint"),
+        (COMPRESSED, lambda blob: blob[:8] + b"\x01" + blob[9:], "answers round"),
+        (COMPRESSED, lambda blob: blob[:28] + b"\x00" + blob[29:], "from version 0, expected round"),
     ],
 )
-def test_a_bad_update_is_refused_and_counted_and_the_round_goes_on(tmp_path, caplog, change, reason):
+def test_a_bad_update_is_refused_and_counted_and_the_round_goes_on(tmp_path, caplog, wire, change, reason):
     def attack(client, content):
-        if client == 1:
-            content["arrays"] = blob_record(change(content.array_records["arrays"]["blob"].data))
-        return content
+        return blob_content(change(blob_of(content))) if client == 1 else content
 
-    summary = run_tiny(tiny_config(rounds=2), tmp_path, app=tampering(attack))
+    summary = run_tiny(tiny_config(rounds=2, wire=wire), tmp_path, app=tampering(attack))
     rows = read_lines(tmp_path / "history.jsonl")
-    # A replay of round 1 is one only from round 2 on.
-    refused_in = [2] if reason == "answers round" else [1, 2]
+    # A replay of round 1, or of version 0, is one only from round 2 on.
+    refused_in = [2] if "round" in reason else [1, 2]
     assert [row["round"] for row in rows if row["rejected"]] == refused_in
     assert summary["rejected"] == len(refused_in)
     for row in rows:
@@ -292,23 +335,55 @@ def test_a_bad_update_is_refused_and_counted_and_the_round_goes_on(tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("metrics", "reason"),
+    ("numbers", "reason"),
     [
-        ({"num-examples": 10**9}, "the client registered"),
-        ({"accuracy": float("nan")}, "must be a finite number"),
-        ({"loss": [1.0, 2.0]}, "must be a finite number"),
+        ({"num_examples": 10**9}, "num-examples is 1000000000, the client registered"),
+        ({"num_examples": 10**9 + 1}, "the report's num_examples must lie in"),
+        ({"accuracy": float("nan")}, "the report's accuracy must lie in"),
+        ({"loss": float("inf")}, "the report's loss must lie in"),
     ],
 )
-def test_bad_metrics_are_refused(tmp_path, metrics, reason):
-    def attack(client, content):
-        if client == 4:
-            content["metrics"] = MetricRecord({**content.metric_records["metrics"], **metrics})
-        return content
+def test_a_bad_report_is_refused(tmp_path, numbers, reason):
+    config = tiny_config(rounds=1)
+    layout = blueprint_of(config).layout
 
-    run_tiny(tiny_config(rounds=1), tmp_path, app=tampering(attack))
+    def attack(client, content):
+        return reporting(content, layout, **numbers) if client == 4 else content
+
+    run_tiny(config, tmp_path, app=tampering(attack))
     (row,) = read_lines(tmp_path / "history.jsonl")
     assert (row["participants"], row["rejected"]) == (4, 1)
     assert reason in row["rejections"][0]["reason"]
+
+
+def test_an_update_without_a_report_is_refused(tmp_path):
+    config = tiny_config(rounds=1)
+    layout = blueprint_of(config).layout
+
+    def attack(client, content):
+        if client != 4:
+            return content
+        return packed(dataclasses.replace(opened(blob_of(content), layout), report=None), layout)
+
+    run_tiny(config, tmp_path, app=tampering(attack))
+    (rejection,) = read_lines(tmp_path / "history.jsonl")[0]["rejections"]
+    assert rejection == {"client": 4, "reason": "the update has no report"}
+
+
+def test_an_update_that_says_otherwise_whether_it_was_corrected_is_refused(tmp_path):
+    config = tiny_config(rounds=1)
+    layout = blueprint_of(config).layout
+
+    def attack(client, content):
+        if client != 4:
+            return content
+        update = opened(blob_of(content), layout)
+        assert update.corrected
+        return packed(dataclasses.replace(update, corrected=False), layout)
+
+    run_tiny(config, tmp_path, app=tampering(attack))
+    (rejection,) = read_lines(tmp_path / "history.jsonl")[0]["rejections"]
+    assert "disagree on whether gradients were corrected" in rejection["reason"]
 
 
 def test_a_reply_without_records_is_refused(tmp_path):
@@ -334,10 +409,9 @@ def test_a_client_that_raises_is_counted_and_the_round_goes_on(tmp_path):
 
 def test_when_every_update_is_refused_the_run_ends_with_the_reason(tmp_path):
     def attack(client, content):
-        content["arrays"] = ArrayRecord()
-        return content
+        return RecordDict()
 
-    with pytest.raises(SpatlError, match=r"round 1: no update could be used.*lacks 'blob'"):
+    with pytest.raises(SpatlError, match=r"round 1: no update could be used.*has no spatl record with a blob of bytes"):
         run_tiny(tiny_config(), tmp_path, app=tampering(attack))
 
 
@@ -369,13 +443,14 @@ def test_a_run_that_diverges_stops_with_one_clear_line_and_keeps_what_it_has(tmp
     ],
 )
 @pytest.mark.parametrize("batch_norm", ["local", "shared"])
-def test_the_same_federation_with_other_networks_by_config_alone(tmp_path, model, batch_norm):
+@pytest.mark.parametrize("method", ["spatl", "spatl-paper"])
+def test_the_same_federation_with_other_networks_by_config_alone(tmp_path, model, batch_norm, method):
     config = tiny_config(
         rounds=2,
         partition={"num_clients": 2},
         training={"batch_norm": batch_norm, "local_steps": 2},
         model=model,
-        predictor={"mode": "local"},
+        method=method,
     )
     summary = run_tiny(config, tmp_path)
     assert 0 < summary["keep_ratio"] <= 0.4
@@ -465,16 +540,17 @@ def test_sending_everything_is_a_share_of_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metrics", "reason"),
-    [({"accuracy": 5.0}, "lie in"), ({"keep-ratio": -1.0}, "lie in"), ({"train-loss": 1.7e308}, "lie in")],
+    ("numbers", "reason"),
+    [({"accuracy": 5.0}, "lie in"), ({"keep_ratio": -1.0}, "lie in"), ({"train_loss": 1.7e308}, "lie in")],
 )
-def test_numbers_out_of_range_are_refused(tmp_path, metrics, reason):
-    def attack(client, content):
-        if client >= 3:
-            content["metrics"] = MetricRecord({**content.metric_records["metrics"], **metrics})
-        return content
+def test_numbers_out_of_range_are_refused(tmp_path, numbers, reason):
+    config = tiny_config(rounds=1)
+    layout = blueprint_of(config).layout
 
-    summary = run_tiny(tiny_config(rounds=1), tmp_path, app=tampering(attack))
+    def attack(client, content):
+        return reporting(content, layout, **numbers) if client >= 3 else content
+
+    summary = run_tiny(config, tmp_path, app=tampering(attack))
     assert summary["rejected"] == 2
     assert reason in read_lines(tmp_path / "history.jsonl")[0]["rejections"][0]["reason"]
 
@@ -485,12 +561,10 @@ def test_a_step_weight_that_does_not_belong_to_the_training_is_refused(tmp_path,
     layout = blueprint_of(config).layout
 
     def attack(client, content):
-        if client == 2:
-            blob = content.array_records["arrays"]["blob"].data
-            update = unpack_update(blob, layout, server_round=1, base_version=0)
-            forged = dataclasses.replace(update, step_weight=update.step_weight * factor)
-            content["arrays"] = blob_record(pack_update(forged, layout, CODECS["float32"], generator=torch.Generator()))
-        return content
+        if client != 2:
+            return content
+        update = opened(blob_of(content), layout)
+        return packed(dataclasses.replace(update, step_weight=update.step_weight * factor), layout)
 
     run_tiny(config, tmp_path, app=tampering(attack))
     (row,) = read_lines(tmp_path / "history.jsonl")
@@ -500,9 +574,7 @@ def test_a_step_weight_that_does_not_belong_to_the_training_is_refused(tmp_path,
 
 def test_one_bad_update_does_not_end_a_run_with_one_client_per_round(tmp_path):
     def attack(client, content):
-        if client == 1:
-            content["arrays"] = ArrayRecord()
-        return content
+        return RecordDict() if client == 1 else content
 
     config = tiny_config(rounds=12, server={"fraction_train": 0.2})
     summary = run_tiny(config, tmp_path, app=tampering(attack))
@@ -511,10 +583,9 @@ def test_one_bad_update_does_not_end_a_run_with_one_client_per_round(tmp_path):
 
 def test_the_round_in_which_a_run_stops_is_written(tmp_path):
     def attack(client, content):
-        content["arrays"] = ArrayRecord()
-        return content
+        return RecordDict({"spatl": ConfigRecord({"blob": "no bytes"})})
 
-    with pytest.raises(SpatlError):
+    with pytest.raises(SpatlError, match="has no spatl record with a blob of bytes"):
         run_tiny(tiny_config(), tmp_path, app=tampering(attack))
     (row,) = read_lines(tmp_path / "history.jsonl")
     assert row["rejected"] == 5
@@ -522,12 +593,13 @@ def test_the_round_in_which_a_run_stops_is_written(tmp_path):
 
 
 def test_one_client_cannot_stop_a_run_by_reporting_a_large_loss(tmp_path):
-    def attack(client, content):
-        if client == 0:
-            content["metrics"] = MetricRecord({**content.metric_records["metrics"], "train-loss": 1e8})
-        return content
+    config = tiny_config()
+    layout = blueprint_of(config).layout
 
-    assert run_tiny(tiny_config(), tmp_path, app=tampering(attack))["rejected"] == 0
+    def attack(client, content):
+        return reporting(content, layout, train_loss=1e8) if client == 0 else content
+
+    assert run_tiny(config, tmp_path, app=tampering(attack))["rejected"] == 0
 
 
 def test_a_malformed_registration_is_one_clear_line(tmp_path):

@@ -1,5 +1,6 @@
 """Laws of the index-based average and of the control variate that goes with it."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -173,10 +174,31 @@ def test_a_full_selection_without_correction_equals_flowers_fedavg(seed, num_cli
     assert (np.abs(aggregator.encoder().numpy() - theirs) <= num_clients * np.spacing(largest)).all()
 
 
+def test_an_update_from_uncorrected_gradients_moves_x_and_leaves_c():
+    """10 examples corrected by c as the clients hold it, 0.3; 30 uncorrected. x: 1 + (10 * 2 + 30 * -2) / 40 = 0.
+
+    c: 0.1 + 0.5 * 10/100 * (-2/2 - 0.3) = 0.035; the share of the examples behind that is 10/100.
+    """
+    layout = interleaved_layout([(1, 1)])
+    aggregator = Aggregator(
+        layout, torch.ones(1), torch.tensor([0.1]), held_control=torch.tensor([0.3]), total_examples=100, damping=0.5
+    )
+    corrected = make_update(layout, [True], torch.tensor([2.0]), step_weight=2.0)
+    aggregator.add(corrected, 10)
+    aggregator.add(replace(corrected, values=torch.tensor([-2.0]), corrected=False), 30)
+    assert aggregator.encoder().tolist() == [0.0]
+    assert aggregator.control().tolist() == pytest.approx([0.035])
+    assert aggregator.control_share() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("held", ["c", "near c"])
 @pytest.mark.parametrize("damping", [1.0, 0.5])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_c_equals_the_weighted_sum_of_c_i_under_partial_participation_selection_and_loss(seed, damping):
-    """20 rounds, 10 clients of unequal size, 40 % participate, random selection, a third of the replies dropped."""
+def test_c_equals_the_weighted_sum_of_c_i_under_partial_participation_selection_and_loss(seed, damping, held):
+    """20 rounds, 10 clients of unequal size, 40 % participate, random selection, a third of the replies dropped.
+
+    What the clients hold for c is c or something near it; one client in five is not corrected.
+    """
     layout = interleaved_layout([(1, 3), (5, 4), (4, 2)], statistics=2)
     draw = torch.Generator().manual_seed(seed)
     examples = torch.randint(5, 500, (10,), generator=draw).tolist()
@@ -185,17 +207,22 @@ def test_c_equals_the_weighted_sum_of_c_i_under_partial_participation_selection_
     controls = [torch.zeros(layout.num_parameter_entries) for _ in examples]
     lost = 0
     for server_round in range(1, 21):
-        aggregator = Aggregator(layout, encoder, control, total_examples=sum(examples), damping=damping)
+        held_control = control if held == "c" else control + 0.1 * torch.randn(len(control), generator=draw)
+        aggregator = Aggregator(
+            layout, encoder, control, held_control=held_control, total_examples=sum(examples), damping=damping
+        )
         for client in torch.randperm(10, generator=draw)[:4].tolist():
             mask = torch.rand(layout.num_channels, generator=draw) < 0.4
             selection = Selection(mask)
             values = 0.1 * torch.randn(len(selection.entries(layout)), generator=draw)
-            update = Update(server_round, 0, selection, values, 0.5, corrected=True)
+            corrected = float(torch.rand((), generator=draw)) < 0.8
+            update = Update(server_round, 0, selection, values, 0.5, corrected)
             if float(torch.rand((), generator=draw)) < 1 / 3:  # lost on its way: the client keeps its old c_i
                 lost += 1
                 continue
             aggregator.add(update, examples[client])
-            controls[client] = refresh_control(controls[client], control, update, layout, damping=damping)
+            if corrected:
+                controls[client] = refresh_control(controls[client], held_control, update, layout, damping=damping)
         encoder, control = aggregator.encoder(), aggregator.control()
         expected = sum(n / sum(examples) * c_i.double() for n, c_i in zip(examples, controls, strict=True))
         torch.testing.assert_close(control.double(), expected, rtol=1e-5, atol=1e-6)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from spatl.cli import main
+from spatl.history import read_lines
 from tests.federations import tiny_config
 
 
@@ -102,9 +103,17 @@ def test_an_unknown_command_is_status_2():
         main(["fly"])
 
 
-def test_a_run_whose_last_average_is_not_finite_fails(config_path, tmp_path, capsys):
-    assert main(["run", config_path, "--out", str(tmp_path / "out"), "--set", "server.learning_rate=1e38"]) == 2
+@pytest.mark.parametrize(("wire", "rounds"), [("float32", 2), ("adaptive", 2), ("adaptive", 1)])
+@pytest.mark.parametrize("rate", ["1e6", "1e38"])
+def test_a_run_whose_average_is_not_finite_or_out_of_all_bounds_fails(
+    config_path, tmp_path, capsys, wire, rounds, rate
+):
+    """The rounds up to then are written, the last one too."""
+    settings = [f"server.learning_rate={rate}", f"wire.uplink={wire}", f"wire.downlink={wire}", f"rounds={rounds}"]
+    out = tmp_path / "out"
+    assert main(["run", config_path, "--out", str(out), *(word for s in settings for word in ("--set", s))]) == 2
     assert "diverged" in capsys.readouterr().err
+    assert len(read_lines(out / "history.jsonl")) == rounds
 
 
 def test_a_name_the_file_system_refuses_is_one_line(config_path, capsys):

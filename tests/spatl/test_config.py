@@ -32,7 +32,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(path):
     assert (config.rounds, config.seed) == (7, 9)
     assert (config.training.learning_rate, config.training.momentum) == (0.2, 0.9)
     assert config.model.options == {"width": 0.5}
-    assert config.selection.budget().limit == 0.1
+    assert config.budget().limit == 0.1
     assert config.training.batch_size == ExperimentConfig().training.batch_size
 
 
@@ -87,7 +87,7 @@ def test_yaml_and_json_round_trip(seed, rounds, learning_rate, half_life):
         ("predictor.mode=private", "predictor.mode: input should be 'local', 'calibrated'"),
         ("predictor.smoothing=0", "predictor.smoothing: input should be greater than 0, got 0"),
         ("predictor.strength=-1", "predictor.strength: input should be greater than or equal to 0, got -1"),
-        ("training.nesterov=true", "training: nesterov needs momentum > 0"),
+        ("training={nesterov: true, momentum: 0}", "training: nesterov needs momentum > 0"),
         ("partition.num_clients=0", "partition.num_clients: input should be greater than or equal to 1, got 0"),
         ("training=5", "training: expected keys and values, got 5"),
         ("training.device=auto:1", "training.device: must be auto, cpu, cuda, cuda:N or mps"),
