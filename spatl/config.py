@@ -177,7 +177,7 @@ class BudgetConfig(Section):
     """How much a client may spend in a round; at most one of the three is set."""
 
     keep_ratio: Ratio | None = None
-    """Share of the encoder's entries. Where no budget is given it is the method's: 0.8 for SPATL, 0.4 for the paper's."""
+    """Share of the encoder's entries. Where no budget is given it is the method's: 0.8 for SPATL's, 0.4 for others."""
     flops_ratio: Ratio | None = None
     """Share of the encoder's multiply-accumulates."""
     uplink_bytes: Count | None = None
