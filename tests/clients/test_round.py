@@ -130,9 +130,7 @@ def test_the_correction_enters_without_a_hidden_factor():
     config = tiny_config(training={"local_steps": 1, "learning_rate": 0.25}, method="spatl-no-selection", wire=DENSE)
     layout = blueprint_of(config).layout
     control = torch.linspace(-2, 2, layout.num_parameter_entries)
-    plain, corrected = (
-        trained(config, control=c).update.values for c in (torch.zeros_like(control), control)
-    )
+    plain, corrected = (trained(config, control=c).update.values for c in (torch.zeros_like(control), control))
     torch.testing.assert_close(corrected - plain, -0.25 * control, rtol=1e-4, atol=1e-5)
 
 
