@@ -6,8 +6,8 @@ coarsely as the codec is. What a change lost stays in x - x_hat and goes into th
 
 x_hat is the initial encoder plus whole numbers of 2^-24, so that sums of changes are exact in any order: a client that
 missed rounds gets the sum of what it missed, and holds the same bits as everybody else afterwards. The server
-remembers the changes as they were encoded, some two hundredths of the encoder each, and nothing per client but the
-version it holds.
+remembers the changes as they were encoded, some three hundredths of the encoder each, a whole x_hat every sixteen
+versions, and nothing per client but the version it holds.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from spatl.selection.selection import Selection
 
 _UNIT = 2.0**-adaptive.UNIT_BITS
 _LARGEST_OFFSET = 2**31 - 1
+_VERSIONS_PER_ANCHOR = 16  # x_hat is kept whole so often, so that what a client missed is found by few decodings
 _TOO_FAR = (
     "the run diverged: an entry of the encoder moved by more than 128 since it was made; lower training.learning_rate, "
     "or server.learning_rate if it is above 1"
@@ -63,6 +64,7 @@ class Reference:
         self._places = layout.places(None if selection is None else self._entries)
         self._offsets = torch.zeros(len(self._entries), dtype=torch.int64)
         self._changes: list[bytes] = []
+        self._anchors = {0: self._offsets.to(torch.int32)}
         self._leading: dict[int, Download] = {}
         self.version = 0
         self.encoder = self._initial
@@ -101,6 +103,8 @@ class Reference:
         if len(self._offsets) and int(self._offsets.abs().max()) > _LARGEST_OFFSET:
             raise DivergedError(_TOO_FAR)
         self._changes.append(data)
+        if self.version % _VERSIONS_PER_ANCHOR == 0:
+            self._anchors[self.version] = self._offsets.to(torch.int32)
         self.encoder = encoder_of(self._initial, self._offsets, self._entries)
 
     def download(
@@ -146,13 +150,21 @@ class Reference:
         missed = tuple(self._changes[held_version:])
         candidates = [self._leads(held_version, missed)] if len(missed) < 256 else []
         if self._codec.name == "adaptive" and len(missed) > 1:
-            since = sum((offsets_of(each, self._places, self._codec) for each in missed), torch.tensor(0))
-            for start, offsets in {held_version: since, 0: self._offsets}.items():
+            for start in {held_version, 0}:
+                offsets = self._offsets - self._offsets_at(start)
                 merged = adaptive.encode_multiples(offsets.numpy(), self._places)
                 if merged is not None:
                     candidates.append(self._leads(start, (merged,)))
         candidates.append(self._leads(0, (), snapshot=self._offsets.to(torch.int32)))
         return min(candidates, key=_num_bytes)
+
+    def _offsets_at(self, version: int) -> Tensor:
+        """What x_hat had changed by at a version, int64 [V], from the last one before it that was kept whole."""
+        anchor = max(each for each in self._anchors if each <= version)
+        offsets = self._anchors[anchor].to(torch.int64)
+        for data in self._changes[anchor:version]:
+            offsets = offsets + offsets_of(data, self._places, self._codec)
+        return offsets
 
     def _leads(self, start: int, values: tuple[bytes, ...], snapshot: Tensor | None = None) -> Download:
         return Download(
