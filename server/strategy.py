@@ -155,15 +155,15 @@ class Federation(FedAvg):
     def _open_round(self, server_round: int) -> None:
         """Lead the clients' encoder towards the server's, and let control variates fade."""
         state, reference = self.state, self._reference
-        before = reference.encoder
         self._advance(server_round)
         if state.control is None or state.held_control is None:
             return
         fade = fading(self._config.control.half_life, 1)
         control = state.control * fade
         derived = self._derived_control(valid=True)
-        change = (reference.encoder - before)[: control.numel()]
-        held = followed_control(state.held_control, change, derived, fading=fade) if self._derives else control
+        held = control
+        if self._derives:
+            held = followed_control(state.held_control, reference.change, derived, fading=fade)
         forgetting = fade * (1 - derived.damping)
         astray = {client: share * forgetting for client, share in state.astray.items()}
         self.state = replace(state, control=control, held_control=held, astray=astray)
