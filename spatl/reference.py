@@ -227,9 +227,12 @@ def follow(
     control = None
     if download.derived is not None:
         control = torch.zeros(layout.num_parameter_entries)
-        if download.version - 1 in held.offsets and held.control is not None:
-            change = change_of(offsets - held.offsets[download.version - 1], entries, layout)
-            control = followed_control(held.control, change, download.derived, fading=fading)
+        before, earlier = held.offsets.get(download.version - 1), held.control
+        if download.version == 1:  # everybody holds version 0, and c of it is 0
+            before, earlier = torch.zeros_like(offsets), control
+        if before is not None and earlier is not None:
+            change = change_of(offsets - before, entries, layout)
+            control = followed_control(earlier, change, download.derived, fading=fading)
     return encoder, Held(kept, base, control)
 
 
