@@ -169,15 +169,22 @@ class Federation(FedAvg):
         self.state = replace(state, control=control, held_control=held, astray=astray)
 
     def _advance(self, server_round: int) -> None:
-        limit = self._blueprint.message_bytes
         try:
             self._reference.advance(
                 self.state.encoder,
                 generator=generator(self._config.seed, "rounding-server", server_round=server_round),
-                max_bytes=None if limit is None else limit - download_overhead(controls=self._derives),
+                max_bytes=self._room(),
             )
         except DivergedError as error:
             self._stop(error)
+
+    def _room(self) -> int | None:
+        """How long the change in a download may be, and c where it is sent beside it: as long; None for any length."""
+        limit, controls = self._blueprint.message_bytes, self.state.control is not None
+        if limit is None:
+            return None
+        room = limit - download_overhead(controls=controls)
+        return room // 2 if controls and not self._derives else room
 
     def _derived_control(self, *, valid: bool) -> DerivedControl:
         """What the clients' c follows from; as float32, which is what they see of it."""
@@ -355,7 +362,7 @@ class Federation(FedAvg):
         if self._sent[0] != server_round:
             codec, places = self._reference.codec, self._blueprint.layout.parameter_places
             rounding = generator(self._config.seed, "rounding-control", server_round=server_round)
-            data = codec.encode(self.state.control, places, generator=rounding)
+            data = codec.encode(self.state.control, places, generator=rounding, max_bytes=self._room())
             self._sent = server_round, data
             self.state = replace(self.state, held_control=codec.decode(memoryview(data), places))
         return self._sent[1]

@@ -17,6 +17,7 @@ from spatl.history import read_lines
 from spatl.protocol import CLIENT_LOST, unpack_download
 from spatl.reference import encoder_of
 from spatl.seeding import numpy_generator
+from spatl.selection.selection import select_all
 from tests.federations import COMPRESSED, blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config
 from tests.server.test_federation import Strategies, losing
 from tests.server.test_traffic import record_bytes
@@ -69,8 +70,9 @@ class Watched:
             if ok:
                 held = state_of(directory, client).held
                 assert len(held.offsets) <= 2
-                entries = torch.arange(layout.num_entries)
+                entries = (download.selection or select_all(layout)).entries(layout)
                 start = initial if held.base is None else held.base
+                start = torch.zeros_like(start).index_copy_(0, entries, start[entries])
                 encoder = encoder_of(start, held.offsets[download.version], entries)
                 agrees = torch.equal(encoder, server._reference.encoder)
                 if held.control is not None:
