@@ -155,29 +155,36 @@ class Federation(FedAvg):
     def _open_round(self, server_round: int) -> None:
         """Lead the clients' encoder towards the server's, and let control variates fade."""
         state, reference = self.state, self._reference
-        before = reference.encoder
         self._advance(server_round)
         if state.control is None or state.held_control is None:
             return
         fade = fading(self._config.control.half_life, 1)
         control = state.control * fade
         derived = self._derived_control(valid=True)
-        change = (reference.encoder - before)[: control.numel()]
-        held = followed_control(state.held_control, change, derived, fading=fade) if self._derives else control
+        held = control
+        if self._derives:
+            held = followed_control(state.held_control, reference.change, derived, fading=fade)
         forgetting = fade * (1 - derived.damping)
         astray = {client: share * forgetting for client, share in state.astray.items()}
         self.state = replace(state, control=control, held_control=held, astray=astray)
 
     def _advance(self, server_round: int) -> None:
-        limit = self._blueprint.message_bytes
         try:
             self._reference.advance(
                 self.state.encoder,
                 generator=generator(self._config.seed, "rounding-server", server_round=server_round),
-                max_bytes=None if limit is None else limit - download_overhead(controls=self._derives),
+                max_bytes=self._room(),
             )
         except DivergedError as error:
             self._stop(error)
+
+    def _room(self) -> int | None:
+        """How long the change in a download may be, and c where it is sent beside it: as long; None for any length."""
+        limit, controls = self._blueprint.message_bytes, self.state.control is not None
+        if limit is None:
+            return None
+        room = limit - download_overhead(controls=controls)
+        return room // 2 if controls and not self._derives else room
 
     def _derived_control(self, *, valid: bool) -> DerivedControl:
         """What the clients' c follows from; as float32, which is what they see of it."""
@@ -355,7 +362,7 @@ class Federation(FedAvg):
         if self._sent[0] != server_round:
             codec, places = self._reference.codec, self._blueprint.layout.parameter_places
             rounding = generator(self._config.seed, "rounding-control", server_round=server_round)
-            data = codec.encode(self.state.control, places, generator=rounding)
+            data = codec.encode(self.state.control, places, generator=rounding, max_bytes=self._room())
             self._sent = server_round, data
             self.state = replace(self.state, held_control=codec.decode(memoryview(data), places))
         return self._sent[1]

@@ -61,7 +61,7 @@ class Blueprint:
     def message_bytes(self) -> int | None:
         """How long a blob may be in either direction; None where the config says nothing."""
         ratio = self.config.wire.target_ratio
-        return None if ratio is None else round(4 * self.layout.num_entries / ratio) - protocol.RECORD_BYTES
+        return None if ratio is None else math.floor(4 * self.layout.num_entries / ratio) - protocol.RECORD_BYTES
 
     def client_data(self, client: int) -> ClientData:
         """The splits of one client, drawn once from the seed."""

@@ -46,6 +46,7 @@ class Reference:
     Attributes:
         version: How many changes led to the present.
         encoder: float32 [N], x_hat.
+        change: float32 [P], what the last change was of the parameters; 0 for a codec that is not relative.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Reference:
         self._leading: dict[int, Download] = {}
         self.version = 0
         self.encoder = self._initial
+        self.change = torch.zeros(layout.num_parameter_entries)
         if not codec.relative:
             self._set_whole(self._initial, generator=torch.Generator())
 
@@ -97,14 +99,16 @@ class Reference:
             raise DivergedError(_TOO_FAR)
         data = encode_change(difference, self._places, self._codec, generator=generator, max_bytes=max_bytes)
         try:
-            self._offsets = self._offsets + offsets_of(data, self._places, self._codec)
+            moved = offsets_of(data, self._places, self._codec)
         except UpdateRejected:
             raise DivergedError(_TOO_FAR) from None
+        self._offsets = self._offsets + moved
         if len(self._offsets) and int(self._offsets.abs().max()) > _LARGEST_OFFSET:
             raise DivergedError(_TOO_FAR)
         self._changes.append(data)
         if self.version % _VERSIONS_PER_ANCHOR == 0:
             self._anchors[self.version] = self._offsets.to(torch.int32)
+        self.change = change_of(moved, self._entries, self._layout)
         self.encoder = encoder_of(self._initial, self._offsets, self._entries)
 
     def download(
@@ -235,11 +239,12 @@ def follow(
     control = None
     if download.derived is not None:
         control = torch.zeros(layout.num_parameter_entries)
-        if download.version - 1 in held.offsets and held.control is not None:
-            moved = (offsets - held.offsets[download.version - 1]).to(torch.float64) * _UNIT
-            change = torch.zeros(layout.num_entries).index_copy_(0, entries, moved.to(torch.float32))
-            change = change[: layout.num_parameter_entries]
-            control = followed_control(held.control, change, download.derived, fading=fading)
+        before, earlier = held.offsets.get(download.version - 1), held.control
+        if download.version == 1:  # everybody holds version 0, and c of it is 0
+            before, earlier = torch.zeros_like(offsets), control
+        if before is not None and earlier is not None:
+            change = change_of(offsets - before, entries, layout)
+            control = followed_control(earlier, change, download.derived, fading=fading)
     return encoder, Held(kept, base, control)
 
 
@@ -288,6 +293,12 @@ def encoder_of(initial: Tensor, offsets: Tensor, entries: Tensor) -> Tensor:
     """float32 [N]: the initial encoder moved by offsets (integers [V]) at `entries`."""
     moved = initial[entries].to(torch.float64) + offsets.to(torch.float64) * _UNIT
     return initial.clone().index_copy_(0, entries, moved.to(torch.float32))
+
+
+def change_of(moved: Tensor, entries: Tensor, layout: EncoderLayout) -> Tensor:
+    """float32 [P]: a change of offsets (integers [V]) at `entries`, as control follows from it on either side."""
+    values = (moved.to(torch.float64) * _UNIT).to(torch.float32)
+    return torch.zeros(layout.num_entries).index_copy_(0, entries, values)[: layout.num_parameter_entries]
 
 
 def check_of(encoder: Tensor) -> bytes:
