@@ -61,7 +61,7 @@ class Reference:
         self._changes: list[bytes] = []
         self._leading: dict[int, Download] = {}
         self.version = 0
-        self.encoder = self._initial
+        self.encoder = encoder_of(self._initial, self._offsets, self._entries)  # as a client does: -0.0 becomes 0.0
         if not codec.relative:
             self._set_whole(self._initial, generator=torch.Generator())
 
