@@ -217,11 +217,14 @@ def follow(
     control = None
     if download.derived is not None:
         control = torch.zeros(layout.num_parameter_entries)
-        if download.version - 1 in held.offsets and held.control is not None:
-            moved = (offsets - held.offsets[download.version - 1]).to(torch.float64) * _UNIT
+        before, previous = held.offsets.get(download.version - 1), held.control
+        if download.version == 1:  # everybody knows version 0, where c is 0
+            before, previous = torch.zeros_like(offsets), control
+        if before is not None and previous is not None:
+            moved = (offsets - before).to(torch.float64) * _UNIT
             change = torch.zeros(layout.num_entries).index_copy_(0, entries, moved.to(torch.float32))
             change = change[: layout.num_parameter_entries]
-            control = followed_control(held.control, change, download.derived, fading=fading)
+            control = followed_control(previous, change, download.derived, fading=fading)
     return encoder, Held(kept, base, control)
 
 

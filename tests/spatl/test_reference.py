@@ -133,8 +133,9 @@ def test_merging_what_was_missed_saves_most_of_it_where_changes_overlap():
     assert payload(sent(reference, 0, layout)) < 0.3 * one_by_one
 
 
+@pytest.mark.slow
 def test_more_changes_than_a_download_can_list_are_led_to_otherwise():
-    """The number of changes is one byte; 300 of them, of which one entry's each, are merged or a snapshot."""
+    """The number of changes is one byte; 300 of them, each of one entry, are merged or a snapshot."""
     for name in ("adaptive", "int8"):
         layout = interleaved_layout([(1, 300)])
         reference = Reference(torch.zeros(300), layout, CODECS[name])
@@ -276,6 +277,7 @@ def test_what_was_lost_of_changes_goes_into_the_next_until_little_is_left(name, 
         assert all(bool((later <= earlier + 1e-7).all()) for earlier, later in itertools.pairwise(errors))
 
 
+@pytest.mark.slow
 def test_control_that_follows_is_what_the_server_computes():
     """Full selection, equal step weights, and changes that the codec takes exactly: whole numbers of 2^-12.
 
@@ -314,6 +316,19 @@ def test_control_only_fades_where_nobody_moved_it(step_weight):
     control, change = torch.randn(P, generator=generator()), torch.ones(P)
     after = followed_control(control, change, DerivedControl(0.0, step_weight, True), fading=0.75)
     assert torch.equal(after, control * 0.75)
+
+
+def test_a_client_that_begins_with_the_first_change_follows_c_from_its_beginning():
+    """It holds no version yet, but version 0 is the initial encoder, where c is 0."""
+    derived = DerivedControl(0.5, 0.25, True)
+    reference = Reference(INITIAL, LAYOUT, CODECS["adaptive"])
+    _, one = follow(replace(sent(reference, 0), derived=derived), Held({}), INITIAL, LAYOUT)
+    advance(reference, generator(12))
+    download = replace(sent(reference, 0), derived=derived)
+    _, old = follow(download, one, INITIAL, LAYOUT, fading=0.5)
+    _, new = follow(download, Held({}), INITIAL, LAYOUT, fading=0.5)
+    assert float(old.control.abs().max()) > 0
+    assert torch.equal(new.control, old.control)
 
 
 def test_a_client_that_missed_a_change_begins_c_anew():
