@@ -25,6 +25,7 @@ from spatl.selection.layout import Places
 
 _STEP: Final = struct.Struct("<f")
 _LARGEST_STEP: Final = 2.0**60
+_LARGEST_SCALE: Final = 2.0**48
 _NUM_CLASSES: Final = 16
 _CLASSES_PER_OCTAVE: Final = 2
 _LOWEST_OCTAVE: Final = -6
@@ -120,8 +121,9 @@ def planned_bytes(num_values: int) -> int:
 
 
 def root_mean_square(values: Tensor) -> float:
-    """The root mean square of values, never quite 0."""
-    return max(float(values.to(torch.float64).square().mean().sqrt()) if len(values) else 0.0, 1e-30)
+    """The root mean square of values, never quite 0 and never so large that a step would not fit the wire."""
+    exact = float(values.to(torch.float64).square().mean().sqrt()) if len(values) else 0.0
+    return max(min(_LARGEST_SCALE, exact), 1e-30)  # in this order, NaN gives the largest
 
 
 def _power_of_two(step: float) -> float:
@@ -152,10 +154,10 @@ def _rounded(values: Tensor, step: float, uniform: NDArray[np.float32] | np.floa
 
 
 def _encode(integers: NDArray[np.int32], places: Places, step: float) -> bytes:
-    if len(integers) and integers.max() > LARGEST_INTEGER:
-        return _STEP.pack(math.nan)
     tensors = places.tensors.numpy()
     present = _present(tensors)
+    if len(integers) and integers.max() > LARGEST_INTEGER:
+        return _STEP.pack(math.nan) + bytes((len(present) + 1) // 2)
     sums = np.bincount(tensors, weights=np.abs(integers), minlength=1)
     means = (sums / np.bincount(tensors, minlength=1).clip(1))[present]
     octaves = np.log2(means.clip(2.0 ** (_LOWEST_OCTAVE - 1))) - _LOWEST_OCTAVE

@@ -68,7 +68,7 @@ class Reference:
         self._anchors = {0: self._offsets.to(torch.int32)}
         self._leading: dict[int, Download] = {}
         self.version = 0
-        self.encoder = self._initial
+        self.encoder = encoder_of(self._initial, self._offsets, self._entries)  # as a client does: -0.0 becomes 0.0
         self.change = torch.zeros(layout.num_parameter_entries)
         if not codec.relative:
             self._set_whole(self._initial, generator=torch.Generator())

@@ -146,7 +146,7 @@ def test_the_same_generator_gives_the_same_bytes_and_another_one_others(name):
     assert encoded(name, numbers, channels, seed=1) != encoded(name, numbers, channels, seed=2)
 
 
-@pytest.mark.parametrize("name", [*LEVELS, *ENTROPY])
+@pytest.mark.parametrize("name", [*LEVELS, *CODED])
 @pytest.mark.parametrize("number", [3e38, -3e38, 1e-45, 1e-30])
 def test_numbers_at_the_ends_of_the_range_stay_finite(name, number):
     seen = coded(name, torch.tensor([number, 0.0]), torch.tensor([0, 0]))
