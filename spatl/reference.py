@@ -225,6 +225,8 @@ def follow(
             change = torch.zeros(layout.num_entries).index_copy_(0, entries, moved.to(torch.float32))
             change = change[: layout.num_parameter_entries]
             control = followed_control(previous, change, download.derived, fading=fading)
+            if not bool(torch.isfinite(control).all()):
+                raise UpdateRejected("the control variates that follow contain NaN or infinity")
     return encoder, Held(kept, base, control)
 
 

@@ -342,6 +342,16 @@ def test_a_client_that_missed_a_change_begins_c_anew():
     assert torch.equal(held.control, torch.zeros(P))
 
 
+def test_control_that_follows_and_is_not_finite_is_refused():
+    """A step weight so small that the quotient leaves float32."""
+    reference = Reference(INITIAL, LAYOUT, CODECS["adaptive"])
+    _, held = follow(replace(sent(reference, 0), derived=DerivedControl(0.5, 1.0, True)), Held({}), INITIAL, LAYOUT)
+    advance(reference, generator(14))
+    download = replace(sent(reference, 0), derived=DerivedControl(1.0, 1e-44, True))
+    with pytest.raises(UpdateRejected, match="control variates"):
+        follow(download, held, INITIAL, LAYOUT)
+
+
 def test_encoders_that_differ_in_one_bit_have_other_checks():
     other = INITIAL.clone()
     other[2] = 0.0  # which was -0.0
