@@ -6,8 +6,8 @@ coarsely as the codec is. What a change lost stays in x - x_hat and goes into th
 
 x_hat is the initial encoder plus whole numbers of 2^-24, so that sums of changes are exact in any order: a client that
 missed rounds gets the sum of what it missed, and holds the same bits as everybody else afterwards. The server
-remembers the changes as they were encoded, some two hundredths of the encoder each, and nothing per client but the
-version it holds.
+remembers the last changes as they were encoded, as many as are together no longer than a snapshot, and nothing per
+client but the version it holds.
 """
 
 import hashlib
@@ -58,7 +58,8 @@ class Reference:
         self._selection = selection
         self._places = layout.places(None if selection is None else self._entries)
         self._offsets = torch.zeros(len(self._entries), dtype=torch.int64)
-        self._changes: list[bytes] = []
+        self._snapshot = self._offsets.to(torch.int32)
+        self._changes: list[bytes] = []  # the last ones
         self._leading: dict[int, Download] = {}
         self.version = 0
         self.encoder = encoder_of(self._initial, self._offsets, self._entries)  # as a client does: -0.0 becomes 0.0
@@ -95,6 +96,8 @@ class Reference:
             raise DivergedError("an entry of the encoder moved by more than 128 since it was made: lower "
                                 "training.learning_rate")  # fmt: skip
         self._changes.append(data)
+        self._forget_()
+        self._snapshot = self._offsets.to(torch.int32)
         self.encoder = encoder_of(self._initial, self._offsets, self._entries)
 
     def download(
@@ -137,16 +140,26 @@ class Reference:
             return self._leads(0, (self._changes[-1],))
         if held_version == self.version:
             return self._leads(held_version, ())
-        missed = tuple(self._changes[held_version:])
-        candidates = [self._leads(held_version, missed)] if len(missed) < 256 else []
-        if self._codec.name == "adaptive" and len(missed) > 1:
-            since = sum((offsets_of(each, self._places, self._codec) for each in missed), torch.tensor(0))
-            for start, offsets in {held_version: since, 0: self._offsets}.items():
+        num_missed = self.version - held_version
+        missed = tuple(self._changes[-num_missed:]) if num_missed <= len(self._changes) else ()
+        candidates = [self._leads(held_version, missed)] if 0 < len(missed) < 256 else []
+        if self._codec.name == "adaptive" and num_missed > 1:
+            sums = {0: self._offsets}
+            if missed and held_version:
+                changes = (offsets_of(each, self._places, self._codec) for each in missed)
+                sums[held_version] = sum(changes, torch.tensor(0))
+            for start, offsets in sums.items():
                 merged = adaptive.encode_multiples(offsets.numpy(), self._places)
                 if merged is not None:
                     candidates.append(self._leads(start, (merged,)))
-        candidates.append(self._leads(0, (), snapshot=self._offsets.to(torch.int32)))
+        candidates.append(self._leads(0, (), snapshot=self._snapshot))
         return min(candidates, key=_num_bytes)
+
+    def _forget_(self) -> None:
+        """Drop the oldest changes while all of them together are longer than a snapshot, which is sent instead."""
+        kept = sum(len(data) for data in self._changes)
+        while len(self._changes) > 1 and kept > 4 * len(self._offsets):
+            kept -= len(self._changes.pop(0))
 
     def _leads(self, start: int, values: tuple[bytes, ...], snapshot: Tensor | None = None) -> Download:
         return Download(

@@ -109,7 +109,7 @@ def test_what_leads_there_is_never_longer_than_the_changes_one_by_one_or_a_snaps
     draw = generator(1)
     reference = Reference(INITIAL, LAYOUT, CODECS[name])
     changes: list[int] = []
-    for _ in range(12):
+    for _ in range(8):
         advance(reference, draw)
         changes.append(len(sent(reference, reference.version - 1).values[0]))
         for held in range(reference.version):
@@ -257,6 +257,28 @@ def kept_bytes(reference: Reference) -> int:
     snapshots = {id(each.snapshot): 4 * len(each.snapshot) for each in downloads if each.snapshot is not None}
     values = {id(data): len(data) for data in itertools.chain(reference._changes, *(each.values for each in downloads))}
     return sum(snapshots.values()) + sum(values.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adaptive", "int8"])
+def test_what_the_server_keeps_does_not_grow_with_rounds_or_clients(name):
+    """At most a snapshot's worth of changes; and, until the next round, what leads from each version asked for."""
+    layout = interleaved_layout([(8, 20)])
+    reference, draw = Reference(initial_of(layout), layout, CODECS[name]), generator(9)
+    versions = [0] * 100
+    for _ in range(50):
+        advance(reference, draw)
+        for client in torch.randperm(100, generator=draw)[:10].tolist():
+            reference.download(versions[client], server_round=1, acknowledged_round=0, cannot_build=False)
+            versions[client] = reference.version
+        assert sum(map(len, reference._changes)) <= 4 * layout.num_entries
+    kept = []
+    for clients in (versions, versions * 10):
+        for version in clients:
+            reference.download(version, server_round=1, acknowledged_round=0, cannot_build=False)
+        kept.append(kept_bytes(reference))
+    assert kept[0] == kept[1]
+    assert len(reference._leading) <= reference.version + 1
 
 
 @pytest.mark.parametrize(("name", "at_least"), [("adaptive", 100), ("int8", 10_000), ("int4", 10_000)])
