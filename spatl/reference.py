@@ -6,8 +6,8 @@ coarsely as the codec is. What a change lost stays in x - x_hat and goes into th
 
 x_hat is the initial encoder plus whole numbers of 2^-24, so that sums of changes are exact in any order: a client that
 missed rounds gets the sum of what it missed, and holds the same bits as everybody else afterwards. The server
-remembers the changes as they were encoded, some three hundredths of the encoder each, a whole x_hat every sixteen
-versions, and nothing per client but the version it holds.
+remembers the last changes as they were encoded, as many as are together no longer than a snapshot, and nothing per
+client but the version it holds.
 """
 
 import hashlib
@@ -27,7 +27,6 @@ from spatl.selection.selection import Selection
 
 _UNIT = 2.0**-adaptive.UNIT_BITS
 _LARGEST_OFFSET = 2**31 - 1
-_VERSIONS_PER_ANCHOR = 16  # x_hat is kept whole so often, so that what a client missed is found by few decodings
 _TOO_FAR = (
     "the run diverged: an entry of the encoder moved by more than 128 since it was made; lower training.learning_rate, "
     "or server.learning_rate if it is above 1"
@@ -64,9 +63,10 @@ class Reference:
         self._selection = selection
         self._places = layout.places(None if selection is None else self._entries)
         self._offsets = torch.zeros(len(self._entries), dtype=torch.int64)
-        self._changes: list[bytes] = []
-        self._anchors = {0: self._offsets.to(torch.int32)}
+        self._snapshot = self._offsets.to(torch.int32)
+        self._changes: list[bytes] = []  # the last ones
         self._leading: dict[int, Download] = {}
+        self._sums: dict[int, tuple[Tensor, bytes | None]] = {}
         self.version = 0
         self.encoder = encoder_of(self._initial, self._offsets, self._entries)  # as a client does: -0.0 becomes 0.0
         self.change = torch.zeros(layout.num_parameter_entries)
@@ -89,7 +89,7 @@ class Reference:
         Raises:
             DivergedError: The encoder is too far from where it started, or not finite.
         """
-        self._leading = {}
+        self._leading, self._sums = {}, {}
         self.version += 1
         if not self._codec.relative:
             self._set_whole(encoder, generator=generator)
@@ -106,8 +106,8 @@ class Reference:
         if len(self._offsets) and int(self._offsets.abs().max()) > _LARGEST_OFFSET:
             raise DivergedError(_TOO_FAR)
         self._changes.append(data)
-        if self.version % _VERSIONS_PER_ANCHOR == 0:
-            self._anchors[self.version] = self._offsets.to(torch.int32)
+        self._forget_()
+        self._snapshot = self._offsets.to(torch.int32)
         self.change = change_of(moved, self._entries, self._layout)
         self.encoder = encoder_of(self._initial, self._offsets, self._entries)
 
@@ -151,24 +151,35 @@ class Reference:
             return self._leads(0, (self._changes[-1],))
         if held_version == self.version:
             return self._leads(held_version, ())
-        missed = tuple(self._changes[held_version:])
-        candidates = [self._leads(held_version, missed)] if len(missed) < 256 else []
-        if self._codec.name == "adaptive" and len(missed) > 1:
-            for start in {held_version, 0}:
-                offsets = self._offsets - self._offsets_at(start)
-                merged = adaptive.encode_multiples(offsets.numpy(), self._places)
+        num_missed = self.version - held_version
+        missed = tuple(self._changes[-num_missed:]) if num_missed <= len(self._changes) else ()
+        candidates = [self._leads(held_version, missed)] if 0 < len(missed) < 256 else []
+        if self._codec.name == "adaptive" and num_missed > 1:
+            for start in {held_version, 0} if missed else {0}:
+                merged = self._merged(start)
                 if merged is not None:
                     candidates.append(self._leads(start, (merged,)))
-        candidates.append(self._leads(0, (), snapshot=self._offsets.to(torch.int32)))
+        candidates.append(self._leads(0, (), snapshot=self._snapshot))
         return min(candidates, key=_num_bytes)
 
-    def _offsets_at(self, version: int) -> Tensor:
-        """What x_hat had changed by at a version, int64 [V], from the last one before it that was kept whole."""
-        anchor = max(each for each in self._anchors if each <= version)
-        offsets = self._anchors[anchor].to(torch.int64)
-        for data in self._changes[anchor:version]:
-            offsets = offsets + offsets_of(data, self._places, self._codec)
-        return offsets
+    def _merged(self, start: int) -> bytes | None:
+        """The sum of all changes since a version as one change; None where that cannot be encoded."""
+        if start not in self._sums:
+            offsets = self._offsets
+            if start:
+                # From the longest sum there is of those that are part of it: every change is decoded once a round.
+                nearest = min((each for each in self._sums if start < each), default=self.version)
+                offsets = self._sums[nearest][0] if nearest < self.version else torch.zeros_like(offsets)
+                for place in range(start - self.version, nearest - self.version):
+                    offsets = offsets + offsets_of(self._changes[place], self._places, self._codec)
+            self._sums[start] = offsets, adaptive.encode_multiples(offsets.numpy(), self._places)
+        return self._sums[start][1]
+
+    def _forget_(self) -> None:
+        """Drop the oldest changes while all of them together are longer than a snapshot, which is sent instead."""
+        kept = sum(len(data) for data in self._changes)
+        while len(self._changes) > 1 and kept > 4 * len(self._offsets):
+            kept -= len(self._changes.pop(0))
 
     def _leads(self, start: int, values: tuple[bytes, ...], snapshot: Tensor | None = None) -> Download:
         return Download(
@@ -239,12 +250,16 @@ def follow(
     control = None
     if download.derived is not None:
         control = torch.zeros(layout.num_parameter_entries)
-        before, earlier = held.offsets.get(download.version - 1), held.control
-        if download.version == 1:  # everybody holds version 0, and c of it is 0
-            before, earlier = torch.zeros_like(offsets), control
-        if before is not None and earlier is not None:
-            change = change_of(offsets - before, entries, layout)
-            control = followed_control(earlier, change, download.derived, fading=fading)
+        before, previous = held.offsets.get(download.version - 1), held.control
+        if download.version == 1:  # everybody knows version 0, where c is 0
+            before, previous = torch.zeros_like(offsets), control
+        if before is not None and previous is not None:
+            moved = (offsets - before).to(torch.float64) * _UNIT
+            change = torch.zeros(layout.num_entries).index_copy_(0, entries, moved.to(torch.float32))
+            change = change[: layout.num_parameter_entries]
+            control = followed_control(previous, change, download.derived, fading=fading)
+            if not bool(torch.isfinite(control).all()):
+                raise UpdateRejected("the control variates that follow contain NaN or infinity")
     return encoder, Held(kept, base, control)
 
 

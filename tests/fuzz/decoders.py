@@ -116,8 +116,9 @@ def download_seeds() -> list[bytes]:
                 )
                 seeds.append(pack_download(download, LAYOUT))
                 seeds.append(pack_download(replace(download, derived=DerivedControl(0.5, 0.25, True)), LAYOUT))
-            snapshot = torch.arange(len(entries_of(selection)), dtype=torch.int32)
-            seeds.append(pack_download(replace(download, values=(), snapshot=snapshot), LAYOUT))
+            if codec.relative:
+                snapshot = torch.arange(len(entries_of(selection)), dtype=torch.int32)
+                seeds.append(pack_download(replace(download, values=(), snapshot=snapshot), LAYOUT))
     return seeds
 
 
@@ -189,6 +190,7 @@ def main(target: str, corpus: Path, options: list[str]) -> None:
     decode, seeds = TARGETS[target]
     corpus.mkdir(parents=True, exist_ok=True)
     for position, seed in enumerate(seeds()):
+        decode(seed)  # what is valid is not refused
         (corpus / f"seed-{position}").write_bytes(seed)
 
     def one_input(data: bytes) -> None:

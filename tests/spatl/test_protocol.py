@@ -1,12 +1,14 @@
 """The blob: what goes in comes out, and nothing damaged comes through."""
 
+import re
 import struct
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatl.codec import CODECS
@@ -25,6 +27,7 @@ from spatl.protocol import (
     unpack_update,
     update_bytes,
 )
+from spatl.selection.layout import ChannelGroup, EncoderLayout
 from spatl.selection.selection import Selection, pack_bitmap, unpack_bitmap
 from tests.layouts import interleaved_layout, make_update
 
@@ -176,6 +179,41 @@ def test_neither_kind_of_blob_is_taken_for_the_other():
         unpack_download(packed([True] * LAYOUT.num_channels)[0], LAYOUT)
     with pytest.raises(UpdateRejected, match="kind 1, expected 2"):
         unpack(pack_download(download_of(), LAYOUT))
+
+
+def documented_blob() -> bytes:
+    """The bytes of the example in docs/wire-format.md; every line begins where the one before ended."""
+    page = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
+    blob = b""
+    for line in page.split("```hexdump\n")[1].split("```")[0].splitlines():
+        offset, digits, _ = re.fullmatch(r" *(\d+)  ((?:[0-9a-f]{2} )+) +(\S.*)", line).groups()
+        assert int(offset) == len(blob)
+        blob += bytes.fromhex(digits)
+    return blob
+
+
+def test_the_documented_example_is_what_is_packed():
+    layout = EncoderLayout(
+        {"weight": torch.Size([3, 2]), "bias": torch.Size([3])}, 9, torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 2]),
+        (ChannelGroup("weight", 0, 3, 3),),
+    )  # fmt: skip
+    values = torch.tensor([127, -64, 1.5, -63.5, 0, 0.5]) * 2.0**-10
+    update = Update(5, 4, Selection(torch.tensor([True, False, True])), values, 0.5)
+    blob = documented_blob()
+    assert pack_update(update, layout, CODECS["int8"], generator=GENERATOR) == blob
+    seen = unpack_update(blob, layout, server_round=5, base_version=4)
+    assert torch.equal(seen.values, values)
+    assert seen.selection.mask.tolist() == [True, False, True]
+    assert (seen.step_weight, seen.corrected, seen.report) == (0.5, False, None)
+
+
+def test_the_documented_lengths_are_those_of_the_code():
+    page = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
+    assert f"**Report.** {TrainReport.num_bytes()} bytes" in page
+    assert f"{EvaluateReport.num_bytes()} bytes:" in page
+    assert len(pack_download(download_of(), LAYOUT)) == 28 + 20
+    for codec in CODECS.values():
+        assert re.search(rf"\| +{codec.number} \| `{codec.name}` +\|", page)
 
 
 SOME = Selection(torch.arange(LAYOUT.num_channels) % 2 == 0)
@@ -352,6 +390,7 @@ def test_what_a_download_takes_beside_its_change_is_foretold(controls):
     assert len(blob) == download_overhead(controls=controls) + len(b"a change")
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 @pytest.mark.parametrize("mask", [[True] * LAYOUT.num_channels, [True, False] * 6 + [True]])
 def test_an_update_keeps_to_the_bytes_it_may_take_unless_hardly_a_value_is_left(mask, data):

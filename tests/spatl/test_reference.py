@@ -109,7 +109,7 @@ def test_what_leads_there_is_never_longer_than_the_changes_one_by_one_or_a_snaps
     draw = generator(1)
     reference = Reference(INITIAL, LAYOUT, CODECS[name])
     changes: list[int] = []
-    for _ in range(12):
+    for _ in range(8):
         advance(reference, draw)
         changes.append(len(sent(reference, reference.version - 1).values[0]))
         for held in range(reference.version):
@@ -259,6 +259,28 @@ def kept_bytes(reference: Reference) -> int:
     return sum(snapshots.values()) + sum(values.values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adaptive", "int8"])
+def test_what_the_server_keeps_does_not_grow_with_rounds_or_clients(name):
+    """At most a snapshot's worth of changes; and, until the next round, what leads from each version asked for."""
+    layout = interleaved_layout([(8, 20)])
+    reference, draw = Reference(initial_of(layout), layout, CODECS[name]), generator(9)
+    versions = [0] * 100
+    for _ in range(50):
+        advance(reference, draw)
+        for client in torch.randperm(100, generator=draw)[:10].tolist():
+            reference.download(versions[client], server_round=1, acknowledged_round=0, cannot_build=False)
+            versions[client] = reference.version
+        assert sum(map(len, reference._changes)) <= 4 * layout.num_entries
+    kept = []
+    for clients in (versions, versions * 10):
+        for version in clients:
+            reference.download(version, server_round=1, acknowledged_round=0, cannot_build=False)
+        kept.append(kept_bytes(reference))
+    assert kept[0] == kept[1]
+    assert len(reference._leading) <= reference.version + 1
+
+
 @pytest.mark.parametrize(("name", "at_least"), [("adaptive", 100), ("int8", 10_000), ("int4", 10_000)])
 def test_what_was_lost_of_changes_goes_into_the_next_until_little_is_left(name, at_least):
     """x stands still: x_hat comes nearer to it with every change, and no entry ever goes away from it by more than
@@ -340,6 +362,16 @@ def test_a_client_that_missed_a_change_begins_c_anew():
         advance(reference, draw)
     _, held = follow(replace(sent(reference, 1), derived=derived), held, INITIAL, LAYOUT)
     assert torch.equal(held.control, torch.zeros(P))
+
+
+def test_control_that_follows_and_is_not_finite_is_refused():
+    """A step weight so small that the quotient leaves float32."""
+    reference = Reference(INITIAL, LAYOUT, CODECS["adaptive"])
+    _, held = follow(replace(sent(reference, 0), derived=DerivedControl(0.5, 1.0, True)), Held({}), INITIAL, LAYOUT)
+    advance(reference, generator(14))
+    download = replace(sent(reference, 0), derived=DerivedControl(1.0, 1e-44, True))
+    with pytest.raises(UpdateRejected, match="control variates"):
+        follow(download, held, INITIAL, LAYOUT)
 
 
 def test_encoders_that_differ_in_one_bit_have_other_checks():
