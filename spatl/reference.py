@@ -96,7 +96,7 @@ class Reference:
             return
         difference = (encoder - self.encoder)[self._entries]
         if not bool(torch.isfinite(difference).all()):
-            raise DivergedError(_TOO_FAR)
+            raise DivergedError("the run diverged: the encoder is not finite any more; lower training.learning_rate")
         data = encode_change(difference, self._places, self._codec, generator=generator, max_bytes=max_bytes)
         try:
             moved = offsets_of(data, self._places, self._codec)
