@@ -64,7 +64,8 @@ class ServerState:
         held_control: float32 [P], c as the clients hold it; None as above.
         control_share: The share of all clients' weight that stood behind the last change of c.
         folded: The last round of each client that is part of x and c.
-        held: The version of the encoder that each client is known to hold, 0 for the initial one.
+        held: The version of the encoder that each client is known to hold, 0 for the initial one; once a client is sent
+            something, the version that it starts from.
         astray: How much of the c that each client derived is not c, at most: 1 for a client that missed a version.
         cannot_build: The clients whose initial encoder is another one.
     """
@@ -330,6 +331,10 @@ class Federation(FedAvg):
                 download = replace(download, derived=self._derived_control(valid=valid))
             else:
                 download = replace(download, control=self._sent_control(server_round))
+        if download.base_version != state.held[client]:
+            # The client keeps what it was led from and what it is led to, and nothing else.
+            held = {**self.state.held, client: download.base_version}
+            self.state = replace(self.state, held=held)
         return pack_download(download, layout)
 
     def _count(self, message: Message) -> None:

@@ -122,7 +122,7 @@ def test_two_clients_by_hand():
 def test_an_update_whose_gradients_were_not_corrected_moves_x_and_not_c():
     layout = interleaved_layout([(2, 1)])
     aggregator = Aggregator(layout, torch.zeros(2), torch.full((2,), 0.1), total_examples=10)
-    aggregator.add(make_update(layout, [True, True], torch.tensor([2.0, 4.0])), 10)
+    aggregator.add(make_update(layout, [True, True], torch.tensor([2.0, 4.0]), corrected=False), 10)
     assert aggregator.encoder().tolist() == [2.0, 4.0]
     assert aggregator.control().tolist() == pytest.approx([0.1, 0.1])
     assert aggregator.control_share() == 0
