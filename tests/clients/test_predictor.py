@@ -174,8 +174,8 @@ def test_shrinkage_pulls_the_residual_towards_zero_by_hand():
             ClientState.initial(blueprint.layout),
             private={name: torch.full_like(parameter, 2.0) for name, parameter in parameters.items()},
         )
-        blob, _, state = Workplace(blueprint).train(0, received(blueprint), start, acknowledged_round=0)
-        results.append((blob, state.private))
+        blob, state = Workplace(blueprint).train(0, received(blueprint), start, acknowledged_round=0)
+        results.append((parted(blob, blueprint.layout)[0], state.private))
     (blob, free), (pulled_blob, pulled) = results
     assert free.keys() == RESIDUAL
     for name, values in free.items():
