@@ -46,10 +46,11 @@ def _accuracy_change(without: Record, full: Record | None) -> float | None:
 
 def _factors(without: Record, full: Record, place: int, criterion: str) -> dict[str, float | None]:
     mine, theirs = (record["targets"][place][criterion] for record in (without, full))
+    bounded = mine and not theirs and _sent(full) > 0  # a run that stopped at once sent nothing
     return {
         "factor": mine["bytes"] / theirs["bytes"] if mine and theirs else None,
         "factor_at_least": _sent(without) / theirs["bytes"] if theirs and not mine else None,
-        "factor_at_most": mine["bytes"] / _sent(full) if mine and not theirs else None,
+        "factor_at_most": mine["bytes"] / _sent(full) if bounded else None,
     }
 
 

@@ -146,6 +146,18 @@ def test_a_seed_without_the_full_row_and_a_run_that_stopped_count_for_nothing(re
     assert ablation_rows([row])[0]["change of final accuracy"] == "−10.0 points, 1 of 3"
 
 
+def test_a_full_row_that_stopped_before_it_sent_anything_bounds_nothing(plan, finished):
+    path = run_directory(finished, "spatl", 1)
+    for name in ("history.jsonl", "ledger.jsonl"):
+        (path / name).write_text("")
+    (path / "summary.json").unlink()
+    (path / "error.json").write_text('{"error": "DivergedError", "message": "diverged in round 1"}')
+    found, _ = collect(plan, finished)
+    add_ablations_(found, plan.bench.ablations)
+    first = ablations(found, "spatl-no-selection", 0)[0]
+    assert first == dict.fromkeys(("factor", "factor_at_least", "factor_at_most"))
+
+
 def test_without_ablations_or_their_full_row_there_is_no_table(plan, finished):
     found, _ = collect(plan, finished)
     assert ablation_table(found, 0) == []
