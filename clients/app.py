@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from clients.round import Workplace
-from clients.state import ContextStore, DirectoryStore, StateStore
+from clients.state import ClientState, ContextStore, DirectoryStore, StateStore
 from spatl.config import config_from_run, parse_budget
 from spatl.errors import ConfigError, DivergedError, ReferenceLost, SpatlError, UpdateRejected
 from spatl.federation import cached_blueprint
@@ -74,11 +74,12 @@ def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
     workplace, client, store = _workplace(context), _client(context), _store(context)
     download = _download(message, workplace)
-    model, state = workplace.receive(download, store.load())
-    blob, state = workplace.train(
-        client, model, state, acknowledged_round=download.acknowledged_round, budget=_own_budget(context)
-    )
-    store.save(state)
+    with store.locked():
+        model, state = workplace.receive(download, _load(store, download, workplace))
+        blob, state = workplace.train(
+            client, model, state, acknowledged_round=download.acknowledged_round, budget=_own_budget(context)
+        )
+        store.save(state)
     return Message(_content(blob), reply_to=message)
 
 
@@ -88,9 +89,10 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the encoder that was sent, under this client's own predictor."""
     workplace, client, store = _workplace(context), _client(context), _store(context)
     download = _download(message, workplace)
-    model, state = workplace.receive(download, store.load())
-    report, state = workplace.evaluate(client, model, state, acknowledged_round=download.acknowledged_round)
-    store.save(state)
+    with store.locked():
+        model, state = workplace.receive(download, _load(store, download, workplace))
+        report, state = workplace.evaluate(client, model, state, acknowledged_round=download.acknowledged_round)
+        store.save(state)
     return Message(_content(report.to_bytes()), reply_to=message)
 
 
@@ -102,6 +104,11 @@ def _download(message: Message, workplace: Workplace) -> Download:
     if not isinstance(blob, bytes):
         raise UpdateRejected(f"the server's blob must be bytes, got {type(blob).__name__}")
     return unpack_download(blob, workplace.blueprint.layout)
+
+
+def _load(store: StateStore, download: Download, workplace: Workplace) -> ClientState | None:
+    """The client's state; an older one only where no control variate is lost by it."""
+    return store.load(folded_round=download.acknowledged_round if workplace.config.row.controls else 0)
 
 
 def _content(blob: bytes) -> RecordDict:

@@ -1,10 +1,22 @@
 """A client's state survives being written and read, and settles its pending update exactly once."""
 
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from flwr.app import RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
-from clients.state import ClientState, ContextStore, DirectoryStore
+from clients.state import ClientState, ContextStore, DamagedState, DirectoryStore
 from spatl.errors import SpatlError
 from tests.layouts import interleaved_layout
 
@@ -51,7 +63,8 @@ def test_a_store_holds_the_last_state_saved(tmp_path, kind):
     assert loaded is not None
     assert loaded.pending_round == 4
     if kind == "directory":
-        assert [path.name for path in (tmp_path / "clients" / "3").iterdir()] == ["state.safetensors"]
+        names = sorted(path.name for path in (tmp_path / "clients" / "3").iterdir())
+        assert names == ["previous.safetensors", "state.safetensors"]
 
 
 def test_damaged_state_is_one_clear_error(tmp_path):
@@ -62,6 +75,187 @@ def test_damaged_state_is_one_clear_error(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(SpatlError, match="the client's state is damaged"):
             store.load()
+
+
+WHOLE = pending_state().to_bytes()
+
+
+@given(place=st.integers(0, len(WHOLE) - 1), change=st.integers(1, 255))
+def test_every_byte_that_is_not_as_written_is_noticed(place, change):
+    damaged = bytearray(WHOLE)
+    damaged[place] ^= change
+    with pytest.raises(DamagedState):
+        ClientState.from_bytes(bytes(damaged))
+
+
+@pytest.mark.parametrize("change", [0x01, 0x20, 0x80])
+def test_every_byte_of_the_seal_and_around_it_matters(change):
+    """Hypothesis may miss these: the mark, the format before it and the digits."""
+    start = WHOLE.index(b"format") - 2
+    for place in range(start, WHOLE.index(b"seal") + 80):
+        damaged = bytearray(WHOLE)
+        damaged[place] ^= change
+        with pytest.raises(DamagedState):
+            ClientState.from_bytes(bytes(damaged))
+
+
+@given(length=st.integers(0, len(WHOLE) - 1))
+def test_every_truncation_is_noticed(length):
+    with pytest.raises(DamagedState):
+        ClientState.from_bytes(WHOLE[:length])
+
+
+def test_a_state_of_another_format_is_refused_in_one_line(tmp_path, monkeypatch):
+    """Of a later version, sealed, and of the one before, which had no seal; neither is replaced by the state before."""
+    store = DirectoryStore(tmp_path)
+    store.save(pending_state())
+    with monkeypatch.context() as patch:
+        patch.setattr("clients.state._FORMAT", 9)
+        store.save(pending_state())
+    with pytest.raises(SpatlError, match=r"^the client's state has format 9, this version reads 3$"):
+        store.load()
+    old = WHOLE.replace(rb"\"format\": 3", rb"\"format\": 2").replace(b"seal", b"leas")
+    (tmp_path / "state.safetensors").write_bytes(old)
+    with pytest.raises(SpatlError, match=r"^the client's state has format 2, this version reads 3$"):
+        store.load()
+
+
+def numbered(number: int) -> ClientState:
+    return replace(ClientState.initial(LAYOUT), control_round=number, control=torch.full((20_000,), float(number)))
+
+
+def number_in(directory: Path) -> int:
+    state = DirectoryStore(directory).load()
+    if state is None:
+        return 0
+    assert torch.equal(state.control, numbered(state.control_round).control)
+    return state.control_round
+
+
+def break_file(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", [break_file, Path.unlink])
+@pytest.mark.parametrize("folded", [0, 1, 2])
+def test_the_state_before_is_used_only_if_nothing_later_was_folded_in(tmp_path, caplog, damage, folded):
+    store = DirectoryStore(tmp_path)
+    store.save(numbered(1))
+    store.save(numbered(2))
+    damage(tmp_path / "state.safetensors")
+    if folded == 2:
+        with pytest.raises(
+            DamagedState, match=r"is of round 1, but the server has folded in round 2: .* its c_i lost$"
+        ):
+            store.load(folded_round=folded)
+        return
+    with caplog.at_level(logging.WARNING):
+        loaded = store.load(folded_round=folded)
+    assert loaded is not None
+    assert loaded.control_round == 1
+    assert len(caplog.records) == 1
+    assert "going on from the one before it, of round 1" in caplog.text
+    store.save(numbered(3))  # the damaged one does not become the state before
+    break_file(tmp_path / "state.safetensors")
+    assert number_in(tmp_path) == 1
+
+
+def test_two_damaged_states_are_one_clear_error(tmp_path):
+    store = DirectoryStore(tmp_path)
+    store.save(numbered(1))
+    store.save(numbered(2))
+    for name in ("state", "previous"):
+        break_file(tmp_path / f"{name}.safetensors")
+    with pytest.raises(DamagedState, match="and so is the one before it"):
+        store.load()
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_save_that_fails_at_any_step_leaves_a_whole_state(tmp_path, monkeypatch, step, nth):
+    store = DirectoryStore(tmp_path)
+    store.save(numbered(1))
+    store.save(numbered(2))
+    calls, truly = [], getattr(os, step)
+
+    def fails(*args):
+        calls.append(args)
+        if len(calls) == nth:
+            raise OSError("the disk is gone")
+        return truly(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, fails)
+        with pytest.raises(OSError, match="gone"):
+            store.save(numbered(3))
+    # Once the names are there, only the directory's sync is missing.
+    assert number_in(tmp_path) == (3 if (step, nth) == ("fsync", 2) else 2)
+    store.save(numbered(4))
+    assert number_in(tmp_path) == 4
+
+
+SAVER = """
+import os, sys
+from pathlib import Path
+from clients.state import DirectoryStore
+from tests.clients.test_state import numbered
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        store, number = DirectoryStore(Path(sys.argv[1])), int(line)
+        with store.locked():
+            os.write(1, f"{os.getpid()}\\n".encode())
+            while True:
+                number += 1
+                store.save(numbered(number))
+                os.write(1, f"{number}\\n".encode())
+    os.waitpid(child, 0)
+    os.write(1, b"dead\\n")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="forks and locks")
+def test_a_process_killed_while_it_saves_leaves_a_whole_state_and_no_lock(tmp_path):
+    """Thirty times, at random instants; while it lives, no other process gets the state."""
+    draw = random.Random(5)
+    command = [sys.executable, "-c", SAVER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as saver:
+        assert saver.stdin is not None
+        assert saver.stdout is not None
+        for _ in range(30):
+            last = number_in(tmp_path)
+            saver.stdin.write(f"{last}\n")
+            pid = int(saver.stdout.readline())
+            with (
+                pytest.raises(SpatlError, match="another process uses the client's state"),
+                DirectoryStore(tmp_path, wait=0).locked(),
+            ):
+                pass
+            time.sleep(draw.uniform(0, 0.03))
+            os.kill(pid, signal.SIGKILL)
+            while (line := saver.stdout.readline()) != "dead\n":
+                last = int(line)
+            # Between its last rename and its telling, a save is done as well.
+            assert number_in(tmp_path) in (last, last + 1)
+            with DirectoryStore(tmp_path).locked():
+                assert not (tmp_path / "state.tmp").exists()
+        saver.stdin.close()
+    assert last > 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks")
+def test_the_lock_is_free_again_after_an_error_and_what_a_killed_process_left_is_cleared(tmp_path):
+    store = DirectoryStore(tmp_path, wait=0)
+    with pytest.raises(ValueError, match="diverged"), store.locked():
+        raise ValueError("diverged")
+    (tmp_path / "state.tmp").write_bytes(WHOLE[:50])
+    with store.locked():
+        assert not (tmp_path / "state.tmp").exists()
+        store.save(pending_state())
+    assert store.load() is not None
 
 
 @pytest.mark.parametrize(("acknowledged", "value"), [(4, 2.0), (3, 1.0), (0, 1.0), (5, 1.0)])

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
+from server.strategy import Federation
 from spatl.reference import Reference
-from tests.federations import run_tiny, tiny_config
+from tests.federations import COMPRESSED, DENSE, run_tiny, tiny_config, weighted_control
 
 
 @pytest.mark.slow
@@ -25,3 +27,40 @@ def test_a_client_that_was_led_from_the_initial_encoder_in_vain_is_led_from_it_a
     rounds = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [each["missing"] for each in rounds] == [0, 0, 0, 4, 0]
     assert [each["rejections"] for each in rounds] == [[]] * 5
+
+
+@pytest.mark.parametrize("wire", [DENSE, COMPRESSED], ids=["dense", "compressed"])
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_damaged_state_is_replaced_by_the_one_before_only_if_c_stays_the_weighted_sum(
+    tmp_path, monkeypatch, wire, lost
+):
+    """Client 2's of round 2: if its answer is lost too, it never was; if the server has it, the client is refused."""
+    strategies, truly = [], Federation.__init__
+
+    def kept(self, *args, **kwargs):
+        truly(self, *args, **kwargs)
+        strategies.append(self)
+
+    monkeypatch.setattr(Federation, "__init__", kept)
+
+    def loses(client: int, message) -> bool:
+        if client != 2 or message.metadata.message_type != "train" or message.metadata.group_id != "2":
+            return False
+        path = tmp_path / "clients" / "2" / "state.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+        return lost
+
+    config = tiny_config(rounds=5, method="spatl", selection={"selector": "update"}, wire=wire)
+    run_tiny(config, tmp_path, loses=loses)
+    rounds = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [each["missing"] for each in rounds] == [0, int(lost), 0, 0, 0]
+    refused = [[each["client"] for each in row["rejections"]] for row in rounds]
+    if lost:
+        assert refused == [[]] * 5
+        (strategy,) = strategies
+        expected = weighted_control(config, tmp_path, strategy._num_examples)
+        torch.testing.assert_close(strategy.state.control.double(), expected, rtol=1e-4, atol=1e-6)
+        assert float(expected.abs().max()) > 1e-3
+    else:
+        assert refused == [[], [], [2], [2], [2]]
+        assert "the server has folded in round 2" in rounds[2]["rejections"][0]["reason"]
