@@ -667,3 +667,32 @@ def test_a_malformed_registration_is_one_clear_line(tmp_path):
 
     with pytest.raises(SpatlError, match="registration lacks 'metrics'"):
         run_tiny(tiny_config(), tmp_path, app=app)
+
+
+class Late(InProcessGrid):
+    """Before the replies to a question come the first client's to every question before it, once more."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._old = []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        yield from list(self._old)
+        first = True
+        for reply in super().send_and_receive(messages, timeout=timeout):
+            if first and reply.metadata.message_type != "query":
+                self._old.append(reply)
+            first = False
+            yield reply
+        yield from self._old[-1:]
+
+
+@both_wires
+def test_late_and_repeated_replies_change_nothing_and_take_nobodys_place(tmp_path, wire):
+    config = tiny_config(wire=wire)
+    on_time = run_tiny(config, tmp_path / "a")
+    late = run_tiny(config, tmp_path / "b", grid_type=Late)
+    assert fingerprints(tmp_path / "a") == fingerprints(tmp_path / "b")
+    assert late["accuracy"] == on_time["accuracy"]
+    assert late["rejected"] == late["missing"] == late["not_evaluated"] == 0
+    assert late["uplink_bytes"] > on_time["uplink_bytes"]  # they travelled
