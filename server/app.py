@@ -38,9 +38,18 @@ _FIRST_ROUND = "1"  # registration belongs to it
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the federation of the run config; its results go to the directory `out`, or to `runs/` beside the server."""
+    """Run the federation of the run config; its results go to the directory `out`, or to `runs/` beside the server.
+
+    Raises:
+        SpatlError: The run cannot start or cannot go on; the directory holds another run, which stays as it is.
+    """
     config = config_from_run(context.run_config)
     directory = Path(str(context.run_config.get("out", "")) or f"runs/flwr-{context.run_id}").absolute()
+    used = [name for name in ("history.jsonl", "summary.json", "error.json") if (directory / name).exists()]
+    if used:
+        raise ConfigError(
+            f"{directory} holds the {used[0]} of another run; choose another directory for this one (out)"
+        )
     try:
         serve(grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid), config, directory)
     except SpatlError as error:

@@ -213,8 +213,8 @@ class Federation(FedAvg):
         for reply in replies:
             self._count(reply)
             client = self._clients.get(reply.metadata.src_node_id)
-            if client is None or client not in waiting:
-                logger.warning("round %d: ignored a reply that nobody asked for", server_round)
+            if client is None or client not in waiting or not _answers(reply, server_round, MessageType.TRAIN):
+                logger.warning("round %d: ignored a reply that nobody asked for, or that came late", server_round)
                 continue
             waiting.discard(client)
             try:
@@ -263,10 +263,11 @@ class Federation(FedAvg):
         for reply in replies:
             self._count(reply)
             client = self._clients.get(reply.metadata.src_node_id)
+            if client is None or client in record.final or not _answers(reply, server_round, MessageType.EVALUATE):
+                logger.warning("the final evaluation: ignored a reply that nobody asked for, or that came late")
+                continue
             try:
-                report = EvaluateReport.from_bytes(_blob(reply))
-                if client is not None:
-                    record.final[client] = report
+                record.final[client] = EvaluateReport.from_bytes(_blob(reply))
             except UpdateRejected as error:
                 logger.warning("the final evaluation of client %s failed: %s", client, error)
         row = self._recorder.finish_round(encoder_fingerprint=self._fingerprint())
@@ -449,6 +450,12 @@ def error_line(error: Error) -> str:
     logger.debug("a client reported: %s", error.reason)
     lines = [line.strip() for line in (error.reason or "").splitlines() if line.strip()]
     return lines[-1][:_LONGEST_REASON] if lines else "the client reported an error without a reason"
+
+
+def _answers(reply: Message, server_round: int, message_type: str) -> bool:
+    """Whether a reply is one to a question of this kind and round; a straggler's is not, and takes nobody's place."""
+    metadata = reply.metadata
+    return metadata.message_type == message_type and metadata.group_id == str(server_round)
 
 
 def _blob(reply: Message) -> bytes:

@@ -37,6 +37,7 @@ def test_as_many_samples_as_allowed_are_measured_all_in_the_box(method, samples,
     assert bool((result.actions.abs() <= 1).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [local_search, tune_head])
 def test_the_new_head_starts_closer_to_what_was_rewarded(method):
     policy, result = tuned(method, 48)

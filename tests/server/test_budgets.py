@@ -30,6 +30,7 @@ def run_with_node_config(config, directory, client, **values):
     serve(grid, config, directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", ["agent", "update", "signal", "magnitude", "random"])
 def test_each_client_meets_the_budget_of_its_own(tmp_path, selector):
     run_tiny(tiny_config(selection={"selector": selector, "keep_ratio": 0.5, "clients": OWN}), tmp_path)

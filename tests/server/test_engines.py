@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.engines import _descendants, _stop, _write_app, run_ray
-from spatl.errors import SpatlError
+from server.engines import _descendants, _stop, _write_app, run_inline, run_ray
+from spatl.errors import ConfigError, SpatlError
 from spatl.history import read_lines
 from spatl.runner import run
 from tests.federations import tiny_config
@@ -114,3 +114,12 @@ def test_what_a_progress_callback_raises_comes_out(tmp_path):
     with pytest.raises(RuntimeError, match="no room on screen"):
         run(tiny_config(rounds=1), tmp_path / "out", on_round=fail)
     assert (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "summary.json", "error.json"])
+def test_a_directory_that_holds_another_run_is_refused_and_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("{}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"holds the {name} of another run"):
+        run_inline(tiny_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text(encoding="utf-8") == "{}\n"

@@ -123,6 +123,7 @@ def test_the_global_random_state_neither_matters_nor_moves(tmp_path):
     assert history_without_seconds(tmp_path / "a") == history_without_seconds(tmp_path / "b")
 
 
+@pytest.mark.slow
 @both_wires
 def test_the_order_of_replies_changes_nothing(tmp_path, wire):
     class Shuffled(InProcessGrid):
@@ -487,11 +488,12 @@ def test_a_run_that_diverges_stops_with_one_clear_line_and_keeps_what_it_has(tmp
     assert (tmp_path / "config.yaml").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param({"name": "resnet20", "options": {}}, id="resnet20", marks=pytest.mark.slow),
-        pytest.param({"name": "vgg11", "options": {"width": 0.25}}, id="vgg11", marks=pytest.mark.slow),
+        pytest.param({"name": "resnet20", "options": {}}, id="resnet20"),
+        pytest.param({"name": "vgg11", "options": {"width": 0.25}}, id="vgg11"),
         pytest.param({"name": "tests.networks:MixedNet", "options": {}, "cut": ["head"]}, id="mixed"),
         pytest.param({"name": "tests.networks:MixedNet", "options": {}, "cut": ["hidden", "head"]}, id="earlier-cut"),
         pytest.param({"name": "tests.networks:RecurrentNet", "options": {}, "cut": ["head"]}, id="recurrent"),
@@ -515,6 +517,7 @@ def test_the_same_federation_with_other_networks_by_config_alone(tmp_path, model
     assert summary["rejected"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     METHODS,
@@ -536,6 +539,7 @@ def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strat
         assert summary["uplink_share"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["local", "calibrated", "residual", "shared"])
 def test_every_predictor_runs_under_the_agent(tmp_path, mode):
     config = tiny_config(
@@ -628,6 +632,7 @@ def test_a_step_weight_that_does_not_belong_to_the_training_is_refused(tmp_path,
     assert "step weight" in row["rejections"][0]["reason"]
 
 
+@pytest.mark.slow
 def test_one_bad_update_does_not_end_a_run_with_one_client_per_round(tmp_path):
     def attack(client, content):
         return RecordDict() if client == 1 else content
@@ -648,6 +653,7 @@ def test_the_round_in_which_a_run_stops_is_written(tmp_path):
     assert row["uplink_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_one_client_cannot_stop_a_run_by_reporting_a_large_loss(tmp_path):
     config = tiny_config()
     layout = blueprint_of(config).layout
@@ -667,3 +673,33 @@ def test_a_malformed_registration_is_one_clear_line(tmp_path):
 
     with pytest.raises(SpatlError, match="registration lacks 'metrics'"):
         run_tiny(tiny_config(), tmp_path, app=app)
+
+
+class Late(InProcessGrid):
+    """Before the replies to a question come the first client's to every question before it, once more."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._old = []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        yield from list(self._old)
+        first = True
+        for reply in super().send_and_receive(messages, timeout=timeout):
+            if first and reply.metadata.message_type != "query":
+                self._old.append(reply)
+            first = False
+            yield reply
+        yield from self._old[-1:]
+
+
+@pytest.mark.slow
+@both_wires
+def test_late_and_repeated_replies_change_nothing_and_take_nobodys_place(tmp_path, wire):
+    config = tiny_config(wire=wire)
+    on_time = run_tiny(config, tmp_path / "a")
+    late = run_tiny(config, tmp_path / "b", grid_type=Late)
+    assert fingerprints(tmp_path / "a") == fingerprints(tmp_path / "b")
+    assert late["accuracy"] == on_time["accuracy"]
+    assert late["rejected"] == late["missing"] == late["not_evaluated"] == 0
+    assert late["uplink_bytes"] > on_time["uplink_bytes"]  # they travelled

@@ -175,6 +175,7 @@ def test_scaffold_is_option_ii_unless_a_config_says_otherwise(method):
     assert (control.damping, control.half_life) == (0.7, None if method == "scaffold" else 2.0)
 
 
+@pytest.mark.slow
 def test_the_head_of_fedrep_never_leaves_its_client(tmp_path):
     """No blob in either direction holds a row of any client's head, and no layout names it."""
     config = tiny_config(method="fedrep")

@@ -193,6 +193,7 @@ def test_clients_that_never_took_part_are_evaluated_with_the_final_encoder(tmp_p
     assert summary["not_evaluated"] == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_loses_its_directory_starts_again_from_the_initial_encoder(tmp_path, strategies):
     """Client 2's is gone before rounds 3 and 6: each time it says so once, and trains again in the next."""
 
@@ -215,6 +216,7 @@ def test_a_client_that_loses_its_directory_starts_again_from_the_initial_encoder
     assert not any(call.update.corrected for call in again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("registers", ["what it builds", "what others build"])
 def test_a_client_whose_initial_encoder_differs_gets_the_servers(tmp_path, strategies, monkeypatch, registers):
     """Known from registration, or once it arrived elsewhere than it should: then it trains one round later."""
@@ -239,6 +241,7 @@ def test_a_client_whose_initial_encoder_differs_gets_the_servers(tmp_path, strat
     assert given == {(1, 2), (2, 2)} if registers == "what it builds" else {(2, 2)}
 
 
+@pytest.mark.slow
 def test_deriving_c_costs_ten_bytes_and_sending_it_more(tmp_path):
     control = {}
     for way in ("derived", "sent"):

@@ -54,6 +54,7 @@ def test_it_prints_a_row_per_client_and_the_path_of_the_picture(
     assert out.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_many_classes_are_summed_up(config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     override = "data.options.num_classes=30"
     assert main(["partition", config_path, "--set", override, "--out", str(tmp_path / "a.png")]) == 0
@@ -92,6 +93,7 @@ def write_named(directory: Path, names: Sequence[str]) -> str:
     return str(directory / "named.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [3, 15])
 def test_square_brackets_in_names_and_paths_are_printed_as_they_are(
     num_classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -108,6 +108,7 @@ def test_the_picture_can_be_drawn_for_many_rounds_and_clients(tmp_path: Path) ->
     assert png_size(tmp_path / "curves.png") == (1400, 900)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNUSUAL_RUNS)
 def test_an_unusual_run_is_drawn_as_well(name: str) -> None:
     assert ElementTree.fromstring(curves_svg(UNUSUAL_RUNS[name])).tag == f"{SVG}svg"
@@ -130,6 +131,7 @@ def test_the_svg_has_no_background_and_takes_the_colour_of_the_page(svg: str) ->
     assert "fill: currentColor" in svg
 
 
+@pytest.mark.slow
 def test_drawing_neither_uses_pyplot_nor_changes_matplotlibs_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it raises an error
     names = set(matplotlib.rcParams) - {"backend"}  # reading that one imports pyplot

@@ -186,6 +186,7 @@ def hostile_run() -> RunResult:
     return result
 
 
+@pytest.mark.slow
 def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
     text = written(hostile_run(), tmp_path, config_yaml=f"data: {HOSTILE}\n", command=f"spatl run {HOSTILE}")
     page = Page(text)
@@ -263,6 +264,7 @@ class TestTables:
         assert {row[column] for column in ("accuracy", "worst", "loss", "training loss", "keep ratio")} == {"–"}
 
 
+@pytest.mark.slow
 def test_a_run_that_reported_nothing_still_has_a_report(tmp_path: Path) -> None:
     """Only what every summary holds, and every value that may be null is."""
     may_be_null = ("accuracy", "accuracy_min", "loss", "train_loss", "keep_ratio", "flops_ratio", "seconds")

@@ -198,6 +198,7 @@ def test_a_bound_is_drawn_only_where_it_says_whether_the_idea_saves(records, at_
         assert bar.get_x() + bar.get_width() == end
 
 
+@pytest.mark.slow
 def test_the_reports_hold_a_table_per_target_and_the_picture_of_the_one_that_is_shown(plan, finished, records):
     write_reports(plan, records, collect(plan, finished)[1], finished, command="spatl bench")
     text, page = ((finished / name).read_text() for name in ("bench.md", "report.html"))

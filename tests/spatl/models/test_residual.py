@@ -39,6 +39,7 @@ def test_it_starts_as_the_shared_network_and_only_it_is_private(name):
     assert [each.replace(".shared", "") for each in split.encoder_parameters(model)] == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11", "mobilenet"])
 def test_its_channels_are_those_of_a_shared_predictor(name):
     """The private part owns nothing, but reads the same channels as the shared one: both lose what is pruned."""

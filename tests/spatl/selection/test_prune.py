@@ -74,6 +74,7 @@ def physically_pruned(model, layout, selection):
     return small.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "resnet20", "vgg11", "mobilenet", "mixed"])
 def test_masked_and_physically_pruned_networks_agree_in_eval_mode(name):
     model, trace = prepared(name)
