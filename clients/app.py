@@ -75,7 +75,7 @@ def train(message: Message, context: Context) -> Message:
     workplace, client, store = _workplace(context), _client(context), _store(context)
     download = _download(message, workplace)
     with store.locked():
-        model, state = workplace.receive(download, _load(store, download, workplace))
+        model, state = workplace.receive(download, _load(store, download, workplace, before=download.server_round))
         blob, state = workplace.train(
             client, model, state, acknowledged_round=download.acknowledged_round, budget=_own_budget(context)
         )
@@ -106,9 +106,12 @@ def _download(message: Message, workplace: Workplace) -> Download:
     return unpack_download(blob, workplace.blueprint.layout)
 
 
-def _load(store: StateStore, download: Download, workplace: Workplace) -> ClientState | None:
+def _load(
+    store: StateStore, download: Download, workplace: Workplace, *, before: int | None = None
+) -> ClientState | None:
     """The client's state; an older one only where no control variate is lost by it."""
-    return store.load(folded_round=download.acknowledged_round if workplace.config.row.controls else 0)
+    folded_round = download.acknowledged_round if workplace.config.row.controls else 0
+    return store.load(before=before, folded_round=folded_round)
 
 
 def _content(blob: bytes) -> RecordDict:

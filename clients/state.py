@@ -1,35 +1,28 @@
 """What a client keeps between rounds, and where: private, never sent, written whole or not at all.
 
 The state is one safetensors blob whose header carries the integers and a seal, the SHA-256 of all other bytes: one
-file is replaced atomically, and a damaged one is never used. It lies in the client's own directory, with the state
-before it beside it, or, where a run has none, in the memory that Flower keeps for the node.
+file is replaced atomically, and a damaged one is never used. It lies in the client's own directory, with the state of
+the round before beside it, or, where a run has none, in the memory that Flower keeps for the node. A round that the
+server asks for again, because it was killed in it, starts from the state of the round before.
 """
 
-import hashlib
-import json
 import logging
 import os
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from spatl.errors import SpatlError
+from spatl.durable import alone_in, seal, sync_names, unseal, write_synced
+from spatl.errors import DamagedState, SpatlError
 from spatl.reference import Held
 from spatl.selection.layout import EncoderLayout
 from spatl.training.control import fading
-
-if sys.platform != "win32":
-    import fcntl
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +31,6 @@ _FILE = "state.safetensors"
 _PREVIOUS = "previous.safetensors"
 _TEMPORARY = "state.tmp"
 _LOCK = "state.lock"
-_SEAL_MARK = rb"\"seal\": \""  # as it stands in the header, which is JSON in JSON
-_NO_SEAL = b"0" * 64
-
-
-class DamagedState(SpatlError):
-    """Stored bytes that are not as they were written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,16 +93,8 @@ class ClientState:
             tensors["base"] = self.held.base
         if self.held.control is not None:
             tensors["held_control"] = self.held.control
-        header = {
-            "format": _FORMAT,
-            "seal": _NO_SEAL.decode(),
-            "control_round": self.control_round,
-            "pending_round": self.pending_round,
-        }
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        data = bytes(save(on_cpu, metadata={"spatl": json.dumps(header)}))
-        place = _seal_place(data)
-        return b"".join((data[:place], _seal_of(data, place), data[place + len(_NO_SEAL) :]))
+        header = {"control_round": self.control_round, "pending_round": self.pending_round}
+        return seal(tensors, header, version=_FORMAT)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -125,18 +104,7 @@ class ClientState:
             DamagedState: The bytes are damaged.
             SpatlError: They are of another format.
         """
-        sealed = _SEAL_MARK in data  # format 2 had no seal
-        if sealed and not _is_whole(data):
-            raise DamagedState("the client's state is damaged: its SHA-256 is not as written")
-        try:
-            tensors = load(data)
-            header: dict[str, Any] = json.loads(_metadata(data)["spatl"])
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise DamagedState(f"the client's state is damaged: {error}") from error
-        if not sealed and header.get("format") == _FORMAT:
-            raise DamagedState("the client's state is damaged: it has no seal")
-        if header.get("format") != _FORMAT:
-            raise SpatlError(f"the client's state has format {header.get('format')}, this version reads {_FORMAT}")
+        tensors, header = unseal(data, version=_FORMAT, what="the client's state")
         return cls(
             private=_below("private/", tensors),
             control=tensors["control"],
@@ -159,8 +127,8 @@ class StateStore(Protocol):
         """Keep other processes out, from before `load` until after `save`."""
         ...
 
-    def load(self, *, folded_round: int = 0) -> ClientState | None:
-        """The state last saved, or None; the arguments as of `DirectoryStore.load`."""
+    def load(self, *, before: int | None = None, folded_round: int = 0) -> ClientState | None:
+        """The state to go on from, or None; the arguments as of `DirectoryStore.load`."""
         ...
 
     def save(self, state: ClientState) -> None:
@@ -191,75 +159,78 @@ class DirectoryStore:
             SpatlError: Another process has the state.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        if sys.platform == "win32":
-            yield
-            return
-        lock = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            deadline = time.monotonic() + self._wait
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise SpatlError(f"another process uses the client's state in {self._directory}") from None
-                    time.sleep(0.05)
+        otherwise = SpatlError(f"another process uses the client's state in {self._directory}")
+        with alone_in(self._directory / _LOCK, otherwise=otherwise, wait=self._wait):
             self._temporary.unlink(missing_ok=True)
-            try:
-                yield
-            finally:
-                fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough where a forked process has it too
-        finally:
-            os.close(lock)
+            yield
 
-    def load(self, *, folded_round: int = 0) -> ClientState | None:
-        """The state last saved, or the one before it where that is damaged or missing, or None.
+    def load(self, *, before: int | None = None, folded_round: int = 0) -> ClientState | None:
+        """The state last saved, or the one of the round before where that fits better, or None for a client's first.
 
-        The state before is one to go on from only while the server has folded in nothing later: then it is as if the
-        later rounds had never reached the client. Otherwise the c_i that the server's c contains is gone.
+        It fits better where a round is repeated, and where the newest is damaged or missing. One to go on from it is
+        only while the server has folded in nothing later: then it is as if the later rounds had never reached the
+        client. Otherwise the c_i that the server's c contains is gone.
 
         Args:
+            before: The round that is about to be trained, so that its own state is not the one to start from.
             folded_round: The last round of this client whose c_i the server's c contains; 0 for none.
 
         Raises:
-            SpatlError: The state is damaged and cannot be replaced, or of another format.
+            SpatlError: The state is damaged and cannot be replaced, of another format, or of rounds that the server
+                has lost.
         """
+        newest = damage = None
         try:
-            return ClientState.from_bytes(self._path.read_bytes())
-        except FileNotFoundError:
-            damage = DamagedState("the client's state is missing")
+            newest = self._read(self._path)
         except DamagedState as error:
             damage = error
+        if newest is not None and (before is None or newest.control_round < before):
+            return newest
         try:
-            previous = ClientState.from_bytes(self._previous.read_bytes())
-        except FileNotFoundError:
-            if self._path.exists():
-                raise DamagedState(f"{damage} ({self._path}), and there is none before it") from damage
+            previous = self._read(self._previous)
+        except DamagedState as error:
+            raise DamagedState(f"{damage or error} ({self._path}), and so is the one before it") from error
+        if newest is not None and before is not None:
+            state = _of_round_before(newest, previous, before)
+            if (state.control_round if state else 0) >= folded_round:
+                return state
+            damage = DamagedState(f"the client's state is of round {newest.control_round}, which is asked for again")
+        if previous is None and damage is None:
             return None
-        except DamagedState:
-            raise DamagedState(f"{damage} ({self._path}), and so is the one before it") from damage
+        damage = damage or DamagedState("the client's state is missing")
+        if previous is None:
+            raise DamagedState(f"{damage} ({self._path}), and there is none before it") from damage
         if previous.control_round < folded_round:
             raise DamagedState(
                 f"{damage} ({self._path}), and the one before it is of round {previous.control_round}, but the server "
                 f"has folded in round {folded_round}: without {self._directory} the client starts anew, its c_i lost"
             ) from damage
+        if before is not None and previous.control_round > before:
+            raise _lost_rounds(previous, before)
         logger.warning("%s (%s): going on from the one before it, of round %d", damage, self._path,
                        previous.control_round)  # fmt: skip
         return previous
 
     def save(self, state: ClientState) -> None:
-        """Write to a temporary name, keep the state before unless it is damaged, then rename."""
+        """Write to a temporary name, keep the state of the round before unless it is damaged, then rename."""
         data = state.to_bytes()
         self._directory.mkdir(parents=True, exist_ok=True)
-        with self._temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if self._path.exists() and _is_whole(self._path.read_bytes()):
+        write_synced(self._temporary, data)
+        try:
+            before = self._read(self._path)
+        except SpatlError:
+            before = None
+        if before is not None and before.control_round < state.control_round:
             os.replace(self._path, self._previous)
         os.replace(self._temporary, self._path)
-        _sync(self._directory)
+        sync_names(self._directory)
+
+    @staticmethod
+    def _read(path: Path) -> ClientState | None:
+        try:
+            return ClientState.from_bytes(path.read_bytes())
+        except FileNotFoundError:
+            return None
 
 
 class ContextStore:
@@ -272,56 +243,50 @@ class ContextStore:
         """Do nothing: nobody else has this memory."""
         return nullcontext()
 
-    def load(self, *, folded_round: int = 0) -> ClientState | None:
-        """The state last saved, or None."""
-        if "spatl" not in self._records:
+    def load(self, *, before: int | None = None, folded_round: int = 0) -> ClientState | None:
+        """The state last saved, or the one of the round before where a round is repeated, or None."""
+        newest = self._read("state")
+        if newest is None or before is None or newest.control_round < before:
+            return newest
+        return _of_round_before(newest, self._read("previous"), before)
+
+    def save(self, state: ClientState) -> None:
+        """Replace the record, and keep that of the round before."""
+        record = self._records.config_records.get("spatl") or ConfigRecord()
+        before = self._read("state")
+        if before is not None and before.control_round < state.control_round:
+            record["previous"] = record["state"]
+        record["state"] = state.to_bytes()
+        self._records["spatl"] = record
+
+    def _read(self, name: str) -> ClientState | None:
+        record = self._records.config_records.get("spatl")
+        if record is None or name not in record:
             return None
-        data = self._records.config_records["spatl"]["state"]
+        data = record[name]
         assert isinstance(data, bytes)
         return ClientState.from_bytes(data)
 
-    def save(self, state: ClientState) -> None:
-        """Replace the record."""
-        self._records["spatl"] = ConfigRecord({"state": state.to_bytes()})
+
+def _of_round_before(newest: ClientState, previous: ClientState | None, before: int) -> ClientState | None:
+    """The state to repeat a round from, given the two there are; None for a client's first round.
+
+    One that was left by the repeated round itself will do for a server that has lost more than that: its update is
+    pending and dropped.
+    """
+    if previous is None and newest.control_round == before:
+        return None
+    if previous is None or previous.control_round > before:
+        raise _lost_rounds(newest, before)
+    return previous
+
+
+def _lost_rounds(state: ClientState, before: int) -> SpatlError:
+    return SpatlError(
+        f"the server asks for round {before}, this client has been in round {state.control_round} and keeps no older "
+        "state: the server goes on from too old a checkpoint"
+    )
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The `__metadata__` of a safetensors blob: an 8-byte length, then that much JSON."""
-    length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return metadata
-
-
-def _seal_place(data: bytes) -> int:
-    """Where the seal's 64 hexadecimal digits begin."""
-    return data.index(_SEAL_MARK) + len(_SEAL_MARK)
-
-
-def _seal_of(data: bytes, place: int) -> bytes:
-    """The SHA-256 of everything but the seal, in hexadecimal digits."""
-    digest = hashlib.sha256(memoryview(data)[:place])
-    digest.update(memoryview(data)[place + len(_NO_SEAL) :])
-    return digest.hexdigest().encode()
-
-
-def _is_whole(data: bytes) -> bool:
-    """Whether the bytes are as they were sealed."""
-    if _SEAL_MARK not in data:
-        return False
-    place = _seal_place(data)
-    return data[place : place + len(_NO_SEAL)] == _seal_of(data, place)
-
-
-def _sync(directory: Path) -> None:
-    """Have the names in a directory written to the disk; Windows does so by itself."""
-    if sys.platform == "win32":
-        return
-    opened = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -15,17 +15,20 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 import spatl
+from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid, StreamingGrid
 from server.reporting import Recorder
 from server.strategy import Federation, error_line
 from server.traffic import message_traffic
 from spatl.config import ExperimentConfig, config_from_run
+from spatl.durable import replace_file
 from spatl.errors import ConfigError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint, cached_blueprint, reproducible
-from spatl.history import write_json
+from spatl.history import alone_in_run, write_json
 from spatl.ledger import Direction, entry
 from spatl.protocol import BLOB, RECORD, unpack_saliency
 from spatl.reference import check_of
+from spatl.runner import config_of
 from spatl.selection.static import common_selection
 
 logger = logging.getLogger(__name__)
@@ -40,32 +43,40 @@ _FIRST_ROUND = "1"  # registration belongs to it
 def main(grid: Grid, context: Context) -> None:
     """Run the federation of the run config; its results go to the directory `out`, or to `runs/` beside the server.
 
+    With `resume` in the run config, the run that the directory holds goes on.
+
     Raises:
-        SpatlError: The run cannot start or cannot go on; the directory holds another run, which stays as it is.
+        SpatlError: The run cannot start or cannot go on; the directory holds another run, which stays as it is, or
+            another process runs it.
     """
     config = config_from_run(context.run_config)
     directory = Path(str(context.run_config.get("out", "")) or f"runs/flwr-{context.run_id}").absolute()
+    resume = bool(context.run_config.get("resume", False))
     used = [name for name in ("history.jsonl", "summary.json", "error.json") if (directory / name).exists()]
-    if used:
+    if used and not resume:
         raise ConfigError(
             f"{directory} holds the {used[0]} of another run; choose another directory for this one (out)"
         )
-    try:
-        serve(grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid), config, directory)
-    except SpatlError as error:
-        # For whoever started this process and cannot see its exceptions.
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "error.json", {"error": type(error).__name__, "message": str(error)})
-        raise
+    with alone_in_run(directory):
+        try:
+            serve(grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid), config, directory, resume=resume)
+        except SpatlError as error:
+            # For whoever started this process and cannot see its exceptions.
+            write_json(directory / "error.json", {"error": type(error).__name__, "message": str(error)})
+            raise
 
 
-def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, Any]:
+def serve(grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool = False) -> dict[str, Any]:
     """Run a federation over a grid.
+
+    A run that goes on repeats the round that it was killed in; that all clients register again, and what the killed
+    round had sent, is not in the ledger, which holds each round once.
 
     Args:
         grid: A grid whose `send_and_receive` yields replies as they come.
         config: The run.
         directory: Where its files go.
+        resume: Whether to go on after the last round of the run in `directory`.
 
     Returns:
         The object of `summary.json`.
@@ -73,10 +84,15 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
     Raises:
         SpatlError: The run cannot start or cannot go on; what was computed stands in `directory`.
     """
-    recorder = Recorder(directory)
     blueprint = cached_blueprint(config.to_json())
-    (directory / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    clients = _register(grid, blueprint, recorder)
+    if resume and config_of(directory) != config:
+        raise ConfigError(f"{directory} was run with another config; resume it with its own config.yaml")
+    checkpoint = load_checkpoint(directory) if resume else None
+    recorder = Recorder(directory, done=checkpoint.server_round if checkpoint else 0)
+    if resume:
+        (directory / "error.json").unlink(missing_ok=True)
+    replace_file(directory / "config.yaml", config.to_yaml().encode())
+    clients = _register(grid, blueprint, recorder if checkpoint is None else None)
     num_examples = {client: registration.num_examples for client, registration in clients.items()}
     nodes = {client: registration.node_id for client, registration in clients.items()}
     recorder.num_examples.update(num_examples)
@@ -93,14 +109,16 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path) -> dict[str, An
         recorder=recorder,
         selection=selection,
         cannot_build=[client for client, registration in clients.items() if registration.initial != own],
+        checkpoint=checkpoint,
     )
-    with reproducible(config.training.threads):
-        strategy.start(
-            grid,
-            initial_arrays=ArrayRecord(),  # the strategy packs one blob per round itself
-            num_rounds=config.rounds,
-            timeout=config.server.round_timeout_seconds,
-        )
+    if strategy.num_rounds_left:
+        with reproducible(config.training.threads):
+            strategy.start(
+                grid,
+                initial_arrays=ArrayRecord(),  # the strategy packs one blob per round itself
+                num_rounds=strategy.num_rounds_left,
+                timeout=config.server.round_timeout_seconds,
+            )
     facts = {
         "method": config.method,
         "title": config.row.title,
@@ -140,8 +158,8 @@ class _Registration:
     saliency: Tensor
 
 
-def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> dict[int, _Registration]:
-    """Ask every node which partition it holds: return the registrations by client."""
+def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder | None) -> dict[int, _Registration]:
+    """Ask every node which partition it holds: return the registrations by client, and record their bytes."""
     config = blueprint.config
     node_ids = _connected_nodes(grid, config)
     question = [
@@ -159,6 +177,8 @@ def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder) -> dict[int,
         if client in clients:
             raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")
         clients[client] = registration
+        if recorder is None:
+            continue
         sent: dict[Direction, RecordDict] = {"downlink": question[0].content, "uplink": reply.content}
         # What the clients say of their channels is there to agree on indices.
         indices = {"uplink": 4 * registration.saliency.numel()}

@@ -25,7 +25,7 @@ from flwr.serverapp import ServerApp
 from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.config import ExperimentConfig
 from spatl.errors import DivergedError, SpatlError
-from spatl.history import read_json
+from spatl.history import alone_in_run, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 
 
-def run_inline(config: ExperimentConfig, directory: Path) -> None:
-    """Run a federation in this process: clients one after another, no Ray, no SuperLink.
+def run_inline(config: ExperimentConfig, directory: Path, *, resume: bool = False) -> None:
+    """Run a federation in this process, or go on with one: clients one after another, no Ray, no SuperLink.
 
     Raises:
         SpatlError: The run cannot start or cannot go on.
@@ -48,13 +48,16 @@ def run_inline(config: ExperimentConfig, directory: Path) -> None:
     with _quiet_flower():
         grid = InProcessGrid(client_app, num_clients=config.partition.num_clients, run_config=run_config)
         context = Context(
-            run_id=1, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config=dict(run_config)
-        )
+            run_id=1, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(),
+            run_config={**run_config, "resume": resume},
+        )  # fmt: skip
         server_app(grid, context)
 
 
-def run_ray(config: ExperimentConfig, directory: Path) -> None:
-    """Run a federation with `flwr run` on Flower's simulation runtime, under a SuperLink of its own on loopback.
+def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) -> None:
+    """Run a federation, or go on with one, by `flwr run` on Flower's simulation runtime.
+
+    It gets a SuperLink of its own on loopback.
 
     What Flower and Ray print goes to `flower.log` in the run's directory.
 
@@ -63,13 +66,14 @@ def run_ray(config: ExperimentConfig, directory: Path) -> None:
     """
     if torch.cuda.is_available() and config.resources.gpus_per_client == 0 and config.training.device != "cpu":
         logger.warning("Ray hides the GPUs from clients that ask for none: set resources.gpus_per_client, e.g. to 0.25")
-    directory.mkdir(parents=True, exist_ok=True)
+    with alone_in_run(directory):  # what a killed one left may still be at work; the ServerApp locks it for good
+        (directory / "error.json").unlink(missing_ok=True)
     log_path = directory / "flower.log"
     with tempfile.TemporaryDirectory(prefix="spatl-") as scratch, log_path.open("ab") as log:
         home, app = Path(scratch) / "flwr", Path(scratch) / "app"
         home.mkdir()
         app.mkdir()
-        _write_app(app, config, directory)
+        _write_app(app, config, directory, resume=resume)
         environment = _environment(home)
         with _superlink(home, environment, log_path) as address:
             (home / "config.toml").write_text(
@@ -99,11 +103,12 @@ def _load(reference: str) -> object:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _write_app(app: Path, config: ExperimentConfig, directory: Path) -> None:
+def _write_app(app: Path, config: ExperimentConfig, directory: Path, *, resume: bool = False) -> None:
     """Write an app bundle that only refers to the installed packages; its run config carries everything."""
     values = {"config": config.to_json(), "out": str(directory)}
     # A JSON string is a TOML string once its characters are written out.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    lines += ["resume = true"] if resume else []
     content = "\n".join(
         [
             "[project]",

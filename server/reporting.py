@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spatl.history import ClientRow, HistoryRow, TimingRow, append_lines, mean, write_json
+from spatl.history import ClientRow, HistoryRow, TimingRow, append_lines, keep_rounds, mean, write_json
 from spatl.ledger import Entry, total
 from spatl.protocol import EvaluateReport, TrainReport
 from spatl.selection.budget import BUDGET_KINDS
+
+_FILES = ("history", "clients", "ledger", "timings")
 
 
 @dataclass
@@ -31,20 +33,30 @@ class Recorder:
 
     Args:
         directory: Where `history.jsonl`, `clients.jsonl` and `ledger.jsonl` go; it is made if it is not there.
+        done: The last round that is over, where a run goes on; what the files say of later ones is dropped.
 
     Attributes:
         num_examples: Training examples by client, filled in at registration.
         history: The rounds written so far.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, done: int = 0) -> None:
         self.directory = directory
         self.num_examples: dict[int, int] = {}
-        self.history: list[HistoryRow] = []
-        self._final: dict[int, EvaluateReport] = {}
-        self._num_updates = self._update_bytes = 0
-        self._round = RoundRecord(server_round=1)
         directory.mkdir(parents=True, exist_ok=True)
+        history, clients, ledger, _ = (keep_rounds(directory / f"{name}.jsonl", done) for name in _FILES)
+        self.history = [HistoryRow(**{**row, "rejections": tuple(row["rejections"])}) for row in history]
+        self._final = {
+            row["client"]: EvaluateReport(
+                num_examples=row["num_examples"], accuracy=row["final_accuracy"], loss=row["final_loss"]
+            )
+            for row in clients
+            if row["round"] == done and row["final_accuracy"] is not None
+        }
+        updates = [Entry.from_json(row) for row in ledger]
+        self._num_updates = self._update_bytes = 0
+        self._count_updates(updates)
+        self._round = RoundRecord(server_round=done + 1)
 
     @property
     def round(self) -> RoundRecord:
@@ -65,9 +77,7 @@ class Recorder:
         append_lines(self.directory / "history.jsonl", [asdict(row)])
         self.history.append(row)
         self._final = record.final
-        updates = [item for item in record.entries if item.phase == "train" and item.direction == "uplink"]
-        self._num_updates += len(updates)
-        self._update_bytes += sum(item.num_bytes for item in updates)
+        self._count_updates(record.entries)
         self._round = RoundRecord(server_round=record.server_round + 1)
         return row
 
@@ -104,6 +114,11 @@ class Recorder:
         }
         write_json(self.directory / "summary.json", summary)
         return summary
+
+    def _count_updates(self, entries: Iterable[Entry]) -> None:
+        updates = [item for item in entries if item.phase == "train" and item.direction == "uplink"]
+        self._num_updates += len(updates)
+        self._update_bytes += sum(item.num_bytes for item in updates)
 
     def _history_row(self, record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
         trained = list(record.trained.values())

@@ -1,7 +1,8 @@
 """The one strategy of all methods: Flower's FedAvg with sampling, messages and averaging by the method's row.
 
 Flower's own `start` drives it. What changes from round to round is one value, `ServerState`; replies are checked and
-folded in as the grid yields them.
+folded in as the grid yields them. After a round everything is on disk, and a strategy made with a checkpoint goes on
+from there; Flower, which counts from 1, is asked for the rounds that are left.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import logging
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -18,6 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
+from server.checkpoint import Checkpoint, ServerState, save_checkpoint
 from server.reporting import Recorder
 from server.sampling import sample_clients
 from server.traffic import message_traffic
@@ -54,32 +56,6 @@ _LONGEST_REASON = 500
 _FORGOTTEN = 1e-8  # c as a client derived it is c once what it missed counts less than this
 
 
-@dataclass(frozen=True, eq=False)
-class ServerState:
-    """What the server knows between rounds.
-
-    Attributes:
-        encoder: float32 [N], x.
-        control: float32 [P], c; None where the method does not correct gradients.
-        held_control: float32 [P], c as the clients hold it; None as above.
-        control_share: The share of all clients' weight that stood behind the last change of c.
-        folded: The last round of each client that is part of x and c.
-        held: The version of the encoder that each client is known to hold, 0 for the initial one; once a client is sent
-            something, the version that it starts from.
-        astray: How much of the c that each client derived is not c, at most: 1 for a client that missed a version.
-        cannot_build: The clients whose initial encoder is another one.
-    """
-
-    encoder: Tensor
-    control: Tensor | None
-    held_control: Tensor | None
-    control_share: float
-    folded: Mapping[int, int]
-    held: Mapping[int, int]
-    astray: Mapping[int, float]
-    cannot_build: frozenset[int]
-
-
 class Federation(FedAvg):
     """Runs any row of the method table.
 
@@ -90,6 +66,7 @@ class Federation(FedAvg):
         recorder: Where rounds are written.
         selection: The channels that all clients train and send, for a method that agrees on them; the rest is zero.
         cannot_build: The clients whose initial encoder is another one than the server's, so that it is sent to them.
+        checkpoint: Where to go on from.
         kwargs: Flower's own settings.
     """
 
@@ -102,6 +79,7 @@ class Federation(FedAvg):
         recorder: Recorder,
         selection: Selection | None = None,
         cannot_build: Iterable[int] = (),
+        checkpoint: Checkpoint | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -112,8 +90,6 @@ class Federation(FedAvg):
         self._num_examples = num_examples
         self._recorder = recorder
         self._selection = selection
-        self._first_loss: float | None = None
-        self._useless_rounds = 0
         self._sent = 0, b""
         training = self._config.training.settings()
         self._step_weights = {client: training.step_weight(number) for client, number in num_examples.items()}
@@ -136,6 +112,16 @@ class Federation(FedAvg):
             astray=dict.fromkeys(num_examples, 0.0),
             cannot_build=frozenset(cannot_build),
         )
+        self._done = 0
+        if checkpoint is not None:
+            self._done = checkpoint.server_round
+            self._reference.restore(checkpoint.reference)
+            self.state = replace(checkpoint.state, cannot_build=checkpoint.state.cannot_build | self.state.cannot_build)
+
+    @property
+    def num_rounds_left(self) -> int:
+        """How many rounds Flower is to be asked for."""
+        return max(0, self._config.rounds - self._done)
 
     def summary(self) -> None:
         """Say nothing: the config stands in the run's directory."""
@@ -144,6 +130,7 @@ class Federation(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample the round's clients and address the packed model to each."""
+        server_round += self._done
         clients = sample_clients(
             list(self._nodes), fraction=self._config.server.fraction_train, seed=self._config.seed,
             server_round=server_round,
@@ -196,6 +183,7 @@ class Federation(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check every reply, fold the good ones in as they come, and move x and c."""
+        server_round += self._done
         record = self._recorder.round
         config, state = self._config, self.state
         aggregator = Aggregator(
@@ -232,6 +220,7 @@ class Federation(FedAvg):
                 held[client] = self._reference.version
         encoder = aggregator.encoder()
         self._check_progress(server_round, aggregator.num_updates, encoder)
+        state = self.state
         # A client that lost its way starts from the initial encoder; one that did so in vain cannot build that.
         cannot_build = state.cannot_build | {client for client in lost if held[client] == 0}
         held |= dict.fromkeys(lost, 0)
@@ -252,13 +241,15 @@ class Federation(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """After the last round, hand the final encoder to every client; before it, evaluation needs no message."""
+        server_round += self._done
         if server_round < self._config.rounds:
             return []
         self._advance(server_round + 1)
         return self._messages(tuple(sorted(self._nodes)), server_round, MessageType.EVALUATE)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Collect the final accuracies and close the round."""
+        """Collect the final accuracies, close the round, and put it on disk."""
+        server_round += self._done
         record = self._recorder.round
         for reply in replies:
             self._count(reply)
@@ -275,6 +266,8 @@ class Federation(FedAvg):
             raise SpatlError(
                 "no client could evaluate the encoder after the last round; the rounds themselves are written"
             )
+        # What is written before a checkpoint is written again if the run is killed in between.
+        save_checkpoint(Checkpoint(server_round, self.state, self._reference.tensors()), self._recorder.directory)
         shown = {k: v for k, v in (("accuracy", row.accuracy), ("loss", row.loss)) if v is not None}
         return MetricRecord(dict(shown)) if shown else None
 
@@ -400,8 +393,9 @@ class Federation(FedAvg):
         """Raise when the run cannot go on: no usable update any more, or numbers that left all bounds."""
         record = self._recorder.round
         everyone_refused = len(record.rejected) == len(self._nodes) > 1
-        self._useless_rounds = 0 if num_updates or not record.rejected else self._useless_rounds + 1
-        if everyone_refused or self._useless_rounds == _USELESS_ROUNDS:
+        useless_rounds = 0 if num_updates or not record.rejected else self.state.useless_rounds + 1
+        self.state = replace(self.state, useless_rounds=useless_rounds)
+        if everyone_refused or useless_rounds == _USELESS_ROUNDS:
             client, reason = sorted(record.rejected.items())[0]
             kind = DivergedError if record.diverged == set(record.rejected) else SpatlError
             self._stop(
@@ -414,14 +408,15 @@ class Federation(FedAvg):
             return
         # The median, so that one client's number neither stops a run nor hides that it should stop.
         loss = statistics.median(report.train_loss for report in record.trained.values())
-        self._first_loss = self._first_loss if self._first_loss is not None else max(loss, 1.0)
+        first_loss = self.state.first_loss if self.state.first_loss is not None else max(loss, 1.0)
+        self.state = replace(self.state, first_loss=first_loss)
         finite = bool(torch.isfinite(encoder).all())
-        if loss > _DIVERGED_LOSS_FACTOR * self._first_loss or not finite:
+        if loss > _DIVERGED_LOSS_FACTOR * first_loss or not finite:
             what = f"the median training loss is {loss:.3g}" if finite else "the average is not finite"
             damping = " or control.damping" if self._config.row.controls else ""
             self._stop(
                 DivergedError(
-                    f"the run diverged in round {server_round}: {what}, the loss started at {self._first_loss:.3g}; "
+                    f"the run diverged in round {server_round}: {what}, the loss started at {first_loss:.3g}; "
                     f"lower training.learning_rate{damping}, or server.learning_rate if it is above 1"
                 )
             )

@@ -20,12 +20,12 @@ from spatl.bench.codecs import measure_codecs
 from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, load_config
 from spatl.data import DATASETS, PARTITIONERS
-from spatl.errors import SpatlError
+from spatl.errors import ConfigError, SpatlError
 from spatl.history import RunResult, write_json
 from spatl.methods import METHODS
 from spatl.models import MODELS
 from spatl.plots import human_bytes
-from spatl.runner import fresh_directory, run
+from spatl.runner import config_of, fresh_directory, resume, run
 from spatl.selection.budget import BUDGET_KINDS
 from spatl.selection.selectors import SELECTORS
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     running = commands.add_parser("run", help="run a federation", description="Run the federation a config describes.")
-    running.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/quickstart.yaml")
+    running.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, e.g. configs/quickstart.yaml")
     running.add_argument("--engine", choices=("inline", "ray"), help="in this process, or Flower's simulation runtime")
     running.add_argument("--out", metavar="DIR", help="a new directory for what the run leaves behind")
     running.add_argument(
@@ -68,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--seeds", metavar="A,B,...", type=_seeds,
         help="run once per seed, each in a directory of its own below --out, and print means with their spread",
+    )  # fmt: skip
+    running.add_argument(
+        "--resume", metavar="DIR",
+        help="go on with a run that was killed, in its directory and with its config, instead of starting one",
     )  # fmt: skip
     running.set_defaults(command=_run)
 
@@ -190,6 +194,11 @@ def _seeds(text: str) -> list[int]:
 def _run(options: argparse.Namespace) -> None:
     overrides = [*options.overrides, *([f"engine={options.engine}"] if options.engine else [])]
     console = Console()
+    if options.resume is not None:
+        _print_result(console, _resume(console, options))
+        return
+    if options.config is None:
+        raise ConfigError("spatl run needs a CONFIG, e.g. configs/quickstart.yaml, or --resume DIR")
     if options.seeds is None:
         _print_result(console, _run_one(console, options.config, overrides, options.out))
         return
@@ -209,6 +218,20 @@ def _run_one(console: Console, path: str, overrides: Sequence[str], directory: s
     with display(console, config) as progress:
         return run(
             config, directory, on_round=progress.on_round, on_round_alone=progress.on_round_alone, command=command
+        )
+
+
+def _resume(console: Console, options: argparse.Namespace) -> RunResult:
+    given = {"CONFIG": options.config, "--engine": options.engine, "--out": options.out, "--set": options.overrides,
+             "--seeds": options.seeds}  # fmt: skip
+    superfluous = [name for name, value in given.items() if value]
+    if superfluous:
+        raise ConfigError(f"--resume goes on with the run's own config and directory: leave out {superfluous[0]}")
+    command = shlex.join(["spatl", "run", "--resume", options.resume])
+    display = _ProgressDisplay if console.is_terminal else _ProgressLines
+    with display(console, config_of(Path(options.resume))) as progress:
+        return resume(
+            options.resume, on_round=progress.on_round, on_round_alone=progress.on_round_alone, command=command
         )
 
 

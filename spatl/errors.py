@@ -7,6 +7,7 @@ SpatlError
 ├── BudgetError        a budget no selection can meet
 ├── UpdateRejected     a blob that is malformed, stale or not finite
 │   └── ReferenceLost  changes of an encoder that the receiver does not hold
+├── DamagedState       a stored file that is not as it was written
 └── DivergedError      training that left the finite numbers
 """
 
@@ -40,6 +41,10 @@ class UpdateRejected(SpatlError):
 
 class ReferenceLost(UpdateRejected):
     """Changes that start from a version of the encoder that the receiver does not hold, or lead elsewhere."""
+
+
+class DamagedState(SpatlError):
+    """Stored bytes that are not as they were written."""
 
 
 class DivergedError(SpatlError):

@@ -3,12 +3,16 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spatl.durable import alone_in, replace_file
 from spatl.errors import SpatlError
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -111,16 +115,24 @@ def mean(values: Iterable[float]) -> float | None:
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append one JSON object per line and flush them to the file."""
+    """Append one JSON object per line, and wait until the disk has them."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def keep_rounds(path: Path, last: int) -> list[dict[str, Any]]:
+    """Cut a JSON-lines file down to the whole lines of the rounds up to `last`, and return these."""
+    rows = [row for row in read_lines(path) if row["round"] <= last]
+    if path.exists():
+        replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return rows
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to a temporary name, then rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -133,6 +145,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+
+
+@contextmanager
+def alone_in_run(directory: Path) -> Iterator[None]:
+    """Keep other processes from running what a run's directory holds; the directory is made if it is not there.
+
+    Raises:
+        SpatlError: Another process runs it, or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
+    otherwise = SpatlError(f"another process is running {directory}; wait for it, or stop it")
+    with alone_in(directory / _LOCK, otherwise=otherwise):
+        yield
 
 
 def read_run(directory: str | Path) -> RunResult:

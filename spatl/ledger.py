@@ -5,8 +5,8 @@ deployment's socket but for HTTP's headers: names, metrics, Flower's metadata, o
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 Direction = Literal["uplink", "downlink"]
 
@@ -44,8 +44,13 @@ class Entry:
 
     def to_json(self) -> dict[str, int | str]:
         """The entry as an object of `ledger.jsonl`."""
-        fields = asdict(self)
-        return {"round": fields.pop("server_round"), **fields, "bytes": self.num_bytes}
+        values = asdict(self)
+        return {"round": values.pop("server_round"), **values, "bytes": self.num_bytes}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "Entry":
+        """Read what `to_json` gave."""
+        return cls(row["round"], **{field.name: row[field.name] for field in fields(cls) if field.name in row})
 
 
 def entry(

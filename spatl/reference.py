@@ -111,6 +111,22 @@ class Reference:
         self.change = change_of(moved, self._entries, self._layout)
         self.encoder = encoder_of(self._initial, self._offsets, self._entries)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that `restore` needs, and that does not follow from how this was made."""
+        changes = {f"change/{place}": _as_tensor(data) for place, data in enumerate(self._changes)}
+        version = torch.tensor(self.version)
+        return {"version": version, "offsets": self._offsets, "change": self.change, "encoder": self.encoder, **changes}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on where another one, made alike, was when it gave its `tensors`."""
+        self.version = int(tensors["version"])
+        self.encoder, self.change = tensors["encoder"], tensors["change"]
+        self._offsets = tensors["offsets"]
+        self._snapshot = self._offsets.to(torch.int32)
+        number = sum(name.startswith("change/") for name in tensors)
+        self._changes = [tensors[f"change/{place}"].numpy().tobytes() for place in range(number)]
+        self._leading, self._sums = {}, {}
+
     def download(
         self, held_version: int, *, server_round: int, acknowledged_round: int, cannot_build: bool
     ) -> Download:
@@ -314,6 +330,10 @@ def change_of(moved: Tensor, entries: Tensor, layout: EncoderLayout) -> Tensor:
     """float32 [P]: a change of offsets (integers [V]) at `entries`, as control follows from it on either side."""
     values = (moved.to(torch.float64) * _UNIT).to(torch.float32)
     return torch.zeros(layout.num_entries).index_copy_(0, entries, values)[: layout.num_parameter_entries]
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8)
 
 
 def check_of(encoder: Tensor) -> bytes:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from spatl.config import ExperimentConfig, parse_config
+from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import cached_blueprint
 from spatl.history import RunResult, read_lines, read_run
@@ -63,6 +63,61 @@ def run(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
+    return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures)
+
+
+def resume(
+    directory: str | Path,
+    *,
+    on_round: OnRound = lambda row: None,
+    on_round_alone: OnRound = lambda row: None,
+    command: str = "spatl run --resume",
+    pictures: bool = True,
+) -> RunResult:
+    """Go on with a run that was killed, after the last round that was over: the end is as if nothing had happened.
+
+    Args:
+        directory: The run's.
+        on_round: As of `run`; called for the rounds that were over, too.
+        on_round_alone: Likewise.
+        command: What the report says made it.
+        pictures: As of `run`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        SpatlError: The directory holds no run, or one that is finished, or another process runs it.
+    """
+    directory = Path(directory).absolute()
+    config = config_of(directory)
+    if (directory / "summary.json").exists() and (directory / "report.html").exists():
+        raise ConfigError(f"the run in {directory} is finished; there is nothing to resume")
+    return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures)
+
+
+def config_of(directory: Path) -> ExperimentConfig:
+    """Return the config of a run.
+
+    Raises:
+        SpatlError: The directory holds none.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{directory} holds no run to resume: {path.name} is not there")
+    return load_config(path)
+
+
+def _run_all(
+    config: ExperimentConfig,
+    directory: Path,
+    on_round: OnRound,
+    on_round_alone: OnRound,
+    *,
+    command: str,
+    pictures: bool,
+) -> RunResult:
+    """Run what is missing of a run, and draw it."""
     _run_one(config, directory, on_round)
     if config.report.compare_alone and config.method != "local":
         _run_one(alone(config), directory / "alone", on_round_alone)
@@ -102,13 +157,17 @@ def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
 
 
 def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound) -> None:
+    """Run a federation, or go on with what its directory holds of it, unless that is all."""
+    finished = (directory / "summary.json").exists()
+    begun = (directory / "config.yaml").exists()
     module, _, name = ENGINES[config.engine].partition(":")
-    engine: Callable[[ExperimentConfig, Path], None] = getattr(importlib.import_module(module), name)
+    engine: Callable[..., None] = getattr(importlib.import_module(module), name)
     over = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="spatl-follow") as pool:
         following = pool.submit(_follow, directory, on_round, over)
         try:
-            engine(config, directory)
+            if not finished:
+                engine(config, directory, resume=begun)
         finally:
             over.set()
     following.result()  # what the caller's own on_round raised

@@ -17,14 +17,10 @@ from spatl.bench.report import write_reports
 from spatl.bench.results import Record, collect, run_directory
 from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, warn_of_replaced_momenta, with_tuned
 from spatl.config import config_from_json
+from spatl.durable import alone_in
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import cached_blueprint
 from spatl.history import write_json
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where nobody keeps two benchmarks out of one directory
-    fcntl = None  # type: ignore[assignment]
 
 _PLAN_FILE = "bench.yaml"
 _LOCK_FILE = ".lock"
@@ -203,13 +199,8 @@ def _locked(directory: Path) -> Iterator[None]:
         if taken and not (directory / _PLAN_FILE).is_file():
             raise ConfigError(f"{directory} is already there and holds no benchmark; choose another (--out)")
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / _LOCK_FILE).open("w")
     except OSError as error:
         raise SpatlError(f"cannot use {directory} for a benchmark: {error.strerror}") from error
-    with file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"another process is at work in {directory}; wait for it, or choose another") from None
+    taken_error = ConfigError(f"another process is at work in {directory}; wait for it, or choose another")
+    with alone_in(directory / _LOCK_FILE, otherwise=taken_error):
         yield

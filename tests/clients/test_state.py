@@ -16,8 +16,8 @@ from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.state import ClientState, ContextStore, DamagedState, DirectoryStore
-from spatl.errors import SpatlError
+from clients.state import ClientState, ContextStore, DirectoryStore
+from spatl.errors import DamagedState, SpatlError
 from tests.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(3, 2)])

@@ -1,0 +1,129 @@
+"""What the server knows between rounds, and its file: written after every round, so that a killed run goes on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spatl.durable import replace_file, seal, unseal
+from spatl.errors import SpatlError
+
+FILE = "server.checkpoint"
+_FORMAT = 1
+_BY_CLIENT = ("folded", "held", "astray")
+_OPTIONAL = ("control", "held_control")
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """What the server knows between rounds.
+
+    Attributes:
+        encoder: float32 [N], x.
+        control: float32 [P], c; None where the method does not correct gradients.
+        held_control: float32 [P], c as the clients hold it; None as above.
+        control_share: The share of all clients' weight that stood behind the last change of c.
+        folded: The last round of each client that is part of x and c.
+        held: The version of the encoder that each client is known to hold, 0 for the initial one; once a client is sent
+            something, the version that it starts from.
+        astray: How much of the c that each client derived is not c, at most: 1 for a client that missed a version.
+        cannot_build: The clients whose initial encoder is another one.
+        first_loss: The median training loss of the first round with an update, at least 1; None before it.
+        useless_rounds: How many rounds in a row had refusals and nothing usable.
+    """
+
+    encoder: Tensor
+    control: Tensor | None
+    held_control: Tensor | None
+    control_share: float
+    folded: Mapping[int, int]
+    held: Mapping[int, int]
+    astray: Mapping[int, float]
+    cannot_build: frozenset[int]
+    first_loss: float | None = None
+    useless_rounds: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A run between two rounds.
+
+    Attributes:
+        server_round: The round that is over.
+        state: The server's state.
+        reference: The encoder as the clients hold it (`Reference.tensors`).
+    """
+
+    server_round: int
+    state: ServerState
+    reference: Mapping[str, Tensor]
+
+    def to_bytes(self) -> bytes:
+        """Serialise the checkpoint."""
+        state = self.state
+        tensors = {
+            "encoder": state.encoder,
+            **{name: value for name in _OPTIONAL if (value := getattr(state, name)) is not None},
+            **{f"reference/{name}": tensor for name, tensor in self.reference.items()},
+        }
+        header = {
+            "server_round": self.server_round,
+            "control_share": state.control_share,
+            **{name: {str(client): value for client, value in getattr(state, name).items()} for name in _BY_CLIENT},
+            "cannot_build": sorted(state.cannot_build),
+            "first_loss": state.first_loss,
+            "useless_rounds": state.useless_rounds,
+        }
+        return seal(tensors, header, version=_FORMAT)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Checkpoint":
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            DamagedState: The bytes are damaged.
+            SpatlError: They are of another format.
+        """
+        tensors, header = unseal(data, version=_FORMAT, what="the server's checkpoint")
+        by_client: dict[str, Any] = {
+            name: {int(client): value for client, value in header[name].items()} for name in _BY_CLIENT
+        }
+        state = ServerState(
+            encoder=tensors["encoder"],
+            control=tensors.get("control"),
+            held_control=tensors.get("held_control"),
+            control_share=header["control_share"],
+            cannot_build=frozenset(header["cannot_build"]),
+            first_loss=header["first_loss"],
+            useless_rounds=header["useless_rounds"],
+            **by_client,
+        )
+        prefix = "reference/"
+        reference = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+        return cls(header["server_round"], state, reference)
+
+
+def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
+    """Put a checkpoint in the place of the one before."""
+    replace_file(directory / FILE, checkpoint.to_bytes())
+
+
+def load_checkpoint(directory: Path) -> Checkpoint | None:
+    """The last checkpoint of a run, or None before its first round is over.
+
+    Raises:
+        SpatlError: It is damaged, or of another version.
+    """
+    path = directory / FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SpatlError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return Checkpoint.from_bytes(data)
+    except SpatlError as error:
+        raise type(error)(f"{error} ({path})") from error

@@ -1,0 +1,346 @@
+"""A run that is killed at any instant and resumed ends as the run that was never killed, to the last bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import clients.state
+import server.strategy
+from clients.round import Workplace
+from clients.state import ClientState, DirectoryStore
+from server.checkpoint import FILE, Checkpoint, ServerState, load_checkpoint, save_checkpoint
+from server.engines import run_inline
+from server.reporting import Recorder
+from server.strategy import Federation
+from spatl.aggregation import Aggregator
+from spatl.durable import alone_in
+from spatl.errors import ConfigError, DamagedState, SpatlError
+from spatl.history import alone_in_run, read_lines
+from spatl.runner import resume, run
+from tests.federations import COMPRESSED, DENSE, state_of, tiny_config, weighted_control
+
+ROOT = Path(__file__).parents[2]
+SECONDS = ("seconds", "training_seconds", "selection_seconds", "decision_seconds")
+
+
+class Killed(BaseException):
+    """What nothing in the product catches, as nothing catches SIGKILL."""
+
+
+INSTANTS = {
+    "a round opens": (Federation, "configure_train", "before"),
+    "a client has trained": (DirectoryStore, "save", "before"),
+    "a client has saved": (DirectoryStore, "save", "after"),
+    "a client's file is being replaced": (os, "replace", "before"),
+    "an update is folded in": (Aggregator, "add", "after"),
+    "the round is being written": (server.strategy, "save_checkpoint", "before"),
+    "the round is written": (server.strategy, "save_checkpoint", "after"),
+    "a client has evaluated the final encoder": (Workplace, "evaluate", "after"),
+    "the summary is missing": (Recorder, "write_summary", "before"),
+}
+
+
+def kill_at(patch, instant, nth):
+    """Have the nth call of what belongs to an instant raise, before it does anything or after."""
+    owner, name, when = INSTANTS[instant]
+    truly, calls = getattr(owner, name), []
+
+    def killing(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == nth and when == "before":
+            raise Killed
+        result = truly(*args, **kwargs)
+        if len(calls) == nth:
+            raise Killed
+        return result
+
+    patch.setattr(owner, name, killing)
+
+
+def without_seconds(path):
+    return [{key: value for key, value in row.items() if key not in SECONDS} for row in read_lines(path)]
+
+
+def left_behind(directory, num_clients=5):
+    """All that a run says and holds, but for the time it took and which process wrote it when."""
+    summary = json.loads((directory / "summary.json").read_text())
+    last = load_checkpoint(directory)
+    assert last is not None
+    return (
+        {key: value for key, value in summary.items() if key not in SECONDS},
+        {name: without_seconds(directory / f"{name}.jsonl") for name in ("history", "clients", "ledger")},
+        [state_of(directory, client).to_bytes() for client in range(num_clients)],
+        last.to_bytes(),
+    )
+
+
+SETTINGS = {
+    "spatl, dense": {"method": "spatl", "wire": DENSE, "selection": {"selector": "update"}},
+    "spatl, compressed": {"method": "spatl", "wire": COMPRESSED, "selection": {"selector": "update"}},
+    "spatl, some clients": {"method": "spatl", "wire": COMPRESSED, "server": {"fraction_train": 0.4}},
+    "spatl, c is sent": {"method": "spatl", "wire": COMPRESSED, "control": {"downlink": "sent"}},
+    "spatl-paper": {"method": "spatl-paper", "model": {"name": "resnet8", "options": {"width": 0.25}}},
+    "fedrep, some clients": {"method": "fedrep", "server": {"fraction_train": 0.6}},
+    "ssfl": {"method": "ssfl", "selection": {"keep_ratio": 0.5}},
+    "fedavg, lost clients": {"method": "fedavg", "wire": {"downlink": "int4"}},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What each setting leaves behind if nothing happens, computed once."""
+    results = {}
+
+    def of(setting):
+        if setting not in results:
+            directory = tmp_path_factory.mktemp("undisturbed")
+            run_inline(tiny_config(**SETTINGS[setting]), directory)
+            results[setting] = left_behind(directory)
+        return results[setting]
+
+    return of
+
+
+def killed_twice_and_resumed(setting, instant, directory, monkeypatch, *, first, second):
+    config = tiny_config(**SETTINGS[setting])
+    for nth, again in ((first, False), (second, True)):
+        with monkeypatch.context() as patch:
+            kill_at(patch, instant, nth)
+            try:
+                run_inline(config, directory, resume=again)
+            except Killed:
+                continue
+            assert again, "the instant never came"
+            return
+    run_inline(config, directory, resume=True)
+
+
+@pytest.mark.parametrize("instant", INSTANTS)
+def test_a_run_killed_twice_ends_as_if_nothing_had_happened(tmp_path, monkeypatch, undisturbed, instant):
+    first = {"a client's file is being replaced": 11, "the summary is missing": 1, "a round opens": 2}.get(instant, 3)
+    setting = "spatl, some clients"
+    killed_twice_and_resumed(setting, instant, tmp_path, monkeypatch, first=first, second=1)
+    assert left_behind(tmp_path) == undisturbed(setting)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_so_does_a_run_of_every_kind_killed_at_random_instants(tmp_path, monkeypatch, undisturbed, setting):
+    draw = random.Random(setting)
+    for number, instant in enumerate(draw.sample(list(INSTANTS), 4)):
+        directory = tmp_path / str(number)
+        # The first replaced file is the config: before it there is nothing to resume.
+        least, most = {"the summary is missing": (1, 1), "a client's file is being replaced": (2, 12)}.get(
+            instant, (1, 3)
+        )
+        first, second = draw.randint(least, most), draw.randint(least, most)
+        killed_twice_and_resumed(setting, instant, directory, monkeypatch, first=first, second=second)
+        assert left_behind(directory) == undisturbed(setting), instant
+
+
+RUNNER = """
+import os, signal, sys
+from pathlib import Path
+from server.engines import run_inline
+from spatl.runner import config_of
+from spatl.federation import cached_blueprint
+import clients.app, torch
+torch.set_num_threads(1)  # a forked process cannot use its parent's threads
+directory = Path(sys.argv[1])
+cached_blueprint(config_of(directory).to_json())
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(120)
+        os.write(1, f"{os.getpid()}\\n".encode())
+        run_inline(config_of(directory), directory, resume=True)
+        os._exit(0)
+    os.write(1, f"{os.waitpid(child, 0)[1]}\\n".encode())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_twenty_real_kills_in_one_run_change_nothing_and_c_stays_the_weighted_sum(tmp_path):
+    """SIGKILL of server and clients at random instants of their work, each time they got to work again."""
+    config = tiny_config(method="spatl", rounds=30, wire=COMPRESSED, selection={"selector": "update"})
+    run_inline(config, tmp_path / "undisturbed")
+    directory, draw, kills = tmp_path / "killed", random.Random(11), 0
+    directory.mkdir()
+    (directory / "config.yaml").write_text(config.to_yaml())
+    command = [sys.executable, "-c", RUNNER, str(directory)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as runner:
+        assert runner.stdin is not None
+        assert runner.stdout is not None
+        for _ in range(21):
+            began = newest(directory)
+            runner.stdin.write("again\n")
+            pid = int(runner.stdout.readline())
+            deadline = time.monotonic() + 60
+            while kills < 20 and newest(directory) == began and time.monotonic() < deadline:
+                time.sleep(0.001)
+            if kills < 20:
+                time.sleep(draw.uniform(0, 0.1))
+                os.kill(pid, signal.SIGKILL)
+            status = int(runner.stdout.readline())
+            kills += status == signal.SIGKILL
+        runner.stdin.close()
+    assert (kills, status) == (20, 0)
+    assert left_behind(directory) == left_behind(tmp_path / "undisturbed")
+    examples = {row["client"]: row["num_examples"] for row in read_lines(directory / "clients.jsonl")}
+    expected, last = weighted_control(config, directory, examples), load_checkpoint(directory)
+    assert last is not None
+    assert last.state.control is not None
+    torch.testing.assert_close(last.state.control.double(), expected, rtol=1e-4, atol=1e-6)
+    assert float(expected.abs().max()) > 1e-3
+
+
+def newest(directory):
+    """When anything of a run was last written."""
+    return max((path.stat().st_mtime_ns for path in directory.rglob("*.safetensors")), default=0)
+
+
+@pytest.mark.slow
+def test_the_simulation_engine_goes_on_too(tmp_path):
+    """Killed after its second round by what kills the in-process engine; the third is Ray's."""
+    config = tiny_config(method="spatl", wire=COMPRESSED, selection={"selector": "update"})
+    run_inline(config, tmp_path / "undisturbed")
+    directory = tmp_path / "killed"
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, "the round is written", 2)
+        with pytest.raises(Killed):
+            run_inline(config, directory)
+    (directory / "config.yaml").write_text((directory / "config.yaml").read_text().replace("inline", "ray"))
+    resume(directory, pictures=False)
+    rounds = [without_seconds(each / "history.jsonl") for each in (directory, tmp_path / "undisturbed")]
+    assert rounds[0] == rounds[1]
+
+
+def test_resume_goes_on_with_what_is_missing_the_clients_that_train_alone_included(tmp_path):
+    """Killed while they train; then once more while the pictures are drawn."""
+    config = tiny_config(rounds=2, report={"compare_alone": True})
+    whole = run(config, tmp_path / "whole", pictures=False)
+    directory = tmp_path / "killed"
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, "the round is written", 3)
+        with pytest.raises(Killed):
+            run(config, directory)
+    assert (directory / "summary.json").exists()
+    assert not (directory / "alone" / "summary.json").exists()
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spatl.runner.draw_curves", kill)
+        with pytest.raises(Killed):
+            resume(directory, on_round_alone=seen.append)
+    assert [row["round"] for row in seen] == [1, 2]
+    result = resume(directory)
+    assert (directory / "report.html").exists()
+    assert result.alone is not None
+    assert whole.alone is not None
+    for one, other in ((result.summary, whole.summary), (result.alone, whole.alone)):
+        assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
+    with pytest.raises(ConfigError, match="is finished; there is nothing to resume"):
+        resume(directory)
+
+
+def kill(*args):
+    raise Killed
+
+
+def test_a_run_without_an_answer_to_its_final_encoder_can_be_resumed(tmp_path, monkeypatch):
+    config = tiny_config(rounds=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Workplace, "evaluate", refuse)
+        with pytest.raises(SpatlError, match="no client could evaluate"):
+            run_inline(config, tmp_path)
+    assert (tmp_path / "error.json").exists()
+    run_inline(config, tmp_path, resume=True)
+    assert not (tmp_path / "error.json").exists()
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracy"] > 0
+
+
+def refuse(*args, **kwargs):
+    raise SpatlError("not today")
+
+
+def test_a_run_is_resumed_with_its_own_config_only(tmp_path):
+    run_inline(tiny_config(rounds=1), tmp_path)
+    with pytest.raises(ConfigError, match="was run with another config"):
+        run_inline(tiny_config(rounds=2), tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=r"holds no run to resume: config\.yaml is not there"):
+        resume(tmp_path / "elsewhere")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks")
+def test_one_process_at_a_time_runs_a_directory(tmp_path):
+    with alone_in_run(tmp_path), pytest.raises(SpatlError, match="another process is running"):
+        run_inline(tiny_config(rounds=1), tmp_path)
+    assert not (tmp_path / "error.json").exists()  # the other process's run did not fail
+    with alone_in(tmp_path / ".lock", otherwise=ConfigError("taken")):
+        pass
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path):
+    state = ServerState(torch.ones(4), None, None, 0.0, {}, {0: 0}, {0: 0.0}, frozenset())
+    save_checkpoint(Checkpoint(3, state, {}), tmp_path)
+    path = tmp_path / FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedState, match=r"the server's checkpoint is damaged: its SHA-256 is not as written"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_reads_as_it_was_written(tmp_path):
+    """None stays None, and tensors that are one in memory are two in the file."""
+    vector = torch.arange(4.0)
+    for control in (None, vector):
+        state = ServerState(
+            vector, control, control, 0.25, {1: 7, 0: 6}, {0: 3, 1: 4}, {0: 0.5, 1: 1e-9}, frozenset({1}), 2.5, 1
+        )
+        written = Checkpoint(7, state, {"offsets": torch.arange(3), "change/0": torch.zeros(0, dtype=torch.uint8)})
+        read = Checkpoint.from_bytes(written.to_bytes())
+        assert read.to_bytes() == written.to_bytes()
+        assert (read.state.control is None) == (control is None)
+        assert (read.state.folded, read.state.held, read.state.astray) == (state.folded, state.held, state.astray)
+        assert (read.state.first_loss, read.state.useless_rounds, read.state.cannot_build) == (2.5, 1, {1})
+
+
+def numbered(number):
+    return ClientState(private={}, control=torch.full((4,), float(number)), control_round=number)
+
+
+@pytest.mark.parametrize(
+    ("saved", "before", "expected"),
+    [
+        ([], 1, None),
+        ([1], 2, 1),
+        ([1], 1, None),  # its first round again
+        ([1, 2], 2, 1),
+        ([1, 2, 2, 2], 2, 1),  # however often it is repeated
+        ([2, 5], 9, 5),
+        ([1, 2], 1, 1),  # the server lost a round more: the update in this state is pending, and dropped
+        ([1, 2, 3], 1, "lost"),
+        ([4], 3, "lost"),
+    ],
+)
+def test_a_repeated_round_starts_from_the_state_of_the_round_before(tmp_path, saved, before, expected):
+    from flwr.app import RecordDict
+
+    for store in (DirectoryStore(tmp_path), clients.state.ContextStore(RecordDict())):
+        for number in saved:
+            store.save(numbered(number))
+        if expected == "lost":
+            with pytest.raises(SpatlError, match=rf"the server asks for round {before}, this client has been in round"):
+                store.load(before=before)
+            continue
+        state = store.load(before=before)
+        assert (None if state is None else state.control_round) == expected
