@@ -21,7 +21,7 @@ def test_the_version_stands_in_two_places_and_is_the_same():
 
 def test_the_public_names_are_these():
     assert set(spatl.__all__) == {
-        "ExperimentConfig", "RunResult", "SpatlError", "load_config", "parse_config", "read_run", "run",
+        "ExperimentConfig", "RunResult", "SpatlError", "load_config", "parse_config", "read_run", "resume", "run",
     }  # fmt: skip
     assert all(hasattr(spatl, name) for name in spatl.__all__)
 

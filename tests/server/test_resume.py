@@ -152,7 +152,7 @@ from pathlib import Path
 from server.engines import run_inline
 from spatl.runner import config_of
 from spatl.federation import cached_blueprint
-import clients.app, torch
+import clients.app, torch, torch._dynamo
 torch.set_num_threads(1)  # a forked process cannot use its parent's threads
 directory = Path(sys.argv[1])
 cached_blueprint(config_of(directory).to_json())
