@@ -271,7 +271,8 @@ class ServerConfig(Section):
     """A round with fewer usable replies changes nothing."""
     norm_bound: Positive | None = 10.0
     """An update is refused if its root mean square is more than so many times the median of those of an earlier round
-    (the largest such median of five rounds; in the first round, its own). Null for no bound."""
+    (the largest such median of five rounds; in the first round, its own). Null for no bound. Honest clients of the
+    shipped configs, Dirichlet 0.1 and 30 clients included, stayed below 3.5."""
     max_failures: Count = 3
     """A client whose updates are refused so many times in a row is left out for a while."""
     rounds_away: Count = 10
