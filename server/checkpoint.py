@@ -1,18 +1,20 @@
 """What the server knows between rounds, and its file: written after every round, so that a killed run goes on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from server.admission import Admission
 from spatl.durable import replace_file, seal, unseal
 from spatl.errors import SpatlError
 
 FILE = "server.checkpoint"
 _FORMAT = 1
 _BY_CLIENT = ("folded", "held", "astray")
+_OF_ADMISSION = ("failures", "away")
 _OPTIONAL = ("control", "held_control")
 
 
@@ -32,6 +34,7 @@ class ServerState:
         cannot_build: The clients whose initial encoder is another one.
         first_loss: The median training loss of the first round with an update, at least 1; None before it.
         useless_rounds: How many rounds in a row had refusals and nothing usable.
+        admission: What decides who is let in.
     """
 
     encoder: Tensor
@@ -44,6 +47,7 @@ class ServerState:
     cannot_build: frozenset[int]
     first_loss: float | None = None
     useless_rounds: int = 0
+    admission: Admission = field(default_factory=Admission)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +75,12 @@ class Checkpoint:
         header = {
             "server_round": self.server_round,
             "control_share": state.control_share,
-            **{name: {str(client): value for client, value in getattr(state, name).items()} for name in _BY_CLIENT},
+            **{name: _named(getattr(state, name)) for name in _BY_CLIENT},
             "cannot_build": sorted(state.cannot_build),
             "first_loss": state.first_loss,
             "useless_rounds": state.useless_rounds,
+            "sizes": state.admission.sizes,
+            **{name: _named(getattr(state.admission, name)) for name in _OF_ADMISSION},
         }
         return seal(tensors, header, version=_FORMAT)
 
@@ -87,9 +93,10 @@ class Checkpoint:
             SpatlError: They are of another format.
         """
         tensors, header = unseal(data, version=_FORMAT, what="the server's checkpoint")
-        by_client: dict[str, Any] = {
-            name: {int(client): value for client, value in header[name].items()} for name in _BY_CLIENT
-        }
+        by_client, of_admission = (
+            {name: {int(client): value for client, value in header[name].items()} for name in names}
+            for names in (_BY_CLIENT, _OF_ADMISSION)
+        )
         state = ServerState(
             encoder=tensors["encoder"],
             control=tensors.get("control"),
@@ -98,11 +105,16 @@ class Checkpoint:
             cannot_build=frozenset(header["cannot_build"]),
             first_loss=header["first_loss"],
             useless_rounds=header["useless_rounds"],
+            admission=Admission(sizes=tuple(header["sizes"]), **of_admission),
             **by_client,
         )
         prefix = "reference/"
         reference = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
         return cls(header["server_round"], state, reference)
+
+
+def _named(by_client: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(client): value for client, value in sorted(by_client.items())}
 
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:

@@ -21,6 +21,7 @@ class RoundRecord:
     server_round: int
     participants: tuple[int, ...] = ()
     trained: dict[int, TrainReport] = field(default_factory=dict)
+    left_out: tuple[int, ...] = ()
     rejected: dict[int, str] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)
     final: dict[int, EvaluateReport] = field(default_factory=dict)
@@ -45,7 +46,10 @@ class Recorder:
         self.num_examples: dict[int, int] = {}
         directory.mkdir(parents=True, exist_ok=True)
         history, clients, ledger, _ = (keep_rounds(directory / f"{name}.jsonl", done) for name in _FILES)
-        self.history = [HistoryRow(**{**row, "rejections": tuple(row["rejections"])}) for row in history]
+        self.history = [
+            HistoryRow(**{**row, "rejections": tuple(row["rejections"]), "left_out": tuple(row["left_out"])})
+            for row in history
+        ]
         self._final = {
             row["client"]: EvaluateReport(
                 num_examples=row["num_examples"], accuracy=row["final_accuracy"], loss=row["final_loss"]
@@ -145,6 +149,7 @@ class Recorder:
             rejections=tuple(
                 {"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())
             ),
+            left_out=record.left_out,
             final_accuracy=mean(report.accuracy for report in final),
             final_accuracy_min=min((report.accuracy for report in final), default=None),
             final_loss=mean(report.loss for report in final),

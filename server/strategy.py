@@ -5,11 +5,12 @@ folded in as the grid yields them. After a round everything is on disk, and a st
 from there; Flower, which counts from 1, is asked for the rounds that are left.
 """
 
+import contextlib
 import hashlib
 import logging
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
+from server.admission import UpdateTooLarge, check_size, size_of
 from server.checkpoint import Checkpoint, ServerState, save_checkpoint
 from server.reporting import Recorder
 from server.sampling import sample_clients
@@ -131,8 +133,10 @@ class Federation(FedAvg):
     ) -> Iterable[Message]:
         """Sample the round's clients and address the packed model to each."""
         server_round += self._done
+        admitted = self.state.admission.admitted(self._nodes, server_round)
+        self._recorder.round.left_out = tuple(sorted(set(self._nodes) - set(admitted)))
         clients = sample_clients(
-            list(self._nodes), fraction=self._config.server.fraction_train, seed=self._config.seed,
+            admitted, fraction=self._config.server.fraction_train, seed=self._config.seed,
             server_round=server_round,
         )  # fmt: skip
         self._recorder.round.participants = clients
@@ -196,35 +200,41 @@ class Federation(FedAvg):
             damping=config.control.damping,
             normalizes=config.row.normalizes,
         )
-        waiting = set(record.participants)
         held, lost = dict(state.held), set()
-        for reply in replies:
-            self._count(reply)
-            client = self._clients.get(reply.metadata.src_node_id)
-            if client is None or client not in waiting or not _answers(reply, server_round, MessageType.TRAIN):
-                logger.warning("round %d: ignored a reply that nobody asked for, or that came late", server_round)
-                continue
-            waiting.discard(client)
+        sizes: dict[int, float] = {}
+        asked = self._asked_for(replies, server_round)
+        largest = state.admission.largest(config.server.norm_bound)
+        if largest is None and config.server.norm_bound is not None:
+            kept = list(asked)  # no round before says what is large: these wait, as they came, until all are in
+            asked, largest = iter(kept), self._largest_of(kept, server_round, config.server.norm_bound)
+        for client, reply in asked:
             try:
                 update, report = self._open_update(reply, client, server_round)
+                size = size_of(update, self._blueprint.layout)
+                check_size(size, largest)
                 aggregator.add(update, self._num_examples[client])
             except UpdateRejected as error:
                 logger.warning("round %d: refused the update of client %d: %s", server_round, client, error)
                 record.rejected[client] = str(error)
-                if reply.has_error() and reply.error.code == CLIENT_DIVERGED:
+                code = reply.error.code if reply.has_error() else None
+                if code == CLIENT_DIVERGED or isinstance(error, UpdateTooLarge):
                     record.diverged.add(client)
-                if reply.has_error() and reply.error.code == CLIENT_LOST:
+                if code == CLIENT_LOST:
                     lost.add(client)
             else:
                 record.trained[client] = report
-                held[client] = self._reference.version
+                held[client], sizes[client] = self._reference.version, size
         encoder = aggregator.encoder()
         self._check_progress(server_round, aggregator.num_updates, encoder)
         state = self.state
         # A client that lost its way starts from the initial encoder; one that did so in vain cannot build that.
         cannot_build = state.cannot_build | {client for client in lost if held[client] == 0}
         held |= dict.fromkeys(lost, 0)
-        state = replace(state, held=held, cannot_build=cannot_build, control_share=0.0)
+        admission = state.admission.after(
+            server_round, folded=sizes, refused=record.rejected,
+            max_failures=config.server.max_failures, rounds_away=config.server.rounds_away,
+        )  # fmt: skip
+        state = replace(state, held=held, cannot_build=cannot_build, control_share=0.0, admission=admission)
         if aggregator.num_updates >= config.server.min_replies:
             folded = {**state.folded, **dict.fromkeys(record.trained, server_round)}
             share = aggregator.control_share()
@@ -236,6 +246,26 @@ class Federation(FedAvg):
             )  # fmt: skip
         self.state = state
         return None, None
+
+    def _asked_for(self, replies: Iterable[Message], server_round: int) -> Iterator[tuple[int, Message]]:
+        """Count every reply, and pass on with its client what answers the round's questions, once each."""
+        waiting = set(self._recorder.round.participants)
+        for reply in replies:
+            self._count(reply)
+            client = self._clients.get(reply.metadata.src_node_id)
+            if client is None or client not in waiting or not _answers(reply, server_round, MessageType.TRAIN):
+                logger.warning("round %d: ignored a reply that nobody asked for, or that came late", server_round)
+                continue
+            waiting.discard(client)
+            yield client, reply
+
+    def _largest_of(self, replies: Iterable[tuple[int, Message]], server_round: int, factor: float) -> float | None:
+        """The largest size that an update may have by the median of these; None if none can be read."""
+        sizes = []
+        for client, reply in replies:
+            with contextlib.suppress(UpdateRejected):
+                sizes.append(size_of(self._open_update(reply, client, server_round)[0], self._blueprint.layout))
+        return factor * statistics.median(sizes) if sizes else None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -397,13 +427,12 @@ class Federation(FedAvg):
         self.state = replace(self.state, useless_rounds=useless_rounds)
         if everyone_refused or useless_rounds == _USELESS_ROUNDS:
             client, reason = sorted(record.rejected.items())[0]
-            kind = DivergedError if record.diverged == set(record.rejected) else SpatlError
-            self._stop(
-                kind(
-                    f"round {server_round}: no update could be used, {len(record.rejected)} were refused; "
-                    f"the first, of client {client}: {reason}"
-                )
+            told = (
+                f"round {server_round}: no update could be used, {len(record.rejected)} were refused; "
+                f"the first, of client {client}: {reason}"
             )
+            diverged = record.diverged == set(record.rejected)
+            self._stop(DivergedError(f"the run diverged in {told}") if diverged else SpatlError(told))
         if not num_updates:
             return
         # The median, so that one client's number neither stops a run nor hides that it should stop.

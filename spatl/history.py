@@ -48,8 +48,9 @@ class HistoryRow:
     """One round: an object of `history.jsonl`.
 
     `accuracy` and `loss` are means over the round's participants of the encoder as it arrived, before training.
-    `uplink` and `downlink` break the bytes down into values, indices, control and other. The last round also carries
-    `final_*`: all clients with the encoder after the last round.
+    `uplink` and `downlink` break the bytes down into values, indices, control and other. `left_out` names the clients
+    that were not asked because they had failed too often. The last round also carries `final_*`: all clients with the
+    encoder after the last round.
     """
 
     round: int
@@ -70,6 +71,7 @@ class HistoryRow:
     validation_gain: float | None
     seconds: float
     rejections: tuple[Mapping[str, Any], ...] = ()
+    left_out: tuple[int, ...] = ()
     final_accuracy: float | None = None
     final_accuracy_min: float | None = None
     final_loss: float | None = None

@@ -138,6 +138,7 @@ def _rounds(result: RunResult) -> str:
             "clients": _text(row.get("participants")),
             "refused": _text(row.get("rejected")),
             "missing": _text(row.get("missing")),
+            "left out": _text(len(row.get("left_out") or ())),
             "keep ratio": _ratio(row.get("keep_ratio")),
             "FLOPs ratio": _ratio(row.get("flops_ratio")),
             "uplink bytes": _count(row["uplink_bytes"]),

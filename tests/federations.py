@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
@@ -55,6 +55,26 @@ def run_tiny(
         loses=loses,
     )
     return serve(grid, config, directory)
+
+
+def tampering(change: Callable[[int, RecordDict], RecordDict]) -> ClientApp:
+    """A client app whose train replies pass through `change(client, content)`."""
+    app = ClientApp()
+
+    @app.query()
+    def register(message: Message, context: Context) -> Message:
+        return client_app(message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return client_app(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        return Message(change(context.node_config["partition-id"], reply.content), reply_to=message)
+
+    return app
 
 
 def blueprint_of(config: ExperimentConfig) -> Blueprint:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from spatl.data import Examples, batches
 from spatl.training.control import GradientHook, StepWeight
@@ -88,13 +89,7 @@ def train_(
     Returns:
         Loss, step weight and number of steps.
     """
-    optimizer = torch.optim.SGD(
-        parameters.values(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-    )
+    velocities: dict[str, Tensor] = {}
     step_weight = StepWeight(momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
     total_loss = torch.zeros((), device=examples.images.device)
     num_examples = num_steps = 0
@@ -102,13 +97,14 @@ def train_(
     model.train()
     try:
         for images, labels in _stream(examples, settings, generator):
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters.values():
+                parameter.grad = None
             with autocast(images.device, settings.precision):
                 loss = F.cross_entropy(model(images), labels)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             for hook in hooks:
                 hook(parameters)
-            optimizer.step()
+            _step_(parameters, velocities, settings)
             step_weight.step(settings.learning_rate)
             total_loss += loss.detach().float() * len(labels)
             num_examples += len(labels)
@@ -116,6 +112,29 @@ def train_(
     finally:
         model.train(was_training)
     return TrainingResult(float(total_loss) / max(1, num_examples), step_weight.value, num_steps)
+
+
+@torch.no_grad()
+def _step_(parameters: Mapping[str, nn.Parameter], velocities: dict[str, Tensor], settings: LocalTraining) -> None:
+    """One step of PyTorch's SGD, on the parameters that have a gradient.
+
+    Its function, because its class imports PyTorch's compiler, which takes longer than all that a device imports
+    otherwise, and every message of a deployment starts a process.
+    """
+    names = [name for name, parameter in parameters.items() if parameter.grad is not None]
+    buffers = [velocities.get(name) for name in names]
+    sgd(
+        [parameters[name] for name in names],
+        [gradient for name in names if (gradient := parameters[name].grad) is not None],
+        buffers,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        dampening=0.0,
+        nesterov=settings.nesterov,
+        maximize=False,
+    )
+    velocities.update((name, buffer) for name, buffer in zip(names, buffers, strict=True) if buffer is not None)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

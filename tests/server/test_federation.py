@@ -31,6 +31,7 @@ from tests.federations import (
     parted,
     run_tiny,
     state_of,
+    tampering,
     tiny_config,
     weighted_control,
 )
@@ -66,26 +67,6 @@ class Strategies:
 @pytest.fixture
 def strategies(monkeypatch):
     return Strategies(monkeypatch)
-
-
-def tampering(change):
-    """A client app whose train replies pass through `change(client, content)`."""
-    app = ClientApp()
-
-    @app.query()
-    def register(message: Message, context: Context) -> Message:
-        return client_app(message, context)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return client_app(message, context)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        reply = client_app(message, context)
-        return Message(change(context.node_config["partition-id"], reply.content), reply_to=message)
-
-    return app
 
 
 def reporting(content, layout, **numbers):

@@ -1,6 +1,8 @@
 """Local training is plain SGD; evaluation leaves no trace."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -34,14 +36,18 @@ def train(model, settings, data=None, hooks=(), seed=5):
     )
 
 
-def test_training_is_torchs_own_sgd_over_the_batches():
-    settings = LocalTraining(epochs=2, batch_size=16, learning_rate=0.1, momentum=0.9, weight_decay=0.01)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"momentum": 0.9, "weight_decay": 0.01}, {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}],
+)
+def test_training_is_torchs_own_sgd_over_the_batches(more):
+    settings = LocalTraining(epochs=2, batch_size=16, learning_rate=0.1, **more)
     model, reference = network(), network()
     torch.manual_seed(1)
     result = train(model, settings)
 
     torch.manual_seed(1)
-    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, **more)
     generator = torch.Generator().manual_seed(5)
     losses = []
     for _ in range(2):
@@ -55,6 +61,22 @@ def test_training_is_torchs_own_sgd_over_the_batches():
         assert torch.equal(mine, theirs)
     assert result.loss == pytest.approx(sum(losses) / len(losses))
     assert result.num_steps == 8
+
+
+PROGRAM = """
+import sys, tempfile
+from pathlib import Path
+from tests.federations import run_tiny, tiny_config
+run_tiny(tiny_config(rounds=1), Path(tempfile.mkdtemp()) / "run")
+print(sorted(name for name in sys.modules if name in ("torch._dynamo", "sympy", "stable_baselines3", "gymnasium")))
+"""
+
+
+@pytest.mark.slow
+def test_a_round_imports_neither_a_compiler_nor_what_trains_agents():
+    """Every message of a deployment starts a process, which pays for what it imports."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 11])

@@ -1,0 +1,86 @@
+"""Who is let in: updates whose size fits what was folded in before, of clients that do not keep failing.
+
+What an update must be to be read at all, `protocol` and the strategy check. Here is what only a history can tell.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from spatl.errors import UpdateRejected
+from spatl.protocol import Update
+from spatl.selection.layout import EncoderLayout
+
+_ROUNDS_REMEMBERED = 5
+
+
+class UpdateTooLarge(UpdateRejected):
+    """An update beyond the bound; a run in which all are has diverged."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What is remembered of the rounds before.
+
+    Attributes:
+        sizes: The median size of the updates that were folded in, of each of the last rounds with any.
+        failures: How many updates in a row each client was refused.
+        away: The last round that each client is left out of.
+    """
+
+    sizes: tuple[float, ...] = ()
+    failures: Mapping[int, int] = field(default_factory=dict)
+    away: Mapping[int, int] = field(default_factory=dict)
+
+    def largest(self, factor: float | None) -> float | None:
+        """The largest size that an update may have; None before the first round, or without a bound."""
+        return factor * max(self.sizes) if factor is not None and self.sizes else None
+
+    def admitted(self, clients: Iterable[int], server_round: int) -> list[int]:
+        """The clients that may be asked in a round: all of them, if none were left otherwise."""
+        everyone = list(clients)
+        return [client for client in everyone if self.away.get(client, 0) < server_round] or everyone
+
+    def after(
+        self,
+        server_round: int,
+        *,
+        folded: Mapping[int, float],
+        refused: Iterable[int],
+        max_failures: int,
+        rounds_away: int,
+    ) -> "Admission":
+        """What is remembered after a round.
+
+        Args:
+            server_round: The round.
+            folded: The size of the update of each client that was folded in.
+            refused: The clients whose update was refused.
+            max_failures: So many refusals in a row leave a client out.
+            rounds_away: For how many rounds; each refusal after it does so again, until an update is folded in.
+        """
+        failures = {client: number for client, number in self.failures.items() if client not in folded}
+        failures |= {client: failures.get(client, 0) + 1 for client in refused}
+        away = {client: last for client, last in self.away.items() if last > server_round}
+        away |= {client: server_round + rounds_away for client in refused if failures[client] >= max_failures}
+        sizes = [*self.sizes, statistics.median(folded.values())] if folded else self.sizes
+        return replace(self, sizes=tuple(sizes[-_ROUNDS_REMEMBERED:]), failures=failures, away=away)
+
+
+def size_of(update: Update, layout: EncoderLayout) -> float:
+    """The root mean square of an update's parameters: comparable whatever share of them is sent; 0 of none."""
+    values = update.values[update.selection.entries(layout) < layout.num_parameter_entries].double()
+    return math.sqrt(float(values.square().mean())) if len(values) else 0.0
+
+
+def check_size(size: float, largest: float | None) -> None:
+    """Refuse an update that is larger than the bound.
+
+    Raises:
+        UpdateTooLarge: It is.
+    """
+    if largest is not None and not size <= largest:
+        raise UpdateTooLarge(
+            f"the update's root mean square is {size:.3g}, more than the {largest:.3g} that server.norm_bound allows"
+        )
