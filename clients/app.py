@@ -52,7 +52,7 @@ def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
 @_reporting
 def register(message: Message, context: Context) -> Message:
     """Say which partition this node holds, how many examples it trains on, and what model it would build."""
-    workplace = _workplace(context)
+    workplace = workplace_of(context)
     client = _client(context)
     budget = _own_budget(context)
     _store(context)  # a state that has no place is refused before any work, too
@@ -74,7 +74,7 @@ def register(message: Message, context: Context) -> Message:
 @_reporting
 def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
-    workplace, client, store = _workplace(context), _client(context), _store(context)
+    workplace, client, store = workplace_of(context), _client(context), _store(context)
     download = _download(message, workplace)
     with store.locked():
         model, state = workplace.receive(download, _load(store, download, workplace, before=download.server_round))
@@ -89,7 +89,7 @@ def train(message: Message, context: Context) -> Message:
 @_reporting
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the encoder that was sent, under this client's own predictor."""
-    workplace, client, store = _workplace(context), _client(context), _store(context)
+    workplace, client, store = workplace_of(context), _client(context), _store(context)
     download = _download(message, workplace)
     with store.locked():
         model, state = workplace.receive(download, _load(store, download, workplace))
@@ -151,7 +151,7 @@ def _store(context: Context) -> StateStore:
     return ContextStore(context.state)
 
 
-def _workplace(context: Context) -> Workplace:
+def workplace_of(context: Context) -> Workplace:
     """What the run's config describes, on the device and with the data that the node's own config names."""
     device, data = (context.node_config.get(key) for key in ("device", "data-dir"))
     try:

@@ -6,8 +6,10 @@ The SuperNode takes the place of this process, which has PyTorch loaded: between
 import json
 import logging
 import os
+import shlex
 import socket
 import ssl
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -75,8 +77,10 @@ def start(options: Namespace, console: Console) -> None:
     (home / _NODE_FILE).write_text("".join(lines), encoding="utf-8")
     console.print(f"client {site.client} of {site.num_clients}, server {address}, state in {node['state-dir']}",
                   markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+    settings = environment(home)
+    settings["PATH"] = os.pathsep.join([str(_programs(home)), settings["PATH"]])
     os.chdir(home)
-    os.execve(command[0], [*command, "--node-config", str(home / _NODE_FILE)], environment(home))
+    os.execve(command[0], [*command, "--node-config", str(home / _NODE_FILE)], settings)
 
 
 def node_config(
@@ -111,6 +115,16 @@ def node_config(
         ExperimentConfig().on_device(device=device)
         node["device"] = device
     return node
+
+
+def _programs(home: Path) -> Path:
+    """A directory of programs that go before Flower's: `clients.task` as `flwr-clientapp`."""
+    directory = home / "bin"
+    directory.mkdir(exist_ok=True)
+    program = directory / "flwr-clientapp"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m clients.task "$@"\n', encoding="utf-8")
+    program.chmod(0o700)
+    return directory
 
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_deploy_server(roles.add_parser("server", help="run the federation, on the server's machine"))
     _add_deploy_client(roles.add_parser("client", help="take part in it, on a client's machine"))
 
-    showing = commands.add_parser("show", help="list what configs can name, or how long the codecs take")
+    showing = commands.add_parser("show", help="list what configs can name, or time codecs and cold starts")
     showing.add_argument("what", choices=tuple(_TABLES))
     showing.set_defaults(command=_show)
     return parser
@@ -468,6 +468,10 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]
             (t.name, f"{t.bits_per_value:.2f}", f"{t.encode_seconds:.3f}", f"{t.decode_seconds:.3f}", f"{t.ratio:.1f}")
             for t in measure_codecs()
         ),
+    ),
+    "cold-start": (
+        ("in a new process", "seconds", "CPU seconds", "over import torch", "CPU seconds over it"),
+        lambda: importlib.import_module("clients.cold_start").rows(),
     ),
     "selectors": (("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items())),
 }

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import shutil
 import ssl
 import subprocess
@@ -191,18 +190,19 @@ def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.2)
 
 
-def answer(*command: str) -> str:
+def answer(*command: str, log: Path) -> str:
     """How a program ended and what it said."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL,
-        env=environment(Path(os.devnull)), check=False,
-    )  # fmt: skip
-    return f"status {done.returncode}\n{done.stdout}{done.stderr}"
+    with log.open("wb") as output:  # no pipe: a SuperExec would hold it until its SuperNode has been waited for
+        done = subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, timeout=SECONDS, stdin=subprocess.DEVNULL,
+            env=environment(log.parent / "home"), check=False,
+        )  # fmt: skip
+    return f"status {done.returncode}\n{log.read_text()}"
 
 
 def intrusions(directory: Path, address: str, stranger: Path) -> dict[str, str]:
     """What the server answers those who do not belong to it."""
-    ca, own = directory / "client-0" / "ca.pem", directory / "client-0"
+    ca, own, log = directory / "client-0" / "ca.pem", directory / "client-0", stranger.parent / "intruder"
     spatl = (sys.executable, "-m", "spatl.cli", "deploy", "client")
     unknown_key, wrong_ca = stranger.parent / "unknown-key", stranger.parent / "wrong-ca"
     for copy, key, trusted in ((unknown_key, stranger, ca), (wrong_ca, own, stranger / "ca.pem")):
@@ -213,7 +213,9 @@ def intrusions(directory: Path, address: str, stranger: Path) -> dict[str, str]:
     supernode = (script("flower-supernode"), "--superlink", address, "--host", "127.0.0.1", "--max-retries", "0")
     roots = ("--root-certificates", str(ca))
     context = ssl.create_default_context(cafile=str(ca))
-    with httpx.Client(base_url=f"https://{address}", verify=context) as http:
+    with httpx.Client(
+        base_url=f"https://{address}", verify=context, headers={"content-type": "application/protobuf"}
+    ) as http:
         outside = {
             path: str(http.post(path, content=ListNodesRequest().SerializeToString()).status_code)
             for path in ("/v1/control/list-nodes", "/v1/control/start-run", "/v1/runtime/acquire-task", OPEN_PATH,
@@ -225,22 +227,23 @@ def intrusions(directory: Path, address: str, stranger: Path) -> dict[str, str]:
     ) as fleet:
         with pytest.raises(httpx.HTTPStatusError) as refused:
             fleet.RegisterNode(RegisterNodeFleetRequest(public_key=public_key_to_bytes(public)))
-        outside["registering oneself"] = str(refused.value.response.status_code)
+        outside["registering oneself"] = refused.value.response.text
+    supernodes = {
+        "SuperNode, unknown key": (*roots, "--auth-supernode-private-key", str(unknown_key / "client.key")),
+        "SuperNode, no key": roots,
+        "SuperNode, wrong CA": ("--root-certificates", str(wrong_ca / "ca.pem"),
+                                "--auth-supernode-private-key", str(own / "client.key")),
+        "SuperNode, no TLS": ("--insecure",),
+    }  # fmt: skip
     return {
         **outside,
-        "unknown key": answer(*spatl, str(unknown_key)),
-        "wrong CA": answer(*spatl, str(wrong_ca)),
-        "SuperNode, unknown key": answer(
-            *supernode, "--port", str(free_port()), *roots,
-            "--auth-supernode-private-key", str(unknown_key / "client.key"),
-        ),
-        "SuperNode, no key": answer(*supernode, "--port", str(free_port()), *roots),
-        "SuperNode, wrong CA": answer(
-            *supernode, "--port", str(free_port()), "--root-certificates", str(stranger / "ca.pem"),
-            "--auth-supernode-private-key", str(own / "client.key"),
-        ),
-        "SuperNode, no TLS": answer(*supernode, "--port", str(free_port()), "--insecure"),
-    }  # fmt: skip
+        "unknown key": answer(*spatl, str(unknown_key), log=log),
+        "wrong CA": answer(*spatl, str(wrong_ca), log=log),
+        **{
+            who: answer(*supernode, "--port", str(free_port()), *credentials, log=log)
+            for who, credentials in supernodes.items()
+        },
+    }
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +301,7 @@ def test_the_server_shows_its_progress_and_closes_with_the_table(deployed):
         ("/v1/runtime/acquire-task", "404"),
         (OPEN_PATH, "404"),
         ("/v1/fleet/pull-messages", "401"),
-        ("registering oneself", "403"),
+        ("registering oneself", "must be registered via the CLI"),
         ("unknown key", "it does not know its key"),
         ("wrong CA", "is not the server that"),
         ("SuperNode, unknown key", "status 1"),
