@@ -186,17 +186,20 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
         f"{human_bytes(status.downlink_bytes)}, refused {status.refused}, missing {status.missing}"
     )
     table = Table()
-    for name in ("client", "rounds", "last", "accuracy", "up", "down", "missed", "refused", "last refusal"):
-        reason = name == "last refusal"
-        table.add_column(name, justify="left" if reason else "right", no_wrap=not reason)
+    for name in ("client", "rounds", "last", "accuracy", "up", "down", "missed", "refused"):
+        table.add_column(name, justify="right")
     for client in status.clients:
         table.add_row(
             str(client.client), str(client.rounds),
             "-" if client.last_round is None else str(client.last_round), _percent(client.accuracy),
             human_bytes(client.uplink_bytes), human_bytes(client.downlink_bytes), str(client.missed),
-            str(client.refused), f"{'left out: ' if client.left_out else ''}{client.last_reason or ''}",
+            f"{client.refused}{', out' if client.left_out else ''}",
         )  # fmt: skip
     console.print(table)
+    for client in status.clients:
+        if client.last_reason is not None:
+            out = ", left out for now" if client.left_out else ""
+            say(f"client {client.client}{out}; its last refusal: {client.last_reason}")
 
 
 def _duration(seconds: float) -> str:

@@ -48,7 +48,7 @@ def test_the_command_prints_a_table_or_json(troubled, capsys):
     printed = capsys.readouterr().out
     assert "FedAvg, finished" in printed
     assert "round 4 of 4" in printed
-    assert "left out" in printed
+    assert "client 2, left out for now; its last refusal: the reply has no spatl record" in printed
     assert main(["status", str(troubled), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["state"] == "finished"
