@@ -33,9 +33,10 @@ class Admission:
     failures: Mapping[int, int] = field(default_factory=dict)
     away: Mapping[int, int] = field(default_factory=dict)
 
-    def largest(self, factor: float | None) -> float | None:
-        """The largest size that an update may have; None before the first round, or without a bound."""
-        return factor * max(self.sizes) if factor is not None and self.sizes else None
+    @property
+    def usual(self) -> float | None:
+        """The size that others are measured by, the largest of the medians; None before the first round."""
+        return max(self.sizes, default=None)
 
     def admitted(self, clients: Iterable[int], server_round: int) -> list[int]:
         """The clients that may be asked in a round: all of them, if none were left otherwise."""
@@ -74,13 +75,21 @@ def size_of(update: Update, layout: EncoderLayout) -> float:
     return math.sqrt(float(values.square().mean())) if len(values) else 0.0
 
 
-def check_size(size: float, largest: float | None) -> None:
-    """Refuse an update that is larger than the bound.
+def check_size(size: float, usual: float | None, bound: float | None) -> None:
+    """Refuse an update that is more than `bound` times larger than usual.
 
     Raises:
         UpdateTooLarge: It is.
     """
-    if largest is not None and not size <= largest:
+    if usual is not None and bound is not None and not size <= bound * usual:
+        largest = bound * usual
         raise UpdateTooLarge(
             f"the update's root mean square is {size:.3g}, more than the {largest:.3g} that server.norm_bound allows"
         )
+
+
+def clip_update(update: Update, size: float, usual: float | None, factor: float | None) -> Update:
+    """Scale an update down to `factor` times the usual size; if that changes it, it no longer counts as corrected."""
+    if usual is None or factor is None or size <= factor * usual:
+        return update
+    return replace(update, values=update.values * (factor * usual / size), corrected=False)

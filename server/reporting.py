@@ -163,6 +163,7 @@ class Recorder:
                 round=record.server_round,
                 client=client,
                 participated=trained is not None,
+                missed=client in record.participants and trained is None and client not in record.rejected,
                 accuracy=trained.accuracy if trained else None,
                 loss=trained.loss if trained else None,
                 train_loss=trained.train_loss if trained else None,

@@ -20,12 +20,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from server.admission import UpdateTooLarge, check_size, size_of
+from server.admission import UpdateTooLarge, check_size, clip_update, size_of
 from server.checkpoint import Checkpoint, ServerState, save_checkpoint
 from server.reporting import Recorder
 from server.sampling import sample_clients
 from server.traffic import message_traffic
-from spatl.aggregation import Aggregator
+from spatl.aggregation import Aggregator, RobustAggregator
 from spatl.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
@@ -190,29 +190,22 @@ class Federation(FedAvg):
         server_round += self._done
         record = self._recorder.round
         config, state = self._config, self.state
-        aggregator = Aggregator(
-            self._blueprint.layout,
-            state.encoder,
-            state.control,
-            held_control=state.held_control,
-            total_examples=sum(self._num_examples.values()),
-            learning_rate=config.server.learning_rate,
-            damping=config.control.damping,
-            normalizes=config.row.normalizes,
-        )
+        aggregator = self._aggregator()
         held, lost = dict(state.held), set()
         sizes: dict[int, float] = {}
         asked = self._asked_for(replies, server_round)
-        largest = state.admission.largest(config.server.norm_bound)
-        if largest is None and config.server.norm_bound is not None:
+        usual, bound, clip = state.admission.usual, config.server.norm_bound, config.server.clip
+        if usual is None and (bound is not None or clip is not None):
             kept = list(asked)  # no round before says what is large: these wait, as they came, until all are in
-            asked, largest = iter(kept), self._largest_of(kept, server_round, config.server.norm_bound)
+            asked, usual = iter(kept), self._usual_of(kept, server_round)
+        unclipped = set()
         for client, reply in asked:
             try:
                 update, report = self._open_update(reply, client, server_round)
                 size = size_of(update, self._blueprint.layout)
-                check_size(size, largest)
-                aggregator.add(update, self._num_examples[client])
+                check_size(size, usual, bound)
+                clipped = clip_update(update, size, usual, clip)
+                aggregator.add(clipped, self._num_examples[client])
             except UpdateRejected as error:
                 logger.warning("round %d: refused the update of client %d: %s", server_round, client, error)
                 record.rejected[client] = str(error)
@@ -224,6 +217,8 @@ class Federation(FedAvg):
             else:
                 record.trained[client] = report
                 held[client], sizes[client] = self._reference.version, size
+                if clipped is update:
+                    unclipped.add(client)
         encoder = aggregator.encoder()
         self._check_progress(server_round, aggregator.num_updates, encoder)
         state = self.state
@@ -236,7 +231,8 @@ class Federation(FedAvg):
         )  # fmt: skip
         state = replace(state, held=held, cannot_build=cannot_build, control_share=0.0, admission=admission)
         if aggregator.num_updates >= config.server.min_replies:
-            folded = {**state.folded, **dict.fromkeys(record.trained, server_round)}
+            # One that was clipped is not acknowledged: c does not contain it, so that c_i must not either.
+            folded = {**state.folded, **dict.fromkeys(sorted(unclipped), server_round)}
             share = aggregator.control_share()
             state = replace(state, encoder=encoder, control=aggregator.control(), folded=folded, control_share=share)
         else:
@@ -259,13 +255,28 @@ class Federation(FedAvg):
             waiting.discard(client)
             yield client, reply
 
-    def _largest_of(self, replies: Iterable[tuple[int, Message]], server_round: int, factor: float) -> float | None:
-        """The largest size that an update may have by the median of these; None if none can be read."""
+    def _aggregator(self) -> Aggregator:
+        config = self._config
+        settings: dict[str, Any] = {
+            "held_control": self.state.held_control,
+            "total_examples": sum(self._num_examples.values()),
+            "learning_rate": config.server.learning_rate,
+            "damping": config.control.damping,
+            "normalizes": config.row.normalizes,
+        }
+        own = self._blueprint.layout, self.state.encoder, self.state.control
+        rule = config.server.aggregation
+        if rule == "mean":
+            return Aggregator(*own, **settings)
+        return RobustAggregator(*own, **settings, rule=rule, trim_fraction=config.server.trim_fraction)
+
+    def _usual_of(self, replies: Iterable[tuple[int, Message]], server_round: int) -> float | None:
+        """The median size of these updates; None if none can be read."""
         sizes = []
         for client, reply in replies:
             with contextlib.suppress(UpdateRejected):
                 sizes.append(size_of(self._open_update(reply, client, server_round)[0], self._blueprint.layout))
-        return factor * statistics.median(sizes) if sizes else None
+        return statistics.median(sizes) if sizes else None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -5,6 +5,8 @@ depend on the order they came in, because sums are kept in fixed point, where ad
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,3 +164,66 @@ class Aggregator:
 
     def _corrected_entries(self) -> Tensor:
         return self._corrected[self._layout.owner[: self._layout.num_parameter_entries]]
+
+
+class RobustAggregator(Aggregator):
+    """An average that few clients cannot move far: by rank over the clients that sent an entry, each counting alike.
+
+    Numbers of examples do not count, because they are the client's word. Every update is kept until the end, dense:
+    as many encoders in float32 as there are replies. Only x is robust: c stays the weighted sum of the c_i, for a
+    client whose update is folded in goes on with its own c_i (DESIGN 2.3).
+
+    Args:
+        rule: A row of `RULES` other than `mean`.
+        trim_fraction: The share of the senders that a trimmed mean leaves out at either end, in [0, 0.5).
+        arguments: As of `Aggregator`.
+    """
+
+    def __init__(self, *arguments: Any, rule: str, trim_fraction: float, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._rule = _RULES[rule]
+        self._trim_fraction = trim_fraction
+        self._kept: list[Tensor] = []
+
+    def add(self, update: Update, num_examples: int) -> None:
+        """As of `Aggregator`."""
+        super().add(update, num_examples)
+        entries = update.selection.entries(self._layout)
+        values = update.values
+        if self._normalizes:
+            values = torch.where(entries < self._layout.num_parameter_entries, values / update.step_weight, values)
+        self._kept.append(torch.full((self._layout.num_entries,), math.nan).index_copy_(0, entries, values))
+
+    def encoder(self) -> Tensor:
+        """As of `Aggregator`."""
+        scale = torch.ones(self._layout.num_entries, dtype=torch.float64)
+        scale[: self._layout.num_parameter_entries] = self._learning_rate * self._mean_step_weight()
+        moved = torch.zeros(self._layout.num_entries, dtype=torch.float64)
+        for start in range(0, self._layout.num_entries if self._kept else 0, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            values = torch.stack([kept[part] for kept in self._kept]).double()
+            moved[part] = self._rule(values.sort(dim=0).values, (~values.isnan()).sum(dim=0), self._trim_fraction)
+        sent = (self._examples > 0)[self._layout.owner]
+        return torch.where(sent, (self._encoder.double() + scale * moved).float(), self._encoder)
+
+
+def _trimmed_mean(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
+    """Means [V] of `ranked` [K, V], NaN last, without the first and last of the `number` [V] values there are.
+
+    A share is rounded up, so that one of three is left out as well, but something always remains.
+    """
+    trimmed = torch.minimum(torch.ceil(trim_fraction * number).long(), (number - 1).clamp(min=0) // 2)
+    rank = torch.arange(len(ranked))[:, None]
+    kept = (rank >= trimmed) & (rank < number - trimmed)
+    return torch.where(kept, ranked, 0.0).sum(dim=0) / kept.sum(dim=0).clamp(min=1)
+
+
+def _median(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
+    """Medians [V], the mean of the middle two where their number is even."""
+    return _trimmed_mean(ranked, number, 0.5)
+
+
+_CHUNK = 2**16
+_RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}
+RULES = ("mean", *_RULES)
+"""How updates become one, by name."""

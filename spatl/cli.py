@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     running.set_defaults(command=_run)
 
+    watching = commands.add_parser("status", help="how a run is doing, and each of its clients")
+    watching.description = "Say how far a run has come, and how each client is; of one that is running, too."
+    watching.add_argument("run", metavar="RUN", help="the run's directory")
+    watching.add_argument("--json", action="store_true", help="one JSON object instead")
+    watching.set_defaults(command=_by_reference("spatl.status:show_status"))
+
     _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
     _add_partition(commands.add_parser("partition", help="show how the examples are spread over the clients"))
 

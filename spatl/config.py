@@ -273,6 +273,15 @@ class ServerConfig(Section):
     """An update is refused if its root mean square is more than so many times the median of those of an earlier round
     (the largest such median of five rounds; in the first round, its own). Null for no bound. Honest clients of the
     shipped configs, Dirichlet 0.1 and 30 clients included, stayed below 3.5."""
+    aggregation: Literal["mean", "median", "trimmed-mean"] = "mean"
+    """How the clients' updates become one, for each entry over those that sent it: their mean, weighted by their
+    numbers of examples, or by rank, each alike, which a few bad clients cannot move far; that keeps every update in
+    memory until the round is over."""
+    trim_fraction: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0, lt=0.5)] = 0.2
+    """The share of the senders that a trimmed mean leaves out at either end, rounded up."""
+    clip: Positive | None = None
+    """An update whose root mean square is more than so many times that median is scaled down to it. It moves no control
+    variate then. Null for none."""
     max_failures: Count = 3
     """A client whose updates are refused so many times in a row is left out for a while."""
     rounds_away: Count = 10

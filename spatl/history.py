@@ -20,12 +20,14 @@ class ClientRow:
     """One client in one round: an object of `clients.jsonl`.
 
     A client that only registered (round 1) or only received the final encoder (last round) has a row as well, so that
-    the bytes of all rows are the bytes of the run; what it did not do is null.
+    the bytes of all rows are the bytes of the run; what it did not do is null. `missed` says that it was asked to train
+    and no answer came in time.
     """
 
     round: int
     client: int
     participated: bool
+    missed: bool
     accuracy: float | None
     loss: float | None
     train_loss: float | None
@@ -163,6 +165,21 @@ def alone_in_run(directory: Path) -> Iterator[None]:
     otherwise = SpatlError(f"another process is running {directory}; wait for it, or stop it")
     with alone_in(directory / _LOCK, otherwise=otherwise):
         yield
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a process of this machine runs what a run's directory holds; Windows does not tell."""
+    if not (directory / _LOCK).exists():
+        return False
+    try:
+        with alone_in(directory / _LOCK, otherwise=_Taken()):
+            return False
+    except _Taken:
+        return True
+
+
+class _Taken(SpatlError):
+    """The lock is another process's."""
 
 
 def read_run(directory: str | Path) -> RunResult:

@@ -1,5 +1,6 @@
 """What is let in: sizes that fit what was folded in before, of clients that do not keep failing."""
 
+import dataclasses
 import math
 import struct
 
@@ -9,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.admission import Admission, UpdateTooLarge, check_size, size_of
-from server.strategy import blob_content
+from server.admission import Admission, UpdateTooLarge, check_size, clip_update, size_of
+from server.strategy import Federation, blob_content
 from spatl.codec import CODECS
 from spatl.errors import SpatlError
 from spatl.history import read_lines
 from spatl.protocol import Update, section_bytes
 from spatl.selection.selection import Selection, select_all
-from tests.federations import blob_of, run_tiny, tampering, tiny_config
+from tests.federations import COMPRESSED, blob_of, run_tiny, tampering, tiny_config, weighted_control
 from tests.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(1, 2), (3, 1)], statistics=4)
@@ -48,21 +49,21 @@ def test_nothing_is_of_size_zero():
 def test_the_bound_is_by_the_largest_median_of_the_last_five_rounds():
     """Medians 5, 1, 1, 1, 1; then the 5 is six rounds old. A round in which nothing was folded in changes nothing."""
     admission = Admission()
-    assert admission.largest(10.0) is None
+    assert admission.usual is None
     for server_round, sizes in enumerate([(4.0, 5.0, 90.0), (1.0,), (1.0,), (1.0, 1.0), (), (1.0,)], start=1):
         admission = after(admission, server_round, folded=enumerate(sizes))
-    assert admission.largest(10.0) == 50.0
+    assert admission.usual == 5.0
     admission = after(admission, 7, folded=[(0, 2.0)])
-    assert admission.largest(10.0) == 20.0
-    assert admission.largest(None) is None
+    assert admission.usual == 2.0
 
 
 def test_what_is_larger_than_the_bound_is_refused_and_so_is_what_is_no_number():
-    check_size(3.0, 3.0)
-    check_size(1e30, None)
+    check_size(3.0, 1.5, 2.0)
+    check_size(1e30, None, 2.0)
+    check_size(1e30, 1.5, None)
     for size in (3.1, math.nan, math.inf):
         with pytest.raises(UpdateTooLarge, match=r"more than the 3 that server\.norm_bound allows"):
-            check_size(size, 3.0)
+            check_size(size, 1.5, 2.0)
     assert issubclass(UpdateTooLarge, SpatlError)
 
 
@@ -223,6 +224,41 @@ def test_a_thousandfold_update_is_refused_in_the_first_round_too_whoever_comes_f
             (refusal,) = row["rejections"]
             assert refusal["client"] == bad
             assert "server.norm_bound" in refusal["reason"]
+
+
+@pytest.mark.parametrize("rule", [{"aggregation": "median"}, {"aggregation": "trimmed-mean"}, {"clip": 0.8}])
+def test_c_stays_the_weighted_sum_of_the_c_i_under_a_robust_rule(tmp_path, monkeypatch, rule):
+    """Some clients send a part, some are clipped and not acknowledged, and the reply of one is lost now and then."""
+    strategies, truly = [], Federation.__init__
+
+    def kept(self, *args, **kwargs):
+        truly(self, *args, **kwargs)
+        strategies.append(self)
+
+    monkeypatch.setattr(Federation, "__init__", kept)
+    config = tiny_config(
+        rounds=6, method="spatl", selection={"selector": "update", "keep_ratio": 0.6}, wire=COMPRESSED, server=rule
+    )
+
+    def loses(client, message):
+        return message.metadata.message_type == "train" and client == 1 and message.metadata.group_id in ("2", "5")
+
+    run_tiny(config, tmp_path, loses=loses)
+    (strategy,) = strategies
+    expected = weighted_control(config, tmp_path, strategy._num_examples)
+    torch.testing.assert_close(strategy.state.control.double(), expected, rtol=1e-4, atol=1e-6)
+    assert float(expected.abs().max()) > 1e-3
+    if "clip" in rule:
+        acknowledged = set(strategy.state.folded.values())
+        assert acknowledged != {6}
+
+
+def test_a_clipped_update_is_as_large_as_the_bound_and_no_longer_counts_as_corrected():
+    given = dataclasses.replace(update(torch.full((LAYOUT.num_entries,), 8.0)), corrected=True)
+    assert clip_update(given, 8.0, 2.0, 4.0) is given
+    clipped = clip_update(given, 8.0, 2.0, 1.0)
+    assert clipped.values.tolist() == [2.0] * LAYOUT.num_entries
+    assert not clipped.corrected
 
 
 def test_without_a_bound_any_size_is_folded_in(tmp_path):

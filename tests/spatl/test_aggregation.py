@@ -1,5 +1,6 @@
 """Laws of the index-based average and of the control variate that goes with it."""
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 
@@ -11,7 +12,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.aggregation import Aggregator, ExactSum
+from spatl.aggregation import Aggregator, ExactSum, RobustAggregator
 from spatl.errors import UpdateRejected
 from spatl.protocol import Update
 from spatl.selection.selection import Selection, select_all
@@ -258,3 +259,64 @@ def test_statistics_are_plain_weighted_means_whatever_scales_the_parameters(opti
     aggregator.add(make_update(layout, [True], torch.tensor([1.0, -0.5]), step_weight=1.0), 10)
     aggregator.add(make_update(layout, [True], torch.tensor([1.0, -0.9]), step_weight=10.0), 30)
     assert float(aggregator.encoder()[1]) == pytest.approx(0.2)
+
+
+def robust(updates, rule, trim_fraction=0.2, encoder=None, **options):
+    aggregator = RobustAggregator(
+        LAYOUT, torch.zeros(LAYOUT.num_entries) if encoder is None else encoder, None, total_examples=10**6,
+        rule=rule, trim_fraction=trim_fraction, **options,
+    )  # fmt: skip
+    for update, examples in updates:
+        aggregator.add(update, examples)
+    return aggregator.encoder()
+
+
+both_rules = pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
+
+
+@both_rules
+@given(seed=st.integers(0, 2**32), number=st.integers(0, 8), trim_fraction=st.sampled_from([0.0, 0.1, 0.2, 0.4]))
+def test_robust_rules_are_those_of_numpy_over_the_clients_that_sent_an_entry(rule, seed, number, trim_fraction):
+    updates = random_updates(seed, number)
+    encoder = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(seed))
+    result = robust(updates, rule, trim_fraction, encoder)
+    assert torch.equal(result, robust(updates[::-1], rule, trim_fraction, encoder))
+    sent: dict[int, list[float]] = {}
+    for update, _ in updates:
+        for entry, value in zip(update.selection.entries(LAYOUT).tolist(), update.values.tolist(), strict=True):
+            sent.setdefault(entry, []).append(value)
+    for entry in range(LAYOUT.num_entries):
+        values = sorted(sent.get(entry, []))
+        if not values:
+            assert result[entry].view(torch.int32) == encoder[entry].view(torch.int32)
+            continue
+        trimmed = min(math.ceil(trim_fraction * len(values)), (len(values) - 1) // 2)
+        kept = values[trimmed : len(values) - trimmed]
+        expected = np.median(values) if rule == "median" else np.mean(kept)
+        assert float(result[entry]) == pytest.approx(float(encoder[entry]) + expected, rel=1e-5, abs=1e-5)
+
+
+@both_rules
+@given(seed=st.integers(0, 2**32), attack=st.floats(-1e6, 1e6, width=32))
+def test_one_client_of_three_or_more_cannot_leave_the_range_of_the_others(rule, seed, attack):
+    everything = [True] * LAYOUT.num_channels
+    draw = torch.Generator().manual_seed(seed)
+    honest = [torch.randn(LAYOUT.num_entries, generator=draw) for _ in range(4)]
+    bad = torch.full((LAYOUT.num_entries,), attack)
+    result = robust([(make_update(LAYOUT, everything, each), 1) for each in (*honest, bad)], rule)
+    stacked = torch.stack(honest)
+    assert bool((result >= stacked.amin(0) - 1e-6).all())
+    assert bool((result <= stacked.amax(0) + 1e-6).all())
+
+
+def test_robust_rules_count_each_client_alike_and_scale_as_the_mean_does():
+    """1, 2, 30 with 1000 examples: median 2, twice as far with a learning rate of 2; without the ends, 2 as well."""
+    everything = [True] * LAYOUT.num_channels
+    updates = [
+        (make_update(LAYOUT, everything, torch.full((LAYOUT.num_entries,), value)), examples)
+        for value, examples in ((1.0, 1), (2.0, 1), (30.0, 1000))
+    ]
+    assert robust(updates, "median").tolist() == [2.0] * LAYOUT.num_entries
+    assert robust(updates, "trimmed-mean", 0.1).tolist() == [2.0] * LAYOUT.num_entries
+    assert robust(updates, "trimmed-mean", 0.0).tolist() == pytest.approx([11.0] * LAYOUT.num_entries)
+    assert robust(updates, "median", learning_rate=2.0)[0] == 4.0

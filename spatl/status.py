@@ -1,0 +1,213 @@
+"""`spatl status RUN`: what a run's directory says of it, while it runs and afterwards."""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from spatl.errors import ConfigError
+from spatl.history import is_running, read_json, read_lines
+from spatl.plots import human_bytes
+from spatl.runner import config_of
+
+State = Literal["running", "finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class ClientHealth:
+    """One client, as far as the run has come.
+
+    Attributes:
+        client: Its partition id.
+        rounds: How many rounds its update was folded in.
+        last_round: The last of these; None if there is none.
+        accuracy: Its last accuracy, of the encoder as it arrived.
+        missed: How many of its replies did not come.
+        refused: How many of its updates were refused.
+        last_reason: Why the last of them was.
+        left_out: Whether it was not asked in the last round, because it had failed too often.
+        uplink_bytes: What it has sent.
+        downlink_bytes: What it was sent.
+    """
+
+    client: int
+    rounds: int
+    last_round: int | None
+    accuracy: float | None
+    missed: int
+    refused: int
+    last_reason: str | None
+    left_out: bool
+    uplink_bytes: int
+    downlink_bytes: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run, as far as it has come.
+
+    Attributes:
+        state: `running` while a process has its directory; `stopped` if none has it and it has not ended by itself.
+        message: Why it failed, or what to do about one that stopped.
+        method: The method's title.
+        round: The last round that is over.
+        rounds: How many there will be.
+        accuracy: Over all clients after the last round; before that, of the last round that is over.
+        participants: Clients whose update the last round folded in.
+        refused: Refused updates of the whole run.
+        missing: Replies that did not come.
+        uplink_bytes: Sent by the clients.
+        downlink_bytes: Sent to them.
+        seconds_per_round: In the mean.
+        seconds_left: As it goes, until the last round is over; 0 unless the run goes on.
+        seconds_since: How long ago the last round was written; None before the first.
+        clients: One by one.
+    """
+
+    state: State
+    message: str | None
+    method: str
+    round: int
+    rounds: int
+    accuracy: float | None
+    participants: int
+    refused: int
+    missing: int
+    uplink_bytes: int
+    downlink_bytes: int
+    seconds_per_round: float | None
+    seconds_left: float | None
+    seconds_since: float | None
+    clients: tuple[ClientHealth, ...]
+
+
+def read_status(directory: Path) -> Status:
+    """Read what a run's directory says.
+
+    Raises:
+        SpatlError: The directory holds no run.
+    """
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"{directory} holds no run: config.yaml is not there")
+    config = config_of(directory)
+    history, rows = (read_lines(directory / name) for name in ("history.jsonl", "clients.jsonl"))
+    state, message = _state(directory)
+    last: Mapping[str, Any] = history[-1] if history else {}
+    seconds = math.fsum(row["seconds"] for row in history) / len(history) if history else None
+    left = None if seconds is None else seconds * (config.rounds - len(history)) if state == "running" else 0.0
+    written = directory / "history.jsonl"
+    accuracy = last.get("final_accuracy")
+    return Status(
+        state=state,
+        message=message,
+        method=config.row.title,
+        round=last.get("round", 0),
+        rounds=config.rounds,
+        accuracy=accuracy if accuracy is not None else last.get("accuracy"),
+        participants=last.get("participants", 0),
+        refused=sum(row["rejected"] for row in history),
+        missing=sum(row["missing"] for row in history),
+        uplink_bytes=sum(row["uplink_bytes"] for row in history),
+        downlink_bytes=sum(row["downlink_bytes"] for row in history),
+        seconds_per_round=seconds,
+        seconds_left=left,
+        seconds_since=max(0.0, time.time() - written.stat().st_mtime) if history else None,
+        clients=_clients(history, rows, config.partition.num_clients),
+    )
+
+
+def _state(directory: Path) -> tuple[State, str | None]:
+    if (directory / "summary.json").exists():
+        return "finished", None
+    if is_running(directory):
+        return "running", None
+    if (directory / "error.json").exists():
+        return "failed", read_json(directory / "error.json")["message"]
+    return "stopped", f"spatl run --resume {directory} goes on after its last round"
+
+
+def _clients(history: list[dict[str, Any]], rows: list[dict[str, Any]], num_clients: int) -> tuple[ClientHealth, ...]:
+    of_client: dict[int, list[dict[str, Any]]] = {client: [] for client in range(num_clients)}
+    for row in rows:
+        of_client.setdefault(row["client"], []).append(row)
+    missed = dict.fromkeys(of_client, 0)
+    for row in rows:
+        # Registration (round 1) and the last evaluation have rows as well, of clients that were not asked to train.
+        missed[row["client"]] += bool(row.get("missed"))
+    left_out = set(history[-1].get("left_out") or ()) if history else set()
+    health = []
+    for client, own in sorted(of_client.items()):
+        trained = [row for row in own if row["participated"]]
+        reasons = [row["rejected"] for row in own if row["rejected"] is not None]
+        known = [row["final_accuracy"] if row["final_accuracy"] is not None else row["accuracy"] for row in own]
+        accuracies = [accuracy for accuracy in known if accuracy is not None]
+        health.append(
+            ClientHealth(
+                client=client,
+                rounds=len(trained),
+                last_round=trained[-1]["round"] if trained else None,
+                accuracy=accuracies[-1] if accuracies else None,
+                missed=missed[client],
+                refused=len(reasons),
+                last_reason=reasons[-1] if reasons else None,
+                left_out=client in left_out,
+                uplink_bytes=sum(row["uplink_bytes"] for row in own),
+                downlink_bytes=sum(row["downlink_bytes"] for row in own),
+            )
+        )
+    return tuple(health)
+
+
+def show_status(options: argparse.Namespace, console: Console) -> None:
+    """Print the status of a run, as lines and a table or as one JSON object."""
+    directory = Path(options.run)
+    status = read_status(directory)
+    if options.json:
+        print(json.dumps(asdict(status), indent=2))
+        return
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{directory}: {status.method}, {status.state}{f': {status.message}' if status.message else ''}")
+    since = "" if status.seconds_since is None else f", {_duration(status.seconds_since)} ago"
+    left = f", {_duration(status.seconds_left)} left" if status.seconds_left else ""
+    pace = "" if status.seconds_per_round is None else f", {status.seconds_per_round:.1f} s a round"
+    say(f"round {status.round} of {status.rounds}{since}{pace}{left}")
+    say(
+        f"accuracy {_percent(status.accuracy)}, up {human_bytes(status.uplink_bytes)}, down "
+        f"{human_bytes(status.downlink_bytes)}, refused {status.refused}, missing {status.missing}"
+    )
+    table = Table()
+    for name in ("client", "rounds", "last", "accuracy", "up", "down", "missed", "refused"):
+        table.add_column(name, justify="right")
+    for client in status.clients:
+        table.add_row(
+            str(client.client), str(client.rounds),
+            "-" if client.last_round is None else str(client.last_round), _percent(client.accuracy),
+            human_bytes(client.uplink_bytes), human_bytes(client.downlink_bytes), str(client.missed),
+            f"{client.refused}{', out' if client.left_out else ''}",
+        )  # fmt: skip
+    console.print(table)
+    for client in status.clients:
+        if client.last_reason is not None:
+            out = ", left out for now" if client.left_out else ""
+            say(f"client {client.client}{out}; its last refusal: {client.last_reason}")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in the largest unit that leaves a whole number of some size."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
