@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -25,14 +26,18 @@ _STEPS = {
     "import torch": "import torch",
     "import clients.app": "import clients.app",
     "a message": "import clients.cold_start; clients.cold_start.handle()",
-    "Flower's process, a message": "import clients.task, clients.cold_start; clients.cold_start.handle()",
+    "a message in Flower's process": "import clients.task, clients.cold_start; clients.cold_start.handle()",
+    "between messages: SuperNode": "import flwr.supernode.cli.flower_supernode, flwr.supernode.main",
+    "between messages: SuperExec": "import flwr.supercore.cli.flower_superexec",
 }
 _PROGRAM = """
 import time
 wall, cpu = time.perf_counter(), time.process_time()
 {step}
+took = [time.perf_counter() - wall, time.process_time() - cpu]
+from clients.cold_start import peak_megabytes
 import json
-print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
+print(json.dumps([*took, peak_megabytes()]))
 """
 _CONFIG = {
     "rounds": 1,
@@ -41,6 +46,15 @@ _CONFIG = {
     "training": {"local_steps": 1, "device": "cpu"},
     "selection": {"selector": "agent"},
 }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process needs: wall-clock seconds, CPU seconds, and memory at its peak (resident, MB)."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_megabytes: float
 
 
 def handle() -> None:
@@ -64,29 +78,33 @@ def handle() -> None:
             store.save(state)
 
 
-def measure(repeats: int = _REPEATS) -> dict[str, tuple[float, float]]:
-    """Return wall-clock and CPU seconds of each step, in a process of its own.
+def measure(repeats: int = _REPEATS) -> dict[str, Cost]:
+    """Return what each step costs in a process of its own; the first of each, which compiles the sources, is not kept.
 
     Raises:
         SpatlError: One of them fails.
     """
-    found: dict[str, list[list[float]]] = {name: [] for name in _STEPS}
+    found: dict[str, list[Cost]] = {name: [] for name in _STEPS}
     with tempfile.TemporaryDirectory(prefix="spatl-") as home:
-        for _ in range(repeats):
+        settings = environment(Path(home))
+        settings.pop("PYTHONDONTWRITEBYTECODE", None)
+        for _ in range(1 + repeats):
             for name, step in _STEPS.items():
                 done = subprocess.run(
                     [sys.executable, "-c", _PROGRAM.format(step=step)], capture_output=True, text=True,
-                    timeout=_TIMEOUT_SECONDS, env=environment(Path(home)), check=False,
+                    timeout=_TIMEOUT_SECONDS, env=settings, check=False,
                 )  # fmt: skip
                 if done.returncode:
                     raise SpatlError(f"{name}: {done.stderr.strip().rpartition(chr(10))[2]}")
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    return {name: (min(wall for wall, _ in each), min(cpu for _, cpu in each)) for name, each in found.items()}
+                found[name].append(Cost(*json.loads(done.stdout.splitlines()[-1])))
+    return {name: Cost(*map(min, zip(*map(astuple, each[1:]), strict=True))) for name, each in found.items()}
 
 
 def rows() -> Iterable[tuple[str, ...]]:
     """The rows of `spatl show cold-start`."""
     times = measure()
-    base_wall, base_cpu = times["import torch"]
-    for name, (wall, cpu) in times.items():
-        yield name, f"{wall:.2f}", f"{cpu:.2f}", f"{wall - base_wall:+.2f}", f"{cpu - base_cpu:+.2f}"
+    torch = times["import torch"]
+    for name, cost in times.items():
+        seconds, cpu_seconds = cost.seconds - torch.seconds, cost.cpu_seconds - torch.cpu_seconds
+        yield (name, f"{cost.seconds:.2f}", f"{seconds:+.2f}", f"{cost.cpu_seconds:.2f}", f"{cpu_seconds:+.2f}",
+               f"{cost.peak_megabytes:.0f}")  # fmt: skip

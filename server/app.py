@@ -85,6 +85,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool
         SpatlError: The run cannot start or cannot go on; what was computed stands in `directory`.
     """
     blueprint = cached_blueprint(config.to_json())
+    blueprint.check_clients()
     if resume and config_of(directory) != config:
         raise ConfigError(f"{directory} was run with another config; resume it with its own config.yaml")
     checkpoint = load_checkpoint(directory) if resume else None

@@ -82,7 +82,7 @@ def init(options: Namespace, console: Console) -> None:
     if config.report.compare_alone:
         logger.warning("report.compare_alone is not kept: a deployment's clients train together only")
         config = config.model_copy(update={"report": config.report.model_copy(update={"compare_alone": False})})
-    cached_blueprint(config.to_json())  # a mistake in the config shows here, before anything is written
+    cached_blueprint(config.to_json()).check_clients()  # a mistake in the config shows here, before anything is written
     num_clients = config.partition.num_clients
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,23 @@
 run that was killed.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.errors import SpatlError
 from spatl.history import RunResult, read_run
-from spatl.runner import resume, run
+
+if TYPE_CHECKING:
+    from spatl.runner import resume, run
 
 __version__ = "0.1.0"
 
 __all__ = ["ExperimentConfig", "RunResult", "SpatlError", "load_config", "parse_config", "read_run", "resume", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what runs and draws a federation when it is first asked for: a device pays for its imports per message."""
+    if name in ("resume", "run"):
+        return getattr(importlib.import_module("spatl.runner"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

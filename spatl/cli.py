@@ -476,7 +476,7 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]
         ),
     ),
     "cold-start": (
-        ("in a new process", "seconds", "CPU seconds", "over import torch", "CPU seconds over it"),
+        ("in a new process", "seconds", "over torch", "CPU seconds", "over torch", "peak MB"),
         lambda: importlib.import_module("clients.cold_start").rows(),
     ),
     "selectors": (("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items())),

@@ -67,6 +67,11 @@ class Blueprint:
         """The splits of one client, drawn once from the seed."""
         return split_client(self.config, self.dataset, self.partition, client)
 
+    def check_clients(self) -> None:
+        """Raise a `DataError` if a client has too few examples to split; a device need not look at the others."""
+        for client in range(self.config.partition.num_clients):
+            self.client_data(client)
+
 
 def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]:
     """Return all examples, and the indices of each client's.
@@ -107,7 +112,7 @@ def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Ten
 
 
 def make_blueprint(config: ExperimentConfig) -> Blueprint:
-    """Build and check everything a config describes.
+    """Build and check what a config describes, but for the clients' splits (`Blueprint.check_clients`).
 
     Raises:
         SpatlError: A data set, model, cut, partition or budget does not work out.
@@ -157,8 +162,6 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
             "%s always has its predictor %s: predictor.mode %s is not read",
             config.row.title, config.predictor_mode, config.predictor.mode,
         )  # fmt: skip
-    for client in range(config.partition.num_clients):
-        blueprint.client_data(client)
     return blueprint
 
 

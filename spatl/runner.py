@@ -62,7 +62,7 @@ def run(
     """
     directory = fresh_directory(directory, name=f"{config.method}-{config.seed}")
     config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
-    cached_blueprint(config.to_json())  # a mistake in the config shows here, before anything is written
+    cached_blueprint(config.to_json()).check_clients()  # a mistake in the config shows here, before anything is written
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
