@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 
 from clients.app import workplace_of
+from clients.round import Workplace
 from clients.state import DirectoryStore
 from spatl.config import parse_config
 from spatl.errors import SpatlError
@@ -25,8 +26,9 @@ _TIMEOUT_SECONDS = 300
 _STEPS = {
     "import torch": "import torch",
     "import clients.app": "import clients.app",
-    "a message": "import clients.cold_start; clients.cold_start.handle()",
-    "a message in Flower's process": "import clients.task, clients.cold_start; clients.cold_start.handle()",
+    "ready to train": "import clients.cold_start; clients.cold_start.ready()",
+    "a whole message": "import clients.cold_start; clients.cold_start.handle()",
+    "ready, in Flower's process": "import clients.task, clients.cold_start; clients.cold_start.ready()",
     "between messages: SuperNode": "import flwr.supernode.cli.flower_supernode, flwr.supernode.main",
     "between messages: SuperExec": "import flwr.supercore.cli.flower_superexec",
 }
@@ -35,8 +37,8 @@ import time
 wall, cpu = time.perf_counter(), time.process_time()
 {step}
 took = [time.perf_counter() - wall, time.process_time() - cpu]
-from clients.cold_start import peak_megabytes
 import json
+from clients.memory import peak_megabytes
 print(json.dumps([*took, peak_megabytes()]))
 """
 _CONFIG = {
@@ -57,11 +59,8 @@ class Cost:
     peak_megabytes: float
 
 
-def handle() -> None:
-    """Do what a device does with the message of a round, on very few images: one step, and the shipped policy selects.
-
-    Flower's transport is left out.
-    """
+def ready() -> Workplace:
+    """Do what each message needs before its first batch: read the run, build and trace the model, load own examples."""
     context = Context(
         run_id=1,
         node_id=2,
@@ -70,6 +69,16 @@ def handle() -> None:
         run_config={"config": parse_config(_CONFIG).to_json()},
     )
     workplace = workplace_of(context)
+    workplace.num_examples(0)
+    return workplace
+
+
+def handle() -> None:
+    """Do a round's work on very few images: one step, the shipped policy selects, the update is packed, the state kept.
+
+    Flower's transport is left out.
+    """
+    workplace = ready()
     received = Model(1, 0, workplace.blueprint.initial_encoder(), None, None)
     with tempfile.TemporaryDirectory(prefix="spatl-") as scratch:
         store = DirectoryStore(Path(scratch) / "state")
