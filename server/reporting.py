@@ -8,7 +8,9 @@ from typing import Any
 
 from spatl.history import ClientRow, HistoryRow, TimingRow, append_lines, keep_rounds, mean, write_json
 from spatl.ledger import Entry, total
+from spatl.logs import EVENTS
 from spatl.protocol import EvaluateReport, TrainReport
+from spatl.scalars import Scalars
 from spatl.selection.budget import BUDGET_KINDS
 
 _FILES = ("history", "clients", "ledger", "timings")
@@ -35,14 +37,16 @@ class Recorder:
     Args:
         directory: Where `history.jsonl`, `clients.jsonl` and `ledger.jsonl` go; it is made if it is not there.
         done: The last round that is over, where a run goes on; what the files say of later ones is dropped.
+        scalars: Where rounds go besides.
 
     Attributes:
         num_examples: Training examples by client, filled in at registration.
         history: The rounds written so far.
     """
 
-    def __init__(self, directory: Path, *, done: int = 0) -> None:
+    def __init__(self, directory: Path, *, done: int = 0, scalars: Scalars | None = None) -> None:
         self.directory = directory
+        self._scalars = scalars
         self.num_examples: dict[int, int] = {}
         directory.mkdir(parents=True, exist_ok=True)
         history, clients, ledger, _ = (keep_rounds(directory / f"{name}.jsonl", done) for name in _FILES)
@@ -79,6 +83,13 @@ class Recorder:
         append_lines(self.directory / "clients.jsonl", (asdict(row) for row in self._client_rows(record)))
         append_lines(self.directory / "timings.jsonl", (asdict(row) for row in self._timing_rows(record)))
         append_lines(self.directory / "history.jsonl", [asdict(row)])
+        if self._scalars is not None:
+            self._scalars.write(row)
+        EVENTS.info(
+            "round %d: accuracy %s, %d updates, %d refused, %d missing, %d bytes up, %d down, %.1f s",
+            row.round, "-" if row.accuracy is None else f"{row.accuracy:.4f}", row.participants, row.rejected,
+            row.missing, row.uplink_bytes, row.downlink_bytes, row.seconds, extra={"round": row.round},
+        )  # fmt: skip
         self.history.append(row)
         self._final = record.final
         self._count_updates(record.entries)

@@ -207,7 +207,10 @@ class Federation(FedAvg):
                 clipped = clip_update(update, size, usual, clip)
                 aggregator.add(clipped, self._num_examples[client])
             except UpdateRejected as error:
-                logger.warning("round %d: refused the update of client %d: %s", server_round, client, error)
+                logger.warning(
+                    "round %d: refused the update of client %d: %s", server_round, client, error,
+                    extra={"round": server_round, "client": client},
+                )  # fmt: skip
                 record.rejected[client] = str(error)
                 code = reply.error.code if reply.has_error() else None
                 if code == CLIENT_DIVERGED or isinstance(error, UpdateTooLarge):
@@ -238,7 +241,7 @@ class Federation(FedAvg):
         else:
             logger.warning(
                 "round %d: %d usable replies, fewer than server.min_replies = %d; the round changes nothing",
-                server_round, aggregator.num_updates, config.server.min_replies,
+                server_round, aggregator.num_updates, config.server.min_replies, extra={"round": server_round},
             )  # fmt: skip
         self.state = state
         return None, None
@@ -250,7 +253,10 @@ class Federation(FedAvg):
             self._count(reply)
             client = self._clients.get(reply.metadata.src_node_id)
             if client is None or client not in waiting or not _answers(reply, server_round, MessageType.TRAIN):
-                logger.warning("round %d: ignored a reply that nobody asked for, or that came late", server_round)
+                logger.warning(
+                    "round %d: ignored a reply that nobody asked for, or that came late", server_round,
+                    extra={"round": server_round},
+                )  # fmt: skip
                 continue
             waiting.discard(client)
             yield client, reply

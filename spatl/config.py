@@ -339,6 +339,8 @@ class ReportConfig(Section):
 
     compare_alone: bool = False
     """Also train every client alone for as many epochs, and show both."""
+    tensorboard: bool = False
+    """Also write every round as TensorBoard's scalars, to `tensorboard/` in the run's directory."""
     split: Literal["test", "validation"] = "test"
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 
