@@ -1,6 +1,7 @@
 """Flower's ClientApp: takes a message apart, has `clients.round` do the work, puts the reply together."""
 
 import logging
+import re
 from functools import lru_cache, wraps
 from pathlib import Path
 
@@ -51,9 +52,10 @@ def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
 @_reporting
 def register(message: Message, context: Context) -> Message:
     """Say which partition this node holds, how many examples it trains on, and what model it would build."""
-    workplace = _workplace(context)
+    workplace = workplace_of(context)
     client = _client(context)
     budget = _own_budget(context)
+    _store(context)  # a state that has no place is refused before any work, too
     if workplace.budget(client, budget) is None and budget is not None:  # an impossible one is refused, before any work
         logger.warning("client %d: this run sends whole updates, its budget of %s is not kept", client, budget)
     metrics = MetricRecord({"partition-id": client, "num-examples": workplace.num_examples(client)})
@@ -72,7 +74,7 @@ def register(message: Message, context: Context) -> Message:
 @_reporting
 def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
-    workplace, client, store = _workplace(context), _client(context), _store(context)
+    workplace, client, store = workplace_of(context), _client(context), _store(context)
     download = _download(message, workplace)
     with store.locked():
         model, state = workplace.receive(download, _load(store, download, workplace, before=download.server_round))
@@ -87,7 +89,7 @@ def train(message: Message, context: Context) -> Message:
 @_reporting
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the encoder that was sent, under this client's own predictor."""
-    workplace, client, store = _workplace(context), _client(context), _store(context)
+    workplace, client, store = workplace_of(context), _client(context), _store(context)
     download = _download(message, workplace)
     with store.locked():
         model, state = workplace.receive(download, _load(store, download, workplace))
@@ -136,14 +138,29 @@ def _own_budget(context: Context) -> Budget | None:
 
 
 def _store(context: Context) -> StateStore:
+    """A deployed client's state lies in its own device's directory, whatever the server says."""
+    own = context.node_config.get("state-dir")
+    if own is not None:
+        run = str(context.run_config.get("run", "")) or str(context.run_id)
+        if not re.fullmatch(r"[0-9A-Za-z-]+", run):
+            raise ConfigError(f"the run's name must be letters, digits and hyphens, got {run!r}")
+        return DirectoryStore(Path(str(own)) / run)
     directory = str(context.run_config.get("out", ""))
     if directory:
         return DirectoryStore(Path(directory) / "clients" / str(_client(context)))
     return ContextStore(context.state)
 
 
-def _workplace(context: Context) -> Workplace:
-    return _cached_workplace(config_from_run(context.run_config).to_json())
+def workplace_of(context: Context) -> Workplace:
+    """What the run's config describes, on the device and with the data that the node's own config names."""
+    device, data = (context.node_config.get(key) for key in ("device", "data-dir"))
+    try:
+        config = config_from_run(context.run_config).on_device(
+            device=None if device is None else str(device), data=None if data is None else str(data)
+        )
+    except ConfigError as error:
+        raise ConfigError(f"the node's config: {error}") from None
+    return _cached_workplace(config.to_json())
 
 
 @lru_cache(maxsize=2)

@@ -4,12 +4,7 @@ import contextlib
 import importlib
 import json
 import logging
-import os
-import shutil
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -26,13 +21,14 @@ from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.config import ExperimentConfig
 from spatl.errors import DivergedError, SpatlError
 from spatl.history import alone_in_run, read_json
+from spatl.processes import environment, free_port, script, stop
 
 logger = logging.getLogger(__name__)
 
 SERVER_APP = "server.app:app"
 CLIENT_APP = "clients.app:app"
 _START_SECONDS = 60.0
-_STOP_SECONDS = 10.0
+_NEEDS = "spatl[simulation]"
 
 
 def run_inline(config: ExperimentConfig, directory: Path, *, resume: bool = False) -> None:
@@ -73,9 +69,9 @@ def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) 
         home, app = Path(scratch) / "flwr", Path(scratch) / "app"
         home.mkdir()
         app.mkdir()
-        _write_app(app, config, directory, resume=resume)
-        environment = _environment(home)
-        with _superlink(home, environment, log_path) as address:
+        write_app(app, config, directory, resume=resume)
+        settings = environment(home)
+        with _superlink(home, settings, log_path) as address:
             (home / "config.toml").write_text(
                 f'[superlink]\ndefault = "spatl"\n\n[superlink.spatl]\naddress = "{address}"\ninsecure = true\n',
                 encoding="utf-8",
@@ -87,15 +83,24 @@ def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) 
                 f"client-resources-num-gpus={resources.gpus_per_client}"
             )
             subprocess.run(
-                [_script("flwr"), "run", str(app), "spatl", "--federation-config", federation, "--stream"],
-                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False,
+                [script("flwr", needs=_NEEDS), "run", str(app), "spatl", "--federation-config", federation, "--stream"],
+                env=settings, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False,
             )  # fmt: skip
+    check_outcome(directory, otherwise=f"Flower's simulation ended without a result; see {log_path}")
+
+
+def check_outcome(directory: Path, *, otherwise: str) -> None:
+    """Raise what ended the ServerApp of a run elsewhere, or `otherwise` where it left neither error nor summary.
+
+    Raises:
+        SpatlError: The run has no summary.
+    """
     error = directory / "error.json"
     if error.exists():
         content = read_json(error)
         raise (DivergedError if content["error"] == DivergedError.__name__ else SpatlError)(content["message"])
     if not (directory / "summary.json").exists():
-        raise SpatlError(f"Flower's simulation ended without a result; see {log_path}")
+        raise SpatlError(otherwise)
 
 
 def _load(reference: str) -> object:
@@ -103,9 +108,19 @@ def _load(reference: str) -> object:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _write_app(app: Path, config: ExperimentConfig, directory: Path, *, resume: bool = False) -> None:
-    """Write an app bundle that only refers to the installed packages; its run config carries everything."""
-    values = {"config": config.to_json(), "out": str(directory)}
+def write_app(
+    app: Path, config: ExperimentConfig, directory: Path, *, resume: bool = False, name: str | None = None
+) -> None:
+    """Write an app bundle that only refers to the installed packages; its run config carries everything.
+
+    Args:
+        app: An empty directory for it.
+        config: The run.
+        directory: Where the ServerApp puts the run's files.
+        resume: Whether it goes on with what is there.
+        name: What devices call the run, whose state of each lies apart.
+    """
+    values = {"config": config.to_json(), "out": str(directory), **({"run": name} if name else {})}
     # A JSON string is a TOML string once its characters are written out.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     lines += ["resume = true"] if resume else []
@@ -128,32 +143,17 @@ def _write_app(app: Path, config: ExperimentConfig, directory: Path, *, resume: 
     (app / "pyproject.toml").write_text(content, encoding="utf-8")
 
 
-def _environment(home: Path) -> dict[str, str]:
-    """The environment of Flower's processes: this interpreter's programs and packages, and nothing phoned home."""
-    roots = [str(Path(__file__).resolve().parents[1]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(root for root in roots if root),
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-
-
 @contextlib.contextmanager
-def _superlink(home: Path, environment: dict[str, str], log_path: Path) -> Iterator[str]:
+def _superlink(home: Path, settings: dict[str, str], log_path: Path) -> Iterator[str]:
     """Start a SuperLink in simulation mode on loopback, and stop it and all it started afterwards."""
-    port, control_port = _free_port(), _free_port()
+    port, control_port = free_port(), free_port()
     command = [
-        _script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+        script("flower-superlink", needs=_NEEDS), "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--control-api-address", f"127.0.0.1:{control_port}",
     ]  # fmt: skip
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            command, env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            command, env=settings, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
     try:
@@ -164,42 +164,7 @@ def _superlink(home: Path, environment: dict[str, str], log_path: Path) -> Itera
             time.sleep(0.2)
         yield f"127.0.0.1:{port}"
     finally:
-        _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all below it: the simulation and Ray run in process groups of their own."""
-    below = _descendants(process.pid)
-    for number in (process.pid, *below):
-        _signal(number, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while time.monotonic() < deadline and (process.poll() is None or any(_signal(number, 0) for number in below)):
-        time.sleep(0.1)
-    for number in (process.pid, *below):
-        _signal(number, signal.SIGKILL)
-    process.wait()
-
-
-def _descendants(root: int) -> list[int]:
-    """The process ids below one, nearest first."""
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
-    children: dict[int, list[int]] = {}
-    for line in listing.splitlines():
-        number, parent = (int(part) for part in line.split())
-        children.setdefault(parent, []).append(number)
-    found = [root]
-    for number in found:
-        found.extend(children.get(number, []))
-    return found[1:]
-
-
-def _signal(number: int, what: int) -> bool:
-    """Send a signal; false if the process is gone."""
-    try:
-        os.kill(number, what)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+        stop(process)
 
 
 def _healthy(port: int) -> bool:
@@ -208,20 +173,6 @@ def _healthy(port: int) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _script(name: str) -> str:
-    """The path of a program that was installed beside this interpreter."""
-    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    if found is None:
-        raise SpatlError(f"{name} is not installed; engine ray needs: pip install 'spatl[simulation]'")
-    return found
 
 
 @contextlib.contextmanager

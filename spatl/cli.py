@@ -89,7 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_pretrain(agent_commands.add_parser("pretrain", help="train a policy from scratch, in two processes"))
     _add_evaluate(agent_commands.add_parser("evaluate", help="compare the policy with every yardstick"))
 
-    showing = commands.add_parser("show", help="list what configs can name, or how long the codecs take")
+    deploying = commands.add_parser("deploy", help="run a federation on machines of their own")
+    roles = deploying.add_subparsers(required=True, metavar="COMMAND")
+    _add_deploy_init(roles.add_parser("init", help="make the keys, and a directory for each machine"))
+    _add_deploy_server(roles.add_parser("server", help="run the federation, on the server's machine"))
+    _add_deploy_client(roles.add_parser("client", help="take part in it, on a client's machine"))
+
+    showing = commands.add_parser("show", help="list what configs can name, or time codecs and cold starts")
     showing.add_argument("what", choices=tuple(_TABLES))
     showing.set_defaults(command=_show)
     return parser
@@ -166,6 +172,57 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_by_reference("agents.commands:evaluate"))
 
 
+def _add_deploy_init(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make a certificate authority, the server's certificate and a key for each client, and lay them out in one "
+        "directory for each machine."
+    )
+    parser.add_argument("directory", metavar="DIR", help="a new directory")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file: the run; partition.num_clients clients")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", default="127.0.0.1:9092",
+        help="where the clients find the server (%(default)s); its certificate is good for that host",
+    )  # fmt: skip
+    parser.add_argument(
+        "--name", metavar="HOST", action="append", default=[], dest="names",
+        help="a further name or IP address of the server, for its certificate",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a setting"
+    )
+    parser.set_defaults(command=_by_reference("server.deploy:init"))
+
+
+def _add_deploy_server(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Start a SuperLink, wait for all clients, run the federation, and stop it all."
+    parser.add_argument("directory", metavar="DIR/server", help="what `spatl deploy init` made for the server")
+    parser.add_argument(
+        "--bind", metavar="HOST", default="127.0.0.1",
+        help="the address of this machine to listen on (%(default)s); 0.0.0.0 for all",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="RUN", help="a new directory for the run's files (DIR/server/run)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run if it was stopped; start it if it never was"
+    )
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=float, default=600.0, help="how long to wait for the clients (%(default)g)"
+    )
+    parser.add_argument("--insecure", action="store_true", help="no TLS, and any client may take part")
+    parser.set_defaults(command=_by_reference("server.deploy:serve"))
+
+
+def _add_deploy_client(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Start a SuperNode; it takes part in what the server runs until it is stopped."
+    parser.add_argument("directory", metavar="DIR/client-ID", help="what `spatl deploy init` made for this client")
+    parser.add_argument("--data-dir", metavar="PATH", help="this device's copy of the data, for data.options.path")
+    parser.add_argument(
+        "--budget", metavar="KIND=LIMIT", help=f"what it may spend: {', '.join(BUDGET_KINDS)}, e.g. keep_ratio=0.3"
+    )
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
+    parser.add_argument("--insecure", action="store_true", help="no TLS and no key, for a server that has none")
+    parser.set_defaults(command=_by_reference("clients.deploy:start"))
+
+
 def _by_reference(reference: str) -> Callable[[argparse.Namespace], None]:
     """A command of a module that is imported when it is called: another package's, or one that few need."""
 
@@ -201,12 +258,12 @@ def _run(options: argparse.Namespace) -> None:
     overrides = [*options.overrides, *([f"engine={options.engine}"] if options.engine else [])]
     console = Console()
     if options.resume is not None:
-        _print_result(console, _resume(console, options))
+        print_result(console, _resume(console, options))
         return
     if options.config is None:
         raise ConfigError("spatl run needs a CONFIG, e.g. configs/quickstart.yaml, or --resume DIR")
     if options.seeds is None:
-        _print_result(console, _run_one(console, options.config, overrides, options.out))
+        print_result(console, _run_one(console, options.config, overrides, options.out))
         return
     config = load_config(options.config, [*overrides, f"seed={options.seeds[0]}"])
     directory = fresh_directory(options.out, name=f"{config.method}-{config.seed}")
@@ -220,8 +277,7 @@ def _run(options: argparse.Namespace) -> None:
 def _run_one(console: Console, path: str, overrides: Sequence[str], directory: str | Path | None) -> RunResult:
     config = load_config(path, overrides)
     command = shlex.join(["spatl", "run", path, *(part for text in overrides for part in ("--set", text))])
-    display = _ProgressDisplay if console.is_terminal else _ProgressLines
-    with display(console, config) as progress:
+    with progress_of(console, config) as progress:
         return run(
             config, directory, on_round=progress.on_round, on_round_alone=progress.on_round_alone, command=command
         )
@@ -234,11 +290,15 @@ def _resume(console: Console, options: argparse.Namespace) -> RunResult:
     if superfluous:
         raise ConfigError(f"--resume goes on with the run's own config and directory: leave out {superfluous[0]}")
     command = shlex.join(["spatl", "run", "--resume", options.resume])
-    display = _ProgressDisplay if console.is_terminal else _ProgressLines
-    with display(console, config_of(Path(options.resume))) as progress:
+    with progress_of(console, config_of(Path(options.resume))) as progress:
         return resume(
             options.resume, on_round=progress.on_round, on_round_alone=progress.on_round_alone, command=command
         )
+
+
+def progress_of(console: Console, config: ExperimentConfig) -> "_ProgressDisplay | _ProgressLines":
+    """What shows a run as it goes: a live bar on a terminal, a line per round elsewhere."""
+    return (_ProgressDisplay if console.is_terminal else _ProgressLines)(console, config)
 
 
 class _ProgressDisplay:
@@ -309,7 +369,8 @@ class _ProgressLines:
         )
 
 
-def _print_result(console: Console, result: RunResult) -> None:
+def print_result(console: Console, result: RunResult) -> None:
+    """Print the table a run closes with, and the paths of what it wrote."""
     summary, alone = result.summary, result.alone
     table = Table(title=f"{summary['title']} on {summary['data']}, {summary['num_clients']} clients, after "
                         f"{summary['rounds']} rounds")  # fmt: skip
@@ -413,6 +474,10 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]
             (t.name, f"{t.bits_per_value:.2f}", f"{t.encode_seconds:.3f}", f"{t.decode_seconds:.3f}", f"{t.ratio:.1f}")
             for t in measure_codecs()
         ),
+    ),
+    "cold-start": (
+        ("in a new process", "seconds", "CPU seconds", "over import torch", "CPU seconds over it"),
+        lambda: importlib.import_module("clients.cold_start").rows(),
     ),
     "selectors": (("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items())),
 }

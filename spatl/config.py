@@ -507,6 +507,29 @@ class ExperimentConfig(Section):
         options = {**self.data.options, "path": str(directory / os.path.expanduser(path))}
         return self.model_copy(update={"data": self.data.model_copy(update={"options": options})})
 
+    def on_device(self, *, device: str | None = None, data: str | None = None) -> Self:
+        """The same as one deployed client runs it.
+
+        Args:
+            device: Its own `training.device`; the config's if not given.
+            data: Where its copy of the data set lies, in place of `data.options.path`.
+
+        Raises:
+            ConfigError: The device is none, or the data set has no path.
+        """
+        config = self
+        if device is not None:
+            training = parse_config({"training": {"device": device}}).training
+            config = config.model_copy(
+                update={"training": config.training.model_copy(update={"device": training.device})}
+            )
+        if data is not None:
+            if "path" not in DATASETS[self.data.name].options:
+                raise ConfigError(f"data set {self.data.name!r} is read from no path; leave out {data}")
+            options = {key: value for key, value in self.data.options.items() if key != "hub"} | {"path": data}
+            config = config.model_copy(update={"data": config.data.model_copy(update={"options": options})})
+        return config
+
     def to_json(self) -> str:
         """The whole config as one JSON value, for Flower's flat `run_config`."""
         return self.model_dump_json()

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # By reference, so that this package stays free of Flower.
 ENGINES = {"inline": "server.engines:run_inline", "ray": "server.engines:run_ray"}
 
+Engine = Callable[..., None]
+"""`engine(config, directory, *, resume)` runs a federation or goes on with one, and leaves its files in `directory`."""
 OnRound = Callable[[dict[str, Any]], None]
 _POLL_SECONDS = 0.2
 
@@ -35,6 +37,7 @@ def run(
     on_round_alone: OnRound = lambda row: None,
     command: str = "spatl run config.yaml",
     pictures: bool = True,
+    engine: Engine | None = None,
 ) -> RunResult:
     """Run a federation.
 
@@ -46,6 +49,7 @@ def run(
         on_round_alone: Likewise for the clients that train alone (`report.compare_alone`).
         command: What the report says made it.
         pictures: Whether to draw `curves.png` and write `report.html`.
+        engine: What runs it; the config's if not given.
 
     Returns:
         The finished run.
@@ -66,7 +70,7 @@ def run(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
-    return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures)
+    return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures, engine=engine)
 
 
 def resume(
@@ -76,6 +80,7 @@ def resume(
     on_round_alone: OnRound = lambda row: None,
     command: str = "spatl run --resume",
     pictures: bool = True,
+    engine: Engine | None = None,
 ) -> RunResult:
     """Go on with a run that was killed, after the last round that was over: the end is as if nothing had happened.
 
@@ -85,6 +90,7 @@ def resume(
         on_round_alone: Likewise.
         command: What the report says made it.
         pictures: As of `run`.
+        engine: Likewise.
 
     Returns:
         The finished run.
@@ -96,7 +102,7 @@ def resume(
     config = config_of(directory)
     if (directory / "summary.json").exists() and (directory / "report.html").exists():
         raise ConfigError(f"the run in {directory} is finished; there is nothing to resume")
-    return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures)
+    return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures, engine=engine)
 
 
 def config_of(directory: Path) -> ExperimentConfig:
@@ -119,9 +125,10 @@ def _run_all(
     *,
     command: str,
     pictures: bool,
+    engine: Engine | None,
 ) -> RunResult:
     """Run what is missing of a run, and draw it."""
-    _run_one(config, directory, on_round)
+    _run_one(config, directory, on_round, engine)
     if config.report.compare_alone and config.method != "local":
         _run_one(alone(config), directory / "alone", on_round_alone)
     result = read_run(directory)
@@ -159,21 +166,26 @@ def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
     return path
 
 
-def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound) -> None:
+def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound, engine: Engine | None = None) -> None:
     """Run a federation, or go on with what its directory holds of it, unless that is all."""
     finished = (directory / "summary.json").exists()
     begun = (directory / "config.yaml").exists()
-    module, _, name = ENGINES[config.engine].partition(":")
-    engine: Callable[..., None] = getattr(importlib.import_module(module), name)
+    runs = engine or _engine(config.engine)
     over = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="spatl-follow") as pool:
         following = pool.submit(_follow, directory, on_round, over)
         try:
             if not finished:
-                engine(config, directory, resume=begun)
+                runs(config, directory, resume=begun)
         finally:
             over.set()
     following.result()  # what the caller's own on_round raised
+
+
+def _engine(name: str) -> Engine:
+    module, _, attribute = ENGINES[name].partition(":")
+    engine: Engine = getattr(importlib.import_module(module), attribute)
+    return engine
 
 
 def _follow(directory: Path, on_round: OnRound, over: threading.Event) -> None:

@@ -39,6 +39,7 @@ def config_of(rule: dict[str, object], *, seed: int = 1, rounds: int = 15, metho
             "rounds": rounds,
             "method": method,
             "partition": {"num_clients": 10, "alpha": 0.5},
+            "model": {"name": "cnn", "options": {"channels": [8, 16], "hidden": 32}},
             "training": {"local_epochs": 2, "batch_size": 16, "learning_rate": 0.02, "momentum": 0.9, "device": "cpu"},
             "selection": {"selector": "update", "keep_ratio": 0.8},
             "wire": {"uplink": "float32", "downlink": "adaptive"},

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from server.engines import _environment, _free_port, _healthy, _script, _stop, _write_app
+from server.engines import _healthy, write_app
 from spatl.config import ExperimentConfig
+from spatl.processes import environment, free_port, script, stop
 from tests.taps import Tap
 
 _START_SECONDS = 90.0
@@ -49,9 +50,9 @@ def deploy(config: ExperimentConfig, directory: Path, *, timeout_seconds: float)
 @contextlib.contextmanager
 def _superlink(home: Path, log_path: Path) -> Iterator[str]:
     """A SuperLink for deployments; its Fleet, Runtime and Control APIs share one port."""
-    port = _free_port()
+    port = free_port()
     command = [
-        _script("flower-superlink"), "--insecure", "--isolation", "subprocess",
+        script("flower-superlink"), "--insecure", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     with _process(command, home, log_path) as process:
@@ -66,9 +67,9 @@ def _superlink(home: Path, log_path: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def _supernode(home: Path, log_path: Path, superlink_port: int, node_config: str) -> Iterator[None]:
     command = [
-        _script("flower-supernode"), "--insecure", "--isolation", "subprocess",
+        script("flower-supernode"), "--insecure", "--isolation", "subprocess",
         "--superlink", f"127.0.0.1:{superlink_port}",
-        "--host", "127.0.0.1", "--port", str(_free_port()), "--node-config", node_config,
+        "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", node_config,
     ]  # fmt: skip
     with _process(command, home, log_path):
         yield
@@ -79,14 +80,14 @@ def _submit(scratch: Path, log_path: Path, address: str, config: ExperimentConfi
     home, app = scratch / "submit", scratch / "app"
     home.mkdir()
     app.mkdir()
-    _write_app(app, config, directory)
+    write_app(app, config, directory)
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "test"\n\n[superlink.test]\naddress = "{address}"\ninsecure = true\n',
         encoding="utf-8",
     )
     with log_path.open("ab") as log:
         subprocess.run(
-            [_script("flwr"), "run", str(app), "test"],
+            [script("flwr"), "run", str(app), "test"],
             env=_settings(home), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             timeout=_SUBMIT_SECONDS, check=True,
         )  # fmt: skip
@@ -114,10 +115,8 @@ def _process(command: list[str], home: Path, log_path: Path) -> Iterator[subproc
     try:
         yield process
     finally:
-        _stop(process)
+        stop(process)
 
 
 def _settings(home: Path) -> Mapping[str, str]:
-    """Flower's environment, and no proxy between two programs of this machine."""
-    kept = {key: value for key, value in _environment(home).items() if not key.lower().endswith("_proxy")}
-    return {**kept, "NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+    return {**environment(home), "PYTHONUNBUFFERED": "1"}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from server.engines import _descendants, _stop, _write_app, run_inline, run_ray
+from server.engines import run_inline, run_ray, write_app
 from spatl.errors import ConfigError, SpatlError
 from spatl.history import read_lines
+from spatl.processes import descendants, stop
 from spatl.runner import run
 from tests.federations import tiny_config
 
@@ -60,20 +61,21 @@ def test_flwr_run_works_in_a_checkout_with_nothing_installed(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from server.engines import _environment, _script, _superlink
-import os, subprocess
+from server.engines import _superlink
+from spatl.processes import environment, script
+import subprocess
 home = Path({str(tmp_path)!r}) / "home"
 home.mkdir()
-environment = _environment(home)
-environment["PYTHONPATH"] = ""
+settings = environment(home)
+settings["PYTHONPATH"] = ""
 log = Path({str(tmp_path)!r}) / "log"
-with _superlink(home, environment, log) as address:
+with _superlink(home, settings, log) as address:
     (home / "config.toml").write_text(
         f'[superlink]\\ndefault = "test"\\n[superlink.test]\\naddress = "{{address}}"\\ninsecure = true\\n'
     )
     done = subprocess.run(
-        [_script("flwr"), "run", ".", "test", "--federation-config", "num-supernodes=20 client-resources-num-cpus=1",
-         "--stream"], cwd={str(app)!r}, env=environment, timeout=300, capture_output=True, text=True)
+        [script("flwr"), "run", ".", "test", "--federation-config", "num-supernodes=20 client-resources-num-cpus=1",
+         "--stream"], cwd={str(app)!r}, env=settings, timeout=300, capture_output=True, text=True)
 print(done.stdout[-3000:], done.stderr[-3000:])
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=400)
@@ -86,7 +88,7 @@ print(done.stdout[-3000:], done.stderr[-3000:])
 def test_an_app_bundle_carries_any_path():
     """What JSON writes as a surrogate pair, TOML would refuse."""
     with tempfile.TemporaryDirectory() as directory:
-        _write_app(Path(directory), tiny_config(), Path('/somewhere/run \U0001f600 "quoted"'))
+        write_app(Path(directory), tiny_config(), Path('/somewhere/run \U0001f600 "quoted"'))
         content = tomllib.loads((Path(directory) / "pyproject.toml").read_text(encoding="utf-8"))
     assert content["tool"]["flwr"]["app"]["config"]["out"] == '/somewhere/run \U0001f600 "quoted"'
 
@@ -96,12 +98,12 @@ def test_stopping_a_process_stops_all_below_it_in_whatever_group():
     """A shell that starts a shell in a session of its own, which starts a sleep."""
     process = subprocess.Popen(["bash", "-c", "setsid bash -c 'sleep 60 & wait' & wait"], start_new_session=True)
     for _ in range(100):
-        below = _descendants(process.pid)
+        below = descendants(process.pid)
         if len(below) >= 2:
             break
         time.sleep(0.05)
     assert len(below) >= 2
-    _stop(process)
+    stop(process)
     listing = subprocess.run(["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True, check=True).stdout
     alive = {int(line.split()[0]) for line in listing.splitlines() if "Z" not in line.split()[1]}
     assert not alive & {process.pid, *below}

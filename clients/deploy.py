@@ -1,0 +1,187 @@
+"""`spatl deploy client`: this machine's SuperNode, after a look at whether it will get anywhere.
+
+The SuperNode takes the place of this process, which has PyTorch loaded: between messages a device holds Flower alone.
+"""
+
+import json
+import logging
+import os
+import shlex
+import socket
+import ssl
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from rich.console import Console
+
+from spatl.config import ExperimentConfig, parse_budget
+from spatl.deployment import (
+    CA_CERTIFICATE,
+    CLIENT_KEY,
+    STATE,
+    Address,
+    ClientSite,
+    check_private,
+    make_private,
+    read_client_site,
+)
+from spatl.errors import ConfigError, SpatlError
+from spatl.processes import environment, free_port, script
+
+logger = logging.getLogger(__name__)
+
+_CALL_SECONDS = 10.0
+_NODE_FILE = "node.toml"
+
+
+def start(options: Namespace, console: Console) -> None:
+    """Become the SuperNode of a client's directory.
+
+    Raises:
+        SpatlError: The directory is none of a client, an option is wrong, or the server is not the one of its CA,
+            speaks no TLS, or does not know its key. A server that is not there yet is waited for.
+    """
+    directory = Path(options.directory).absolute()
+    site = read_client_site(directory)
+    address = Address.parse(site.address)
+    node = node_config(site, directory, data=options.data_dir, budget=options.budget, device=options.device)
+    command = [
+        script("flower-supernode"), "--superlink", site.address, "--isolation", "subprocess",
+        "--host", "127.0.0.1", "--port", str(free_port()),
+    ]  # fmt: skip
+    if options.insecure:
+        logger.warning("--insecure: no TLS, no key; whoever is between here and %s can read and change all", address)
+        command.append("--insecure")
+    else:
+        ca, key = directory / CA_CERTIFICATE, directory / CLIENT_KEY
+        _check_server(address, ca, _key(key))
+        command += ["--root-certificates", str(ca), "--auth-supernode-private-key", str(key)]
+    home = directory / "flower"
+    if not home.exists():
+        make_private(home)
+    # A JSON value is a TOML value once its characters are written out.
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in node.items()]
+    (home / _NODE_FILE).write_text("".join(lines), encoding="utf-8")
+    console.print(f"client {site.client} of {site.num_clients}, server {address}, state in {node['state-dir']}",
+                  markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+    settings = environment(home)
+    settings["PATH"] = os.pathsep.join([str(_programs(home)), settings["PATH"]])
+    os.chdir(home)
+    os.execve(command[0], [*command, "--node-config", str(home / _NODE_FILE)], settings)
+
+
+def node_config(
+    site: ClientSite, directory: Path, *, data: str | None, budget: str | None, device: str | None
+) -> dict[str, Any]:
+    """Return what a SuperNode tells the ClientApp of its machine.
+
+    Raises:
+        SpatlError: The budget or the device is none, or the data are not there.
+    """
+    node: dict[str, Any] = {
+        "partition-id": site.client,
+        "num-partitions": site.num_clients,
+        "state-dir": str(directory / STATE),
+    }
+    if data is not None:
+        path = Path(os.path.expanduser(data)).absolute()
+        if not path.exists():
+            raise ConfigError(f"--data-dir: {path} is not there")
+        node["data-dir"] = str(path)
+    if budget is not None:
+        kind, equals, limit = budget.partition("=")
+        try:
+            parsed = parse_budget({kind.strip(): float(limit)} if equals else {})
+        except (ConfigError, ValueError) as error:
+            raise ConfigError(f"--budget {budget}: {error}") from None
+        if parsed is None:
+            raise ConfigError(f"--budget expects KIND=LIMIT, e.g. keep_ratio=0.3, got {budget!r}")
+        whole = parsed.kind == "uplink_bytes"
+        node[parsed.kind.replace("_", "-")] = int(parsed.limit) if whole else parsed.limit
+    if device is not None:
+        ExperimentConfig().on_device(device=device)
+        node["device"] = device
+    return node
+
+
+def _programs(home: Path) -> Path:
+    """A directory of programs that go before Flower's: `clients.task` as `flwr-clientapp`."""
+    directory = home / "bin"
+    directory.mkdir(exist_ok=True)
+    program = directory / "flwr-clientapp"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m clients.task "$@"\n', encoding="utf-8")
+    program.chmod(0o700)
+    return directory
+
+
+def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """This client's key.
+
+    Raises:
+        SpatlError: It is missing, open to others, or no key that Flower takes.
+    """
+    check_private(path)
+    try:
+        key = load_ssh_private_key(path.read_bytes(), None)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise SpatlError(f"{path} holds no private key of OpenSSH's on an elliptic curve, without a password")
+    return key
+
+
+def _check_server(address: Address, ca: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    """Raise where this client would get nowhere for good; what may pass, such as a server that is away, is waited for.
+
+    Raises:
+        SpatlError: The server's certificate is of another CA or host, it speaks no TLS, or it does not know the key.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(ca))
+    except OSError as error:
+        raise SpatlError(f"cannot use {ca}: {error.strerror or 'it holds no certificate'}") from error
+    try:
+        with (
+            socket.create_connection((address.host, address.port), timeout=_CALL_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=address.host),
+        ):
+            pass
+    except ssl.SSLCertVerificationError as error:
+        raise SpatlError(f"{address} is not the server that {ca} vouches for: {error.verify_message}") from error
+    except ssl.SSLError as error:
+        raise SpatlError(f"{address} speaks no TLS ({error.reason}); is it a SuperLink, started without --insecure?"
+                         ) from error  # fmt: skip
+    except OSError as error:
+        logger.warning("the server is not there yet (%s): %s; waiting for it", address, error.strerror or error)
+        return
+    public = key.public_key()
+    own: list[ProtobufClientInterceptor] = [
+        RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+        NodeAuthHttpInterceptor(key, public),
+    ]
+    request = ActivateNodeRequest(public_key=public_key_to_bytes(public), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    try:
+        with FleetHttpClient(f"https://{address}", interceptors=own, verify=context, timeout=_CALL_SECONDS) as client:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=client.ActivateNode(request).node_id))
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            raise SpatlError(
+                f"{address} does not let this client in (HTTP {error.response.status_code}): it does not know its key, "
+                "or the clocks of the two machines differ, or a SuperNode with this key runs or was killed within the "
+                "last minute"
+            ) from error
+    except httpx.HTTPError as error:
+        logger.warning("the server is not ready yet (%s): %s; waiting for it", address, error)

@@ -1,0 +1,120 @@
+"""The secrets of a deployment: a certificate authority, the server's certificate, and a key for each SuperNode.
+
+Elliptic curves throughout (P-384): Flower takes no other key for a SuperNode.
+"""
+
+import datetime
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+_VALID_DAYS = 3650
+_CLOCK_SKEW = datetime.timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority of its own: whoever trusts it trusts what it signed, and nothing else."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A private key and what is published of it, as files hold them."""
+
+    private: bytes
+    public: bytes
+
+
+def make_authority() -> Authority:
+    """Make an authority that signs certificates of servers."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SPATL deployment CA")])
+    usage = _usage(digital_signature=False, key_cert_sign=True)
+    builder = _builder(name, name, key.public_key(), key.public_key())
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    return Authority(key, builder.add_extension(usage, critical=True).sign(key, hashes.SHA384()))
+
+
+def make_server_pair(authority: Authority, hosts: Iterable[str]) -> KeyPair:
+    """Make a server's key (PEM, PKCS 8), and its certificate (PEM), which is good for those names and addresses."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SPATL SuperLink")])
+    builder = _builder(name, authority.certificate.subject, key.public_key(), authority.key.public_key())
+    for extension, critical in (
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (_usage(digital_signature=True, key_cert_sign=False), True),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+        (x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys(hosts)]), False),
+    ):
+        builder = builder.add_extension(extension, critical=critical)
+    certificate = builder.sign(authority.key, hashes.SHA384())
+    return KeyPair(private_pem(key), pem(certificate))
+
+
+def make_client_pair() -> KeyPair:
+    """Make a SuperNode's key pair, in OpenSSH's formats, which are Flower's."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return KeyPair(private, public + b"\n")
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    """A certificate as files hold it."""
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as files hold it: PKCS 8, not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, issuers: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
+    """What every certificate says."""
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(now + datetime.timedelta(days=_VALID_DAYS))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuers), critical=False)
+    )
+
+
+def _usage(*, digital_signature: bool, key_cert_sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_cert_sign=key_cert_sign,
+        crl_sign=key_cert_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)

@@ -1,0 +1,169 @@
+"""The directories of a deployment: one for each machine, with all it needs and nothing of another's.
+
+    DIR/ca/         ca.pem, ca.key       signs certificates; no machine needs its key
+    DIR/server/     server.json, config.yaml, ca.pem, server.pem, server.key, clients/client-ID.pub
+    DIR/client-ID/  client.json, ca.pem, client.key; state/, what the device keeps to itself
+
+Directories are their owner's alone (0700), and so is every file (0600).
+"""
+
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from spatl.errors import ConfigError, SpatlError
+
+CA_CERTIFICATE = "ca.pem"
+CA_KEY = "ca.key"
+SERVER_CERTIFICATE = "server.pem"
+SERVER_KEY = "server.key"
+CLIENT_KEY = "client.key"
+CONFIG = "config.yaml"
+PUBLIC_KEYS = "clients"
+STATE = "state"
+
+_PRIVATE_FILE = 0o600
+_PRIVATE_DIRECTORY = 0o700
+_LARGEST_PORT = 65535
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where clients find the server: a host's name or IP address, and a TCP port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `host:port`, `1.2.3.4:port` or `[::1]:port`.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        host, colon, port = text.rpartition(":")
+        bare = host.removeprefix("[").removesuffix("]")
+        bracketed = host != bare
+        try:
+            valid = bool(colon and bare) and 0 < int(port) <= _LARGEST_PORT and bracketed == (":" in bare)
+            if bracketed:
+                ipaddress.IPv6Address(bare)
+        except ValueError:
+            valid = False
+        if not valid or any(character.isspace() or character in "/@" for character in bare):
+            raise ConfigError(f"expected an address as host:port or [IPv6]:port, got {text!r}")
+        return cls(bare, int(port))
+
+    def __str__(self) -> str:
+        """The form `parse` reads."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+@dataclass(frozen=True)
+class ServerSite:
+    """What `server.json` says.
+
+    Attributes:
+        address: Where the clients call.
+        num_clients: How many there are.
+    """
+
+    address: str
+    num_clients: int
+
+    FILE = "server.json"
+
+
+@dataclass(frozen=True)
+class ClientSite:
+    """What `client.json` says.
+
+    Attributes:
+        address: Where the server is.
+        client: The client's partition id.
+        num_clients: How many clients the federation has.
+    """
+
+    address: str
+    client: int
+    num_clients: int
+
+    FILE = "client.json"
+
+
+def write_site(directory: Path, site: ServerSite | ClientSite) -> None:
+    """Write the file that tells a machine what it is."""
+    write_private(directory / site.FILE, (json.dumps(asdict(site), indent=2) + "\n").encode())
+
+
+def read_server_site(directory: Path) -> ServerSite:
+    """Read what `spatl deploy init` wrote for the server.
+
+    Raises:
+        ConfigError: The directory is none of a server.
+    """
+    values = _read(directory, ServerSite.FILE, {"address": str, "num_clients": int}, role="server")
+    return ServerSite(**values)
+
+
+def read_client_site(directory: Path) -> ClientSite:
+    """Read what `spatl deploy init` wrote for a client.
+
+    Raises:
+        ConfigError: The directory is none of a client.
+    """
+    kinds = {"address": str, "client": int, "num_clients": int}
+    return ClientSite(**_read(directory, ClientSite.FILE, kinds, role="client"))
+
+
+def make_private(directory: Path) -> Path:
+    """Make a directory that only its owner may look into, and return it."""
+    directory.mkdir(mode=_PRIVATE_DIRECTORY)
+    directory.chmod(_PRIVATE_DIRECTORY)  # whatever the umask
+    return directory
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner may read; never over one that is there."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        os.fchmod(file.fileno(), _PRIVATE_FILE)
+
+
+def check_private(path: Path) -> None:
+    """Raise unless a file is there that others can neither read nor write.
+
+    Raises:
+        SpatlError: It is missing, or open to others.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise SpatlError(f"cannot use {path}: {error.strerror}") from None
+    if os.name == "posix" and mode & 0o077:
+        raise SpatlError(f"{path} is open to other users of this machine (mode {mode & 0o777:o}): chmod 600 {path}")
+
+
+def _read(directory: Path, name: str, kinds: Mapping[str, type], *, role: str) -> dict[str, Any]:
+    path = directory / name
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise ConfigError(f"{directory} is not the directory of a {role} (spatl deploy init): {name}: {why}") from None
+    if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != dict(kinds):
+        raise ConfigError(f"{path}: expected {', '.join(kinds)}, got {values!r}")
+    return values

@@ -1,0 +1,103 @@
+"""Flower's programs as child processes: started with this interpreter's packages, stopped with all they started."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from spatl.errors import SpatlError
+
+_STOP_SECONDS = 10.0
+_LOOPBACK = "127.0.0.1,localhost"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of Flower's processes: this interpreter's programs and packages, and nothing phoned home."""
+    roots = [str(Path(__file__).resolve().parents[1]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        **past_proxies(),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join(root for root in roots if root),
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def past_proxies() -> dict[str, str]:
+    """The settings by which two programs of this machine reach each other where a proxy leads to the network."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    value = f"{known},{_LOOPBACK}" if known else _LOOPBACK
+    return {"no_proxy": value, "NO_PROXY": value}
+
+
+def script(name: str, *, needs: str = "flwr") -> str:
+    """The path of a program that was installed beside this interpreter.
+
+    Raises:
+        SpatlError: It is not there; the message says to install `needs`.
+    """
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if found is None:
+        raise SpatlError(f"{name} is not installed: pip install '{needs}'")
+    return found
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all below it: Flower's and Ray's run in process groups of their own."""
+    below = descendants(process.pid)
+    for number in (process.pid, *below):
+        _signal(number, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < deadline and (process.poll() is None or any(_signal(number, 0) for number in below)):
+        time.sleep(0.1)
+    for number in (process.pid, *below):
+        _signal(number, signal.SIGKILL)
+    process.wait()
+
+
+def descendants(root: int) -> list[int]:
+    """The process ids below one, nearest first."""
+    children: dict[int, list[int]] = {}
+    for number, parent in _parents():
+        children.setdefault(parent, []).append(number)
+    found = [root]
+    for number in found:
+        found.extend(children.get(number, []))
+    return found[1:]
+
+
+def _parents() -> list[tuple[int, int]]:
+    """Each process of this machine with its parent; small container images have no `ps`, but /proc."""
+    if sys.platform == "linux":
+        pairs = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has ended
+                pairs.append((int(path.parent.name), int(path.read_text().rpartition(")")[2].split()[1])))
+        return pairs
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+    return [(int(number), int(parent)) for number, parent in (line.split() for line in listing.splitlines())]
+
+
+def _signal(number: int, what: int) -> bool:
+    """Send a signal; false if the process is gone."""
+    try:
+        os.kill(number, what)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True

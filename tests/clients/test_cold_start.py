@@ -1,0 +1,17 @@
+"""The cold start of a message, as `spatl show cold-start` measures it."""
+
+import pytest
+
+from clients.cold_start import handle, measure
+
+
+def test_what_is_timed_is_a_message_that_is_handled():
+    handle()
+
+
+@pytest.mark.slow
+def test_each_step_is_measured_in_a_process_of_its_own():
+    """No claim about seconds, which a machine at work would break."""
+    times = measure(repeats=1)
+    assert list(times) == ["import torch", "import clients.app", "a message", "Flower's process, a message"]
+    assert all(wall > 0 and cpu > 0 for wall, cpu in times.values())

@@ -1,0 +1,324 @@
+"""A deployment by its three commands: what is made, who gets in, and that it computes what `inline` does."""
+
+import asyncio
+import contextlib
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from flwr.proto.control_pb2 import ListNodesRequest
+from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from server.superlink import OPEN_PATH, TOKEN_HEADER, Gate
+from spatl.cli import main
+from spatl.history import read_lines
+from spatl.processes import environment, free_port, script, stop
+from tests.federations import run_tiny, tiny_config
+
+NUM_CLIENTS = 4
+CONFIG = tiny_config(
+    rounds=2,
+    data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}},
+    partition={"num_clients": NUM_CLIENTS},
+    model={"name": "cnn", "options": {"channels": [4, 6], "hidden": 12}},
+)
+PRIVATE_PORT, PUBLIC_PORT, TOKEN = 1000, 2000, "secret"
+SECONDS = 600
+
+
+# What `init` makes
+
+
+def initialise(directory: Path, *more: str) -> int:
+    config = directory.parent / f"{directory.name}.yaml"
+    config.write_text(CONFIG.to_yaml())
+    return main(["deploy", "init", str(directory), str(config), *more])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("deploy") / "made"
+    assert initialise(directory, "--address", f"localhost:{free_port()}", "--name", "10.1.2.3") == 0
+    return directory
+
+
+def test_nothing_of_a_deployment_is_open_to_other_users(made):
+    assert {path.stat().st_mode & 0o777 for path in (made, *made.rglob("*")) if path.is_dir()} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in made.rglob("*") if path.is_file()} == {0o600}
+
+
+def test_each_machine_gets_its_own_key_and_no_other(made):
+    keys = [path.relative_to(made).as_posix() for path in made.rglob("*") if b"PRIVATE KEY" in _content(path)]
+    assert sorted(keys) == ["ca/ca.key", *(f"client-{client}/client.key" for client in range(NUM_CLIENTS)),
+                            "server/server.key"]  # fmt: skip
+    assert len({(made / key).read_bytes() for key in keys}) == len(keys)
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def test_the_servers_certificate_is_good_for_its_names_and_loopback(made):
+    certificate = x509.load_pem_x509_certificate((made / "server" / "server.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert set(names.get_values_for_type(x509.DNSName)) == {"localhost"}
+    assert {str(each) for each in names.get_values_for_type(x509.IPAddress)} == {"127.0.0.1", "10.1.2.3"}
+
+
+def test_keys_are_never_overwritten(made, capsys):
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    assert initialise(made) == 2
+    assert "already there" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["server", "{made}/client-0"], "not the directory of a server"),
+        (["client", "{made}/server"], "not the directory of a client"),
+        (["client", "{made}/client-0", "--budget", "keep_ratio"], "expects KIND=LIMIT"),
+        (["client", "{made}/client-0", "--budget", "keep_ratio=2"], "less than or equal to 1"),
+        (["client", "{made}/client-0", "--budget", "keep=0.5"], "unknown key"),
+        (["client", "{made}/client-0", "--device", "abacus"], "must be auto, cpu, cuda"),
+        (["client", "{made}/client-0", "--data-dir", "{made}/nowhere"], "is not there"),
+        (["server", "{made}/server", "--bind", "203.0.113.1"], "cannot listen on 203.0.113.1"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_and_status_2(made, arguments, message, tmp_path, capsys):
+    more = ["--out", str(tmp_path / "run")] if arguments[0] == "server" else []
+    assert main(["deploy", *(argument.format(made=made) for argument in arguments), *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+# Who the gate lets through
+
+
+def status_of(gate: Gate, path: str, port: int, token: str | None = None) -> int | None:
+    """What the gate answers a request; None if it passes it on."""
+    sent: list[dict] = []
+
+    async def send(event):
+        sent.append(event)
+
+    headers = [] if token is None else [(TOKEN_HEADER.encode(), token.encode())]
+    scope = {"type": "http", "path": path, "server": ("127.0.0.1", port), "headers": headers}
+    asyncio.run(gate(scope, None, send))
+    return sent[0]["status"] if sent else None
+
+
+@pytest.fixture
+def gate() -> Gate:
+    async def app(scope, receive, send):
+        pass
+
+    return Gate(app, private_port=PRIVATE_PORT, token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/acquire-task", OPEN_PATH, "/docs", "/health",
+     "/", "/v1/fleet"],
+)  # fmt: skip
+def test_the_network_sees_nothing_but_the_fleet_api_even_with_the_token(gate, path):
+    assert status_of(gate, path, PUBLIC_PORT, TOKEN) == 404
+
+
+def test_supernodes_are_told_to_try_again_until_the_gate_is_opened(gate):
+    assert status_of(gate, "/v1/fleet/activate-node", PUBLIC_PORT) == 503
+    assert status_of(gate, OPEN_PATH, PRIVATE_PORT, TOKEN) == 200
+    assert status_of(gate, "/v1/fleet/activate-node", PUBLIC_PORT) is None
+
+
+@pytest.mark.parametrize("path", ["/v1/control/start-run", "/v1/fleet/activate-node", OPEN_PATH, "/docs"])
+@pytest.mark.parametrize("token", [None, "", "secre", "secrets"])
+def test_other_users_of_the_servers_machine_need_the_token(gate, path, token):
+    assert status_of(gate, path, PRIVATE_PORT, token) == 403
+
+
+def test_flowers_own_tasks_come_through_the_private_socket(gate):
+    assert status_of(gate, "/v1/runtime/pull-task-input", PRIVATE_PORT) is None
+    assert status_of(gate, "/v1/control/start-run", PRIVATE_PORT, TOKEN) is None
+
+
+# A federation on loopback
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment that has run, and what intruders were answered while the server waited for its clients."""
+
+    directory: Path
+    inline: Path
+    answers: dict[str, str]
+    logs: dict[str, str]
+
+
+@contextlib.contextmanager
+def started(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of `spatl`, stopped with all it started."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "spatl.cli", *arguments], stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+            env={**environment(log.parent / f"{log.name}-home"), "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while text not in (said := log.read_text()):
+        assert process.poll() is None, said
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
+
+
+def answer(*command: str, log: Path) -> str:
+    """How a program ended and what it said."""
+    with log.open("wb") as output:  # no pipe: a SuperExec would hold it until its SuperNode has been waited for
+        done = subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, timeout=SECONDS, stdin=subprocess.DEVNULL,
+            env=environment(log.parent / "home"), check=False,
+        )  # fmt: skip
+    return f"status {done.returncode}\n{log.read_text()}"
+
+
+def intrusions(directory: Path, address: str, stranger: Path) -> dict[str, str]:
+    """What the server answers those who do not belong to it."""
+    ca, own, log = directory / "client-0" / "ca.pem", directory / "client-0", stranger.parent / "intruder"
+    spatl = (sys.executable, "-m", "spatl.cli", "deploy", "client")
+    unknown_key, wrong_ca = stranger.parent / "unknown-key", stranger.parent / "wrong-ca"
+    for copy, key, trusted in ((unknown_key, stranger, ca), (wrong_ca, own, stranger / "ca.pem")):
+        copy.mkdir()
+        shutil.copy(own / "client.json", copy)
+        shutil.copy(key / "client.key" if key.is_dir() else key, copy / "client.key")
+        shutil.copy(trusted, copy / "ca.pem")
+    supernode = (script("flower-supernode"), "--superlink", address, "--host", "127.0.0.1", "--max-retries", "0")
+    roots = ("--root-certificates", str(ca))
+    context = ssl.create_default_context(cafile=str(ca))
+    with httpx.Client(
+        base_url=f"https://{address}", verify=context, headers={"content-type": "application/protobuf"}
+    ) as http:
+        outside = {
+            path: str(http.post(path, content=ListNodesRequest().SerializeToString()).status_code)
+            for path in ("/v1/control/list-nodes", "/v1/control/start-run", "/v1/runtime/acquire-task", OPEN_PATH,
+                         "/v1/fleet/pull-messages")
+        }  # fmt: skip
+    private, public = generate_key_pairs()
+    with FleetHttpClient(
+        f"https://{address}", verify=context, interceptors=[NodeAuthHttpInterceptor(private, public)]
+    ) as fleet:
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            fleet.RegisterNode(RegisterNodeFleetRequest(public_key=public_key_to_bytes(public)))
+        outside["registering oneself"] = refused.value.response.text
+    supernodes = {
+        "SuperNode, unknown key": (*roots, "--auth-supernode-private-key", str(unknown_key / "client.key")),
+        "SuperNode, no key": roots,
+        "SuperNode, wrong CA": ("--root-certificates", str(wrong_ca / "ca.pem"),
+                                "--auth-supernode-private-key", str(own / "client.key")),
+        "SuperNode, no TLS": ("--insecure",),
+    }  # fmt: skip
+    return {
+        **outside,
+        "unknown key": answer(*spatl, str(unknown_key), log=log),
+        "wrong CA": answer(*spatl, str(wrong_ca), log=log),
+        **{
+            who: answer(*supernode, "--port", str(free_port()), *credentials, log=log)
+            for who, credentials in supernodes.items()
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory) -> Deployed:
+    base = tmp_path_factory.mktemp("deployed")
+    directory, address = base / "federation", f"127.0.0.1:{free_port()}"
+    assert initialise(directory, "--address", address) == 0
+    assert initialise(base / "stranger") == 0
+    log = base / "server.log"
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(started("deploy", "server", str(directory / "server"), log=log))
+        wait_for("0 of 4 clients are connected", log, server)
+        answers = intrusions(directory, address, base / "stranger" / "client-0")
+        assert "1 of 4" not in log.read_text()
+        for client in range(NUM_CLIENTS):
+            own = base / f"client-{client}.log"
+            stack.enter_context(started("deploy", "client", str(directory / f"client-{client}"), log=own))
+        assert server.wait(SECONDS) == 0, log.read_text()
+    run_tiny(CONFIG, base / "inline")
+    return Deployed(directory, base / "inline", answers, {path.stem: path.read_text() for path in base.glob("*.log")})
+
+
+@pytest.mark.slow
+def test_a_federation_with_tls_and_authentication_gives_the_encoders_of_inline(deployed):
+    inline, own = (
+        [row["encoder_fingerprint"] for row in read_lines(directory / "history.jsonl")]
+        for directory in (deployed.inline, deployed.directory / "server" / "run")
+    )
+    assert own == inline
+    assert len(set(own)) == CONFIG.rounds
+
+
+@pytest.mark.slow
+def test_each_devices_state_lies_in_its_own_directory_and_nowhere_else(deployed):
+    for client in range(NUM_CLIENTS):
+        states = list((deployed.directory / f"client-{client}" / "state").glob("*/state.safetensors"))
+        assert len(states) == 1
+    assert not list((deployed.directory / "server").rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_the_server_shows_its_progress_and_closes_with_the_table(deployed):
+    said = deployed.logs["server"]
+    assert "4 of 4 clients are connected" in said
+    assert "round 2/2" in said
+    assert "accuracy, mean over clients" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("who", "expected"),
+    [
+        ("/v1/control/list-nodes", "404"),
+        ("/v1/control/start-run", "404"),
+        ("/v1/runtime/acquire-task", "404"),
+        (OPEN_PATH, "404"),
+        ("/v1/fleet/pull-messages", "401"),
+        ("registering oneself", "must be registered via the CLI"),
+        ("unknown key", "it does not know its key"),
+        ("wrong CA", "is not the server that"),
+        ("SuperNode, unknown key", "status 1"),
+        ("SuperNode, no key", "status 1"),
+        ("SuperNode, wrong CA", "certificate verify failed"),
+        ("SuperNode, no TLS", "status 1"),
+    ],
+)
+def test_who_does_not_belong_to_it_gets_nowhere(deployed, who, expected):
+    said = deployed.answers[who]
+    assert expected in said
+    assert "SuperNode ID" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["unknown key", "wrong CA"])
+def test_a_client_that_would_get_nowhere_says_so_in_one_line(deployed, who):
+    status, *lines = deployed.answers[who].splitlines()
+    assert status == "status 2"
+    assert len(lines) == 1
