@@ -24,6 +24,8 @@ class RoundRecord:
     participants: tuple[int, ...] = ()
     trained: dict[int, TrainReport] = field(default_factory=dict)
     left_out: tuple[int, ...] = ()
+    late: int = 0
+    skipped: bool = False
     rejected: dict[int, str] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)
     final: dict[int, EvaluateReport] = field(default_factory=dict)
@@ -161,6 +163,8 @@ class Recorder:
                 {"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())
             ),
             left_out=record.left_out,
+            late=record.late,
+            skipped=record.skipped,
             final_accuracy=mean(report.accuracy for report in final),
             final_accuracy_min=min((report.accuracy for report in final), default=None),
             final_loss=mean(report.loss for report in final),

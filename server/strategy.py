@@ -239,6 +239,7 @@ class Federation(FedAvg):
             share = aggregator.control_share()
             state = replace(state, encoder=encoder, control=aggregator.control(), folded=folded, control_share=share)
         else:
+            record.skipped = True
             logger.warning(
                 "round %d: %d usable replies, fewer than server.min_replies = %d; the round changes nothing",
                 server_round, aggregator.num_updates, config.server.min_replies, extra={"round": server_round},
@@ -257,6 +258,7 @@ class Federation(FedAvg):
                     "round %d: ignored a reply that nobody asked for, or that came late", server_round,
                     extra={"round": server_round},
                 )  # fmt: skip
+                self._recorder.round.late += 1
                 continue
             waiting.discard(client)
             yield client, reply
@@ -303,6 +305,7 @@ class Federation(FedAvg):
             client = self._clients.get(reply.metadata.src_node_id)
             if client is None or client in record.final or not _answers(reply, server_round, MessageType.EVALUATE):
                 logger.warning("the final evaluation: ignored a reply that nobody asked for, or that came late")
+                record.late += 1
                 continue
             try:
                 record.final[client] = EvaluateReport.from_bytes(_blob(reply))

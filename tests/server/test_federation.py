@@ -460,6 +460,7 @@ def test_a_round_with_too_few_replies_changes_nothing(tmp_path):
     )  # fmt: skip
     first, second = fingerprints(tmp_path)
     assert first == second
+    assert [row["skipped"] for row in read_lines(tmp_path / "history.jsonl")] == [False, True]
 
 
 def test_a_run_that_diverges_stops_with_one_clear_line_and_keeps_what_it_has(tmp_path):
@@ -684,3 +685,5 @@ def test_late_and_repeated_replies_change_nothing_and_take_nobodys_place(tmp_pat
     assert late["accuracy"] == on_time["accuracy"]
     assert late["rejected"] == late["missing"] == late["not_evaluated"] == 0
     assert late["uplink_bytes"] > on_time["uplink_bytes"]  # they travelled
+    assert sum(row["late"] for row in read_lines(tmp_path / "b" / "history.jsonl")) > 0
+    assert sum(row["late"] for row in read_lines(tmp_path / "a" / "history.jsonl")) == 0
