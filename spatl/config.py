@@ -287,7 +287,8 @@ class ServerConfig(Section):
     rounds_away: Count = 10
     """For so many rounds; then it has one attempt at a time."""
     connect_timeout_seconds: Positive = 60.0
-    """How long the server waits for all clients to connect."""
+    """How long the server waits for all clients to connect, and before a round for as many of its clients as it needs
+    replies."""
     round_timeout_seconds: Positive = 3600.0
     """How long the server waits for the replies of a round."""
 
