@@ -1,6 +1,7 @@
 """The recorder of a run: every message into the ledger, every round into the history, all of it to disk at once."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,6 +110,7 @@ class Recorder:
         uplink = sum(row.uplink_bytes for row in self.history)
         downlink = sum(row.downlink_bytes for row in self.history)
         accuracies = {client: report.accuracy for client, report in sorted(self._final.items())}
+        refusals = Counter(refusal["client"] for row in self.history for refusal in row.rejections)
         summary = {
             **facts,
             "rounds": len(self.history),
@@ -124,6 +126,7 @@ class Recorder:
             "keep_ratio": mean(row.keep_ratio for row in self.history if row.keep_ratio is not None),
             "flops_ratio": mean(row.flops_ratio for row in self.history if row.flops_ratio is not None),
             "rejected": sum(row.rejected for row in self.history),
+            "rejected_by_client": {str(client): number for client, number in sorted(refusals.items())},
             "missing": sum(row.missing for row in self.history),
             "not_evaluated": len(self.num_examples) - len(self._final),
             "seconds": sum(row.seconds for row in self.history),
