@@ -61,7 +61,10 @@ def main(grid: Grid, context: Context) -> None:
         )
     with alone_in_run(directory), logged_to(directory / "log.jsonl"):
         try:
-            serve(grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid), config, directory, resume=resume)
+            streaming = (
+                grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid, patience=config.server.patience)
+            )
+            serve(streaming, config, directory, resume=resume)
         except SpatlError as error:
             EVENTS.error("%s", error)
             # For whoever started this process and cannot see its exceptions.

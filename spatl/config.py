@@ -291,6 +291,9 @@ class ServerConfig(Section):
     replies."""
     round_timeout_seconds: Positive = 3600.0
     """How long the server waits for the replies of a round."""
+    patience: Positive | None = None
+    """For fleets: once half of a round's replies are in, the others are waited for at most so many times as long as
+    these took. Null for the timeout alone; with it, what a run gives depends on who is fast."""
 
 
 class WireConfig(Section):

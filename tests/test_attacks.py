@@ -7,7 +7,7 @@ from tests.attacks import FACTORS, RULES, accuracy_under, config_of
 
 @pytest.mark.slow
 def test_one_client_of_ten_that_sends_a_thousand_times_its_update_costs_the_others_less_than_two_points(tmp_path):
-    """The bound refuses it; without the bound, the same run diverges."""
+    """The bound refuses it; a plain mean without it diverges."""
     config = config_of(RULES["clip 1.5"])
     untouched, attacked = (accuracy_under(FACTORS[name], config, tmp_path / name) for name in ("none", "times 1000"))
     assert attacked > untouched - 0.02
