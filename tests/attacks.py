@@ -1,7 +1,7 @@
 """What one bad client does to a federation, with each rule of aggregation.
 
-`python -m tests.attacks [SEED ...] [--rounds N]` prints the final accuracy of the other clients on the digits, ten clients, one of
-which sends its update times a factor. Accuracies are on validation splits.
+`python -m tests.attacks [SEED ...] [--rounds N]` prints the final accuracy of the other clients on the digits, ten
+clients, one of which sends its update times a factor. Accuracies are on validation splits.
 """
 
 import argparse
