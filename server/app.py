@@ -26,9 +26,11 @@ from spatl.errors import ConfigError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint, cached_blueprint, reproducible
 from spatl.history import alone_in_run, write_json
 from spatl.ledger import Direction, entry
+from spatl.logs import EVENTS, logged_to
 from spatl.protocol import BLOB, RECORD, unpack_saliency
 from spatl.reference import check_of
 from spatl.runner import config_of
+from spatl.scalars import Scalars
 from spatl.selection.static import common_selection
 
 logger = logging.getLogger(__name__)
@@ -57,10 +59,14 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError(
             f"{directory} holds the {used[0]} of another run; choose another directory for this one (out)"
         )
-    with alone_in_run(directory):
+    with alone_in_run(directory), logged_to(directory / "log.jsonl"):
         try:
-            serve(grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid), config, directory, resume=resume)
+            streaming = (
+                grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid, patience=config.server.patience)
+            )
+            serve(streaming, config, directory, resume=resume)
         except SpatlError as error:
+            EVENTS.error("%s", error)
             # For whoever started this process and cannot see its exceptions.
             write_json(directory / "error.json", {"error": type(error).__name__, "message": str(error)})
             raise
@@ -89,7 +95,9 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool
     if resume and config_of(directory) != config:
         raise ConfigError(f"{directory} was run with another config; resume it with its own config.yaml")
     checkpoint = load_checkpoint(directory) if resume else None
-    recorder = Recorder(directory, done=checkpoint.server_round if checkpoint else 0)
+    done = checkpoint.server_round if checkpoint else 0
+    scalars = Scalars(directory / "tensorboard", done=done) if config.report.tensorboard else None
+    recorder = Recorder(directory, done=done, scalars=scalars)
     if resume:
         (directory / "error.json").unlink(missing_ok=True)
     replace_file(directory / "config.yaml", config.to_yaml().encode())
@@ -98,6 +106,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool
     nodes = {client: registration.node_id for client, registration in clients.items()}
     recorder.num_examples.update(num_examples)
     recorder.start_clock()
+    EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
     selection = None
     if config.row.static_mask:
         saliency = {client: registration.saliency for client, registration in clients.items()}

@@ -33,7 +33,7 @@ class ServerState:
         astray: How much of the c that each client derived is not c, at most: 1 for a client that missed a version.
         cannot_build: The clients whose initial encoder is another one.
         first_loss: The median training loss of the first round with an update, at least 1; None before it.
-        useless_rounds: How many rounds in a row had refusals and nothing usable.
+        useless_rounds: How many rounds in a row had nothing usable.
         admission: What decides who is let in.
     """
 

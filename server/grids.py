@@ -1,11 +1,12 @@
 """Two Flower grids that stream replies: one through any other grid, and one that runs the clients in this process."""
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -24,11 +25,14 @@ class StreamingGrid(Grid):
     Args:
         inner: The grid that carries the messages.
         poll_seconds: How long to wait before asking again when nothing came.
+        patience: Once half of the replies to training are in, the others are waited for at most so many times as long
+            as these took; None for no such limit.
     """
 
-    def __init__(self, inner: Grid, *, poll_seconds: float = 0.1) -> None:
+    def __init__(self, inner: Grid, *, poll_seconds: float = 0.1, patience: float | None = None) -> None:
         self._inner = inner
         self._poll_seconds = poll_seconds
+        self._patience = patience
 
     def set_run(self, run: Run) -> None:
         """Set the run of the inner grid."""
@@ -61,13 +65,20 @@ class StreamingGrid(Grid):
         if not outgoing:
             return
         waiting = {message_id for message_id in self._inner.push_messages(outgoing) if message_id}
+        number, trains = len(outgoing), outgoing[0].metadata.message_type == MessageType.TRAIN
+        patience = self._patience if trains else None
         del outgoing
-        deadline = None if timeout is None else time.monotonic() + timeout
+        started = time.monotonic()
+        deadline = None if timeout is None else started + timeout
         while waiting and (deadline is None or time.monotonic() < deadline):
             replies = list(self._inner.pull_messages(waiting))
             for reply in replies:
                 waiting.discard(reply.metadata.reply_to_message_id)
                 yield reply
+                if patience is not None and 2 * len(waiting) <= number:
+                    now = time.monotonic()
+                    deadline = min(now + patience * (now - started), deadline or math.inf)
+                    patience = None
             if not replies:
                 time.sleep(self._poll_seconds)
 

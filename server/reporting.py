@@ -1,6 +1,7 @@
 """The recorder of a run: every message into the ledger, every round into the history, all of it to disk at once."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 from spatl.history import ClientRow, HistoryRow, TimingRow, append_lines, keep_rounds, mean, write_json
 from spatl.ledger import Entry, total
+from spatl.logs import EVENTS
 from spatl.protocol import EvaluateReport, TrainReport
+from spatl.scalars import Scalars
 from spatl.selection.budget import BUDGET_KINDS
 
 _FILES = ("history", "clients", "ledger", "timings")
@@ -22,6 +25,8 @@ class RoundRecord:
     participants: tuple[int, ...] = ()
     trained: dict[int, TrainReport] = field(default_factory=dict)
     left_out: tuple[int, ...] = ()
+    late: int = 0
+    skipped: bool = False
     rejected: dict[int, str] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)
     final: dict[int, EvaluateReport] = field(default_factory=dict)
@@ -35,14 +40,16 @@ class Recorder:
     Args:
         directory: Where `history.jsonl`, `clients.jsonl` and `ledger.jsonl` go; it is made if it is not there.
         done: The last round that is over, where a run goes on; what the files say of later ones is dropped.
+        scalars: Where rounds go besides.
 
     Attributes:
         num_examples: Training examples by client, filled in at registration.
         history: The rounds written so far.
     """
 
-    def __init__(self, directory: Path, *, done: int = 0) -> None:
+    def __init__(self, directory: Path, *, done: int = 0, scalars: Scalars | None = None) -> None:
         self.directory = directory
+        self._scalars = scalars
         self.num_examples: dict[int, int] = {}
         directory.mkdir(parents=True, exist_ok=True)
         history, clients, ledger, _ = (keep_rounds(directory / f"{name}.jsonl", done) for name in _FILES)
@@ -79,6 +86,13 @@ class Recorder:
         append_lines(self.directory / "clients.jsonl", (asdict(row) for row in self._client_rows(record)))
         append_lines(self.directory / "timings.jsonl", (asdict(row) for row in self._timing_rows(record)))
         append_lines(self.directory / "history.jsonl", [asdict(row)])
+        if self._scalars is not None:
+            self._scalars.write(row)
+        EVENTS.info(
+            "round %d: accuracy %s, %d updates, %d refused, %d missing, %d bytes up, %d down, %.1f s",
+            row.round, "-" if row.accuracy is None else f"{row.accuracy:.4f}", row.participants, row.rejected,
+            row.missing, row.uplink_bytes, row.downlink_bytes, row.seconds, extra={"round": row.round},
+        )  # fmt: skip
         self.history.append(row)
         self._final = record.final
         self._count_updates(record.entries)
@@ -96,6 +110,7 @@ class Recorder:
         uplink = sum(row.uplink_bytes for row in self.history)
         downlink = sum(row.downlink_bytes for row in self.history)
         accuracies = {client: report.accuracy for client, report in sorted(self._final.items())}
+        refusals = Counter(refusal["client"] for row in self.history for refusal in row.rejections)
         summary = {
             **facts,
             "rounds": len(self.history),
@@ -111,6 +126,7 @@ class Recorder:
             "keep_ratio": mean(row.keep_ratio for row in self.history if row.keep_ratio is not None),
             "flops_ratio": mean(row.flops_ratio for row in self.history if row.flops_ratio is not None),
             "rejected": sum(row.rejected for row in self.history),
+            "rejected_by_client": {str(client): number for client, number in sorted(refusals.items())},
             "missing": sum(row.missing for row in self.history),
             "not_evaluated": len(self.num_examples) - len(self._final),
             "seconds": sum(row.seconds for row in self.history),
@@ -150,6 +166,8 @@ class Recorder:
                 {"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())
             ),
             left_out=record.left_out,
+            late=record.late,
+            skipped=record.skipped,
             final_accuracy=mean(report.accuracy for report in final),
             final_accuracy_min=min((report.accuracy for report in final), default=None),
             final_loss=mean(report.loss for report in final),

@@ -10,7 +10,8 @@ import hashlib
 import logging
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -53,7 +54,8 @@ from spatl.training.control import fading
 logger = logging.getLogger(__name__)
 
 _DIVERGED_LOSS_FACTOR = 10.0  # a median training loss this many times the first round's is not training any more
-_USELESS_ROUNDS = 3  # so many rounds in a row with refusals and nothing usable end a run
+_USELESS_ROUNDS = 3  # so many rounds in a row with nothing usable end a run
+_POLL_SECONDS = 0.5
 _LONGEST_REASON = 500
 _FORGOTTEN = 1e-8  # c as a client derived it is c once what it missed counts less than this
 
@@ -140,9 +142,26 @@ class Federation(FedAvg):
             server_round=server_round,
         )  # fmt: skip
         self._recorder.round.participants = clients
+        self._await(grid, clients, server_round)
         if server_round > 1:
             self._open_round(server_round)
         return self._messages(clients, server_round, MessageType.TRAIN)
+
+    def _await(self, grid: Grid, clients: Sequence[int], server_round: int) -> None:
+        """Wait for a while until as many of the round's clients are connected as it needs replies."""
+        needed = min(self._config.server.min_replies, len(clients))
+        deadline = time.monotonic() + self._config.server.connect_timeout_seconds
+        said = False
+        while True:
+            connected = set(grid.get_node_ids())
+            if sum(self._nodes[client] in connected for client in clients) >= needed or time.monotonic() >= deadline:
+                return
+            if not said:
+                logger.warning(
+                    "round %d: waiting for clients to connect", server_round, extra={"round": server_round}
+                )  # fmt: skip
+                said = True
+            time.sleep(_POLL_SECONDS)
 
     def _open_round(self, server_round: int) -> None:
         """Lead the clients' encoder towards the server's, and let control variates fade."""
@@ -207,7 +226,10 @@ class Federation(FedAvg):
                 clipped = clip_update(update, size, usual, clip)
                 aggregator.add(clipped, self._num_examples[client])
             except UpdateRejected as error:
-                logger.warning("round %d: refused the update of client %d: %s", server_round, client, error)
+                logger.warning(
+                    "round %d: refused the update of client %d: %s", server_round, client, error,
+                    extra={"round": server_round, "client": client},
+                )  # fmt: skip
                 record.rejected[client] = str(error)
                 code = reply.error.code if reply.has_error() else None
                 if code == CLIENT_DIVERGED or isinstance(error, UpdateTooLarge):
@@ -236,9 +258,10 @@ class Federation(FedAvg):
             share = aggregator.control_share()
             state = replace(state, encoder=encoder, control=aggregator.control(), folded=folded, control_share=share)
         else:
+            record.skipped = True
             logger.warning(
                 "round %d: %d usable replies, fewer than server.min_replies = %d; the round changes nothing",
-                server_round, aggregator.num_updates, config.server.min_replies,
+                server_round, aggregator.num_updates, config.server.min_replies, extra={"round": server_round},
             )  # fmt: skip
         self.state = state
         return None, None
@@ -250,7 +273,11 @@ class Federation(FedAvg):
             self._count(reply)
             client = self._clients.get(reply.metadata.src_node_id)
             if client is None or client not in waiting or not _answers(reply, server_round, MessageType.TRAIN):
-                logger.warning("round %d: ignored a reply that nobody asked for, or that came late", server_round)
+                logger.warning(
+                    "round %d: ignored a reply that nobody asked for, or that came late", server_round,
+                    extra={"round": server_round},
+                )  # fmt: skip
+                self._recorder.round.late += 1
                 continue
             waiting.discard(client)
             yield client, reply
@@ -297,6 +324,7 @@ class Federation(FedAvg):
             client = self._clients.get(reply.metadata.src_node_id)
             if client is None or client in record.final or not _answers(reply, server_round, MessageType.EVALUATE):
                 logger.warning("the final evaluation: ignored a reply that nobody asked for, or that came late")
+                record.late += 1
                 continue
             try:
                 record.final[client] = EvaluateReport.from_bytes(_blob(reply))
@@ -434,8 +462,15 @@ class Federation(FedAvg):
         """Raise when the run cannot go on: no usable update any more, or numbers that left all bounds."""
         record = self._recorder.round
         everyone_refused = len(record.rejected) == len(self._nodes) > 1
-        useless_rounds = 0 if num_updates or not record.rejected else self.state.useless_rounds + 1
+        useless_rounds = 0 if num_updates else self.state.useless_rounds + 1
         self.state = replace(self.state, useless_rounds=useless_rounds)
+        if useless_rounds == _USELESS_ROUNDS and not record.rejected:
+            self._stop(
+                SpatlError(
+                    f"round {server_round}: no client has answered for {useless_rounds} rounds; "
+                    "when they are back, go on with --resume"
+                )
+            )
         if everyone_refused or useless_rounds == _USELESS_ROUNDS:
             client, reason = sorted(record.rejected.items())[0]
             told = (

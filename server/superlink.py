@@ -19,6 +19,8 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superl
 from flwr.superlink.main import create_app
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from spatl.processes import end_with_parent
+
 TOKEN_VARIABLE = "SPATL_SUPERLINK_TOKEN"
 TOKEN_HEADER = "x-spatl-token"
 OPEN_PATH = "/v1/spatl/open"
@@ -80,6 +82,7 @@ def main() -> None:
     parser.add_argument("--fleet-port", type=int, required=True)
     options, flowers = parser.parse_known_args()
     token = os.environ.pop(TOKEN_VARIABLE)
+    end_with_parent()
     sys.argv = ["flower-superlink", *flowers]  # Flower's parser takes no other
     config = _parse_superlink_lifespan_config()
     app = create_app(config, SuperLinkLifespan)

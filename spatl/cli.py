@@ -330,6 +330,10 @@ class _ProgressDisplay:
         note = f"accuracy {_percent(_accuracy(row))}  {human_bytes(self._bytes)}"
         if row["rejected"]:
             note += f"  {row['rejected']} refused"
+        if row["missing"]:
+            note += f"  {row['missing']} missing"
+        if row["skipped"]:
+            note += "  skipped"
         if cost := _selection_cost(row):
             note += f"  {cost.strip()}"
         self._progress.update(self._task, completed=row["round"], note=note)
@@ -363,7 +367,8 @@ class _ProgressLines:
         self._console.print(
             f"{title}: round {row['round']}/{self._config.rounds}  accuracy {_percent(_accuracy(row))}  "
             f"up {human_bytes(row['uplink_bytes'])}  down {human_bytes(row['downlink_bytes'])}  "
-            f"refused {row['rejected']}  {_selection_cost(row)}{row['seconds']:.1f} s",
+            f"refused {row['rejected']}  missing {row['missing']}  "
+            f"{'skipped: too few replies  ' if row['skipped'] else ''}{_selection_cost(row)}{row['seconds']:.1f} s",
             highlight=False,
             soft_wrap=True,
         )

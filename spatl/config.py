@@ -287,9 +287,13 @@ class ServerConfig(Section):
     rounds_away: Count = 10
     """For so many rounds; then it has one attempt at a time."""
     connect_timeout_seconds: Positive = 60.0
-    """How long the server waits for all clients to connect."""
+    """How long the server waits for all clients to connect, and before a round for as many of its clients as it needs
+    replies."""
     round_timeout_seconds: Positive = 3600.0
     """How long the server waits for the replies of a round."""
+    patience: Positive | None = None
+    """For fleets: once half of a round's replies are in, the others are waited for at most so many times as long as
+    these took. Null for the timeout alone; with it, what a run gives depends on who is fast."""
 
 
 class WireConfig(Section):
@@ -339,6 +343,8 @@ class ReportConfig(Section):
 
     compare_alone: bool = False
     """Also train every client alone for as many epochs, and show both."""
+    tensorboard: bool = False
+    """Also write every round as TensorBoard's scalars, to `tensorboard/` in the run's directory."""
     split: Literal["test", "validation"] = "test"
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 

@@ -51,8 +51,9 @@ class HistoryRow:
 
     `accuracy` and `loss` are means over the round's participants of the encoder as it arrived, before training.
     `uplink` and `downlink` break the bytes down into values, indices, control and other. `left_out` names the clients
-    that were not asked because they had failed too often. The last round also carries `final_*`: all clients with the
-    encoder after the last round.
+    that were not asked because they had failed too often, `late` counts replies that came after their round or that
+    nobody asked for; they are dropped. A `skipped` round had too few usable replies and changed nothing. The last round
+    also carries `final_*`: all clients with the encoder after the last round.
     """
 
     round: int
@@ -74,6 +75,8 @@ class HistoryRow:
     seconds: float
     rejections: tuple[Mapping[str, Any], ...] = ()
     left_out: tuple[int, ...] = ()
+    late: int = 0
+    skipped: bool = False
     final_accuracy: float | None = None
     final_accuracy_min: float | None = None
     final_loss: float | None = None

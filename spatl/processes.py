@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from spatl.errors import SpatlError
 
 _STOP_SECONDS = 10.0
+_WATCH_SECONDS = 0.5
 _LOOPBACK = "127.0.0.1,localhost"
 
 
@@ -69,6 +71,19 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     for number in (process.pid, *below):
         _signal(number, signal.SIGKILL)
     process.wait()
+
+
+def end_with_parent() -> None:
+    """From now on, end this process and all below it when the one that started it is gone, killed perhaps."""
+    threading.Thread(target=_watch, args=(os.getppid(),), name="spatl-parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    for number in descendants(os.getpid()):
+        _signal(number, signal.SIGKILL)
+    os._exit(1)
 
 
 def descendants(root: int) -> list[int]:

@@ -16,6 +16,7 @@ from spatl.federation import cached_blueprint
 from spatl.history import RunResult, read_lines, read_run
 from spatl.plots import draw_curves
 from spatl.report import write_report
+from spatl.scalars import check_tensorboard
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ def run(
     directory = fresh_directory(directory, name=f"{config.method}-{config.seed}")
     config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
     cached_blueprint(config.to_json()).check_clients()  # a mistake in the config shows here, before anything is written
+    if config.report.tensorboard:
+        check_tensorboard()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,12 +1,12 @@
 """What one bad client does to a federation, with each rule of aggregation.
 
-`python -m tests.attacks [SEED ...]` prints the final accuracy of the other clients on the digits, ten clients, one of
-which sends its update times a factor. Accuracies are on validation splits.
+`python -m tests.attacks [SEED ...] [--rounds N]` prints the final accuracy of the other clients on the digits, ten
+clients, one of which sends its update times a factor. Accuracies are on validation splits.
 """
 
+import argparse
 import math
 import struct
-import sys
 import tempfile
 from pathlib import Path
 
@@ -27,6 +27,7 @@ RULES = {
     "mean, no bound": {"norm_bound": None},
     "clip 1.5": {"clip": 1.5},
     "trimmed-mean": {"aggregation": "trimmed-mean"},
+    "trimmed-mean 0.1": {"aggregation": "trimmed-mean", "trim_fraction": 0.1},
     "median": {"aggregation": "median"},
 }
 
@@ -39,6 +40,7 @@ def config_of(rule: dict[str, object], *, seed: int = 1, rounds: int = 15, metho
             "rounds": rounds,
             "method": method,
             "partition": {"num_clients": 10, "alpha": 0.5},
+            "model": {"name": "cnn", "options": {"channels": [8, 16], "hidden": 32}},
             "training": {"local_epochs": 2, "batch_size": 16, "learning_rate": 0.02, "momentum": 0.9, "device": "cpu"},
             "selection": {"selector": "update", "keep_ratio": 0.8},
             "wire": {"uplink": "float32", "downlink": "adaptive"},
@@ -73,7 +75,10 @@ def accuracy_under(factor: float, config: ExperimentConfig, directory: Path, *, 
 
 def main() -> None:
     """Print the table, row by row."""
-    seeds = [int(text) for text in sys.argv[1:]] or [1, 2, 3]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seeds", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
     print("| rule | " + " | ".join(FACTORS) + " |", flush=True)
     print("|---|" + "---:|" * len(FACTORS))
     for name, rule in RULES.items():
@@ -81,7 +86,8 @@ def main() -> None:
         for factor in FACTORS.values():
             with tempfile.TemporaryDirectory() as scratch:
                 values = [
-                    accuracy_under(factor, config_of(rule, seed=seed), Path(scratch) / str(seed)) for seed in seeds
+                    accuracy_under(factor, config_of(rule, seed=seed, rounds=options.rounds), Path(scratch) / str(seed))
+                    for seed in options.seeds
                 ]
             diverged = sum(map(math.isnan, values))
             cells.append(f"{diverged} diverged" if diverged else f"{100 * np.mean(values):.1f} %")

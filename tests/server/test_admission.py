@@ -282,7 +282,8 @@ def test_a_client_that_keeps_failing_is_left_out_for_a_while_and_the_history_say
         asked.append((server_round, client))
         return blob_content(b"") if client == 3 and server_round < 8 else content
 
-    run_tiny(config, tmp_path, app=tampering(attack))
+    summary = run_tiny(config, tmp_path, app=tampering(attack))
+    assert summary["rejected_by_client"] == {"3": 3}
     rows = read_lines(tmp_path / "history.jsonl")
     assert [row["round"] for row in rows if row["left_out"] == [3]] == [3, 4, 6, 7]
     assert [row["round"] for row in rows if row["rejected"]] == [1, 2, 5]

@@ -460,6 +460,32 @@ def test_a_round_with_too_few_replies_changes_nothing(tmp_path):
     )  # fmt: skip
     first, second = fingerprints(tmp_path)
     assert first == second
+    assert [row["skipped"] for row in read_lines(tmp_path / "history.jsonl")] == [False, True]
+
+
+def test_a_run_that_nobody_answers_any_more_stops_and_can_be_resumed(tmp_path):
+    """Rounds 2 to 4 are lost: in the third of them the run stops, and what it had stands."""
+    config = tiny_config(rounds=6)
+    with pytest.raises(SpatlError, match=r"round 4: no client has answered for 3 rounds; .* go on with --resume"):
+        run_tiny(config, tmp_path, loses=lambda c, m: m.metadata.message_type == "train" and m.metadata.group_id > "1")
+    grid = InProcessGrid(client_app, num_clients=5, run_config={"config": config.to_json(), "out": str(tmp_path)})
+    server.app.serve(grid, config, tmp_path, resume=True)
+    rows = read_lines(tmp_path / "history.jsonl")
+    assert [row["participants"] for row in rows] == [5, 0, 0, 5, 5, 5]
+
+
+def test_a_round_waits_until_its_clients_are_connected(tmp_path):
+    """Asked for the third time, the grid knows them all again; nothing is lost."""
+
+    class Away(InProcessGrid):
+        asked = 0
+
+        def get_node_ids(self):
+            self.asked += 1
+            return [] if 1 < self.asked < 4 else super().get_node_ids()
+
+    summary = run_tiny(tiny_config(rounds=2), tmp_path, grid_type=Away)
+    assert (summary["missing"], summary["rejected"]) == (0, 0)
 
 
 def test_a_run_that_diverges_stops_with_one_clear_line_and_keeps_what_it_has(tmp_path):
@@ -684,3 +710,5 @@ def test_late_and_repeated_replies_change_nothing_and_take_nobodys_place(tmp_pat
     assert late["accuracy"] == on_time["accuracy"]
     assert late["rejected"] == late["missing"] == late["not_evaluated"] == 0
     assert late["uplink_bytes"] > on_time["uplink_bytes"]  # they travelled
+    assert sum(row["late"] for row in read_lines(tmp_path / "b" / "history.jsonl")) > 0
+    assert sum(row["late"] for row in read_lines(tmp_path / "a" / "history.jsonl")) == 0

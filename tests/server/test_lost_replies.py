@@ -8,6 +8,7 @@ import torch
 from server.strategy import Federation
 from spatl.reference import Reference
 from tests.federations import COMPRESSED, DENSE, run_tiny, tiny_config, weighted_control
+from tests.losses import accuracy_with
 
 
 @pytest.mark.slow
@@ -64,3 +65,12 @@ def test_a_damaged_state_is_replaced_by_the_one_before_only_if_c_stays_the_weigh
     else:
         assert refused == [[], [], [2], [2], [2]]
         assert "the server has folded in round 2" in rounds[2]["rejections"][0]["reason"]
+
+
+@pytest.mark.slow
+def test_a_third_of_the_replies_lost_costs_less_than_a_point(tmp_path):
+    """Thirty rounds, the seed that lost most in docs/robustness.md."""
+    whole, _ = accuracy_with(0.0, seed=1, rounds=30, directory=tmp_path / "whole")
+    lossy, missing = accuracy_with(0.3, seed=1, rounds=30, directory=tmp_path / "lossy")
+    assert 60 < missing < 120
+    assert lossy > whole - 0.01

@@ -15,7 +15,7 @@ NUM_CLIENTS = 2
 CONFIG = tiny_config(
     rounds=ROUNDS,
     partition={"name": "dirichlet", "num_clients": NUM_CLIENTS},
-    model={"name": "cnn", "options": {"channels": [32, 64], "hidden": 256}},  # or polling would be 2 % of what it sends
+    model={"name": "cnn", "options": {"channels": [96, 192], "hidden": 256}},  # small models drown in polling
     training={"local_steps": 5},
 )
 OF_MESSAGES = ("pull-messages", "pull-object", "confirm-message-received", "push-messages", "push-object")

@@ -1,0 +1,59 @@
+"""The log of a run: one JSON object per line, for whoever watches many of them with a program.
+
+Warnings and errors of every package are in it, Flower's too; what is worth knowing and no warning goes to `EVENTS`,
+which is silent where no run is logged. Facts that a program may want stand beside the message: `round`, `client`.
+"""
+
+import json
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+EVENTS = logging.getLogger("spatl.events")
+EVENTS.setLevel(logging.INFO)
+EVENTS.propagate = False  # the terminal has its own progress
+EVENTS.addHandler(logging.NullHandler())
+
+_FACTS = ("round", "client")
+
+
+class JsonFormatter(logging.Formatter):
+    """Makes a record one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `message`, and facts it carries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        content: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        content.update((name, getattr(record, name)) for name in _FACTS if hasattr(record, name))
+        if record.exc_info:
+            content["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        return json.dumps(content, ensure_ascii=False)
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Append the events, and every warning of this process, to a file of JSON lines."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(JsonFormatter())
+    handler.setLevel(logging.INFO)
+    warnings = logging.FileHandler(path, encoding="utf-8")
+    warnings.setFormatter(JsonFormatter())
+    warnings.setLevel(logging.WARNING)
+    root = logging.getLogger()
+    EVENTS.addHandler(handler)
+    root.addHandler(warnings)
+    try:
+        yield
+    finally:
+        EVENTS.removeHandler(handler)
+        root.removeHandler(warnings)
+        handler.close()
+        warnings.close()

@@ -1,0 +1,59 @@
+"""The rounds of a run as TensorBoard's scalars (`report.tensorboard`)."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from spatl.errors import ConfigError
+from spatl.history import HistoryRow
+
+
+def check_tensorboard() -> None:
+    """Raise where scalars cannot be written.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("report.tensorboard needs TensorBoard: pip install 'spatl[tensorboard]'")
+
+
+class Scalars:
+    """Writes rounds as they end.
+
+    Args:
+        directory: Where the event files go.
+        done: The last round that is over, where a run goes on; what the files say of later ones is dropped.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+
+    def __init__(self, directory: Path, *, done: int = 0) -> None:
+        check_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter  # an extra, which takes a second to import
+
+        self._writer: Any = SummaryWriter(log_dir=str(directory), purge_step=done + 1 if done else None)
+
+    def write(self, row: HistoryRow) -> None:
+        """Write one round."""
+        values = {
+            "accuracy/on arrival": row.accuracy,
+            "accuracy/worst client": row.accuracy_min,
+            "accuracy/final": row.final_accuracy,
+            "loss/on arrival": row.loss,
+            "loss/training": row.train_loss,
+            "bytes/up": row.uplink_bytes,
+            "bytes/down": row.downlink_bytes,
+            "clients/participants": row.participants,
+            "clients/refused": row.rejected,
+            "clients/missing": row.missing,
+            "clients/left out": len(row.left_out),
+            "selection/keep ratio": row.keep_ratio,
+            "selection/FLOPs ratio": row.flops_ratio,
+            "seconds/round": row.seconds,
+        }
+        for name, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, row.round)
+        self._writer.flush()

@@ -1,0 +1,43 @@
+"""What lost replies cost: `python -m tests.losses [SEED ...]` prints the final accuracy with and without them.
+
+Thirty rounds on the digits, ten clients, Dirichlet 0.5; each reply is lost with probability 0.3. Accuracies are on
+validation splits.
+"""
+
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from flwr.app import Message
+
+from spatl.config import parse_config
+from spatl.history import read_json
+from tests.attacks import config_of
+from tests.federations import COMPRESSED, run_tiny
+
+
+def accuracy_with(share: float, *, seed: int, rounds: int, directory: Path) -> tuple[float, int]:
+    """The final accuracy over all clients, and how many replies were lost."""
+    config = parse_config({**config_of({}, seed=seed, rounds=rounds).model_dump(), "wire": COMPRESSED})
+    draw = random.Random(seed)
+
+    def loses(client: int, message: Message) -> bool:
+        return message.metadata.message_type == "train" and draw.random() < share
+
+    run_tiny(config, directory, loses=loses)
+    summary = read_json(directory / "summary.json")
+    return summary["accuracy"], summary["missing"]
+
+
+def main() -> None:
+    """Print a line per seed."""
+    for seed in [int(text) for text in sys.argv[1:]] or [1, 2, 3]:
+        with tempfile.TemporaryDirectory() as scratch:
+            whole, _ = accuracy_with(0.0, seed=seed, rounds=30, directory=Path(scratch) / "whole")
+            lossy, missing = accuracy_with(0.3, seed=seed, rounds=30, directory=Path(scratch) / "lossy")
+        print(f"seed {seed}: {100 * whole:.1f} % undisturbed, {100 * lossy:.1f} % without {missing} of 300 replies")
+
+
+if __name__ == "__main__":
+    main()

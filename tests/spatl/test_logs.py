@@ -1,0 +1,51 @@
+"""The log of a run is JSON, line by line, and holds what happened and what went wrong."""
+
+import json
+import logging
+from datetime import datetime
+
+import pytest
+
+from server.engines import run_inline
+from spatl.errors import SpatlError
+from spatl.history import read_lines
+from spatl.logs import EVENTS, logged_to
+from tests.federations import tiny_config
+
+
+def test_a_line_has_time_level_message_and_the_facts_of_its_record(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with logged_to(path):
+        EVENTS.info("round %d is over", 3, extra={"round": 3})
+        logging.getLogger("server.strategy").warning("refused “this”\nand that", extra={"round": 3, "client": 1})
+        logging.getLogger("server.strategy").info("of no interest")
+        try:
+            raise ValueError("a bug")
+        except ValueError:
+            logging.getLogger("flwr").exception("it failed")
+    EVENTS.info("after the run")
+    over, refused, failed = read_lines(path)
+    assert {key: value for key, value in over.items() if key != "time"} == {
+        "level": "info", "logger": "spatl.events", "message": "round 3 is over", "round": 3,
+    }  # fmt: skip
+    assert datetime.fromisoformat(over["time"]).utcoffset() is not None
+    assert (refused["level"], refused["client"], refused["message"]) == ("warning", 1, "refused “this”\nand that")
+    assert "ValueError: a bug" in failed["traceback"]
+
+
+def test_a_run_logs_its_rounds_and_why_it_failed(tmp_path, capsys):
+    run_inline(tiny_config(rounds=2), tmp_path / "good")
+    messages = [row["message"] for row in read_lines(tmp_path / "good" / "log.jsonl")]
+    assert messages[0] == "5 clients registered; round 1 of 2 is next"
+    assert [message.split(":")[0] for message in messages[1:]] == ["round 1", "round 2"]
+    with pytest.raises(SpatlError):
+        run_inline(tiny_config(training={"device": "cuda:7"}), tmp_path / "bad")
+    assert read_lines(tmp_path / "bad" / "log.jsonl")[-1]["level"] == "error"
+    assert "spatl.events" not in capsys.readouterr().err
+
+
+def test_every_line_of_a_log_is_one_object(tmp_path):
+    with logged_to(tmp_path / "log.jsonl"):
+        EVENTS.info("a\nb\u2028c")
+    (line,) = (tmp_path / "log.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    assert json.loads(line)["message"] == "a\nb\u2028c"

@@ -1,0 +1,44 @@
+"""Processes that Flower's programs run in end with what started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+CHILD = """
+import subprocess, sys, time
+from spatl.processes import end_with_parent
+end_with_parent()
+below = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
+print(below.pid, flush=True)
+time.sleep(120)
+"""
+PARENT = f"""
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(120)
+"""
+
+
+def is_alive(number):
+    """Whether a process is there, and no zombie."""
+    listing = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True, check=False)
+    return bool(listing.stdout.strip()) and not listing.stdout.startswith("Z")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_process_whose_parent_is_killed_ends_with_all_below_it():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        numbers = [int(parent.stdout.readline()) for _ in range(2)]
+        assert all(map(is_alive, numbers))
+        os.kill(parent.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, numbers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_alive, numbers))

@@ -1,0 +1,14 @@
+"""What one bad client among ten does to the others (docs/robustness.md has what does not hold: a flipped sign)."""
+
+import pytest
+
+from tests.attacks import FACTORS, RULES, accuracy_under, config_of
+
+
+@pytest.mark.slow
+def test_one_client_of_ten_that_sends_a_thousand_times_its_update_costs_the_others_less_than_two_points(tmp_path):
+    """The bound refuses it; a plain mean without it diverges."""
+    config = config_of(RULES["clip 1.5"])
+    untouched, attacked = (accuracy_under(FACTORS[name], config, tmp_path / name) for name in ("none", "times 1000"))
+    assert attacked > untouched - 0.02
+    assert untouched > 0.9
