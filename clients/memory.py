@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def peak_megabytes() -> float:
-    """How much memory this process has had at most, resident; on Linux not counting that of the process it came from."""
+    """How much memory this process has had at most, resident, in MB; on Linux without its parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024 / 1e6

@@ -28,6 +28,7 @@ def random_graph(num_nodes, seed):
     return Graph(torch.randn(num_nodes, NUM_FEATURES, generator=draws), edges / edges.sum(1, keepdim=True).clamp(min=1))
 
 
+@pytest.mark.slow
 @given(num_nodes=st.integers(1, 60), seed=st.integers(0, 2**32))
 def test_the_order_of_the_nodes_only_orders_the_action(num_nodes, seed):
     graph, policy = random_graph(num_nodes, seed), drawn_policy(seed % 7)

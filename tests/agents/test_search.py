@@ -46,6 +46,7 @@ def test_the_new_head_starts_closer_to_what_was_rewarded(method):
     assert after > before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [local_search, tune_head])
 def test_the_policy_itself_is_left_alone(method):
     policy, result = tuned(method, 8)

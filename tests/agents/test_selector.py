@@ -92,6 +92,7 @@ def test_whatever_the_policy_says_the_prior_is_the_floor(policy_file, reward, tu
         assert choice.gain == pytest.approx(accuracy - floor)
 
 
+@pytest.mark.slow
 @given(
     budget=st.one_of(
         st.builds(Budget, st.just("keep_ratio"), st.floats(0.05, 1.0)),

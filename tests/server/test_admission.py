@@ -226,6 +226,7 @@ def test_a_thousandfold_update_is_refused_in_the_first_round_too_whoever_comes_f
             assert "server.norm_bound" in refusal["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [{"aggregation": "median"}, {"aggregation": "trimmed-mean"}, {"clip": 0.8}])
 def test_c_stays_the_weighted_sum_of_the_c_i_under_a_robust_rule(tmp_path, monkeypatch, rule):
     """Some clients send a part, some are clipped and not acknowledged, and the reply of one is lost now and then."""
@@ -271,6 +272,7 @@ def test_without_a_bound_any_size_is_folded_in(tmp_path):
     assert read_lines(tmp_path / "history.jsonl")[0]["rejected"] == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_keeps_failing_is_left_out_for_a_while_and_the_history_says_so(tmp_path):
     """Refused in rounds 1 and 2, left out in 3 and 4, refused in 5, left out in 6 and 7, well from then on."""
     config = tiny_config(rounds=9, method="fedavg", server={"max_failures": 2, "rounds_away": 2})

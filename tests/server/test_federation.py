@@ -84,6 +84,7 @@ def packed(update, layout):
 both_wires = pytest.mark.parametrize("wire", [DENSE, COMPRESSED], ids=["float32", "adaptive"])
 
 
+@pytest.mark.slow
 @both_wires
 def test_two_runs_with_one_seed_give_the_same_history_and_another_seed_another(tmp_path, wire):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
@@ -463,6 +464,7 @@ def test_a_round_with_too_few_replies_changes_nothing(tmp_path):
     assert [row["skipped"] for row in read_lines(tmp_path / "history.jsonl")] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_answers_any_more_stops_and_can_be_resumed(tmp_path):
     """Rounds 2 to 4 are lost: in the third of them the run stops, and what it had stands."""
     config = tiny_config(rounds=6)
@@ -474,6 +476,7 @@ def test_a_run_that_nobody_answers_any_more_stops_and_can_be_resumed(tmp_path):
     assert [row["participants"] for row in rows] == [5, 0, 0, 5, 5, 5]
 
 
+@pytest.mark.slow
 def test_a_round_waits_until_its_clients_are_connected(tmp_path):
     """Asked for the third time, the grid knows them all again; nothing is lost."""
 

@@ -30,6 +30,7 @@ def test_a_client_that_was_led_from_the_initial_encoder_in_vain_is_led_from_it_a
     assert [each["rejections"] for each in rounds] == [[]] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wire", [DENSE, COMPRESSED], ids=["dense", "compressed"])
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_damaged_state_is_replaced_by_the_one_before_only_if_c_stays_the_weighted_sum(

@@ -123,6 +123,7 @@ def killed_twice_and_resumed(setting, instant, directory, monkeypatch, *, first,
     run_inline(config, directory, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instant", INSTANTS)
 def test_a_run_killed_twice_ends_as_if_nothing_had_happened(tmp_path, monkeypatch, undisturbed, instant):
     first = {"a client's file is being replaced": 11, "the summary is missing": 1, "a round opens": 2}.get(instant, 3)
@@ -226,6 +227,7 @@ def test_the_simulation_engine_goes_on_too(tmp_path):
     assert rounds[0] == rounds[1]
 
 
+@pytest.mark.slow
 def test_resume_goes_on_with_what_is_missing_the_clients_that_train_alone_included(tmp_path):
     """Killed while they train; then once more while the pictures are drawn."""
     config = tiny_config(rounds=2, report={"compare_alone": True})

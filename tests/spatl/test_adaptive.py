@@ -55,6 +55,7 @@ def test_rounding_is_off_by_at_most_one_step(pairs, step, seed):
     assert bool((seen[values == 0] == 0).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.005, 0.03, 0.5])
 def test_rounding_is_right_on_average(step):
     """The mean of n draws, each off by half a step at most in the standard deviation, is within five of its own."""
@@ -80,6 +81,7 @@ def test_nearest_is_within_half_a_step_that_is_a_power_of_two(pairs, max_bytes):
     assert bool((torch.remainder(seen.double(), UNIT) == 0).all())
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 99), limits=st.lists(st.integers(0, 800), min_size=2, max_size=4).map(sorted))
 def test_nearest_within_more_bytes_is_never_farther_from_any_value(seed, limits):
     values, places = message(seed=seed)

@@ -103,6 +103,7 @@ def test_an_unknown_command_is_status_2():
         main(["fly"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wire", "rounds"), [("float32", 2), ("adaptive", 2), ("adaptive", 1)])
 @pytest.mark.parametrize("rate", ["1e6", "1e38"])
 def test_a_run_whose_average_is_not_finite_or_out_of_all_bounds_fails(

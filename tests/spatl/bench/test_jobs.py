@@ -95,7 +95,11 @@ def test_an_interrupted_benchmark_ends_although_many_jobs_are_left(config, tmp_p
     out, seeds = tmp_path / "out", ",".join(map(str, range(60)))
     command = [sys.executable, "-m", "spatl.cli", "bench", str(config), "--workers", "2", "--out", str(out),
                "--methods", "fedavg,local", "--seeds", seeds]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # A test run in the background of a shell ignores SIGINT, and so would all it starts.
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not finished(out) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -28,6 +28,7 @@ def same_bits(first: nn.Module, second: nn.Module) -> bool:
     return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("in_channels", "image_size"), [(1, 8), (1, 28), (3, 32)])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_trains_on_small_images(name: str, in_channels: int, image_size: int) -> None:
@@ -85,6 +86,7 @@ def test_building_leaves_the_global_generator_as_it_was(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_no_relu_works_in_place() -> None:
     modules = [module for name in MODELS for module in build(name).modules()]
     assert not any(getattr(module, "inplace", False) for module in modules)
