@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test fast check format clean
+.PHONY: help install quickstart test fast chaos check format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: install ## run all tests, the slow ones too
 
 fast: install ## run the tests a developer runs while working
 	$(BIN)/python -m pytest
+
+chaos: install ## kill every part of a real deployment twenty times (some twenty minutes)
+	$(BIN)/python -m tests.chaos --cycles 20
 
 check: install ## all checks: lint, format, import contracts, types, tests
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,21 @@ def deploy(config: ExperimentConfig, directory: Path, *, timeout_seconds: float)
         _submit(scratch, log_path, address, config, directory)
         _await_end(directory, log_path, timeout_seconds)
     return taps
+
+
+@contextlib.contextmanager
+def started(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of `spatl`, stopped with all it started."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "spatl.cli", *arguments], stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+            env={**environment(log.parent / f"{log.name}-home"), "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        stop(process)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from server.superlink import OPEN_PATH, TOKEN_HEADER, Gate
 from spatl.cli import main
 from spatl.history import read_lines
-from spatl.processes import environment, free_port, script, stop
+from spatl.processes import environment, free_port, script
+from tests.deployments import started
 from tests.federations import run_tiny, tiny_config
 
 NUM_CLIENTS = 4
@@ -165,21 +165,6 @@ class Deployed:
     inline: Path
     answers: dict[str, str]
     logs: dict[str, str]
-
-
-@contextlib.contextmanager
-def started(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of `spatl`, stopped with all it started."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "spatl.cli", *arguments], stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
-            env={**environment(log.parent / f"{log.name}-home"), "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        stop(process)
 
 
 def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:

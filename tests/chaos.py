@@ -1,0 +1,223 @@
+"""Chaos in a real deployment: `python -m tests.chaos [--cycles N] [--seed S]`, then what must hold is checked.
+
+One server and four clients with TLS and keys, on loopback. In every cycle, at random instants, SIGKILL of the process
+in which a client works on a message, of a SuperNode, and of the server; what ended is started again, as systemd would.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clients.state import DirectoryStore
+from server.checkpoint import load_checkpoint
+from spatl.cli import main as spatl
+from spatl.config import ExperimentConfig
+from spatl.history import read_lines
+from spatl.processes import descendants, free_port
+from tests.deployments import started
+from tests.federations import COMPRESSED, blueprint_of, tiny_config
+
+NUM_CLIENTS = 4
+_WORKS = "clients.task"
+_PATIENCE_SECONDS = 120.0
+_RESTART_SECONDS = 3.0
+
+
+@dataclass
+class Outcome:
+    """A run that was killed again and again.
+
+    Attributes:
+        config: The run.
+        directory: The federation's.
+        kills: How many SIGKILLs hit what.
+        seconds: How long it took.
+        histories: The history as each kill of the server left it.
+    """
+
+    config: ExperimentConfig
+    directory: Path
+    kills: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    histories: list[list[dict[str, Any]]] = field(default_factory=list)
+
+    def repeated(self) -> list[int]:
+        """How many rounds that were in the history were done again, per kill of the server."""
+        last = self.history()
+        return [sum(row not in last for row in history) for history in self.histories]
+
+    @property
+    def run(self) -> Path:
+        """The directory of the run's files."""
+        return self.directory / "server" / "run"
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rounds that are over; a last line that is being written is left out."""
+        path = self.run / "history.jsonl"
+        return read_lines(path) if path.exists() else []
+
+
+class Fleet:
+    """The server and the clients of a deployment, each started again when it has ended."""
+
+    def __init__(self, directory: Path, stack: contextlib.ExitStack) -> None:
+        self._directory, self._stack = directory, stack
+        self.server = self._start("server", "--resume")
+        self.clients = [self._start(f"client-{client}") for client in range(NUM_CLIENTS)]
+        self._ended = [0.0] * NUM_CLIENTS
+
+    def _start(self, who: str, *more: str) -> subprocess.Popen[bytes]:
+        role, log = who.partition("-")[0], self._directory / f"{who}.log"
+        return self._stack.enter_context(started("deploy", role, str(self._directory / who), *more, log=log))
+
+    def restart_server(self) -> None:
+        """Start the server on what the last one left."""
+        self.server = self._start("server", "--resume")
+
+    def tend(self) -> None:
+        """Start again the clients that have ended a while ago."""
+        for client, process in enumerate(self.clients):
+            if process.poll() is None:
+                self._ended[client] = 0.0
+            elif not self._ended[client]:
+                self._ended[client] = time.monotonic()
+            elif time.monotonic() - self._ended[client] > _RESTART_SECONDS:
+                self.clients[client] = self._start(f"client-{client}")
+                self._ended[client] = 0.0
+
+    def working(self) -> list[int]:
+        """The processes that work on a message."""
+        below = (pid for process in self.clients if process.poll() is None for pid in descendants(process.pid))
+        return [pid for pid in below if _WORKS in _command(pid)]
+
+    def wait(self, over: Callable[[], Any], seconds: float) -> bool:
+        """Tend the clients until `over`, the server has ended, or the time is up; return whether `over`."""
+        deadline = time.monotonic() + seconds
+        while not (done := bool(over())) and time.monotonic() < deadline and self.server.poll() is None:
+            self.tend()
+            time.sleep(0.05)
+        return done
+
+
+def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None] = print) -> Outcome:
+    """Run a federation of some more rounds than `cycles`, with three kills in every cycle.
+
+    Raises:
+        AssertionError: Something does not go on.
+    """
+    config = tiny_config(
+        method="spatl", rounds=cycles + 4, wire=COMPRESSED, selection={"selector": "update"},
+        data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}},
+        partition={"num_clients": NUM_CLIENTS}, server={"round_timeout_seconds": 60.0, "patience": 1.0},
+    )  # fmt: skip
+    outcome, draw, began = Outcome(config, directory), random.Random(seed), time.monotonic()
+    (directory.parent / "chaos.yaml").write_text(config.to_yaml())
+    address = f"127.0.0.1:{free_port()}"
+    status = spatl(["deploy", "init", str(directory), str(directory.parent / "chaos.yaml"), "--address", address])
+    assert status == 0
+    with contextlib.ExitStack() as stack:
+        fleet = Fleet(directory, stack)
+        for cycle in range(cycles):
+            before = len(outcome.history())
+            fleet.wait(lambda before=before: len(outcome.history()) > before, _PATIENCE_SECONDS)  # it gets on at all
+            for what in draw.sample(["client process", "SuperNode"], 2):
+                fleet.wait(fleet.working, _PATIENCE_SECONDS)
+                fleet.wait(lambda: False, draw.uniform(0, 3))
+                running = [process.pid for process in fleet.clients if process.poll() is None]
+                victims = fleet.working() if what == "client process" else running
+                _kill(draw.choice(victims) if victims else None, what, outcome)
+            fleet.wait(lambda: False, draw.uniform(0, 8))
+            if fleet.server.poll() is None:
+                _kill(fleet.server.pid, "server", outcome)
+                fleet.server.wait(_PATIENCE_SECONDS)
+                outcome.histories.append(outcome.history())
+                fleet.restart_server()
+            elif fleet.server.returncode != 0:
+                fleet.restart_server()
+            over = len(outcome.history())
+            say(f"cycle {cycle + 1} of {cycles}, round {over} of {config.rounds}, {dict(outcome.kills)}, "
+                f"{time.monotonic() - began:.0f} s")  # fmt: skip
+        deadline = time.monotonic() + config.rounds * _PATIENCE_SECONDS
+        while not fleet.wait(lambda: fleet.server.poll() is not None, _PATIENCE_SECONDS):
+            assert time.monotonic() < deadline
+        assert fleet.server.returncode == 0, (directory / "server.log").read_text()[-2000:]
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def check(outcome: Outcome) -> float:
+    """Check what must hold after any kill; return the largest entry of c, which should not be zero.
+
+    Raises:
+        AssertionError: A round is missing or twice there, more than one round was done again, more replies than clients
+            were counted in one, or c is not the weighted sum of what the clients hold.
+    """
+    history, last = outcome.history(), load_checkpoint(outcome.run)
+    assert [row["round"] for row in history] == list(range(1, outcome.config.rounds + 1))
+    assert max(outcome.repeated(), default=0) <= 1, outcome.repeated()
+    assert all(row["participants"] <= NUM_CLIENTS for row in history)
+    uploads = Counter((row["round"], row["client"], row["phase"]) for row in read_lines(outcome.run / "ledger.jsonl")
+                      if row["direction"] == "uplink")  # fmt: skip
+    for row in history:
+        replies = sum(number for (of, _, phase), number in uploads.items() if (of, phase) == (row["round"], "train"))
+        assert row["participants"] + row["rejected"] <= replies
+    assert last is not None
+    assert last.state.control is not None
+    examples = {row["client"]: row["num_examples"] for row in read_lines(outcome.run / "clients.jsonl")}
+    total, layout = sum(examples.values()), blueprint_of(outcome.config).layout
+    expected = torch.zeros(layout.num_parameter_entries, dtype=torch.float64)
+    for client, number in examples.items():
+        (directory,) = (outcome.directory / f"client-{client}" / "state").iterdir()
+        state = DirectoryStore(directory).load()
+        assert state is not None
+        settled = state.settle(
+            acknowledged_round=last.state.folded.get(client, 0), server_round=outcome.config.rounds,
+            half_life=outcome.config.control.half_life,
+        )  # fmt: skip
+        expected += number / total * settled.control.double()
+    torch.testing.assert_close(last.state.control.double(), expected, rtol=1e-4, atol=1e-6)
+    return float(expected.abs().max())
+
+
+def _kill(pid: int | None, what: str, outcome: Outcome) -> None:
+    """Send SIGKILL; a process that ended by itself just before is not counted."""
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            outcome.kills[what] += 1
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def main() -> None:
+    """Do it and print what came of it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--cycles", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="spatl-chaos-", ignore_cleanup_errors=True) as scratch:
+        outcome = cause(Path(scratch) / "federation", cycles=options.cycles, seed=options.seed)
+        largest, repeated = check(outcome), sum(outcome.repeated())
+    print(f"{dict(outcome.kills)} kills in {outcome.seconds:.0f} s; {outcome.config.rounds} rounds, each once; "
+          f"{repeated} rounds done again; c is the weighted sum of the c_i (largest entry {largest:.3g})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
