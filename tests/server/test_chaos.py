@@ -1,4 +1,4 @@
-"""SIGKILL of what works on a message, of a SuperNode and of the server, in a real deployment; `make chaos` does it more."""
+"""SIGKILL of every part of a real deployment: once each here, more often by `make chaos`."""
 
 import pytest
 
