@@ -27,6 +27,7 @@ from spatl.federation import Blueprint, cached_blueprint, reproducible
 from spatl.history import alone_in_run, write_json
 from spatl.ledger import Direction, entry
 from spatl.logs import EVENTS, logged_to
+from spatl.privacy import epsilon_of
 from spatl.protocol import BLOB, RECORD, unpack_saliency
 from spatl.reference import check_of
 from spatl.runner import config_of
@@ -129,7 +130,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool
                 num_rounds=strategy.num_rounds_left,
                 timeout=config.server.round_timeout_seconds,
             )
-    facts = {
+    facts: dict[str, Any] = {
         "method": config.method,
         "title": config.row.title,
         "seed": config.seed,
@@ -144,6 +145,9 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool
             "python": platform.python_version(),
         },
     }
+    if (noise_multiplier := config.privacy.noise_multiplier) is not None:
+        epsilon = epsilon_of(noise_multiplier, recorder.most_participations, config.privacy.delta)
+        facts |= {"epsilon": epsilon, "delta": config.privacy.delta}
     whole = strategy.whole_update_bytes() if blueprint.layout.num_entries else 0
     return recorder.write_summary(facts, whole_update_bytes=whole)
 

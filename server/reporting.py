@@ -64,6 +64,7 @@ class Recorder:
             for row in clients
             if row["round"] == done and row["final_accuracy"] is not None
         }
+        self._participations = Counter(row["client"] for row in clients if row["participated"])
         updates = [Entry.from_json(row) for row in ledger]
         self._num_updates = self._update_bytes = 0
         self._count_updates(updates)
@@ -73,6 +74,11 @@ class Recorder:
     def round(self) -> RoundRecord:
         """The round under way; registration belongs to the first."""
         return self._round
+
+    @property
+    def most_participations(self) -> int:
+        """In how many rounds the client that was folded in most often was so."""
+        return max(self._participations.values(), default=0)
 
     def start_clock(self) -> None:
         """Count the seconds of the first round from here: what clients build and import once is no round's work."""
@@ -94,6 +100,7 @@ class Recorder:
             row.missing, row.uplink_bytes, row.downlink_bytes, row.seconds, extra={"round": row.round},
         )  # fmt: skip
         self.history.append(row)
+        self._participations.update(record.trained.keys())
         self._final = record.final
         self._count_updates(record.entries)
         self._round = RoundRecord(server_round=record.server_round + 1)

@@ -9,12 +9,14 @@ import contextlib
 import hashlib
 import logging
 import math
+import secrets
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -26,7 +28,7 @@ from server.checkpoint import Checkpoint, ServerState, save_checkpoint
 from server.reporting import Recorder
 from server.sampling import sample_clients
 from server.traffic import message_traffic
-from spatl.aggregation import Aggregator, RobustAggregator
+from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator
 from spatl.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
@@ -214,6 +216,8 @@ class Federation(FedAvg):
         sizes: dict[int, float] = {}
         asked = self._asked_for(replies, server_round)
         usual, bound, clip = state.admission.usual, config.server.norm_bound, config.server.clip
+        if config.privacy.noise_multiplier is not None:
+            bound = None  # whether an update is let in must not depend on another client's
         if usual is None and (bound is not None or clip is not None):
             kept = list(asked)  # no round before says what is large: these wait, as they came, until all are in
             asked, usual = iter(kept), self._usual_of(kept, server_round)
@@ -292,7 +296,13 @@ class Federation(FedAvg):
             "normalizes": config.row.normalizes,
         }
         own = self._blueprint.layout, self.state.encoder, self.state.control
-        rule = config.server.aggregation
+        privacy, rule = config.privacy, config.server.aggregation
+        if privacy.noise_multiplier is not None:
+            noise = np.random.default_rng(secrets.randbits(256))  # not the run's seed, which the clients know
+            return PrivateAggregator(
+                *own, **settings, clip=privacy.clip, noise_multiplier=privacy.noise_multiplier,
+                num_expected=config.num_participants, noise=noise,
+            )  # fmt: skip
         if rule == "mean":
             return Aggregator(*own, **settings)
         return RobustAggregator(*own, **settings, rule=rule, trim_fraction=config.server.trim_fraction)

@@ -6,8 +6,10 @@ depend on the order they came in, because sums are kept in fixed point, where ad
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -205,6 +207,47 @@ class RobustAggregator(Aggregator):
             moved[part] = self._rule(values.sort(dim=0).values, (~values.isnan()).sum(dim=0), self._trim_fraction)
         sent = (self._examples > 0)[self._layout.owner]
         return torch.where(sent, (self._encoder.double() + scale * moved).float(), self._encoder)
+
+
+class PrivateAggregator(Aggregator):
+    """An average that tells little of any one client: clipped updates, a fixed divisor, noise on ALL entries.
+
+    The divisor does not depend on who chose an entry, and entries that nobody sent move by noise like the others, so
+    that the choice of channels is covered with the values. Each client counts alike. With one client more or less, the
+    sum before the noise changes by at most `clip`, in L2 norm.
+
+    Args:
+        clip: The longest that an update may be, L2 norm over all its entries; a longer one is scaled down to it.
+        noise_multiplier: The noise's standard deviation, in units of `clip`.
+        num_expected: How many clients are asked in a round: the divisor, whoever answers.
+        noise: Draws the noise; nobody but the server may be able to repeat it.
+        arguments: As of `Aggregator`; there is no control variate.
+    """
+
+    def __init__(
+        self, *arguments: Any, clip: float, noise_multiplier: float, num_expected: int, noise: np.random.Generator,
+        **named: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(*arguments, **named)
+        if self._control is not None or self._normalizes:
+            raise ValueError("a private average has no control variate and no normalisation")
+        self._clip = clip
+        self._noise_multiplier = noise_multiplier
+        self._num_expected = num_expected
+        self._noise = noise
+
+    def add(self, update: Update, num_examples: int) -> None:
+        """As of `Aggregator`; `num_examples` does not count."""
+        norm = float(torch.linalg.vector_norm(update.values.double()))
+        # In float64, where a scaled update of float32 values is not longer than `clip` but for 2**-50 of it.
+        values = update.values.double() * min(1.0, self._clip / norm) if norm else update.values.double()
+        super().add(replace(update, values=values), 1)
+
+    def encoder(self) -> Tensor:
+        """The encoder x after the round, float32 [N]. Each call draws other noise and gives something away."""
+        noise = self._noise.standard_normal(self._layout.num_entries)
+        moved = self._updates.total() + self._noise_multiplier * self._clip * torch.from_numpy(noise)
+        return (self._encoder.double() + self._learning_rate / self._num_expected * moved).float()
 
 
 def _trimmed_mean(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:

@@ -393,6 +393,8 @@ def print_result(console: Console, result: RunResult) -> None:
     add("bytes down", human_bytes(summary["downlink_bytes"]), "needs none" if alone else "")
     add("keep ratio (share of the encoder sent)", _percent(summary["keep_ratio"]))
     add("bytes up, of sending the whole encoder", _percent(summary["uplink_share"]))
+    if "epsilon" in summary:
+        add("privacy of a client, at most", f"epsilon {summary['epsilon']:.3g}, delta {summary['delta']:g}")
     if summary["rejected"] or summary["missing"]:
         add("updates refused / lost", f"{summary['rejected']} / {summary['missing']}")
     console.print(table)

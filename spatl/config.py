@@ -296,6 +296,17 @@ class ServerConfig(Section):
     these took. Null for the timeout alone; with it, what a run gives depends on who is fast."""
 
 
+class PrivacyConfig(Section):
+    """Central differential privacy of each client, whole, towards all but the server (docs/privacy.md)."""
+
+    noise_multiplier: Positive | None = None
+    """The standard deviation of the noise on the sum of a round's updates, in units of `clip`; null for no privacy."""
+    clip: Positive = 1.0
+    """The L2 norm that an update is scaled down to if it is longer."""
+    delta: Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, lt=1)] = 1e-5
+    """The delta that epsilon is told for; it should be well below one over the number of clients."""
+
+
 class WireConfig(Section):
     """How values are encoded, per direction."""
 
@@ -424,6 +435,7 @@ class ExperimentConfig(Section):
     agent: AgentConfig = AgentConfig()
     control: ControlConfig = ControlConfig()
     server: ServerConfig = ServerConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     wire: WireConfig = WireConfig()
     resources: ResourcesConfig = ResourcesConfig()
     report: ReportConfig = ReportConfig()
@@ -453,9 +465,10 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _enough_replies(self) -> Self:
-        participants = max(1, round(self.server.fraction_train * self.partition.num_clients))
-        if self.server.min_replies > participants:
-            raise ValueError(f"server.min_replies is {self.server.min_replies}, but a round has {participants} clients")
+        if self.server.min_replies > self.num_participants:
+            raise ValueError(
+                f"server.min_replies is {self.server.min_replies}, but a round has {self.num_participants} clients"
+            )
         return self
 
     @model_validator(mode="after")
@@ -465,6 +478,28 @@ class ExperimentConfig(Section):
                 f"control.downlink: derived needs a wire.downlink that sends changes; {self.wire.downlink} does not"
             )
         return self
+
+    @model_validator(mode="after")
+    def _can_be_private(self) -> Self:
+        if self.privacy.noise_multiplier is None:
+            return self
+        row, server = self.row, self.server
+        if row.controls or row.normalizes or row.static_mask:
+            raise ValueError(
+                f"privacy: {row.title} releases more than one sum of updates; take a method such as spatl-no-control"
+            )
+        if server.aggregation != "mean" or server.clip is not None:
+            raise ValueError("privacy: has its own aggregation; leave server.aggregation and server.clip out")
+        if self.training.batch_norm == "shared":
+            raise ValueError(
+                "privacy: noise on shared variances could make them negative; set training.batch_norm: local"
+            )
+        return self
+
+    @property
+    def num_participants(self) -> int:
+        """How many clients are asked in a round."""
+        return max(1, round(self.server.fraction_train * self.partition.num_clients))
 
     def budget(self, client: int | None = None) -> Budget:
         """The budget of a client, or of those that have none of their own."""

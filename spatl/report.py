@@ -75,6 +75,8 @@ def _summary(result: RunResult) -> str:
         ("Method", str(summary["method"])),
         ("Seed", str(summary["seed"])),
     ]
+    if "epsilon" in summary:
+        rows.append(("Privacy of a client, at most", f"epsilon {summary['epsilon']:.3g}, delta {summary['delta']:g}"))
     if summary.get("versions"):
         rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in summary["versions"].items())))
     return facts(rows)

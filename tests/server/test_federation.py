@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from server.grids import InProcessGrid, StreamingGrid
 from server.strategy import Federation, blob_content
 from server.traffic import message_traffic
 from spatl.codec import CODECS
-from spatl.config import load_config
+from spatl.config import load_config, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
-from spatl.history import read_lines
+from spatl.history import read_json, read_lines
 from spatl.methods import METHODS
+from spatl.privacy import epsilon_of
 from spatl.protocol import pack_update, section_bytes, unpack_download
 from spatl.reference import Held, follow
 from spatl.seeding import numpy_generator
@@ -715,3 +717,38 @@ def test_late_and_repeated_replies_change_nothing_and_take_nobodys_place(tmp_pat
     assert late["uplink_bytes"] > on_time["uplink_bytes"]  # they travelled
     assert sum(row["late"] for row in read_lines(tmp_path / "b" / "history.jsonl")) > 0
     assert sum(row["late"] for row in read_lines(tmp_path / "a" / "history.jsonl")) == 0
+
+
+PRIVATE = {"noise_multiplier": 2.0, "clip": 0.5, "delta": 1e-3}
+
+
+def test_a_private_run_tells_its_epsilon_and_its_noise_is_not_the_seeds(tmp_path):
+    config = tiny_config(method="spatl-no-control", privacy=PRIVATE)
+    for name in ("one", "other"):
+        run_tiny(config, tmp_path / name)
+    one, other = (read_lines(tmp_path / name / "history.jsonl") for name in ("one", "other"))
+    assert one[0]["accuracy"] == other[0]["accuracy"]  # before the first noise
+    assert {row["encoder_fingerprint"] for row in one}.isdisjoint(row["encoder_fingerprint"] for row in other)
+    summary = read_json(tmp_path / "one" / "summary.json")
+    assert (summary["epsilon"], summary["delta"]) == (epsilon_of(2.0, config.rounds, 1e-3), 1e-3)
+
+
+def test_a_run_without_noise_claims_no_epsilon(tmp_path):
+    run_tiny(tiny_config(rounds=1), tmp_path)
+    assert "epsilon" not in read_json(tmp_path / "summary.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "spatl"}, "take a method such as spatl-no-control"),
+        ({"method": "fednova"}, "take a method such as spatl-no-control"),
+        ({"method": "ssfl"}, "take a method such as spatl-no-control"),
+        ({"server": {"aggregation": "median"}}, "leave server.aggregation and server.clip out"),
+        ({"server": {"clip": 2.0}}, "leave server.aggregation and server.clip out"),
+        ({"training": {"batch_norm": "shared"}}, "set training.batch_norm: local"),
+    ],
+)
+def test_what_noise_would_not_cover_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_config({"method": "fedavg", "privacy": PRIVATE, **changes})
