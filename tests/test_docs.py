@@ -1,0 +1,95 @@
+"""What the documentation says can be typed can be typed."""
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clients.deploy import _key
+from server.deploy import _public_keys
+from spatl.cli import _parser, main
+from spatl.config import ExperimentConfig, parse_config
+from tests.federations import tiny_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
+WORD = re.compile(r"\b[A-Z]{2,}\b|\.\.\.|\|")  # as in `spatl status RUN`, `spatl deploy init|server|client`
+
+
+def fences(page: str, *languages: str) -> list[str]:
+    return [text for language, text in FENCE.findall(PAGES[page]) if language in languages]
+
+
+def commands() -> list[tuple[str, str]]:
+    """The commands of `spatl` on all pages: lines of blocks, services' and containers', and those within a sentence."""
+    found = []
+    for page, text in PAGES.items():
+        outside = FENCE.sub("", text)
+        inline = [each for each in re.findall(r"`(spatl [^`]*)`", outside) if "/" in each or "--" in each]
+        blocks = "\n".join(each for _, each in FENCE.findall(text)).replace("\\\n", " ")
+        lines = re.findall(r"^(?: *command: |ExecStart=| *\$ |)((?:[\w./]*/)?spatl [a-z].*)$", blocks, re.M)
+        found += [(page, re.sub(r"\s+#.*", "", " ".join(line.split()))) for line in (*inline, *lines)]
+    return sorted({each for each in found if not WORD.search(each[1])})
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_a_command_on_a_page_is_one(page, command):
+    _, *arguments = shlex.split(command)
+    assert callable(_parser().parse_args(arguments).command)
+
+
+def test_the_commands_of_a_deployment_are_among_those():
+    of_deployment = [command for page, command in commands() if page == "docs/deploy.md"]
+    assert {command.split()[2] for command in of_deployment if "deploy" in command} == {"init", "server", "client"}
+    assert len(of_deployment) >= 8
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_file_that_a_page_names_is_there(page):
+    names = re.findall(
+        r"(?<![\w/.-])((?:configs|docs|tests|spatl|clients|server|agents)/[\w/.-]+\.(?:yaml|md|py|json))", PAGES[page]
+    )
+    assert [name for name in names if not WORD.search(name) and not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", PAGES[page])
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize(("page", "text"), [(page, text) for page in PAGES for text in fences(page, "yaml")])
+def test_yaml_on_a_page_is_a_config_or_a_compose_file(page, text):
+    content = yaml.safe_load(text)
+    if "services" in content:
+        assert {"image", "command", "volumes", "restart"} <= set.intersection(*map(set, content["services"].values()))
+    else:
+        assert isinstance(parse_config(content), ExperimentConfig)
+
+
+def test_a_systemd_unit_restarts_what_it_starts():
+    for text in fences("docs/deploy.md", "ini"):
+        unit = configparser.ConfigParser()
+        unit.optionxform = str
+        unit.read_string(text)
+        assert unit["Service"]["ExecStart"].startswith("/")
+        assert unit["Service"]["Restart"] in ("always", "on-failure")
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen here")
+def test_a_device_may_make_its_own_key_as_the_guide_says(tmp_path):
+    (line,) = re.findall(r"`(ssh-keygen [^`]*)`", PAGES["docs/deploy.md"])
+    (tmp_path / "config.yaml").write_text(tiny_config().to_yaml())
+    assert main(["deploy", "init", str(tmp_path / "made"), str(tmp_path / "config.yaml")]) == 0
+    client = tmp_path / "made" / "client-0"
+    (client / "client.key").unlink()
+    subprocess.run(shlex.split(line), cwd=client, check=True, stdout=subprocess.DEVNULL)
+    server = tmp_path / "made" / "server"
+    before = _public_keys(server, tiny_config().partition.num_clients)
+    (client / "client.key.pub").replace(server / "clients" / "client-0.pub")
+    (server / "clients" / "client-0.pub").chmod(0o600)
+    after = _public_keys(server, tiny_config().partition.num_clients)
+    assert [name for name in before if before[name] != after[name]] == ["client-0"]
+    assert _key(client / "client.key").curve.key_size == 384
