@@ -1,9 +1,10 @@
 """Flower's ServerApp: registers the clients, lets Flower's own loop run the strategy, and writes the summary."""
 
+import json
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +66,8 @@ def main(grid: Grid, context: Context) -> None:
             streaming = (
                 grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid, patience=config.server.patience)
             )
-            serve(streaming, config, directory, resume=resume)
+            keys = _keys_of(context.run_config)
+            serve(streaming, config, directory, resume=resume, keys=keys)
         except SpatlError as error:
             EVENTS.error("%s", error)
             # For whoever started this process and cannot see its exceptions.
@@ -73,7 +75,10 @@ def main(grid: Grid, context: Context) -> None:
             raise
 
 
-def serve(grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool = False) -> dict[str, Any]:
+def serve(
+    grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool = False,
+    keys: Mapping[int, int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Run a federation over a grid.
 
     A run that goes on repeats the round that it was killed in; that all clients register again, and what the killed
@@ -84,6 +89,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool
         config: The run.
         directory: Where its files go.
         resume: Whether to go on after the last round of the run in `directory`.
+        keys: The client whose key each node holds, by node id, where nodes are authenticated.
 
     Returns:
         The object of `summary.json`.
@@ -102,7 +108,7 @@ def serve(grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool
     if resume:
         (directory / "error.json").unlink(missing_ok=True)
     replace_file(directory / "config.yaml", config.to_yaml().encode())
-    clients = _register(grid, blueprint, recorder if checkpoint is None else None)
+    clients = _register(grid, blueprint, recorder if checkpoint is None else None, keys or {})
     num_examples = {client: registration.num_examples for client, registration in clients.items()}
     nodes = {client: registration.node_id for client, registration in clients.items()}
     recorder.num_examples.update(num_examples)
@@ -172,7 +178,15 @@ class _Registration:
     saliency: Tensor
 
 
-def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder | None) -> dict[int, _Registration]:
+def _keys_of(run_config: Mapping[str, Any]) -> dict[int, int]:
+    """The client whose key each node holds, by node id; nothing where nodes are not authenticated."""
+    nodes: dict[str, int] = json.loads(str(run_config.get("nodes", "{}")))
+    return {node_id: int(client) for client, node_id in nodes.items()}
+
+
+def _register(
+    grid: Grid, blueprint: Blueprint, recorder: Recorder | None, keys: Mapping[int, int]
+) -> dict[int, _Registration]:
     """Ask every node which partition it holds: return the registrations by client, and record their bytes."""
     config = blueprint.config
     node_ids = _connected_nodes(grid, config)
@@ -188,6 +202,9 @@ def _register(grid: Grid, blueprint: Blueprint, recorder: Recorder | None) -> di
     clients: dict[int, _Registration] = {}
     for reply in grid.send_and_receive(question, timeout=config.server.round_timeout_seconds):
         client, registration = _registration(reply, blueprint)
+        owner = keys.get(registration.node_id, client)
+        if owner != client:
+            raise ConfigError(f"the node with the key of client {owner} says that it holds partition {client}")
         if client in clients:
             raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")
         clients[client] = registration

@@ -143,11 +143,11 @@ def serve(options: Namespace, console: Console) -> None:
     def engine(config: ExperimentConfig, run_directory: Path, *, resume: bool) -> None:
         keys = {} if options.insecure else _public_keys(directory, site.num_clients)
         with _superlink(directory, run_directory, bind, insecure=options.insecure) as link:
-            link.register(keys)
+            nodes = link.register(keys)
             link.open()
             say(f"listening on {bind}, waiting for {site.num_clients} clients")
             link.await_clients(site.num_clients, say, seconds=options.wait)
-            link.run(config, run_directory, resume=resume)
+            link.run(config, run_directory, resume=resume, nodes=nodes)
 
     command = shlex.join(["spatl", "deploy", "server", options.directory])
     if options.resume and (out / "summary.json").exists() and (out / "report.html").exists():
@@ -192,10 +192,12 @@ class _Link:
                 raise SpatlError(f"the SuperLink did not start; see {self._log_path}")
             time.sleep(_POLL_SECONDS)
 
-    def register(self, keys: Mapping[str, bytes]) -> None:
-        """Let in the clients that hold these keys (PEM), by name."""
-        for name, key in keys.items():
-            self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
+    def register(self, keys: Mapping[int, bytes]) -> dict[int, int]:
+        """Let in the clients that hold these keys (PEM); return the node id of each."""
+        return {
+            client: self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=f"client-{client}")).node_id
+            for client, key in keys.items()
+        }
 
     def open(self) -> None:
         """Let SuperNodes in, now that it knows whom."""
@@ -225,14 +227,14 @@ class _Link:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def run(self, config: ExperimentConfig, directory: Path, *, resume: bool) -> None:
+    def run(self, config: ExperimentConfig, directory: Path, *, resume: bool, nodes: Mapping[int, int]) -> None:
         """Submit a run and wait for its end.
 
         Raises:
             SpatlError: It ended without a result.
         """
         with tempfile.TemporaryDirectory(prefix="spatl-") as app:
-            write_app(Path(app), config, directory, resume=resume, name=_name_of(directory))
+            write_app(Path(app), config, directory, resume=resume, name=_name_of(directory), nodes=nodes)
             content = build_fab_from_disk(Path(app))
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         run_id = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
@@ -310,8 +312,8 @@ def _superlink(directory: Path, run_directory: Path, bind: Address, *, insecure:
         yield link
 
 
-def _public_keys(directory: Path, num_clients: int) -> dict[str, bytes]:
-    """The keys of the clients (PEM) by name.
+def _public_keys(directory: Path, num_clients: int) -> dict[int, bytes]:
+    """The keys of the clients (PEM).
 
     Raises:
         SpatlError: One is missing, or is no key that Flower takes.
@@ -327,7 +329,7 @@ def _public_keys(directory: Path, num_clients: int) -> dict[str, bytes]:
             key = None
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise SpatlError(f"{path} holds no public key of OpenSSH's on an elliptic curve (ssh-keygen -t ecdsa)")
-        keys[path.stem] = public_key_to_bytes(key)
+        keys[client] = public_key_to_bytes(key)
     return keys
 
 

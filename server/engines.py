@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -109,8 +109,9 @@ def _load(reference: str) -> object:
 
 
 def write_app(
-    app: Path, config: ExperimentConfig, directory: Path, *, resume: bool = False, name: str | None = None
-) -> None:
+    app: Path, config: ExperimentConfig, directory: Path, *, resume: bool = False, name: str | None = None,
+    nodes: Mapping[int, int] | None = None,
+) -> None:  # fmt: skip
     """Write an app bundle that only refers to the installed packages; its run config carries everything.
 
     Args:
@@ -119,8 +120,11 @@ def write_app(
         directory: Where the ServerApp puts the run's files.
         resume: Whether it goes on with what is there.
         name: What devices call the run, whose state of each lies apart.
+        nodes: The node id that each client's key belongs to, where nodes are authenticated.
     """
     values = {"config": config.to_json(), "out": str(directory), **({"run": name} if name else {})}
+    if nodes:
+        values["nodes"] = json.dumps(dict(nodes))
     # A JSON string is a TOML string once its characters are written out.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     lines += ["resume = true"] if resume else []

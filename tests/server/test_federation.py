@@ -752,3 +752,17 @@ def test_a_run_without_noise_claims_no_epsilon(tmp_path):
 def test_what_noise_would_not_cover_is_refused(changes, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse_config({"method": "fedavg", "privacy": PRIVATE, **changes})
+
+
+@pytest.mark.parametrize("liar", [0, 3])
+def test_a_client_with_the_key_of_another_is_named_and_the_run_does_not_start(tmp_path, liar):
+    config = tiny_config()
+    values = {"config": config.to_json(), "out": str(tmp_path)}
+    grid = InProcessGrid(client_app, num_clients=5, run_config=values)
+    nodes = dict(enumerate(sorted(grid.get_node_ids())))
+    keys = server.app._keys_of({"nodes": json.dumps(nodes)})
+    assert keys == {node: client for client, node in nodes.items()}
+    keys[nodes[liar]] = 2
+    with pytest.raises(ConfigError, match=f"the key of client 2 says that it holds partition {liar}"):
+        server.app.serve(grid, config, tmp_path, keys=keys)
+    assert not (tmp_path / "history.jsonl").exists()
