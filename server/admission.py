@@ -8,8 +8,6 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
 from spatl.errors import UpdateRejected
 from spatl.protocol import Update
 from spatl.selection.layout import EncoderLayout
@@ -88,31 +86,6 @@ def check_size(size: float, usual: float | None, bound: float | None) -> None:
         raise UpdateTooLarge(
             f"the update's root mean square is {size:.3g}, more than the {largest:.3g} that server.norm_bound allows"
         )
-
-
-def check_direction(update: Update, layout: EncoderLayout, central: Tensor | None) -> None:
-    """Refuse an update that points away from what the clients say in the middle, as a flipped sign does.
-
-    FLTrust (Cao et al. 2021) weighs updates by their cosine with an update of the server's own, and those with a
-    negative one not at all; here the median takes that one's place, because the server has no data.
-
-    Args:
-        update: The update.
-        layout: The shared encoder.
-        central: float32 [N], the median of the round's updates, or None for no check.
-
-    Raises:
-        UpdateRejected: The cosine of the two, over the parameters that were sent, is below 0.
-    """
-    if central is None:
-        return
-    entries = update.selection.entries(layout)
-    is_parameter = entries < layout.num_parameter_entries
-    own, middle = update.values[is_parameter].double(), central[entries[is_parameter]].double()
-    lengths = float(own.norm() * middle.norm())
-    if lengths and float(own @ middle) < 0:
-        cosine = float(own @ middle) / lengths
-        raise UpdateRejected(f"the update points away from the median of all: cosine {cosine:.2f}")
 
 
 def clip_update(update: Update, size: float, usual: float | None, factor: float | None) -> Update:

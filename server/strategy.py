@@ -23,12 +23,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from server.admission import UpdateTooLarge, check_direction, check_size, clip_update, size_of
+from server.admission import UpdateTooLarge, check_size, clip_update, size_of
 from server.checkpoint import Checkpoint, ServerState, save_checkpoint
 from server.reporting import Recorder
 from server.sampling import sample_clients
 from server.traffic import message_traffic
-from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator, central_update
+from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator
 from spatl.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
@@ -221,18 +221,12 @@ class Federation(FedAvg):
         if usual is None and (bound is not None or clip is not None):
             kept = list(asked)  # no round before says what is large: these wait, as they came, until all are in
             asked, usual = iter(kept), self._usual_of(kept, server_round)
-        central = None
-        if config.server.aggregation == "filtered-mean":
-            kept = list(asked)
-            asked = iter(kept)
-            central = central_update(self._readable(kept, server_round), self._blueprint.layout)
         unclipped = set()
         for client, reply in asked:
             try:
                 update, report = self._open_update(reply, client, server_round)
                 size = size_of(update, self._blueprint.layout)
                 check_size(size, usual, bound)
-                check_direction(update, self._blueprint.layout, central)
                 clipped = clip_update(update, size, usual, clip)
                 aggregator.add(clipped, self._num_examples[client])
             except UpdateRejected as error:
@@ -309,20 +303,17 @@ class Federation(FedAvg):
                 *own, **settings, clip=privacy.clip, noise_multiplier=privacy.noise_multiplier,
                 num_expected=config.num_participants, noise=noise,
             )  # fmt: skip
-        if rule in ("mean", "filtered-mean"):
+        if rule == "mean":
             return Aggregator(*own, **settings)
         return RobustAggregator(*own, **settings, rule=rule, trim_fraction=config.server.trim_fraction)
 
     def _usual_of(self, replies: Iterable[tuple[int, Message]], server_round: int) -> float | None:
         """The median size of these updates; None if none can be read."""
-        sizes = [size_of(update, self._blueprint.layout) for update in self._readable(replies, server_round)]
-        return statistics.median(sizes) if sizes else None
-
-    def _readable(self, replies: Iterable[tuple[int, Message]], server_round: int) -> Iterator[Update]:
-        """Those of these updates that can be read."""
+        sizes = []
         for client, reply in replies:
             with contextlib.suppress(UpdateRejected):
-                yield self._open_update(reply, client, server_round)[0]
+                sizes.append(size_of(self._open_update(reply, client, server_round)[0], self._blueprint.layout))
+        return statistics.median(sizes) if sizes else None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

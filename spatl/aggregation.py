@@ -5,7 +5,7 @@ depend on the order they came in, because sums are kept in fixed point, where ad
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -176,7 +176,7 @@ class RobustAggregator(Aggregator):
     client whose update is folded in goes on with its own c_i (DESIGN 2.3).
 
     Args:
-        rule: `median` or `trimmed-mean`.
+        rule: A row of `RULES` other than `mean`.
         trim_fraction: The share of the senders that a trimmed mean leaves out at either end, in [0, 0.5).
         arguments: As of `Aggregator`.
     """
@@ -266,21 +266,7 @@ def _median(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
     return _trimmed_mean(ranked, number, 0.5)
 
 
-def central_update(updates: Iterable[Update], layout: EncoderLayout) -> Tensor:
-    """float32 [N], the median of what the clients that sent an entry say of it, each counting alike; 0 if none did."""
-    kept = [
-        torch.full((layout.num_entries,), math.nan).index_copy_(0, update.selection.entries(layout), update.values)
-        for update in updates
-    ]
-    result = torch.zeros(layout.num_entries)
-    for start in range(0, layout.num_entries if kept else 0, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        values = torch.stack([each[part] for each in kept])
-        result[part] = _median(values.sort(dim=0).values, (~values.isnan()).sum(dim=0), 0.5)
-    return result
-
-
 _CHUNK = 2**16
 _RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}
-RULES = ("mean", "filtered-mean", *_RULES)
-"""How updates become one, by name; what is filtered out, `server.admission` says."""
+RULES = ("mean", *_RULES)
+"""How updates become one, by name."""

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator, central_update
+from spatl.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator
 from spatl.errors import UpdateRejected
 from spatl.protocol import Update
 from spatl.selection.selection import Selection, select_all
@@ -320,13 +320,6 @@ def test_robust_rules_count_each_client_alike_and_scale_as_the_mean_does():
     assert robust(updates, "trimmed-mean", 0.1).tolist() == [2.0] * LAYOUT.num_entries
     assert robust(updates, "trimmed-mean", 0.0).tolist() == pytest.approx([11.0] * LAYOUT.num_entries)
     assert robust(updates, "median", learning_rate=2.0)[0] == 4.0
-
-
-@given(seed=st.integers(0, 2**32), number=st.integers(0, 8))
-def test_the_central_update_is_the_median_over_the_clients_that_sent_an_entry(seed, number):
-    updates = random_updates(seed, number)
-    moved = robust(updates, "median").double()
-    torch.testing.assert_close(central_update((each for each, _ in updates), LAYOUT).double(), moved)
 
 
 def privately(updates, encoder, *, clip, noise_multiplier=0.0, num_expected=10, seed=0):
