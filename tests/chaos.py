@@ -33,6 +33,7 @@ NUM_CLIENTS = 4
 _WORKS = "clients.task"
 _PATIENCE_SECONDS = 120.0
 _RESTART_SECONDS = 3.0
+_TRIES = 20
 
 
 @dataclass
@@ -120,7 +121,7 @@ def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]
     config = tiny_config(
         method="spatl", rounds=cycles + 4, wire=COMPRESSED, selection={"selector": "update"},
         data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}},
-        partition={"num_clients": NUM_CLIENTS}, server={"round_timeout_seconds": 60.0, "patience": 1.0},
+        partition={"num_clients": NUM_CLIENTS}, server={"round_timeout_seconds": 25.0, "patience": 1.0},
     )  # fmt: skip
     outcome, draw, began = Outcome(config, directory), random.Random(seed), time.monotonic()
     (directory.parent / "chaos.yaml").write_text(config.to_yaml())
@@ -133,11 +134,16 @@ def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]
             before = len(outcome.history())
             fleet.wait(lambda before=before: len(outcome.history()) > before, _PATIENCE_SECONDS)  # it gets on at all
             for what in draw.sample(["client process", "SuperNode"], 2):
-                fleet.wait(fleet.working, _PATIENCE_SECONDS)
-                fleet.wait(lambda: False, draw.uniform(0, 3))
-                running = [process.pid for process in fleet.clients if process.poll() is None]
-                victims = fleet.working() if what == "client process" else running
-                _kill(draw.choice(victims) if victims else None, what, outcome)
+                within, before_kill = 3.0, outcome.kills.total()
+                for _ in range(_TRIES):
+                    fleet.wait(fleet.working, _PATIENCE_SECONDS)
+                    fleet.wait(lambda: False, draw.uniform(0, within))
+                    running = [process.pid for process in fleet.clients if process.poll() is None]
+                    victims = fleet.working() if what == "client process" else running
+                    _kill(draw.choice(victims) if victims else None, what, outcome)
+                    if outcome.kills.total() > before_kill:
+                        break
+                    within /= 2  # the work was over before: earlier in the next one
             fleet.wait(lambda: False, draw.uniform(0, 8))
             if fleet.server.poll() is None:
                 _kill(fleet.server.pid, "server", outcome)
