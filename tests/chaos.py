@@ -134,16 +134,13 @@ def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]
             before = len(outcome.history())
             fleet.wait(lambda before=before: len(outcome.history()) > before, _PATIENCE_SECONDS)  # it gets on at all
             for what in draw.sample(["client process", "SuperNode"], 2):
-                within, before_kill = 3.0, outcome.kills.total()
-                for _ in range(_TRIES):
+                for attempt in range(_TRIES):  # the work was over before: earlier in the next one
                     fleet.wait(fleet.working, _PATIENCE_SECONDS)
-                    fleet.wait(lambda: False, draw.uniform(0, within))
+                    fleet.wait(lambda: False, draw.uniform(0, 3 / 2**attempt))
                     running = [process.pid for process in fleet.clients if process.poll() is None]
                     victims = fleet.working() if what == "client process" else running
-                    _kill(draw.choice(victims) if victims else None, what, outcome)
-                    if outcome.kills.total() > before_kill:
+                    if victims and _kill(draw.choice(victims), what, outcome):
                         break
-                    within /= 2  # the work was over before: earlier in the next one
             fleet.wait(lambda: False, draw.uniform(0, 8))
             if fleet.server.poll() is None:
                 _kill(fleet.server.pid, "server", outcome)
@@ -197,12 +194,14 @@ def check(outcome: Outcome) -> float:
     return float(expected.abs().max())
 
 
-def _kill(pid: int | None, what: str, outcome: Outcome) -> None:
-    """Send SIGKILL; a process that ended by itself just before is not counted."""
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            outcome.kills[what] += 1
+def _kill(pid: int, what: str, outcome: Outcome) -> bool:
+    """Send SIGKILL; return whether the process was there: one that ended by itself just before is not counted."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    outcome.kills[what] += 1
+    return True
 
 
 def _command(pid: int) -> str:
