@@ -45,6 +45,8 @@ def test_no_source_seeds_or_draws_from_a_global_generator():
 def test_a_client_imports_no_package_of_an_extra():
     code = (
         "import sys, clients.app\n"
+        "from spatl.data.sources import load_dataset\n"
+        "load_dataset('digits', seed=1)  # whose file scikit-learn holds\n"
         "heavy = {'matplotlib', 'ray', 'sklearn', 'gymnasium', 'stable_baselines3'}\n"
         "of_data = {'datasets', 'flwr_datasets', 'pandas', 'pyarrow', 'PIL'}\n"
         "bad = (heavy | of_data) & set(sys.modules)\n"

@@ -1,13 +1,14 @@
 """Data sets by name."""
 
 import errno
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sklearn.datasets import load_digits
 
 from spatl.data import DATASETS, load_dataset
 from spatl.errors import DataError
@@ -56,9 +57,10 @@ def test_every_data_set_is_standardised_and_says_its_name(name: str, tmp_path: P
 
 
 def test_digits_are_all_of_scikit_learns_digits() -> None:
-    dataset = load_dataset("digits", seed=1)
-    assert dataset.images.shape == (1797, 1, 8, 8)
-    assert set(dataset.labels.tolist()) == set(range(10))
+    dataset, bunch = load_dataset("digits", seed=1), load_digits()
+    expected = torch.from_numpy(bunch.images).float().unsqueeze(1)
+    assert dataset.images.equal((expected - expected.mean()) / expected.std())
+    assert dataset.labels.tolist() == bunch.target.tolist()
 
 
 def test_digits_are_the_same_for_every_seed() -> None:
@@ -66,7 +68,7 @@ def test_digits_are_the_same_for_every_seed() -> None:
 
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr("spatl.data.sources.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"needs scikit-learn: pip install 'spatl\[simulation\]'"):
         load_dataset("digits", seed=1)
 
