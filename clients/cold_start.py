@@ -4,16 +4,20 @@ Every figure is the least of several processes, which take turns, so that what e
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
+from clients import knock
 from clients.app import workplace_of
+from clients.memory import peak_megabytes
 from clients.round import Workplace
 from clients.state import DirectoryStore
 from spatl.config import parse_config
@@ -31,7 +35,15 @@ _STEPS = {
     "ready, in Flower's process": "import clients.task, clients.cold_start; clients.cold_start.ready()",
     "between messages: SuperNode": "import flwr.supernode.cli.flower_supernode, flwr.supernode.main",
     "between messages: SuperExec": "import flwr.supercore.cli.flower_superexec",
+    "between messages: clients.warm": "import clients.warm",
 }
+WARM = "a whole message, in a fork of clients.warm"
+_WARM_PROGRAM = """
+import sys
+from pathlib import Path
+from clients import cold_start, forks, warm
+forks.serve(Path(sys.argv[1]), cold_start.handle_in_fork, parent=int(sys.argv[2]))
+"""
 _PROGRAM = """
 import time
 wall, cpu = time.perf_counter(), time.process_time()
@@ -87,6 +99,12 @@ def handle() -> None:
             store.save(state)
 
 
+def handle_in_fork() -> None:
+    """Do a round's work in a process that was forked for it, and print its CPU seconds and its memory at the peak."""
+    handle()
+    print(json.dumps([time.process_time(), peak_megabytes()]))
+
+
 def measure(repeats: int = _REPEATS) -> dict[str, Cost]:
     """Return what each step costs in a process of its own; the first of each, which compiles the sources, is not kept.
 
@@ -99,14 +117,42 @@ def measure(repeats: int = _REPEATS) -> dict[str, Cost]:
         settings.pop("PYTHONDONTWRITEBYTECODE", None)
         for _ in range(1 + repeats):
             for name, step in _STEPS.items():
-                done = subprocess.run(
-                    [sys.executable, "-c", _PROGRAM.format(step=step)], capture_output=True, text=True,
-                    timeout=_TIMEOUT_SECONDS, env=settings, check=False,
-                )  # fmt: skip
-                if done.returncode:
-                    raise SpatlError(f"{name}: {done.stderr.strip().rpartition(chr(10))[2]}")
-                found[name].append(Cost(*json.loads(done.stdout.splitlines()[-1])))
+                command = [sys.executable, "-c", _PROGRAM.format(step=step)]
+                found[name].append(Cost(*_printed_by(command, settings)))
+        found[WARM] = _warm_costs(1 + repeats, Path(home), settings)
     return {name: Cost(*map(min, zip(*map(astuple, each[1:]), strict=True))) for name, each in found.items()}
+
+
+def _warm_costs(repeats: int, directory: Path, settings: Mapping[str, str]) -> list[Cost]:
+    """What messages cost in forks, from the start of the process that Flower would start to its end."""
+    path = directory / "warm.sock"
+    process = subprocess.Popen([sys.executable, "-c", _WARM_PROGRAM, str(path), str(os.getpid())], env=settings)
+    try:
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        costs = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            cpu_seconds, peak = _printed_by([sys.executable, "-S", "-E", knock.__file__, str(path)], settings)
+            costs.append(Cost(time.perf_counter() - began, cpu_seconds, peak))
+        return costs
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _printed_by(command: list[str], settings: Mapping[str, str]) -> list[float]:
+    """The numbers in the last line that a program prints.
+
+    Raises:
+        SpatlError: It fails.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=settings, check=False)
+    if done.returncode:
+        raise SpatlError(f"{' '.join(command)}: {done.stderr.strip().rpartition(chr(10))[2]}")
+    numbers: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return numbers
 
 
 def rows() -> Iterable[tuple[str, ...]]:

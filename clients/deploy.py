@@ -1,6 +1,6 @@
 """`spatl deploy client`: this machine's SuperNode, after a look at whether it will get anywhere.
 
-The SuperNode takes the place of this process, which has PyTorch loaded: between messages a device holds Flower alone.
+The SuperNode takes the place of this process. Beside it, unless `--cold`, `clients.warm` keeps PyTorch loaded.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import shlex
 import socket
 import ssl
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -27,6 +28,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from rich.console import Console
 
+from clients import knock
 from spatl.config import ExperimentConfig, parse_budget
 from spatl.deployment import (
     CA_CERTIFICATE,
@@ -78,8 +80,13 @@ def start(options: Namespace, console: Console) -> None:
     console.print(f"client {site.client} of {site.num_clients}, server {address}, state in {node['state-dir']}",
                   markup=False, highlight=False, soft_wrap=True)  # fmt: skip
     settings = environment(home)
-    settings["PATH"] = os.pathsep.join([str(_programs(home)), settings["PATH"]])
+    warm = None if options.cold else home / "warm.sock"
+    settings["PATH"] = os.pathsep.join([str(_programs(home, warm)), settings["PATH"]])
     os.chdir(home)
+    if warm is not None:  # it ends with the process that this one becomes
+        subprocess.Popen(
+            [sys.executable, "-m", "clients.warm", str(warm), str(os.getpid())], env=settings, stdin=subprocess.DEVNULL
+        )
     os.execve(command[0], [*command, "--node-config", str(home / _NODE_FILE)], settings)
 
 
@@ -117,12 +124,15 @@ def node_config(
     return node
 
 
-def _programs(home: Path) -> Path:
-    """A directory of programs that go before Flower's: `clients.task` as `flwr-clientapp`."""
+def _programs(home: Path, warm: Path | None) -> Path:
+    """A directory of programs that go before Flower's: as `flwr-clientapp`, `clients.knock`, or `clients.task`."""
     directory = home / "bin"
     directory.mkdir(exist_ok=True)
     program = directory / "flwr-clientapp"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m clients.task "$@"\n', encoding="utf-8")
+    command = [sys.executable, "-m", "clients.task"]
+    if warm is not None:
+        command = [sys.executable, "-S", "-E", str(Path(knock.__file__)), str(warm)]
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
     program.chmod(0o700)
     return directory
 

@@ -219,6 +219,9 @@ def _add_deploy_client(parser: argparse.ArgumentParser) -> None:
         "--budget", metavar="KIND=LIMIT", help=f"what it may spend: {', '.join(BUDGET_KINDS)}, e.g. keep_ratio=0.3"
     )
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
+    parser.add_argument(
+        "--cold", action="store_true", help="load PyTorch anew for each message, and hold no memory for it in between"
+    )
     parser.add_argument("--insecure", action="store_true", help="no TLS and no key, for a server that has none")
     parser.set_defaults(command=_by_reference("clients.deploy:start"))
 

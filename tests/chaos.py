@@ -1,7 +1,8 @@
-"""Chaos in a real deployment: `python -m tests.chaos [--cycles N] [--seed S]`, then what must hold is checked.
+"""Chaos in real deployments: `python -m tests.chaos [--federations F] [--cycles N]`, then what must hold is checked.
 
-One server and four clients with TLS and keys, on loopback. In every cycle, at random instants, SIGKILL of the process
-in which a client works on a message, of a SuperNode, and of the server; what ended is started again, as systemd would.
+Each is one server and four clients with TLS and keys, on loopback. In every cycle, at random instants, SIGKILL of the
+process in which a client works on a message, of a SuperNode, and of the server; what ended is started again, as systemd
+would.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from tests.deployments import started
 from tests.federations import COMPRESSED, blueprint_of, tiny_config
 
 NUM_CLIENTS = 4
-_WORKS = "clients.task"
+PARTS = ("client process", "SuperNode", "server")
 _PATIENCE_SECONDS = 120.0
 _RESTART_SECONDS = 3.0
 _TRIES = 20
@@ -99,9 +101,12 @@ class Fleet:
                 self._ended[client] = 0.0
 
     def working(self) -> list[int]:
-        """The processes that work on a message."""
+        """The processes that work on a message: what Flower started for it, and the fork that does it."""
         below = (pid for process in self.clients if process.poll() is None for pid in descendants(process.pid))
-        return [pid for pid in below if _WORKS in _command(pid)]
+        commands = {pid: _command(pid) for pid in below}
+        forks = {fork for pid, command in commands.items() if "clients.warm" in command for fork in descendants(pid)}
+        started = {pid for pid, command in commands.items() if "knock.py" in command or "clients.task" in command}
+        return sorted(forks | started)
 
     def wait(self, over: Callable[[], Any], seconds: float) -> bool:
         """Tend the clients until `over`, the server has ended, or the time is up; return whether `over`."""
@@ -133,7 +138,7 @@ def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]
         for cycle in range(cycles):
             before = len(outcome.history())
             fleet.wait(lambda before=before: len(outcome.history()) > before, _PATIENCE_SECONDS)  # it gets on at all
-            for what in draw.sample(["client process", "SuperNode"], 2):
+            for what in draw.sample(PARTS[:2], 2):
                 for attempt in range(_TRIES):  # the work was over before: earlier in the next one
                     fleet.wait(fleet.working, _PATIENCE_SECONDS)
                     fleet.wait(lambda: False, draw.uniform(0, 3 / 2**attempt))
@@ -212,16 +217,29 @@ def _command(pid: int) -> str:
 
 
 def main() -> None:
-    """Do it and print what came of it."""
+    """Do it to some federations side by side, and print what came of each."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
-    parser.add_argument("--cycles", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--federations", type=int, default=1)
+    parser.add_argument("--cycles", type=int, default=20, help="of each federation")
+    parser.add_argument("--seed", type=int, default=1, help="of the first federation, counted up for the others")
+    parser.add_argument("--at-least", type=int, default=1, help="how often each part must have been killed, in all")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="spatl-chaos-", ignore_cleanup_errors=True) as scratch:
-        outcome = cause(Path(scratch) / "federation", cycles=options.cycles, seed=options.seed)
-        largest, repeated = check(outcome), sum(outcome.repeated())
-    print(f"{dict(outcome.kills)} kills in {outcome.seconds:.0f} s; {outcome.config.rounds} rounds, each once; "
-          f"{repeated} rounds done again; c is the weighted sum of the c_i (largest entry {largest:.3g})")  # fmt: skip
+
+    def outcome_of(seed: int) -> Outcome:
+        with tempfile.TemporaryDirectory(prefix="spatl-chaos-", ignore_cleanup_errors=True) as scratch:
+            outcome = cause(Path(scratch) / "federation", cycles=options.cycles, seed=seed,
+                            say=lambda line: print(f"seed {seed}: {line}", flush=True))  # fmt: skip
+            largest, repeated = check(outcome), sum(outcome.repeated())
+        print(f"seed {seed}: {dict(outcome.kills)} kills in {outcome.seconds:.0f} s; {outcome.config.rounds} rounds, "
+              f"each once; {repeated} rounds done again; c is the weighted sum of the c_i (largest entry "
+              f"{largest:.3g})", flush=True)  # fmt: skip
+        return outcome
+
+    with ThreadPoolExecutor() as pool:
+        outcomes = list(pool.map(outcome_of, range(options.seed, options.seed + options.federations)))
+    kills = sum((outcome.kills for outcome in outcomes), Counter[str]())
+    print(f"{dict(kills)} kills in all")
+    assert min(kills[what] for what in PARTS) >= options.at_least, kills
 
 
 if __name__ == "__main__":

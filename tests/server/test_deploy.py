@@ -244,8 +244,8 @@ def deployed(tmp_path_factory) -> Deployed:
         answers = intrusions(directory, address, base / "stranger" / "client-0")
         assert "1 of 4" not in log.read_text()
         for client in range(NUM_CLIENTS):
-            own = base / f"client-{client}.log"
-            stack.enter_context(started("deploy", "client", str(directory / f"client-{client}"), log=own))
+            own, cold = base / f"client-{client}.log", ["--cold"] if client == 0 else []
+            stack.enter_context(started("deploy", "client", str(directory / f"client-{client}"), *cold, log=own))
         assert server.wait(SECONDS) == 0, log.read_text()
     run_tiny(CONFIG, base / "inline")
     return Deployed(directory, base / "inline", answers, {path.stem: path.read_text() for path in base.glob("*.log")})

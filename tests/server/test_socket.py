@@ -39,8 +39,7 @@ class Runs:
 def runs(tmp_path_factory) -> Runs:
     directory = tmp_path_factory.mktemp("socket")
     run_tiny(CONFIG, directory / "inline")
-    taps = deploy(CONFIG, directory / "deployment", timeout_seconds=600)
-    return Runs(directory / "inline", directory / "deployment", taps)
+    return Runs(directory / "inline", *deploy(CONFIG, directory / "deployment", timeout_seconds=600))
 
 
 def of_messages(calls: list[Call]) -> list[Call]:

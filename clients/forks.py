@@ -1,0 +1,94 @@
+"""Forks of this process for processes that knock: each becomes the one that knocked, with all that is loaded here.
+
+`clients.knock` hands over its arguments, environment, directory and standard streams, on a socket in a directory that
+no other user can enter. A process that serves has one thread and has not touched a GPU; the forks share its memory.
+"""
+
+import atexit
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_WATCH_SECONDS = 2.0
+_CHUNK_BYTES = 1 << 16
+_NUM_STREAMS = 3
+
+
+def serve(path: Path, handle: Callable[[], None], *, parent: int) -> None:
+    """Fork for every process that knocks, and call `handle` there; return in the fork, and when the parent is gone.
+
+    Args:
+        path: A socket to make, in a directory that no other user can enter.
+        handle: What a fork does, with the arguments, environment, directory and standard streams of the one that
+            knocked; its exit status is the other's.
+        parent: The process that started this one.
+    """
+    os.chdir(path.parent)  # a socket's path must be short
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path.name)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path.name)
+    listener.listen()
+    listener.settimeout(_WATCH_SECONDS)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent ends, so this one does
+    gc.collect()
+    gc.freeze()  # what is there now stays shared
+    while os.getppid() == parent:
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
+        if os.fork() == 0:
+            listener.close()
+            _become(connection, handle)
+            return
+        connection.close()
+
+
+def _become(connection: socket.socket, handle: Callable[[], None]) -> None:
+    """Be the process that knocked, and say at the very end how it went."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    connection.settimeout(None)
+    request, streams = _receive(connection)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["directory"])
+    sys.argv = request["arguments"]
+    threading.Thread(target=_obey, args=(connection,), name="spatl-knock", daemon=True).start()
+    status = 1
+    atexit.register(lambda: connection.sendall(bytes([status])))  # registered first, so it is the last
+    try:
+        handle()
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    data, streams, _, _ = socket.recv_fds(connection, _CHUNK_BYTES, _NUM_STREAMS)
+    while not data.endswith(b"\n"):
+        if not (more := connection.recv(_CHUNK_BYTES)):
+            raise ConnectionError("whoever knocked has gone")
+        data += more
+    return json.loads(data), list(streams)
+
+
+def _obey(connection: socket.socket) -> None:
+    """Take the signals of the process that knocked; if it goes before this one, it was killed."""
+    while number := connection.recv(1):
+        os.kill(os.getpid(), number[0])
+    os.kill(os.getpid(), signal.SIGKILL)

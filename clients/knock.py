@@ -1,0 +1,37 @@
+"""What Flower starts for each message: has `clients.warm` handle it, or handles it itself where nobody is there.
+
+A program of the standard library alone, started without `site`: `python -S -E clients/knock.py SOCKET [ARGUMENT ...]`.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+
+
+def main() -> None:
+    """Knock, wait for the end, and exit with its status."""
+    path, arguments = sys.argv[1], sys.argv[2:]
+    here = os.getcwd()
+    request = {"arguments": ["flwr-clientapp", *arguments], "environment": dict(os.environ), "directory": here}
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        os.chdir(os.path.dirname(path))  # a socket's path must be short
+        connection.connect(os.path.basename(path))
+        socket.send_fds(connection, [b" "], [0, 1, 2])
+        connection.sendall(json.dumps(request).encode() + b"\n")
+    except OSError:
+        os.chdir(here)
+        os.execv(sys.executable, [sys.executable, "-m", "clients.task", *arguments])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, lambda received, frame: connection.send(bytes([received])))
+    try:
+        status = connection.recv(1)
+    except OSError:
+        status = b""
+    sys.exit(status[0] if status else 1)
+
+
+if __name__ == "__main__":
+    main()

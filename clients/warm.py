@@ -1,0 +1,21 @@
+"""A process that has PyTorch and the ClientApp loaded, for messages to come: `python -m clients.warm SOCKET PARENT`.
+
+Flower starts a process for every message, which would import PyTorch anew each time. Where `clients.knock` is what it
+starts instead, the message is handled in a fork of this process, in hardly more memory than a process of its own takes.
+"""
+
+import sys
+from pathlib import Path
+
+import clients.app  # noqa: F401  (for the forks)
+from clients import task
+from clients.forks import serve
+
+
+def main() -> None:
+    """Serve Flower's messages."""
+    serve(Path(sys.argv[1]), task.main, parent=int(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()
