@@ -1,6 +1,7 @@
 """`spatl deploy client`: this machine's SuperNode, after a look at whether it will get anywhere.
 
-The SuperNode takes the place of this process. Beside it, unless `--cold`, `clients.warm` keeps PyTorch loaded.
+`clients.keep` takes the place of this process, which has PyTorch loaded, and keeps the SuperNode running; beside it,
+unless `--cold`, `clients.warm`.
 """
 
 import json
@@ -9,7 +10,6 @@ import os
 import shlex
 import socket
 import ssl
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -28,7 +28,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from rich.console import Console
 
-from clients import knock
+from clients import keep, knock
 from spatl.config import ExperimentConfig, parse_budget
 from spatl.deployment import (
     CA_CERTIFICATE,
@@ -50,7 +50,7 @@ _NODE_FILE = "node.toml"
 
 
 def start(options: Namespace, console: Console) -> None:
-    """Become the SuperNode of a client's directory.
+    """Become what keeps the SuperNode of a client's directory running.
 
     Raises:
         SpatlError: The directory is none of a client, an option is wrong, or the server is not the one of its CA,
@@ -83,11 +83,10 @@ def start(options: Namespace, console: Console) -> None:
     warm = None if options.cold else home / "warm.sock"
     settings["PATH"] = os.pathsep.join([str(_programs(home, warm)), settings["PATH"]])
     os.chdir(home)
-    if warm is not None:  # it ends with the process that this one becomes
-        subprocess.Popen(
-            [sys.executable, "-m", "clients.warm", str(warm), str(os.getpid())], env=settings, stdin=subprocess.DEVNULL
-        )
-    os.execve(command[0], [*command, "--node-config", str(home / _NODE_FILE)], settings)
+    programs = [*command, "--node-config", str(home / _NODE_FILE)]
+    if warm is not None:  # the process that this one becomes is its parent
+        programs += ["--", sys.executable, "-m", "clients.warm", str(warm), str(os.getpid())]
+    os.execve(sys.executable, [sys.executable, "-S", "-E", keep.__file__, *programs], settings)
 
 
 def node_config(

@@ -108,6 +108,12 @@ class Fleet:
         started = {pid for pid, command in commands.items() if "knock.py" in command or "clients.task" in command}
         return sorted(forks | started)
 
+    def supernodes(self) -> list[int]:
+        """The SuperNodes, and what keeps them running, with which they end."""
+        running = [process.pid for process in self.clients if process.poll() is None]
+        below = [pid for client in running for pid in descendants(client) if "flower-supernode" in _command(pid)]
+        return running + below
+
     def wait(self, over: Callable[[], Any], seconds: float) -> bool:
         """Tend the clients until `over`, the server has ended, or the time is up; return whether `over`."""
         deadline = time.monotonic() + seconds
@@ -142,8 +148,7 @@ def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]
                 for attempt in range(_TRIES):  # the work was over before: earlier in the next one
                     fleet.wait(fleet.working, _PATIENCE_SECONDS)
                     fleet.wait(lambda: False, draw.uniform(0, 3 / 2**attempt))
-                    running = [process.pid for process in fleet.clients if process.poll() is None]
-                    victims = fleet.working() if what == "client process" else running
+                    victims = fleet.working() if what == "client process" else fleet.supernodes()
                     if victims and _kill(draw.choice(victims), what, outcome):
                         break
             fleet.wait(lambda: False, draw.uniform(0, 8))
