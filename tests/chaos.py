@@ -124,13 +124,13 @@ class Fleet:
 
 
 def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None] = print) -> Outcome:
-    """Run a federation of some more rounds than `cycles`, with three kills in every cycle.
+    """Run a federation of more rounds than `cycles` take, with three kills in every cycle.
 
     Raises:
         AssertionError: Something does not go on.
     """
     config = tiny_config(
-        method="spatl", rounds=cycles + 4, wire=COMPRESSED, selection={"selector": "update"},
+        method="spatl", rounds=5 * cycles, wire=COMPRESSED, selection={"selector": "update"},
         data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}},
         partition={"num_clients": NUM_CLIENTS}, server={"round_timeout_seconds": 25.0, "patience": 1.0},
     )  # fmt: skip
