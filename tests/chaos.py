@@ -130,9 +130,10 @@ def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]
         AssertionError: Something does not go on.
     """
     config = tiny_config(
-        method="spatl", rounds=5 * cycles, wire=COMPRESSED, selection={"selector": "update"},
+        method="spatl", rounds=8 * cycles, wire=COMPRESSED, selection={"selector": "update"},
         data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}},
-        partition={"num_clients": NUM_CLIENTS}, server={"round_timeout_seconds": 25.0, "patience": 1.0},
+        partition={"num_clients": NUM_CLIENTS}, training={"local_steps": 300},
+        server={"round_timeout_seconds": 25.0, "patience": 1.0},
     )  # fmt: skip
     outcome, draw, began = Outcome(config, directory), random.Random(seed), time.monotonic()
     (directory.parent / "chaos.yaml").write_text(config.to_yaml())
@@ -147,7 +148,7 @@ def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]
             for what in draw.sample(PARTS[:2], 2):
                 for attempt in range(_TRIES):  # the work was over before: earlier in the next one
                     fleet.wait(fleet.working, _PATIENCE_SECONDS)
-                    fleet.wait(lambda: False, draw.uniform(0, 3 / 2**attempt))
+                    fleet.wait(lambda: False, draw.uniform(0, 1 / 2**attempt))
                     victims = fleet.working() if what == "client process" else fleet.supernodes()
                     if victims and _kill(draw.choice(victims), what, outcome):
                         break
