@@ -12,10 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-FIRST_SECONDS = 2.0
-"""How long the first wait before a new start is; each further one in a row is twice as long."""
-LONGEST_SECONDS = 60.0
-"""The longest wait; a program that ran longer than that starts over with the first."""
+WAIT_SECONDS = 5.0
+"""How long after the end of a program it is started again."""
 _POLL_SECONDS = 0.25
 _STOP_SECONDS = 10.0
 _DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
@@ -26,26 +24,22 @@ class Kept:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
-        self._wait = FIRST_SECONDS
         self._due: float | None = None
         self._start()
 
     def _start(self) -> None:
-        self._began = time.monotonic()
         self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, preexec_fn=_dies_with_parent())
 
     def tend(self) -> None:
         """Start it again if it has ended and its time has come."""
-        now, status = time.monotonic(), self.process.poll()
+        status = self.process.poll()
         if status is None:
             return
         if self._due is None:
-            if now - self._began > LONGEST_SECONDS:
-                self._wait = FIRST_SECONDS
             how = f"with status {status}" if status >= 0 else f"by signal {-status}"
-            print(f"{self._command[0]} ended {how}; it starts again in {self._wait:g} s", file=sys.stderr, flush=True)
-            self._due, self._wait = now + self._wait, min(2 * self._wait, LONGEST_SECONDS)
-        elif now >= self._due:
+            print(f"{self._command[0]} ended {how}; it starts again in {WAIT_SECONDS:g} s", file=sys.stderr, flush=True)
+            self._due = time.monotonic() + WAIT_SECONDS
+        elif time.monotonic() >= self._due:
             self._due = None
             self._start()
 
