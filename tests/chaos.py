@@ -236,9 +236,10 @@ def main() -> None:
             outcome = cause(Path(scratch) / "federation", cycles=options.cycles, seed=seed,
                             say=lambda line: print(f"seed {seed}: {line}", flush=True))  # fmt: skip
             largest = check(outcome)
-            print(f"seed {seed}: {dict(outcome.kills)} kills in {outcome.seconds:.0f} s; {len(outcome.history())} rounds, "
-                  f"each once; {sum(outcome.repeated())} rounds done again; c is the weighted sum of the c_i (largest "
-                  f"entry {largest:.3g})", flush=True)  # fmt: skip
+            rounds, repeated = len(outcome.history()), sum(outcome.repeated())
+        print(f"seed {seed}: {dict(outcome.kills)} kills in {outcome.seconds:.0f} s; {rounds} rounds, each once; "
+              f"{repeated} rounds done again; c is the weighted sum of the c_i (largest entry {largest:.3g})",
+              flush=True)  # fmt: skip
         return outcome
 
     with ThreadPoolExecutor() as pool:
