@@ -35,9 +35,9 @@ _STEPS = {
     "ready, in Flower's process": "import clients.task, clients.cold_start; clients.cold_start.ready()",
     "between messages: SuperNode": "import flwr.supernode.cli.flower_supernode, flwr.supernode.main",
     "between messages: SuperExec": "import flwr.supercore.cli.flower_superexec",
-    "between messages: clients.warm": "import clients.warm",
+    "between messages: warm": "import clients.warm",
 }
-WARM = "a whole message, in a fork of clients.warm"
+WARM = "a whole message, in a fork"
 _WARM_PROGRAM = """
 import sys
 from pathlib import Path
