@@ -37,7 +37,7 @@ _STEPS = {
     "between messages: SuperExec": "import flwr.supercore.cli.flower_superexec",
     "between messages: warm": "import clients.warm",
 }
-WARM = "a whole message, in a fork"
+_WARM = "a whole message, in a fork"
 _WARM_PROGRAM = """
 import sys
 from pathlib import Path
@@ -119,7 +119,7 @@ def measure(repeats: int = _REPEATS) -> dict[str, Cost]:
             for name, step in _STEPS.items():
                 command = [sys.executable, "-c", _PROGRAM.format(step=step)]
                 found[name].append(Cost(*_printed_by(command, settings)))
-        found[WARM] = _warm_costs(1 + repeats, Path(home), settings)
+        found[_WARM] = _warm_costs(1 + repeats, Path(home), settings)
     return {name: Cost(*map(min, zip(*map(astuple, each[1:]), strict=True))) for name, each in found.items()}
 
 

@@ -130,7 +130,7 @@ def _programs(home: Path, warm: Path | None) -> Path:
     program = directory / "flwr-clientapp"
     command = [sys.executable, "-m", "clients.task"]
     if warm is not None:
-        command = [sys.executable, "-S", "-E", str(Path(knock.__file__)), str(warm)]
+        command = [sys.executable, "-S", "-E", knock.__file__, str(warm)]
     program.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
     program.chmod(0o700)
     return directory

@@ -58,7 +58,6 @@ def _become(connection: socket.socket, handle: Callable[[], None]) -> None:
     """Be the process that knocked, and say at the very end how it went."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    connection.settimeout(None)
     request, streams = _receive(connection)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)

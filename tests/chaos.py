@@ -30,6 +30,7 @@ from spatl.history import read_lines
 from spatl.processes import descendants, free_port
 from tests.deployments import started
 from tests.federations import COMPRESSED, blueprint_of, tiny_config
+from tests.processes import command_of
 
 NUM_CLIENTS = 4
 PARTS = ("client process", "SuperNode", "server")
@@ -103,7 +104,7 @@ class Fleet:
     def working(self) -> list[int]:
         """The processes that work on a message: what Flower started for it, and the fork that does it."""
         below = (pid for process in self.clients if process.poll() is None for pid in descendants(process.pid))
-        commands = {pid: _command(pid) for pid in below}
+        commands = {pid: command_of(pid) for pid in below}
         forks = {fork for pid, command in commands.items() if "clients.warm" in command for fork in descendants(pid)}
         started = {pid for pid, command in commands.items() if "knock.py" in command or "clients.task" in command}
         return sorted(forks | started)
@@ -111,7 +112,7 @@ class Fleet:
     def supernodes(self) -> list[int]:
         """The SuperNodes, and what keeps them running, with which they end."""
         running = [process.pid for process in self.clients if process.poll() is None]
-        below = [pid for client in running for pid in descendants(client) if "flower-supernode" in _command(pid)]
+        below = [pid for client in running for pid in descendants(client) if "flower-supernode" in command_of(pid)]
         return running + below
 
     def wait(self, over: Callable[[], Any], seconds: float) -> bool:
@@ -213,13 +214,6 @@ def _kill(pid: int, what: str, outcome: Outcome) -> bool:
         return False
     outcome.kills[what] += 1
     return True
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def main() -> None:

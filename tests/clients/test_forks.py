@@ -6,14 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from clients import knock
 from spatl.processes import descendants
+from tests.processes import gone, until
 
 _SECONDS = 60.0
 _SERVE = """
@@ -49,13 +49,6 @@ def serving(directory: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]
             yield process
         finally:
             process.kill()
-
-
-def until(happens: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _SECONDS
-    while not happens():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def knocking(directory: Path, *arguments: str) -> list[str]:
@@ -127,7 +120,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path):
         number = int(parent.stdout.readline())
         until(path.exists)
         parent.kill()
-    until(lambda: not Path(f"/proc/{number}").exists() or b"Z" in Path(f"/proc/{number}/stat").read_bytes())
+    until(lambda: gone(number))
     with socket.socket(socket.AF_UNIX) as probe, pytest.raises(ConnectionRefusedError):
         probe.connect(str(path))
 

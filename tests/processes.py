@@ -1,0 +1,29 @@
+"""Looks at processes that a test started."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_SECONDS = 60.0
+
+
+def until(happens: Callable[[], object]) -> None:
+    """Wait for something, a minute at most."""
+    deadline = time.monotonic() + _SECONDS
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def command_of(number: int) -> str:
+    """The command line of a process; nothing once it has ended."""
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def gone(number: int) -> bool:
+    """Whether a process has ended, be it that nobody has asked how."""
+    stat = Path(f"/proc/{number}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
