@@ -134,7 +134,7 @@ def _warm_costs(repeats: int, directory: Path, settings: Mapping[str, str]) -> l
         costs = []
         for _ in range(repeats):
             began = time.perf_counter()
-            cpu_seconds, peak = _printed_by([sys.executable, "-S", "-E", knock.__file__, str(path)], settings)
+            cpu_seconds, peak = _printed_by(knock.command(path), settings)
             costs.append(Cost(time.perf_counter() - began, cpu_seconds, peak))
         return costs
     finally:

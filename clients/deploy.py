@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _CALL_SECONDS = 10.0
 _NODE_FILE = "node.toml"
+_MARKS = "running"
 
 
 def start(options: Namespace, console: Console) -> None:
@@ -81,12 +82,14 @@ def start(options: Namespace, console: Console) -> None:
                   markup=False, highlight=False, soft_wrap=True)  # fmt: skip
     settings = environment(home)
     warm = None if options.cold else home / "warm.sock"
-    settings["PATH"] = os.pathsep.join([str(_programs(home, warm)), settings["PATH"]])
+    marks = home / _MARKS
+    marks.mkdir(exist_ok=True)
+    settings["PATH"] = os.pathsep.join([str(_programs(home, marks, warm)), settings["PATH"]])
     os.chdir(home)
     programs = [*command, "--node-config", str(home / _NODE_FILE)]
     if warm is not None:  # the process that this one becomes is its parent
         programs += ["--", sys.executable, "-m", "clients.warm", str(warm), str(os.getpid())]
-    os.execve(sys.executable, [sys.executable, "-S", "-E", keep.__file__, *programs], settings)
+    os.execve(sys.executable, [sys.executable, "-S", "-E", keep.__file__, str(marks), *programs], settings)
 
 
 def node_config(
@@ -123,16 +126,25 @@ def node_config(
     return node
 
 
-def _programs(home: Path, warm: Path | None) -> Path:
-    """A directory of programs that go before Flower's: as `flwr-clientapp`, `clients.knock`, or `clients.task`."""
+def _programs(home: Path, marks: Path, warm: Path | None) -> Path:
+    """A directory of programs that go before Flower's, each of which leaves its process id in a mark.
+
+    `flwr-clientapp` is `clients.knock`, or `clients.task`; its mark goes when the SuperNode has the reply.
+    `flower-superexec`, which starts it, is Flower's own.
+    """
     directory = home / "bin"
     directory.mkdir(exist_ok=True)
-    program = directory / "flwr-clientapp"
-    command = [sys.executable, "-m", "clients.task"]
-    if warm is not None:
-        command = [sys.executable, "-S", "-E", knock.__file__, str(warm)]
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
-    program.chmod(0o700)
+    message = [sys.executable, "-m", "clients.task"] if warm is None else knock.command(warm)
+    for name, command in (("flwr-clientapp", message), ("flower-superexec", [script("flower-superexec")])):
+        program, mark = directory / name, shlex.quote(str(marks / name))
+        lines = [
+            "#!/bin/sh",
+            f"echo $$ > {mark}",
+            f"export {keep.MARK_VARIABLE}={mark}",
+            f'exec {shlex.join(command)} "$@"',
+        ]
+        program.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        program.chmod(0o700)
     return directory
 
 

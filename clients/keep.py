@@ -1,47 +1,95 @@
-"""Keeps programs running on a device: `python -S -E clients/keep.py COMMAND ... [-- COMMAND ...]`.
+"""Keeps programs running on a device: `python -S -E clients/keep.py MARKS COMMAND ... [-- COMMAND ...]`.
 
-Each is started again when it has ended, as a SuperNode does when its server was started anew. A program of the standard
-library alone, for it stays in memory all the time.
+Each is started again when it has ended, as a SuperNode does when its server was started anew. The first also when a
+process that it waits for is gone: each file in MARKS holds the id of one. A program of the standard library alone, for
+it stays in memory all the time.
 """
 
 import contextlib
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
+MARK_VARIABLE = "SPATL_MARK"
+"""Tells the process of a mark where it is, so that it can take it away when nothing waits for it any more."""
 WAIT_SECONDS = 5.0
 """How long after the end of a program it is started again."""
-_POLL_SECONDS = 0.25
+POLL_SECONDS = 0.25
+"""How long between two looks at the programs."""
 _STOP_SECONDS = 10.0
 _DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
 class Kept:
-    """A program that is started again when it ends."""
+    """A program that is started again when it ends.
 
-    def __init__(self, command: Sequence[str]) -> None:
+    Args:
+        command: What to start.
+        marks: A directory of files, each with the id of a process without which this program would wait for ever.
+    """
+
+    def __init__(self, command: Sequence[str], marks: Path | None = None) -> None:
         self._command = command
+        self._marks = marks
         self._due: float | None = None
         self._start()
 
     def _start(self) -> None:
+        for mark in self._marked():
+            mark.unlink(missing_ok=True)
         self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, preexec_fn=_dies_with_parent())
 
+    def _marked(self) -> list[Path]:
+        return [] if self._marks is None else sorted(self._marks.iterdir())
+
     def tend(self) -> None:
-        """Start it again if it has ended and its time has come."""
+        """Start it again if it has ended and its time has come; end it if it waits for what is gone."""
         status = self.process.poll()
         if status is None:
-            return
-        if self._due is None:
+            if any(map(_is_of_gone, self._marked())):
+                self._say("waits for a process that is gone")
+                _stop([self.process])
+        elif self._due is None:
             how = f"with status {status}" if status >= 0 else f"by signal {-status}"
-            print(f"{self._command[0]} ended {how}; it starts again in {WAIT_SECONDS:g} s", file=sys.stderr, flush=True)
+            self._say(f"ended {how}; it starts again in {WAIT_SECONDS:g} s")
             self._due = time.monotonic() + WAIT_SECONDS
         elif time.monotonic() >= self._due:
             self._due = None
             self._start()
+
+    def _say(self, what: str) -> None:
+        print(f"{self._command[0]} {what}", file=sys.stderr, flush=True)
+
+
+def _is_of_gone(mark: Path) -> bool:
+    """Whether the process of a mark has ended, be it that nobody has asked how."""
+    try:
+        number = int(mark.read_text())
+        os.kill(number, 0)
+    except (FileNotFoundError, ValueError):
+        return False  # just removed, or not yet written
+    except ProcessLookupError:
+        return True
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
+
+
+def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.terminate()
+    deadline = time.monotonic() + _STOP_SECONDS
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.wait()
 
 
 def _dies_with_parent() -> Callable[[], object] | None:
@@ -72,23 +120,17 @@ def main() -> None:
         signal.signal(number, leave)
     programs: list[Kept] = []
     try:
-        programs += [Kept(command) for command in _commands(sys.argv[1:])]
+        first, *others = _commands(sys.argv[2:])
+        programs.append(Kept(first, Path(sys.argv[1])))
+        programs += map(Kept, others)
         while True:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
             for program in programs:
                 program.tend()
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        running = [program.process for program in programs if program.process.poll() is None]
-        for process in running:
-            process.terminate()
-        deadline = time.monotonic() + _STOP_SECONDS
-        for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            process.kill()
-            process.wait()
+        _stop(program.process for program in programs)
 
 
 if __name__ == "__main__":

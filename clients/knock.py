@@ -10,6 +10,11 @@ import socket
 import sys
 
 
+def command(path: os.PathLike[str]) -> list[str]:
+    """What runs this program, for a process that serves at a socket."""
+    return [sys.executable, "-S", "-E", __file__, os.fspath(path)]
+
+
 def main() -> None:
     """Knock, wait for the end, and exit with its status."""
     path, arguments = sys.argv[1], sys.argv[2:]

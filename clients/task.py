@@ -4,10 +4,17 @@ The package of Flower's own program imports the SuperNode, and with it a web ser
 """
 
 import argparse
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from flwr.common.args import add_args_flwr_app_common, try_obtain_flwr_app_token
 from flwr.supercore.tls import validate_and_resolve_root_certificates
-from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+from clients.keep import MARK_VARIABLE
+
+_runtime: Any = import_module("flwr.supernode.runtime.run_clientapp")
 
 
 def main() -> None:
@@ -16,7 +23,9 @@ def main() -> None:
     parser.add_argument("--runtime-api-address", required=True)
     add_args_flwr_app_common(parser=parser)
     options = parser.parse_args()
-    run_clientapp(
+    if mark := os.environ.get(MARK_VARIABLE):
+        _unmark_when_answered(Path(mark))
+    _runtime.run_clientapp(
         runtime_api_address=options.runtime_api_address,
         token=try_obtain_flwr_app_token(options),
         insecure=options.insecure,
@@ -24,6 +33,17 @@ def main() -> None:
         parent_pid=options.parent_pid,
         runtime_dependency_install=options.runtime_dependency_install,
     )
+
+
+def _unmark_when_answered(mark: Path) -> None:
+    """Take a mark away once the SuperNode has the whole reply: until then it waits, and for ever if none comes."""
+    push = _runtime.push_message
+
+    def push_and_unmark(*arguments: Any, **named: Any) -> None:
+        push(*arguments, **named)
+        mark.unlink(missing_ok=True)
+
+    _runtime.push_message = push_and_unmark
 
 
 if __name__ == "__main__":

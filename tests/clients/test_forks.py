@@ -52,7 +52,7 @@ def serving(directory: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]
 
 
 def knocking(directory: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-S", "-E", knock.__file__, str(directory / "socket"), *arguments]
+    return [*knock.command(directory / "socket"), *arguments]
 
 
 def test_a_fork_has_all_that_the_process_has_that_knocked_and_its_status_is_the_others(
