@@ -4,7 +4,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
@@ -41,6 +42,7 @@ app = ServerApp()
 
 _CONNECT_POLL_SECONDS = 0.5
 _FIRST_ROUND = "1"  # registration belongs to it
+_PASSING_ERRORS = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
 
 
 @app.main()
@@ -189,18 +191,9 @@ def _register(
 ) -> dict[int, _Registration]:
     """Ask every node which partition it holds: return the registrations by client, and record their bytes."""
     config = blueprint.config
-    node_ids = _connected_nodes(grid, config)
-    question = [
-        Message(
-            RecordDict({RECORD: ConfigRecord({"fingerprint": blueprint.layout.fingerprint})}),
-            dst_node_id=node_id,
-            message_type=MessageType.QUERY,
-            group_id=_FIRST_ROUND,
-        )
-        for node_id in node_ids
-    ]
     clients: dict[int, _Registration] = {}
-    for reply in grid.send_and_receive(question, timeout=config.server.round_timeout_seconds):
+    deadline = time.monotonic() + config.server.connect_timeout_seconds
+    for reply in _answers(grid, blueprint, clients, deadline):
         client, registration = _registration(reply, blueprint)
         owner = keys.get(registration.node_id, client)
         if owner != client:
@@ -210,7 +203,7 @@ def _register(
         clients[client] = registration
         if recorder is None:
             continue
-        sent: dict[Direction, RecordDict] = {"downlink": question[0].content, "uplink": reply.content}
+        sent: dict[Direction, RecordDict] = {"downlink": _question(blueprint), "uplink": reply.content}
         # What the clients say of their channels is there to agree on indices.
         indices = {"uplink": 4 * registration.saliency.numel()}
         for way, content in sent.items():
@@ -226,6 +219,36 @@ def _register(
     if missing:
         raise SpatlError(f"clients {missing} did not register; the run needs all {config.partition.num_clients}")
     return dict(sorted(clients.items()))
+
+
+def _question(blueprint: Blueprint) -> RecordDict:
+    return RecordDict({RECORD: ConfigRecord({"fingerprint": blueprint.layout.fingerprint})})
+
+
+def _answers(
+    grid: Grid, blueprint: Blueprint, clients: Mapping[int, _Registration], deadline: float
+) -> Iterator[Message]:
+    """Ask the nodes that are not among the clients yet; those that go before they answer are asked when they are back.
+
+    Raises:
+        SpatlError: Not enough nodes are connected.
+    """
+    config = blueprint.config
+    lost = True
+    while lost:
+        known = {client.node_id for client in clients.values()}
+        questions = [
+            Message(_question(blueprint), dst_node_id=node_id, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
+            for node_id in _connected_nodes(grid, config)
+            if node_id not in known
+        ]
+        lost = False
+        for reply in grid.send_and_receive(questions, timeout=config.server.round_timeout_seconds):
+            if reply.has_error() and reply.error.code in _PASSING_ERRORS and time.monotonic() < deadline:
+                lost = True
+                logger.warning("a client could not register, it will be asked again: %s", error_line(reply.error))
+            else:
+                yield reply
 
 
 def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, _Registration]:
