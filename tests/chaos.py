@@ -144,8 +144,7 @@ def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]
     with contextlib.ExitStack() as stack:
         fleet = Fleet(directory, stack)
         for cycle in range(cycles):
-            before = len(outcome.history())
-            fleet.wait(lambda before=before: len(outcome.history()) > before, _PATIENCE_SECONDS)  # it gets on at all
+            _get_on(fleet, outcome, rounds=1)
             for what in draw.sample(PARTS[:2], 2):
                 for attempt in range(_TRIES):  # the work was over before: earlier in the next one
                     fleet.wait(fleet.working, _PATIENCE_SECONDS)
@@ -162,13 +161,23 @@ def cause(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]
             over = len(outcome.history())
             say(f"cycle {cycle + 1} of {cycles}, round {over}, {dict(outcome.kills)}, "
                 f"{time.monotonic() - began:.0f} s")  # fmt: skip
-        over, deadline = len(outcome.history()), time.monotonic() + 3 * _PATIENCE_SECONDS
-        while not fleet.wait(lambda: len(outcome.history()) >= over + 2, _PATIENCE_SECONDS):
-            assert time.monotonic() < deadline, (directory / "server.log").read_text()[-2000:]
-            if fleet.server.poll() is not None:
-                fleet.restart_server()
+        _get_on(fleet, outcome, rounds=2)
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def _get_on(fleet: Fleet, outcome: Outcome, *, rounds: int) -> None:
+    """Wait until so many more rounds are over, starting a server again that has ended.
+
+    Raises:
+        AssertionError: They do not come; the message is what all parts said last.
+    """
+    wanted, deadline = len(outcome.history()) + rounds, time.monotonic() + 3 * _PATIENCE_SECONDS
+    while not fleet.wait(lambda: len(outcome.history()) >= wanted, _PATIENCE_SECONDS):
+        logs = sorted(outcome.directory.glob("*.log"))
+        assert time.monotonic() < deadline, "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in logs)
+        if fleet.server.poll() is not None:
+            fleet.restart_server()
 
 
 def check(outcome: Outcome) -> float:
