@@ -30,14 +30,11 @@ def serve(path: Path, handle: Callable[[], None], *, parent: int) -> None:
         handle: What a fork does, with the arguments, environment, directory and standard streams of the one that
             knocked; its exit status is the other's.
         parent: The process that started this one.
+
+    Raises:
+        SystemExit: There can be no such socket; the message says why.
     """
-    os.chdir(path.parent)  # a socket's path must be short
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path.name)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path.name)
-    listener.listen()
-    listener.settimeout(_WATCH_SECONDS)
+    listener = _listen(path)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent ends, so this one does
     gc.collect()
@@ -52,6 +49,20 @@ def serve(path: Path, handle: Callable[[], None], *, parent: int) -> None:
             _become(connection, handle)
             return
         connection.close()
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        os.chdir(path.parent)  # a socket's path must be short
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name)
+        listener.bind(path.name)
+    except OSError as error:
+        raise SystemExit(f"cannot listen at {path}: {error.strerror}; messages are handled without") from None
+    listener.listen()
+    listener.settimeout(_WATCH_SECONDS)
+    return listener
 
 
 def _become(connection: socket.socket, handle: Callable[[], None]) -> None:

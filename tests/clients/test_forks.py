@@ -133,3 +133,13 @@ def test_a_path_too_long_for_a_socket_serves_as_well(tmp_path):
             knocking(directory), input="", capture_output=True, text=True, env={**os.environ, "WHOSE": ""}, check=False
         )
     assert done.returncode == 7
+
+
+def test_where_no_socket_can_be_it_says_so_in_one_line(tmp_path):
+    (tmp_path / "socket").mkdir()
+    program = _SERVE.format(program=_TELL)
+    command = [sys.executable, "-c", program, str(tmp_path / "socket"), str(os.getpid())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"cannot listen at {tmp_path / 'socket'}: Is a directory")
+    assert done.stderr.count("\n") == 1
