@@ -33,7 +33,8 @@ def test_clients_come_back_whose_message_or_executor_was_killed_before_the_messa
         log = tmp_path / "server.log"
         server = stack.enter_context(started("deploy", "server", str(federation / "server"), log=log))
         assert server.wait(_SECONDS) == 0, log.read_text()
-    assert log.read_text().count("it will be asked again") == 2
+    said = (federation / "server" / "run" / "log.jsonl").read_text()
+    assert said.count("it will be asked again") == 2
     assert [row["participants"] for row in read_lines(federation / "server" / "run" / "history.jsonl")] == [2, 2]
     assert [log.read_text().count("waits for a process that is gone") for log in logs] == [1, 1]
 
