@@ -45,7 +45,7 @@ class Kept:
         self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, preexec_fn=_dies_with_parent())
 
     def _marked(self) -> list[Path]:
-        return [] if self._marks is None else sorted(self._marks.iterdir())
+        return [] if self._marks is None else sorted(self._marks.glob("*"))  # nothing if it was deleted
 
     def tend(self) -> None:
         """Start it again if it has ended and its time has come; end it if it waits for what is gone."""

@@ -246,7 +246,8 @@ def _answers(
         for reply in grid.send_and_receive(questions, timeout=config.server.round_timeout_seconds):
             if reply.has_error() and reply.error.code in _PASSING_ERRORS and time.monotonic() < deadline:
                 lost = True
-                logger.warning("a client could not register, it will be asked again: %s", error_line(reply.error))
+                logger.warning("node %d could not register, it will be asked again: %s", reply.metadata.src_node_id,
+                               error_line(reply.error))  # fmt: skip
             else:
                 yield reply
 
