@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -192,8 +193,9 @@ def _register(
     """Ask every node which partition it holds: return the registrations by client, and record their bytes."""
     config = blueprint.config
     clients: dict[int, _Registration] = {}
-    deadline = time.monotonic() + config.server.connect_timeout_seconds
-    for reply in _answers(grid, blueprint, clients, deadline):
+    question = RecordDict({RECORD: ConfigRecord({"fingerprint": blueprint.layout.fingerprint})})
+    asked: Counter[int] = Counter()
+    for reply in _answers(grid, config, question, clients, asked):
         client, registration = _registration(reply, blueprint)
         owner = keys.get(registration.node_id, client)
         if owner != client:
@@ -203,10 +205,10 @@ def _register(
         clients[client] = registration
         if recorder is None:
             continue
-        sent: dict[Direction, RecordDict] = {"downlink": _question(blueprint), "uplink": reply.content}
+        sent: list[tuple[Direction, RecordDict]] = [("downlink", question)] * asked[registration.node_id]
         # What the clients say of their channels is there to agree on indices.
         indices = {"uplink": 4 * registration.saliency.numel()}
-        for way, content in sent.items():
+        for way, content in [*sent, ("uplink", reply.content)]:
             traffic = message_traffic(content, direction=way, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
             recorder.round.entries.append(
                 entry(
@@ -221,27 +223,27 @@ def _register(
     return dict(sorted(clients.items()))
 
 
-def _question(blueprint: Blueprint) -> RecordDict:
-    return RecordDict({RECORD: ConfigRecord({"fingerprint": blueprint.layout.fingerprint})})
-
-
 def _answers(
-    grid: Grid, blueprint: Blueprint, clients: Mapping[int, _Registration], deadline: float
-) -> Iterator[Message]:
+    grid: Grid, config: ExperimentConfig, question: RecordDict, clients: Mapping[int, _Registration],
+    asked: Counter[int],
+) -> Iterator[Message]:  # fmt: skip
     """Ask the nodes that are not among the clients yet; those that go before they answer are asked when they are back.
+
+    `asked` counts the questions by node.
 
     Raises:
         SpatlError: Not enough nodes are connected.
     """
-    config = blueprint.config
+    deadline = time.monotonic() + config.server.connect_timeout_seconds
     lost = True
     while lost:
         known = {client.node_id for client in clients.values()}
+        nodes = [node_id for node_id in _connected_nodes(grid, config) if node_id not in known]
         questions = [
-            Message(_question(blueprint), dst_node_id=node_id, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
-            for node_id in _connected_nodes(grid, config)
-            if node_id not in known
+            Message(question, dst_node_id=node_id, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
+            for node_id in nodes
         ]
+        asked.update(nodes)
         lost = False
         for reply in grid.send_and_receive(questions, timeout=config.server.round_timeout_seconds):
             if reply.has_error() and reply.error.code in _PASSING_ERRORS and time.monotonic() < deadline:

@@ -33,9 +33,15 @@ def test_clients_come_back_whose_message_or_executor_was_killed_before_the_messa
         log = tmp_path / "server.log"
         server = stack.enter_context(started("deploy", "server", str(federation / "server"), log=log))
         assert server.wait(_SECONDS) == 0, log.read_text()
-    said = (federation / "server" / "run" / "log.jsonl").read_text()
+    run = federation / "server" / "run"
+    said = (run / "log.jsonl").read_text()
     assert said.count("it will be asked again") == 2
-    assert [row["participants"] for row in read_lines(federation / "server" / "run" / "history.jsonl")] == [2, 2]
+    assert [row["participants"] for row in read_lines(run / "history.jsonl")] == [2, 2]
+    questions = [
+        (row["client"], row["direction"]) for row in read_lines(run / "ledger.jsonl") if row["phase"] == "query"
+    ]
+    for client in range(2):
+        assert (questions.count((client, "downlink")), questions.count((client, "uplink"))) == (2, 1)
     assert [log.read_text().count("waits for a process that is gone") for log in logs] == [1, 1]
 
 
