@@ -13,6 +13,8 @@ from spatl.protocol import Update
 from spatl.selection.layout import EncoderLayout
 
 _ROUNDS_REMEMBERED = 5
+_MOST_TRUST = 1.0
+_SHARE_OF_AGREEMENT = 0.25
 
 
 class UpdateTooLarge(UpdateRejected):
@@ -27,11 +29,13 @@ class Admission:
         sizes: The median size of the updates that were folded in, of each of the last rounds with any.
         failures: How many updates in a row each client was refused.
         away: The last round that each client is left out of.
+        trust: What the agreements of each client with the others add up to, by `judged`.
     """
 
     sizes: tuple[float, ...] = ()
     failures: Mapping[int, int] = field(default_factory=dict)
     away: Mapping[int, int] = field(default_factory=dict)
+    trust: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def usual(self) -> float | None:
@@ -42,6 +46,26 @@ class Admission:
         """The clients that may be asked in a round: all of them, if none were left otherwise."""
         everyone = list(clients)
         return [client for client in everyone if self.away.get(client, 0) < server_round] or everyone
+
+    def trusts(self, client: int) -> bool:
+        """Whether a client has agreed with the others more than it has not."""
+        return self.trust.get(client, 0.0) >= 0
+
+    def judged(self, agreements: Mapping[int, float]) -> "Admission":
+        """What is remembered after a round's updates were compared.
+
+        A client that works against the others does so in full from the first round that it does: what it agrees counts
+        a quarter and never adds up to more than one. What it disagrees is not forgotten but outweighed, for a client
+        that is not folded in any more comes to point where the others do: they unlearn what only it knows.
+
+        Args:
+            agreements: By client, as `spatl.aggregation.agreements` returns them.
+        """
+        trust = dict(self.trust)
+        for client, agreement in agreements.items():
+            more = agreement if agreement < 0 else _SHARE_OF_AGREEMENT * agreement
+            trust[client] = min(_MOST_TRUST, trust.get(client, 0.0) + more)
+        return replace(self, trust=trust)
 
     def after(
         self,
@@ -85,6 +109,19 @@ def check_size(size: float, usual: float | None, bound: float | None) -> None:
         largest = bound * usual
         raise UpdateTooLarge(
             f"the update's root mean square is {size:.3g}, more than the {largest:.3g} that server.norm_bound allows"
+        )
+
+
+def check_trust(trust: float) -> None:
+    """Refuse the update of a client whose agreements with the others add up to less than nothing.
+
+    Raises:
+        UpdateRejected: They do.
+    """
+    if trust < 0:
+        raise UpdateRejected(
+            f"the client's updates point against those of the others: its trust is {trust:.2f}, and "
+            "server.aggregation: agreement lets in what is not below 0"
         )
 
 

@@ -12,9 +12,9 @@ from spatl.durable import replace_file, seal, unseal
 from spatl.errors import SpatlError
 
 FILE = "server.checkpoint"
-_FORMAT = 1
+_FORMAT = 2
 _BY_CLIENT = ("folded", "held", "astray")
-_OF_ADMISSION = ("failures", "away")
+_OF_ADMISSION = ("failures", "away", "trust")
 _OPTIONAL = ("control", "held_control")
 
 

@@ -29,6 +29,7 @@ class RoundRecord:
     skipped: bool = False
     rejected: dict[int, str] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
     final: dict[int, EvaluateReport] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)

@@ -13,7 +13,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,12 +23,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from server.admission import UpdateTooLarge, check_size, clip_update, size_of
+from server.admission import Admission, UpdateTooLarge, check_size, check_trust, clip_update, size_of
 from server.checkpoint import Checkpoint, ServerState, save_checkpoint
 from server.reporting import Recorder
 from server.sampling import sample_clients
 from server.traffic import message_traffic
-from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator
+from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator, agreements
 from spatl.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
@@ -60,6 +60,17 @@ _USELESS_ROUNDS = 3  # so many rounds in a row with nothing usable end a run
 _POLL_SECONDS = 0.5
 _LONGEST_REASON = 500
 _FORGOTTEN = 1e-8  # c as a client derived it is c once what it missed counts less than this
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """An update to be folded in, unless others speak against it; `size` is the one before it may have been clipped."""
+
+    client: int
+    update: Update
+    report: TrainReport
+    size: float
+    clipped: bool
 
 
 class Federation(FedAvg):
@@ -212,46 +223,36 @@ class Federation(FedAvg):
         record = self._recorder.round
         config, state = self._config, self.state
         aggregator = self._aggregator()
-        held, lost = dict(state.held), set()
+        held = dict(state.held)
         sizes: dict[int, float] = {}
         asked = self._asked_for(replies, server_round)
-        usual, bound, clip = state.admission.usual, config.server.norm_bound, config.server.clip
-        if config.privacy.noise_multiplier is not None:
-            bound = None  # whether an update is let in must not depend on another client's
-        if usual is None and (bound is not None or clip is not None):
+        usual = state.admission.usual
+        if usual is None and (self._norm_bound() is not None or config.server.clip is not None):
             kept = list(asked)  # no round before says what is large: these wait, as they came, until all are in
             asked, usual = iter(kept), self._usual_of(kept, server_round)
+        candidates = self._candidates(asked, usual, server_round)
+        admission = state.admission
+        if config.server.aggregation == "agreement":
+            candidates, admission = self._agreeing(list(candidates), server_round)
         unclipped = set()
-        for client, reply in asked:
+        for candidate in candidates:
+            client = candidate.client
             try:
-                update, report = self._open_update(reply, client, server_round)
-                size = size_of(update, self._blueprint.layout)
-                check_size(size, usual, bound)
-                clipped = clip_update(update, size, usual, clip)
-                aggregator.add(clipped, self._num_examples[client])
+                aggregator.add(candidate.update, self._num_examples[client])
             except UpdateRejected as error:
-                logger.warning(
-                    "round %d: refused the update of client %d: %s", server_round, client, error,
-                    extra={"round": server_round, "client": client},
-                )  # fmt: skip
-                record.rejected[client] = str(error)
-                code = reply.error.code if reply.has_error() else None
-                if code == CLIENT_DIVERGED or isinstance(error, UpdateTooLarge):
-                    record.diverged.add(client)
-                if code == CLIENT_LOST:
-                    lost.add(client)
-            else:
-                record.trained[client] = report
-                held[client], sizes[client] = self._reference.version, size
-                if clipped is update:
-                    unclipped.add(client)
+                self._refuse(client, error, server_round)
+                continue
+            record.trained[client] = candidate.report
+            held[client], sizes[client] = self._reference.version, candidate.size
+            if not candidate.clipped:
+                unclipped.add(client)
         encoder = aggregator.encoder()
         self._check_progress(server_round, aggregator.num_updates, encoder)
         state = self.state
         # A client that lost its way starts from the initial encoder; one that did so in vain cannot build that.
-        cannot_build = state.cannot_build | {client for client in lost if held[client] == 0}
-        held |= dict.fromkeys(lost, 0)
-        admission = state.admission.after(
+        cannot_build = state.cannot_build | {client for client in record.lost if held[client] == 0}
+        held |= dict.fromkeys(record.lost, 0)
+        admission = admission.after(
             server_round, folded=sizes, refused=record.rejected,
             max_failures=config.server.max_failures, rounds_away=config.server.rounds_away,
         )  # fmt: skip
@@ -286,6 +287,56 @@ class Federation(FedAvg):
             waiting.discard(client)
             yield client, reply
 
+    def _candidates(
+        self, asked: Iterable[tuple[int, Message]], usual: float | None, server_round: int
+    ) -> Iterator[_Candidate]:
+        """Open the replies as they come, and pass on the updates that can be used and are not too large."""
+        for client, reply in asked:
+            try:
+                update, report = self._open_update(reply, client, server_round)
+                size = size_of(update, self._blueprint.layout)
+                check_size(size, usual, self._norm_bound())
+            except UpdateRejected as error:
+                self._refuse(client, error, server_round, reply.error.code if reply.has_error() else None)
+                continue
+            clipped = clip_update(update, size, usual, self._config.server.clip)
+            yield _Candidate(client, clipped, report, size, clipped is not update)
+
+    def _agreeing(self, candidates: list[_Candidate], server_round: int) -> tuple[Iterator[_Candidate], Admission]:
+        """Compare a round's updates: return those of the clients that are trusted, and what is remembered of all."""
+        admission = self.state.admission
+        trusted = [admission.trusts(each.client) for each in candidates]
+        found = agreements([each.update for each in candidates], trusted, self._blueprint.layout)
+        admission = admission.judged(
+            {each.client: agreement for each, agreement in zip(candidates, found, strict=True)}
+        )
+        agreeing = []
+        for each in candidates:
+            try:
+                check_trust(admission.trust[each.client])
+            except UpdateRejected as error:
+                self._refuse(each.client, error, server_round)
+            else:
+                agreeing.append(each)
+        return iter(agreeing), admission
+
+    def _norm_bound(self) -> float | None:
+        """How many times the usual size an update may be; any where it must not depend on another client's."""
+        return None if self._config.privacy.noise_multiplier is not None else self._config.server.norm_bound
+
+    def _refuse(self, client: int, error: UpdateRejected, server_round: int, code: int | None = None) -> None:
+        """Say that and why an update is not used; `code` is that of a reply that is an error."""
+        logger.warning(
+            "round %d: refused the update of client %d: %s", server_round, client, error,
+            extra={"round": server_round, "client": client},
+        )  # fmt: skip
+        record = self._recorder.round
+        record.rejected[client] = str(error)
+        if code == CLIENT_DIVERGED or isinstance(error, UpdateTooLarge):
+            record.diverged.add(client)
+        if code == CLIENT_LOST:
+            record.lost.add(client)
+
     def _aggregator(self) -> Aggregator:
         config = self._config
         settings: dict[str, Any] = {
@@ -303,7 +354,7 @@ class Federation(FedAvg):
                 *own, **settings, clip=privacy.clip, noise_multiplier=privacy.noise_multiplier,
                 num_expected=config.num_participants, noise=noise,
             )  # fmt: skip
-        if rule == "mean":
+        if rule in ("mean", "agreement"):
             return Aggregator(*own, **settings)
         return RobustAggregator(*own, **settings, rule=rule, trim_fraction=config.server.trim_fraction)
 

@@ -5,7 +5,7 @@ depend on the order they came in, because sums are kept in fixed point, where ad
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -176,7 +176,7 @@ class RobustAggregator(Aggregator):
     client whose update is folded in goes on with its own c_i (DESIGN 2.3).
 
     Args:
-        rule: A row of `RULES` other than `mean`.
+        rule: `median` or `trimmed-mean`.
         trim_fraction: The share of the senders that a trimmed mean leaves out at either end, in [0, 0.5).
         arguments: As of `Aggregator`.
     """
@@ -194,17 +194,15 @@ class RobustAggregator(Aggregator):
         values = update.values
         if self._normalizes:
             values = torch.where(entries < self._layout.num_parameter_entries, values / update.step_weight, values)
-        self._kept.append(torch.full((self._layout.num_entries,), math.nan).index_copy_(0, entries, values))
+        self._kept.append(_spread(values, entries, self._layout.num_entries))
 
     def encoder(self) -> Tensor:
         """As of `Aggregator`."""
         scale = torch.ones(self._layout.num_entries, dtype=torch.float64)
         scale[: self._layout.num_parameter_entries] = self._learning_rate * self._mean_step_weight()
         moved = torch.zeros(self._layout.num_entries, dtype=torch.float64)
-        for start in range(0, self._layout.num_entries if self._kept else 0, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            values = torch.stack([kept[part] for kept in self._kept]).double()
-            moved[part] = self._rule(values.sort(dim=0).values, (~values.isnan()).sum(dim=0), self._trim_fraction)
+        for part, values in _in_parts(self._kept):
+            moved[part] = self._rule(*_ranked(values), self._trim_fraction)
         sent = (self._examples > 0)[self._layout.owner]
         return torch.where(sent, (self._encoder.double() + scale * moved).float(), self._encoder)
 
@@ -250,6 +248,56 @@ class PrivateAggregator(Aggregator):
         return (self._encoder.double() + self._learning_rate / self._num_expected * moved).float()
 
 
+def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: EncoderLayout) -> list[float]:
+    """How far each update points where the others do: its cosine with the median, by entry, of the trusted ones.
+
+    Only parameters count, and what a client did not send is zero. Of fewer than two updates nothing can be said.
+
+    Args:
+        updates: A round's, decoded and checked, in any order.
+        trusted: Whether each of them counts for the median; if none does, all do.
+        layout: The shared encoder.
+
+    Returns:
+        A number in [-1, 1] for each update; 0 where it, or the median, is zero.
+    """
+    if len(updates) < 2:
+        return [0.0] * len(updates)
+    length, spread = layout.num_parameter_entries, []
+    for update in updates:
+        entries = update.selection.entries(layout)
+        is_parameter = entries < length
+        spread.append(_spread(update.values[is_parameter], entries[is_parameter], length))
+    counts = torch.tensor(trusted if any(trusted) else [True] * len(updates))
+    products, squares = (torch.zeros(len(updates), dtype=torch.float64) for _ in range(2))
+    square_of_median = 0.0
+    for _, values in _in_parts(spread):
+        median = _median(*_ranked(values[counts]), 0.5)
+        sent = torch.where(values.isnan(), 0.0, values)
+        products += (sent * median).sum(dim=1)
+        squares += sent.square().sum(dim=1)
+        square_of_median += float(median.square().sum())
+    lengths = (squares * square_of_median).sqrt()
+    return torch.where(lengths > 0, products / lengths.clamp(min=_SMALLEST_LENGTH), 0.0).clamp(-1, 1).tolist()
+
+
+def _spread(values: Tensor, entries: Tensor, length: int) -> Tensor:
+    """float32 [length], NaN where there is no value."""
+    return torch.full((length,), math.nan).index_copy_(0, entries, values)
+
+
+def _in_parts(vectors: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """Some entries at a time of K vectors of one length, as float64 [K, V], and which they are."""
+    for start in range(0, len(vectors[0]) if vectors else 0, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        yield part, torch.stack([vector[part] for vector in vectors]).double()
+
+
+def _ranked(values: Tensor) -> tuple[Tensor, Tensor]:
+    """`values` [K, V] in ascending order, NaN last, and the number of the others [V]."""
+    return values.sort(dim=0).values, (~values.isnan()).sum(dim=0)
+
+
 def _trimmed_mean(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
     """Means [V] of `ranked` [K, V], NaN last, without the first and last of the `number` [V] values there are.
 
@@ -267,6 +315,5 @@ def _median(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
 
 
 _CHUNK = 2**16
+_SMALLEST_LENGTH = 1e-300  # for nothing but not to divide by zero
 _RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}
-RULES = ("mean", *_RULES)
-"""How updates become one, by name."""

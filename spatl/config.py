@@ -273,10 +273,11 @@ class ServerConfig(Section):
     """An update is refused if its root mean square is more than so many times the median of those of an earlier round
     (the largest such median of five rounds; in the first round, its own). Null for no bound. Honest clients of the
     shipped configs, Dirichlet 0.1 and 30 clients included, stayed below 3.5."""
-    aggregation: Literal["mean", "median", "trimmed-mean"] = "mean"
+    aggregation: Literal["mean", "agreement", "median", "trimmed-mean"] = "mean"
     """How the clients' updates become one, for each entry over those that sent it: their mean, weighted by their
-    numbers of examples, or by rank, each alike, which a few bad clients cannot move far; that keeps every update in
-    memory until the round is over."""
+    numbers of examples; `agreement`, the same without the clients whose updates have pointed against the others' over
+    the rounds; or by rank, each alike. All but the mean are for federations with a few bad clients (docs/robustness.md)
+    and keep every update in memory until the round is over."""
     trim_fraction: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0, lt=0.5)] = 0.2
     """The share of the senders that a trimmed mean leaves out at either end, rounded up."""
     clip: Positive | None = None

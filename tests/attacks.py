@@ -1,17 +1,20 @@
-"""What one bad client does to a federation, with each rule of aggregation.
+"""What bad clients do to a federation, with each rule of aggregation.
 
-`python -m tests.attacks [SEED ...] [--rounds N]` prints the final accuracy of the other clients on the digits, ten
-clients, one of which sends its update times a factor. Accuracies are on validation splits.
+`python -m tests.attacks [SEED ...]` prints the final accuracy of the other clients on the digits, ten clients, one of
+which sends its update times a factor: the mean over the seeds, the change from nobody doing so, and the worst change of
+a seed. Accuracies are on validation splits.
 """
 
 import argparse
 import math
 import struct
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 
 from server.strategy import blob_content
 from spatl.config import ExperimentConfig, parse_config
@@ -20,7 +23,7 @@ from spatl.history import read_json
 from spatl.protocol import section_bytes
 from tests.federations import blob_of, run_tiny, tampering
 
-BAD = 3
+BAD = (3,)
 FACTORS = {"none": 1.0, "sign flipped": -1.0, "times 1000": 1000.0, "times -5, below the bound": -5.0}
 RULES = {
     "mean": {},
@@ -29,17 +32,20 @@ RULES = {
     "trimmed-mean": {"aggregation": "trimmed-mean"},
     "trimmed-mean 0.1": {"aggregation": "trimmed-mean", "trim_fraction": 0.1},
     "median": {"aggregation": "median"},
+    "agreement": {"aggregation": "agreement"},
 }
 
 
-def config_of(rule: dict[str, object], *, seed: int = 1, rounds: int = 15, method: str = "spatl") -> ExperimentConfig:
-    """Ten clients on the digits, Dirichlet 0.5."""
+def config_of(
+    rule: dict[str, object], *, seed: int = 1, rounds: int = 15, method: str = "spatl", alpha: float = 0.5
+) -> ExperimentConfig:
+    """Ten clients on the digits, Dirichlet 0.5 if nothing else is said."""
     return parse_config(
         {
             "seed": seed,
             "rounds": rounds,
             "method": method,
-            "partition": {"num_clients": 10, "alpha": 0.5},
+            "partition": {"num_clients": 10, "alpha": alpha},
             "model": {"name": "cnn", "options": {"channels": [8, 16], "hidden": 32}},
             "training": {"local_epochs": 2, "batch_size": 16, "learning_rate": 0.02, "momentum": 0.9, "device": "cpu"},
             "selection": {"selector": "update", "keep_ratio": 0.8},
@@ -58,40 +64,61 @@ def scaled(factor: float, content: RecordDict) -> RecordDict:
     return blob_content(blob[:start] + values.tobytes())
 
 
-def accuracy_under(factor: float, config: ExperimentConfig, directory: Path, *, from_round: int = 1) -> float:
-    """The final accuracy, in the mean over all clients but the bad one; NaN if the run diverges."""
+def accuracy_under(
+    factor: float, config: ExperimentConfig, directory: Path, *, from_round: int = 1, bad: Collection[int] = BAD
+) -> float:
+    """The final accuracy, in the mean over all clients but the bad ones; NaN if the run diverges."""
 
     def attack(client: int, content: RecordDict) -> RecordDict:
         (server_round,) = struct.unpack_from("<I", blob_of(content), 8)
-        return scaled(factor, content) if client == BAD and factor != 1.0 and server_round >= from_round else content
+        return scaled(factor, content) if client in bad and factor != 1.0 and server_round >= from_round else content
 
     try:
         run_tiny(config, directory, app=tampering(attack))
     except DivergedError:
         return math.nan
     clients = read_json(directory / "summary.json")["clients"]
-    return float(np.mean([accuracy for client, accuracy in clients.items() if int(client) != BAD]))
+    return float(np.mean([accuracy for client, accuracy in clients.items() if int(client) not in bad]))
 
 
 def main() -> None:
     """Print the table, row by row."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m tests.attacks")
     parser.add_argument("seeds", type=int, nargs="*", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rules", default=",".join(RULES), help="rows, separated by commas")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet partition")
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the clients in a round")
+    parser.add_argument("--num-bad", type=int, default=1)
+    parser.add_argument("--from-round", type=int, default=1, help="the first round in which bad clients are bad")
     options = parser.parse_args()
+    bad = range(BAD[0], BAD[0] + options.num_bad)
     print("| rule | " + " | ".join(FACTORS) + " |", flush=True)
-    print("|---|" + "---:|" * len(FACTORS))
-    for name, rule in RULES.items():
-        cells = []
+    print("|---|" + "---:|" * len(FACTORS), flush=True)
+    for name in options.rules.split(","):
+        rule = {**RULES[name], "fraction_train": options.fraction}
+        cells, untouched = [], np.zeros(0)
         for factor in FACTORS.values():
-            with tempfile.TemporaryDirectory() as scratch:
-                values = [
-                    accuracy_under(factor, config_of(rule, seed=seed, rounds=options.rounds), Path(scratch) / str(seed))
-                    for seed in options.seeds
-                ]
-            diverged = sum(map(math.isnan, values))
-            cells.append(f"{diverged} diverged" if diverged else f"{100 * np.mean(values):.1f} %")
+            accuracies = []
+            for seed in options.seeds:
+                config = config_of(rule, seed=seed, rounds=options.rounds, alpha=options.alpha)
+                with tempfile.TemporaryDirectory() as scratch:
+                    under = accuracy_under(
+                        factor, config, Path(scratch) / "run", from_round=options.from_round, bad=bad
+                    )
+                accuracies.append(100 * under)
+            values = np.array(accuracies)
+            untouched = untouched if len(untouched) else values
+            cells.append(_cell(values, values - untouched if factor != 1.0 else None))
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def _cell(accuracies: NDArray[np.float64], changes: NDArray[np.float64] | None) -> str:
+    diverged = int(np.isnan(accuracies).sum())
+    if diverged:
+        return f"{diverged} diverged"
+    mean = f"{accuracies.mean():.1f} %"
+    return mean if changes is None else f"{mean} ({changes.mean():+.1f}, worst {changes.min():+.1f})"
 
 
 if __name__ == "__main__":

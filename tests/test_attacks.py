@@ -1,4 +1,4 @@
-"""What one bad client among ten does to the others (docs/robustness.md has what does not hold: a flipped sign)."""
+"""What bad clients among ten do to the others (docs/robustness.md has what does not hold)."""
 
 import pytest
 
@@ -10,5 +10,17 @@ def test_one_client_of_ten_that_sends_a_thousand_times_its_update_costs_the_othe
     """The bound refuses it; a plain mean without it diverges."""
     config = config_of(RULES["clip 1.5"])
     untouched, attacked = (accuracy_under(FACTORS[name], config, tmp_path / name) for name in ("none", "times 1000"))
+    assert attacked > untouched - 0.02
+    assert untouched > 0.9
+
+
+@pytest.mark.slow
+def test_so_do_three_that_flip_the_sign_if_clients_have_to_agree(tmp_path):
+    """On seed 2 one of them costs the plain mean a seventh of its accuracy."""
+    config = config_of(RULES["agreement"], seed=2, rounds=20)
+    bad = (3, 4, 5)
+    untouched, attacked = (
+        accuracy_under(FACTORS[name], config, tmp_path / name, bad=bad) for name in ("none", "sign flipped")
+    )
     assert attacked > untouched - 0.02
     assert untouched > 0.9

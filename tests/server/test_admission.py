@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.admission import Admission, UpdateTooLarge, check_size, clip_update, size_of
+from server.admission import Admission, UpdateTooLarge, check_size, check_trust, clip_update, size_of
 from server.strategy import Federation, blob_content
 from spatl.codec import CODECS
-from spatl.errors import SpatlError
+from spatl.errors import SpatlError, UpdateRejected
 from spatl.history import read_lines
 from spatl.protocol import Update, section_bytes
 from spatl.selection.selection import Selection, select_all
@@ -224,6 +224,61 @@ def test_a_thousandfold_update_is_refused_in_the_first_round_too_whoever_comes_f
             (refusal,) = row["rejections"]
             assert refusal["client"] == bad
             assert "server.norm_bound" in refusal["reason"]
+
+
+@given(past=st.lists(st.floats(-1, 1), max_size=20), rounds=st.integers(2, 5))
+def test_whatever_went_before_two_rounds_of_working_against_the_others_cost_a_client_its_trust(past, rounds):
+    admission = Admission()
+    for agreement in past:
+        admission = admission.judged({7: agreement})
+        assert admission.trust[7] <= 1
+    for _ in range(rounds):
+        admission = admission.judged({7: -0.6})
+    assert not admission.trusts(7)
+    assert admission.trusts(8)
+    lost = admission.trust[7]
+    assert admission.judged({8: 1.0}).trust[7] == lost  # a round without it changes nothing
+    assert admission.judged({7: 0.4}).trust[7] == pytest.approx(lost + 0.1)
+
+
+def test_the_update_of_a_client_without_trust_is_refused_with_what_it_lacks():
+    check_trust(0.0)
+    with pytest.raises(UpdateRejected, match=r"its trust is -0\.25, and server\.aggregation: agreement lets in"):
+        check_trust(-0.25)
+
+
+def test_a_client_that_flips_the_sign_of_its_updates_is_refused_and_left_out_and_c_stays_the_weighted_sum(
+    tmp_path, monkeypatch
+):
+    """Client 3 from the first round on: refused three times, then left out; the others are folded in every time."""
+    strategies, truly = [], Federation.__init__
+
+    def kept(self, *args, **kwargs):
+        truly(self, *args, **kwargs)
+        strategies.append(self)
+
+    def attack(client, content):
+        blob = blob_of(content)
+        start = len(blob) - section_bytes(blob)["values"]
+        values = np.frombuffer(blob[start:], "<f4")
+        return content if client != 3 else blob_content(blob[:start] + (-values).tobytes())
+
+    monkeypatch.setattr(Federation, "__init__", kept)
+    config = tiny_config(
+        rounds=5, method="spatl", selection={"selector": "update", "keep_ratio": 0.6},
+        wire={"uplink": "float32", "downlink": "adaptive"}, server={"aggregation": "agreement"},
+        training={"local_steps": 20},
+    )  # fmt: skip
+    run_tiny(config, tmp_path, app=tampering(attack))
+    rounds = read_lines(tmp_path / "history.jsonl")
+    assert [[each["client"] for each in row["rejections"]] for row in rounds] == [[3], [3], [3], [], []]
+    assert [row["left_out"] for row in rounds] == [[], [], [], [3], [3]]
+    assert [row["participants"] for row in rounds] == [config.partition.num_clients - 1] * 5
+    assert all("point against" in row["rejections"][0]["reason"] for row in rounds[:3])
+    (strategy,) = strategies
+    expected = weighted_control(config, tmp_path, strategy._num_examples)
+    torch.testing.assert_close(strategy.state.control.double(), expected, rtol=1e-4, atol=1e-6)
+    assert float(expected.abs().max()) > 1e-3
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import clients.state
 import server.strategy
 from clients.round import Workplace
 from clients.state import ClientState, DirectoryStore
+from server.admission import Admission
 from server.checkpoint import FILE, Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from server.engines import run_inline
 from server.reporting import Recorder
@@ -89,6 +90,7 @@ SETTINGS = {
     "spatl, c is sent": {"method": "spatl", "wire": COMPRESSED, "control": {"downlink": "sent"}},
     "spatl-paper": {"method": "spatl-paper", "model": {"name": "resnet8", "options": {"width": 0.25}}},
     "fedrep, some clients": {"method": "fedrep", "server": {"fraction_train": 0.6}},
+    "spatl, by agreement": {"method": "spatl", "wire": COMPRESSED, "server": {"aggregation": "agreement"}},
     "ssfl": {"method": "ssfl", "selection": {"keep_ratio": 0.5}},
     "fedavg, lost clients": {"method": "fedavg", "wire": {"downlink": "int4"}},
 }
@@ -306,13 +308,15 @@ def test_a_checkpoint_reads_as_it_was_written(tmp_path):
     vector = torch.arange(4.0)
     for control in (None, vector):
         state = ServerState(
-            vector, control, control, 0.25, {1: 7, 0: 6}, {0: 3, 1: 4}, {0: 0.5, 1: 1e-9}, frozenset({1}), 2.5, 1
-        )
+            vector, control, control, 0.25, {1: 7, 0: 6}, {0: 3, 1: 4}, {0: 0.5, 1: 1e-9}, frozenset({1}), 2.5, 1,
+            Admission((1.5,), {1: 2}, {1: 9}, {0: 0.1, 1: -1 / 3}),
+        )  # fmt: skip
         written = Checkpoint(7, state, {"offsets": torch.arange(3), "change/0": torch.zeros(0, dtype=torch.uint8)})
         read = Checkpoint.from_bytes(written.to_bytes())
         assert read.to_bytes() == written.to_bytes()
         assert (read.state.control is None) == (control is None)
         assert (read.state.folded, read.state.held, read.state.astray) == (state.folded, state.held, state.astray)
+        assert read.state.admission == state.admission
         assert (read.state.first_loss, read.state.useless_rounds, read.state.cannot_build) == (2.5, 1, {1})
 
 

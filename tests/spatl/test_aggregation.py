@@ -12,7 +12,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator
+from spatl.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator, agreements
 from spatl.errors import UpdateRejected
 from spatl.protocol import Update
 from spatl.selection.selection import Selection, select_all
@@ -320,6 +320,57 @@ def test_robust_rules_count_each_client_alike_and_scale_as_the_mean_does():
     assert robust(updates, "trimmed-mean", 0.1).tolist() == [2.0] * LAYOUT.num_entries
     assert robust(updates, "trimmed-mean", 0.0).tolist() == pytest.approx([11.0] * LAYOUT.num_entries)
     assert robust(updates, "median", learning_rate=2.0)[0] == 4.0
+
+
+def in_numpy(updates, trusted):
+    """`agreements`, entry by entry."""
+    length = LAYOUT.num_parameter_entries
+    rows = []
+    for update in updates:
+        row = np.full(LAYOUT.num_entries, np.nan)
+        row[update.selection.entries(LAYOUT).numpy()] = update.values.numpy()
+        rows.append(row[:length])
+    counted = [row for row, counts in zip(rows, trusted, strict=True) if counts or not any(trusted)]
+    median = np.zeros(length)
+    for entry in range(length):
+        sent = [row[entry] for row in counted if not np.isnan(row[entry])]
+        median[entry] = np.median(sent) if sent else 0.0
+    cosines = []
+    for row in rows:
+        values = np.nan_to_num(row)
+        norm = np.linalg.norm(values) * np.linalg.norm(median)
+        cosines.append(values @ median / norm if norm else 0.0)
+    return cosines
+
+
+@given(seed=st.integers(0, 2**32), number=st.integers(0, 7), data=st.data())
+def test_agreements_are_cosines_with_the_median_of_the_trusted_in_any_order(seed, number, data):
+    updates = [update for update, _ in random_updates(seed, number)]
+    trusted = data.draw(st.lists(st.booleans(), min_size=number, max_size=number))
+    result = agreements(updates, trusted, LAYOUT)
+    order = data.draw(st.permutations(range(number)))
+    assert [result[i] for i in order] == agreements([updates[i] for i in order], [trusted[i] for i in order], LAYOUT)
+    if number < 2:
+        assert result == [0.0] * number
+    else:
+        assert result == pytest.approx(in_numpy(updates, trusted), abs=1e-12)
+    assert all(-1 <= each <= 1 for each in result)
+
+
+@given(seed=st.integers(0, 2**32), factor=st.floats(1e-3, 1e3))
+def test_an_update_that_is_not_trusted_agrees_as_much_as_its_negative_disagrees_whatever_its_size(seed, factor):
+    updates = [update for update, _ in random_updates(seed, 5)]
+    negative = replace(updates[4], values=-factor * updates[4].values)
+    trusted = [True] * 4 + [False]
+    one, other = (agreements([*updates[:4], last], trusted, LAYOUT) for last in (updates[4], negative))
+    assert one[:4] == other[:4]
+    assert one[4] == pytest.approx(-other[4], abs=1e-6)
+
+
+def test_statistics_do_not_agree_or_disagree():
+    layout = interleaved_layout([(1, 1)], statistics=1)
+    updates = [make_update(layout, [True], torch.tensor([1.0, statistic])) for statistic in (5.0, -5.0, 5.0)]
+    assert agreements(updates, [True] * 3, layout) == pytest.approx([1.0] * 3)
 
 
 def privately(updates, encoder, *, clip, noise_multiplier=0.0, num_expected=10, seed=0):
