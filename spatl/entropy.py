@@ -35,9 +35,12 @@ from spatl.errors import UpdateRejected
 MAX_CONTEXTS: Final = 32
 LARGEST_INTEGER: Final = 2**23 - 1
 
-# A lane costs three bytes. Below so many values the plain loop is as fast as NumPy, and one lane is all it needs.
+# A lane costs three bytes, and fewer lanes more time: the sender takes as many as a hundredth of the bytes allows, with
+# 2048 to 8192 values in each. Below so many values the plain loop does, and one lane is all it needs.
 _VALUES_OF_ONE_LANE: Final = 1 << 17
-_VALUES_PER_LANE: Final = 1 << 13
+_LANE_BITS: Final = range(11, 14)
+_BITS_PER_LANE: Final = 24
+_SHARE_OF_LANES: Final = 0.01
 
 _TOTAL_BITS: Final = 14
 _TOTAL: Final = 1 << _TOTAL_BITS
@@ -83,18 +86,22 @@ def encode_integers(values: NDArray[np.int32], contexts: NDArray[np.uint8]) -> b
     largest = max(int(values.max()), -int(values.min()))
     if largest > LARGEST_INTEGER:
         raise ValueError(f"an integer must be at most {LARGEST_INTEGER} in magnitude, got {largest}")
-    cells = _rank_of_context(used).take(contexts) << np.uint16(_SYMBOL_BITS)
-    cells |= np.where(np.abs(values) > _LARGEST_SYMBOL, _ESCAPE, values).astype(np.uint8)
+    cells = (_rank_of_context(used) << np.uint16(_SYMBOL_BITS)).take(contexts)
+    cells |= (values if largest <= _LARGEST_SYMBOL else _escaped(values)).astype(np.uint8)
     counts = np.bincount(cells, minlength=len(used) << _SYMBOL_BITS).reshape(len(used), -1)
     levels = [_fit_levels(row) for row in counts]
     frequencies = np.stack([_frequencies(row) for row in levels])
     cells = _with_escapes(cells, counts, frequencies)
     escapes = values[(cells & np.uint16((1 << _SYMBOL_BITS) - 1)) == _ESCAPE]
-    encode = _encode_lanes if _num_lanes(len(values)) > 1 else _encode_one_lane
-    states, words = encode(cells, frequencies)
+    if len(values) < _VALUES_OF_ONE_LANE:
+        lane_bits = b""
+        states, words = _encode_one_lane(cells, frequencies)
+    else:
+        lane_bits = bytes([_fit_lanes(counts, frequencies)])
+        states, words = _encode_lanes(cells, frequencies, num_lanes=len(values) >> lane_bits[0])
     tables = [bytes([*row[:-1], row[-1] | _LAST_LEVEL]) for row in levels]
     raw = escapes.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :_ESCAPE_BYTES]
-    return b"".join([*tables, states.astype("<u4").tobytes(), words.astype("<u2").tobytes(), raw.tobytes()])
+    return b"".join([lane_bits, *tables, states.astype("<u4").tobytes(), words.astype("<u2").tobytes(), raw.tobytes()])
 
 
 def decode_integers(data: memoryview, contexts: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -111,7 +118,7 @@ def decode_integers(data: memoryview, contexts: NDArray[np.uint8]) -> NDArray[np
         UpdateRejected: The bytes are not a message of V integers.
     """
     used = _used_contexts(contexts)
-    num_lanes = _num_lanes(len(contexts))
+    num_lanes, data = _read_num_lanes(data, len(contexts))
     levels, start = _read_levels(data, len(used))
     end = start + 4 * num_lanes
     if len(data) < end:
@@ -135,7 +142,10 @@ def decode_integers(data: memoryview, contexts: NDArray[np.uint8]) -> NDArray[np
 
 def _used_contexts(contexts: NDArray[np.uint8]) -> NDArray[np.int64]:
     """int64 [K], ascending."""
-    used = np.flatnonzero(np.bincount(contexts, minlength=1))
+    begins = (
+        np.flatnonzero(contexts[1:] != contexts[:-1]) + 1
+    )  # most neighbours are alike, which saves most of the counting
+    used = np.flatnonzero(np.bincount(np.append(contexts[:1], contexts[begins]), minlength=1))
     if len(used) and used[-1] >= MAX_CONTEXTS:
         raise ValueError(f"a context must be below {MAX_CONTEXTS}, got {used[-1]}")
     return used
@@ -148,11 +158,30 @@ def _rank_of_context(used: NDArray[np.int64]) -> NDArray[np.uint16]:
     return rank
 
 
-def _num_lanes(num_values: int) -> int:
-    """The same on both sides, from what both know."""
+def _escaped(values: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The values that are symbols, and escapes in place of the others."""
+    return np.where(np.abs(values) > _LARGEST_SYMBOL, _ESCAPE, values)
+
+
+def _fit_lanes(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> int:
+    """Binary logarithm of the values in a lane: the fewest that a hundredth of the bytes allows."""
+    escapes = counts[frequencies == 0].sum()
+    probabilities = np.where(frequencies > 0, frequencies, _TOTAL) / _TOTAL
+    num_bits = float(-(counts * np.log2(probabilities)).sum()) + 8 * _ESCAPE_BYTES * float(escapes)
+    num_values = int(counts.sum())
+    for bits in _LANE_BITS:
+        if _BITS_PER_LANE * (num_values >> bits) <= _SHARE_OF_LANES * num_bits:
+            return bits
+    return _LANE_BITS[-1]
+
+
+def _read_num_lanes(data: memoryview, num_values: int) -> tuple[int, memoryview]:
+    """The number of lanes, and the bytes that follow."""
     if num_values < _VALUES_OF_ONE_LANE:
-        return min(num_values, 1)
-    return num_values // _VALUES_PER_LANE
+        return min(num_values, 1), data
+    if len(data) == 0 or data[0] not in _LANE_BITS:
+        raise UpdateRejected(f"expected {_LANE_BITS[0]} to {_LANE_BITS[-1]} lane bits, got {bytes(data[:1]).hex()}")
+    return num_values >> data[0], data[1:]
 
 
 def _with_escapes(
@@ -291,13 +320,14 @@ def _decode_one_lane(
 
 
 def _encode_lanes(
-    cells: NDArray[np.uint16], frequencies: NDArray[np.int64]
+    cells: NDArray[np.uint16], frequencies: NDArray[np.int64], *, num_lanes: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
     """Encode symbols, the i-th in lane i mod L.
 
     Args:
         cells: uint16 [V], rank of the context and symbol.
         frequencies: int64 [K, 256], of each symbol in each context.
+        num_lanes: L.
 
     Returns:
         The lanes' last states, uint32 [L], and the words they shed, uint16 [W], in the order of decoding.
@@ -306,7 +336,6 @@ def _encode_lanes(
     start = _starts(frequencies)
     highest = (frequency << np.uint32(_STATE_BITS - _TOTAL_BITS)) - np.uint32(1)
     others = np.uint32(_TOTAL) - frequency
-    num_lanes = _num_lanes(len(cells))
     lanes = np.full(num_lanes, _LOWEST_STATE, dtype=np.uint32)
     words = np.empty(len(cells), dtype=np.uint16)
     position = len(words)

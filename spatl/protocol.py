@@ -34,7 +34,7 @@ RECORD_BYTES: Final = 190
 """What Flower's records add to a blob, at most."""
 
 MAGIC: Final = b"SPTL"
-VERSION: Final = 2
+VERSION: Final = 3
 CHECK_BYTES: Final = 8
 _HEADER = struct.Struct("<4sBBBBI8sQ")
 _DOWNLOAD_HEADER = struct.Struct(f"<III{CHECK_BYTES}s")

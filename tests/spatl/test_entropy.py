@@ -159,6 +159,22 @@ def test_damaged_lanes_are_refused():
         assert seen is None or len(seen) == MANY
 
 
+@pytest.mark.parametrize(("width", "bits"), [(0.08, 13), (0.3, 12), (1.0, 11), (30.0, 11)])
+def test_lanes_take_a_hundredth_of_the_bytes_or_are_as_few_as_can_be(width, bits):
+    values, contexts = laplace(MANY, width=width)
+    data = encode_integers(values, contexts)
+    assert data[0] == bits
+    assert bits == 13 or 3 * (MANY >> bits) <= 0.01 * len(data)
+
+
+@pytest.mark.parametrize("first", [b"", b"\x0a", b"\x0e", b"\xff"])
+def test_more_or_fewer_lanes_than_there_may_be_are_refused(first):
+    values, contexts = laplace(MANY)
+    data = encode_integers(values, contexts)
+    with pytest.raises(UpdateRejected, match="expected 11 to 13 lane bits"):
+        decode_integers(memoryview(first and first + data[1:]), contexts)
+
+
 def test_a_table_without_an_end_is_refused():
     with pytest.raises(UpdateRejected, match="have no end"):
         decode_integers(memoryview(bytes(17)), np.zeros(1, dtype=np.uint8))

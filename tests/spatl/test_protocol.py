@@ -115,7 +115,7 @@ def test_a_changed_byte_is_refused_or_changes_a_value_only(mask, data):
 
 HEADER_CASES = [
     (0, "4s", b"EVIL", "not a SPATL blob"),
-    (4, "B", 1, "format version 1, expected 2"),
+    (4, "B", 1, "format version 1, expected 3"),
     (4, "B", 99, "format version 99"),
     (5, "B", 0, "kind 0"),
     (6, "B", 200, "codec number 200"),
