@@ -20,10 +20,10 @@ quickstart: install ## train a first federation (about a minute) into runs/quick
 	$(BIN)/spatl run configs/quickstart.yaml --out runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: install ## run all tests, the slow ones too
-	$(BIN)/python -m pytest -m '' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m '' -n 4 --dist loadfile
 
 fast: install ## run the tests a developer runs while working
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 chaos: install ## kill every part of real deployments twenty times and more (a quarter of an hour)
 	$(BIN)/python -m tests.chaos --federations 2 --cycles 11 --at-least 20
@@ -33,7 +33,7 @@ check: install ## all checks: lint, format, import contracts, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m '' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m '' -n 4 --dist loadfile
 
 format: install ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
