@@ -12,6 +12,7 @@ Layout of the bytes: step f32 | one class (4 bits) for each tensor that has valu
 import math
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -99,8 +100,8 @@ def decode(data: memoryview, places: Places) -> Tensor:
     Raises:
         UpdateRejected: The bytes are not V values of these places.
     """
-    tensors = places.tensors.numpy()
-    present = _present(tensors)
+    runs = _Runs.of(places.tensors.numpy())
+    present = runs.present
     start = _STEP.size + (len(present) + 1) // 2
     if len(data) < start:
         raise UpdateRejected(f"{len(data)} bytes of adaptive values, fewer than their first {start}")
@@ -111,7 +112,7 @@ def decode(data: memoryview, places: Places) -> Tensor:
     nibbles = np.stack([packed & 15, packed >> 4], axis=1).ravel()
     if nibbles[len(present) :].any():
         raise UpdateRejected("there is a class for a tensor beyond the last")
-    integers = decode_integers(data[start:], _contexts(nibbles[: len(present)], present, tensors))
+    integers = decode_integers(data[start:], runs.spread(nibbles[: len(present)]))
     return torch.from_numpy(integers.astype(np.float32) * np.float32(step))
 
 
@@ -122,7 +123,8 @@ def planned_bytes(num_values: int) -> int:
 
 def root_mean_square(values: Tensor) -> float:
     """The root mean square of values, never quite 0 and never so large that a step would not fit the wire."""
-    exact = float(values.to(torch.float64).square().mean().sqrt()) if len(values) else 0.0
+    norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    exact = norm / math.sqrt(len(values)) if len(values) else 0.0
     return max(min(_LARGEST_SCALE, exact), 1e-30)  # in this order, NaN gives the largest
 
 
@@ -154,31 +156,53 @@ def _rounded(values: Tensor, step: float, uniform: NDArray[np.float32] | np.floa
 
 
 def _encode(integers: NDArray[np.int32], places: Places, step: float) -> bytes:
-    tensors = places.tensors.numpy()
-    present = _present(tensors)
+    runs = _Runs.of(places.tensors.numpy())
+    present = runs.present
     if len(integers) and integers.max() > LARGEST_INTEGER:
         return _STEP.pack(math.nan) + bytes((len(present) + 1) // 2)
-    sums = np.bincount(tensors, weights=np.abs(integers), minlength=1)
-    means = (sums / np.bincount(tensors, minlength=1).clip(1))[present]
-    octaves = np.log2(means.clip(2.0 ** (_LOWEST_OCTAVE - 1))) - _LOWEST_OCTAVE
+    octaves = np.log2(runs.means(np.abs(integers)).clip(2.0 ** (_LOWEST_OCTAVE - 1))) - _LOWEST_OCTAVE
     classes = np.floor(_CLASSES_PER_OCTAVE * octaves + 1).clip(0, _NUM_CLASSES - 1).astype(np.uint8)
     padded = np.zeros((len(present) + 1) // 2 * 2, dtype=np.uint8)
     padded[: len(present)] = classes
     packed = padded[::2] | padded[1::2] << 4
-    coded = encode_integers(integers, _contexts(classes, present, tensors))
+    coded = encode_integers(integers, runs.spread(classes))
     return b"".join([_STEP.pack(step), packed.astype(np.uint8).tobytes(), coded])
 
 
-def _present(tensors: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 [T], the tensors that have values, ascending."""
-    return np.flatnonzero(np.bincount(tensors, minlength=1))
+@dataclass(frozen=True)
+class _Runs:
+    """Values of one tensor after another, by the runs that they form; each tensor forms one, or few.
 
+    Attributes:
+        present: int64 [T], the tensors that have values, ascending.
+        ranks: int64 [R], the position in `present` of each run's tensor.
+        begins: int64 [R], the first value of each run.
+        lengths: int64 [R].
+    """
 
-def _contexts(classes: NDArray[np.uint8], present: NDArray[np.int64], tensors: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """uint8 [V], the class of each value's tensor."""
-    of_tensor = np.zeros(int(present[-1]) + 1 if len(present) else 1, dtype=np.uint8)
-    of_tensor[present] = classes
-    return of_tensor[tensors]
+    present: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tensors: NDArray[np.int64]) -> "_Runs":
+        """The runs of values of the tensors int64 [V]."""
+        begins = np.concatenate([[0], np.flatnonzero(tensors[1:] != tensors[:-1]) + 1])[: len(tensors)]
+        present, ranks = np.unique(tensors[begins], return_inverse=True)
+        return cls(present, ranks, begins, np.diff(begins, append=len(tensors)))
+
+    def means(self, values: NDArray[np.int32]) -> NDArray[np.float64]:
+        """float64 [T], the mean of each tensor's values int32 [V]."""
+        sums = np.add.reduceat(values, self.begins, dtype=np.int64) if len(self.begins) else self.begins
+        totals, counts = (
+            np.bincount(self.ranks, weights=each, minlength=len(self.present)) for each in (sums, self.lengths)
+        )
+        return totals / counts
+
+    def spread(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [V], to each value the class, of uint8 [T], of its tensor."""
+        return classes[self.ranks].repeat(self.lengths)
 
 
 def _uniform(num_values: int, generator: torch.Generator) -> NDArray[np.float32]:
