@@ -13,6 +13,7 @@ from spatl.protocol import Update
 from spatl.selection.layout import EncoderLayout
 
 _ROUNDS_REMEMBERED = 5
+_FIRST_TRUST = 0.25
 _MOST_TRUST = 1.0
 _SHARE_OF_AGREEMENT = 0.25
 
@@ -29,7 +30,7 @@ class Admission:
         sizes: The median size of the updates that were folded in, of each of the last rounds with any.
         failures: How many updates in a row each client was refused.
         away: The last round that each client is left out of.
-        trust: What the agreements of each client with the others add up to, by `judged`.
+        trust: A quarter, and what the agreements of each client with the others add to it, by `judged`.
     """
 
     sizes: tuple[float, ...] = ()
@@ -49,14 +50,15 @@ class Admission:
 
     def trusts(self, client: int) -> bool:
         """Whether a client has agreed with the others more than it has not."""
-        return self.trust.get(client, 0.0) >= 0
+        return self.trust.get(client, _FIRST_TRUST) >= 0
 
     def judged(self, agreements: Mapping[int, float]) -> "Admission":
         """What is remembered after a round's updates were compared.
 
-        A client that works against the others does so in full from the first round that it does: what it agrees counts
-        a quarter and never adds up to more than one. What it disagrees is not forgotten but outweighed, for a client
-        that is not folded in any more comes to point where the others do: they unlearn what only it knows.
+        A client that knows what few others do may point a little against them for some rounds; one that works against
+        them does so in full. What a client agrees counts a quarter and never adds up to more than one, so that whoever
+        turns is out after two rounds. What it disagreed is not forgotten but outweighed: a client that is not folded in
+        any more comes to point where the others do, for they unlearn what only it knows.
 
         Args:
             agreements: By client, as `spatl.aggregation.agreements` returns them.
@@ -64,7 +66,7 @@ class Admission:
         trust = dict(self.trust)
         for client, agreement in agreements.items():
             more = agreement if agreement < 0 else _SHARE_OF_AGREEMENT * agreement
-            trust[client] = min(_MOST_TRUST, trust.get(client, 0.0) + more)
+            trust[client] = min(_MOST_TRUST, trust.get(client, _FIRST_TRUST) + more)
         return replace(self, trust=trust)
 
     def after(
