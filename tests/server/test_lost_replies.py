@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from server.strategy import Federation
 from spatl.reference import Reference
 from tests.federations import COMPRESSED, DENSE, run_tiny, tiny_config, weighted_control
 from tests.losses import accuracy_with
@@ -34,16 +33,9 @@ def test_a_client_that_was_led_from_the_initial_encoder_in_vain_is_led_from_it_a
 @pytest.mark.parametrize("wire", [DENSE, COMPRESSED], ids=["dense", "compressed"])
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_damaged_state_is_replaced_by_the_one_before_only_if_c_stays_the_weighted_sum(
-    tmp_path, monkeypatch, wire, lost
+    tmp_path, strategies, wire, lost
 ):
     """Client 2's of round 2: if its answer is lost too, it never was; if the server has it, the client is refused."""
-    strategies, truly = [], Federation.__init__
-
-    def kept(self, *args, **kwargs):
-        truly(self, *args, **kwargs)
-        strategies.append(self)
-
-    monkeypatch.setattr(Federation, "__init__", kept)
 
     def loses(client: int, message) -> bool:
         if client != 2 or message.metadata.message_type != "train" or message.metadata.group_id != "2":
