@@ -14,7 +14,7 @@ from spatl.selection.layout import EncoderLayout
 
 _ROUNDS_REMEMBERED = 5
 _FIRST_TRUST = 0.25
-_MOST_TRUST = 1.0
+_MOST_TRUST = 0.5
 _SHARE_OF_AGREEMENT = 0.25
 
 
@@ -56,9 +56,9 @@ class Admission:
         """What is remembered after a round's updates were compared.
 
         A client that knows what few others do may point a little against them for some rounds; one that works against
-        them does so in full. What a client agrees counts a quarter and never adds up to more than one, so that whoever
-        turns is out after two rounds. What it disagreed is not forgotten but outweighed: a client that is not folded in
-        any more comes to point where the others do, for they unlearn what only it knows.
+        them does so in full. What a client agrees counts a quarter and never adds up to more than a half, so that
+        whoever turns is out in a few rounds. What it disagreed is not forgotten but outweighed: a client that is not
+        folded in any more comes to point where the others do, for they unlearn what only it knows.
 
         Args:
             agreements: By client, as `spatl.aggregation.agreements` returns them.

@@ -226,12 +226,12 @@ def test_a_thousandfold_update_is_refused_in_the_first_round_too_whoever_comes_f
             assert "server.norm_bound" in refusal["reason"]
 
 
-@given(past=st.lists(st.floats(-1, 1), max_size=20), rounds=st.integers(2, 5))
-def test_whatever_went_before_two_rounds_of_working_against_the_others_cost_a_client_its_trust(past, rounds):
+@given(past=st.lists(st.floats(-1, 1), max_size=20), rounds=st.integers(1, 5))
+def test_whatever_went_before_a_round_of_working_against_the_others_costs_a_client_its_trust(past, rounds):
     admission = Admission()
     for agreement in past:
         admission = admission.judged({7: agreement})
-        assert admission.trust[7] <= 1
+        assert admission.trust[7] <= 0.5
     for _ in range(rounds):
         admission = admission.judged({7: -0.6})
     assert not admission.trusts(7)
