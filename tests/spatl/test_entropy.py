@@ -159,6 +159,16 @@ def test_damaged_lanes_are_refused():
         assert seen is None or len(seen) == MANY
 
 
+@pytest.mark.parametrize("more", [0, 1, 37])
+@pytest.mark.parametrize("run", [1, 63, 64, 65, 50_000])
+def test_lanes_do_not_mind_where_contexts_change(more, run):
+    """Steps of 64 values, within which contexts change always, at times, or hardly ever."""
+    values, _ = laplace(MANY + more)
+    contexts = (np.arange(len(values)) // run % 5).astype(np.uint8)
+    data = encode_integers(values, contexts)
+    assert np.array_equal(decode_integers(memoryview(data), contexts), values)
+
+
 @pytest.mark.parametrize(("width", "bits"), [(0.08, 13), (0.3, 12), (1.0, 11), (30.0, 11)])
 def test_lanes_take_a_hundredth_of_the_bytes_or_are_as_few_as_can_be(width, bits):
     values, contexts = laplace(MANY, width=width)
