@@ -1,6 +1,6 @@
 """What bad clients do to a federation, with each rule of aggregation.
 
-`python -m tests.attacks [SEED ...]` prints the final accuracy of the other clients on the digits, ten clients, one of
+`python -m tests.attacks [SEED ...]` prints the final accuracy of the other clients, ten on the digits, one of
 which sends its update times a factor: the mean over the seeds, the change from nobody doing so, and the worst change of
 a seed. Accuracies are on validation splits.
 """
@@ -37,18 +37,31 @@ RULES = {
 }
 
 
+_SMALL = {"name": "cnn", "options": {"channels": [8, 16], "hidden": 32}}
+_IMAGES = {"num_examples": 3000, "difficulty": 0.3, "image_size": 16}
+
+
 def config_of(
-    rule: dict[str, object], *, seed: int = 1, rounds: int = 15, method: str = "spatl", alpha: float = 0.5
-) -> ExperimentConfig:
-    """Ten clients on the digits, Dirichlet 0.5 if nothing else is said."""
+    rule: dict[str, object], *, seed: int = 1, rounds: int = 15, method: str = "spatl", alpha: float = 0.5,
+    images: bool = False,
+) -> ExperimentConfig:  # fmt: skip
+    """Ten clients, Dirichlet 0.5 if nothing else is said, on the digits or with a ResNet-8 on synthetic images."""
+    network = {"name": "resnet8", "options": {"width": 0.5}} if images else _SMALL
     return parse_config(
         {
             "seed": seed,
             "rounds": rounds,
             "method": method,
             "partition": {"num_clients": 10, "alpha": alpha},
-            "model": {"name": "cnn", "options": {"channels": [8, 16], "hidden": 32}},
-            "training": {"local_epochs": 2, "batch_size": 16, "learning_rate": 0.02, "momentum": 0.9, "device": "cpu"},
+            "data": {"name": "synthetic", "options": _IMAGES} if images else {"name": "digits"},
+            "model": network,
+            "training": {
+                "local_epochs": 2,
+                "batch_size": 16,
+                "learning_rate": 0.16 if images else 0.02,
+                "momentum": 0.9,
+                "device": "cpu",
+            },
             "selection": {"selector": "update", "keep_ratio": 0.8},
             "wire": {"uplink": "float32", "downlink": "adaptive"},
             "server": rule,
@@ -91,6 +104,7 @@ def main() -> None:
         "--factors", default=",".join(FACTORS), help="columns; the first is what others are compared to"
     )
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--images", action="store_true", help="a ResNet-8 on synthetic images instead of the digits")
     parser.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet partition")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the clients in a round")
     parser.add_argument("--num-bad", type=int, default=1)
@@ -106,7 +120,7 @@ def main() -> None:
         for factor in (FACTORS[each] for each in names):
             accuracies = []
             for seed in options.seeds:
-                config = config_of(rule, seed=seed, rounds=options.rounds, alpha=options.alpha)
+                config = config_of(rule, seed=seed, rounds=options.rounds, alpha=options.alpha, images=options.images)
                 with tempfile.TemporaryDirectory() as scratch:
                     under = accuracy_under(
                         factor, config, Path(scratch) / "run", from_round=options.from_round, bad=bad
