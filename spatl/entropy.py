@@ -10,19 +10,21 @@ logarithmic steps of the odds: a last hazard that goes on for ever is a geometri
 of zero of its own, and a few more follow any other shape. Their maximum-likelihood estimates are quotients of counts.
 
 Chosen by measurement. Bytes for quantised Laplace values of 0.7 bits in six contexts, and seconds for encoding plus
-decoding 10 million of them (in turns on a busy machine, the best of five; half of it on an idle one):
+decoding 10 million of them on one core, in runs of a context and in no order (the best of three, one package after the
+other):
 
-| values                                       |  2,000 |  20,000 |  300,000 | seconds |
-|----------------------------------------------|-------:|--------:|---------:|--------:|
-| empirical entropy, without tables            |    189 |   1,748 |   26,844 |         |
-| this module                                  |    202 |   1,767 |   26,994 |    0.87 |
-| constriction's AnsCoder, its table at a byte |        |         |          |         |
-| per context and symbol                       |    230 |   1,797 |   26,902 |    0.66 |
-| deflate of two values a byte                 |    354 |   2,923 |   42,720 |    1.07 |
+| values                                       |  2,000 |  20,000 |  300,000 | in runs | in no order |
+|----------------------------------------------|-------:|--------:|---------:|--------:|------------:|
+| empirical entropy, without tables            |    189 |   1,755 |   26,891 |         |             |
+| this module                                  |    202 |   1,770 |   27,133 |    0.18 |        0.25 |
+| constriction's AnsCoder, its table at a byte |        |         |          |         |             |
+| per context and symbol                       |    216 |   1,793 |   26,937 |    0.32 |        0.52 |
+| deflate of two values a byte                 |    357 |   3,025 |   45,205 |         |        0.28 |
 
-The package is the faster one for very long messages, but its tables would have to be made and sent by us all the same,
-and cost most where messages are short. A geometric distribution with a probability of zero of its own (two bytes a
-context) takes 1.4 % more than hazards as needed on 300,000 normal values of int4, the same on Laplace ones.
+The package is compiled and smaller for very long messages, by what the lanes take, but its tables would have to be made and
+sent by us all the same, and cost most where messages are short. A geometric distribution with a probability of zero of
+its own (two bytes a context) takes 1.4 % more than hazards as needed on 300,000 normal values of int4, the same on
+Laplace ones.
 """
 
 from collections.abc import Iterator
