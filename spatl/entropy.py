@@ -21,9 +21,9 @@ other):
 | per context and symbol                       |    216 |   1,793 |   26,937 |    0.32 |        0.52 |
 | deflate of two values a byte                 |    357 |   3,025 |   45,205 |         |        0.28 |
 
-The package is compiled and smaller for very long messages, by what the lanes take, but its tables would have to be made and
-sent by us all the same, and cost most where messages are short. A geometric distribution with a probability of zero of
-its own (two bytes a context) takes 1.4 % more than hazards as needed on 300,000 normal values of int4, the same on
+The package is compiled, and smaller for very long messages by what the lanes take, but its tables would have to be made
+and sent by us all the same, and cost most where messages are short. A geometric distribution with a probability of zero
+of its own (two bytes a context) takes 1.4 % more than hazards as needed on 300,000 normal values of int4, the same on
 Laplace ones.
 """
 
