@@ -276,8 +276,8 @@ class ServerConfig(Section):
     aggregation: Literal["mean", "agreement", "median", "trimmed-mean"] = "mean"
     """How the clients' updates become one, for each entry over those that sent it: their mean, weighted by their
     numbers of examples; `agreement`, the same without the clients whose updates have pointed against the others' over
-    the rounds; or by rank, each alike. All but the mean are for federations with a few bad clients (docs/robustness.md)
-    and keep every update in memory until the round is over."""
+    the rounds, which wants `clip` beside it where rounds are small; or by rank, each alike. All but the mean are for
+    federations with a few bad clients (docs/robustness.md) and keep every update in memory until the round is over."""
     trim_fraction: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0, lt=0.5)] = 0.2
     """The share of the senders that a trimmed mean leaves out at either end, rounded up."""
     clip: Positive | None = None
