@@ -188,9 +188,12 @@ class _Runs:
     @classmethod
     def of(cls, tensors: NDArray[np.int64]) -> "_Runs":
         """The runs of values of the tensors int64 [V]."""
-        begins = np.concatenate([[0], np.flatnonzero(tensors[1:] != tensors[:-1]) + 1])[: len(tensors)]
-        present, ranks = np.unique(tensors[begins], return_inverse=True)
-        return cls(present, ranks, begins, np.diff(begins, append=len(tensors)))
+        is_first = np.ones(len(tensors), dtype=bool)
+        np.not_equal(tensors[1:], tensors[:-1], out=is_first[1:])
+        begins = np.flatnonzero(is_first)
+        owners = tensors[begins]
+        present = np.flatnonzero(np.bincount(owners, minlength=1))
+        return cls(present, np.searchsorted(present, owners), begins, np.diff(begins, append=len(tensors)))
 
     def means(self, values: NDArray[np.int32]) -> NDArray[np.float64]:
         """float64 [T], the mean of each tensor's values int32 [V]."""

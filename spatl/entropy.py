@@ -153,10 +153,9 @@ def decode_integers(data: memoryview, contexts: NDArray[np.uint8]) -> NDArray[np
 
 def _used_contexts(contexts: NDArray[np.uint8]) -> NDArray[np.int64]:
     """int64 [K], ascending."""
-    begins = (
-        np.flatnonzero(contexts[1:] != contexts[:-1]) + 1
-    )  # most neighbours are alike, which saves most of the counting
-    used = np.flatnonzero(np.bincount(np.append(contexts[:1], contexts[begins]), minlength=1))
+    # Neighbours are mostly alike, so that the last of each run are few to count.
+    is_last = np.append(contexts[1:] != contexts[:-1], True)[: len(contexts)]
+    used = np.flatnonzero(np.bincount(contexts[is_last], minlength=1))
     if len(used) and used[-1] >= MAX_CONTEXTS:
         raise ValueError(f"a context must be below {MAX_CONTEXTS}, got {used[-1]}")
     return used
