@@ -96,6 +96,10 @@ METHODS: dict[str, Method] = {
     "spatl-no-transfer": _spatl("SPATL without transfer", "all", selects=True, controls=True),
     "spatl-paper": _spatl("SPATL with the paper's predictor", "encoder", selects=True, controls=True, paper=True),
     "fedavg": Method(title="FedAvg", source="McMahan et al., AISTATS 2017, arXiv 1602.05629", shares="all"),
+    "fedavg-calibrated": Method(
+        title="FedAvg with a calibrated predictor", source="logit adjustment, Menon et al. 2021, arXiv 2007.07314",
+        shares="chosen",
+    ),
     "fedavg-finetune": Method(
         title="FedAvg + fine-tuning", source="Yu et al. 2020, arXiv 2002.04758", shares="all", fine_tunes=True
     ),

@@ -14,7 +14,7 @@ from rich.table import Table
 from spatl.bench.ablations import ablation_table
 from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.jobs import Event, OnEvent
-from spatl.bench.plan import Plan, make_plan
+from spatl.bench.plan import Plan, make_plan, unequal_optimizers
 from spatl.bench.results import Record, by_row, meaningful, shown_target, target_table
 from spatl.bench.run import bench
 from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, percent, tuning_note, tuning_rows
@@ -37,6 +37,8 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
         seeds=options.seeds,
         targets=options.target,
     )
+    if not options.tune and (note := unequal_optimizers(plan)):
+        console.print(f"warning: {note}", highlight=False, markup=False, soft_wrap=True)
     directory = Path(options.out or Path("runs") / f"bench-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     with _Progress(console, plan) as progress:
         records = bench(

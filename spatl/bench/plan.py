@@ -28,6 +28,8 @@ _OF_A_METHOD: Final = (
     "training.finetune_epochs",
 )  # fmt: skip
 
+_OF_AN_OPTIMIZER: Final = ("learning_rate", "momentum", "nesterov", "weight_decay")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -106,6 +108,33 @@ def make_plan(
     _check_comparable(plan)
     _check_ablations(plan, known)
     return plan
+
+
+def unequal_optimizers(plan: Plan) -> str | None:
+    """Return a sentence that says how the rows' optimizers differ by their methods' own defaults; None if they do not.
+
+    What a config gives a row itself was chosen, and what all rows have alike is fair. A default that came with one
+    row's method alone is neither: its row may win by its optimizer.
+    """
+    trainings = {row.label: row.config(plan.bench.seeds[0]).training for row in plan.rows}
+    chosen = {row.label: row.values.get("training") or {} for row in plan.rows}
+    unequal = [
+        key
+        for key in _OF_AN_OPTIMIZER
+        if len({getattr(training, key) for training in trainings.values()}) > 1
+        and not all(key in each for each in chosen.values())
+    ]
+    if not unequal:
+        return None
+    rows_by_settings: dict[str, list[str]] = {}
+    for label, training in trainings.items():
+        settings = ", ".join(f"{key} {getattr(training, key):g}" for key in unequal)
+        rows_by_settings.setdefault(settings, []).append(label)
+    told = "; ".join(f"{settings}: {', '.join(labels)}" for settings, labels in rows_by_settings.items())
+    return (
+        f"the rows have unequal optimizers, by their methods' defaults ({told}), so that a ratio between them tells of "
+        "those too; --tune chooses every row's alike, or give each row its own"
+    )
 
 
 def merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The reports of a benchmark: `bench.md` and two PNGs for a repository or a mail, `report.html` to look at."""
 
+import html
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from spatl.bench.pictures import (
     part_words,
     parts_svg,
 )
-from spatl.bench.plan import ALONE, Plan
+from spatl.bench.plan import ALONE, Plan, unequal_optimizers
 from spatl.bench.results import (
     CRITERIA,
     Curve,
@@ -99,7 +100,10 @@ def write_reports(
     parts = _parts(plan, records, tuned)
     text = [f"# {_title(plan)}\n", f"`{command}`\n"]
     text += [f"{name}: {value}  " for name, value in _facts(plan)]
-    text += [f"\n{_how(plan.first)}\n"]
+    how = _how(plan.first)
+    if not tuned and (note := unequal_optimizers(plan)):
+        how += f" Not tuned: {note}."
+    text += [f"\n{how}\n"]
     text += [f"## {heading}\n\n{note}\n\n{markdown(rows)}" for heading, note, rows in parts if rows]
     (directory / "bench.md").write_text("\n".join(text), encoding="utf-8")
 
@@ -113,7 +117,7 @@ def write_reports(
     shares = parts_table(records)
     draw_bytes(shares, directory / "bytes.png")
     sections = [
-        section("What was compared", facts(_facts(plan)) + f"<p>{_how(plan.first)}</p>"),
+        section("What was compared", facts(_facts(plan)) + f"<p>{html.escape(how)}</p>"),
         *_pictures(by_title, targets, alone),
         section("What each idea is worth", _factors_figure(records, plan.bench.targets)),
         section(_BYTES, _bytes_figure(shares)),

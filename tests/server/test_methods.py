@@ -99,6 +99,22 @@ def test_the_pull_of_fedprox_matters_in_that_comparison(tmp_path, strategies):
     assert float((results[0] - results[1]).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
+def test_a_calibrated_fedavg_without_its_offset_is_fedavg_to_the_bit(tmp_path, strategies):
+    results = {}
+    for name, settings in {
+        "fedavg": {"method": "fedavg"},
+        "no offset": {"method": "fedavg-calibrated", "predictor": {"strength": 0.0}},
+        "calibrated": {"method": "fedavg-calibrated"},
+    }.items():
+        summary = run_tiny(tiny_config(**settings), tmp_path / name)
+        results[name] = strategies.last.state.encoder
+        assert summary["keep_ratio"] == 1.0
+        assert strategies.last.state.control is None
+    assert torch.equal(results["fedavg"], results["no offset"])
+    assert not torch.equal(results["fedavg"], results["calibrated"])
+
+
 SCALAR = interleaved_layout([(1, 1)])
 SOME_EXAMPLES = Examples(torch.zeros(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64))
 

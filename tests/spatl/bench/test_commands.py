@@ -40,6 +40,16 @@ def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(config, tm
 
 
 @pytest.mark.slow
+def test_a_benchmark_of_unequal_optimizers_says_so_on_the_terminal_and_in_its_reports(config, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["bench", config, "--methods", "fedavg,spatl-no-selection", "--seeds", "3", "--target", "0.15"]
+    assert main([*arguments, "--out", str(out), "--workers", "1"]) == 0
+    assert "warning: the rows have unequal optimizers" in capsys.readouterr().out
+    for name in ("bench.md", "report.html"):
+        assert "Not tuned: the rows have unequal optimizers" in (out / name).read_text()
+
+
+@pytest.mark.slow
 def test_ablations_end_with_a_table_of_what_each_idea_is_worth(config, tmp_path, capsys, monkeypatch):
     """Without selection every client sends all channels each round, so the same target costs more bytes."""
     monkeypatch.setenv("COLUMNS", "140")

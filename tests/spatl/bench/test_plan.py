@@ -2,7 +2,7 @@
 
 import pytest
 
-from spatl.bench.plan import make_plan
+from spatl.bench.plan import make_plan, unequal_optimizers
 from spatl.errors import ConfigError
 from spatl.methods import METHODS
 
@@ -165,3 +165,32 @@ def test_rows_of_ablations_may_be_left_out_of_a_start(config_of):
     plan = make_plan([config_of(text=text)], methods=["fedavg", "spatl-no-control"])
     assert [row.label for row in plan.rows] == ["fedavg", "spatl-no-control"]
     assert list(plan.bench.ablations.without) == ["spatl-no-selection", "spatl-no-control"]
+
+
+def test_rows_whose_optimizers_differ_by_default_are_said_to(config_of):
+    """SPATL's row brings momentum 0.9 and 0.02, FedAvg has the config's defaults."""
+    note = unequal_optimizers(make_plan([config_of(text="rounds: 3\n")], methods=["spatl", "fedavg", "fedrep"]))
+    assert "(learning_rate 0.02, momentum 0.9: spatl; learning_rate 0.1, momentum 0: fedavg, fedrep)" in note
+    assert "--tune" in note
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "training: {learning_rate: 0.1, momentum: 0.5}\n",  # all alike
+        """
+training: {momentum: 0.9}
+bench:
+  methods: {spatl: {training: {learning_rate: 0.1}}, fedavg: {training: {learning_rate: 0.2}}}
+""",  # chosen for each
+        "bench: {methods: {fedavg: {}, fedrep: {}}}\n",  # the same defaults
+    ],
+)
+def test_optimizers_that_are_alike_or_were_chosen_need_no_word(config_of, text):
+    methods = None if "bench" in text else ["spatl", "fedavg"]
+    assert unequal_optimizers(make_plan([config_of(text=text)], methods=methods)) is None
+
+
+def test_one_rate_for_all_does_not_make_momenta_alike(config_of):
+    plan = make_plan([config_of()], methods=["spatl", "fedavg"])  # training.learning_rate: 0.2 for all
+    assert "(momentum 0.9: spatl; momentum 0: fedavg)" in unequal_optimizers(plan)
