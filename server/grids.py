@@ -77,7 +77,7 @@ class StreamingGrid(Grid):
                 yield reply
                 if patience is not None and 2 * len(waiting) <= number:
                     now = time.monotonic()
-                    deadline = min(now + patience * (now - started), deadline or math.inf)
+                    deadline = min(now + patience * (now - started), math.inf if deadline is None else deadline)
                     patience = None
             if not replies:
                 time.sleep(self._poll_seconds)

@@ -21,7 +21,7 @@ from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, load_config
 from spatl.data import DATASETS, PARTITIONERS
 from spatl.errors import ConfigError, SpatlError
-from spatl.history import RunResult, write_json
+from spatl.history import RunResult, latest_accuracy, write_json
 from spatl.methods import METHODS
 from spatl.models import MODELS
 from spatl.plots import human_bytes
@@ -330,7 +330,7 @@ class _ProgressDisplay:
 
     def on_round(self, row: dict[str, Any]) -> None:
         self._bytes += row["uplink_bytes"] + row["downlink_bytes"]
-        note = f"accuracy {_percent(_accuracy(row))}  {human_bytes(self._bytes)}"
+        note = f"accuracy {_percent(latest_accuracy(row))}  {human_bytes(self._bytes)}"
         if row["rejected"]:
             note += f"  {row['rejected']} refused"
         if row["missing"]:
@@ -344,7 +344,7 @@ class _ProgressDisplay:
     def on_round_alone(self, row: dict[str, Any]) -> None:
         if self._alone is None:
             self._alone = self._progress.add_task("training alone", total=self._config.rounds, note="")
-        self._progress.update(self._alone, completed=row["round"], note=f"accuracy {_percent(_accuracy(row))}")
+        self._progress.update(self._alone, completed=row["round"], note=f"accuracy {_percent(latest_accuracy(row))}")
 
 
 class _ProgressLines:
@@ -368,7 +368,7 @@ class _ProgressLines:
 
     def _line(self, title: str, row: dict[str, Any]) -> None:
         self._console.print(
-            f"{title}: round {row['round']}/{self._config.rounds}  accuracy {_percent(_accuracy(row))}  "
+            f"{title}: round {row['round']}/{self._config.rounds}  accuracy {_percent(latest_accuracy(row))}  "
             f"up {human_bytes(row['uplink_bytes'])}  down {human_bytes(row['downlink_bytes'])}  "
             f"refused {row['rejected']}  missing {row['missing']}  "
             f"{'skipped: too few replies  ' if row['skipped'] else ''}{_selection_cost(row)}{row['seconds']:.1f} s",
@@ -491,12 +491,6 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]
     ),
     "selectors": (("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items())),
 }
-
-
-def _accuracy(row: dict[str, Any]) -> float | None:
-    final: float | None = row["final_accuracy"]
-    arrival: float | None = row["accuracy"]
-    return arrival if final is None else final
 
 
 def _selection_cost(row: dict[str, Any]) -> str:

@@ -121,6 +121,13 @@ def mean(values: Iterable[float]) -> float | None:
     return math.fsum(numbers) / len(numbers) if numbers else None
 
 
+def latest_accuracy(row: Mapping[str, Any]) -> float | None:
+    """A round's accuracy of all clients after the last round, where it was measured (0 is a value), or on arrival."""
+    final: float | None = row.get("final_accuracy")
+    arrival: float | None = row.get("accuracy")
+    return arrival if final is None else final
+
+
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append one JSON object per line, and wait until the disk has them."""
     with path.open("a", encoding="utf-8") as file:

@@ -196,7 +196,7 @@ def _draw_accuracy_per_byte(axes: "Axes", result: RunResult) -> None:
     total = sum(row["uplink_bytes"] + row["downlink_bytes"] for row in result.history)
     # A logarithmic axis has no place for an encoder that cost nothing.
     costs = [cost if cost > 0 else math.nan for cost in bytes_on_arrival(result.history)]
-    _draw_accuracy(axes, result, costs, after=total or math.nan)
+    _draw_accuracy(axes, result, costs, after=total if total > 0 else math.nan)
     axes.set(title="Accuracy against all bytes sent so far", xlabel="bytes, up and down together (logarithmic)")
     byte_axis(axes, [cost for cost in (*costs, total) if cost > 0])
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spatl.errors import ConfigError
-from spatl.history import is_running, read_json, read_lines
+from spatl.history import is_running, latest_accuracy, read_json, read_lines
 from spatl.plots import human_bytes
 from spatl.runner import config_of
 
@@ -103,14 +103,13 @@ def read_status(directory: Path) -> Status:
     seconds = math.fsum(row["seconds"] for row in history) / len(history) if history else None
     left = None if seconds is None else seconds * (config.rounds - len(history)) if state == "running" else 0.0
     written = directory / "history.jsonl"
-    accuracy = last.get("final_accuracy")
     return Status(
         state=state,
         message=message,
         method=config.row.title,
         round=last.get("round", 0),
         rounds=config.rounds,
-        accuracy=accuracy if accuracy is not None else last.get("accuracy"),
+        accuracy=latest_accuracy(last),
         participants=last.get("participants", 0),
         refused=sum(row["rejected"] for row in history),
         missing=sum(row["missing"] for row in history),
@@ -146,7 +145,7 @@ def _clients(history: list[dict[str, Any]], rows: list[dict[str, Any]], num_clie
     for client, own in sorted(of_client.items()):
         trained = [row for row in own if row["participated"]]
         reasons = [row["rejected"] for row in own if row["rejected"] is not None]
-        known = [row["final_accuracy"] if row["final_accuracy"] is not None else row["accuracy"] for row in own]
+        known = map(latest_accuracy, own)
         accuracies = [accuracy for accuracy in known if accuracy is not None]
         health.append(
             ClientHealth(

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from clients.deploy import _key
 from server.deploy import _public_keys
 from spatl.cli import _parser, main
 from spatl.config import ExperimentConfig, parse_config
+from spatl.protocol import VERSION
 from tests.federations import tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,21 @@ def test_yaml_on_a_page_is_a_config_or_a_compose_file(page, text):
         assert {"image", "command", "volumes", "restart"} <= set.intersection(*map(set, content["services"].values()))
     else:
         assert isinstance(parse_config(content), ExperimentConfig)
+
+
+def test_versions_on_the_pages_are_those_of_the_code():
+    """The format of the wire wherever its page names it, the oldest Python, and Flower's release."""
+    page = PAGES["docs/wire-format.md"]
+    statements = (r"^Version (\d+)\.", r"version of the format, (\d+)", r"fifth byte and is (\d+)",
+                  r"^ 4 +0(\d) +version of the format")  # fmt: skip
+    found = [number for text in statements for number in re.findall(text, page, re.M)]
+    assert found == [str(VERSION)] * len(statements)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = project["requires-python"].removeprefix(">=")
+    assert {number for text in PAGES.values() for number in re.findall(r"Python (\d\.\d+)", text)} == {python}
+    (flower,) = [text for text in project["dependencies"] if text.startswith("flwr")]
+    named = {number for text in PAGES.values() for number in re.findall(r"(?:Flower|flwr) (\d+\.\d+)", text)}
+    assert {f"flwr>={number}" in flower for number in named} == {True}
 
 
 def test_a_systemd_unit_restarts_what_it_starts():

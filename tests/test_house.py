@@ -1,5 +1,6 @@
 """Things that hold of the repository as a whole."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -39,6 +40,31 @@ def test_no_source_seeds_or_draws_from_a_global_generator():
         r"torch\.manual_seed|np\.random\.(?!default_rng|Generator)|^import random|^from random", re.M
     )
     assert [str(p) for p in SOURCES if p.name != "seeding.py" and forbidden.search(p.read_text())] == []
+
+
+def test_no_source_replaces_a_measured_zero():
+    """`row["accuracy"] or other` takes the other where the accuracy is 0.0; what may be None is compared with None."""
+    measured = re.compile(
+        r"(accuracy|accuracies|loss|bytes|rounds?|seconds|ratio|count|examples|steps|deadline|total|share|rate|gain)"
+        r"(_to_target|_min|_max|_mean)?'?\]?$"
+    )
+
+    named = ast.Name | ast.Attribute | ast.Subscript
+
+    def taken_by_default(tree):
+        """Left sides of `or` that are values, not conditions."""
+        tests = [node.test for node in ast.walk(tree) if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert)]
+        tests += [test for node in ast.walk(tree) if isinstance(node, ast.comprehension) for test in node.ifs]
+        conditions = {inner for test in tests for inner in ast.walk(test)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) and node not in conditions:
+                yield from (ast.unparse(value) for value in node.values[:-1] if isinstance(value, named))
+
+    allowed = {"plan.bench.tune_rounds"}  # at least 1, or null
+    found = {
+        text for path in SOURCES for text in taken_by_default(ast.parse(path.read_text())) if measured.search(text)
+    }
+    assert found - allowed == set()
 
 
 @pytest.mark.slow

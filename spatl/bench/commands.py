@@ -20,6 +20,7 @@ from spatl.bench.run import bench
 from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, percent, tuning_note, tuning_rows
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
+from spatl.history import latest_accuracy
 
 
 def run_bench(options: argparse.Namespace, console: Console) -> None:
@@ -101,8 +102,7 @@ class _Progress:
             if event.kind == "started":
                 self._tasks[event.job] = self._bars.add_task(f"  {event.job}", total=rounds, note="")
             elif event.kind == "round" and event.row is not None:
-                accuracy = event.row["final_accuracy"] or event.row["accuracy"]
-                latest[event.job] = f"accuracy {percent(accuracy)}"
+                latest[event.job] = f"accuracy {percent(latest_accuracy(event.row))}"
                 self._bars.update(self._tasks[event.job], completed=event.row["round"], note=latest[event.job])
             elif event.kind == "ended":
                 done += event.error is None

@@ -146,7 +146,7 @@ def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
             "seed": str(record["seed"]),
             "final accuracy": percent(record["final_accuracy"]),
             "worst client": percent(record["accuracy_min"]),
-            f"rounds to {percent(record['target'])}": str(record["rounds_to_target"] or NOTHING),
+            f"rounds to {percent(record['target'])}": _count(record["rounds_to_target"]),
             f"bytes to {percent(record['target'])}": _count(record["bytes_to_target"]),
             "ratio to FedAvg": _ratio(record["ratio_to_fedavg"]),
             "ratio to best compressed": _ratio(record["ratio_to_compressed"]),

@@ -1,9 +1,14 @@
 """`spatl bench` on the command line: what it prints, writes and returns."""
 
 import json
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
+from spatl.bench.commands import _Progress
+from spatl.bench.jobs import Event
+from spatl.bench.plan import make_plan
 from spatl.cli import main
 from tests.spatl.bench.test_jobs import TINY
 
@@ -110,3 +115,14 @@ def test_two_configs_that_differ_in_more_than_their_method_are_one_clear_line(co
     error = capsys.readouterr().err
     assert "fedavg differs from spatl in partition.num_clients (5 against 4)" in error
     assert error.count("\n") == 1
+
+
+def test_a_run_that_ends_at_zero_is_shown_at_zero(config):
+    """Not at its accuracy on arrival in the last round."""
+    console = Console(file=StringIO(), width=100, force_terminal=False)
+    progress = _Progress(console, make_plan([config], seeds=[1]))
+    show = progress.stage("runs", 1, 0)
+    show(Event("fedavg, seed 1", "started"))
+    show(Event("fedavg, seed 1", "round", row={"round": 1, "accuracy": 0.75, "final_accuracy": 0.0}))
+    show(Event("fedavg, seed 1", "ended"))
+    assert "fedavg, seed 1: accuracy 0.0 %" in console.file.getvalue()
