@@ -18,7 +18,7 @@ from spatl import protocol
 from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
-from spatl.errors import ConfigError, ModelError
+from spatl.errors import ConfigError, DataError, ModelError
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.selection.budget import Costs, check_budget
 from spatl.selection.groups import trace_groups
@@ -80,6 +80,10 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         DataError: The data set is not there, or cannot be partitioned like this.
     """
     dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+    if dataset.num_classes < 2:  # of one device's own data this may be so
+        raise DataError(
+            f"data set {dataset.name!r}: expected two classes or more, got {dataset.class_names[0]!r} alone"
+        )
     parts = partition(
         dataset.labels,
         name=config.partition.name,

@@ -111,7 +111,10 @@ def _load(name: str, version: _Version, labels: _Labels, *, path: str, part: str
     if hub:
         check_path_is_read(name, path, default=_DEFAULT_PATH)
         table = hub_table(name, version.hub_name, splits=parts)
-        return from_table(name, table, Columns("img", labels.hub_column), channels="colour", image_size=32)
+        return from_table(
+            name, table, Columns("img", labels.hub_column), channels="colour", image_size=32,
+            num_classes=labels.num_classes,
+        )  # fmt: skip
     directory = _directory(name, version, path_option(name, path, expected="a directory"))
     records = np.concatenate(
         [_records(name, version, directory / file) for each in parts for file in version.files[each]]

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spatl.data.dataset import MAX_CLASSES, Dataset, class_numbers
+from spatl.data.dataset import Dataset
 from spatl.data.images import CHANNELS, LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
+from spatl.data.labels import MAX_CLASSES, class_labels
 from spatl.data.options import check_choice, check_integer, is_hidden, path_option
 from spatl.data.reasons import one_line
 from spatl.errors import DataError
@@ -71,14 +72,13 @@ def _images_below(directory: Path) -> list[Path]:
 def npz(seed: int, *, path: str | None = None, num_classes: int | None = None) -> Dataset:
     """Return the arrays of a file that `numpy.savez` or `numpy.savez_compressed` wrote.
 
-    The file holds `images`, uint8 or floating point, `[N, H, W]` or `[N, C, H, W]`; `labels`, whole numbers from 0,
-    `[N]`; and, if the examples have owners, `groups`, whole numbers or texts, `[N]`.
+    The file holds `images`, uint8 or floating point, `[N, H, W]` or `[N, C, H, W]`; `labels`, whole numbers or texts,
+    `[N]`; and, if the examples have owners, `groups`, whole numbers or texts, `[N]`. A class is made of each label.
 
     Args:
         seed: Ignored; the images are fixed.
         path: The file.
-        num_classes: How many classes there are, where the last ones have no example; one more than the largest label
-            if not given.
+        num_classes: How many classes there are, where some may have no example and labels are counted from 0.
 
     Raises:
         DataError: The file is not there, truncated or of another format, or an array does not fit.
@@ -91,17 +91,19 @@ def npz(seed: int, *, path: str | None = None, num_classes: int | None = None) -
         if name not in arrays:
             raise DataError(f"npz: {file} must hold the arrays images and labels, got {', '.join(arrays) or 'none'}")
     images, labels, groups = _shaped(file, arrays["images"]), arrays["labels"], arrays.get("groups")
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise _misfit(file, f"labels must be whole numbers [{len(images)}], one per image", labels)
+    if labels.shape[:1] != images.shape[:1]:
+        raise _misfit(file, f"labels must be whole numbers or texts [{len(images)}], one per image", labels)
     if groups is not None and (groups.dtype.kind not in "iuU" or groups.shape != labels.shape):
         raise _misfit(file, f"groups must be whole numbers or texts [{len(images)}], one per image", groups)
-    labels = class_numbers("npz", labels)
+    classes = class_labels("npz", labels, num_classes=num_classes)
     return Dataset(
         "npz",
         torch.from_numpy(standardise(images) if images.dtype == np.uint8 else standardise_values(images)),
-        torch.from_numpy(labels),
-        num_classes=int(labels.max()) + 1 if num_classes is None else num_classes,
+        torch.from_numpy(classes.numbers),
+        num_classes=len(classes.names),
         groups=None if groups is None else torch.from_numpy(numbered(groups)[0]),
+        class_names=classes.names,
+        notes=classes.notes,
     )
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from spatl.data.dataset import Dataset, class_numbers
+from spatl.data.dataset import Dataset
 from spatl.data.images import CHANNELS, decode_images, numbered, standardise
+from spatl.data.labels import Labels, class_labels
 from spatl.data.options import check_choice, check_integer, check_switch, check_text, is_hidden, path_option
 from spatl.data.reasons import missing_package, one_line
 from spatl.errors import DataError
@@ -35,7 +36,7 @@ class Columns:
 
     Attributes:
         image: Encoded images.
-        label: Class labels: numbers from 0, or texts.
+        label: Class labels: numbers, or texts.
         group: Whose each example is, numbers or texts; None when there is no such column.
     """
 
@@ -71,7 +72,7 @@ def huggingface(
         splits: The splits to pool; all of them if not given. A local file `SPLIT-00000-of-00001` says its split; of
             others it is the name of their folder below the path, or of the file where there is none.
         image: The column of images.
-        label: The column of labels: whole numbers from 0, or texts, which are numbered in sorted order.
+        label: The column of labels: whole numbers or texts, each of which is a class, in sorted order.
         group: The column that says whose an example is, for the partitioner `natural`.
         channels: `colour` or `grey`; images of the other kind are converted.
         image_size: Height and width to which images are resized; needed where they differ in size.
@@ -151,7 +152,9 @@ def hub_table(
     return _pooled(library, dataset, found, splits)
 
 
-def from_table(dataset: str, table: Any, columns: Columns, *, channels: str, image_size: int | None) -> Dataset:
+def from_table(
+    dataset: str, table: Any, columns: Columns, *, channels: str, image_size: int | None, num_classes: int | None = None
+) -> Dataset:
     """Return the data set a table holds.
 
     Args:
@@ -160,6 +163,7 @@ def from_table(dataset: str, table: Any, columns: Columns, *, channels: str, ima
         columns: Which columns to read.
         channels: A key of `CHANNELS`.
         image_size: As in `decode_images`.
+        num_classes: How many classes there are known to be; a class is made of each label if not given.
 
     Raises:
         DataError: A column is missing or holds something else, or an image cannot be read.
@@ -172,7 +176,7 @@ def from_table(dataset: str, table: Any, columns: Columns, *, channels: str, ima
                 f"{dataset}: there is no column {column!r}; the table has {', '.join(table.column_names)}: set "
                 f"data.options.{role}"
             )
-    labels, class_names = _labels(library, dataset, table, columns.label)
+    labels = _labels(library, dataset, table, columns.label, num_classes)
     groups = None
     if columns.group is not None:
         groups = torch.from_numpy(numbered(column_values(dataset, table, columns.group))[0])
@@ -181,22 +185,25 @@ def from_table(dataset: str, table: Any, columns: Columns, *, channels: str, ima
     return Dataset(
         dataset,
         torch.from_numpy(standardise(pixels)),
-        torch.from_numpy(labels),
-        num_classes=len(class_names) or int(labels.max()) + 1,
+        torch.from_numpy(labels.numbers),
+        num_classes=len(labels.names),
         groups=groups,
-        class_names=class_names,
+        class_names=labels.names,
+        notes=labels.notes,
     )
 
 
-def column_values(dataset: str, table: Any, column: str) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return a column of whole numbers or texts, `[N]`.
+def column_values(
+    dataset: str, table: Any, column: str, *, kinds: tuple[type, ...] = (int, str)
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return a column of whole numbers or texts, `[N]`, or of what else `kinds` allows.
 
     Raises:
         DataError: It holds anything else, or nothing in some row.
     """
     rows = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    values = np.asarray(rows) if all(isinstance(row, int | str) for row in rows) else None
-    if values is None or values.dtype.kind not in "iuU":
+    values = np.asarray(rows) if all(isinstance(row, kinds) for row in rows) else None
+    if values is None or (values.dtype.kind not in "iuU" and not set(map(type, rows)) <= set(kinds)):
         raise DataError(
             f"{dataset}: column {column!r} must hold one whole number or text in every row, got "
             f"{table.features[column]}{' with empty rows' if None in rows or not rows else ''}"
@@ -204,13 +211,14 @@ def column_values(dataset: str, table: Any, column: str) -> np.ndarray[Any, np.d
     return values
 
 
-def _labels(library: ModuleType, dataset: str, table: Any, column: str) -> tuple[Any, tuple[str, ...]]:
-    values = column_values(dataset, table, column)
-    if values.dtype.kind == "U":
-        return numbered(values)
+def _labels(library: ModuleType, dataset: str, table: Any, column: str, num_classes: int | None) -> Labels:
+    """Return the classes of a column: those of its feature where it names them, or one for each distinct value."""
     feature = table.features[column]
-    names = tuple(feature.names) if isinstance(feature, library.ClassLabel) else ()
-    return class_numbers(dataset, values), names
+    if isinstance(feature, library.ClassLabel):
+        labels = class_labels(dataset, column_values(dataset, table, column), num_classes=feature.num_classes)
+        return Labels(labels.numbers, tuple(feature.names))
+    values = column_values(dataset, table, column, kinds=(bool, int, float, str))
+    return class_labels(dataset, values, num_classes=num_classes)
 
 
 def _image_files(library: ModuleType, dataset: str, table: Any, column: str) -> list[tuple[str, Path | BytesIO]]:

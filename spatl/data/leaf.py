@@ -68,7 +68,7 @@ def _from_hub(max_writers: int | None) -> Dataset:
         distinct, first = np.unique(writers, return_index=True)
         kept = distinct[np.argsort(first)[:max_writers]]
         table = table.select(np.flatnonzero(np.isin(writers, kept)))
-    return from_table("femnist", table, columns, channels="grey", image_size=_SIZE)
+    return from_table("femnist", table, columns, channels="grey", image_size=_SIZE, num_classes=len(_CLASSES))
 
 
 def _folders(path: Path) -> list[Path]:

@@ -18,7 +18,7 @@ def test_all_files_are_pooled_in_order_with_their_labels(tmp_path: Path, folder:
     dataset = load_dataset("cifar10", seed=1, options={"path": str(tmp_path)})
     assert dataset.images.equal(torch.from_numpy(standardise(pixels)))
     assert dataset.labels.equal(torch.arange(24) % 10)
-    assert (dataset.name, dataset.num_classes, dataset.class_names) == ("cifar10", 10, ())
+    assert (dataset.name, dataset.num_classes, dataset.class_names) == ("cifar10", 10, tuple("0123456789"))
 
 
 @pytest.mark.parametrize(("part", "rows"), [("train", slice(0, 20)), ("test", slice(20, 24))])

@@ -23,7 +23,7 @@ def test_its_length_is_the_number_of_labels() -> None:
         (IMAGES, LABELS.int(), 2, r"labels must be int64 .*got int32 \[3\]"),
         (IMAGES, LABELS + 1, 2, r"labels must lie in \[0, 2\), got \[1, 2\]"),
         (IMAGES, LABELS - 1, 2, r"labels must lie in \[0, 2\), got \[-1, 0\]"),
-        (IMAGES, LABELS * 0, 1, "num_classes must be at least 2, got 1"),
+        (IMAGES, LABELS * 0, 0, "num_classes must be at least 1, got 0"),
         (IMAGES, LABELS, 3 * 10**9, r"num_classes must be at most 1000000 \(are these ids\?\), got 3000000000"),
         (IMAGES + torch.nan, LABELS, 2, "images must be finite"),
     ],
@@ -42,3 +42,13 @@ def test_owners_and_names_must_fit_too() -> None:
         Dataset("tiny", IMAGES, LABELS, num_classes=2, groups=LABELS[:2])
     with pytest.raises(DataError, match="class_names must be 2, one per class, got 1"):
         Dataset("tiny", IMAGES, LABELS, num_classes=2, class_names=("cat",))
+
+
+def test_classes_without_a_name_are_called_by_their_numbers() -> None:
+    assert Dataset("tiny", IMAGES, LABELS, num_classes=3).class_names == ("0", "1", "2")
+
+
+def test_classes_without_an_example_are_named() -> None:
+    dataset = Dataset("tiny", IMAGES, LABELS, num_classes=4, class_names=("a", "b", "c", "d"), notes=("read so",))
+    assert dataset.remarks() == ("read so", "tiny: 2 of 4 classes have no example: c, d")
+    assert Dataset("tiny", IMAGES, LABELS, num_classes=2).remarks() == ()

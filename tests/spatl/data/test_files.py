@@ -106,11 +106,12 @@ def test_classes_without_examples_can_be_announced(tmp_path: Path) -> None:
         ({"images": np.full((6, 5, 5), np.inf)}, "images must be finite and at most 1e+30 in size, got inf to inf"),
         ({"images": np.full((6, 5, 5), np.nan)}, "images must be finite and at most 1e+30 in size, got nan to nan"),
         ({"images": np.linspace(0, 1e200, 150).reshape(6, 5, 5)}, "at most 1e+30 in size, got 0 to 1e+200"),
-        ({"labels": np.arange(5)}, "labels must be whole numbers [6], one per image, got int64 [5]"),
-        ({"labels": np.arange(6) / 2}, "labels must be whole numbers [6], one per image, got float64 [6]"),
+        ({"labels": np.arange(5)}, "labels must be whole numbers or texts [6], one per image, got int64 [5]"),
+        ({"labels": np.arange(6) / 2}, "or texts, one per example, got 0.5 for example 1, one of 3 that have none"),
+        ({"labels": np.eye(6)}, "got float64 [6, 6]; of one-hot rows take values.argmax(1)"),
         ({"labels": np.array([0, 1, 2, 0, 1, 3 * 10**9])}, "below 1000000, got 3000000000: are these ids?"),
         ({"labels": np.array([0, 1, 2, 0, 1, 2**63], np.uint64)}, "got 9223372036854775808: are these ids?"),
-        ({"labels": np.arange(6) - 1}, "labels must lie in [0, 5), got [-1, 4]"),
+        ({"labels": np.arange(6) - 1}, "labels must be 0 or more, got -1 and others below 0, 1 in all: leave out"),
         ({"groups": np.arange(5)}, "groups must be whole numbers or texts [6], one per image, got int64 [5]"),
     ],
 )
@@ -187,3 +188,22 @@ def test_a_single_array_is_not_enough(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_says_how_to_write_it(tmp_path: Path) -> None:
     assert f"no file {tmp_path / 'a.npz'}; write it with numpy.savez" in message("npz", path=str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers", "names"),
+    [
+        (np.arange(6) % 3 + 1, [0, 1, 2, 0, 1, 2], ("1", "2", "3")),
+        (np.array([0, 1, 2, 0, 1, 999]), [0, 1, 2, 0, 1, 3], ("0", "1", "2", "999")),
+        (np.array(["dog", "cat"] * 3), [1, 0, 1, 0, 1, 0], ("cat", "dog")),
+        (np.arange(6)[:, None] % 2, [0, 1, 0, 1, 0, 1], ("0", "1")),
+    ],
+)
+def test_a_class_is_made_of_each_label(tmp_path: Path, labels: Any, numbers: list[int], names: tuple[str, ...]) -> None:
+    dataset = load_npz(write_arrays(tmp_path / "a.npz", labels=labels))
+    assert (dataset.labels.tolist(), dataset.class_names, dataset.num_classes) == (numbers, names, len(names))
+
+
+def test_announced_classes_without_an_example_are_named(tmp_path: Path) -> None:
+    dataset = load_npz(write_arrays(tmp_path / "a.npz"), num_classes=5)
+    assert dataset.remarks() == ("npz: 2 of 5 classes have no example: 3, 4",)

@@ -279,7 +279,7 @@ def test_a_truncated_parquet_file_is_one_line(tmp_path: Path) -> None:
         ({"image": [{"bytes": None, "path": None}] * 2, "label": [0, 1]}, "row 0 has no image in column 'image'"),
         ({"image": [{"bytes": b"no", "path": None}] * 2, "label": [0, 1]}, "row 0 is not an image that can be read"),
         ({"image": [{"bytes": b"no", "path": None}] * 2, "label": [0, None]}, "must hold one whole number or text"),
-        ({"image": [{"bytes": b"no", "path": None}] * 2, "label": [0.5, 1.0]}, "must hold one whole number or text"),
+        ({"image": [{"bytes": b"no", "path": None}] * 2, "label": [0.5, 1.0]}, "got 0.5 for example 0, one of 1"),
         ({"image": [{"bytes": b"no", "path": None}] * 2, "label": [[0], [1, 2]]}, "must hold one whole number or text"),
         ({"image": [{"bytes": b"no", "path": None}] * 2, "label": [0, 3 * 10**9]}, "got 3000000000: are these ids?"),
     ],
@@ -289,3 +289,26 @@ def test_a_column_that_does_not_fit_is_named(
 ) -> None:
     FakeHub(monkeypatch, {"train": columns})
     assert told in message("huggingface", name="someone/birds", hub=True)
+
+
+@pytest.mark.parametrize(
+    ("column", "labels", "names"),
+    [
+        ([1, 3, 2], [0, 2, 1], ("1", "2", "3")),
+        ([0.0, 9.0, 0.0], [0, 1, 0], ("0", "9")),
+        ([True, False, True], [1, 0, 1], ("0", "1")),
+        (["10", "9", "10"], [1, 0, 1], ("9", "10")),
+    ],
+)
+def test_a_class_is_made_of_each_label_of_a_column(
+    column: list[Any], labels: list[int], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeHub(monkeypatch, {"train": {"image": encoded(3, 8, 8), "label": column}})
+    dataset = load_dataset("huggingface", seed=1, options={"name": "someone/birds", "hub": True})
+    assert (dataset.labels.tolist(), dataset.class_names) == (labels, names)
+
+
+def test_examples_without_a_label_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeHub(monkeypatch, {"test": {"image": encoded(3, 8, 8), "label": [0, -1, -1]}})
+    told = message("huggingface", name="someone/birds", hub=True)
+    assert "labels must be 0 or more, got -1 and others below 0, 2 in all: leave out examples without a label" in told
