@@ -14,6 +14,8 @@ from spatl.data.options import check_choice, check_integer, is_hidden, path_opti
 from spatl.data.reasons import one_line
 from spatl.errors import DataError
 
+_LAYOUTS = ("auto", "channels-first", "channels-last")
+_USUAL_CHANNELS = (1, 3, 4)
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -69,20 +71,23 @@ def _images_below(directory: Path) -> list[Path]:
     )
 
 
-def npz(seed: int, *, path: str | None = None, num_classes: int | None = None) -> Dataset:
+def npz(seed: int, *, path: str | None = None, num_classes: int | None = None, layout: str = "auto") -> Dataset:
     """Return the arrays of a file that `numpy.savez` or `numpy.savez_compressed` wrote.
 
-    The file holds `images`, uint8 or floating point, `[N, H, W]` or `[N, C, H, W]`; `labels`, whole numbers or texts,
-    `[N]`; and, if the examples have owners, `groups`, whole numbers or texts, `[N]`. A class is made of each label.
+    The file holds `images`, uint8 or floating point, `[N, H, W]` or `[N, C, H, W]`, or with the channels last if
+    `layout` or their shape says so; `labels`, whole numbers or texts, `[N]`; and, if the examples have owners, `groups`,
+    whole numbers or texts, `[N]`. A class is made of each label.
 
     Args:
         seed: Ignored; the images are fixed.
         path: The file.
         num_classes: How many classes there are, where some may have no example and labels are counted from 0.
+        layout: `channels-first`, `channels-last`, or `auto`, which takes the likelier one.
 
     Raises:
         DataError: The file is not there, truncated or of another format, or an array does not fit.
     """
+    check_choice("npz", "layout", layout, _LAYOUTS)
     if num_classes is not None:
         check_integer("npz", "num_classes", num_classes, 2, MAX_CLASSES)
     file = path_option("npz", path, expected="a file written by numpy.savez, with the arrays images and labels")
@@ -90,7 +95,8 @@ def npz(seed: int, *, path: str | None = None, num_classes: int | None = None) -
     for name in ("images", "labels"):
         if name not in arrays:
             raise DataError(f"npz: {file} must hold the arrays images and labels, got {', '.join(arrays) or 'none'}")
-    images, labels, groups = _shaped(file, arrays["images"]), arrays["labels"], arrays.get("groups")
+    labels, groups = arrays["labels"], arrays.get("groups")
+    images, notes = _shaped(file, arrays["images"], layout)
     if labels.shape[:1] != images.shape[:1]:
         raise _misfit(file, f"labels must be whole numbers or texts [{len(images)}], one per image", labels)
     if groups is not None and (groups.dtype.kind not in "iuU" or groups.shape != labels.shape):
@@ -103,7 +109,7 @@ def npz(seed: int, *, path: str | None = None, num_classes: int | None = None) -
         num_classes=len(classes.names),
         groups=None if groups is None else torch.from_numpy(numbered(groups)[0]),
         class_names=classes.names,
-        notes=classes.notes,
+        notes=(*notes, *classes.notes),
     )
 
 
@@ -128,7 +134,8 @@ def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _shaped(file: Path, images: NDArray[Any]) -> NDArray[Any]:
+def _shaped(file: Path, images: NDArray[Any], layout: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Return images as `[N, C, H, W]`, and what to tell of a guess."""
     expected = "images must be uint8 or floating point, [N, H, W] or [N, C, H, W] with no empty dimension"
     if images.ndim not in (3, 4) or images.size == 0 or (images.dtype != np.uint8 and images.dtype.kind != "f"):
         raise _misfit(file, expected, images)
@@ -139,10 +146,29 @@ def _shaped(file: Path, images: NDArray[Any]) -> NDArray[Any]:
                 f"npz: {file}: images must be finite and at most {LARGEST_VALUE:g} in size, got {low:g} to {high:g}"
             )
     if images.ndim == 3:
-        return images[:, None]
-    if images.shape[3] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
-        raise _misfit(file, f"{expected}; for channels last use images.transpose(0, 3, 1, 2)", images)
-    return images
+        return images[:, None], ()
+    notes: tuple[str, ...] = ()
+    if layout == "auto":
+        layout, notes = _likely_layout(images.shape)
+    return (images.transpose(0, 3, 1, 2) if layout == "channels-last" else images), notes
+
+
+def _likely_layout(shape: tuple[int, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return which of the two layouts speaks for itself, and what to tell of it.
+
+    Images are mostly square, and have mostly 1, 3 or 4 channels; each speaks for the layout that makes them so. Where
+    that tells nothing, the channels are first, as documented.
+    """
+    one, two, three = shape[1:]
+    first = (two == three) + (one in _USUAL_CHANNELS)
+    last = (one == two) + (three in _USUAL_CHANNELS)
+    layout = "channels-last" if last > first else "channels-first"
+    if last < first or not last:
+        return layout, ()
+    channels, size = (three, f"{one} x {two}") if last > first else (one, f"{two} x {three}")
+    told = f"npz: the array images {list(shape)} is read as images of {size}, channels: {channels} ({layout})"
+    other = "channels-first" if last > first else "channels-last"
+    return layout, (f"{told}: set data.options.layout to {layout} or {other} to say what it is",)
 
 
 def _misfit(file: Path, expected: str, found: NDArray[Any]) -> DataError:

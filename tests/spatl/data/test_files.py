@@ -99,7 +99,6 @@ def test_classes_without_examples_can_be_announced(tmp_path: Path) -> None:
     [
         ({"labels": None}, "must hold the arrays images and labels, got images"),
         ({"images": None}, "must hold the arrays images and labels, got labels"),
-        ({"images": np.zeros((6, 5, 5, 3), np.uint8)}, "channels last use images.transpose(0, 3, 1, 2), got uint8"),
         ({"images": np.zeros((6, 5), np.uint8)}, "images must be uint8 or floating point, [N, H, W]"),
         ({"images": np.zeros((0, 5, 5), np.uint8)}, "no empty dimension, got uint8 [0, 5, 5]"),
         ({"images": np.zeros((6, 5, 5), np.int32)}, "got int32 [6, 5, 5]"),
@@ -207,3 +206,47 @@ def test_a_class_is_made_of_each_label(tmp_path: Path, labels: Any, numbers: lis
 def test_announced_classes_without_an_example_are_named(tmp_path: Path) -> None:
     dataset = load_npz(write_arrays(tmp_path / "a.npz"), num_classes=5)
     assert dataset.remarks() == ("npz: 2 of 5 classes have no example: 3, 4",)
+
+
+@pytest.mark.parametrize(
+    ("shape", "read", "guessed"),
+    [
+        ((28, 28), (1, 28, 28), None),
+        ((1, 28, 28), (1, 28, 28), None),
+        ((3, 32, 32), (3, 32, 32), None),
+        ((3, 8, 12), (3, 8, 12), None),
+        ((2, 9, 9), (2, 9, 9), None),
+        ((5, 7, 9), (5, 7, 9), None),
+        ((28, 28, 1), (1, 28, 28), "28 x 28, channels: 1 (channels-last)"),
+        ((32, 32, 3), (3, 32, 32), "32 x 32, channels: 3 (channels-last)"),
+        ((8, 12, 3), (3, 8, 12), "8 x 12, channels: 3 (channels-last)"),
+        ((9, 9, 13), (13, 9, 9), "9 x 9, channels: 13 (channels-last)"),
+        ((64, 4, 4), (64, 4, 4), "4 x 4, channels: 64 (channels-first)"),
+        ((40, 1, 1), (40, 1, 1), "1 x 1, channels: 40 (channels-first)"),
+        ((3, 3, 3), (3, 3, 3), "3 x 3, channels: 3 (channels-first)"),
+        ((16, 16, 16), (16, 16, 16), "16 x 16, channels: 16 (channels-first)"),
+    ],
+)
+def test_the_likelier_layout_is_read_and_a_guess_is_told(
+    tmp_path: Path, shape: tuple[int, ...], read: tuple[int, ...], guessed: str | None
+) -> None:
+    images = random_pixels(6, *shape)
+    dataset = load_npz(write_arrays(tmp_path / "a.npz", images=images))
+    told = f"npz: the array images {[6, *shape]} is read as images of {guessed}: set data.options.layout"
+    assert dataset.images.shape == (6, *read)
+    assert [remark.startswith(told) for remark in dataset.remarks()] == ([True] if guessed else [])
+    first = images.reshape(6, 1, *shape) if len(shape) == 2 else images
+    last = guessed is not None and "last" in guessed
+    assert dataset.images.equal(torch.from_numpy(standardise(first.transpose(0, 3, 1, 2) if last else first)))
+
+
+@pytest.mark.parametrize(("layout", "read"), [("channels-first", (16, 4, 3)), ("channels-last", (3, 16, 4))])
+def test_the_layout_can_be_said(tmp_path: Path, layout: str, read: tuple[int, ...]) -> None:
+    """And then nothing is guessed, whatever the shape."""
+    path = write_arrays(tmp_path / "a.npz", images=random_pixels(6, 16, 4, 3))
+    dataset = load_npz(path, layout=layout)
+    assert dataset.images.shape == (6, *read)
+    assert dataset.remarks() == ()
+    assert "layout must be auto or channels-first or channels-last, got 'NHWC'" in message(
+        "npz", path=path, layout="NHWC"
+    )
