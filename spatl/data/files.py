@@ -75,8 +75,8 @@ def npz(seed: int, *, path: str | None = None, num_classes: int | None = None, l
     """Return the arrays of a file that `numpy.savez` or `numpy.savez_compressed` wrote.
 
     The file holds `images`, uint8 or floating point, `[N, H, W]` or `[N, C, H, W]`, or with the channels last if
-    `layout` or their shape says so; `labels`, whole numbers or texts, `[N]`; and, if the examples have owners, `groups`,
-    whole numbers or texts, `[N]`. A class is made of each label.
+    `layout` or their shape says so; `labels`, whole numbers or texts, `[N]`, each of which makes a class; and, if the
+    examples have owners, `groups`, whole numbers or texts, `[N]`.
 
     Args:
         seed: Ignored; the images are fixed.
