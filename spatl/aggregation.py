@@ -162,7 +162,7 @@ class Aggregator:
     def control_share(self) -> float:
         """The share of all clients' examples that stood behind the change of c, in the mean over its entries."""
         examples = self._corrected_entries()
-        return float(examples.to(torch.float64).mean()) / self._total_examples if len(examples) else 0.0
+        return min(1.0, float(examples.to(torch.float64).mean()) / self._total_examples) if len(examples) else 0.0
 
     def _corrected_entries(self) -> Tensor:
         return self._corrected[self._layout.owner[: self._layout.num_parameter_entries]]
@@ -303,7 +303,8 @@ def _trimmed_mean(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tenso
 
     A share is rounded up, so that one of three is left out as well, but something always remains.
     """
-    trimmed = torch.minimum(torch.ceil(trim_fraction * number).long(), (number - 1).clamp(min=0) // 2)
+    share = trim_fraction * number.double() - _ROUNDING  # 0.15 of 100 is 15, not a little more
+    trimmed = torch.minimum(torch.ceil(share).long().clamp(min=0), (number - 1).clamp(min=0) // 2)
     rank = torch.arange(len(ranked))[:, None]
     kept = (rank >= trimmed) & (rank < number - trimmed)
     return torch.where(kept, ranked, 0.0).sum(dim=0) / kept.sum(dim=0).clamp(min=1)
@@ -315,5 +316,6 @@ def _median(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
 
 
 _CHUNK = 2**16
+_ROUNDING = 1e-9
 _SMALLEST_LENGTH = 1e-300  # for nothing but not to divide by zero
 _RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}

@@ -151,6 +151,8 @@ class Download:
 _LARGEST_SALIENCY: Final = 1e30
 LARGEST_METRIC: Final = 1e9
 """A loss above it belongs to no training that still works."""
+ROUNDING: Final = 1e-9
+"""By how much a share may leave [0, 1] in a report: sums of floats do, on one platform or another."""
 _LARGEST: Final = {
     **dict.fromkeys(("accuracy", "keep_ratio", "flops_ratio", "validation_gain"), 1.0),
     "budget_kind": float(len(BUDGET_KINDS)),
@@ -187,8 +189,9 @@ class _Report:
         values = dict(zip((each.name for each in fields(cls)), form.unpack(data), strict=True))  # type: ignore[arg-type]
         for name, value in values.items():
             highest = _LARGEST.get(name, LARGEST_METRIC)
-            if not 0 <= value <= highest:
+            if not -ROUNDING <= value <= highest + ROUNDING:
                 raise UpdateRejected(f"the report's {name} must lie in [0, {highest:g}], got {value}")
+            values[name] = min(max(value, type(value)()), highest)
         return cls(**values)
 
 

@@ -72,11 +72,12 @@ def test_the_papers_tables_run_on_small_files_in_the_true_formats(name, small_fi
     small = [*SMALL, f"data.options.path={small_files / data}"]
     if data == "femnist":
         small.remove("partition.name=iid")
-        small.append("model.options={channels: [4, 6], hidden: 12}")
+        small.append("model.options={hidden: 64}")
     else:
         small.append("model.options={width: 0.25}")
     plan = make_plan([ROOT / "paper" / name], overrides=small, seeds=[1])
     records = bench(plan, tmp_path / "out", workers=1)
     assert [record["method"] for record in records] == [row.label for row in plan.rows]
-    assert all(record["final_accuracy"] is not None for record in records)
+    assert all(record["final_accuracy"] is not None and record["stopped"] is None for record in records)
+    assert all(record["rejected"] == 0 for record in records)
     assert (tmp_path / "out" / "report.html").stat().st_size > 0

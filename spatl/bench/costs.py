@@ -13,6 +13,8 @@ from spatl.plots import bytes_on_arrival, is_number
 HELD_ROUNDS: Final = 3
 """A target is held when so many accuracies in a row reach it; its cost is counted up to the last of them."""
 
+_ROUNDING: Final = 1e-9  # far below one example of any test split, far above what means are off by
+
 
 @dataclass(frozen=True)
 class Point:
@@ -56,16 +58,21 @@ def trajectory(history: Sequence[Mapping[str, Any]], final_downlink_bytes: int =
     return points
 
 
+def reaches(accuracy: float, target: float) -> bool:
+    """Whether a mean accuracy is a target's or more: means of what is exactly 0.8 may be a bit less."""
+    return accuracy >= target - _ROUNDING
+
+
 def first_touch(points: Sequence[Point], target: float) -> Point | None:
     """Return the first point that reaches the target, or None."""
-    return next((point for point in points if point.accuracy >= target), None)
+    return next((point for point in points if reaches(point.accuracy, target)), None)
 
 
 def held(points: Sequence[Point], target: float, rounds: int = HELD_ROUNDS) -> Point | None:
     """Return the point at which the target had been reached `rounds` times in a row for the first time, or None."""
     in_a_row = 0
     for point in points:
-        in_a_row = in_a_row + 1 if point.accuracy >= target else 0
+        in_a_row = in_a_row + 1 if reaches(point.accuracy, target) else 0
         if in_a_row == rounds:
             return point
     return None

@@ -99,7 +99,10 @@ def check_budget(budget: Budget, costs: Costs, *, source: str = "selection") -> 
 
 def smallest_budget(floor: float, kind: BudgetKind) -> str:
     """Write the smallest cost there is so that, taken as a budget, it suffices."""
-    return f"{floor:.0f}" if kind == "uplink_bytes" else f"{math.ceil(1e4 * floor) / 1e4:.4f}"
+    if kind == "uplink_bytes":
+        return f"{floor:.0f}"
+    steps = math.ceil(1e4 * floor)
+    return f"{(steps if steps / 1e4 >= floor else steps + 1) / 1e4:.4f}"  # the product may have been rounded down
 
 
 def rank_by_worth(worth: Tensor, costs: Costs, kind: BudgetKind) -> Tensor:

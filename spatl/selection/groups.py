@@ -9,11 +9,14 @@ one group per module along their first dimension: they can be selected for sendi
 
 import copy
 import logging
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
 
 import torch
 import torch_pruning as tp
@@ -28,43 +31,59 @@ logger = logging.getLogger(__name__)
 # Layers whose weight has its output channels along dimension 1 instead of 0.
 _OUTPUT_IN_DIMENSION_1 = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding)
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+_MOST_PIECES = 2**20  # beyond it sums are not exact any more, as no network's were seen to be
 
 
 @dataclass(frozen=True, eq=False)
 class FlopsModel:
     """Multiply-accumulates of the encoder as a function of how many channels of each group are kept.
 
-    A layer costs `macs * share of its outputs kept * share of its inputs kept`; both shares are linear in the counts.
+    A layer costs `share of its outputs kept * share of its inputs kept` of its whole; both are linear in the counts.
+    All numbers are whole ones, so that sums are exact: the ratio of everything is 1, and a budget can name any ratio.
 
     Attributes:
         macs: float64 [L], of each convolution and linear layer of the encoder, whole, for one example.
-        outputs: float64 [L, G], the share of a layer's outputs that one channel of a group carries.
+        sizes: float64 [G], how many channels each group has.
+        outputs: float64 [L, G], how many parts of a layer's outputs one channel of a group carries.
         inputs: float64 [L, G], likewise for its inputs.
-        fixed_outputs: float64 [L], the share of outputs that belong to no group and always stay.
-        fixed_inputs: float64 [L], the share of inputs that belong to no group (the image).
+        fixed_outputs: float64 [L], how many parts of the outputs belong to no group and always stay.
+        fixed_inputs: float64 [L], likewise for its inputs (the image).
+        prices: float64 [L], what one part of the outputs costs with one part of the inputs; the unit is the same for
+            all layers.
     """
 
     macs: Tensor
+    sizes: Tensor
     outputs: Tensor
     inputs: Tensor
     fixed_outputs: Tensor
     fixed_inputs: Tensor
+    prices: Tensor
 
     def ratio(self, counts: Tensor) -> float:
         """The share of the encoder's multiply-accumulates left when `counts` [G] channels of each group stay."""
-        if self.macs.numel() == 0:
+        if self.macs.numel() == 0 or torch.equal(counts.to(torch.float64), self.sizes):
             return 1.0
-        kept = counts.to(torch.float64)
-        shares = (self.outputs @ kept + self.fixed_outputs) * (self.inputs @ kept + self.fixed_inputs)
-        return float((self.macs @ shares) / self.macs.sum())
+        return min(1.0, self._price(counts) / self._whole)
 
     def marginal(self, counts: Tensor) -> Tensor:
         """float64 [G]: the share of the encoder's multiply-accumulates that one channel of a group adds at `counts`."""
         if self.macs.numel() == 0:
             return torch.zeros(counts.numel(), dtype=torch.float64)
+        outputs, inputs = self._kept(counts)
+        return ((self.prices * inputs) @ self.outputs + (self.prices * outputs) @ self.inputs) / self._whole
+
+    @cached_property
+    def _whole(self) -> float:
+        return self._price(self.sizes)
+
+    def _price(self, counts: Tensor) -> float:
+        outputs, inputs = self._kept(counts)
+        return float((self.prices * outputs * inputs).sum())
+
+    def _kept(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         kept = counts.to(torch.float64)
-        outputs, inputs = self.outputs @ kept + self.fixed_outputs, self.inputs @ kept + self.fixed_inputs
-        return ((self.macs * inputs) @ self.outputs + (self.macs * outputs) @ self.inputs) / self.macs.sum()
+        return self.outputs @ kept + self.fixed_outputs, self.inputs @ kept + self.fixed_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +248,8 @@ class _Channels:
         for position, group in enumerate(layout.groups):
             group_of[group.first : group.first + group.size] = position
         shape = (len(macs), len(layout.groups))
-        outputs, inputs = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        outputs, inputs = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+        widths = torch.ones(2, len(macs), dtype=torch.int64)
         for row, name in enumerate(macs):
             layer = self._network.get_submodule(name)
             num_outputs, num_inputs = _widths(layer)
@@ -239,17 +259,11 @@ class _Channels:
             ):
                 for index, channel in table.items():
                     if index < width and channel in self._index:
-                        matrix[row, group_of[self._index[channel]]] += 1 / width
+                        matrix[row, group_of[self._index[channel]]] += 1
+            widths[:, row] = torch.tensor([num_outputs, num_inputs])
             if getattr(layer, "groups", 1) == num_outputs > 1:  # depthwise: an output reads its own input only
-                inputs[row] = 0
-        sizes = torch.tensor([group.size for group in layout.groups], dtype=torch.float64)
-        return FlopsModel(
-            macs=torch.tensor(list(macs.values()), dtype=torch.float64),
-            outputs=outputs / sizes,
-            inputs=inputs / sizes,
-            fixed_outputs=(1 - outputs.sum(1)).clamp(min=0),
-            fixed_inputs=(1 - inputs.sum(1)).clamp(min=0),
-        )
+                inputs[row], widths[1, row] = 0, 1
+        return whole_flops_model(list(macs.values()), layout.group_sizes, outputs, inputs, widths)
 
     def readers(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -276,6 +290,40 @@ class _Channels:
         if name in self._names:
             known = self._owned.setdefault(name, (dimension, {}))[1]
             known.update({index: channel for index, channel in channel_of.items() if index not in known})
+
+
+def whole_flops_model(
+    macs: Sequence[int], sizes: Tensor, outputs: Tensor, inputs: Tensor, widths: Tensor
+) -> FlopsModel:
+    """Choose parts and unit so that every number of the model is a whole one.
+
+    Args:
+        macs: Of each layer.
+        sizes: int64 [G], how many channels each group has.
+        outputs: int64 [L, G], how many of a layer's outputs belong to each group.
+        inputs: int64 [L, G], likewise for its inputs.
+        widths: int64 [2, L], how many outputs and inputs each layer has.
+    """
+    prices = [Fraction(number) for number in macs]
+    parts: list[Tensor] = []
+    for matrix, width in zip((outputs, inputs), widths, strict=True):
+        # A channel carries as many parts as any other of its group, be it that a layer reads only some of them.
+        pieces = [math.lcm(*row) for row in (sizes // torch.gcd(matrix, sizes)).tolist()]
+        pieces = [number if number <= _MOST_PIECES else 1 for number in pieces]
+        scale = torch.tensor(pieces, dtype=torch.float64)
+        parts += [matrix * scale[:, None] / sizes, (width - matrix.sum(1)).clamp(min=0) * scale]
+        prices = [price / (number * each) for price, number, each in zip(prices, width.tolist(), pieces, strict=True)]
+    unit = math.lcm(*(price.denominator for price in prices))
+    unit = unit if unit <= _MOST_PIECES else 1
+    return FlopsModel(
+        macs=torch.tensor(macs, dtype=torch.float64),
+        sizes=sizes.to(torch.float64),
+        outputs=parts[0],
+        inputs=parts[2],
+        fixed_outputs=parts[1],
+        fixed_inputs=parts[3],
+        prices=torch.tensor([float(price * unit) for price in prices], dtype=torch.float64),
+    )
 
 
 def _dependency_groups(
@@ -358,4 +406,4 @@ def _widths(layer: nn.Module) -> tuple[int, int]:
 def _empty_trace() -> EncoderTrace:
     none = torch.zeros(0, dtype=torch.float64)
     empty = EncoderLayout({}, 0, torch.zeros(0, dtype=torch.int64), ())
-    return EncoderTrace(empty, FlopsModel(none, none.view(0, 0), none.view(0, 0), none, none), {})
+    return EncoderTrace(empty, FlopsModel(none, none, none.view(0, 0), none.view(0, 0), none, none, none), {})

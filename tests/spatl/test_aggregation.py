@@ -290,7 +290,7 @@ def test_robust_rules_are_those_of_numpy_over_the_clients_that_sent_an_entry(rul
         if not values:
             assert result[entry].view(torch.int32) == encoder[entry].view(torch.int32)
             continue
-        trimmed = min(math.ceil(trim_fraction * len(values)), (len(values) - 1) // 2)
+        trimmed = min(math.ceil(round(trim_fraction * len(values), 9)), (len(values) - 1) // 2)
         kept = values[trimmed : len(values) - trimmed]
         expected = np.median(values) if rule == "median" else np.mean(kept)
         assert float(result[entry]) == pytest.approx(float(encoder[entry]) + expected, rel=1e-5, abs=1e-5)
@@ -405,3 +405,16 @@ def test_noise_of_the_said_size_is_on_every_entry_although_nobody_sent_it():
     draws = torch.stack([privately([], encoder, clip=3.0, noise_multiplier=2.0, seed=seed) for seed in range(2000)])
     torch.testing.assert_close(draws.mean(dim=0), encoder, atol=0.06, rtol=0)  # 4.5 standard errors
     torch.testing.assert_close(draws.std(dim=0), torch.full((N,), 2.0 * 3.0 / 10), atol=0, rtol=0.08)
+
+
+@pytest.mark.parametrize(("fraction", "senders", "trimmed"), [(0.15, 100, 15), (0.1, 30, 3), (0.2, 9, 2), (0.0, 9, 0)])
+def test_a_share_of_senders_is_not_rounded_up_for_the_rounding_of_a_product(fraction, senders, trimmed):
+    """0.15 x 100 is 15.000001 to a float32. Each client i sends i**2 everywhere."""
+    squares = [float(number**2) for number in range(senders)]
+    updates = [
+        (make_update(LAYOUT, [True] * LAYOUT.num_channels, torch.full((LAYOUT.num_entries,), square)), 1)
+        for square in squares
+    ]
+    kept = squares[trimmed : senders - trimmed]
+    result = robust(updates, "trimmed-mean", fraction, torch.zeros(LAYOUT.num_entries))
+    assert result.tolist() == pytest.approx([sum(kept) / len(kept)] * LAYOUT.num_entries, rel=1e-6)

@@ -477,3 +477,11 @@ def test_different_layouts_have_different_fingerprints():
         interleaved_layout([(1, 5)], statistics=1),
     ]
     assert len({layout.fingerprint for layout in layouts}) == len(layouts)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "keep_ratio", "flops_ratio", "validation_gain"])
+def test_a_share_that_rounding_took_beyond_its_range_is_its_end(name):
+    """The smallest case seen was a flops_ratio of 1.0000000000000067, for which every update was refused."""
+    for off, end in ((1 + 6.7e-15, 1.0), (-6.7e-15, 0.0)):
+        blob = replace(REPORT, **{name: off}).to_bytes()
+        assert getattr(TrainReport.from_bytes(blob), name) == end

@@ -9,7 +9,15 @@ from spatl.codec import CODECS
 from spatl.errors import BudgetError
 from spatl.models import build_model, make_split
 from spatl.protocol import update_bytes
-from spatl.selection.budget import Budget, Costs, check_budget, keep_top, project_ranking, project_ratios
+from spatl.selection.budget import (
+    Budget,
+    Costs,
+    check_budget,
+    keep_top,
+    project_ranking,
+    project_ratios,
+    smallest_budget,
+)
 from spatl.selection.groups import trace_groups
 from spatl.selection.selection import Selection
 
@@ -105,3 +113,10 @@ def test_keep_top_keeps_the_highest_scores_of_each_group(seed):
         own = slice(group.first, group.first + group.size)
         kept, dropped = scores[own][selection.mask[own]], scores[own][~selection.mask[own]]
         assert dropped.numel() == 0 or kept.min() >= dropped.max()
+
+
+@given(floor=st.one_of(st.floats(1e-6, 1.0), st.integers(1, 10_000).map(lambda n: n / 1e4 * (1 + 2**-52))))
+def test_the_smallest_budget_that_a_message_names_suffices(floor):
+    """10,000 x 0.00030000000000000003 is 3 to a float, and a budget of 0.0003 would not do."""
+    named = smallest_budget(floor, "flops_ratio")
+    assert floor <= float(named) < floor + 1.1e-4

@@ -1,15 +1,18 @@
 """Channel groups of networks the code knows nothing about."""
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spatl.errors import ModelError
 from spatl.models import build_model, make_split
-from spatl.selection.groups import trace_groups
+from spatl.selection.groups import trace_groups, whole_flops_model
 from spatl.selection.selection import Selection, select_all
 from tests.networks import MixedNet, RecurrentNet, ShuffleNet, TiedNet
 
@@ -78,10 +81,8 @@ def test_a_users_module_with_residual_concatenation_depthwise_and_a_bare_paramet
     # stem 9 + 1, conv 72, norm 2, depthwise 9 + 1; left and right 8 + 1; join 90 + 1 and scale; hidden 48 + 1
     assert {size: group.entries_per_channel for size, group in by_size.items()} == {8: 94, 4: 9, 6: 9, 12: 92, 20: 49}
     joined = flops.macs.tolist().index(12 * 90 * 64)
-    shares = {layout.groups[g].size: float(flops.inputs[joined, g]) for g in range(len(layout.groups))}
-    assert shares[4] == pytest.approx(0.1)
-    assert shares[6] == pytest.approx(0.1)
-    assert shares[8] == 0
+    parts = {layout.groups[g].size: float(flops.inputs[joined, g]) for g in range(len(layout.groups))}
+    assert (parts[4], parts[6], parts[8]) == (1, 1, 0)  # of ten
 
 
 def test_layers_the_graph_does_not_know_are_rows_of_their_module():
@@ -220,3 +221,73 @@ def test_layers_that_share_or_compute_their_weights_are_never_masked(caplog):
     assert set(trace.readers) == {"head"}
     for name in ("first", "second", "normed"):
         assert f"layer {name} shares or computes its weight" in caplog.text
+
+
+@settings(max_examples=15)
+@given(
+    channels=st.lists(st.integers(1, 48), min_size=2, max_size=2),
+    hidden=st.integers(1, 96),
+    size=st.sampled_from([8, 12, 20, 28]),
+    order=st.randoms(use_true_random=False),
+)
+def test_the_ratio_of_everything_is_exactly_one_and_every_channel_adds_to_it(channels, hidden, size, order):
+    """Each of 49 inputs of 100 summed as a float is not a whole: 28x28 images once made 1.0000000000000067 of it."""
+    _, _, (layout, flops) = built("cnn", size=size, channels=channels, hidden=hidden)
+    assert flops.ratio(select_all(layout).counts(layout)) == 1.0
+    counts = torch.ones(len(layout.groups), dtype=torch.int64)
+    last = flops.ratio(counts)
+    assert 0 < last <= 1
+    more = [group for group, size in enumerate(layout.group_sizes.tolist()) for _ in range(size - 1)]
+    order.shuffle(more)
+    for group in more:
+        counts[group] += 1
+        ratio = flops.ratio(counts)
+        assert last < ratio <= 1
+        last = ratio
+    assert last == 1.0
+
+
+@given(st.data())
+def test_the_ratio_is_the_nearest_float_to_the_quotient_of_whole_numbers(data):
+    """By fractions: each layer costs its whole times the shares kept of its outputs and of its inputs."""
+    num_layers, num_groups = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    number = st.integers(0, 3)
+    sizes = data.draw(st.lists(st.integers(1, 12), min_size=num_groups, max_size=num_groups))
+    tables = [
+        [[data.draw(number) * (size if data.draw(st.booleans()) else 1) for size in sizes] for _ in range(num_layers)]
+        for _ in range(2)
+    ]
+    widths = [[sum(row) + data.draw(st.integers(0 if sum(row) else 1, 3)) for row in table] for table in tables]
+    macs = [data.draw(st.integers(1, 10**8)) for _ in range(num_layers)]
+    kept = [data.draw(st.integers(1, size)) for size in sizes]
+    flops = whole_flops_model(macs, *(torch.tensor(each) for each in (sizes, *tables, widths)))
+
+    def share(table, width):
+        whole = sum(Fraction(n * k, s) for n, k, s in zip(table, kept, sizes, strict=True)) + width - sum(table)
+        return whole / width
+
+    spent = sum(
+        cost * share(tables[0][row], widths[0][row]) * share(tables[1][row], widths[1][row])
+        for row, cost in enumerate(macs)
+    )
+    assert flops.ratio(torch.tensor(kept)) == pytest.approx(float(spent / sum(macs)), rel=1e-15)
+    assert flops.ratio(torch.tensor(sizes)) == 1.0
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg11", "mobilenet"])
+@pytest.mark.parametrize("size", [28, 32])
+def test_half_of_every_group_and_everything_have_exact_ratios(name, size):
+    """Every width of these is even: half of the outputs and half of the inputs, but for the image and depthwise."""
+    _, _, (layout, flops) = built(name, size=size)
+    halved = flops.ratio(layout.group_sizes // 2)
+    macs, kept = 0.0, layout.group_sizes.double() // 2
+    for row, whole in enumerate(flops.macs.tolist()):
+        outputs, inputs = (
+            (table[row] @ kept + fixed[row]) / (table[row] @ flops.sizes + fixed[row])
+            for table, fixed in ((flops.outputs, flops.fixed_outputs), (flops.inputs, flops.fixed_inputs))
+        )
+        assert float(outputs) == 0.5
+        assert float(inputs) in (0.5, 1.0)
+        macs += whole * float(outputs) * float(inputs)
+    assert halved == macs / float(flops.macs.sum())
+    assert flops.ratio(layout.group_sizes) == 1.0
