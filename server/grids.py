@@ -8,12 +8,12 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE_ID = 1
-_CLIENT_APP_RAISED = 3  # Flower's own error code for an exception in a ClientApp
 
 
 class StreamingGrid(Grid):
@@ -64,16 +64,15 @@ class StreamingGrid(Grid):
         outgoing = list(messages)
         if not outgoing:
             return
-        waiting = {message_id for message_id in self._inner.push_messages(outgoing) if message_id}
+        waiting = self._push(outgoing)
         number, trains = len(outgoing), outgoing[0].metadata.message_type == MessageType.TRAIN
         patience = self._patience if trains else None
         del outgoing
         started = time.monotonic()
         deadline = None if timeout is None else started + timeout
         while waiting and (deadline is None or time.monotonic() < deadline):
-            replies = list(self._inner.pull_messages(waiting))
+            replies = [reply for reply in self._inner.pull_messages(set(waiting)) if self._settle(reply, waiting)]
             for reply in replies:
-                waiting.discard(reply.metadata.reply_to_message_id)
                 yield reply
                 if patience is not None and 2 * len(waiting) <= number:
                     now = time.monotonic()
@@ -81,6 +80,35 @@ class StreamingGrid(Grid):
                     patience = None
             if not replies:
                 time.sleep(self._poll_seconds)
+
+    def _push(self, outgoing: list[Message]) -> dict[str, int]:
+        """Send messages; return the node of each that was taken, by its id, and take the ids of the others away."""
+        ids = list(self._inner.push_messages(outgoing))
+        taken = set(filter(None, ids))
+        waiting = {}
+        for message in outgoing:
+            if message.metadata.message_id in taken:
+                waiting[message.metadata.message_id] = message.metadata.dst_node_id
+            else:
+                message.metadata.__dict__["_message_id"] = ""
+        return waiting
+
+    def _settle(self, reply: Message, waiting: dict[str, int]) -> bool:
+        """Wait no longer for what a reply answers; return whether it is of use.
+
+        An error may not say which message it stands for, and stand for several: then it is about nodes that have gone.
+        """
+        answered = reply.metadata.reply_to_message_id
+        if answered in waiting or not reply.has_error():
+            waiting.pop(answered, None)
+            return True
+        connected = set(self._inner.get_node_ids())
+        gone = [message_id for message_id, node in waiting.items() if node not in connected]
+        for message_id in gone:
+            del waiting[message_id]
+        if gone:
+            reply.metadata.__dict__["_reply_to_message_id"] = gone[0]
+        return bool(gone)
 
 
 class InProcessGrid(Grid):
@@ -171,4 +199,4 @@ class InProcessGrid(Grid):
             return self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # as in Flower's runtimes, what a client raises reaches the server as a reply
             reason = f"{type(error).__name__}: {error}"
-            return Message(Error(code=_CLIENT_APP_RAISED, reason=reason), reply_to=message)
+            return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)

@@ -182,7 +182,7 @@ class Recorder:
         )
 
     def _client_rows(self, record: RoundRecord) -> Iterable[ClientRow]:
-        for client in sorted({entry.client for entry in record.entries}):
+        for client in sorted({entry.client for entry in record.entries}.union(record.participants)):
             own = [entry for entry in record.entries if entry.client == client]
             trained, final = record.trained.get(client), record.final.get(client)
             yield ClientRow(

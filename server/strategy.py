@@ -25,6 +25,7 @@ from torch import Tensor
 
 from server.admission import Admission, UpdateTooLarge, check_size, check_trust, clip_update, size_of
 from server.checkpoint import Checkpoint, ServerState, save_checkpoint
+from server.questions import Questions, is_lost
 from server.reporting import Recorder
 from server.sampling import sample_clients
 from server.traffic import message_traffic
@@ -32,7 +33,7 @@ from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator, a
 from spatl.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint
-from spatl.ledger import Direction, entry
+from spatl.ledger import Direction, Entry, entry
 from spatl.protocol import (
     BLOB,
     CLIENT_DIVERGED,
@@ -108,6 +109,8 @@ class Federation(FedAvg):
         self._recorder = recorder
         self._selection = selection
         self._sent = 0, b""
+        self._questions = Questions()
+        self._sent_entries: dict[int, Entry] = {}
         training = self._config.training.settings()
         self._step_weights = {client: training.step_weight(number) for client, number in num_examples.items()}
         layout = blueprint.layout
@@ -155,20 +158,20 @@ class Federation(FedAvg):
             server_round=server_round,
         )  # fmt: skip
         self._recorder.round.participants = clients
-        self._await(grid, clients, server_round)
+        connected = self._await(grid, clients, server_round)
         if server_round > 1:
             self._open_round(server_round)
-        return self._messages(clients, server_round, MessageType.TRAIN)
+        return self._messages(clients, server_round, MessageType.TRAIN, connected)
 
-    def _await(self, grid: Grid, clients: Sequence[int], server_round: int) -> None:
-        """Wait for a while until as many of the round's clients are connected as it needs replies."""
+    def _await(self, grid: Grid, clients: Sequence[int], server_round: int) -> set[int]:
+        """Wait for a while until as many of the round's clients are connected as it needs replies; return who is."""
         needed = min(self._config.server.min_replies, len(clients))
         deadline = time.monotonic() + self._config.server.connect_timeout_seconds
         said = False
         while True:
             connected = set(grid.get_node_ids())
             if sum(self._nodes[client] in connected for client in clients) >= needed or time.monotonic() >= deadline:
-                return
+                return connected
             if not said:
                 logger.warning(
                     "round %d: waiting for clients to connect", server_round, extra={"round": server_round}
@@ -225,7 +228,7 @@ class Federation(FedAvg):
         aggregator = self._aggregator()
         held = dict(state.held)
         sizes: dict[int, float] = {}
-        asked = self._asked_for(replies, server_round)
+        asked = self._asked_for(replies, server_round, f"round {server_round}")
         usual = state.admission.usual
         if usual is None and (self._norm_bound() is not None or config.server.clip is not None):
             kept = list(asked)  # no round before says what is large: these wait, as they came, until all are in
@@ -271,21 +274,38 @@ class Federation(FedAvg):
         self.state = state
         return None, None
 
-    def _asked_for(self, replies: Iterable[Message], server_round: int) -> Iterator[tuple[int, Message]]:
-        """Count every reply, and pass on with its client what answers the round's questions, once each."""
-        waiting = set(self._recorder.round.participants)
+    def _asked_for(self, replies: Iterable[Message], server_round: int, about: str) -> Iterator[tuple[int, Message]]:
+        """Pass on with its client what answers the questions that are out, once each, and count what was taken.
+
+        Where Flower says in place of a client that it is gone, its reply is missing. Whoever did not answer is named.
+        """
+        record, waiting, gone = self._recorder.round, set(self._sent_entries), dict[int, str]()
+        position, silent, facts = len(record.entries), "none came in time", {"round": server_round}
         for reply in replies:
             self._count(reply)
-            client = self._clients.get(reply.metadata.src_node_id)
-            if client is None or client not in waiting or not _answers(reply, server_round, MessageType.TRAIN):
-                logger.warning(
-                    "round %d: ignored a reply that nobody asked for, or that came late", server_round,
-                    extra={"round": server_round},
-                )  # fmt: skip
-                self._recorder.round.late += 1
-                continue
-            waiting.discard(client)
-            yield client, reply
+            node = self._questions.node_of(reply)
+            client = None if node is None else self._clients.get(node)
+            if is_lost(reply):
+                if client in waiting:
+                    gone[client] = error_line(reply.error)
+                elif client is None:
+                    silent = error_line(reply.error)
+            elif client in waiting and client not in gone:
+                waiting.discard(client)
+                yield client, reply
+            else:
+                source = self._clients.get(reply.metadata.src_node_id)
+                whose = "a reply" if source is None else f"a reply of client {source}"
+                logger.warning("%s: ignored %s that nobody asked for, or that came late", about, whose, extra=facts)
+                record.late += 1
+        for client in sorted(waiting):
+            reason = gone.get(client, silent)
+            logger.warning("%s: no answer of client %d: %s", about, client, reason, extra=facts | {"client": client})
+        taken = (
+            sent for client, sent in self._sent_entries.items()
+            if self._questions.was_taken(self._nodes[client], answered=client not in waiting)
+        )  # fmt: skip
+        record.entries[position:position] = taken
 
     def _candidates(
         self, asked: Iterable[tuple[int, Message]], usual: float | None, server_round: int
@@ -372,21 +392,15 @@ class Federation(FedAvg):
         """After the last round, hand the final encoder to every client; before it, evaluation needs no message."""
         server_round += self._done
         if server_round < self._config.rounds:
-            return []
+            return self._messages((), server_round, MessageType.EVALUATE, set())
         self._advance(server_round + 1)
-        return self._messages(tuple(sorted(self._nodes)), server_round, MessageType.EVALUATE)
+        return self._messages(tuple(sorted(self._nodes)), server_round, MessageType.EVALUATE, set(grid.get_node_ids()))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the final accuracies, close the round, and put it on disk."""
         server_round += self._done
         record = self._recorder.round
-        for reply in replies:
-            self._count(reply)
-            client = self._clients.get(reply.metadata.src_node_id)
-            if client is None or client in record.final or not _answers(reply, server_round, MessageType.EVALUATE):
-                logger.warning("the final evaluation: ignored a reply that nobody asked for, or that came late")
-                record.late += 1
-                continue
+        for client, reply in self._asked_for(replies, server_round, "the final evaluation"):
             try:
                 record.final[client] = EvaluateReport.from_bytes(_blob(reply))
             except UpdateRejected as error:
@@ -424,7 +438,9 @@ class Federation(FedAvg):
         content = blob_content(blob)
         return message_traffic(content, direction="uplink", message_type=MessageType.TRAIN, group_id="1").num_bytes
 
-    def _messages(self, clients: tuple[int, ...], server_round: int, message_type: str) -> list[Message]:
+    def _messages(
+        self, clients: tuple[int, ...], server_round: int, message_type: str, connected: set[int]
+    ) -> list[Message]:
         messages = [
             Message(
                 blob_content(self._packed(client, server_round, message_type)),
@@ -434,8 +450,10 @@ class Federation(FedAvg):
             )
             for client in clients
         ]
-        for message in messages:
-            self._count(message)
+        self._questions = Questions(messages, connected)
+        self._sent_entries = {
+            client: self._entry(client, message, "downlink") for client, message in zip(clients, messages, strict=True)
+        }
         return messages
 
     def _packed(self, client: int, server_round: int, message_type: str) -> bytes:
@@ -461,28 +479,26 @@ class Federation(FedAvg):
             self.state = replace(self.state, held=held)
         return pack_download(download, layout)
 
-    def _count(self, message: Message) -> None:
-        """Enter one message into the ledger."""
-        record = self._recorder.round
-        is_reply = bool(message.metadata.reply_to_message_id)
-        node = message.metadata.src_node_id if is_reply else message.metadata.dst_node_id
-        if not message.has_content() or node not in self._clients:
-            return
-        direction: Direction = "uplink" if is_reply else "downlink"
+    def _count(self, reply: Message) -> None:
+        """Enter a reply into the ledger; one that is an error has no bytes that anyone counts."""
+        client = self._clients.get(reply.metadata.src_node_id)
+        if client is not None and reply.has_content():
+            self._recorder.round.entries.append(self._entry(client, reply, "uplink"))
+
+    def _entry(self, client: int, message: Message, direction: Direction) -> Entry:
+        """What a message is in the ledger."""
         phase = str(message.metadata.message_type)
         traffic = message_traffic(
             message.content, direction=direction, message_type=phase, group_id=message.metadata.group_id
         )
-        record.entries.append(
-            entry(
-                server_round=record.server_round,
-                client=self._clients[node],
-                direction=direction,
-                phase=phase,
-                num_bytes=traffic.num_bytes,
-                opposite=traffic.opposite,
-                sections=_sections(message.content),
-            )
+        return entry(
+            server_round=self._recorder.round.server_round,
+            client=client,
+            direction=direction,
+            phase=phase,
+            num_bytes=traffic.num_bytes,
+            opposite=traffic.opposite,
+            sections=_sections(message.content),
         )
 
     def _sent_control(self, server_round: int) -> bytes:
@@ -581,12 +597,6 @@ def error_line(error: Error) -> str:
     logger.debug("a client reported: %s", error.reason)
     lines = [line.strip() for line in (error.reason or "").splitlines() if line.strip()]
     return lines[-1][:_LONGEST_REASON] if lines else "the client reported an error without a reason"
-
-
-def _answers(reply: Message, server_round: int, message_type: str) -> bool:
-    """Whether a reply is one to a question of this kind and round; a straggler's is not, and takes nobody's place."""
-    metadata = reply.metadata
-    return metadata.message_type == message_type and metadata.group_id == str(server_round)
 
 
 def _blob(reply: Message) -> bytes:

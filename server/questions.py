@@ -1,0 +1,48 @@
+"""The messages that are out, by which a reply is known: what a lost client is to blame for is told by nobody else.
+
+Flower's own errors carry the SuperLink as their source (node 1), so that a reply is matched by the message it answers.
+A SuperLink does not take every message either: one to a node that never was there is refused, and reaches nobody.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+
+_LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+
+
+class Questions:
+    """Messages of one kind and round, at most one to each node.
+
+    Args:
+        messages: They; a grid that sends them writes their ids into them, or takes the id of a refused one away.
+        connected: The nodes that were there when they were made.
+    """
+
+    def __init__(self, messages: Iterable[Message] = (), connected: Collection[int] = ()) -> None:
+        # Not the messages themselves, whose contents are large.
+        self._asked = {message.metadata.dst_node_id: message.metadata for message in messages}
+        self._connected = connected
+        self._nodes: Mapping[str, int] | None = None
+
+    def node_of(self, reply: Message) -> int | None:
+        """The node whose question a reply answers; None where it answers none, or does not say which."""
+        if self._nodes is None:  # ids are there once all are sent, which is before the first reply
+            self._nodes = {asked.message_id: node for node, asked in self._asked.items() if asked.message_id}
+        own = reply.metadata
+        if own.reply_to_message_id in self._nodes:
+            return self._nodes[own.reply_to_message_id]
+        asked = self._asked.get(own.src_node_id)
+        if asked is None or (asked.message_type, asked.group_id) != (own.message_type, own.group_id):
+            return None
+        return own.src_node_id
+
+    def was_taken(self, node: int, *, answered: bool) -> bool:
+        """Whether a node has fetched its question, as far as anyone knows: it answered, or could have."""
+        return answered or (bool(self._asked[node].message_id) and node in self._connected)
+
+
+def is_lost(reply: Message) -> bool:
+    """Whether Flower itself says, in place of a node, that no answer will come."""
+    return reply.has_error() and reply.error.code in _LOST
