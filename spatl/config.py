@@ -21,6 +21,7 @@ from spatl.models import MODELS
 from spatl.selection.budget import BUDGET_KINDS, Budget
 from spatl.selection.selectors import SELECTORS, AgentSettings
 from spatl.training.local import LocalTraining
+from spatl.yaml_text import RepeatedKey, load_yaml
 
 
 def _not_a_switch(value: object) -> object:
@@ -580,10 +581,10 @@ class ExperimentConfig(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Read a config file and apply `section.key=value` overrides, whose values are YAML.
+    """Read a config file and apply `section.key=value` overrides, whose values are YAML; of two alike the last counts.
 
     Raises:
-        ConfigError: The file is missing or not YAML, or a key or value is not allowed.
+        ConfigError: The file is missing or not YAML, a key stands twice in it, or a key or value is not allowed.
     """
     return parse_config(read_config(path, overrides))
 
@@ -592,15 +593,17 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     """Read a config file and apply overrides as `load_config` does, without checking keys and values.
 
     Raises:
-        ConfigError: The file is missing or not YAML.
+        ConfigError: The file is missing or not YAML, or a key stands twice in it.
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config file not found: {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read config file {path}: {error}") from error
+    except RepeatedKey as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # a ValueError of a date that is none
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
@@ -641,9 +644,11 @@ def config_from_json(text: str) -> ExperimentConfig:
         ConfigError: The text is not JSON, or a key or value is not allowed.
     """
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
         raise ConfigError(f"the run's config is not valid JSON: {error}") from error
+    except RepeatedKey as error:
+        raise ConfigError(f"the run's config: {error}") from None
     return parse_config(values)
 
 
@@ -665,13 +670,23 @@ def config_from_run(run_config: Mapping[str, Any]) -> ExperimentConfig:
     return load_config(Path(__file__).parents[1] / text)
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise RepeatedKey(f"{twice} stands twice in one section; keep one")
+    return values
+
+
 def _with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set expects section.key=value, got {override!r}")
         try:
-            value = yaml.safe_load(text)
+            value = load_yaml(text)
+        except RepeatedKey as error:
+            raise ConfigError(f"--set {key}: {error}") from None
         except (yaml.YAMLError, ValueError):
             raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
         *parents, leaf = key.split(".")

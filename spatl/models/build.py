@@ -16,7 +16,7 @@ from spatl.errors import ModelError, did_you_mean
 from spatl.models.cnn import cnn
 from spatl.models.mobilenet import mobilenet
 from spatl.models.resnet import resnet8, resnet20, resnet32, resnet56
-from spatl.models.split import checked_cut, top_level_names
+from spatl.models.split import known_cut, top_level_names
 from spatl.models.vgg import vgg11
 from spatl.seeding import seeded_globals
 
@@ -106,7 +106,7 @@ def build_model(
         num_classes: Number of classes.
         in_channels: Channels of the images.
         image_size: Side of the square images.
-        cut: The submodules that form the predictor, which `make_split` checks against the model. None takes the
+        cut: The submodules that form the predictor, each of them one of the model. None takes the
             built-in model's own; empty means that nothing is private. Required for a user's model.
         options: Further keywords for the factory. A user's factory is given those of `num_classes`, `in_channels` and
             `image_size` that its signature accepts, and every option, or the option is an error.
@@ -138,7 +138,7 @@ def build_model(
             f"say which submodules of {name} form the private predictor with model.cut in the config, a list of names "
             f"([] for none); its top-level submodules are {top_level_names(model)}"
         )
-    return model, checked_cut(cut_in_force)
+    return model, known_cut(model, cut_in_force)
 
 
 def _known_entry(name: str) -> ModelEntry:

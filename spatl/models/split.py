@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spatl.errors import ModelError
+from spatl.errors import ModelError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,7 @@ def make_split(model: nn.Module, cut: Sequence[str]) -> Split:
         ModelError: If a name is not a submodule, a trainable parameter lies on both sides (tied weights), a side has
             nothing to train, or a lazy parameter has no shape yet.
     """
-    split = Split(checked_cut(cut))
-    known = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
-    for name in split.cut:
-        if name not in known:
-            raise ModelError(
-                f"the cut names {name!r}, which is not a submodule of {type(model).__name__}; "
-                f"its top-level submodules are {top_level_names(model)} (configs: model.cut)"
-            )
+    split = Split(known_cut(model, cut))
     _refuse_lazy(model)
     _refuse_ties_across(split, model)
     if not split.encoder_parameters(model):
@@ -131,7 +124,24 @@ def make_split(model: nn.Module, cut: Sequence[str]) -> Split:
     return split
 
 
-def checked_cut(cut: Sequence[str]) -> tuple[str, ...]:
+def known_cut(model: nn.Module, cut: Sequence[str]) -> tuple[str, ...]:
+    """Return the cut as a tuple, all names of which are submodules of the model.
+
+    Raises:
+        ModelError: If one is not, or `cut` is anything but a sequence of strings.
+    """
+    known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    for name in (names := _checked_cut(cut)):
+        if name not in known:
+            raise ModelError(
+                f"the cut names {name!r}, which is not a submodule of {type(model).__name__}"
+                f"{did_you_mean(name, known)}; its top-level submodules are {top_level_names(model)} (configs: "
+                "model.cut)"
+            )
+    return names
+
+
+def _checked_cut(cut: Sequence[str]) -> tuple[str, ...]:
     """Return the cut as a tuple; a bare string is refused, since its letters would be taken for names.
 
     Raises:

@@ -52,6 +52,9 @@ def test_training_alone_trains_for_as_many_epochs_on_the_same_splits(config_path
         (["model.name=tests.networks:Nothing", "model.cut=[head]", "model.options={}"], "Nothing"),
         (["model.name=tests.networks:MixedNet", "model.options={}"], "model.cut"),
         (["model.cut=[nose]", "predictor.mode=local"], "nose"),
+        (["model.cut=[nose]"], "the cut names 'nose', which is not a submodule of"),
+        (["model.cut=[clasifier]", "method=fedavg"], "(did you mean 'classifier'?)"),
+        (["model.cut=[nose]", "method=local"], "its top-level submodules are"),
         (["model.options={depth: 3}"], "depth"),
         (
             ["model.name=tests.networks:wrong_classes", "model.cut=[head]", "model.options={}"],

@@ -97,6 +97,7 @@ def test_yaml_and_json_round_trip(seed, rounds, learning_rate, half_life):
         ("seed", "--set expects section.key=value, got 'seed'"),
         ("rounds.deep=1", "--set rounds.deep: rounds is a value, not a section"),
         ("seed={", "--set seed: '{' is not a YAML value"),
+        ("training={momentum: 0.1, momentum: 0.2}", "--set training: momentum stands twice, in line 1; keep one"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(path, override, message):
@@ -113,6 +114,10 @@ def test_a_mistake_is_one_line_that_names_the_key(path, override, message):
         ("a: [", "is not valid YAML"),
         ("\x00", "not valid YAML"),
         ("seed: 2024-13-45", "not valid YAML"),
+        (
+            "training: {momentum: 0.5}\nseed: 1\ntraining: {local_epochs: 1}\n",
+            "training stands twice, in lines 1 and 3",
+        ),
     ],
 )
 def test_a_file_that_is_no_config_is_one_line(tmp_path, content, message):
@@ -143,6 +148,12 @@ def test_flowers_run_config_holds_json_or_a_path():
         config_from_run({"config": ""})
     with pytest.raises(ConfigError, match="not valid JSON"):
         config_from_run({"config": "{oops"})
+    with pytest.raises(ConfigError, match="the run's config: momentum stands twice in one section; keep one"):
+        config_from_run({"config": '{"training": {"momentum": 0.1, "batch_size": 8, "momentum": 0.2}}'})
+
+
+def test_of_two_overrides_of_one_setting_the_last_counts(path):
+    assert load_config(path, ["seed=1", "seed=2"]).seed == 2
 
 
 def test_a_config_does_not_change_after_it_was_made():
