@@ -4,7 +4,6 @@ Server and clients never send each other the structure of anything; they build i
 """
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,6 @@ from spatl.selection.budget import Costs, check_budget
 from spatl.selection.groups import trace_groups
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.static import check_static_budget
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,15 +154,6 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         check_budget(config.budget(), blueprint.costs)
         for client in config.selection.clients:
             check_budget(config.budget(client), blueprint.costs, source=f"selection.clients.{client}")
-    elif config.selection.clients:
-        logger.warning(
-            "in this run clients do not choose what they send: the budgets of selection.clients are not kept"
-        )
-    if config.predictor.mode != config.predictor_mode:
-        logger.warning(
-            "%s always has its predictor %s: predictor.mode %s is not read",
-            config.row.title, config.predictor_mode, config.predictor.mode,
-        )  # fmt: skip
     return blueprint
 
 

@@ -1,6 +1,7 @@
 """`spatl partition`: what a config's partition gives each client, as a table and a picture, before anything is run."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from spatl.data import PARTITIONERS
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import load_clients, split_client
 from spatl.partition_plot import SPLITS, PartitionCounts, draw_partition
+
+logger = logging.getLogger(__name__)
 
 _LONG_LINE = 10_000  # characters; wider than any table
 _MANY_CLASSES = 12  # beyond, a table with a column for each is wider than a terminal
@@ -47,6 +50,8 @@ def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
         DataError: The data set is not there, or cannot be partitioned like this.
     """
     dataset, parts = load_clients(config)
+    for remark in dataset.remarks():
+        logger.warning("%s", remark)
     counts = np.stack([dataset.labels[part].bincount(minlength=dataset.num_classes).numpy() for part in parts])
     splits = []
     for client in range(len(parts)):

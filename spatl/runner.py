@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import cached_blueprint
 from spatl.history import RunResult, read_lines, read_run
+from spatl.logs import logged_to
 from spatl.plots import draw_curves
 from spatl.report import write_report
 from spatl.scalars import check_tensorboard
+from spatl.unread import settings_without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ def run(
     command: str = "spatl run config.yaml",
     pictures: bool = True,
     engine: Engine | None = None,
+    warn: bool = True,
 ) -> RunResult:
     """Run a federation.
 
@@ -50,6 +53,8 @@ def run(
         command: What the report says made it.
         pictures: Whether to draw `curves.png` and write `report.html`.
         engine: What runs it; the config's if not given.
+        warn: Whether to say, once and before it starts, which settings have no effect and how its data were read; on
+            screen and in `log.jsonl`.
 
     Returns:
         The finished run.
@@ -62,14 +67,19 @@ def run(
         >>> result.summary["accuracy"]
     """
     directory = fresh_directory(directory, name=f"{config.method}-{config.seed}")
+    given = config
     config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
-    cached_blueprint(config.to_json()).check_clients()  # a mistake in the config shows here, before anything is written
+    blueprint = cached_blueprint(config.to_json())
+    blueprint.check_clients()  # a mistake in the config shows here, before anything is written
     if config.report.tensorboard:
         check_tensorboard()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
+    if warn:
+        unread = settings_without_effect(given, engine="deployment" if engine else None, model=blueprint.model)
+        _warn(directory, [*unread.values(), *blueprint.dataset.remarks()])
     return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures, engine=engine)
 
 
@@ -140,6 +150,14 @@ def _run_all(
     except SpatlError as error:  # the numbers are there; pictures need an extra that a bare install lacks
         logger.warning("no curves.png and no report.html: %s", error)
     return result
+
+
+def _warn(directory: Path, lines: Sequence[str]) -> None:
+    if not lines:
+        return
+    with logged_to(directory / "log.jsonl"):
+        for line in lines:
+            logger.warning("%s", line)
 
 
 def alone(config: ExperimentConfig) -> ExperimentConfig:

@@ -187,7 +187,13 @@ def _run(job: Job, on_event: OnEvent) -> str | None:
     with _logged_to(log):
         try:
             config = config_from_json(job.config_json)
-            run(config, unfinished, on_round=lambda row: on_event(Event(job.name, "round", row=row)), pictures=False)
+            run(
+                config,
+                unfinished,
+                on_round=lambda row: on_event(Event(job.name, "round", row=row)),
+                pictures=False,
+                warn=False,
+            )
         except DivergedError as error:
             write_json(unfinished / "error.json", {"error": type(error).__name__, "message": str(error)})
         except SpatlError as error:

@@ -1,6 +1,7 @@
 """A benchmark from its plan to its files: tune if asked, run what is missing, write what all runs say."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from spatl.durable import alone_in
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import cached_blueprint
 from spatl.history import write_json
+from spatl.unread import given_in, setting_names, settings_without_effect
+
+logger = logging.getLogger(__name__)
 
 _PLAN_FILE = "bench.yaml"
 _LOCK_FILE = ".lock"
@@ -62,6 +66,8 @@ def bench(
         _check_plan(plan, directory, tune)
         jobs = tuning_jobs(plan, directory) if tune else _jobs(plan, directory)
         missing = missing_jobs(jobs)  # refuses before anything is written
+        for line in unread_by_rows(plan):
+            logger.warning("%s", line)
         _write_plan(plan, directory, command, tune)
         tuned: list[Tuned] = []
         if tune:
@@ -89,6 +95,27 @@ def bench(
         return records
 
 
+def unread_by_rows(plan: Plan) -> list[str]:
+    """Return a line for each setting that has no effect in any of the rows that have it.
+
+    What all rows have in common is often there for some of them.
+    """
+    unread: dict[str, list[tuple[str, str | None]]] = {}
+    for row in plan.rows:
+        given = given_in(row.values)
+        lines = settings_without_effect(row.config(plan.bench.seeds[0]), given=given)
+        for setting in given:
+            unread.setdefault(setting, []).append((row.label, lines.get(setting)))
+    found = []
+    for setting in setting_names():
+        told = [(label, line) for label, line in unread.get(setting, []) if line is not None]
+        if told and len(told) == len(unread[setting]):
+            label, line = told[0]
+            alone = len(told) < len(plan.rows)
+            found.append(f"{label}: {line}" if alone else line)
+    return found
+
+
 def _jobs(plan: Plan, directory: Path) -> list[Job]:
     return [
         Job(
@@ -107,12 +134,15 @@ def _do(title: str, number: int, missing: Sequence[Job], plan: Plan, workers: in
     if not missing:
         return
     checked: set[str] = set()
+    remarks: dict[str, None] = {}
     for job in missing:  # a mistake shows here, in one line, before any work
         config = config_from_json(job.config_json)
         key = config.model_copy(update={"seed": 0}).to_json()
         if key not in checked:
             checked.add(key)
-            cached_blueprint(job.config_json)
+            remarks |= dict.fromkeys(cached_blueprint(job.config_json).dataset.remarks())
+    for remark in remarks:
+        logger.warning("%s", remark)
     failed = run_jobs(missing, workers=workers or _workers(plan), on_event=on_event)
     if failed:
         name, reason = next(iter(failed.items()))

@@ -1,0 +1,294 @@
+"""Which settings a run reads, so that one that was given and has no effect is told instead of believed.
+
+One table says for every setting that not all runs read when it is read, and why not otherwise; all others stand in
+`ALWAYS_READ`. A setting that is in neither fails a test, so that none is forgotten.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from spatl.config import ExperimentConfig, Section
+from spatl.data import PARTITIONERS
+from spatl.methods import METHODS, Method
+from spatl.selection.budget import BUDGET_KINDS
+
+Engine = Literal["inline", "ray", "deployment"]
+
+ALWAYS_READ: Final = frozenset({
+    "seed", "rounds", "method", "engine",
+    "data.name", "data.options", "data.validation_fraction", "data.test_fraction",
+    "partition.name", "partition.num_clients", "partition.feature_noise",
+    "model.name", "model.options",
+    "training.local_steps", "training.batch_size", "training.learning_rate", "training.momentum",
+    "training.weight_decay", "training.nesterov", "training.device", "training.precision", "training.threads",
+    "server.fraction_train", "server.min_replies", "server.max_failures", "server.rounds_away",
+    "report.tensorboard", "report.split",
+})  # fmt: skip
+"""What every run reads, whatever else it is given. (Options of data sets and models that do not fit are errors.)"""
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What decides which settings are read; of a run that is not built yet, the model is None."""
+
+    config: ExperimentConfig
+    engine: Engine
+    model: nn.Module | None
+
+    @property
+    def row(self) -> Method:
+        return self.config.row
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its clients choose channels by a budget."""
+        return self.row.selects and self.config.selection.selector != "all"
+
+    @property
+    def private(self) -> bool:
+        """Whether some submodules are a client's own while others are shared."""
+        return self.config.shares == "encoder"
+
+
+@dataclass(frozen=True, eq=False)
+class _Rule:
+    """When some settings are read, and what is told otherwise."""
+
+    settings: tuple[str, ...]
+    read: Callable[[_Run], bool]
+    otherwise: Callable[[_Run], str]
+
+
+def settings_without_effect(
+    config: ExperimentConfig,
+    *,
+    engine: Engine | None = None,
+    model: nn.Module | None = None,
+    given: Collection[str] | None = None,
+) -> dict[str, str]:
+    """Return a line for each setting that was given and that nothing in this run reads.
+
+    Args:
+        config: The run.
+        engine: What runs it; the config's engine if not given.
+        model: Its network, for settings that depend on what there is in it; they are taken for read if not given.
+        given: Dotted names of the settings that the user gave; those that `given_settings` finds, if not given.
+
+    Returns:
+        The lines by dotted name, in the order of the config.
+    """
+    run = _Run(config, engine or config.engine, model)
+    named = given_settings(config) if given is None else given
+    lines = {}
+    for setting in setting_names():
+        unmet = [rule for rule in RULES if setting in named and setting in rule.settings and not rule.read(run)]
+        if unmet:
+            lines[setting] = f"{setting} has no effect: {unmet[0].otherwise(run)}"
+    return lines
+
+
+def given_settings(config: ExperimentConfig) -> set[str]:
+    """Return the dotted names of the settings in which a config was told something.
+
+    That is whatever differs from the method's own defaults, and whatever was named even if it does not; but not of a
+    config that names all its sections: that one was written by a run, not by a person.
+    """
+    usual = ExperimentConfig.model_validate({"method": config.method})
+    brought = {f"{section}.{key}" for section, values in config.row.defaults.items() for key in values}
+    brought |= {"predictor.mode"} if config.row.predictor_mode else set()
+    by_ratio = {"wire.uplink", "wire.downlink"} if config.wire.target_ratio is not None else set()
+    resolved = config.model_fields_set >= set(ExperimentConfig.model_fields) - {"bench"}
+    given = set()
+    for setting in setting_names():
+        *sections, key = setting.split(".")
+        section, usually = _at(config, sections), _at(usual, sections)
+        named = key in section.model_fields_set and not resolved and setting not in brought
+        differs = getattr(section, key) != getattr(usually, key)
+        if (named or differs) and setting not in by_ratio:
+            given.add(setting)
+    return given
+
+
+def given_in(values: Mapping[str, Any]) -> set[str]:
+    """Return the dotted names of the settings that stand in nested mappings, as `read_config` returns them."""
+    given = set()
+    for setting in setting_names():
+        found: Any = values
+        for key in setting.split("."):
+            found = found.get(key, _NOT_THERE) if isinstance(found, Mapping) else _NOT_THERE
+        if found is not _NOT_THERE:
+            given.add(setting)
+    return given
+
+
+def setting_names() -> tuple[str, ...]:
+    """Return the dotted names of all settings of a run, in the order of the config; `bench` is no part of one."""
+    return tuple(_names(ExperimentConfig))
+
+
+def _names(section: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            if not field.exclude:
+                yield from _names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _at(config: ExperimentConfig, sections: Sequence[str]) -> Section:
+    found: Section = config
+    for name in sections:
+        found = getattr(found, name)
+    return found
+
+
+_NOT_THERE = object()
+
+
+def _methods(fact: Callable[[Method], bool]) -> str:
+    do, do_not = ([name for name, row in METHODS.items() if fact(row) is holds] for holds in (True, False))
+    return f"(methods that do: {', '.join(do) if len(do) <= len(do_not) else 'all but ' + ', '.join(do_not)})"
+
+
+def _of_the_partitioner(setting: str) -> _Rule:
+    readers = [name for name, entry in PARTITIONERS.items() if setting in entry.settings]
+
+    def otherwise(run: _Run) -> str:
+        return f"the partition {run.config.partition.name} does not read it ({', '.join(readers)} do)"
+
+    return _Rule((f"partition.{setting}",), lambda run: run.config.partition.name in readers, otherwise)
+
+
+def _only_where(*settings: str, fact: Callable[[Method], bool], lacks: str) -> _Rule:
+    """Settings of what only some methods do."""
+    return _Rule(settings, lambda run: fact(run.row), lambda run: f"{run.row.title} {lacks} {_methods(fact)}")
+
+
+def _budget_is_read(run: _Run) -> bool:
+    all_have_their_own = len(run.config.selection.clients) == run.config.partition.num_clients
+    return run.row.static_mask or (run.chooses and not all_have_their_own)
+
+
+def _no_budget(run: _Run) -> str:
+    if not run.row.selects:
+        return f"{run.row.title} sends every channel {_methods(lambda row: row.budgeted)}"
+    return "selection.selector all sends every channel" if not run.chooses else "every client has a budget of its own"
+
+
+def _no_agent(run: _Run) -> str:
+    if not run.row.selects:
+        return f"clients of {run.row.title} do not choose channels {_methods(lambda row: row.selects)}"
+    return f"selection.selector is {run.config.selection.selector}, not agent"
+
+
+def _has_statistics(run: _Run) -> bool:
+    model = run.model
+    return model is None or any(isinstance(m, _NormBase) and m.track_running_stats for m in model.modules())
+
+
+def _calibrated(run: _Run) -> bool:
+    return run.config.predictor_mode in ("calibrated", "residual")
+
+
+RULES: Final[tuple[_Rule, ...]] = (
+    *(_of_the_partitioner(setting) for setting in ("alpha", "labels_per_client", "min_examples")),
+    _Rule(
+        ("model.cut",),
+        # A factory of the user's must be given one, whether it is used or not.
+        lambda run: run.private or ":" in run.config.model.name,
+        lambda run: f"under {run.row.title} a client shares nothing" if run.row.shares == "nothing"
+        else f"no part of the model is a client's own with a predictor that is {run.config.predictor_mode}",
+    ),
+    _Rule(
+        ("predictor.mode",),
+        lambda run: run.row.predictor_mode is None or run.config.predictor.mode == run.config.predictor_mode,
+        lambda run: f"{run.row.title} always has its predictor {run.config.predictor_mode} "
+        f"{_methods(lambda row: row.predictor_mode is None)}",
+    ),
+    _Rule(
+        ("predictor.strength", "predictor.smoothing"),
+        _calibrated,
+        lambda run: f"a predictor that is {run.config.predictor_mode} has no offset (predictor.mode calibrated or "
+        "residual has)",
+    ),
+    _Rule(
+        ("predictor.smoothing",),
+        lambda run: run.config.predictor.strength > 0,
+        lambda run: "predictor.strength is 0",
+    ),
+    _Rule(
+        ("predictor.shrinkage",),
+        lambda run: run.config.predictor_mode == "residual",
+        lambda run: f"the predictor is {run.config.predictor_mode}, not residual",
+    ),
+    _Rule(
+        ("training.local_epochs",),
+        lambda run: run.config.training.local_steps is None,
+        lambda run: "training.local_steps says how long a client trains",
+    ),
+    _only_where("training.proximal_mu", fact=lambda row: row.proximal, lacks="has no proximal pull"),
+    _only_where("training.head_epochs", fact=lambda row: row.head_first, lacks="does not train the predictor first"),
+    _only_where("training.finetune_epochs", fact=lambda row: row.fine_tunes, lacks="does not fine-tune"),
+    _Rule(("training.batch_norm",), _has_statistics, lambda run: "the model has no BatchNorm with running statistics"),
+    _Rule(tuple(f"selection.{kind}" for kind in BUDGET_KINDS), _budget_is_read, _no_budget),
+    _Rule(
+        ("selection.clients",),
+        lambda run: run.chooses,
+        lambda run: "all clients send one set of channels" if run.row.static_mask else _no_budget(run),
+    ),
+    _only_where("selection.selector", fact=lambda row: row.selects, lacks="has clients that do not choose channels"),
+    _Rule(
+        tuple(f"agent.{key}" for key in ("reward", "samples", "tuning", "tuning_rounds", "max_share", "policy")),
+        lambda run: run.row.selects and run.config.selection.selector == "agent",
+        _no_agent,
+    ),
+    _Rule(
+        ("agent.tuning", "agent.tuning_rounds"),
+        lambda run: run.config.agent.samples > 0,
+        lambda run: "agent.samples is 0",
+    ),
+    _only_where(
+        "control.damping", "control.half_life", "control.downlink",
+        fact=lambda row: row.controls, lacks="has no control variates",
+    ),
+    _only_where(
+        "server.learning_rate", "server.norm_bound", "server.aggregation", "server.trim_fraction", "server.clip",
+        "privacy.noise_multiplier", "privacy.clip", "privacy.delta",
+        "wire.target_ratio", "wire.uplink", "wire.downlink",
+        fact=lambda row: row.shares != "nothing", lacks="shares nothing",
+    ),
+    _Rule(
+        ("server.norm_bound",),
+        lambda run: run.config.privacy.noise_multiplier is None,
+        lambda run: "with privacy, what becomes of an update does not depend on others; privacy.clip bounds it",
+    ),
+    _Rule(
+        ("server.trim_fraction",),
+        lambda run: run.config.server.aggregation == "trimmed-mean",
+        lambda run: f"server.aggregation is {run.config.server.aggregation}, not trimmed-mean",
+    ),
+    _Rule(
+        ("server.connect_timeout_seconds", "server.round_timeout_seconds", "server.patience"),
+        lambda run: run.engine != "inline",
+        lambda run: "clients in one process neither connect nor are waited for (engine inline)",
+    ),
+    _Rule(
+        ("privacy.clip", "privacy.delta"),
+        lambda run: run.config.privacy.noise_multiplier is not None,
+        lambda run: "there is no privacy without privacy.noise_multiplier",
+    ),
+    _Rule(
+        ("resources.cpus_per_client", "resources.gpus_per_client"),
+        lambda run: run.engine == "ray",
+        lambda run: "only engine ray shares out a machine's resources",
+    ),
+    _Rule(
+        ("report.compare_alone",),
+        lambda run: run.config.method != "local",
+        lambda run: "these clients train alone already",
+    ),
+)  # fmt: skip
