@@ -3,12 +3,14 @@
 import argparse
 import importlib
 import logging
+import platform
 import shlex
 import signal
 import statistics
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from spatl.bench.codecs import measure_codecs
-from spatl.codec import CODECS
+from spatl import __version__
+from spatl.arguments import Parser
+from spatl.completion import SHELLS
 from spatl.config import ExperimentConfig, load_config
-from spatl.data import DATASETS, PARTITIONERS
 from spatl.errors import ConfigError, SpatlError
 from spatl.history import RunResult, latest_accuracy, write_json
-from spatl.methods import METHODS
-from spatl.models import MODELS
 from spatl.plots import human_bytes
 from spatl.runner import config_of, fresh_directory, resume, run
 from spatl.selection.budget import BUDGET_KINDS
-from spatl.selection.selectors import SELECTORS
+from spatl.show import SHOWN
+from spatl.terminal import print_line, print_table
 
 USER_MISTAKE = 2
 
@@ -53,12 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="spatl", description="Federated learning with salient parameters (SPATL).")
+def _parser() -> Parser:
+    parser = Parser(prog="spatl", description="Federated learning with salient parameters (SPATL).")
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     running = commands.add_parser("run", help="run a federation", description="Run the federation a config describes.")
-    running.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, e.g. configs/quickstart.yaml")
+    running.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="a YAML file, or a config that ships (spatl show configs)"
+    )
     running.add_argument("--engine", choices=("inline", "ray"), help="in this process, or Flower's simulation runtime")
     running.add_argument("--out", metavar="DIR", help="a new directory for what the run leaves behind")
     running.add_argument(
@@ -95,13 +99,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_deploy_server(roles.add_parser("server", help="run the federation, on the server's machine"))
     _add_deploy_client(roles.add_parser("client", help="take part in it, on a client's machine"))
 
-    showing = commands.add_parser("show", help="list what configs can name, or time codecs and cold starts")
-    showing.add_argument("what", choices=tuple(_TABLES))
-    showing.set_defaults(command=_show)
+    showing = commands.add_parser("show", help="list what configs can name, every setting, and what codecs cost")
+    showing.description = "Print one list, or the lines of it that are named; settings by section or by key."
+    showing.add_argument("what", choices=SHOWN)
+    showing.add_argument("names", metavar="NAME", nargs="*", help="lines of the list, or sections: settings training")
+    showing.set_defaults(command=_by_reference("spatl.show:show"))
+
+    completing = commands.add_parser("completion", help="print a script that completes this command line")
+    completing.description = "Print a script for a shell to source, e.g. source <(spatl completion bash)."
+    completing.add_argument("shell", choices=SHELLS)
+    completing.set_defaults(command=_by_reference("spatl.completion:print_completion"), root=parser)
     return parser
 
 
-def _add_bench(parser: argparse.ArgumentParser) -> None:
+def _add_bench(parser: Parser) -> None:
     parser.description = (
         "Run methods x seeds on identical partitions and initial weights, and report what each costs until an accuracy."
         " Started again with the same --out, it runs only what is missing."
@@ -129,7 +140,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_by_reference("spatl.bench.commands:run_bench"))
 
 
-def _add_partition(parser: argparse.ArgumentParser) -> None:
+def _add_partition(parser: Parser) -> None:
     parser.description = "Print how many examples of each class each client has, and draw it."
     parser.add_argument("config", metavar="CONFIG", help="a YAML file: its data, partition and seed are read")
     parser.add_argument(
@@ -140,7 +151,7 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_by_reference("spatl.partition_command:partition"))
 
 
-def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+def _add_pretrain(parser: Parser) -> None:
     parser.description = "Train a selection policy; with the defaults, the one that ships with the package."
     parser.add_argument("--seed", type=int, default=1, help="everything random follows from it (default: 1)")
     parser.add_argument("--steps", type=int, default=32_768, help="selections that PPO measures (default: %(default)s)")
@@ -148,7 +159,7 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_by_reference("agents.commands:pretrain"))
 
 
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+def _add_evaluate(parser: Parser) -> None:
     parser.description = (
         "Train networks as the configs describe, prune them to each budget in every way there is, and print the "
         "accuracy on the clients' test splits. Nothing but the validation splits is looked at before."
@@ -172,7 +183,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_by_reference("agents.commands:evaluate"))
 
 
-def _add_deploy_init(parser: argparse.ArgumentParser) -> None:
+def _add_deploy_init(parser: Parser) -> None:
     parser.description = (
         "Make a certificate authority, the server's certificate and a key for each client, and lay them out in one "
         "directory for each machine."
@@ -193,7 +204,7 @@ def _add_deploy_init(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_by_reference("server.deploy:init"))
 
 
-def _add_deploy_server(parser: argparse.ArgumentParser) -> None:
+def _add_deploy_server(parser: Parser) -> None:
     parser.description = "Start a SuperLink, wait for all clients, run the federation, and stop it all."
     parser.add_argument("directory", metavar="DIR/server", help="what `spatl deploy init` made for the server")
     parser.add_argument(
@@ -211,7 +222,7 @@ def _add_deploy_server(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_by_reference("server.deploy:serve"))
 
 
-def _add_deploy_client(parser: argparse.ArgumentParser) -> None:
+def _add_deploy_client(parser: Parser) -> None:
     parser.description = "Start a SuperNode; it takes part in what the server runs until it is stopped."
     parser.add_argument("directory", metavar="DIR/client-ID", help="what `spatl deploy init` made for this client")
     parser.add_argument("--data-dir", metavar="PATH", help="this device's copy of the data, for data.options.path")
@@ -224,6 +235,12 @@ def _add_deploy_client(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--insecure", action="store_true", help="no TLS and no key, for a server that has none")
     parser.set_defaults(command=_by_reference("clients.deploy:start"))
+
+
+def _versions() -> str:
+    """What a report of a fault should name, in one line."""
+    others = ", ".join(f"{name} {version(name)}" for name in ("flwr", "torch"))
+    return f"spatl {__version__} ({others}, Python {platform.python_version()})"
 
 
 def _by_reference(reference: str) -> Callable[[argparse.Namespace], None]:
@@ -264,7 +281,7 @@ def _run(options: argparse.Namespace) -> None:
         print_result(console, _resume(console, options))
         return
     if options.config is None:
-        raise ConfigError("spatl run needs a CONFIG, e.g. configs/quickstart.yaml, or --resume DIR")
+        raise ConfigError("spatl run needs a CONFIG, e.g. quickstart (spatl show configs), or --resume DIR")
     if options.seeds is None:
         print_result(console, _run_one(console, options.config, overrides, options.out))
         return
@@ -400,10 +417,10 @@ def print_result(console: Console, result: RunResult) -> None:
         add("privacy of a client, at most", f"epsilon {summary['epsilon']:.3g}, delta {summary['delta']:g}")
     if summary["rejected"] or summary["missing"]:
         add("updates refused / lost", f"{summary['rejected']} / {summary['missing']}")
-    console.print(table)
+    print_table(console, table)
     for name in ("report.html", "curves.png", "summary.json", "history.jsonl", "clients.jsonl", "ledger.jsonl"):
         if (result.directory / name).exists():
-            console.print(str(result.directory / name), markup=False, highlight=False, soft_wrap=True)
+            print_line(console, str(result.directory / name))
 
 
 def _print_seeds(console: Console, results: Sequence[RunResult], directory: Path) -> None:
@@ -428,69 +445,9 @@ def _print_seeds(console: Console, results: Sequence[RunResult], directory: Path
     table.add_row("mean", *(_percent(statistics.mean(values)) for values in columns.values()))
     if len(results) > 1:
         table.add_row("std. dev.", *(_percent(statistics.stdev(values)) for values in columns.values()))
-    console.print(table)
+    print_table(console, table)
     write_json(directory / "seeds.json", {"seeds": [result.summary["seed"] for result in results], **columns})
-    console.print(str(directory / "seeds.json"), markup=False, highlight=False, soft_wrap=True)
-
-
-def _show(options: argparse.Namespace) -> None:
-    columns, rows = _TABLES[options.what]
-    table = Table(title=options.what)
-    for position, column in enumerate(columns):
-        table.add_column(column, no_wrap=position == 0)
-    for row in rows():
-        table.add_row(*row)
-    Console().print(table)
-
-
-def _method_rows() -> Iterable[tuple[str, ...]]:
-    for name, row in METHODS.items():
-        facts = {
-            "channels selected": row.selects,
-            "one set of channels for all": row.static_mask,
-            "predictor trained first": row.head_first,
-            "fine-tuned before evaluation": row.fine_tunes,
-            "gradients corrected": row.controls,
-            "updates normalised": row.normalizes,
-            "proximal pull": row.proximal,
-        }
-        own = ", ".join(f"{section}.{key}={value}" for section, values in row.defaults.items()
-                        for key, value in values.items())  # fmt: skip
-        shares = "as predictor.mode says" if row.predictor_mode is None else row.shares
-        yield name, row.title, shares, ", ".join(fact for fact, holds in facts.items() if holds), own, row.source
-
-
-_TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]]]] = {
-    "methods": (("name", "title", "shares", "and", "settings of its own", "source"), _method_rows),
-    "models": (
-        ("name", "description", "predictor", "source"),
-        lambda: ((name, e.description, ", ".join(e.cut), e.source) for name, e in MODELS.items()),
-    ),
-    "datasets": (
-        ("name", "description", "source"),
-        lambda: ((name, e.description, e.source) for name, e in DATASETS.items()),
-    ),
-    "partitioners": (
-        ("name", "description", "settings", "source"),
-        lambda: ((name, e.description, ", ".join(e.settings), e.source) for name, e in PARTITIONERS.items()),
-    ),
-    "codecs": (
-        ("name", "number on the wire", "description"),
-        lambda: ((name, str(c.number), (type(c).__doc__ or "").strip()) for name, c in CODECS.items()),
-    ),
-    "codec-times": (
-        ("name", "bits per value", "seconds to encode", "seconds to decode", "times the least work"),
-        lambda: (
-            (t.name, f"{t.bits_per_value:.2f}", f"{t.encode_seconds:.3f}", f"{t.decode_seconds:.3f}", f"{t.ratio:.1f}")
-            for t in measure_codecs()
-        ),
-    ),
-    "cold-start": (
-        ("in a new process", "seconds", "over torch", "CPU seconds", "over torch", "peak MB"),
-        lambda: importlib.import_module("clients.cold_start").rows(),
-    ),
-    "selectors": (("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items())),
-}
+    print_line(console, str(directory / "seeds.json"))
 
 
 def _selection_cost(row: dict[str, Any]) -> str:
@@ -504,7 +461,3 @@ def _selection_cost(row: dict[str, Any]) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,6 +20,7 @@ from spatl.methods import METHODS, Method, PredictorMode
 from spatl.models import MODELS
 from spatl.selection.budget import BUDGET_KINDS, Budget
 from spatl.selection.selectors import SELECTORS, AgentSettings
+from spatl.shipped import config_path, shipped_configs
 from spatl.training.local import LocalTraining
 from spatl.yaml_text import RepeatedKey, load_yaml
 
@@ -595,11 +596,14 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     Raises:
         ConfigError: The file is missing or not YAML, or a key stands twice in it.
     """
-    path = Path(path)
+    given, path = str(path), config_path(path)
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"config file not found: {path}") from None
+        close = did_you_mean(given, shipped_configs())
+        raise ConfigError(
+            f"config file not found: {given}{close}; `spatl show configs` lists those that ship"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read config file {path}: {error}") from error
     except RepeatedKey as error:

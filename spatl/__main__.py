@@ -1,0 +1,7 @@
+"""`python -m spatl`: the command line, where `spatl` is on no path."""
+
+import sys
+
+from spatl.cli import main
+
+sys.exit(main())

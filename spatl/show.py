@@ -1,0 +1,149 @@
+"""`spatl show WHAT`: what configs can name, every setting, the configs that ship, and what codecs and starts cost."""
+
+import argparse
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from spatl.bench.codecs import measure_codecs
+from spatl.codec import CODECS
+from spatl.data import DATASETS, PARTITIONERS
+from spatl.errors import ConfigError, did_you_mean
+from spatl.methods import METHODS
+from spatl.models import MODELS
+from spatl.selection.selectors import SELECTORS
+from spatl.settings import Setting, find_settings, section_meanings
+from spatl.shipped import opening_words, shipped_configs
+from spatl.terminal import print_line, print_table
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """A table: the names of its columns, and what makes its rows."""
+
+    columns: tuple[str, ...]
+    rows: Callable[[], Iterable[tuple[str, ...]]]
+
+
+def show(options: argparse.Namespace, console: Console) -> None:
+    """Print one table, or the rows of it that are named.
+
+    Raises:
+        ConfigError: There is no row of a name.
+    """
+    if options.what == "settings":
+        _show_settings(console, options.names)
+        return
+    listing = LISTINGS[options.what]
+    rows = list(listing.rows())
+    known = [row[0] for row in rows]
+    if unknown := [name for name in options.names if name not in known]:
+        close = did_you_mean(unknown[0], known)
+        raise ConfigError(f"{options.what} has no {unknown[0]!r}{close}; known: {', '.join(known)}")
+    table = Table(title=options.what)
+    for position, column in enumerate(listing.columns):
+        table.add_column(column, no_wrap=position == 0)
+    for row in rows:
+        if not options.names or row[0] in options.names:
+            table.add_row(*map(Text, row))
+    print_table(console, table)
+
+
+def _show_settings(console: Console, names: list[str]) -> None:
+    """Print the settings of some sections or of all, section by section."""
+    sections = section_meanings()
+    for number, (section, own) in enumerate(groupby(find_settings(names), key=lambda setting: setting.section)):
+        if number:
+            print_line(console, "")
+        _say(console, f"{section or 'the run itself'}: {sections[section]}", style="bold")
+        for setting in own:
+            _say(console, f"{setting.key} = {setting.default}{_of_methods(setting)}  ({setting.allowed})", indent=2)
+            _say(console, setting.meaning, indent=6)
+
+
+def _of_methods(setting: Setting) -> str:
+    """Where methods have a default of their own, by value."""
+    by_value: dict[str, list[str]] = {}
+    for method, value in setting.of_methods.items():
+        by_value.setdefault(value, []).append(method)
+    return "".join(f"; {value} with {', '.join(methods)}" for value, methods in by_value.items())
+
+
+def _say(console: Console, text: str, *, indent: int = 0, style: str = "") -> None:
+    """Print a paragraph: wrapped on a terminal, in one line elsewhere."""
+    if console.is_terminal:
+        console.print(Padding(Text(text, style=style), (0, 0, 0, indent)))
+    else:
+        print_line(console, " " * indent + text)
+
+
+def _method_rows() -> Iterable[tuple[str, ...]]:
+    for name, row in METHODS.items():
+        facts = {
+            "channels selected": row.selects,
+            "one set of channels for all": row.static_mask,
+            "predictor trained first": row.head_first,
+            "fine-tuned before evaluation": row.fine_tunes,
+            "gradients corrected": row.controls,
+            "updates normalised": row.normalizes,
+            "proximal pull": row.proximal,
+        }
+        own = ", ".join(f"{section}.{key}={value}" for section, values in row.defaults.items()
+                        for key, value in values.items())  # fmt: skip
+        shares = "as predictor.mode says" if row.predictor_mode is None else row.shares
+        yield name, row.title, shares, ", ".join(fact for fact, holds in facts.items() if holds), own, row.source
+
+
+def _config_rows() -> Iterable[tuple[str, ...]]:
+    for name, path in shipped_configs().items():
+        yield name, f"{_COMMANDS.get(name.partition('/')[0], 'spatl run')} {name}", opening_words(path)
+
+
+_COMMANDS: Mapping[str, str] = {
+    "agent": "spatl agent evaluate",
+    "bench": "spatl bench",
+    "deploy": "spatl deploy init DIR",
+    "paper": "spatl bench",
+}
+"""What a config is for, by the folder it lies in."""
+
+LISTINGS: Mapping[str, _Listing] = {
+    "methods": _Listing(("name", "title", "shares", "and", "settings of its own", "source"), _method_rows),
+    "models": _Listing(
+        ("name", "description", "predictor", "source"),
+        lambda: ((name, e.description, ", ".join(e.cut), e.source) for name, e in MODELS.items()),
+    ),
+    "datasets": _Listing(
+        ("name", "description", "source"),
+        lambda: ((name, e.description, e.source) for name, e in DATASETS.items()),
+    ),
+    "partitioners": _Listing(
+        ("name", "description", "settings", "source"),
+        lambda: ((name, e.description, ", ".join(e.settings), e.source) for name, e in PARTITIONERS.items()),
+    ),
+    "codecs": _Listing(
+        ("name", "number on the wire", "description"),
+        lambda: ((name, str(c.number), " ".join((type(c).__doc__ or "").split())) for name, c in CODECS.items()),
+    ),
+    "selectors": _Listing(("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items())),
+    "configs": _Listing(("name", "command", "what it is"), _config_rows),
+    "codec-times": _Listing(
+        ("name", "bits per value", "seconds to encode", "seconds to decode", "times the least work"),
+        lambda: (
+            (t.name, f"{t.bits_per_value:.2f}", f"{t.encode_seconds:.3f}", f"{t.decode_seconds:.3f}", f"{t.ratio:.1f}")
+            for t in measure_codecs()
+        ),
+    ),
+    "cold-start": _Listing(
+        ("in a new process", "seconds", "over torch", "CPU seconds", "over torch", "peak MB"),
+        lambda: importlib.import_module("clients.cold_start").rows(),
+    ),
+}
+SHOWN = (*LISTINGS, "settings")
+"""What `spatl show` takes."""
