@@ -7,7 +7,7 @@ A SuperLink does not take every message either: one to a node that never was the
 from collections.abc import Collection, Iterable, Mapping
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 _LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 
@@ -32,7 +32,8 @@ class Questions:
             self._nodes = {asked.message_id: node for node, asked in self._asked.items() if asked.message_id}
         own = reply.metadata
         if own.reply_to_message_id in self._nodes:
-            return self._nodes[own.reply_to_message_id]
+            node = self._nodes[own.reply_to_message_id]
+            return node if own.src_node_id in (node, SUPERLINK_NODE_ID) else None  # a client speaks for itself alone
         asked = self._asked.get(own.src_node_id)
         if asked is None or (asked.message_type, asked.group_id) != (own.message_type, own.group_id):
             return None

@@ -157,3 +157,19 @@ def test_a_message_that_the_superlink_refuses_is_not_waited_for_and_reached_nobo
     grid = StreamingGrid(Refusing(echo, num_clients=3, run_config={}), poll_seconds=0.0)
     assert len(list(grid.send_and_receive(messages, timeout=60.0))) == 1
     assert [questions.was_taken(node, answered=False) for node in (2, 3)] == [True, False]
+
+
+def test_a_client_answers_for_itself_alone():
+    """Node 3 says that its reply is to the question of node 2."""
+    question = Message(RecordDict(), dst_node_id=2, message_type="train", group_id="1")
+    question.metadata.__dict__["_message_id"] = "of-2"
+    questions = Questions([question], {2, 3})
+
+    def reply_from(node):
+        metadata = Metadata(
+            run_id=1, message_id="reply", src_node_id=node, dst_node_id=SERVER_NODE_ID, reply_to_message_id="of-2",
+            group_id="1", created_at=1.0, ttl=1.0, message_type="train",
+        )  # fmt: skip
+        return make_message(metadata=metadata, content=RecordDict())
+
+    assert [questions.node_of(reply_from(node)) for node in (2, 3, SERVER_NODE_ID)] == [2, None, 2]
