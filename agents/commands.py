@@ -14,6 +14,7 @@ from spatl.config import load_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.plots import new_figure
 from spatl.runner import fresh_directory
+from spatl.terminal import print_table
 
 
 def pretrain(options: argparse.Namespace, console: Console) -> None:
@@ -96,7 +97,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
             table.add_column(column, justify="left" if position == 0 else "right", no_wrap=position == 0)
         for row in evaluation.table_rows(records, network=network):
             table.add_row(*row)
-        console.print(table)
+        print_table(console, table)
     console.print("differences are paired, ± standard errors over networks and seeds", highlight=False)
     for name in ("evaluate.md", "evaluate.png", "evaluate.json"):
         console.print(str(directory / name), highlight=False, soft_wrap=True)

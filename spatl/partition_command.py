@@ -15,10 +15,10 @@ from spatl.data import PARTITIONERS
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import load_clients, split_client
 from spatl.partition_plot import SPLITS, PartitionCounts, draw_partition
+from spatl.terminal import natural_width, print_line, print_table
 
 logger = logging.getLogger(__name__)
 
-_LONG_LINE = 10_000  # characters; wider than any table
 _MANY_CLASSES = 12  # beyond, a table with a column for each is wider than a terminal
 
 
@@ -40,7 +40,7 @@ def partition(options: argparse.Namespace, console: Console) -> None:
     except OSError as error:
         raise SpatlError(f"cannot make the picture's directory {path.parent}: {error.strerror}") from error
     draw_partition(counts, path)
-    console.print(Text(str(path)), soft_wrap=True)
+    print_line(console, str(path))
 
 
 def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
@@ -110,12 +110,7 @@ def _table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
 
 
 def _print(console: Console, table: Table, counts: PartitionCounts) -> None:
-    """Print the table whole: in a terminal too narrow for a column per class the short one, elsewhere in long lines."""
-    wide = Console(file=console.file, width=_LONG_LINE)
-    width = wide.measure(table).maximum
-    if width <= console.width:
-        console.print(table)
-    elif console.is_terminal:
-        console.print(_table(counts, each_class=False))
-    else:
-        Console(file=console.file, width=width).print(table)
+    """Print the table whole; in a terminal too narrow for a column per class the short one."""
+    if console.is_terminal and natural_width(console, table) > console.width:
+        table = _table(counts, each_class=False)
+    print_table(console, table)

@@ -16,6 +16,7 @@ from spatl.errors import ConfigError
 from spatl.history import is_running, latest_accuracy, read_json, read_lines
 from spatl.plots import human_bytes
 from spatl.runner import config_of
+from spatl.terminal import print_line, print_table
 
 State = Literal["running", "finished", "failed", "stopped"]
 
@@ -173,7 +174,7 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
         return
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
 
     say(f"{directory}: {status.method}, {status.state}{f': {status.message}' if status.message else ''}")
     since = "" if status.seconds_since is None else f", {_duration(status.seconds_since)} ago"
@@ -194,7 +195,7 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
             human_bytes(client.uplink_bytes), human_bytes(client.downlink_bytes), str(client.missed),
             f"{client.refused}{', out' if client.left_out else ''}",
         )  # fmt: skip
-    console.print(table)
+    print_table(console, table)
     for client in status.clients:
         if client.last_reason is not None:
             out = ", left out for now" if client.left_out else ""

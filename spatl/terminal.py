@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 _LONG_LINE = 10_000  # characters; wider than any table
-_LEAST_WRAPPED = 28  # characters of a column that are still worth wrapping it to
+_LEAST_WRAPPED = 28  # characters that are enough for a column of any length; for shorter ones, half of their own
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -28,7 +28,7 @@ def print_table(console: Console, table: Table) -> None:
         return
     forms = (table, _without_lines(table))
     for form in forms:
-        if _natural_width(console, form) <= console.width:
+        if natural_width(console, form) <= console.width:
             console.print(form)
             return
     for form in forms:
@@ -39,15 +39,23 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print a line as it is: no markup, no colours, nothing cut or broken."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is: no markup, no emoji, no colours, nothing cut or broken."""
+    console.print(Text(text), soft_wrap=True)
+
+
+def natural_width(console: Console, table: Table) -> int:
+    """The number of characters a table takes where nothing is wrapped."""
+    return console.measure(table, options=console.options.update_width(_LONG_LINE)).maximum
 
 
 def _print_plain(console: Console, table: Table) -> None:
-    """Print aligned columns as wide as they are, below the title."""
-    plain = _without_lines(table)
-    plain.title = None
-    wide = Console(file=console.file, width=_natural_width(console, plain), force_terminal=False, no_color=True)
+    """Print aligned columns as wide as they are, below the title; a row is a line."""
+    plain = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in table.columns:
+        plain.add_column(column.header, justify=column.justify)
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        plain.add_row(*(Text(" ".join(_text(cell).plain.splitlines())) for cell in cells))
+    wide = Console(file=console.file, width=natural_width(console, plain), force_terminal=False, no_color=True)
     with wide.capture() as capture:
         wide.print(plain)
     if table.title:
@@ -67,11 +75,11 @@ def _wrapped(console: Console, table: Table) -> Table | None:
     """The table with its widest column wrapped, so that it fits; None if that would leave too little of the column."""
     widths = [_widest_line(console, table, place) for place in range(len(table.columns))]
     place = max(range(len(widths)), key=widths.__getitem__)
-    room = console.width - (_natural_width(console, table) - widths[place])
+    room = console.width - (natural_width(console, table) - widths[place])
     longest_word = max(
         (len(word) for cell in table.columns[place].cells for word in _text(cell).plain.split()), default=0
     )
-    if room < max(_LEAST_WRAPPED, longest_word):
+    if room < max(longest_word, min(_LEAST_WRAPPED, widths[place] // 2)):
         return None
     wrapped = copy.copy(table)
     wrapped.columns = [copy.copy(column) for column in table.columns]
@@ -93,10 +101,6 @@ def _print_records(console: Console, table: Table) -> None:
             if value:
                 header = _text(column.header).plain
                 console.print(Padding(Text(f"{header}: {value}" if header else value), (0, 0, 0, 4)))
-
-
-def _natural_width(console: Console, table: Table) -> int:
-    return console.measure(table, options=console.options.update_width(_LONG_LINE)).maximum
 
 
 def _widest_line(console: Console, table: Table, place: int) -> int:

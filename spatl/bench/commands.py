@@ -21,6 +21,7 @@ from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, percent
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
 from spatl.history import latest_accuracy
+from spatl.terminal import print_line, print_table
 
 
 def run_bench(options: argparse.Namespace, console: Console) -> None:
@@ -53,7 +54,7 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
         )
     _print_table(console, plan, records)
     for name in ("report.html", "bench.md", "bench.json", "curves.png", "bytes.png"):
-        console.print(str(directory / name), markup=False, highlight=False, soft_wrap=True)
+        print_line(console, str(directory / name))
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -119,7 +120,7 @@ class _Progress:
         """Print the grid."""
         rows = tuning_rows(tuned)
         self._console.print(f"Learning rates: {tuning_note(tuned)}", highlight=False, soft_wrap=True)
-        self._console.print(_table(rows))
+        print_table(self._console, _table(rows))
         for each in tuned:
             if each.at_edge:
                 self._console.print(
@@ -149,15 +150,15 @@ def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> Non
             f"{line.reached}/{line.seeds}",
             cells["rounds"],
             cells["bytes in total"],
-            cells["ratio to FedAvg"].replace(" (", "\n(").replace("; ", "\n"),
-            final_accuracy(rows[line.label]),
+            cells["ratio to FedAvg"].replace(" (", "\n(").replace("; ", ";\n"),
+            final_accuracy(rows[line.label]).replace(" (", "\n("),
         )
-    console.print(table)
+    print_table(console, table)
     if meaningful(records, place) is False:
         console.print("training alone reaches this target: it does not need a federation", highlight=False)
     if lost := ablation_rows(ablation_table(records, place)):
         console.print(f"what each idea is worth, at {percent(target)}:", highlight=False)
-        console.print(_table(lost))
+        print_table(console, _table(lost))
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> Table:
