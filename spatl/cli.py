@@ -79,6 +79,17 @@ def _parser() -> Parser:
     )  # fmt: skip
     running.set_defaults(command=_run)
 
+    checking = commands.add_parser("check", help="say what a config would run, and whether it can, without running it")
+    checking.description = (
+        "Read and share out the data, build and trace the model, compare the budgets with it, and print what would run."
+        " Nothing is trained or written."
+    )
+    checking.add_argument("config", metavar="CONFIG", help="a YAML file, or a config that ships (spatl show configs)")
+    checking.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a setting"
+    )
+    checking.set_defaults(command=_by_reference("spatl.check_command:check"))
+
     watching = commands.add_parser("status", help="how a run is doing, and each of its clients")
     watching.description = "Say how far a run has come, and how each client is; of one that is running, too."
     watching.add_argument("run", metavar="RUN", help="the run's directory")

@@ -70,13 +70,18 @@ def _picture_path(config: ExperimentConfig, out: str | None) -> Path:
     return path
 
 
-def _title(config: ExperimentConfig) -> str:
+def partition_name(config: ExperimentConfig) -> str:
+    """Return the partitioner of a config with what it reads: `dirichlet (alpha 0.5)`."""
     section = config.partition
     read = (setting for setting in PARTITIONERS[section.name].settings if setting != "min_examples")
     settings = [f"{setting} {getattr(section, setting):g}" for setting in read]
     if section.feature_noise:
         settings.append(f"feature_noise {section.feature_noise:g}")
-    name = f"{section.name} ({', '.join(settings)})" if settings else section.name
+    return f"{section.name} ({', '.join(settings)})" if settings else section.name
+
+
+def _title(config: ExperimentConfig) -> str:
+    section, name = config.partition, partition_name(config)
     return f"{config.data.name}, {name}: {section.num_clients} clients, seed {config.seed}"
 
 

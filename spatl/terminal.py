@@ -50,7 +50,7 @@ def natural_width(console: Console, table: Table) -> int:
 
 def _print_plain(console: Console, table: Table) -> None:
     """Print aligned columns as wide as they are, below the title; a row is a line."""
-    plain = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    plain = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=table.show_header)
     for column in table.columns:
         plain.add_column(column.header, justify=column.justify)
     for cells in zip(*(column.cells for column in table.columns), strict=True):

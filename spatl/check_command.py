@@ -1,0 +1,147 @@
+"""`spatl check CONFIG`: what a config would run, and whether it can, without running or writing anything.
+
+Data are read, shared out and split, the model is built, cut and traced, and the budgets are compared with what its
+channels cost: everything that `spatl run` does before its first round.
+"""
+
+import argparse
+import logging
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from spatl.bench.plan import make_plan
+from spatl.config import ExperimentConfig, load_config
+from spatl.federation import Blueprint, cached_blueprint, choose_device
+from spatl.partition_command import partition_name
+from spatl.plots import human_bytes
+from spatl.scalars import check_tensorboard
+from spatl.terminal import print_line, print_table
+from spatl.unread import settings_without_effect
+
+
+def check(options: argparse.Namespace, console: Console) -> None:
+    """Print what a config would run.
+
+    Raises:
+        SpatlError: It would not run.
+    """
+    with _collected_warnings() as warnings:
+        config = load_config(options.config, options.overrides)
+        blueprint = cached_blueprint(config.located(Path.cwd()).to_json())
+        blueprint.check_clients()
+        device = choose_device(config.training.device) if config.engine == "inline" else config.training.device
+        if config.report.tensorboard:
+            check_tensorboard()
+        rows = describe(blueprint, device=str(device))
+        if config.bench.methods:
+            plan = make_plan([options.config], overrides=options.overrides)
+            rows.append(("benchmark", f"{len(plan.rows)} rows, {len(plan.bench.seeds)} seeds each (spatl bench)"))
+    warnings += settings_without_effect(config, model=blueprint.model).values()
+    warnings += blueprint.dataset.remarks()
+    table = Table(title=Text(f"{options.config}: {config.row.title} on {config.data.name}"), show_header=False)
+    table.add_column()
+    table.add_column()
+    for row in rows:
+        table.add_row(*map(Text, row))
+    print_table(console, table)
+    for warning in dict.fromkeys(warnings):
+        print_line(console, f"warning: {warning}")
+
+
+def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
+    """Return what a run would be, as names and values.
+
+    Args:
+        blueprint: The run's.
+        device: Where its clients would train.
+    """
+    config, layout = blueprint.config, blueprint.layout
+    training = config.training
+    passes = f"{training.local_epochs} epochs" if training.local_steps is None else f"{training.local_steps} steps"
+    images = blueprint.dataset.images
+    alone = ", then each client alone" if config.report.compare_alone and config.method != "local" else ""
+    rows = [
+        ("method", f"{config.method}: {config.row.title} ({config.row.source})"),
+        ("rounds", f"{config.rounds}, with {config.num_participants} of {config.partition.num_clients} clients{alone}"),
+        ("engine", f"{config.engine}, on {device}, seed {config.seed}"),
+        ("data", f"{config.data.name}: {len(images):,} examples of {' x '.join(map(str, images.shape[1:]))}, "
+                 f"{blueprint.dataset.num_classes} classes"),
+        ("clients", _clients(blueprint)),
+        ("model", _model(blueprint)),
+        ("encoder", f"{layout.num_entries:,} entries are shared, {human_bytes(4 * layout.num_entries)} in float32"),
+        ("channels", _channels(blueprint)),
+        ("budget", _budget(config)),
+        ("training", f"{passes} of batches of {training.batch_size}, learning rate {training.learning_rate:g}, "
+                     f"momentum {training.momentum:g}, weight decay {training.weight_decay:g}"),
+        ("wire", f"up {config.wire.uplink}, down {config.wire.downlink}"),
+    ]  # fmt: skip
+    if blueprint.message_bytes is not None:
+        rows.append(("messages", f"at most {human_bytes(blueprint.message_bytes)} in either direction"))
+    return rows
+
+
+def _clients(blueprint: Blueprint) -> str:
+    config = blueprint.config
+    sizes = [len(part) for part in blueprint.partition]
+    train = [len(blueprint.client_data(client).train) for client in range(len(sizes))]
+    text = (
+        f"{len(sizes)}, {partition_name(config)}: {_spread(sizes)} examples each, {_spread(train)} of them for training"
+    )
+    left_out = len(blueprint.dataset) - sum(sizes)
+    return f"{text}; {left_out:,} belong to nobody" if left_out else text
+
+
+def _spread(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,} (median {statistics.median(numbers):,.0f})"
+
+
+def _model(blueprint: Blueprint) -> str:
+    config = blueprint.config
+    total = sum(parameter.numel() for parameter in blueprint.model.parameters())
+    private = sum(parameter.numel() for parameter in blueprint.split.predictor_parameters(blueprint.model).values())
+    options = "".join(f" {key}={value}" for key, value in config.model.options.items())
+    own = f"; {private:,} in {', '.join(blueprint.split.cut)} are each client's own" if private else ""
+    return f"{config.model.name}{options}: {total:,} parameters{own}"
+
+
+def _channels(blueprint: Blueprint) -> str:
+    layout = blueprint.layout
+    if not layout.groups:
+        return "none: nothing is shared"
+    sizes = [group.size for group in layout.groups]
+    chosen = "the clients choose among them" if blueprint.config.row.budgeted else "all are sent"
+    return f"{sum(sizes):,} in {len(sizes)} groups; {chosen}"
+
+
+def _budget(config: ExperimentConfig) -> str:
+    if not config.row.budgeted:
+        return "none: clients send everything" if config.shares != "nothing" else "none: clients send nothing"
+    budget = config.budget()
+    whose = "" if config.selection.budget() is not None else ", the method's"
+    own = f"; {len(config.selection.clients)} clients have their own" if config.selection.clients else ""
+    chooses = f", chosen by {config.selection.selector}" if config.row.selects else ", one choice for all"
+    return f"{budget.kind} {budget.limit:g}{whose}{chooses}{own}"
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[list[str]]:
+    """Keep what is logged meanwhile off the screen, for the end of what is printed."""
+    collected: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            collected.append(record.getMessage())
+
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, [Collector(logging.WARNING)]
+    try:
+        yield collected
+    finally:
+        root.handlers = before
