@@ -16,8 +16,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-quickstart: install ## train a first federation (about a minute) into runs/quickstart-<time>
-	$(BIN)/spatl run configs/quickstart.yaml --out runs/quickstart-$$(date +%Y%m%d-%H%M%S)
+quickstart: install ## train a first federation (about a minute) into runs/spatl-1-<time>
+	$(BIN)/spatl run configs/quickstart.yaml
 
 test: install ## run all tests, the slow ones too
 	$(BIN)/python -m pytest -m '' -n 4 --dist loadfile

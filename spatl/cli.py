@@ -25,7 +25,7 @@ from spatl.config import ExperimentConfig, load_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.history import RunResult, latest_accuracy, write_json
 from spatl.plots import human_bytes
-from spatl.runner import config_of, fresh_directory, resume, run
+from spatl.runner import check, config_of, fresh_directory, resume, run
 from spatl.selection.budget import BUDGET_KINDS
 from spatl.show import SHOWN
 from spatl.terminal import print_line, print_table
@@ -297,6 +297,7 @@ def _run(options: argparse.Namespace) -> None:
         print_result(console, _run_one(console, options.config, overrides, options.out))
         return
     config = load_config(options.config, [*overrides, f"seed={options.seeds[0]}"])
+    check(config)  # before a directory is made
     directory = fresh_directory(options.out, name=f"{config.method}-{config.seed}")
     results = []
     for seed in options.seeds:

@@ -1,6 +1,8 @@
 """Running a federation from Python: config in, finished run out."""
 
+import contextlib
 import importlib
+import itertools
 import logging
 import math
 import threading
@@ -12,7 +14,7 @@ from typing import Any
 
 from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.errors import ConfigError, SpatlError
-from spatl.federation import cached_blueprint
+from spatl.federation import Blueprint, cached_blueprint
 from spatl.history import RunResult, read_lines, read_run
 from spatl.logs import logged_to
 from spatl.plots import draw_curves
@@ -66,20 +68,21 @@ def run(
         >>> result = run(load_config("configs/quickstart.yaml"))
         >>> result.summary["accuracy"]
     """
-    directory = fresh_directory(directory, name=f"{config.method}-{config.seed}")
-    given = config
-    config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
-    blueprint = cached_blueprint(config.to_json())
-    blueprint.check_clients()  # a mistake in the config shows here, before anything is written
+    name = f"{config.method}-{config.seed}"
+    if directory is not None:
+        directory = fresh_directory(directory, name=name)
+    blueprint = check(config)
     if config.report.tensorboard:
         check_tensorboard()
+    directory = fresh_directory(directory, name=name)  # again: another process may have taken it in the meantime
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
     if warn:
-        unread = settings_without_effect(given, engine="deployment" if engine else None, model=blueprint.model)
+        unread = settings_without_effect(config, engine="deployment" if engine else None, model=blueprint.model)
         _warn(directory, [*unread.values(), *blueprint.dataset.remarks()])
+    config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
     return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures, engine=engine)
 
 
@@ -166,14 +169,27 @@ def alone(config: ExperimentConfig) -> ExperimentConfig:
     return parse_config({**config.model_dump(), **own})
 
 
-def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
-    """Return the directory of a run: the one given, or one below `runs/` with a name and the time; not made yet.
+def check(config: ExperimentConfig) -> Blueprint:
+    """Build what a config describes, so that a mistake in it shows before anything is written.
 
     Raises:
-        SpatlError: It holds something already, or cannot be looked into.
+        SpatlError: The config does not work out.
+    """
+    blueprint = cached_blueprint(config.located(Path.cwd()).to_json())
+    blueprint.check_clients()
+    return blueprint
+
+
+def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
+    """Return the directory of a run: the one given, not made yet, or one below `runs/` with a name and the time.
+
+    The latter is made at once, and is this caller's alone: of those that start in one second each gets its own.
+
+    Raises:
+        SpatlError: It holds something already, or cannot be looked into or made.
     """
     if directory is None:
-        directory = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return _numbered_directory((Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
     path = Path(directory).absolute()
     try:
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
@@ -182,6 +198,20 @@ def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
     if taken:
         raise ConfigError(f"{path} is already there and not empty; choose another directory for this run (--out)")
     return path
+
+
+def _numbered_directory(path: Path) -> Path:
+    """Make a directory that nobody else has made: the one named, or the first that is free of `NAME-2`, `NAME-3`..."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                candidate.mkdir()
+                return candidate
+    except OSError as error:
+        raise SpatlError(f"cannot make the run's directory {path}: {error.strerror}") from error
+    raise AssertionError("counting never ends")
 
 
 def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound, engine: Engine | None = None) -> None:

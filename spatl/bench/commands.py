@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, percent
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
 from spatl.history import latest_accuracy
+from spatl.runner import fresh_directory
 from spatl.terminal import print_line, print_table
 
 
@@ -41,7 +41,7 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
     )
     if not options.tune and (note := unequal_optimizers(plan)):
         console.print(f"warning: {note}", highlight=False, markup=False, soft_wrap=True)
-    directory = Path(options.out or Path("runs") / f"bench-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    directory = Path(options.out).absolute() if options.out else fresh_directory(None, name="bench")
     with _Progress(console, plan) as progress:
         records = bench(
             plan,
