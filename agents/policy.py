@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from agents.graph import NUM_FEATURES, Graph
 from spatl.errors import SpatlError
+from spatl.history import to_json
 
 _HIDDEN: Final = 32
 _ROUNDS: Final = 2
@@ -99,7 +100,7 @@ def ship_policy(policy: GraphPolicy, path: Path) -> None:
     Flower's app bundles carry no binary files: in this form the policy reaches every client.
     """
     content = {"safetensors": base64.b64encode(_to_bytes(policy)).decode("ascii")}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    path.write_text(to_json(content, indent=1) + "\n", encoding="ascii")
 
 
 def load_policy(path: Path | None = None) -> GraphPolicy:

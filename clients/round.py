@@ -1,6 +1,7 @@
 """One round on one client, without Flower: evaluate, train, select, encode (DESIGN 2.2)."""
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from clients.state import ClientState
 from spatl.codec import CODECS
 from spatl.data import ClientData
-from spatl.errors import DivergedError, UpdateRejected
+from spatl.data.dataset import what_is_not
+from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
 from spatl.federation import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
 from spatl.protocol import (
     LARGEST_METRIC,
@@ -40,7 +42,7 @@ from spatl.training.control import (
     refresh_control,
 )
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
-from spatl.training.local import train_
+from spatl.training.local import TrainingResult, train_
 
 
 class Workplace:
@@ -152,6 +154,7 @@ class Workplace:
             private = self._private(model)
             finite = all(bool(torch.isfinite(tensor).all()) for tensor in (weights, *model.parameters()))
             if not finite or not all(loss <= LARGEST_METRIC for loss in (arrival.loss, result.loss)):
+                self._blame(client, data, arrival, result, trained=received.version > 0)
                 raise DivergedError(
                     f"client {client} diverged in round {received.server_round} (loss {arrival.loss:g} on arrival, "
                     f"{result.loss:g} in training): lower training.learning_rate"
@@ -191,6 +194,33 @@ class Workplace:
             )
             pending = replace(pending, pending_round=received.server_round, pending_control=refreshed)
         return blob, pending
+
+    def _blame(
+        self, client: int, data: ClientData, arrival: Evaluation, result: TrainingResult, *, trained: bool
+    ) -> None:
+        """Raise where numbers left all bounds for another reason than the learning rate.
+
+        `trained` says whether the weights that arrived are other than the initial ones.
+
+        Raises:
+            DataError: Images are not finite.
+            ModelError: Finite images and weights make a loss that is not, before any step was taken.
+        """
+        for name, images in (("training", data.train.images), ("test", data.test.images)):
+            fits = images.isfinite().flatten(1).all(1).cpu().numpy()
+            if not fits.all():
+                raise DataError(f"client {client}: its {name} images must be finite, got {what_is_not(fits)}")
+        untrained = not trained and result.finite_steps == 0 and not math.isfinite(result.loss)
+        if untrained and not math.isfinite(arrival.loss):
+            where = "both in training mode and in eval mode"
+        elif untrained and not self.config.row.head_first:  # whose head was trained before
+            where = "in training mode, though not in eval mode: its normalisation may divide by a variance of 0"
+        else:
+            return
+        raise ModelError(
+            f"client {client}: the loss is {result.loss:g} on the first batch, before any step, {where}; images and "
+            "weights are finite, so that it is the model's forward pass that makes it so, and no learning rate helps"
+        )
 
     def evaluate(
         self, client: int, received: Model, state: ClientState | None, *, acknowledged_round: int

@@ -131,14 +131,21 @@ class Aggregator:
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N]: entries nobody sent keep their bits.
 
-        Statistics are plain weighted means: a learning rate above 1 would extrapolate a variance below 0.
+        Statistics are plain weighted means: a learning rate above 1 would extrapolate a variance below 0. What rounding
+        takes below 0 all the same, is halved instead.
         """
         examples = self._examples[self._layout.owner]
         sent = examples > 0
         scale = torch.ones(self._layout.num_entries, dtype=torch.float64)
         scale[: self._layout.num_parameter_entries] = self._learning_rate * self._mean_step_weight()
         moved = self._encoder.to(torch.float64) + scale * self._updates.total() / examples.clamp(min=1)
-        return torch.where(sent, moved.to(torch.float32), self._encoder)
+        return self._without_negative(torch.where(sent, moved.to(torch.float32), self._encoder))
+
+    def _without_negative(self, encoder: Tensor) -> Tensor:
+        """The encoder, in place, with half of what a variance was where it would be below 0: it goes on from there."""
+        for part in self._layout.variances:
+            encoder[part] = torch.where(encoder[part] < 0, self._encoder[part] / 2, encoder[part])
+        return encoder
 
     def _mean_step_weight(self) -> float:
         """What normalised updates are multiplied by: sum_i p_i a_i over the participants; 1 without normalisation."""
@@ -204,7 +211,9 @@ class RobustAggregator(Aggregator):
         for part, values in _in_parts(self._kept):
             moved[part] = self._rule(*_ranked(values), self._trim_fraction)
         sent = (self._examples > 0)[self._layout.owner]
-        return torch.where(sent, (self._encoder.double() + scale * moved).float(), self._encoder)
+        return self._without_negative(
+            torch.where(sent, (self._encoder.double() + scale * moved).float(), self._encoder)
+        )
 
 
 class PrivateAggregator(Aggregator):
@@ -245,7 +254,9 @@ class PrivateAggregator(Aggregator):
         """The encoder x after the round, float32 [N]. Each call draws other noise and gives something away."""
         noise = self._noise.standard_normal(self._layout.num_entries)
         moved = self._updates.total() + self._noise_multiplier * self._clip * torch.from_numpy(noise)
-        return (self._encoder.double() + self._learning_rate / self._num_expected * moved).float()
+        return self._without_negative(
+            (self._encoder.double() + self._learning_rate / self._num_expected * moved).float()
+        )
 
 
 def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: EncoderLayout) -> list[float]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from spatl.errors import ConfigError, SpatlError
+from spatl.history import to_json
 
 CA_CERTIFICATE = "ca.pem"
 CA_KEY = "ca.key"
@@ -105,7 +106,7 @@ class ClientSite:
 
 def write_site(directory: Path, site: ServerSite | ClientSite) -> None:
     """Write the file that tells a machine what it is."""
-    write_private(directory / site.FILE, (json.dumps(asdict(site), indent=2) + "\n").encode())
+    write_private(directory / site.FILE, (to_json(asdict(site), indent=2) + "\n").encode())
 
 
 def read_server_site(directory: Path) -> ServerSite:

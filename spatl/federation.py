@@ -129,6 +129,7 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
         options=config.model.options,
         seed=config.seed,
     )
+    _check_weights(model)
     _check_output(model, dataset)
     if config.predictor_mode == "residual":
         cut = add_residual_(model, cut, dataset.images[:1])
@@ -223,6 +224,17 @@ def _check_message_bytes(blueprint: Blueprint) -> None:
             f"wire.target_ratio is {blueprint.config.wire.target_ratio:g}, which leaves messages of {limit} bytes, of "
             f"which {overhead} are overhead; for this encoder give at most {math.floor(most)}"
         )
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raise where a weight is no number before anything was trained: later the learning rate would be blamed."""
+    for name, parameter in model.named_parameters():
+        wrong = int((~parameter.detach().isfinite()).sum())
+        if wrong:
+            raise ModelError(
+                f"the model's initial weights must be finite, got {wrong} of {parameter.numel()} in {name!r} that are "
+                "NaN or infinity; look at how the model is made"
+            )
 
 
 def _check_output(model: nn.Module, dataset: Dataset) -> None:

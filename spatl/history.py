@@ -128,10 +128,23 @@ def latest_accuracy(row: Mapping[str, Any]) -> float | None:
     return arrival if final is None else final
 
 
+def to_json(content: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """Write JSON as every program reads it: a number that is not finite, which JSON does not have, is null."""
+    return json.dumps(_finite(content), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(each) for each in content] if isinstance(content, list | tuple) else content
+
+
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append one JSON object per line, and wait until the disk has them."""
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(to_json(row) + "\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
 
@@ -140,13 +153,13 @@ def keep_rounds(path: Path, last: int) -> list[dict[str, Any]]:
     """Cut a JSON-lines file down to the whole lines of the rounds up to `last`, and return these."""
     rows = [row for row in read_lines(path) if row["round"] <= last]
     if path.exists():
-        replace_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        replace_file(path, "".join(to_json(row) + "\n" for row in rows).encode())
     return rows
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to a temporary name, then rename."""
-    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+    replace_file(path, (to_json(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -4,7 +4,6 @@ Warnings and errors of every package are in it, Flower's too; what is worth know
 which is silent where no run is logged. Facts that a program may want stand beside the message: `round`, `client`.
 """
 
-import json
 import logging
 import traceback
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from spatl.history import to_json
 
 EVENTS = logging.getLogger("spatl.events")
 EVENTS.setLevel(logging.INFO)
@@ -35,7 +36,7 @@ class JsonFormatter(logging.Formatter):
         content.update((name, getattr(record, name)) for name in _FACTS if hasattr(record, name))
         if record.exc_info:
             content["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        return json.dumps(content, ensure_ascii=False)
+        return to_json(content, ensure_ascii=False)
 
 
 @contextmanager

@@ -97,11 +97,16 @@ class Reference:
         difference = (encoder - self.encoder)[self._entries]
         if not bool(torch.isfinite(difference).all()):
             raise DivergedError("the run diverged: the encoder is not finite any more; lower training.learning_rate")
-        data = encode_change(difference, self._places, self._codec, generator=generator, max_bytes=max_bytes)
-        try:
-            moved = offsets_of(data, self._places, self._codec)
-        except UpdateRejected:
-            raise DivergedError(_TOO_FAR) from None
+        while True:
+            data = encode_change(difference, self._places, self._codec, generator=generator, max_bytes=max_bytes)
+            try:
+                moved = offsets_of(data, self._places, self._codec)
+            except UpdateRejected:
+                raise DivergedError(_TOO_FAR) from None
+            negative = self._negative(self._offsets + moved)
+            if not bool((difference[negative] != 0).any()):
+                break
+            difference[negative] = 0.0  # a variance that rounding takes below 0 stays for now; each pass has fewer
         self._offsets = self._offsets + moved
         if len(self._offsets) and int(self._offsets.abs().max()) > _LARGEST_OFFSET:
             raise DivergedError(_TOO_FAR)
@@ -154,6 +159,16 @@ class Reference:
             base=self._initial if cannot_build and self._codec.relative else None,
             selection=self._selection,
         )
+
+    def _negative(self, offsets: Tensor) -> Tensor:
+        """int64: which of the entries that offsets (int64 [V]) are of would be variances below 0."""
+        if not self._layout.variances:
+            return torch.zeros(0, dtype=torch.int64)
+        encoder = encoder_of(self._initial, offsets, self._entries)
+        below = torch.zeros(len(encoder), dtype=torch.bool)
+        for part in self._layout.variances:
+            below[part] = encoder[part] < 0
+        return below[self._entries].nonzero().squeeze(1)
 
     def _set_whole(self, encoder: Tensor, *, generator: torch.Generator) -> None:
         data = self._codec.encode(encoder[self._entries], self._places, generator=generator)
@@ -249,7 +264,7 @@ def follow(
         if not bool(torch.isfinite(decoded).all()):
             raise UpdateRejected("the values contain NaN or infinity")
         encoder = torch.zeros(layout.num_entries).index_copy_(0, entries, decoded)
-        return _arrived(encoder, download), Held({})
+        return _arrived(encoder, download, layout), Held({})
     base = download.base if download.base is not None else held.base
     start = base if base is not None else initial
     start = torch.zeros_like(start).index_copy_(0, entries, start[entries])
@@ -260,7 +275,7 @@ def follow(
         offsets = offsets + offsets_of(data, places, codec)
     if len(offsets) and int(offsets.abs().max()) > _LARGEST_OFFSET:
         raise UpdateRejected("the changes lead out of the range of 128")
-    encoder = _arrived(encoder_of(start, offsets, entries), download)
+    encoder = _arrived(encoder_of(start, offsets, entries), download, layout)
     kept = {version: each for version, each in held.offsets.items() if version == download.base_version}
     kept[download.version] = offsets.to(torch.int32)
     control = None
@@ -352,9 +367,11 @@ def _start(download: Download, held: Held, num_values: int) -> Tensor:
     return held.offsets[version].to(torch.int64)
 
 
-def _arrived(encoder: Tensor, download: Download) -> Tensor:
+def _arrived(encoder: Tensor, download: Download, layout: EncoderLayout) -> Tensor:
     if check_of(encoder) != download.check:
         raise ReferenceLost(f"version {download.version} of the encoder does not arrive as the server has it")
+    if any(bool((encoder[part] < 0).any()) for part in layout.variances):
+        raise UpdateRejected("a running variance is below 0")
     return encoder
 
 

@@ -1,7 +1,6 @@
 """`spatl status RUN`: what a run's directory says of it, while it runs and afterwards."""
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spatl.errors import ConfigError
-from spatl.history import is_running, latest_accuracy, read_json, read_lines
+from spatl.history import is_running, latest_accuracy, read_json, read_lines, to_json
 from spatl.plots import human_bytes
 from spatl.runner import config_of
 from spatl.terminal import print_line, print_table
@@ -170,7 +169,7 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
     directory = Path(options.run)
     status = read_status(directory)
     if options.json:
-        print(json.dumps(asdict(status), indent=2))
+        print(to_json(asdict(status), indent=2))
         return
 
     def say(line: str) -> None:

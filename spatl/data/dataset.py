@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.data.labels import MAX_CLASSES, listed
@@ -48,7 +50,7 @@ class Dataset:
         if low < 0 or high >= self.num_classes:
             raise self._error(f"labels must lie in [0, {self.num_classes})", f"[{low}, {high}]")
         if not bool(images.isfinite().all()):
-            raise self._error("images must be finite", "NaN or infinity")
+            raise self._error("images must be finite", what_is_not(images.isfinite().flatten(1).all(1).numpy()))
         groups = self.groups
         if groups is not None and (groups.dtype != torch.int64 or groups.shape != labels.shape):
             raise self._error(f"groups must be int64 [{len(images)}], one per image", _describe(groups))
@@ -71,6 +73,12 @@ class Dataset:
 
     def _error(self, expected: str, found: str) -> DataError:
         return DataError(f"data set {self.name!r}: {expected}, got {found}")
+
+
+def what_is_not(fits: NDArray[np.bool_]) -> str:
+    """How many of some images, bool [N], are not as they must be, and which is the first, counted from 0."""
+    wrong = np.flatnonzero(~fits)
+    return f"{len(wrong)} of {len(fits)} images that are not, the first of them image {wrong[0]}"
 
 
 def _describe(tensor: Tensor) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spatl.data.dataset import Dataset
+from spatl.data.dataset import Dataset, what_is_not
 from spatl.data.images import CHANNELS, LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
 from spatl.data.labels import MAX_CLASSES, class_labels
 from spatl.data.options import check_choice, check_integer, is_hidden, path_option
@@ -140,10 +140,13 @@ def _shaped(file: Path, images: NDArray[Any], layout: str) -> tuple[NDArray[Any]
     if images.ndim not in (3, 4) or images.size == 0 or (images.dtype != np.uint8 and images.dtype.kind != "f"):
         raise _misfit(file, expected, images)
     if images.dtype != np.uint8:
-        low, high = float(images.min()), float(images.max())
-        if not -LARGEST_VALUE <= low <= high <= LARGEST_VALUE:  # NaN is not, either
+        fits = (np.abs(images) <= LARGEST_VALUE).reshape(len(images), -1).all(axis=1)  # NaN does not, either
+        if not fits.all():
+            first = images[fits.argmin()].ravel()
+            value = first[~(np.abs(first) <= LARGEST_VALUE)][0]
             raise DataError(
-                f"npz: {file}: images must be finite and at most {LARGEST_VALUE:g} in size, got {low:g} to {high:g}"
+                f"npz: {file}: images must be finite and at most {LARGEST_VALUE:g} in size, got {what_is_not(fits)}, "
+                f"which holds {value:g}"
             )
     if images.ndim == 3:
         return images[:, None], ()

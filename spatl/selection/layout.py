@@ -117,6 +117,16 @@ class EncoderLayout:
             return Places(self.owner, self.tensor_of)
         return Places(self.owner[entries], self.tensor_of[entries])
 
+    @cached_property
+    def variances(self) -> tuple[slice, ...]:
+        """Where the running variances lie, which a sum of rounded changes must not take below zero."""
+        start, found = 0, []
+        for name, shape in self.shapes.items():
+            if start >= self.num_parameter_entries and name.rpartition(".")[2] == "running_var":
+                found.append(slice(start, start + shape.numel()))
+            start += shape.numel()
+        return tuple(found)
+
     @property
     def parameter_places(self) -> Places:
         """Where the trainable entries belong."""

@@ -60,11 +60,15 @@ class LocalTraining:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a local run reports: its mean loss per example and its accumulated step weight (a_i)."""
+    """What a local run reports: its mean loss per example and its accumulated step weight (a_i).
+
+    `finite_steps` is how many steps there were before the first whose loss was not finite.
+    """
 
     loss: float
     step_weight: float
     num_steps: int
+    finite_steps: int
 
 
 def train_(
@@ -92,6 +96,7 @@ def train_(
     velocities: dict[str, Tensor] = {}
     step_weight = StepWeight(momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
     total_loss = torch.zeros((), device=examples.images.device)
+    finite_steps = torch.zeros((), dtype=torch.int64, device=examples.images.device)
     num_examples = num_steps = 0
     was_training = model.training
     model.train()
@@ -107,11 +112,12 @@ def train_(
             _step_(parameters, velocities, settings)
             step_weight.step(settings.learning_rate)
             total_loss += loss.detach().float() * len(labels)
+            finite_steps += total_loss.isfinite()  # never again once it is not
             num_examples += len(labels)
             num_steps += 1
     finally:
         model.train(was_training)
-    return TrainingResult(float(total_loss) / max(1, num_examples), step_weight.value, num_steps)
+    return TrainingResult(float(total_loss) / max(1, num_examples), step_weight.value, num_steps, int(finite_steps))
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ def test_its_length_is_the_number_of_labels() -> None:
         (IMAGES, LABELS - 1, 2, r"labels must lie in \[0, 2\), got \[-1, 0\]"),
         (IMAGES, LABELS * 0, 0, "num_classes must be at least 1, got 0"),
         (IMAGES, LABELS, 3 * 10**9, r"num_classes must be at most 1000000 \(are these ids\?\), got 3000000000"),
-        (IMAGES + torch.nan, LABELS, 2, "images must be finite"),
+        (IMAGES + torch.nan, LABELS, 2, "images must be finite, got 3 of 3 images that are not, .* image 0"),
     ],
 )
 def test_what_does_not_fit_is_named_with_what_was_expected(

@@ -71,6 +71,12 @@ def write_arrays(file: Path, **changes: Any) -> str:
     return str(file)
 
 
+def one_bad_image() -> Any:
+    images = np.ones((6, 5, 5), np.float32)
+    images[4, 2, 3] = np.nan
+    return images
+
+
 def load_npz(path: str, **options: object):
     return load_dataset("npz", seed=1, options={"path": path, **options})
 
@@ -102,9 +108,10 @@ def test_classes_without_examples_can_be_announced(tmp_path: Path) -> None:
         ({"images": np.zeros((6, 5), np.uint8)}, "images must be uint8 or floating point, [N, H, W]"),
         ({"images": np.zeros((0, 5, 5), np.uint8)}, "no empty dimension, got uint8 [0, 5, 5]"),
         ({"images": np.zeros((6, 5, 5), np.int32)}, "got int32 [6, 5, 5]"),
-        ({"images": np.full((6, 5, 5), np.inf)}, "images must be finite and at most 1e+30 in size, got inf to inf"),
-        ({"images": np.full((6, 5, 5), np.nan)}, "images must be finite and at most 1e+30 in size, got nan to nan"),
-        ({"images": np.linspace(0, 1e200, 150).reshape(6, 5, 5)}, "at most 1e+30 in size, got 0 to 1e+200"),
+        ({"images": np.full((6, 5, 5), np.inf)}, "images must be finite and at most 1e+30 in size, got 6 of 6 images"),
+        ({"images": np.full((6, 5, 5), np.nan)}, "that are not, the first of them image 0, which holds nan"),
+        ({"images": np.linspace(0, 1e200, 150).reshape(6, 5, 5)}, "the first of them image 0, which holds 6.7"),
+        ({"images": one_bad_image()}, "got 1 of 6 images that are not, the first of them image 4, which holds nan"),
         ({"labels": np.arange(5)}, "labels must be whole numbers or texts [6], one per image, got int64 [5]"),
         ({"labels": np.arange(6) / 2}, "or texts, one per example, got 0.5 for example 1, one of 3 that have none"),
         ({"labels": np.eye(6)}, "got float64 [6, 6]; of one-hot rows take values.argmax(1)"),
