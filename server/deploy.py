@@ -42,7 +42,9 @@ from spatl.deployment import (
     CA_KEY,
     CLIENT_KEY,
     CONFIG,
+    DEFAULT_RUN,
     PUBLIC_KEYS,
+    RUN,
     SERVER_CERTIFICATE,
     SERVER_KEY,
     Address,
@@ -51,21 +53,23 @@ from spatl.deployment import (
     check_private,
     make_private,
     read_server_site,
+    run_name,
     write_private,
+    write_run,
     write_site,
 )
+from spatl.durable import replace_file
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import cached_blueprint
-from spatl.history import alone_in_run, read_json, read_run, write_json
+from spatl.history import alone_in_run, has_rounds, read_run, serving_run
 from spatl.processes import environment, free_port, past_proxies, stop
-from spatl.runner import resume, run
+from spatl.runner import config_of, resume, run
 
 logger = logging.getLogger(__name__)
 
 _START_SECONDS = 90.0
 _FINISH_SECONDS = 10.0
 _POLL_SECONDS = 0.5
-_NAME_FILE = "deployment.json"
 
 
 def init(options: Namespace, console: Console) -> None:
@@ -134,13 +138,19 @@ def serve(options: Namespace, console: Console) -> None:
         logger.warning("--insecure: no TLS; whoever reaches %s can take part, and read and change what passes", bind)
     if bind.is_loopback and not address.is_loopback:
         logger.warning("listening on %s only, where no other machine can call: set --bind 0.0.0.0", bind.host)
-    out = Path(options.out).absolute() if options.out else directory / "run"
+    out = Path(options.out).absolute() if options.out else directory / DEFAULT_RUN
     os.environ.update(past_proxies())  # of this process, which calls the SuperLink on loopback
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def engine(config: ExperimentConfig, run_directory: Path, *, resume: bool) -> None:
+        with alone_in_run(
+            run_directory
+        ):  # what a killed one left may still be at work; the ServerApp locks it for good
+            (run_directory / "error.json").unlink(missing_ok=True)
+            write_run(run_directory, run_name(run_directory) or _new_name(), directory)
+            replace_file(run_directory / CONFIG, config.to_yaml().encode())  # for whoever looks while clients come
         keys = {} if options.insecure else _public_keys(directory, site.num_clients)
         with _superlink(directory, run_directory, bind, insecure=options.insecure) as link:
             nodes = link.register(keys)
@@ -153,12 +163,30 @@ def serve(options: Namespace, console: Console) -> None:
     if options.resume and (out / "summary.json").exists() and (out / "report.html").exists():
         print_result(console, read_run(out))  # a service that is started again has nothing left to do
         return
-    with progress_of(console, config) as progress:
-        if options.resume and (out / CONFIG).exists():
+    with serving_run(out), progress_of(console, config) as progress:
+        if has_rounds(out):
+            if not options.resume:
+                raise ConfigError(
+                    f"{out} holds a run already: --resume goes on with it, --out starts another elsewhere"
+                )
             result = resume(out, on_round=progress.on_round, command=command, engine=engine)
         else:
+            _forget_other(config, out)
             result = run(config, out, on_round=progress.on_round, command=command, engine=engine)
     print_result(console, result)
+
+
+def _forget_other(config: ExperimentConfig, out: Path) -> None:
+    """Give a run that never got to the end of a round another name where its config has changed.
+
+    Under the same name, the devices go on from what they have of its first round.
+    """
+    try:
+        same = config_of(out) == config
+    except SpatlError:  # it is not there, or of another version
+        same = False
+    if not same:
+        (out / RUN).unlink(missing_ok=True)
 
 
 class _Link:
@@ -234,7 +262,7 @@ class _Link:
             SpatlError: It ended without a result.
         """
         with tempfile.TemporaryDirectory(prefix="spatl-") as app:
-            write_app(Path(app), config, directory, resume=resume, name=_name_of(directory), nodes=nodes)
+            write_app(Path(app), config, directory, resume=resume, name=run_name(directory), nodes=nodes)
             content = build_fab_from_disk(Path(app))
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         run_id = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
@@ -271,8 +299,6 @@ class _WithToken:
 @contextlib.contextmanager
 def _superlink(directory: Path, run_directory: Path, bind: Address, *, insecure: bool) -> Iterator[_Link]:
     """Start a SuperLink that has not been opened to SuperNodes, and stop it and all it started afterwards."""
-    with alone_in_run(run_directory):  # what a killed one left may still be at work; the ServerApp locks it for good
-        (run_directory / "error.json").unlink(missing_ok=True)
     try:
         listening(bind.host, bind.port).close()
     except OSError as error:
@@ -333,10 +359,6 @@ def _public_keys(directory: Path, num_clients: int) -> dict[int, bytes]:
     return keys
 
 
-def _name_of(directory: Path) -> str:
+def _new_name() -> str:
     """What the devices call a run, the same when it goes on."""
-    path = directory / _NAME_FILE
-    if not path.exists():
-        write_json(path, {"run": f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"})
-    name: str = read_json(path)["run"]
-    return name
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"

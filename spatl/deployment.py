@@ -4,17 +4,22 @@
     DIR/server/     server.json, config.yaml, ca.pem, server.pem, server.key, clients/client-ID.pub
     DIR/client-ID/  client.json, ca.pem, client.key; state/, what the device keeps to itself
 
+The run of a server lies in DIR/server/run, or elsewhere; its file `deployment.json` says that it is a deployment's, and
+which server's, so that nobody takes it for a simulation.
+
 Directories are their owner's alone (0700), and so is every file (0600).
 """
 
 import ipaddress
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from spatl.durable import replace_file
 from spatl.errors import ConfigError, SpatlError
 from spatl.history import to_json
 
@@ -24,8 +29,10 @@ SERVER_CERTIFICATE = "server.pem"
 SERVER_KEY = "server.key"
 CLIENT_KEY = "client.key"
 CONFIG = "config.yaml"
+RUN = "deployment.json"
 PUBLIC_KEYS = "clients"
 STATE = "state"
+DEFAULT_RUN = "run"
 
 _PRIVATE_FILE = 0o600
 _PRIVATE_DIRECTORY = 0o700
@@ -127,6 +134,50 @@ def read_client_site(directory: Path) -> ClientSite:
     """
     kinds = {"address": str, "client": int, "num_clients": int}
     return ClientSite(**_read(directory, ClientSite.FILE, kinds, role="client"))
+
+
+def write_run(run: Path, name: str, server: Path) -> None:
+    """Say in a run's directory what its devices call it, and that it is of the server of a directory."""
+    replace_file(run / RUN, (json.dumps({"run": name, "server": str(server)}, indent=2) + "\n").encode())
+
+
+def run_name(run: Path) -> str | None:
+    """What the devices call a run; None where it has no name yet.
+
+    Raises:
+        SpatlError: Its file is damaged.
+    """
+    if not (run / RUN).exists():
+        return None
+    return str(_run(run)["run"])
+
+
+def is_deployment(directory: Path) -> bool:
+    """Whether a directory is a deployed server's, or the one of its run: nothing to simulate."""
+    return (directory / RUN).exists() or (directory / ServerSite.FILE).exists()
+
+
+def resume_command(directory: Path) -> str:
+    """The command that goes on with the deployment of a directory that is a server's, or the one of its run."""
+    if (directory / ServerSite.FILE).exists():
+        return shlex.join(["spatl", "deploy", "server", str(directory), "--resume"])
+    # It may have been moved or copied since, with the server's directory around it.
+    beside = directory.absolute().parent
+    server = beside if (beside / ServerSite.FILE).exists() else Path(_run(directory).get("server", "DIR/server"))
+    elsewhere = directory.absolute() != server / DEFAULT_RUN
+    return shlex.join(
+        ["spatl", "deploy", "server", str(server), "--resume", *(["--out", str(directory)] if elsewhere else [])]
+    )
+
+
+def _run(directory: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((directory / RUN).read_text(encoding="utf-8"))
+        if isinstance(values, dict) and isinstance(values.get("run"), str):
+            return values
+    except (OSError, ValueError):
+        pass
+    raise SpatlError(f"{directory / RUN} is damaged; delete it, and the devices begin anew")
 
 
 def make_private(directory: Path) -> Path:

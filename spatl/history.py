@@ -13,6 +13,11 @@ from spatl.durable import alone_in, replace_file
 from spatl.errors import SpatlError
 
 _LOCK = ".lock"
+_SERVERS_LOCK = ".server.lock"
+_OF_A_START = frozenset(
+    {_LOCK, _SERVERS_LOCK, "config.yaml", "deployment.json", "error.json", "flower.log", "log.jsonl", "tensorboard"}
+)
+"""What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
 
 
 @dataclass(frozen=True)
@@ -190,15 +195,55 @@ def alone_in_run(directory: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def serving_run(directory: Path) -> Iterator[None]:
+    """Keep other servers from a deployment's run, while clients are waited for too; the directory is made.
+
+    Raises:
+        SpatlError: Another process has it, or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
+    otherwise = SpatlError(f"another process serves {directory}; wait for it, or stop it")
+    with alone_in(directory / _SERVERS_LOCK, otherwise=otherwise):
+        yield
+
+
 def is_running(directory: Path) -> bool:
     """Whether a process of this machine runs what a run's directory holds; Windows does not tell."""
-    if not (directory / _LOCK).exists():
+    return any(_is_taken(directory / name) for name in (_LOCK, _SERVERS_LOCK))
+
+
+def _is_taken(lock: Path) -> bool:
+    if not lock.exists():
         return False
     try:
-        with alone_in(directory / _LOCK, otherwise=_Taken()):
+        with alone_in(lock, otherwise=_Taken()):
             return False
     except _Taken:
         return True
+
+
+def has_rounds(directory: Path) -> bool:
+    """Whether a run has got anywhere: a round is over, or it has ended."""
+    history = directory / "history.jsonl"
+    ended = any((directory / name).exists() for name in ("summary.json", "server.checkpoint"))
+    return ended or (history.exists() and bool(read_lines(history)))
+
+
+def clear_start(directory: Path) -> bool:
+    """Make room for a run where one was begun that has no round; return whether nothing else is there.
+
+    Logs stay. A directory of other files is left alone, and so is one that another process is about to run.
+    """
+    names = {path.name.removesuffix(".tmp") for path in directory.iterdir()}
+    if not names <= _OF_A_START or not names & {_LOCK, _SERVERS_LOCK} or _is_taken(directory / _LOCK):
+        return not names
+    for name in ("config.yaml", "error.json"):
+        (directory / name).unlink(missing_ok=True)
+    return True
 
 
 class _Taken(SpatlError):

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from spatl.config import ExperimentConfig, load_config, parse_config
+from spatl.deployment import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import Blueprint, cached_blueprint
-from spatl.history import RunResult, read_lines, read_run
+from spatl.history import RunResult, clear_start, read_lines, read_run
 from spatl.logs import logged_to
 from spatl.plots import draw_curves
 from spatl.report import write_report
@@ -68,6 +69,8 @@ def run(
         >>> result = run(load_config("configs/quickstart.yaml"))
         >>> result.summary["accuracy"]
     """
+    if engine is None and directory is not None:
+        _check_simulation(Path(directory))
     name = f"{config.method}-{config.seed}"
     if directory is not None:
         directory = fresh_directory(directory, name=name)
@@ -109,13 +112,27 @@ def resume(
         The finished run.
 
     Raises:
-        SpatlError: The directory holds no run, or one that is finished, or another process runs it.
+        SpatlError: The directory holds no run, or a deployment's, or one that is finished, or another process runs it.
     """
     directory = Path(directory).absolute()
+    if engine is None:
+        _check_simulation(directory)
     config = config_of(directory)
     if (directory / "summary.json").exists() and (directory / "report.html").exists():
         raise ConfigError(f"the run in {directory} is finished; there is nothing to resume")
     return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures, engine=engine)
+
+
+def _check_simulation(directory: Path) -> None:
+    """Raise for a deployment's directory: its devices must not be replaced by clients of this machine.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if is_deployment(directory):
+        raise ConfigError(
+            f"{directory} is a deployment's, whose clients are devices and no simulation: {resume_command(directory)}"
+        )
 
 
 def config_of(directory: Path) -> ExperimentConfig:
@@ -183,7 +200,8 @@ def check(config: ExperimentConfig) -> Blueprint:
 def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
     """Return the directory of a run: the one given, not made yet, or one below `runs/` with a name and the time.
 
-    The latter is made at once, and is this caller's alone: of those that start in one second each gets its own.
+    The latter is made at once, and is this caller's alone: of those that start in one second each gets its own. One in
+    which a run was begun that never got to the end of a round may be taken again.
 
     Raises:
         SpatlError: It holds something already, or cannot be looked into or made.
@@ -192,7 +210,7 @@ def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
         return _numbered_directory((Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
     path = Path(directory).absolute()
     try:
-        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        taken = path.exists() and (not path.is_dir() or not clear_start(path))
     except OSError as error:
         raise SpatlError(f"cannot use {path} for this run: {error.strerror}") from error
     if taken:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,8 +12,9 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from spatl.deployment import DEFAULT_RUN, ServerSite, is_deployment, resume_command
 from spatl.errors import ConfigError
-from spatl.history import is_running, latest_accuracy, read_json, read_lines, to_json
+from spatl.history import has_rounds, is_running, latest_accuracy, read_json, read_lines, to_json
 from spatl.plots import human_bytes
 from spatl.runner import config_of
 from spatl.terminal import print_line, print_table
@@ -94,6 +96,8 @@ def read_status(directory: Path) -> Status:
     Raises:
         SpatlError: The directory holds no run.
     """
+    if (directory / ServerSite.FILE).exists():  # a deployed server's, whose run lies below
+        directory = directory / DEFAULT_RUN
     if not (directory / "config.yaml").is_file():
         raise ConfigError(f"{directory} holds no run: config.yaml is not there")
     config = config_of(directory)
@@ -128,8 +132,18 @@ def _state(directory: Path) -> tuple[State, str | None]:
     if is_running(directory):
         return "running", None
     if (directory / "error.json").exists():
-        return "failed", read_json(directory / "error.json")["message"]
-    return "stopped", f"spatl run --resume {directory} goes on after its last round"
+        failure: str = read_json(directory / "error.json")["message"]
+        return "failed", f"{failure} ({_way_on(directory)})" if is_deployment(directory) else failure
+    return "stopped", _way_on(directory)
+
+
+def _way_on(directory: Path) -> str:
+    """What to do about a run that nobody has."""
+    if is_deployment(directory):
+        command = resume_command(directory)
+    else:
+        command = shlex.join(["spatl", "run", "--resume", str(directory)])
+    return f"{command} goes on after its last round" if has_rounds(directory) else f"{command} starts it again"
 
 
 def _clients(history: list[dict[str, Any]], rows: list[dict[str, Any]], num_clients: int) -> tuple[ClientHealth, ...]:

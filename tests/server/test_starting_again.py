@@ -1,0 +1,185 @@
+"""A deployment whose run ended before its first round, and one whose run goes on; the SuperLink is left out."""
+
+import contextlib
+
+import pytest
+
+import server.deploy
+import spatl.runner
+from server.engines import run_inline
+from spatl.cli import main
+from spatl.deployment import RUN, run_name
+from spatl.errors import ConfigError, SpatlError
+from spatl.history import alone_in_run, read_json, read_lines, serving_run
+from spatl.runner import resume, run
+from spatl.status import read_status
+from tests.federations import tiny_config
+
+CONFIG = tiny_config(rounds=2, method="fedavg")
+
+
+class Link:
+    """Runs in this process what a SuperLink would have run, or fails as told."""
+
+    failure = None
+
+    def register(self, keys):
+        return {}
+
+    def open(self):
+        pass
+
+    def await_clients(self, number, say, *, seconds):
+        if self.failure is not None:
+            raise self.failure
+
+    def run(self, config, directory, *, resume, nodes):
+        run_inline(config, directory, resume=resume)
+
+
+@pytest.fixture
+def link(monkeypatch):
+    link = Link()
+
+    @contextlib.contextmanager
+    def superlink(directory, run_directory, bind, *, insecure):
+        (run_directory / "flower.log").touch()
+        yield link
+
+    monkeypatch.setattr(server.deploy, "_superlink", superlink)
+    for name in ("draw_curves", "write_report"):  # seconds each
+        monkeypatch.setattr(spatl.runner, name, lambda *args, **kwargs: None)
+    return link
+
+
+@pytest.fixture
+def site(tmp_path):
+    """The server's directory of a deployment."""
+    (tmp_path / "config.yaml").write_text(CONFIG.to_yaml())
+    assert main(["deploy", "init", str(tmp_path / "federation"), str(tmp_path / "config.yaml")]) == 0
+    return tmp_path / "federation" / "server"
+
+
+def serve(site, *more):
+    return main(["deploy", "server", str(site), *more])
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]], ids=["plain", "resume"])
+@pytest.mark.parametrize(
+    "failure", [SpatlError("after 1 s 0 of 5 clients are connected"), KeyboardInterrupt()], ids=["failed", "stopped"]
+)
+def test_what_ended_before_its_first_round_is_started_again_by_the_same_command(link, site, failure, more, capsys):
+    link.failure = failure
+    assert serve(site, *more) != 0
+    name = run_name(site / "run")
+    assert name is not None
+    link.failure = None
+    assert serve(site, *more) == 0
+    assert len(read_lines(site / "run" / "history.jsonl")) == CONFIG.rounds
+    assert run_name(site / "run") == name  # the devices find what they have of a first round
+
+
+def test_so_is_one_that_failed_while_its_clients_registered_with_another_config_if_need_be(link, site, monkeypatch):
+    def fails(*args, **kwargs):
+        raise SpatlError("client 3 could not register: its file is damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.app._register", fails)
+        assert serve(site) == 2
+    directory = site / "run"
+    status = read_status(directory)
+    assert status.state == "failed"
+    assert "client 3 could not register" in status.message
+    assert f"spatl deploy server {site} --resume starts it again" in status.message
+    name = run_name(directory)
+    (site / "config.yaml").write_text(tiny_config(rounds=1, method="fedavg").to_yaml())
+    assert serve(site, "--resume") == 0
+    assert len(read_lines(directory / "history.jsonl")) == 1
+    assert run_name(directory) != name  # what the devices keep is of another run
+
+
+def test_a_run_that_has_rounds_is_never_begun_anew(link, site, capsys):
+    assert serve(site) == 0
+    (site / "run" / "summary.json").unlink()
+    before = (site / "run" / "history.jsonl").read_text()
+    assert serve(site) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert (site / "run" / "history.jsonl").read_text() == before
+    assert serve(site, "--resume") == 0
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_dead_deployment_is_gone_on_with_by_the_command_that_status_names(link, site, elsewhere, tmp_path, capsys):
+    directory = tmp_path / "elsewhere" if elsewhere else site / "run"
+    out = ["--out", str(directory)] if elsewhere else []
+    assert serve(site, *out) == 0
+    for name in ("summary.json", "report.html"):
+        (directory / name).unlink(missing_ok=True)
+    command = " ".join(["spatl", "deploy", "server", str(site), "--resume", *out])
+    status = read_status(directory)
+    assert (status.state, status.message) == ("stopped", f"{command} goes on after its last round")
+    for refused in (["run", "--resume", str(directory)], ["run", "--resume", str(site)]):
+        assert main(refused) == 2
+        error = capsys.readouterr().err
+        assert "whose clients are devices" in error
+        assert "spatl deploy server" in error
+        assert error.count("\n") == 1
+    with pytest.raises(ConfigError, match="spatl deploy server"):
+        resume(directory)
+    with pytest.raises(ConfigError, match="spatl deploy server"):
+        run(CONFIG, directory)
+    assert not (directory / "summary.json").exists()
+    assert main(command.split()[1:]) == 0
+    assert (directory / "summary.json").exists()
+
+
+def test_the_status_of_a_servers_directory_is_that_of_its_run(link, site):
+    with pytest.raises(ConfigError, match=r"run holds no run"):
+        read_status(site)
+    assert serve(site) == 0
+    assert read_status(site).clients == read_status(site / "run").clients
+
+
+def test_a_server_that_waits_for_its_clients_is_running(link, site):
+    link.failure = SpatlError("nobody came")
+    assert serve(site) == 2
+    assert read_status(site).state == "stopped"
+    with serving_run(site / "run"):
+        assert read_status(site).state == "running"
+        assert serve(site) == 2
+
+
+# A simulation, likewise
+
+
+def test_a_simulation_that_ended_before_its_first_round_may_take_its_directory_again(tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise SpatlError("not today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.app._register", fails)
+        with pytest.raises(SpatlError, match="not today"):
+            run(CONFIG, tmp_path / "run", pictures=False)
+    assert (tmp_path / "run" / "error.json").exists()
+    assert run(CONFIG, tmp_path / "run", pictures=False).summary["rounds"] == CONFIG.rounds
+    with pytest.raises(ConfigError, match="already there and not empty"):
+        run(CONFIG, tmp_path / "run", pictures=False)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "notes.txt", ".lock"])
+def test_a_directory_with_files_of_somebody_elses_is_not_taken(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with contextlib.ExitStack() as stack:
+        if name == ".lock":  # another process is about to run there
+            stack.enter_context(alone_in_run(tmp_path))
+        with pytest.raises(ConfigError, match="already there and not empty"):
+            run(CONFIG, tmp_path, pictures=False)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_damaged_name_of_a_run_is_one_clear_line(tmp_path):
+    (tmp_path / RUN).write_text("{")
+    with pytest.raises(SpatlError, match=r"deployment\.json is damaged"):
+        run_name(tmp_path)
+    (tmp_path / RUN).write_text('{"run": "20260101-000000-ab"}')  # as versions before wrote it
+    assert run_name(tmp_path) == read_json(tmp_path / RUN)["run"]
