@@ -5,7 +5,7 @@ import os
 import shlex
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from agents import evaluate as evaluation
@@ -13,6 +13,7 @@ from agents.pictures import draw_rewards
 from spatl.config import load_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.plots import new_figure
+from spatl.progress import live_progress
 from spatl.runner import fresh_directory
 from spatl.terminal import print_table
 
@@ -31,8 +32,8 @@ def pretrain(options: argparse.Namespace, console: Console) -> None:
         pass
     directory = fresh_directory(options.out, name="agent-pretrain")
     with _progress(console) as progress:
-        networks = progress.add_task("networks", total=None, note="")
-        policy = progress.add_task("policy", total=options.steps, note="")
+        networks = progress.add_task("networks", total=None)
+        policy = progress.add_task("policy", total=options.steps)
 
         def on_network(done: int, total: int) -> None:
             progress.update(networks, completed=done, total=total)
@@ -40,7 +41,7 @@ def pretrain(options: argparse.Namespace, console: Console) -> None:
                 console.print(f"networks: {done}/{total}", highlight=False)
 
         def on_update(steps: int, reward: float) -> None:
-            progress.update(policy, completed=min(steps, options.steps), note=f"reward {reward:+.3f}")
+            progress.update(policy, completed=min(steps, options.steps), notes=(f"reward {reward:+.3f}",))
             if not console.is_terminal:
                 console.print(f"policy: {steps}/{options.steps}  reward {reward:+.3f}", highlight=False)
 
@@ -80,7 +81,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     num_tasks = len(configs) * len(options.seeds)
     workers = min(options.workers or os.cpu_count() or 1, num_tasks)
     with _progress(console) as progress:
-        task = progress.add_task("networks", total=num_tasks, note="")
+        task = progress.add_task("networks", total=num_tasks)
 
         def on_network(done: int, total: int) -> None:
             progress.update(task, completed=done)
@@ -117,12 +118,4 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    return live_progress(console, disable=not console.is_terminal)

@@ -35,7 +35,7 @@ from rich.console import Console
 from server.certificates import make_authority, make_client_pair, make_server_pair, pem, private_pem
 from server.engines import check_outcome, write_app
 from server.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
-from spatl.cli import print_result, progress_of
+from spatl.cli import print_result
 from spatl.config import ExperimentConfig, load_config
 from spatl.deployment import (
     CA_CERTIFICATE,
@@ -63,6 +63,7 @@ from spatl.errors import ConfigError, SpatlError
 from spatl.federation import cached_blueprint
 from spatl.history import alone_in_run, has_rounds, read_run, serving_run
 from spatl.processes import environment, free_port, past_proxies, stop
+from spatl.progress import progress_of
 from spatl.runner import config_of, resume, run
 
 logger = logging.getLogger(__name__)

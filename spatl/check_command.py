@@ -9,7 +9,6 @@ import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +16,10 @@ from rich.text import Text
 
 from spatl.bench.plan import make_plan
 from spatl.config import ExperimentConfig, load_config
-from spatl.federation import Blueprint, cached_blueprint, choose_device
+from spatl.federation import Blueprint, choose_device
 from spatl.partition_command import partition_name
 from spatl.plots import human_bytes
+from spatl.runner import check as checked
 from spatl.scalars import check_tensorboard
 from spatl.terminal import print_line, print_table
 from spatl.unread import settings_without_effect
@@ -33,8 +33,7 @@ def check(options: argparse.Namespace, console: Console) -> None:
     """
     with _collected_warnings() as warnings:
         config = load_config(options.config, options.overrides)
-        blueprint = cached_blueprint(config.located(Path.cwd()).to_json())
-        blueprint.check_clients()
+        blueprint = checked(config)
         device = choose_device(config.training.device) if config.engine == "inline" else config.training.device
         if config.report.tensorboard:
             check_tensorboard()

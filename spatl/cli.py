@@ -12,23 +12,22 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from spatl import __version__
 from spatl.arguments import Parser
 from spatl.completion import SHELLS
-from spatl.config import ExperimentConfig, load_config
+from spatl.config import load_config
 from spatl.errors import ConfigError, SpatlError
-from spatl.history import RunResult, latest_accuracy, write_json
-from spatl.plots import human_bytes
+from spatl.history import RunResult, write_json
+from spatl.progress import progress_of
 from spatl.runner import check, config_of, fresh_directory, resume, run
 from spatl.selection.budget import BUDGET_KINDS
 from spatl.show import SHOWN
 from spatl.terminal import print_line, print_table
+from spatl.units import human_bytes, human_percent
 
 USER_MISTAKE = 2
 
@@ -328,84 +327,6 @@ def _resume(console: Console, options: argparse.Namespace) -> RunResult:
         )
 
 
-def progress_of(console: Console, config: ExperimentConfig) -> "_ProgressDisplay | _ProgressLines":
-    """What shows a run as it goes: a live bar on a terminal, a line per round elsewhere."""
-    return (_ProgressDisplay if console.is_terminal else _ProgressLines)(console, config)
-
-
-class _ProgressDisplay:
-    """A live bar for each part of the run."""
-
-    def __init__(self, console: Console, config: ExperimentConfig) -> None:
-        self._config = config
-        self._bytes = 0
-        self._progress = Progress(
-            TextColumn("{task.description:>16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._task = self._progress.add_task(config.row.title, total=config.rounds, note="starting")
-        self._alone: TaskID | None = None
-
-    def __enter__(self) -> "_ProgressDisplay":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def on_round(self, row: dict[str, Any]) -> None:
-        self._bytes += row["uplink_bytes"] + row["downlink_bytes"]
-        note = f"accuracy {_percent(latest_accuracy(row))}  {human_bytes(self._bytes)}"
-        if row["rejected"]:
-            note += f"  {row['rejected']} refused"
-        if row["missing"]:
-            note += f"  {row['missing']} missing"
-        if row["skipped"]:
-            note += "  skipped"
-        if cost := _selection_cost(row):
-            note += f"  {cost.strip()}"
-        self._progress.update(self._task, completed=row["round"], note=note)
-
-    def on_round_alone(self, row: dict[str, Any]) -> None:
-        if self._alone is None:
-            self._alone = self._progress.add_task("training alone", total=self._config.rounds, note="")
-        self._progress.update(self._alone, completed=row["round"], note=f"accuracy {_percent(latest_accuracy(row))}")
-
-
-class _ProgressLines:
-    """A line per round, for logs."""
-
-    def __init__(self, console: Console, config: ExperimentConfig) -> None:
-        self._console = console
-        self._config = config
-
-    def __enter__(self) -> "_ProgressLines":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def on_round(self, row: dict[str, Any]) -> None:
-        self._line(self._config.row.title, row)
-
-    def on_round_alone(self, row: dict[str, Any]) -> None:
-        self._line("training alone", row)
-
-    def _line(self, title: str, row: dict[str, Any]) -> None:
-        self._console.print(
-            f"{title}: round {row['round']}/{self._config.rounds}  accuracy {_percent(latest_accuracy(row))}  "
-            f"up {human_bytes(row['uplink_bytes'])}  down {human_bytes(row['downlink_bytes'])}  "
-            f"refused {row['rejected']}  missing {row['missing']}  "
-            f"{'skipped: too few replies  ' if row['skipped'] else ''}{_selection_cost(row)}{row['seconds']:.1f} s",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
 def print_result(console: Console, result: RunResult) -> None:
     """Print the table a run closes with, and the paths of what it wrote."""
     summary, alone = result.summary, result.alone
@@ -419,12 +340,20 @@ def print_result(console: Console, result: RunResult) -> None:
     def add(name: str, value: str, beside: str = "") -> None:
         table.add_row(name, value, *([beside] if alone else []))
 
-    add("accuracy, mean over clients", _percent(summary["accuracy"]), _percent(alone["accuracy"]) if alone else "")
-    add("accuracy, worst client", _percent(summary["accuracy_min"]), _percent(alone["accuracy_min"]) if alone else "")
+    add(
+        "accuracy, mean over clients",
+        human_percent(summary["accuracy"]),
+        human_percent(alone["accuracy"]) if alone else "",
+    )
+    add(
+        "accuracy, worst client",
+        human_percent(summary["accuracy_min"]),
+        human_percent(alone["accuracy_min"]) if alone else "",
+    )
     add("bytes up", human_bytes(summary["uplink_bytes"]), "needs none" if alone else "")
     add("bytes down", human_bytes(summary["downlink_bytes"]), "needs none" if alone else "")
-    add("keep ratio (share of the encoder sent)", _percent(summary["keep_ratio"]))
-    add("bytes up, of sending the whole encoder", _percent(summary["uplink_share"]))
+    add("keep ratio (share of the encoder sent)", human_percent(summary["keep_ratio"]))
+    add("bytes up, of sending the whole encoder", human_percent(summary["uplink_share"]))
     if "epsilon" in summary:
         add("privacy of a client, at most", f"epsilon {summary['epsilon']:.3g}, delta {summary['delta']:g}")
     if summary["rejected"] or summary["missing"]:
@@ -452,24 +381,11 @@ def _print_seeds(console: Console, results: Sequence[RunResult], directory: Path
     for name in ("seed", *columns):
         table.add_column(name, justify="right")
     for position, result in enumerate(results):
-        table.add_row(str(result.summary["seed"]), *(_percent(values[position]) for values in columns.values()))
+        table.add_row(str(result.summary["seed"]), *(human_percent(values[position]) for values in columns.values()))
     table.add_section()
-    table.add_row("mean", *(_percent(statistics.mean(values)) for values in columns.values()))
+    table.add_row("mean", *(human_percent(statistics.mean(values)) for values in columns.values()))
     if len(results) > 1:
-        table.add_row("std. dev.", *(_percent(statistics.stdev(values)) for values in columns.values()))
+        table.add_row("std. dev.", *(human_percent(statistics.stdev(values)) for values in columns.values()))
     print_table(console, table)
     write_json(directory / "seeds.json", {"seeds": [result.summary["seed"] for result in results], **columns})
     print_line(console, str(directory / "seeds.json"))
-
-
-def _selection_cost(row: dict[str, Any]) -> str:
-    """What selecting cost the clients beside their training, and the decision alone, for selectors that decide."""
-    training = row["training_seconds"]
-    if not (row["decision_seconds"] and training):
-        return ""
-    selection, decision = _percent(row["selection_seconds"] / training), _percent(row["decision_seconds"] / training)
-    return f"selection {selection} of training (deciding {decision})  "
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"

@@ -154,7 +154,10 @@ def run_name(run: Path) -> str | None:
 
 def is_deployment(directory: Path) -> bool:
     """Whether a directory is a deployed server's, or the one of its run: nothing to simulate."""
-    return (directory / RUN).exists() or (directory / ServerSite.FILE).exists()
+    try:
+        return (directory / RUN).exists() or (directory / ServerSite.FILE).exists()
+    except OSError:  # a name that the file system refuses
+        return False
 
 
 def resume_command(directory: Path) -> str:

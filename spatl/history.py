@@ -1,16 +1,19 @@
 """What a run leaves behind, line by line: history, clients, ledger, summary (DESIGN 7)."""
 
+import base64
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spatl.durable import alone_in, replace_file
 from spatl.errors import SpatlError
+from spatl.page import facts
+from spatl.units import human_bytes, human_percent
 
 _LOCK = ".lock"
 _SERVERS_LOCK = ".server.lock"
@@ -101,7 +104,7 @@ class TimingRow:
     decision_seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """A finished run, read from its directory.
 
@@ -115,9 +118,40 @@ class RunResult:
 
     directory: Path
     summary: dict[str, Any]
-    history: list[dict[str, Any]] = field(repr=False)
-    clients: list[dict[str, Any]] = field(repr=False)
+    history: list[dict[str, Any]]
+    clients: list[dict[str, Any]]
     alone: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """What came out, in one line."""
+        outcome = ", ".join(f"{name} {value}" for name, value in self._outcome())
+        return f"<{type(self).__name__} {self._title()}: {outcome}; {self.directory}>"
+
+    def _repr_html_(self) -> str:
+        """What came out, as a notebook shows it: a table, and the curves where they were drawn."""
+        shown = facts([("", self._title()), *self._outcome(), ("files", str(self.directory))])
+        curves = self.directory / "curves.png"
+        if not curves.is_file():
+            return shown
+        data = base64.b64encode(curves.read_bytes()).decode("ascii")
+        return f'{shown}\n<img alt="curves of the run" style="max-width: 100%" src="data:image/png;base64,{data}">'
+
+    def _title(self) -> str:
+        summary = self.summary
+        name = str(summary.get("title") or summary["method"])
+        clients = f", {summary['num_clients']} clients" if "num_clients" in summary else ""
+        return f"{name} on {summary['data']}{clients}" if "data" in summary else f"{name}{clients}"
+
+    def _outcome(self) -> list[tuple[str, str]]:
+        summary = self.summary
+        rows = [
+            ("rounds", str(summary["rounds"])),
+            ("accuracy", human_percent(summary["accuracy"])),
+            ("worst client", human_percent(summary["accuracy_min"])),
+            ("up", human_bytes(summary["uplink_bytes"])),
+            ("down", human_bytes(summary["downlink_bytes"])),
+        ]
+        return rows + ([("training alone", human_percent(self.alone.get("accuracy")))] if self.alone else [])
 
 
 def mean(values: Iterable[float]) -> float | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from spatl.errors import SpatlError
 from spatl.history import RunResult
+from spatl.units import human_bytes as human_bytes  # the readers of pictures take it from here
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,18 +111,6 @@ def _svg_element(file: StringIO) -> str:
     text = file.getvalue()
     element = re.sub(r"<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.DOTALL)
     return element.replace(INK, "currentColor")
-
-
-def human_bytes(num_bytes: int) -> str:
-    """A number of bytes in decimal units: `812 B`, `1.2 kB`, `3.4 MB`."""
-    if abs(num_bytes) < 1000:
-        return f"{num_bytes} B"
-    amount, units = float(num_bytes), iter(("kB", "MB", "GB", "TB", "PB"))
-    unit = "B"
-    # 999 950 B would be rounded to 1000.0 kB.
-    while abs(amount) >= 999.95 and (larger := next(units, None)):
-        amount, unit = amount / 1000, larger
-    return f"{amount:.1f} {unit}"
 
 
 def run_title(summary: Mapping[str, Any]) -> str:

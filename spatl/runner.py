@@ -7,10 +7,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.deployment import is_deployment, resume_command
@@ -19,6 +22,7 @@ from spatl.federation import Blueprint, cached_blueprint
 from spatl.history import RunResult, clear_start, read_lines, read_run
 from spatl.logs import logged_to
 from spatl.plots import draw_curves
+from spatl.progress import progress_of, watched_console
 from spatl.report import write_report
 from spatl.scalars import check_tensorboard
 from spatl.unread import settings_without_effect
@@ -35,20 +39,22 @@ _POLL_SECONDS = 0.2
 
 
 def run(
-    config: ExperimentConfig,
+    config: ExperimentConfig | Mapping[str, Any] | str | Path,
     directory: str | Path | None = None,
     *,
-    on_round: OnRound = lambda row: None,
-    on_round_alone: OnRound = lambda row: None,
+    on_round: OnRound | None = None,
+    on_round_alone: OnRound | None = None,
     command: str = "spatl run config.yaml",
     pictures: bool = True,
     engine: Engine | None = None,
     warn: bool = True,
+    progress: bool | None = None,
 ) -> RunResult:
     """Run a federation.
 
     Args:
-        config: What to run.
+        config: What to run: a config, the mappings that `parse_config` takes, or the file or the name of a config that
+            ships, as `load_config` takes them.
         directory: Where its files go: a new or empty directory; `runs/<method>-<seed>-<time>` if not given.
         on_round: Called from a thread of its own with each object of `history.jsonl` soon after it is written, and the
             clients' `training_seconds`, `selection_seconds` and `decision_seconds` added up.
@@ -58,6 +64,8 @@ def run(
         engine: What runs it; the config's if not given.
         warn: Whether to say, once and before it starts, which settings have no effect and how its data were read; on
             screen and in `log.jsonl`.
+        progress: Whether to show the run as it goes. If not given, it is shown in a notebook and on a terminal (its
+            error stream), unless `on_round` is given: never where nobody watches, as in a pipe or a test.
 
     Returns:
         The finished run.
@@ -66,9 +74,10 @@ def run(
         SpatlError: The config does not work out, or the run cannot go on; what was computed stays in the directory.
 
     Example:
-        >>> result = run(load_config("configs/quickstart.yaml"))
+        >>> result = run("quickstart")
         >>> result.summary["accuracy"]
     """
+    config = as_config(config)
     if engine is None and directory is not None:
         _check_simulation(Path(directory))
     name = f"{config.method}-{config.seed}"
@@ -86,17 +95,19 @@ def run(
         unread = settings_without_effect(config, engine="deployment" if engine else None, model=blueprint.model)
         _warn(directory, [*unread.values(), *blueprint.dataset.remarks()])
     config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
-    return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures, engine=engine)
+    with _watched(config, on_round, on_round_alone, progress) as told:
+        return _run_all(config, directory, *told, command=command, pictures=pictures, engine=engine)
 
 
 def resume(
     directory: str | Path,
     *,
-    on_round: OnRound = lambda row: None,
-    on_round_alone: OnRound = lambda row: None,
+    on_round: OnRound | None = None,
+    on_round_alone: OnRound | None = None,
     command: str = "spatl run --resume",
     pictures: bool = True,
     engine: Engine | None = None,
+    progress: bool | None = None,
 ) -> RunResult:
     """Go on with a run that was killed, after the last round that was over: the end is as if nothing had happened.
 
@@ -107,6 +118,7 @@ def resume(
         command: What the report says made it.
         pictures: As of `run`.
         engine: Likewise.
+        progress: Likewise.
 
     Returns:
         The finished run.
@@ -120,7 +132,26 @@ def resume(
     config = config_of(directory)
     if (directory / "summary.json").exists() and (directory / "report.html").exists():
         raise ConfigError(f"the run in {directory} is finished; there is nothing to resume")
-    return _run_all(config, directory, on_round, on_round_alone, command=command, pictures=pictures, engine=engine)
+    with _watched(config, on_round, on_round_alone, progress) as told:
+        return _run_all(config, directory, *told, command=command, pictures=pictures, engine=engine)
+
+
+def as_config(config: ExperimentConfig | Mapping[str, Any] | str | Path) -> ExperimentConfig:
+    """Return the config that was given in one of the ways there are.
+
+    Raises:
+        ConfigError: It was given in another one, or a key or value is not allowed.
+    """
+    if isinstance(config, ExperimentConfig):
+        return config
+    if isinstance(config, Mapping):
+        return parse_config(config)
+    if isinstance(config, str | Path):
+        return load_config(config)
+    raise ConfigError(
+        "run expects a config: what load_config or parse_config returns, a mapping of settings such as "
+        f'{{"rounds": 10}}, or the path of a YAML file; got {type(config).__name__}: {config!r:.80}'
+    )
 
 
 def _check_simulation(directory: Path) -> None:
@@ -145,6 +176,35 @@ def config_of(directory: Path) -> ExperimentConfig:
     if not path.is_file():
         raise ConfigError(f"{directory} holds no run to resume: {path.name} is not there")
     return load_config(path)
+
+
+@contextmanager
+def _watched(
+    config: ExperimentConfig, on_round: OnRound | None, on_round_alone: OnRound | None, progress: bool | None
+) -> Iterator[tuple[OnRound, OnRound]]:
+    """What is called with every round, of the federation and of training alone: the caller's own, and what shows it."""
+    own = [each for each in (on_round, on_round_alone) if each is not None]
+    console = watched_console() if progress is None and not own else None
+    if progress:
+        console = Console(stderr=True)
+    if console is None:
+        yield _both(_nothing, on_round), _both(_nothing, on_round_alone)
+        return
+    with progress_of(console, config) as shown:
+        yield _both(shown.on_round, on_round), _both(shown.on_round_alone, on_round_alone)
+
+
+def _nothing(row: dict[str, Any]) -> None:
+    pass
+
+
+def _both(first: OnRound, second: OnRound | None) -> OnRound:
+    def called(row: dict[str, Any]) -> None:
+        first(row)
+        if second is not None:
+            second(row)
+
+    return called
 
 
 def _run_all(

@@ -5,7 +5,6 @@ The meaning is the string under the field, where it stands once; it is read from
 
 import ast
 import inspect
-import json
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,16 +148,18 @@ def _default(info: FieldInfo) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value in YAML's flow style, which is JSON's but for bare words."""
+    """A value in YAML's flow style."""
     if isinstance(value, str):
-        return value if value.replace("-", "").replace("_", "").isalnum() else json.dumps(value)
+        return value if value.replace("-", "").replace("_", "").isalnum() else "'" + value.replace("'", "''") + "'"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float):
         return f"{value:g}" if value < 1e16 else repr(value)
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_yaml(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value)
+    return str(value)
 
 
 _KINDS: Mapping[Any, str] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 from rich.table import Table
 
 from spatl.bench.ablations import ablation_table
@@ -20,6 +20,7 @@ from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, percent
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
 from spatl.history import latest_accuracy
+from spatl.progress import live_progress
 from spatl.runner import fresh_directory
 from spatl.terminal import print_line, print_table
 
@@ -75,10 +76,7 @@ class _Progress:
         self._rounds = plan.first.rounds
         self._tune_rounds = plan.bench.tune_rounds or self._rounds
         self._live = console.is_terminal
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(), console=console, transient=True,
-        )  # fmt: skip
+        self._bars = live_progress(console, transient=True)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "_Progress":
@@ -93,7 +91,7 @@ class _Progress:
         """Begin a stage and return what shows its events."""
         if finished:
             self._console.print(f"{title}: {finished} of {number} are finished already", highlight=False)
-        overall = self._bars.add_task(title, total=number, completed=finished, note="")
+        overall = self._bars.add_task(title, total=number, completed=finished)
         rounds = self._tune_rounds if title == "tuning" else self._rounds
         done = finished
         latest: dict[str, str] = {}
@@ -101,10 +99,10 @@ class _Progress:
         def on_event(event: Event) -> None:
             nonlocal done
             if event.kind == "started":
-                self._tasks[event.job] = self._bars.add_task(f"  {event.job}", total=rounds, note="")
+                self._tasks[event.job] = self._bars.add_task(f"  {event.job}", total=rounds, unit="round")
             elif event.kind == "round" and event.row is not None:
                 latest[event.job] = f"accuracy {percent(latest_accuracy(event.row))}"
-                self._bars.update(self._tasks[event.job], completed=event.row["round"], note=latest[event.job])
+                self._bars.update(self._tasks[event.job], completed=event.row["round"], notes=(latest[event.job],))
             elif event.kind == "ended":
                 done += event.error is None
                 self._bars.remove_task(self._tasks.pop(event.job))

@@ -1,0 +1,18 @@
+"""Numbers with their units, as people read them."""
+
+
+def human_bytes(num_bytes: int) -> str:
+    """A number of bytes in decimal units: `812 B`, `1.2 kB`, `3.4 MB`."""
+    if abs(num_bytes) < 1000:
+        return f"{num_bytes} B"
+    amount, units = float(num_bytes), iter(("kB", "MB", "GB", "TB", "PB"))
+    unit = "B"
+    # 999 950 B would be rounded to 1000.0 kB.
+    while abs(amount) >= 999.95 and (larger := next(units, None)):
+        amount, unit = amount / 1000, larger
+    return f"{amount:.1f} {unit}"
+
+
+def human_percent(value: float | None) -> str:
+    """A share as a percentage, or a dash for what is not known."""
+    return "-" if value is None else f"{100 * value:.1f} %"
