@@ -41,7 +41,7 @@ def check(options: argparse.Namespace, console: Console) -> None:
         if config.bench.methods:
             plan = make_plan([options.config], overrides=options.overrides)
             rows.append(("benchmark", f"{len(plan.rows)} rows, {len(plan.bench.seeds)} seeds each (spatl bench)"))
-    warnings += settings_without_effect(config, model=blueprint.model).values()
+    warnings += settings_without_effect(config, model=blueprint.model, dataset=blueprint.dataset).values()
     warnings += blueprint.dataset.remarks()
     table = Table(title=Text(f"{options.config}: {config.row.title} on {config.data.name}"), show_header=False)
     table.add_column()

@@ -17,6 +17,7 @@ from spatl import protocol
 from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
+from spatl.data.official import training_indices, with_official
 from spatl.errors import ConfigError, DataError, ModelError
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.selection.budget import Costs, check_budget
@@ -81,17 +82,19 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         raise DataError(
             f"data set {dataset.name!r}: expected two classes or more, got {dataset.class_names[0]!r} alone"
         )
+    dealt = training_indices(dataset)
     parts = partition(
-        dataset.labels,
+        dataset.labels[dealt],
         name=config.partition.name,
         num_clients=config.partition.num_clients,
         seed=config.seed,
         alpha=config.partition.alpha,
         labels_per_client=config.partition.labels_per_client,
         min_examples=config.partition.min_examples,
-        groups=dataset.groups,
+        groups=None if dataset.groups is None else dataset.groups[dealt],
     )
-    return dataset, parts
+    parts = tuple(dealt[part] for part in parts)
+    return dataset, with_official(dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural")
 
 
 def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor], client: int) -> ClientData:

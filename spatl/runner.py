@@ -92,7 +92,9 @@ def run(
     except OSError as error:
         raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
     if warn:
-        unread = settings_without_effect(config, engine="deployment" if engine else None, model=blueprint.model)
+        unread = settings_without_effect(
+            config, engine="deployment" if engine else None, model=blueprint.model, dataset=blueprint.dataset
+        )
         _warn(directory, [*unread.values(), *blueprint.dataset.remarks()])
     config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
     with _watched(config, on_round, on_round_alone, progress) as told:

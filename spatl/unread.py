@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from spatl.config import ExperimentConfig, Section
-from spatl.data import PARTITIONERS
+from spatl.data import PARTITIONERS, Dataset
 from spatl.methods import METHODS, Method
 from spatl.selection.budget import BUDGET_KINDS
 
@@ -20,7 +20,7 @@ Engine = Literal["inline", "ray", "deployment"]
 
 ALWAYS_READ: Final = frozenset({
     "seed", "rounds", "method", "engine",
-    "data.name", "data.options", "data.validation_fraction", "data.test_fraction",
+    "data.name", "data.options",
     "partition.name", "partition.num_clients", "partition.feature_noise",
     "model.name", "model.options",
     "training.local_steps", "training.batch_size", "training.learning_rate", "training.momentum",
@@ -33,11 +33,12 @@ ALWAYS_READ: Final = frozenset({
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What decides which settings are read; of a run that is not built yet, the model is None."""
+    """What decides which settings are read; of a run that is not built yet, model and data set are None."""
 
     config: ExperimentConfig
     engine: Engine
     model: nn.Module | None
+    dataset: Dataset | None
 
     @property
     def row(self) -> Method:
@@ -68,6 +69,7 @@ def settings_without_effect(
     *,
     engine: Engine | None = None,
     model: nn.Module | None = None,
+    dataset: Dataset | None = None,
     given: Collection[str] | None = None,
 ) -> dict[str, str]:
     """Return a line for each setting that was given and that nothing in this run reads.
@@ -76,12 +78,13 @@ def settings_without_effect(
         config: The run.
         engine: What runs it; the config's engine if not given.
         model: Its network, for settings that depend on what there is in it; they are taken for read if not given.
+        dataset: Likewise its data.
         given: Dotted names of the settings that the user gave; those that `given_settings` finds, if not given.
 
     Returns:
         The lines by dotted name, in the order of the config.
     """
-    run = _Run(config, engine or config.engine, model)
+    run = _Run(config, engine or config.engine, model, dataset)
     named = given_settings(config) if given is None else given
     lines = {}
     for setting in setting_names():
@@ -194,7 +197,18 @@ def _calibrated(run: _Run) -> bool:
     return run.config.predictor_mode in ("calibrated", "residual")
 
 
+def _has_no(split: str) -> Callable[[_Run], bool]:
+    return lambda run: run.dataset is None or not run.dataset.has_split(split)
+
+
 RULES: Final[tuple[_Rule, ...]] = (
+    *(
+        _Rule(
+            (f"data.{split}_fraction",), _has_no(split),
+            lambda run, split=split: f"the data set came with a {split} split, which is kept",  # type: ignore[misc]
+        )
+        for split in ("validation", "test")
+    ),
     *(_of_the_partitioner(setting) for setting in ("alpha", "labels_per_client", "min_examples")),
     _Rule(
         ("model.cut",),

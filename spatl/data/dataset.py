@@ -1,6 +1,7 @@
 """A labelled set of images in memory: what every source returns, and what the partitioners cut into clients."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from spatl.data.labels import MAX_CLASSES, listed
 from spatl.errors import DataError
+
+SPLITS: Final = ("train", "validation", "test")
+"""The splits that a data set may come with, as `Dataset.splits` numbers them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +26,8 @@ class Dataset:
         num_classes: The number of classes, from 1 to `MAX_CLASSES`; a class may have no example.
         groups: `[N]`, int64: whose each example is by nature, e.g. its writer; None when nothing is known of it.
         class_names: One name per class; if none are given, their numbers.
+        splits: `[N]`, int64: the place in `SPLITS` of the split that each example was published in; None where each
+            client draws splits of its own. Of a split that no example is in, clients draw theirs from `train`.
         notes: What a user should know of how it was read, a line each.
 
     Raises:
@@ -35,6 +41,7 @@ class Dataset:
     groups: Tensor | None = None
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    splits: Tensor | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -54,6 +61,13 @@ class Dataset:
         groups = self.groups
         if groups is not None and (groups.dtype != torch.int64 or groups.shape != labels.shape):
             raise self._error(f"groups must be int64 [{len(images)}], one per image", _describe(groups))
+        splits = self.splits
+        if splits is not None:
+            if splits.dtype != torch.int64 or splits.shape != labels.shape:
+                raise self._error(f"splits must be int64 [{len(images)}], one per image", _describe(splits))
+            if int(splits.min()) < 0 or int(splits.max()) >= len(SPLITS) or not bool((splits == 0).any()):
+                found = f"{int(splits.min())} to {int(splits.max())}"
+                raise self._error("splits must lie in [0, 3), and some be 0", found)
         if not self.class_names:
             object.__setattr__(self, "class_names", tuple(map(str, range(self.num_classes))))
         if len(self.class_names) != self.num_classes:
@@ -61,6 +75,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def has_split(self, name: str) -> bool:
+        """Return whether some examples were published in a split of this name."""
+        return self.splits is not None and bool((self.splits == SPLITS.index(name)).any())
 
     def remarks(self) -> tuple[str, ...]:
         """Return what a user should know of it, a line each: the notes, and which classes have no example."""

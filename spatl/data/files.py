@@ -7,67 +7,71 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spatl.data.dataset import Dataset, what_is_not
+from spatl.data.dataset import SPLITS, Dataset, what_is_not
+from spatl.data.folders import LAYOUTS, each_of, filed_images
 from spatl.data.images import CHANNELS, LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
-from spatl.data.labels import MAX_CLASSES, class_labels
-from spatl.data.options import check_choice, check_integer, is_hidden, path_option
+from spatl.data.labels import MAX_CLASSES, class_labels, class_order
+from spatl.data.options import check_choice, check_integer, check_switch, path_option
 from spatl.data.reasons import one_line
 from spatl.errors import DataError
 
 _LAYOUTS = ("auto", "channels-first", "channels-last")
 _USUAL_CHANNELS = (1, 3, 4)
-_IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def folder(seed: int, *, path: str | None = None, image_size: int | None = None, channels: str = "colour") -> Dataset:
-    """Return the images of a folder with one subfolder per class.
+def folder(
+    seed: int,
+    *,
+    path: str | None = None,
+    image_size: int | None = None,
+    channels: str = "colour",
+    layout: str = "auto",
+    pool: bool = False,
+) -> Dataset:
+    """Return the images of a directory whose folders say their classes, and perhaps their owners and splits.
 
-    Classes are the subfolders in alphabetical order; their images, which may lie deeper, are read in the order of their
-    paths. Whatever has no suffix of an image, or lies below a name that begins with a dot, is passed over.
+    Classes are in alphabetical order, or by number where all names are numbers; their images, which may lie deeper, are
+    read in the order of their paths. Whatever has no suffix of an image, or lies below a name that begins with a dot,
+    is passed over.
 
     Args:
         seed: Ignored; the images are fixed.
-        path: The folder.
+        path: The directory.
         image_size: Height and width to which images are resized; needed where they differ in size.
         channels: `colour` or `grey`; images of the other kind are converted.
+        layout: What the folders are, as of `filed_images`.
+        pool: Whether folders of splits are pooled, and each client draws its own splits.
 
     Raises:
-        DataError: The folder is not there or holds fewer than two classes, or an image cannot be read.
+        DataError: The directory is not there, its folders cannot be understood, or an image cannot be read.
     """
     check_choice("folder", "channels", channels, tuple(CHANNELS))
+    check_choice("folder", "layout", layout, LAYOUTS)
+    check_switch("folder", "pool", pool)
     if image_size is not None:
         check_integer("folder", "image_size", image_size, 1, 4096)
     root = path_option("folder", path, expected="a directory with one subfolder of images per class")
     if not root.is_dir():
         raise DataError(f"folder: no directory {root}; name one with a subfolder of images per class")
-    classes = {each.name: _images_below(each) for each in sorted(root.iterdir()) if _is_class(each)}
-    classes = {name: files for name, files in classes.items() if files}
-    if len(classes) < 2:
-        raise DataError(
-            f"folder: {root} must hold at least two subfolders with images ({', '.join(_IMAGE_SUFFIXES)}), one per "
-            f"class, got {', '.join(classes) or 'none'}"
-        )
-    files: list[tuple[str, Any]] = [(str(file), file) for each in classes.values() for file in each]
-    pixels = decode_images("folder", files, channels=channels, image_size=image_size)
-    labels = np.repeat(np.arange(len(classes)), [len(each) for each in classes.values()])
+    files, notes = filed_images(root, layout)
+    classes = class_order({file.label for file in files})
+    files = list(each_of(files, classes))
+    pixels = decode_images("folder", [(str(file.path), file.path) for file in files], channels=channels,
+                           image_size=image_size)  # fmt: skip
+    number = {label: place for place, label in enumerate(classes)}
+    owners = np.array([file.owner or "" for file in files])
+    splits = None
+    if not pool and any(file.split is not None for file in files):
+        splits = torch.tensor([SPLITS.index(file.split or "train") for file in files])
     return Dataset(
         "folder",
         torch.from_numpy(standardise(pixels)),
-        torch.from_numpy(labels),
+        torch.tensor([number[file.label] for file in files]),
         num_classes=len(classes),
+        groups=torch.from_numpy(numbered(owners)[0]) if owners[0] else None,
         class_names=tuple(classes),
-    )
-
-
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _images_below(directory: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in directory.rglob("*")
-        if file.suffix.lower() in _IMAGE_SUFFIXES and not is_hidden(file, directory) and file.is_file()
+        notes=notes,
+        splits=splits,
     )
 
 

@@ -153,8 +153,8 @@ def _natural(rng: np.random.Generator, request: Request) -> Integers:
     """
     if request.groups is None:
         raise DataError(
-            "natural: the data set does not say whose its examples are; femnist does, huggingface with "
-            "data.options.group, and npz with an array groups"
+            "natural: the data set does not say whose its examples are; femnist does, folder where it "
+            "has one folder per owner, huggingface with data.options.group, and npz with an array groups"
         )
     owners, sizes = np.unique(request.groups, return_counts=True)
     eligible = owners[sizes >= request.min_examples]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatl.data.dataset import Dataset
+from spatl.data.dataset import SPLITS, Dataset
 from spatl.errors import DataError
 from spatl.seeding import generator, numpy_generator
 
@@ -64,6 +64,9 @@ def client_data(
     only: it is the same in every round and in every process. The test split is never trained on nor used to choose
     anything. Noise, if there is any, is part of the client's images and depends on the same.
 
+    Of a data set that came with a validation or a test split, a client's is what of that it was given, and nothing else
+    is; the fractions then say nothing.
+
     Args:
         dataset: The whole data set.
         indices: `[n]`, int64, distinct, in `[0, len(dataset))`: what `partition` gave the client.
@@ -91,26 +94,47 @@ def client_data(
     num_examples = len(indices)
     if not _are_distinct_positions(indices, len(dataset)):
         raise DataError(f"client {client}: indices must be int64, distinct and in [0, {len(dataset)})")
-    num_validation = max(1, round(num_examples * validation_fraction))
-    num_test = max(1, round(num_examples * test_fraction))
-    num_train = num_examples - num_validation - num_test
+    order = torch.randperm(num_examples, generator=generator(seed, "splits", client=client))
+    published = {split: _published(dataset, indices, order, split, client) for split in SPLITS}
+    own = order if published["train"] is None else published["train"]  # what the client divides itself
+    num_validation = max(1, round(len(own) * validation_fraction)) if published["validation"] is None else 0
+    num_test = max(1, round(len(own) * test_fraction)) if published["test"] is None else 0
+    num_train = len(own) - num_validation - num_test
     if num_train < 2:
         raise DataError(
-            f"client {client}: {num_examples} examples are too few: {num_validation} for validation and {num_test} for "
+            f"client {client}: {len(own)} examples are too few: {num_validation} for validation and {num_test} for "
             f"test leave {max(num_train, 0)} for training, which needs at least 2; raise min_examples"
         )
-    order = torch.randperm(num_examples, generator=generator(seed, "splits", client=client))
     images, labels = dataset.images[indices], dataset.labels[indices]
     if noise_variance > 0:
         rng = numpy_generator(seed, "feature-noise", client=client)
         noise = torch.from_numpy(rng.standard_normal(tuple(images.shape), dtype=np.float32))
         images = images + math.sqrt(noise_variance) * noise
 
-    def cut(start: int, stop: int) -> Examples:
-        return Examples(images[order[start:stop]], labels[order[start:stop]])
+    def cut(split: str, start: int, stop: int) -> Examples:
+        places = published[split]
+        places = own[start:stop] if places is None or split == "train" else places
+        return Examples(images[places], labels[places])
 
     before_test = num_train + num_validation
-    return ClientData(cut(0, num_train), cut(num_train, before_test), cut(before_test, num_examples))
+    return ClientData(
+        cut("train", 0, num_train),
+        cut("validation", num_train, before_test),
+        cut("test", before_test, len(own)),
+    )
+
+
+def _published(dataset: Dataset, indices: Tensor, order: Tensor, split: str, client: int) -> Tensor | None:
+    """Return the places, in their order, of a client's examples of a split the data set came with; None without."""
+    if dataset.splits is None or not dataset.has_split(split):
+        return None
+    places = order[dataset.splits[indices[order]] == SPLITS.index(split)]
+    if not len(places) and split != "train":
+        raise DataError(
+            f"client {client}: none of the data set's own {split} examples is for it: lower num_clients, raise "
+            "min_examples, or pool the splits (of a folder: data.options.pool)"
+        )
+    return places
 
 
 def _are_distinct_positions(indices: Tensor, length: int) -> bool:

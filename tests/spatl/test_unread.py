@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from spatl.bench.plan import make_plan
 from spatl.bench.run import unread_by_rows
 from spatl.config import load_config, parse_config
+from spatl.data import Dataset
 from spatl.history import read_lines
 from spatl.methods import METHODS
 from spatl.runner import run
@@ -119,6 +121,15 @@ def test_batch_norm_is_read_where_there_is_some() -> None:
     )
     assert [*settings_without_effect(cnn, model=blueprint_of(cnn).model)] == ["training.batch_norm"]
     assert [*settings_without_effect(resnet, model=blueprint_of(resnet).model)] == []
+
+
+def test_the_share_of_a_split_that_the_data_came_with_is_not_read() -> None:
+    config = parse_config({"data": {"test_fraction": 0.3, "validation_fraction": 0.1}})
+    splits = torch.tensor([0, 0, 2])
+    dataset = Dataset("tiny", torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 1]), num_classes=2, splits=splits)
+    assert list(settings_without_effect(config, dataset=dataset).values()) == [
+        "data.test_fraction has no effect: the data set came with a test split, which is kept"
+    ]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

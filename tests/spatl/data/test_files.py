@@ -52,9 +52,11 @@ def test_a_folder_that_does_not_fit_says_what_is_expected(tmp_path: Path) -> Non
         "folder: data.options.path must name a directory with one subfolder of images per class, got None"
     )
     assert f"no directory {tmp_path / 'x'}" in message("folder", path=str(tmp_path / "x"))
-    assert "at least two subfolders with images" in message("folder", path=str(tmp_path))
-    write_folder(tmp_path, ("cat",))
-    assert "one per class, got cat" in message("folder", path=str(tmp_path))
+    assert "one per class, got files of no kind at all" in message("folder", path=str(tmp_path))
+    (tmp_path / "cat.npy").touch()
+    assert "one per class, got files of .npy" in message("folder", path=str(tmp_path))
+    (tmp_path / "cat.png").touch()
+    assert "one per class, got 1 images in no folder" in message("folder", path=str(tmp_path))
     assert "channels must be colour or grey, got 'rgb'" in message("folder", path=str(tmp_path), channels="rgb")
     assert "image_size must be a whole number" in message("folder", path=str(tmp_path), image_size=0)
 

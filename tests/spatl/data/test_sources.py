@@ -126,7 +126,7 @@ def test_a_directory_that_must_not_be_read_is_one_line(tmp_path: Path, monkeypat
     def refuse(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr("os.scandir", refuse)
     assert message("folder", path=str(tmp_path)) == f"folder: cannot read {tmp_path}: Permission denied"
 
 
