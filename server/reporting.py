@@ -66,9 +66,8 @@ class Recorder:
             if row["round"] == done and row["final_accuracy"] is not None
         }
         self._participations = Counter(row["client"] for row in clients if row["participated"])
-        updates = [Entry.from_json(row) for row in ledger]
-        self._num_updates = self._update_bytes = 0
-        self._count_updates(updates)
+        updates = [row["bytes"] for row in ledger if (row["phase"], row["direction"]) == ("train", "uplink")]
+        self._num_updates, self._update_bytes = len(updates), sum(updates)
         self._round = RoundRecord(server_round=done + 1)
 
     @property
@@ -182,8 +181,10 @@ class Recorder:
         )
 
     def _client_rows(self, record: RoundRecord) -> Iterable[ClientRow]:
-        for client in sorted({entry.client for entry in record.entries}.union(record.participants)):
-            own = [entry for entry in record.entries if entry.client == client]
+        entries: dict[int, list[Entry]] = {client: [] for client in record.participants}
+        for entry in record.entries:
+            entries.setdefault(entry.client, []).append(entry)
+        for client, own in sorted(entries.items()):
             trained, final = record.trained.get(client), record.final.get(client)
             yield ClientRow(
                 round=record.server_round,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spatl.durable import alone_in, replace_file
 from spatl.errors import SpatlError
@@ -189,11 +189,70 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def keep_rounds(path: Path, last: int) -> list[dict[str, Any]]:
-    """Cut a JSON-lines file down to the whole lines of the rounds up to `last`, and return these."""
-    rows = [row for row in read_lines(path) if row["round"] <= last]
-    if path.exists():
-        replace_file(path, "".join(to_json(row) + "\n" for row in rows).encode())
+    """Cut a JSON-lines file after the whole lines of the rounds up to `last`, and return these; nothing is rewritten."""
+    if not path.exists():
+        return []
+    rows, kept = [], 0
+    with path.open("r+b") as file:
+        for line in file:
+            row = json.loads(line) if line.endswith(b"\n") else None
+            if row is None or row["round"] > last:
+                break
+            rows.append(row)
+            kept += len(line)
+        if kept != file.seek(0, os.SEEK_END):
+            file.truncate(kept)
+            file.flush()
+            os.fsync(file.fileno())
     return rows
+
+
+class Tail:
+    """Reads a growing JSON-lines file of rounds, each time from where it stopped.
+
+    Args:
+        path: The file, which may come to be later.
+
+    Attributes:
+        bytes_read: How many bytes were read so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._end = 0
+        self._last = b""
+        self.bytes_read = 0
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        """The rows of the lines that are whole and were not there before.
+
+        A run that goes on cuts what a killed one wrote last. If the last line that was read is not there any more, the
+        rows of its round and of later ones are new.
+        """
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._end - len(self._last))
+                data = self._read(file)
+                if data.startswith(self._last):
+                    return self._rows(data, len(self._last))
+                again = json.loads(self._last)["round"]
+                self._end, self._last = 0, b""
+                file.seek(0)
+                return [row for row in self._rows(self._read(file), 0) if row["round"] >= again]
+        except FileNotFoundError:
+            return []
+
+    def _read(self, file: BinaryIO) -> bytes:
+        data = file.read()
+        self.bytes_read += len(data)
+        return data
+
+    def _rows(self, data: bytes, start: int) -> list[dict[str, Any]]:
+        whole = data[start : data.rfind(b"\n") + 1]
+        lines = whole.split(b"\n")[:-1]
+        self._end += len(whole)
+        self._last = lines[-1] + b"\n" if lines else self._last
+        return [json.loads(line) for line in lines]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -19,7 +19,7 @@ from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.deployment import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import Blueprint, cached_blueprint
-from spatl.history import RunResult, clear_start, read_lines, read_run
+from spatl.history import RunResult, Tail, clear_start, read_lines, read_run
 from spatl.logs import logged_to
 from spatl.plots import draw_curves
 from spatl.progress import progress_of, watched_console
@@ -318,15 +318,16 @@ def _engine(name: str) -> Engine:
 
 def _follow(directory: Path, on_round: OnRound, over: threading.Event) -> None:
     """Pass on each line of a growing history once, with the round's timings, which are written before it."""
-    seen = 0
+    history, timings = Tail(directory / "history.jsonl"), Tail(directory / "timings.jsonl")
+    parts = ("training_seconds", "selection_seconds", "decision_seconds")
+    of_round: dict[int, list[dict[str, Any]]] = {}  # those that were written and not passed on yet
     while True:
         last_look = over.wait(_POLL_SECONDS)
-        rows = read_lines(directory / "history.jsonl")
-        timings = read_lines(directory / "timings.jsonl") if len(rows) > seen else []
-        for row in rows[seen:]:
-            own = [timing for timing in timings if timing["round"] == row["round"]]
-            parts = ("training_seconds", "selection_seconds", "decision_seconds")
+        rows = history.new_rows()
+        for timing in timings.new_rows() if rows else ():
+            of_round.setdefault(timing["round"], []).append(timing)
+        for row in rows:
+            own = of_round.pop(row["round"], [])
             on_round({**row, **{part: math.fsum(timing[part] for timing in own) for part in parts}})
-        seen = len(rows)
         if last_look:
             return

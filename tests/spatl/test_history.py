@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from spatl.history import append_lines, keep_rounds, latest_accuracy, read_json, read_lines, write_json
+from spatl.history import Tail, append_lines, keep_rounds, latest_accuracy, read_json, read_lines, to_json, write_json
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,60 @@ def test_json_has_no_infinity_and_no_nan(tmp_path):
     assert keep_rounds(tmp_path / "rows.jsonl", 1) == [as_read]
     for name in ("rows.jsonl", "one.json"):
         assert not re.search("Infinity|NaN", (tmp_path / name).read_text())
+
+
+def rows(*rounds, note=""):
+    return [{"round": number, "note": note} for number in rounds]
+
+
+def test_what_follows_a_history_reads_each_byte_of_it_once(tmp_path):
+    """Two thousand rounds, one at a time: what is read is what there is, and the last line again each time."""
+    path = tmp_path / "history.jsonl"
+    tail = Tail(path)
+    assert tail.new_rows() == []
+    for number in range(1, 2001):
+        with path.open("a") as file:
+            file.write(to_json({"round": number, "note": ""}) + "\n")
+        assert tail.new_rows() == rows(number)
+        if number % 3 == 0:
+            assert tail.new_rows() == []
+    longest = len(read_lines(path)[-1].__repr__()) + 2
+    assert tail.bytes_read <= path.stat().st_size + 3000 * longest
+
+
+def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path):
+    path = tmp_path / "history.jsonl"
+    tail = Tail(path)
+    whole = b'{"round": 1, "note": ""}\n'
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        assert tail.new_rows() == []
+    path.write_bytes(whole)
+    assert tail.new_rows() == rows(1)
+
+
+@pytest.mark.parametrize("note", ["", "longer than it was", "again"])
+def test_rounds_that_a_resumed_run_repeats_are_read_again(note, tmp_path):
+    """Killed in round 4 after its lines, before its checkpoint: the line goes, and another comes, long or short."""
+    path = tmp_path / "history.jsonl"
+    append_lines(path, rows(1, 2, 3, 4, note="first"))
+    tail = Tail(path)
+    assert tail.new_rows() == rows(1, 2, 3, 4, note="first")
+    assert keep_rounds(path, 3) == rows(1, 2, 3, note="first")
+    append_lines(path, rows(4, note=note))
+    assert tail.new_rows() == rows(4, note=note)
+    append_lines(path, rows(5))
+    assert tail.new_rows() == rows(5)
+
+
+def test_a_file_is_cut_in_its_place_and_what_is_kept_keeps_its_bytes(tmp_path):
+    path = tmp_path / "history.jsonl"
+    lines = [b'{"round": 1}\n', b'{"round":   2}\n', b'{"round": 3}\n', b'{"rou']
+    path.write_bytes(b"".join(lines))
+    before = path.stat().st_ino
+    assert [row["round"] for row in keep_rounds(path, 2)] == [1, 2]
+    assert path.read_bytes() == lines[0] + lines[1]
+    assert path.stat().st_ino == before
+    assert keep_rounds(path, 0) == []
+    assert path.read_bytes() == b""
+    assert keep_rounds(tmp_path / "none.jsonl", 3) == []
