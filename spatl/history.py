@@ -189,7 +189,7 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def keep_rounds(path: Path, last: int) -> list[dict[str, Any]]:
-    """Cut a JSON-lines file after the whole lines of the rounds up to `last`, and return these; nothing is rewritten."""
+    """Cut a JSON-lines file, in its place, after the whole lines of the rounds up to `last`, and return these."""
     if not path.exists():
         return []
     rows, kept = [], 0
