@@ -19,7 +19,7 @@ from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.deployment import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import Blueprint, cached_blueprint
-from spatl.history import RunResult, Tail, clear_start, read_lines, read_run
+from spatl.history import RunResult, Tail, clear_start, read_run
 from spatl.logs import logged_to
 from spatl.plots import draw_curves
 from spatl.progress import progress_of, watched_console
