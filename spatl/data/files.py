@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from spatl.data.dataset import SPLITS, Dataset, what_is_not
 from spatl.data.folders import LAYOUTS, each_of, filed_images
@@ -17,6 +18,10 @@ from spatl.errors import DataError
 
 _LAYOUTS = ("auto", "channels-first", "channels-last")
 _USUAL_CHANNELS = (1, 3, 4)
+_ARRAYS_OF_SPLITS = tuple(
+    [pair for name in names for pair in ((f"x_{name}", f"y_{name}"), (f"{name}_images", f"{name}_labels"))]
+    for names in (("train",), ("val", "valid", "validation"), ("test",))
+)
 
 
 def folder(
@@ -75,35 +80,45 @@ def folder(
     )
 
 
-def npz(seed: int, *, path: str | None = None, num_classes: int | None = None, layout: str = "auto") -> Dataset:
+def npz(
+    seed: int,
+    *,
+    path: str | None = None,
+    num_classes: int | None = None,
+    layout: str = "auto",
+    pool: bool = False,
+) -> Dataset:
     """Return the arrays of a file that `numpy.savez` or `numpy.savez_compressed` wrote.
 
     The file holds `images`, uint8 or floating point, `[N, H, W]` or `[N, C, H, W]`, or with the channels last if
     `layout` or their shape says so; `labels`, whole numbers or texts, `[N]`, each of which makes a class; and, if the
-    examples have owners, `groups`, whole numbers or texts, `[N]`.
+    examples have owners, `groups`, whole numbers or texts, `[N]`. Or it holds the splits one by one, as `x_train` and
+    `y_train`, or `train_images` and `train_labels`, and likewise for `test` and `val`.
 
     Args:
         seed: Ignored; the images are fixed.
         path: The file.
         num_classes: How many classes there are, where some may have no example and labels are counted from 0.
         layout: `channels-first`, `channels-last`, or `auto`, which takes the likelier one.
+        pool: Whether such splits are pooled, and each client draws its own.
 
     Raises:
         DataError: The file is not there, truncated or of another format, or an array does not fit.
     """
     check_choice("npz", "layout", layout, _LAYOUTS)
+    check_switch("npz", "pool", pool)
     if num_classes is not None:
         check_integer("npz", "num_classes", num_classes, 2, MAX_CLASSES)
     file = path_option("npz", path, expected="a file written by numpy.savez, with the arrays images and labels")
-    arrays = _read_arrays(file)
-    for name in ("images", "labels"):
-        if name not in arrays:
-            raise DataError(f"npz: {file} must hold the arrays images and labels, got {', '.join(arrays) or 'none'}")
+    arrays, splits = _pooled(file, _read_arrays(file))
     labels, groups = arrays["labels"], arrays.get("groups")
     images, notes = _shaped(file, arrays["images"], layout)
+    if splits is not None and not pool:
+        counts = ", ".join(f"{int((splits == place).sum()):,} of {split}" for place, split in enumerate(SPLITS))
+        notes = (*notes, f"npz: the splits are kept as they are in {file.name}: {counts} (data.options.pool)")
     if labels.shape[:1] != images.shape[:1]:
         raise _misfit(file, f"labels must be whole numbers or texts [{len(images)}], one per image", labels)
-    if groups is not None and (groups.dtype.kind not in "iuU" or groups.shape != labels.shape):
+    if groups is not None and (groups.dtype.kind not in "iuU" or groups.shape != images.shape[:1]):
         raise _misfit(file, f"groups must be whole numbers or texts [{len(images)}], one per image", groups)
     classes = class_labels("npz", labels, num_classes=num_classes)
     return Dataset(
@@ -114,7 +129,40 @@ def npz(seed: int, *, path: str | None = None, num_classes: int | None = None, l
         groups=None if groups is None else torch.from_numpy(numbered(groups)[0]),
         class_names=classes.names,
         notes=(*notes, *classes.notes),
+        splits=None if pool else splits,
     )
+
+
+def _pooled(file: Path, arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], Tensor | None]:
+    """Return the arrays `images` and `labels`, and where they were several by split, which split each example is of."""
+    if "images" in arrays and "labels" in arrays:
+        return arrays, None
+    found = [
+        (place, arrays[one], arrays[other])
+        for place, names in enumerate(_ARRAYS_OF_SPLITS)
+        for one, other in names
+        if one in arrays and other in arrays
+    ]
+    if not found or found[0][0] != SPLITS.index("train"):
+        raise DataError(
+            f"npz: {file} must hold the arrays images and labels, or x_train and y_train with those of other splits, "
+            f"got {', '.join(arrays) or 'none'}"
+        )
+    for _, images, labels in found:
+        if images.shape[1:] != found[0][1].shape[1:] or images.dtype != found[0][1].dtype:
+            raise _misfit(
+                file, f"the images of all splits must be {found[0][1].dtype} {list(found[0][1].shape)}", images
+            )
+        if labels.shape[:1] != images.shape[:1]:
+            raise _misfit(file, f"labels must be whole numbers or texts [{len(images)}], one per image", labels)
+        if labels.shape[1:] != found[0][2].shape[1:]:
+            raise _misfit(file, f"the labels of all splits must be alike, e.g. {list(found[0][2].shape)}", labels)
+    splits = torch.cat([torch.full((len(labels),), place) for place, _, labels in found])
+    pooled = {
+        "images": np.concatenate([images for _, images, _ in found]),
+        "labels": np.concatenate([labels for _, _, labels in found]),
+    }
+    return pooled, splits if splits.any() else None
 
 
 def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
@@ -125,7 +173,10 @@ def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
             content = np.load(stream, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 raise ValueError("it holds a single array, as numpy.save writes it")
-            arrays = {name: content[name] for name in content.files if name in ("images", "labels", "groups")}
+            known = {name for names in _ARRAYS_OF_SPLITS for pair in names for name in pair}
+            single = {"images", "labels"} <= set(content.files)
+            wanted = {"images", "labels", "groups"} if single else known & set(content.files) or set(content.files)
+            arrays = {name: content[name] for name in content.files if name in wanted}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("what it holds is not in NumPy's format")
         except MemoryError as error:

@@ -79,8 +79,8 @@ def filed_images(root: Path, layout: str) -> tuple[list[Filed], tuple[str, ...]]
             owners, classes = {str(file.owner) for file in files}, {file.label for file in files}
             remarks.append(
                 f"folder: the folders in {root} are taken for {len(owners)} owners ({listed(sorted(owners))}) of "
-                f"{len(classes)} classes ({listed(sorted(classes))}): set data.options.layout to owners, or to classes "
-                "if they are the classes"
+                f"{len(classes)} classes ({listed(sorted(classes))}), of which partition.name natural makes clients: set "
+                "data.options.layout to owners, or to classes if they are the classes"
             )
     else:
         files = [replace(file, label=file.folders[0]) for file in files]

@@ -105,8 +105,11 @@ def test_classes_without_examples_can_be_announced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"labels": None}, "must hold the arrays images and labels, got images"),
-        ({"images": None}, "must hold the arrays images and labels, got labels"),
+        ({"labels": None}, "x_train and y_train with those of other splits, got images"),
+        (
+            {"images": None},
+            "must hold the arrays images and labels, or x_train and y_train with those of other splits, got labels",
+        ),
         ({"images": np.zeros((6, 5), np.uint8)}, "images must be uint8 or floating point, [N, H, W]"),
         ({"images": np.zeros((0, 5, 5), np.uint8)}, "no empty dimension, got uint8 [0, 5, 5]"),
         ({"images": np.zeros((6, 5, 5), np.int32)}, "got int32 [6, 5, 5]"),
@@ -259,3 +262,37 @@ def test_the_layout_can_be_said(tmp_path: Path, layout: str, read: tuple[int, ..
     assert "layout must be auto or channels-first or channels-last, got 'NHWC'" in message(
         "npz", path=path, layout="NHWC"
     )
+
+
+@pytest.mark.parametrize("names", ["x_{0} y_{0}", "{0}_images {0}_labels"])
+def test_arrays_by_split_keep_their_split(tmp_path: Path, names: str) -> None:
+    arrays = {}
+    for split, number in (("test", 2), ("val", 1), ("train", 4)):
+        images, labels = names.format(split).split()
+        arrays[images], arrays[labels] = random_pixels(number, 9, 9, 3, seed=number), np.arange(number)[:, None] % 2
+    np.savez(tmp_path / "a.npz", **arrays)
+    dataset = load_npz(str(tmp_path / "a.npz"))
+    assert dataset.images.shape == (7, 3, 9, 9)
+    assert dataset.splits.tolist() == [0, 0, 0, 0, 1, 2, 2]
+    assert dataset.labels.tolist() == [0, 1, 0, 1, 0, 0, 1]
+    assert (
+        "npz: the splits are kept as they are in a.npz: 4 of train, 1 of validation, 2 of test (data.options.pool)"
+        in (dataset.remarks())
+    )
+    assert load_npz(str(tmp_path / "a.npz"), pool=True).splits is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"x_train": None}, "or x_train and y_train with those of other splits, got y_train, x_test, y_test"),
+        ({"x_test": random_pixels(2, 5, 5)}, "the images of all splits must be uint8 [4, 9, 9], got uint8 [2, 5, 5]"),
+        ({"y_test": np.arange(3)}, "labels must be whole numbers or texts [2], one per image, got int64 [3]"),
+        ({"y_test": np.arange(2)[:, None]}, "the labels of all splits must be alike, e.g. [4], got int64 [2, 1]"),
+    ],
+)
+def test_arrays_by_split_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    arrays = {"x_train": random_pixels(4, 9, 9), "y_train": np.arange(4) % 2, "x_test": random_pixels(2, 9, 9),
+              "y_test": np.arange(2)} | changes  # fmt: skip
+    np.savez(tmp_path / "a.npz", **{name: array for name, array in arrays.items() if array is not None})
+    assert told in message("npz", path=str(tmp_path / "a.npz"))
