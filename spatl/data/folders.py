@@ -79,7 +79,7 @@ def filed_images(root: Path, layout: str) -> tuple[list[Filed], tuple[str, ...]]
             owners, classes = {str(file.owner) for file in files}, {file.label for file in files}
             remarks.append(
                 f"folder: the folders in {root} are taken for {len(owners)} owners ({listed(sorted(owners))}) of "
-                f"{len(classes)} classes ({listed(sorted(classes))}), of which partition.name natural makes clients: set "
+                f"{len(classes)} classes ({listed(sorted(classes))}), whom the partition natural makes clients: set "
                 "data.options.layout to owners, or to classes if they are the classes"
             )
     else:

@@ -77,7 +77,8 @@ def test_owners_have_the_same_classes(tmp_path: Path) -> None:
     assert dataset.groups.tolist() == [0, 1, 0]
     assert dataset.remarks() == (
         f"folder: the folders in {tmp_path} are taken for 2 owners (alice, bob) of 2 classes (cat, dog), "
-        "of which partition.name natural makes clients: set data.options.layout to owners, or to classes if they are the classes",
+        "whom the partition natural makes clients: set data.options.layout to owners, or to classes if they are the "
+        "classes",
     )
     said = read(tmp_path, layout="owners")
     assert (labels_of(said), said.groups.tolist(), said.remarks()) == (["cat", "cat", "dog"], [0, 1, 0], ())
