@@ -33,10 +33,9 @@ from spatl.logs import EVENTS, logged_to
 from spatl.privacy import epsilon_of
 from spatl.protocol import BLOB, RECORD, unpack_saliency
 from spatl.reference import check_of
-from spatl.runner import config_of
+from spatl.runner import config_of, remarks_on
 from spatl.scalars import Scalars
 from spatl.selection.static import common_selection
-from spatl.unread import settings_without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +65,10 @@ def main(grid: Grid, context: Context) -> None:
             f"{directory} holds the {used[0]} of another run; choose another directory for this one (out)"
         )
     with alone_in_run(directory), logged_to(directory / "log.jsonl"):
-        if not str(context.run_config["config"]).lstrip().startswith("{"):  # of whole configs, `spatl.run` has said it
-            for line in settings_without_effect(config, engine="deployment").values():
-                logger.warning("%s", line)
         try:
+            if not str(context.run_config["config"]).lstrip().startswith("{"):  # of a whole config `spatl.run` says it
+                for line in remarks_on(config, cached_blueprint(config.to_json()), engine="deployment"):
+                    logger.warning("%s", line)
             streaming = (
                 grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid, patience=config.server.patience)
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -92,10 +92,7 @@ def run(
     except OSError as error:
         raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
     if warn:
-        unread = settings_without_effect(
-            config, engine="deployment" if engine else None, model=blueprint.model, dataset=blueprint.dataset
-        )
-        _warn(directory, [*unread.values(), *blueprint.dataset.remarks()])
+        _warn(directory, remarks_on(config, blueprint, engine="deployment" if engine else config.engine))
     config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
     with _watched(config, on_round, on_round_alone, progress) as told:
         return _run_all(config, directory, *told, command=command, pictures=pictures, engine=engine)
@@ -232,6 +229,14 @@ def _run_all(
     except SpatlError as error:  # the numbers are there; pictures need an extra that a bare install lacks
         logger.warning("no curves.png and no report.html: %s", error)
     return result
+
+
+def remarks_on(
+    config: ExperimentConfig, blueprint: Blueprint, *, engine: Literal["inline", "ray", "deployment"]
+) -> list[str]:
+    """Return what a user should know of a run before it starts: settings without effect, and how its data were read."""
+    unread = settings_without_effect(config, engine=engine, model=blueprint.model, dataset=blueprint.dataset)
+    return [*unread.values(), *blueprint.dataset.remarks()]
 
 
 def _warn(directory: Path, lines: Sequence[str]) -> None:

@@ -8,8 +8,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, RecordDict
 
+from clients.app import app as client_app
+from server.app import app as server_app
 from server.engines import run_inline, run_ray, write_app
+from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.errors import ConfigError, SpatlError
 from spatl.history import read_lines
 from spatl.processes import descendants, stop
@@ -125,3 +129,21 @@ def test_a_directory_that_holds_another_run_is_refused_and_left_alone(tmp_path, 
         run_inline(tiny_config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text(encoding="utf-8") == "{}\n"
+
+
+@pytest.mark.slow
+def test_a_run_that_flower_starts_from_a_file_says_what_has_no_effect(tmp_path):
+    """`spatl run` hands the whole config over, and has said it by then."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "rounds: 1\nmethod: fedavg\npartition: {name: iid, num_clients: 2, alpha: 0.5}\n"
+        "model: {options: {channels: [4, 6], hidden: 12}}\ntraining: {local_steps: 1, device: cpu}\n"
+    )
+    run_config = {"config": str(path), "out": str(tmp_path / "run")}
+    grid = InProcessGrid(client_app, num_clients=2, run_config=run_config)
+    context = Context(run_id=1, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config=run_config)
+    server_app(grid, context)
+    warnings = [row["message"] for row in read_lines(tmp_path / "run" / "log.jsonl") if row["level"] == "warning"]
+    assert warnings == [
+        "partition.alpha has no effect: the partition iid does not read it (dirichlet, flwr-dirichlet, quantity do)"
+    ]
