@@ -8,18 +8,24 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
+from pydantic import ValidationError
 
 from clients.round import Workplace
 from clients.state import ClientState, ContextStore, DirectoryStore, StateStore
-from spatl.config import config_from_run, parse_budget
+from spatl.config import AgreedConfig, ExperimentConfig, config_from_run, parse_budget
+from spatl.data.own import Agreement
 from spatl.errors import ConfigError, DivergedError, ReferenceLost, SpatlError, UpdateRejected
-from spatl.federation import cached_blueprint
+from spatl.federation import cached_blueprint, data_digest, describe_own
 from spatl.protocol import (
+    AGREED,
     BLOB,
     CLIENT_DIVERGED,
     CLIENT_LOST,
     CLIENT_REFUSED,
+    DESCRIPTION,
+    DIGEST,
     RECORD,
+    REFUSED,
     Download,
     pack_saliency,
     unpack_download,
@@ -43,6 +49,9 @@ def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
             return handle(message, context)
         except SpatlError as error:
             code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), CLIENT_REFUSED)
+            if _is_device(context):  # its owner sees nothing of what the server says
+                logger.error("this device could not do what it was asked for (%s): %s", message.metadata.message_type,
+                             error)  # fmt: skip
             return Message(Error(code=code, reason=str(error)), reply_to=message)
 
     return answer
@@ -51,14 +60,37 @@ def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
 @app.query()
 @_reporting
 def register(message: Message, context: Context) -> Message:
-    """Say which partition this node holds, how many examples it trains on, and what model it would build."""
-    workplace = workplace_of(context)
+    """Say which partition this node holds, how many examples it trains on, and what model it would build.
+
+    A device with data of its own is asked twice: first what its data are like, and then, with what the clients have
+    agreed on, for the rest. Why it cannot take part goes with its partition, so that the server can name it.
+    """
     client = _client(context)
+    try:
+        metrics, own = _registration(message, context, client)
+    except SpatlError as error:
+        if _is_device(context):
+            logger.error("client %d takes no part in this run: %s", client, error)
+        metrics, own = {}, ConfigRecord({REFUSED: str(error)})
+    records = RecordDict({"metrics": MetricRecord({"partition-id": client, **metrics}), RECORD: own})
+    return Message(records, reply_to=message)
+
+
+def _registration(message: Message, context: Context, client: int) -> tuple[dict[str, int], ConfigRecord]:
+    """What a client says of itself, in numbers and in bytes."""
+    store = _store(context)  # a state that has no place is refused before any work
+    config = _config(context)
+    if config.has_own_data and config.data.agreed is None:
+        agreed = message.content.config_records[RECORD].get(AGREED)
+        if agreed is None:
+            description = describe_own(config, client)
+            return {"num-examples": description.num_examples}, ConfigRecord({DESCRIPTION: description.to_bytes()})
+        config.agreeing(_agreement(str(agreed)))
+        store.save_agreed(str(agreed))
+    workplace = workplace_of(context)
     budget = _own_budget(context)
-    _store(context)  # a state that has no place is refused before any work, too
     if workplace.budget(client, budget) is None and budget is not None:  # an impossible one is refused, before any work
         logger.warning("client %d: this run sends whole updates, its budget of %s is not kept", client, budget)
-    metrics = MetricRecord({"partition-id": client, "num-examples": workplace.num_examples(client)})
     own = ConfigRecord(
         {
             "fingerprint": workplace.blueprint.layout.fingerprint,
@@ -67,7 +99,9 @@ def register(message: Message, context: Context) -> Message:
     )
     if workplace.config.row.static_mask:
         own[BLOB] = pack_saliency(workplace.saliency(client))
-    return Message(RecordDict({"metrics": metrics, RECORD: own}), reply_to=message)
+    if _is_device(context) and config.shares_data_on_disk:
+        own[DIGEST] = data_digest(config)
+    return {"num-examples": workplace.num_examples(client)}, own
 
 
 @app.train()
@@ -152,15 +186,41 @@ def _store(context: Context) -> StateStore:
 
 
 def workplace_of(context: Context) -> Workplace:
-    """What the run's config describes, on the device and with the data that the node's own config names."""
+    """What the run's config describes, on the device and with the data that the node's own config names.
+
+    Raises:
+        SpatlError: It does not work out, or this device does not know what the clients have agreed on.
+    """
+    config = _config(context)
+    if config.has_own_data and config.data.agreed is None:
+        agreed = _store(context).agreed()
+        if agreed is None:
+            raise SpatlError("this device has not registered, or lost what the clients have agreed on")
+        config = config.agreeing(_agreement(agreed))
+    return _cached_workplace(config.to_json())
+
+
+def _config(context: Context) -> ExperimentConfig:
+    """The run's config, as the node's own config has it."""
     device, data = (context.node_config.get(key) for key in ("device", "data-dir"))
     try:
-        config = config_from_run(context.run_config).on_device(
+        return config_from_run(context.run_config).on_device(
             device=None if device is None else str(device), data=None if data is None else str(data)
         )
     except ConfigError as error:
         raise ConfigError(f"the node's config: {error}") from None
-    return _cached_workplace(config.to_json())
+
+
+def _agreement(text: str) -> Agreement:
+    try:
+        return AgreedConfig.model_validate_json(text).agreement()
+    except ValidationError as error:
+        raise ConfigError(f"what the clients have agreed on does not hold: {error.errors()[0]['msg']}") from None
+
+
+def _is_device(context: Context) -> bool:
+    """Whether this is a machine of its own, with a place for its state, and not a part of a simulation."""
+    return "state-dir" in context.node_config
 
 
 @lru_cache(maxsize=2)

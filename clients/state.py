@@ -18,7 +18,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from spatl.durable import alone_in, seal, sync_names, unseal, write_synced
+from spatl.durable import alone_in, replace_file, seal, sync_names, unseal, write_synced
 from spatl.errors import DamagedState, SpatlError
 from spatl.reference import Held
 from spatl.selection.layout import EncoderLayout
@@ -31,6 +31,7 @@ _FILE = "state.safetensors"
 _PREVIOUS = "previous.safetensors"
 _TEMPORARY = "state.tmp"
 _LOCK = "state.lock"
+_AGREED = "agreed.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,14 @@ class StateStore(Protocol):
         """Replace the state."""
         ...
 
+    def agreed(self) -> str | None:
+        """What the clients have agreed on, as JSON; None before they have."""
+        ...
+
+    def save_agreed(self, text: str) -> None:
+        """Keep what the clients have agreed on, for the messages to come."""
+        ...
+
 
 class DirectoryStore:
     """A file in the client's own directory, replaced atomically, and the one before it.
@@ -225,6 +234,18 @@ class DirectoryStore:
         os.replace(self._temporary, self._path)
         sync_names(self._directory)
 
+    def agreed(self) -> str | None:
+        """What the clients have agreed on, as JSON; None before they have."""
+        try:
+            return (self._directory / _AGREED).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def save_agreed(self, text: str) -> None:
+        """Keep what the clients have agreed on, for the messages to come."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        replace_file(self._directory / _AGREED, text.encode())
+
     @staticmethod
     def _read(path: Path) -> ClientState | None:
         try:
@@ -258,6 +279,15 @@ class ContextStore:
             record["previous"] = record["state"]
         record["state"] = state.to_bytes()
         self._records["spatl"] = record
+
+    def agreed(self) -> str | None:
+        """What the clients have agreed on, as JSON; None before they have."""
+        record = self._records.config_records.get("agreed")
+        return None if record is None else str(record["json"])
+
+    def save_agreed(self, text: str) -> None:
+        """Keep what the clients have agreed on, for the messages to come."""
+        self._records["agreed"] = ConfigRecord({"json": text})
 
     def _read(self, name: str) -> ClientState | None:
         record = self._records.config_records.get("spatl")

@@ -3,35 +3,28 @@
 import json
 import logging
 import platform
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
-from torch import Tensor
 
 import spatl
 from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid, StreamingGrid
+from server.registration import register
 from server.reporting import Recorder
-from server.strategy import Federation, error_line
-from server.traffic import message_traffic
+from server.strategy import Federation
 from spatl.config import ExperimentConfig, config_from_run
 from spatl.durable import replace_file
-from spatl.errors import ConfigError, SpatlError, UpdateRejected
-from spatl.federation import Blueprint, cached_blueprint, reproducible
-from spatl.history import alone_in_run, write_json
-from spatl.ledger import Direction, entry
+from spatl.errors import ConfigError, SpatlError
+from spatl.federation import reproducible, servers_blueprint
+from spatl.history import REGISTRATION, alone_in_run, write_json
 from spatl.logs import EVENTS, logged_to
 from spatl.privacy import epsilon_of
-from spatl.protocol import BLOB, RECORD, unpack_saliency
 from spatl.reference import check_of
 from spatl.runner import config_of, remarks_on
 from spatl.scalars import Scalars
@@ -40,10 +33,6 @@ from spatl.selection.static import common_selection
 logger = logging.getLogger(__name__)
 
 app = ServerApp()
-
-_CONNECT_POLL_SECONDS = 0.5
-_FIRST_ROUND = "1"  # registration belongs to it
-_PASSING_ERRORS = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
 
 
 @app.main()
@@ -72,8 +61,8 @@ def main(grid: Grid, context: Context) -> None:
             streaming = (
                 grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid, patience=config.server.patience)
             )
-            keys = _keys_of(context.run_config)
-            serve(streaming, config, directory, resume=resume, keys=keys)
+            devices = bool(context.run_config.get("run"))
+            serve(streaming, config, directory, resume=resume, keys=_keys_of(context.run_config), devices=devices)
         except SpatlError as error:
             EVENTS.error("%s", error)
             # For whoever started this process and cannot see its exceptions.
@@ -83,7 +72,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def serve(
     grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool = False,
-    keys: Mapping[int, int] | None = None,
+    keys: Mapping[int, int] | None = None, devices: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a federation over a grid.
 
@@ -96,6 +85,7 @@ def serve(
         directory: Where its files go.
         resume: Whether to go on after the last round of the run in `directory`.
         keys: The client whose key each node holds, by node id, where nodes are authenticated.
+        devices: Whether clients are machines of their own; one that cannot take part is then left out.
 
     Returns:
         The object of `summary.json`.
@@ -103,8 +93,8 @@ def serve(
     Raises:
         SpatlError: The run cannot start or cannot go on; what was computed stands in `directory`.
     """
-    blueprint = cached_blueprint(config.to_json())
-    blueprint.check_clients()
+    if not config.has_own_data:
+        servers_blueprint(config.to_json()).check_clients()
     if resume and config_of(directory) != config:
         raise ConfigError(f"{directory} was run with another config; resume it with its own config.yaml")
     checkpoint = load_checkpoint(directory) if resume else None
@@ -114,14 +104,27 @@ def serve(
     if resume:
         (directory / "error.json").unlink(missing_ok=True)
     replace_file(directory / "config.yaml", config.to_yaml().encode())
-    clients = _register(grid, blueprint, recorder if checkpoint is None else None, keys or {})
+    known = checkpoint.state.num_examples if checkpoint else {}
+    roll = register(
+        grid, config, recorder if checkpoint is None else None, keys=keys or {}, known=known, devices=devices
+    )
+    config, blueprint, clients = roll.config, roll.blueprint, roll.clients
+    replace_file(directory / "config.yaml", config.to_yaml().encode())  # with what the clients have agreed on
     num_examples = {client: registration.num_examples for client, registration in clients.items()}
     nodes = {client: registration.node_id for client, registration in clients.items()}
+    if devices:
+        absent = {str(client): reason for client, reason in roll.absent.items()}
+        write_json(directory / REGISTRATION, {"num_examples": num_examples, "absent": absent})
     recorder.num_examples.update(num_examples)
     recorder.start_clock()
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
     selection = None
     if config.row.static_mask:
+        if known and known.keys() != clients.keys():
+            raise SpatlError(
+                f"{config.row.title} goes on with the clients that agreed on its channels only: {sorted(known)}, "
+                f"got {sorted(clients)}"
+            )
         saliency = {client: registration.saliency for client, registration in clients.items()}
         selection = common_selection(saliency, num_examples, blueprint.costs, config.budget())
     own = check_of(blueprint.initial_encoder())
@@ -157,6 +160,8 @@ def serve(
             "python": platform.python_version(),
         },
     }
+    if roll.absent:
+        facts["absent"] = {str(client): reason for client, reason in roll.absent.items()}
     if (noise_multiplier := config.privacy.noise_multiplier) is not None:
         epsilon = epsilon_of(noise_multiplier, recorder.most_participations, config.privacy.delta)
         facts |= {"epsilon": epsilon, "delta": config.privacy.delta}
@@ -171,129 +176,7 @@ def _engine_name(grid: Grid, config: ExperimentConfig) -> str:
     return config.engine if config.engine != "inline" else "flower"
 
 
-@dataclass(frozen=True, eq=False)
-class _Registration:
-    """What a client says of itself: where it is, how much it trains on, and, if asked, its channel saliency [C].
-
-    `initial` is a digest of the initial encoder that it builds.
-    """
-
-    node_id: int
-    num_examples: int
-    initial: bytes
-    saliency: Tensor
-
-
 def _keys_of(run_config: Mapping[str, Any]) -> dict[int, int]:
     """The client whose key each node holds, by node id; nothing where nodes are not authenticated."""
     nodes: dict[str, int] = json.loads(str(run_config.get("nodes", "{}")))
     return {node_id: int(client) for client, node_id in nodes.items()}
-
-
-def _register(
-    grid: Grid, blueprint: Blueprint, recorder: Recorder | None, keys: Mapping[int, int]
-) -> dict[int, _Registration]:
-    """Ask every node which partition it holds: return the registrations by client, and record their bytes."""
-    config = blueprint.config
-    clients: dict[int, _Registration] = {}
-    question = RecordDict({RECORD: ConfigRecord({"fingerprint": blueprint.layout.fingerprint})})
-    asked: Counter[int] = Counter()
-    for reply in _answers(grid, config, question, clients, asked):
-        client, registration = _registration(reply, blueprint)
-        owner = keys.get(registration.node_id, client)
-        if owner != client:
-            raise ConfigError(f"the node with the key of client {owner} says that it holds partition {client}")
-        if client in clients:
-            raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")
-        clients[client] = registration
-        if recorder is None:
-            continue
-        sent: list[tuple[Direction, RecordDict]] = [("downlink", question)] * asked[registration.node_id]
-        # What the clients say of their channels is there to agree on indices.
-        indices = {"uplink": 4 * registration.saliency.numel()}
-        for way, content in [*sent, ("uplink", reply.content)]:
-            traffic = message_traffic(content, direction=way, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
-            recorder.round.entries.append(
-                entry(
-                    server_round=1, client=client, direction=way, phase="query",
-                    num_bytes=traffic.num_bytes, opposite=traffic.opposite,
-                    sections={"indices": indices.get(way, 0)},
-                )
-            )  # fmt: skip
-    missing = sorted(set(range(config.partition.num_clients)) - set(clients))
-    if missing:
-        raise SpatlError(f"clients {missing} did not register; the run needs all {config.partition.num_clients}")
-    return dict(sorted(clients.items()))
-
-
-def _answers(
-    grid: Grid, config: ExperimentConfig, question: RecordDict, clients: Mapping[int, _Registration],
-    asked: Counter[int],
-) -> Iterator[Message]:  # fmt: skip
-    """Ask the nodes that are not among the clients yet; those that go before they answer are asked when they are back.
-
-    `asked` counts the questions by node.
-
-    Raises:
-        SpatlError: Not enough nodes are connected.
-    """
-    deadline = time.monotonic() + config.server.connect_timeout_seconds
-    lost = True
-    while lost:
-        known = {client.node_id for client in clients.values()}
-        nodes = [node_id for node_id in _connected_nodes(grid, config) if node_id not in known]
-        questions = [
-            Message(question, dst_node_id=node_id, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
-            for node_id in nodes
-        ]
-        asked.update(nodes)
-        lost = False
-        for reply in grid.send_and_receive(questions, timeout=config.server.round_timeout_seconds):
-            if reply.has_error() and reply.error.code in _PASSING_ERRORS and time.monotonic() < deadline:
-                lost = True
-                logger.warning("node %d could not register, it will be asked again: %s", reply.metadata.src_node_id,
-                               error_line(reply.error))  # fmt: skip
-            else:
-                yield reply
-
-
-def _registration(reply: Message, blueprint: Blueprint) -> tuple[int, _Registration]:
-    if reply.has_error():
-        raise SpatlError(f"a client could not register: {error_line(reply.error)}")
-    try:
-        metrics = reply.content.metric_records["metrics"]
-        client, examples = metrics["partition-id"], metrics["num-examples"]
-        own = reply.content.config_records[RECORD]
-        fingerprint, initial = own["fingerprint"], own["initial"]
-        static = blueprint.config.row.static_mask
-        blob = own[BLOB] if static else b""
-    except KeyError as error:
-        raise SpatlError(f"a client's registration lacks {error}") from error
-    num_clients = blueprint.config.partition.num_clients
-    if not isinstance(client, int) or not 0 <= client < num_clients:
-        raise ConfigError(f"a node says it holds partition {client}; the config has {num_clients}, counted from 0")
-    if not isinstance(examples, int) or examples < 1:
-        raise SpatlError(f"client {client} registered with {examples} training examples, expected at least 1")
-    if fingerprint != blueprint.layout.fingerprint:
-        raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
-    if not isinstance(initial, bytes) or not isinstance(blob, bytes):
-        raise SpatlError(f"client {client} registered with other than bytes where bytes are expected")
-    try:
-        saliency = unpack_saliency(blob, blueprint.layout) if static else torch.zeros(0)
-    except UpdateRejected as error:
-        raise SpatlError(f"client {client} could not register: {error}") from error
-    return client, _Registration(reply.metadata.src_node_id, examples, initial, saliency)
-
-
-def _connected_nodes(grid: Grid, config: ExperimentConfig) -> Sequence[int]:
-    """Wait until as many nodes are connected as the partition has clients."""
-    wanted = config.partition.num_clients
-    deadline = time.monotonic() + config.server.connect_timeout_seconds
-    while len(node_ids := sorted(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
-        time.sleep(_CONNECT_POLL_SECONDS)
-    if len(node_ids) != wanted:
-        raise ConfigError(
-            f"partition.num_clients is {wanted}, but {len(node_ids)} nodes are connected; for a simulation add "
-            f'--federation-config "num-supernodes={wanted}"'
-        )
-    return node_ids

@@ -12,8 +12,8 @@ from spatl.durable import replace_file, seal, unseal
 from spatl.errors import SpatlError
 
 FILE = "server.checkpoint"
-_FORMAT = 2
-_BY_CLIENT = ("folded", "held", "astray")
+_FORMAT = 3
+_BY_CLIENT = ("folded", "held", "astray", "num_examples")
 _OF_ADMISSION = ("failures", "away", "trust")
 _OPTIONAL = ("control", "held_control")
 
@@ -35,6 +35,7 @@ class ServerState:
         first_loss: The median training loss of the first round with an update, at least 1; None before it.
         useless_rounds: How many rounds in a row had nothing usable.
         admission: What decides who is let in.
+        num_examples: The training examples of each client that ever registered: what c is the weighted sum over.
     """
 
     encoder: Tensor
@@ -48,6 +49,7 @@ class ServerState:
     first_loss: float | None = None
     useless_rounds: int = 0
     admission: Admission = field(default_factory=Admission)
+    num_examples: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,8 @@ from server.certificates import make_authority, make_client_pair, make_server_pa
 from server.engines import check_outcome, write_app
 from server.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
 from spatl.cli import print_result
-from spatl.config import ExperimentConfig, load_config
+from spatl.config import ExperimentConfig, load_config, parse_config, read_config
+from spatl.data import DATASETS, OWN
 from spatl.deployment import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -61,7 +62,7 @@ from spatl.deployment import (
 from spatl.durable import replace_file
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import cached_blueprint
-from spatl.history import alone_in_run, has_rounds, read_run, serving_run
+from spatl.history import REGISTRATION, alone_in_run, has_rounds, read_json, read_run, serving_run
 from spatl.processes import environment, free_port, past_proxies, stop
 from spatl.progress import progress_of
 from spatl.runner import config_of, resume, run
@@ -83,11 +84,22 @@ def init(options: Namespace, console: Console) -> None:
     if directory.exists():
         raise ConfigError(f"{directory} is already there; choose another directory, for keys are never overwritten")
     address = Address.parse(options.address)
-    config = load_config(options.config, options.overrides).located(Path.cwd())
+    values = read_config(options.config, options.overrides)
+    section = values.get("partition") or {}
+    given = not isinstance(section, dict) or section.get("name") is not None
+    if not given:
+        values["partition"] = {**section, "name": OWN}
+    config = parse_config(values).located(Path.cwd())
+    if config.has_own_data and "path" not in DATASETS[config.data.name].options:
+        raise ConfigError(
+            f"partition.name: own{'' if given else ' (the default here)'} is for data that lie on the devices, but "
+            f"data set {config.data.name!r} is read from no path: name a partitioner, e.g. --set partition.name=iid"
+        )
     if config.report.compare_alone:
         logger.warning("report.compare_alone is not kept: a deployment's clients train together only")
         config = config.model_copy(update={"report": config.report.model_copy(update={"compare_alone": False})})
-    cached_blueprint(config.to_json()).check_clients()  # a mistake in the config shows here, before anything is written
+    if not config.has_own_data:  # a mistake in the config shows here, before anything is written
+        cached_blueprint(config.to_json()).check_clients()
     num_clients = config.partition.num_clients
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +123,10 @@ def init(options: Namespace, console: Console) -> None:
             write_private(server / PUBLIC_KEYS / f"client-{client}.pub", pair.public)
     except OSError as error:
         raise SpatlError(f"cannot write {error.filename or directory}: {error.strerror}") from error
+    owned = f"partition.name: own{'' if given else ', for the config names none'}: what lies on a device is all its own"
+    shares = f"partition.name: {config.partition.name}: each device gets its share of one data set, which all must hold"
     for line in (
+        owned if config.has_own_data else f"{shares} alike",
         f"{directory}: keys for a server and {num_clients} clients. Keep ca/ offline; copy the others to their "
         "machines, each to its own alone, and start there:",
         f"  spatl deploy server {server}",
@@ -149,7 +164,8 @@ def serve(options: Namespace, console: Console) -> None:
         with alone_in_run(
             run_directory
         ):  # what a killed one left may still be at work; the ServerApp locks it for good
-            (run_directory / "error.json").unlink(missing_ok=True)
+            for name in ("error.json", REGISTRATION):
+                (run_directory / name).unlink(missing_ok=True)
             write_run(run_directory, run_name(run_directory) or _new_name(), directory)
             replace_file(run_directory / CONFIG, config.to_yaml().encode())  # for whoever looks while clients come
         keys = {} if options.insecure else _public_keys(directory, site.num_clients)
@@ -157,8 +173,9 @@ def serve(options: Namespace, console: Console) -> None:
             nodes = link.register(keys)
             link.open()
             say(f"listening on {bind}, waiting for {site.num_clients} clients")
-            link.await_clients(site.num_clients, say, seconds=options.wait)
-            link.run(config, run_directory, resume=resume, nodes=nodes)
+            enough = max(1, config.server.min_replies)
+            link.await_clients(site.num_clients, say, seconds=options.wait, enough=enough)
+            link.run(config, run_directory, say, resume=resume, nodes=nodes)
 
     command = shlex.join(["spatl", "deploy", "server", options.directory])
     if options.resume and (out / "summary.json").exists() and (out / "report.html").exists():
@@ -183,11 +200,15 @@ def _forget_other(config: ExperimentConfig, out: Path) -> None:
     Under the same name, the devices go on from what they have of its first round.
     """
     try:
-        same = config_of(out) == config
+        same = _without_agreement(config_of(out)) == _without_agreement(config)
     except SpatlError:  # it is not there, or of another version
         same = False
     if not same:
         (out / RUN).unlink(missing_ok=True)
+
+
+def _without_agreement(config: ExperimentConfig) -> ExperimentConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"agreed": None})})
 
 
 class _Link:
@@ -232,11 +253,11 @@ class _Link:
         """Let SuperNodes in, now that it knows whom."""
         self._http.post(OPEN_PATH).raise_for_status()
 
-    def await_clients(self, number: int, say: Callable[[str], None], *, seconds: float) -> None:
-        """Wait until so many clients are connected, and say who is missing.
+    def await_clients(self, number: int, say: Callable[[str], None], *, seconds: float, enough: int) -> None:
+        """Wait until so many clients are connected, or for a while for enough of them, and say who is missing.
 
         Raises:
-            SpatlError: They do not come in time.
+            SpatlError: Too few come in time.
         """
         deadline, said = time.monotonic() + seconds, -1
         while True:
@@ -250,14 +271,21 @@ class _Link:
             self._check_alive()
             if time.monotonic() > deadline:
                 missing = sorted(node.name for node in nodes if node.name and node.status != "online")
-                raise SpatlError(
+                told = (
                     f"after {seconds:g} s {len(online)} of {number} clients are connected"
                     f"{', without ' + ', '.join(missing) if missing else ''} (--wait)"
                 )
+                if len(online) < enough:
+                    raise SpatlError(told)
+                say(f"{told}; going on with those")
+                return
             time.sleep(_POLL_SECONDS)
 
-    def run(self, config: ExperimentConfig, directory: Path, *, resume: bool, nodes: Mapping[int, int]) -> None:
-        """Submit a run and wait for its end.
+    def run(
+        self, config: ExperimentConfig, directory: Path, say: Callable[[str], None], *, resume: bool,
+        nodes: Mapping[int, int],
+    ) -> None:  # fmt: skip
+        """Submit a run and wait for its end, and say who takes no part.
 
         Raises:
             SpatlError: It ended without a result.
@@ -268,8 +296,13 @@ class _Link:
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         run_id = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
         over = [directory / name for name in ("summary.json", "error.json")]
+        said = False
         while not any(path.exists() for path in over) and not self._is_finished(run_id):
             self._check_alive()
+            if not said and (directory / REGISTRATION).exists():
+                for client, reason in read_json(directory / REGISTRATION)["absent"].items():
+                    say(f"client {client} takes no part: {reason}")
+                said = True
             time.sleep(_POLL_SECONDS)
         deadline = time.monotonic() + _FINISH_SECONDS
         while not self._is_finished(run_id) and time.monotonic() < deadline:  # the clients' last replies are in

@@ -105,7 +105,9 @@ class Federation(FedAvg):
         self._config = blueprint.config
         self._nodes = nodes
         self._clients = {node: client for client, node in nodes.items()}
-        self._num_examples = num_examples
+        # Of all that ever registered: who is away for a while has a share in c as before.
+        known = dict(checkpoint.state.num_examples) if checkpoint is not None else {}
+        self._num_examples = num_examples = {**known, **num_examples}
         self._recorder = recorder
         self._selection = selection
         self._sent = 0, b""
@@ -131,12 +133,21 @@ class Federation(FedAvg):
             held=dict.fromkeys(num_examples, 0),
             astray=dict.fromkeys(num_examples, 0.0),
             cannot_build=frozenset(cannot_build),
+            num_examples=num_examples,
         )
         self._done = 0
         if checkpoint is not None:
             self._done = checkpoint.server_round
             self._reference.restore(checkpoint.reference)
-            self.state = replace(checkpoint.state, cannot_build=checkpoint.state.cannot_build | self.state.cannot_build)
+            before, control = checkpoint.state, checkpoint.state.control
+            if control is not None and known:  # the c_i of one that is new is 0, and p_i is less for all others
+                control = control * (sum(known.values()) / sum(num_examples.values()))
+            self.state = replace(
+                before, control=control, num_examples=num_examples,
+                held={**self.state.held, **before.held},
+                astray={**dict.fromkeys(num_examples, 1.0), **before.astray},
+                cannot_build=before.cannot_build | self.state.cannot_build,
+            )  # fmt: skip
 
     @property
     def num_rounds_left(self) -> int:

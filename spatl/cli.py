@@ -359,6 +359,8 @@ def print_result(console: Console, result: RunResult) -> None:
     if summary["rejected"] or summary["missing"]:
         add("updates refused / lost", f"{summary['rejected']} / {summary['missing']}")
     print_table(console, table)
+    for client, reason in summary.get("absent", {}).items():
+        print_line(console, f"client {client} took no part: {reason}")
     for name in ("report.html", "curves.png", "summary.json", "history.jsonl", "clients.jsonl", "ledger.jsonl"):
         if (result.directory / name).exists():
             print_line(console, str(result.directory / name))

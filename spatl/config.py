@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,8 +15,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spatl.codec import CODECS
-from spatl.data import DATASETS, PARTITIONERS
-from spatl.errors import ConfigError, did_you_mean
+from spatl.data import DATASETS, OWN, PARTITIONERS
+from spatl.data.own import Agreement, check_classes, check_shape
+from spatl.errors import ConfigError, DataError, did_you_mean
 from spatl.methods import METHODS, Method, PredictorMode
 from spatl.models import MODELS
 from spatl.selection.budget import BUDGET_KINDS, Budget
@@ -44,6 +46,37 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class AgreedConfig(Section):
+    """What devices with data of their own have agreed on (`partition.name: own`)."""
+
+    classes: tuple[str, ...]
+    """The names of all classes, in the order of the model's outputs."""
+    shape: tuple[int, ...]
+    """Channels, height and width of the images."""
+    means: tuple[float, ...]
+    """What is taken from the values of each channel."""
+    deviations: tuple[Positive, ...]
+    """What they are then divided by."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        try:
+            check_classes(self.classes)
+            check_shape(self.shape)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+        if len(self.classes) < 2 or not len(self.means) == len(self.deviations) == self.shape[0]:
+            raise ValueError(
+                f"expected two classes or more, and means and deviations of {self.shape[0]} channels, got "
+                f"{len(self.classes)}, {len(self.means)} and {len(self.deviations)}"
+            )
+        return self
+
+    def agreement(self) -> Agreement:
+        """What `spatl.data` needs of this section."""
+        return Agreement(**self.model_dump())
+
+
 class DataConfig(Section):
     """Which examples there are, and how each client divides its own."""
 
@@ -55,6 +88,8 @@ class DataConfig(Section):
     """Share of a client's examples that selectors may look at."""
     test_fraction: Fraction = 0.25
     """Share of a client's examples that only evaluation sees."""
+    agreed: AgreedConfig | None = None
+    """What devices with data of their own go by; the server of a deployment fills it in when they have registered."""
 
     @field_validator("name")
     @classmethod
@@ -66,7 +101,7 @@ class PartitionConfig(Section):
     """How the examples are spread over the clients."""
 
     name: str = "dirichlet"
-    """A row of `spatl show partitioners`."""
+    """A row of `spatl show partitioners`. `spatl deploy init` takes `own` where a config names none."""
     num_clients: Count = 20
     """Number of clients in the federation."""
     alpha: Positive = 0.5
@@ -523,6 +558,22 @@ class ExperimentConfig(Section):
                     f"selection.clients names client {client}, but there are {self.partition.num_clients}, from 0"
                 )
         return self
+
+    @property
+    def has_own_data(self) -> bool:
+        """Whether each client is a device with data of its own."""
+        return self.partition.name == OWN
+
+    @property
+    def shares_data_on_disk(self) -> bool:
+        """Whether clients get shares of one data set that each machine reads from its own disk."""
+        from_disk = "path" in DATASETS[self.data.name].options and not self.data.options.get("hub")
+        return from_disk and not self.has_own_data
+
+    def agreeing(self, agreement: Agreement) -> Self:
+        """The same for devices that have agreed on what their data have in common."""
+        agreed = parse_config({"data": {"agreed": asdict(agreement)}}).data.agreed
+        return self.model_copy(update={"data": self.data.model_copy(update={"agreed": agreed})})
 
     @property
     def row(self) -> Method:

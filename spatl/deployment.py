@@ -138,7 +138,7 @@ def read_client_site(directory: Path) -> ClientSite:
 
 def write_run(run: Path, name: str, server: Path) -> None:
     """Say in a run's directory what its devices call it, and that it is of the server of a directory."""
-    replace_file(run / RUN, (json.dumps({"run": name, "server": str(server)}, indent=2) + "\n").encode())
+    replace_file(run / RUN, (to_json({"run": name, "server": str(server)}, indent=2) + "\n").encode())
 
 
 def run_name(run: Path) -> str | None:

@@ -4,6 +4,7 @@ Server and clients never send each other the structure of anything; they build i
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,19 @@ from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.official import training_indices, with_official
+from spatl.data.own import Description, as_found, describe, fit
 from spatl.errors import ConfigError, DataError, ModelError
 from spatl.models import Split, add_residual_, build_model, make_split
+from spatl.seeding import generator
 from spatl.selection.budget import Costs, check_budget
 from spatl.selection.groups import trace_groups
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.static import check_static_budget
+
+_OWN_IN_A_SIMULATION = (
+    "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "
+    "for all clients: take natural where it says whose its examples are, or dirichlet, iid"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +75,8 @@ class Blueprint:
 
     def check_clients(self) -> None:
         """Raise a `DataError` if a client has too few examples to split; a device need not look at the others."""
+        if self.config.has_own_data:
+            return  # each device sees to its own
         for client in range(self.config.partition.num_clients):
             self.client_data(client)
 
@@ -77,6 +87,11 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
     Raises:
         DataError: The data set is not there, or cannot be partitioned like this.
     """
+    if config.has_own_data:
+        if config.data.agreed is None:
+            raise ConfigError(_OWN_IN_A_SIMULATION)
+        dataset = fit(load_own(config), config.data.agreed.agreement())
+        return dataset, (torch.arange(len(dataset)),) * config.partition.num_clients
     dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
     if dataset.num_classes < 2:  # of one device's own data this may be so
         raise DataError(
@@ -97,6 +112,52 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
     return dataset, with_official(dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural")
 
 
+def load_own(config: ExperimentConfig) -> Dataset:
+    """Return the data that lie on this device, as found: their values are not scaled yet.
+
+    Raises:
+        DataError: They are not there, or too few.
+    """
+    with as_found():
+        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+    if len(dataset) < config.partition.min_examples:
+        raise DataError(
+            f"{len(dataset)} examples lie here, expected at least {config.partition.min_examples} "
+            "(partition.min_examples)"
+        )
+    return dataset
+
+
+def describe_own(config: ExperimentConfig, client: int) -> Description:
+    """Return what a device tells of its data before the clients agree on a model and a scale.
+
+    Raises:
+        DataError: The data are not there, too few, or none that anybody could agree upon.
+    """
+    dataset = load_own(config)
+    data = client_data(
+        dataset, torch.arange(len(dataset)), client=client, seed=config.seed,
+        validation_fraction=config.data.validation_fraction, test_fraction=config.data.test_fraction,
+    )  # fmt: skip
+    return Description.from_bytes(describe(dataset, data.train.images).to_bytes())  # by the same rules as the server's
+
+
+def data_digest(config: ExperimentConfig) -> bytes:
+    """Return a digest of the data set that lies here, of which clients get shares (SHA-256).
+
+    Of the values as found, so that it depends on no library but those that decode images.
+
+    Raises:
+        DataError: It is not there.
+    """
+    with as_found():
+        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+    digest = hashlib.sha256(repr((dataset.images.shape, dataset.class_names)).encode())
+    for tensor in (dataset.images, dataset.labels, dataset.groups, dataset.splits):
+        digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
+    return digest.digest()
+
+
 def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor], client: int) -> ClientData:
     """Return the splits of one client, given what `load_clients` returned.
 
@@ -115,13 +176,19 @@ def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Ten
     )
 
 
-def make_blueprint(config: ExperimentConfig) -> Blueprint:
+def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Blueprint:
     """Build and check what a config describes, but for the clients' splits (`Blueprint.check_clients`).
+
+    Args:
+        config: The run.
+        has_data: Whether this machine has data where each device has its own; the server then needs none.
 
     Raises:
         SpatlError: A data set, model, cut, partition or budget does not work out.
     """
-    dataset, parts = load_clients(config)
+    dataset, parts = load_clients(config) if has_data else (_stand_in(config), ())
+    # The same on all sides, so that nothing that is built depends on what lies on one of them.
+    example = (_stand_in(config) if config.has_own_data else dataset).images[:1]
     _, in_channels, image_size, _ = dataset.images.shape
     model, cut = build_model(
         config.model.name,
@@ -135,12 +202,12 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
     _check_weights(model)
     _check_output(model, dataset)
     if config.predictor_mode == "residual":
-        cut = add_residual_(model, cut, dataset.images[:1])
+        cut = add_residual_(model, cut, example)
     split = _SPLITS[config.shares](model, cut)
     shared = config.training.batch_norm == "shared"
     trace = trace_groups(
         model,
-        dataset.images[:1],
+        example,
         parameters=list(split.encoder_parameters(model)),
         statistics=list(split.encoder_statistics(model)) if shared else [],
     )
@@ -165,6 +232,13 @@ def make_blueprint(config: ExperimentConfig) -> Blueprint:
 def cached_blueprint(config_json: str) -> Blueprint:
     """Return the blueprint of a config, made once per process."""
     return make_blueprint(config_from_json(config_json))
+
+
+@lru_cache(maxsize=1)
+def servers_blueprint(config_json: str) -> Blueprint:
+    """Return the blueprint as the server needs it: without data where each device has its own."""
+    config = config_from_json(config_json)
+    return make_blueprint(config, has_data=False) if config.has_own_data else cached_blueprint(config_json)
 
 
 def encoder_tensors(model: nn.Module, split: Split) -> dict[str, Tensor]:
@@ -213,6 +287,17 @@ def reproducible(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+
+
+def _stand_in(config: ExperimentConfig) -> Dataset:
+    """A batch of random images of the shape and the classes that were agreed upon."""
+    agreed = config.data.agreed
+    if agreed is None:
+        raise ConfigError(_OWN_IN_A_SIMULATION)
+    number = max(2, config.training.batch_size)
+    images = torch.rand((number, *agreed.shape), generator=generator(config.seed, "stand-in")) * 2 - 1
+    labels = torch.arange(number) % len(agreed.classes)
+    return Dataset(config.data.name, images, labels, num_classes=len(agreed.classes), class_names=agreed.classes)
 
 
 def _check_message_bytes(blueprint: Blueprint) -> None:

@@ -17,9 +17,14 @@ from spatl.units import human_bytes, human_percent
 
 _LOCK = ".lock"
 _SERVERS_LOCK = ".server.lock"
+REGISTRATION = "registration.json"
+"""Who takes part in a deployment's run (`num_examples` by client), and who does not (`absent`: why, by client)."""
 _OF_A_START = frozenset(
-    {_LOCK, _SERVERS_LOCK, "config.yaml", "deployment.json", "error.json", "flower.log", "log.jsonl", "tensorboard"}
-)
+    {
+        _LOCK, _SERVERS_LOCK, REGISTRATION, "config.yaml", "deployment.json", "error.json", "flower.log", "log.jsonl",
+        "tensorboard",
+    }
+)  # fmt: skip
 """What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
 
 
@@ -334,7 +339,7 @@ def clear_start(directory: Path) -> bool:
     names = {path.name.removesuffix(".tmp") for path in directory.iterdir()}
     if not names <= _OF_A_START or not names & {_LOCK, _SERVERS_LOCK} or _is_taken(directory / _LOCK):
         return not names
-    for name in ("config.yaml", "error.json"):
+    for name in ("config.yaml", "error.json", REGISTRATION):
         (directory / name).unlink(missing_ok=True)
     return True
 

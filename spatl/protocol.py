@@ -30,6 +30,9 @@ CLIENT_LOST: Final = 102
 RECORD, BLOB = "spatl", "blob"
 """Where a message has its blob: a bytes value of a config record, which costs 183 bytes and two objects around it; an
 array would cost 485 and four."""
+AGREED, DESCRIPTION, DIGEST, REFUSED = "agreed", "description", "data", "refused"
+"""What else the record of a registration may have: what the clients have agreed on, as JSON; what a device's own data
+are like (`spatl.data.own`); the digest of a data set that is shared out; why a client cannot take part."""
 RECORD_BYTES: Final = 190
 """What Flower's records add to a blob, at most."""
 

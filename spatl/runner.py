@@ -83,7 +83,8 @@ def run(
     name = f"{config.method}-{config.seed}"
     if directory is not None:
         directory = fresh_directory(directory, name=name)
-    blueprint = check(config)
+    # Where each device has its own data, there is nothing to build before they have registered.
+    blueprint = None if engine is not None and config.has_own_data else check(config)
     if config.report.tensorboard:
         check_tensorboard()
     directory = fresh_directory(directory, name=name)  # again: another process may have taken it in the meantime
@@ -232,11 +233,15 @@ def _run_all(
 
 
 def remarks_on(
-    config: ExperimentConfig, blueprint: Blueprint, *, engine: Literal["inline", "ray", "deployment"]
+    config: ExperimentConfig, blueprint: Blueprint | None, *, engine: Literal["inline", "ray", "deployment"]
 ) -> list[str]:
-    """Return what a user should know of a run before it starts: settings without effect, and how its data were read."""
-    unread = settings_without_effect(config, engine=engine, model=blueprint.model, dataset=blueprint.dataset)
-    return [*unread.values(), *blueprint.dataset.remarks()]
+    """Return what a user should know of a run before it starts: settings without effect, and how its data were read.
+
+    Where there is no blueprint yet, of data that lie on the devices, that is the settings.
+    """
+    model, dataset = (blueprint.model, blueprint.dataset) if blueprint is not None else (None, None)
+    unread = settings_without_effect(config, engine=engine, model=model, dataset=dataset)
+    return [*unread.values(), *(dataset.remarks() if dataset is not None else ())]
 
 
 def _warn(directory: Path, lines: Sequence[str]) -> None:

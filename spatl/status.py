@@ -14,7 +14,7 @@ from rich.table import Table
 
 from spatl.deployment import DEFAULT_RUN, ServerSite, is_deployment, resume_command
 from spatl.errors import ConfigError
-from spatl.history import has_rounds, is_running, latest_accuracy, read_json, read_lines, to_json
+from spatl.history import REGISTRATION, has_rounds, is_running, latest_accuracy, read_json, read_lines, to_json
 from spatl.plots import human_bytes
 from spatl.runner import config_of
 from spatl.terminal import print_line, print_table
@@ -35,6 +35,7 @@ class ClientHealth:
         refused: How many of its updates were refused.
         last_reason: Why the last of them was.
         left_out: Whether it was not asked in the last round, because it had failed too often.
+        absent: Why it takes no part in a deployment's run; None where it does.
         uplink_bytes: What it has sent.
         downlink_bytes: What it was sent.
     """
@@ -47,6 +48,7 @@ class ClientHealth:
     refused: int
     last_reason: str | None
     left_out: bool
+    absent: str | None
     uplink_bytes: int
     downlink_bytes: int
 
@@ -122,7 +124,7 @@ def read_status(directory: Path) -> Status:
         seconds_per_round=seconds,
         seconds_left=left,
         seconds_since=max(0.0, time.time() - written.stat().st_mtime) if history else None,
-        clients=_clients(history, rows, config.partition.num_clients),
+        clients=_clients(history, rows, config.partition.num_clients, _absent(directory)),
     )
 
 
@@ -146,7 +148,15 @@ def _way_on(directory: Path) -> str:
     return f"{command} goes on after its last round" if has_rounds(directory) else f"{command} starts it again"
 
 
-def _clients(history: list[dict[str, Any]], rows: list[dict[str, Any]], num_clients: int) -> tuple[ClientHealth, ...]:
+def _absent(directory: Path) -> dict[int, str]:
+    """Who takes no part in a deployment's run, with the reason."""
+    path = directory / REGISTRATION
+    return {int(client): why for client, why in read_json(path)["absent"].items()} if path.exists() else {}
+
+
+def _clients(
+    history: list[dict[str, Any]], rows: list[dict[str, Any]], num_clients: int, absent: Mapping[int, str]
+) -> tuple[ClientHealth, ...]:
     of_client: dict[int, list[dict[str, Any]]] = {client: [] for client in range(num_clients)}
     for row in rows:
         of_client.setdefault(row["client"], []).append(row)
@@ -171,6 +181,7 @@ def _clients(history: list[dict[str, Any]], rows: list[dict[str, Any]], num_clie
                 refused=len(reasons),
                 last_reason=reasons[-1] if reasons else None,
                 left_out=client in left_out,
+                absent=absent.get(client),
                 uplink_bytes=sum(row["uplink_bytes"] for row in own),
                 downlink_bytes=sum(row["downlink_bytes"] for row in own),
             )
@@ -206,10 +217,12 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
             str(client.client), str(client.rounds),
             "-" if client.last_round is None else str(client.last_round), _percent(client.accuracy),
             human_bytes(client.uplink_bytes), human_bytes(client.downlink_bytes), str(client.missed),
-            f"{client.refused}{', out' if client.left_out else ''}",
+            f"{client.refused}{', out' if client.left_out or client.absent is not None else ''}",
         )  # fmt: skip
     print_table(console, table)
     for client in status.clients:
+        if client.absent is not None:
+            say(f"client {client.client} takes no part: {client.absent}")
         if client.last_reason is not None:
             out = ", left out for now" if client.left_out else ""
             say(f"client {client.client}{out}; its last refusal: {client.last_reason}")

@@ -202,6 +202,11 @@ def _has_no(split: str) -> Callable[[_Run], bool]:
 
 
 RULES: Final[tuple[_Rule, ...]] = (
+    _Rule(
+        ("data.agreed",),
+        lambda run: run.config.has_own_data or run.config.data.agreed is None,
+        lambda run: "only devices with data of their own (partition.name: own) go by it",
+    ),
     *(
         _Rule(
             (f"data.{split}_fraction",), _has_no(split),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spatl.data.own import is_as_found
 from spatl.data.reasons import missing_package, one_line
 from spatl.errors import DataError
 
@@ -34,8 +35,11 @@ def standardise(pixels: Pixels) -> NDArray[np.float32]:
         pixels: `[N, C, H, W]`.
 
     Returns:
-        `[N, C, H, W]`, the same bits on every machine; a channel of one constant value becomes zero.
+        `[N, C, H, W]`, the same bits on every machine; a channel of one constant value becomes zero. The pixels as they
+        are, where data are read as found (`spatl.data.own`).
     """
+    if is_as_found():
+        return pixels.astype(np.float32)
     levels = np.arange(256)
     images = np.empty(pixels.shape, dtype=np.float32)
     for channel in range(pixels.shape[1]):
@@ -56,8 +60,11 @@ def standardise_values(values: NDArray[Any]) -> NDArray[np.float32]:
         values: `[N, C, H, W]`, floating point, at most `LARGEST_VALUE` in size.
 
     Returns:
-        `[N, C, H, W]`; a channel of one constant value becomes zero. The last bits depend on how NumPy was built.
+        `[N, C, H, W]`; a channel of one constant value becomes zero. The last bits depend on how NumPy was built. The
+        values as they are, where data are read as found.
     """
+    if is_as_found():
+        return values.astype(np.float32)
     images = np.empty(values.shape, dtype=np.float32)
     for channel in range(values.shape[1]):
         exact = values[:, channel].astype(np.float64)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spatl.data import flwr_partitioners
+from spatl.data.own import OWN
 from spatl.data.request import NOBODY, Integers, Request
 from spatl.errors import DataError, did_you_mean
 from spatl.seeding import numpy_generator
@@ -167,6 +168,10 @@ def _natural(rng: np.random.Generator, request: Request) -> Integers:
     return np.where(np.isin(request.groups, drawn), np.searchsorted(drawn, request.groups), NOBODY)
 
 
+def _own(rng: np.random.Generator, request: Request) -> Integers:
+    raise DataError("own: no data set is shared out where each device has its own (spatl deploy)")
+
+
 PARTITIONERS: dict[str, PartitionerEntry] = {
     "dirichlet": PartitionerEntry(
         partitioner=_dirichlet,
@@ -204,6 +209,13 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
         description="each client is one of the data set's own groups, e.g. a writer",
         settings=("min_examples",),
         source="Caldas et al. 2018 (LEAF); built in",
+        complete=False,
+    ),
+    OWN: PartitionerEntry(
+        partitioner=_own,
+        description="each device has data of its own; for deployments",
+        settings=("min_examples",),
+        source="built in",
         complete=False,
     ),
     "quantity": PartitionerEntry(

@@ -29,11 +29,11 @@ class Link:
     def open(self):
         pass
 
-    def await_clients(self, number, say, *, seconds):
+    def await_clients(self, number, say, *, seconds, enough):
         if self.failure is not None:
             raise self.failure
 
-    def run(self, config, directory, *, resume, nodes):
+    def run(self, config, directory, say, *, resume, nodes):
         run_inline(config, directory, resume=resume)
 
 
@@ -84,7 +84,7 @@ def test_so_is_one_that_failed_while_its_clients_registered_with_another_config_
         raise SpatlError("client 3 could not register: its file is damaged")
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.app._register", fails)
+        patch.setattr("server.app.register", fails)
         assert serve(site) == 2
     directory = site / "run"
     status = read_status(directory)
@@ -157,7 +157,7 @@ def test_a_simulation_that_ended_before_its_first_round_may_take_its_directory_a
         raise SpatlError("not today")
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.app._register", fails)
+        patch.setattr("server.app.register", fails)
         with pytest.raises(SpatlError, match="not today"):
             run(CONFIG, tmp_path / "run", pictures=False)
     assert (tmp_path / "run" / "error.json").exists()

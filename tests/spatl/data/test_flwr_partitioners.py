@@ -17,7 +17,7 @@ from spatl.errors import DataError
 
 LABELS = torch.arange(600) % 10
 GROUPS = torch.arange(600) // 25  # 24 of 25 examples each
-FLOWER = sorted(set(PARTITIONERS) - {"dirichlet", "iid", "natural"})
+FLOWER = sorted(set(PARTITIONERS) - {"dirichlet", "iid", "natural", "own"})
 
 
 def cut(name: str, labels: Tensor = LABELS, **changes: Any) -> tuple[Tensor, ...]:

@@ -1,0 +1,359 @@
+"""Registration: who takes part in a run, with how many examples, and by what they all go.
+
+Every node is asked which partition it holds, how much it trains on, and what model it builds. Devices with data of
+their own are asked twice: what their data are like, and then, with what follows from that for all, for the rest. In a
+simulation all nodes are this machine's, and one that cannot take part ends the run. A device that cannot costs that
+device only: it is named with the reason and left out, as long as enough are there.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from server.questions import Questions, is_lost
+from server.reporting import Recorder
+from server.strategy import error_line
+from server.traffic import message_traffic
+from spatl.config import ExperimentConfig
+from spatl.data.own import Description, agree
+from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
+from spatl.federation import Blueprint, data_digest, servers_blueprint
+from spatl.history import to_json
+from spatl.ledger import Direction, Entry, entry
+from spatl.protocol import AGREED, BLOB, DESCRIPTION, DIGEST, RECORD, REFUSED, unpack_saliency
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_POLL_SECONDS = 0.5
+_FIRST_ROUND = "1"  # registration belongs to it
+_LONGEST_REASON = 500
+_MOST_EXAMPLES = 1 << 32
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """What a client says of itself: where it is, how much it trains on, and, if asked, its channel saliency [C].
+
+    `initial` is a digest of the initial encoder that it builds.
+    """
+
+    node_id: int
+    num_examples: int
+    initial: bytes
+    saliency: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Roll:
+    """Who takes part, and by what.
+
+    Attributes:
+        config: The run, with what devices with data of their own have agreed on.
+        blueprint: What it describes.
+        clients: Who takes part.
+        absent: Who does not, and why.
+    """
+
+    config: ExperimentConfig
+    blueprint: Blueprint
+    clients: Mapping[int, Registration]
+    absent: Mapping[int, str]
+
+
+def register(
+    grid: Grid,
+    config: ExperimentConfig,
+    recorder: Recorder | None,
+    *,
+    keys: Mapping[int, int],
+    known: Mapping[int, int],
+    devices: bool,
+) -> Roll:
+    """Ask every node what it is, and record the bytes that takes.
+
+    Args:
+        grid: Where the nodes are.
+        config: The run.
+        recorder: Where bytes are written; None for a run that goes on, in which they are already.
+        keys: The client whose key each node holds, by node id, where nodes are authenticated.
+        known: The training examples of each client that a run that goes on has.
+        devices: Whether clients are machines of their own, which may be missing.
+
+    Raises:
+        SpatlError: A client cannot take part, or of devices too few can.
+    """
+    desk = _Desk(grid, config, keys, devices=devices)
+    nodes = desk.connected()
+    if config.has_own_data and config.data.agreed is None:
+        described = desk.describe(nodes)
+        nodes = [node for node, _ in described.values()]
+        if described:
+            agreement, misfits = agree({client: each for client, (_, each) in described.items()})
+            for client, reason in misfits.items():
+                desk.refuse(described[client][0], DataError(reason), client)
+                nodes.remove(described[client][0])
+            config = config.agreeing(agreement)
+    desk.check_enough(len(nodes))
+    blueprint = servers_blueprint(config.to_json())
+    clients = desk.register(nodes, blueprint, known)
+    desk.check_enough(len(clients))
+    if recorder is not None:
+        recorder.round.entries.extend(desk.entries({each.node_id: client for client, each in clients.items()}))
+    return Roll(config, blueprint, dict(sorted(clients.items())), dict(sorted(desk.absent.items())))
+
+
+@dataclass(frozen=True, eq=False)
+class _Desk:
+    """Asks nodes, counts what that takes, and keeps a list of the clients that cannot take part."""
+
+    grid: Grid
+    config: ExperimentConfig
+    keys: Mapping[int, int]
+    devices: bool
+    absent: dict[int, str] = field(default_factory=dict)
+    _traffic: dict[int, list[tuple[Direction, RecordDict]]] = field(default_factory=dict)
+
+    @property
+    def _enough(self) -> int:
+        """How many clients a run needs."""
+        return max(1, self.config.server.min_replies) if self.devices else self.config.partition.num_clients
+
+    def connected(self) -> list[int]:
+        """Wait until as many nodes are connected as there are clients; return those that are.
+
+        Raises:
+            ConfigError: There are too many or too few.
+        """
+        wanted = self.config.partition.num_clients
+        deadline = time.monotonic() + self.config.server.connect_timeout_seconds
+        while len(nodes := sorted(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+            time.sleep(_CONNECT_POLL_SECONDS)
+        if len(nodes) != wanted and not self.devices:
+            raise ConfigError(
+                f"partition.num_clients is {wanted}, but {len(nodes)} nodes are connected; for a simulation add "
+                f'--federation-config "num-supernodes={wanted}"'
+            )
+        for node, client in self.keys.items():
+            if node not in nodes:
+                self._leave_out(client, f"it did not connect in {self.config.server.connect_timeout_seconds:g} s")
+        return nodes
+
+    def describe(self, nodes: Iterable[int]) -> dict[int, tuple[int, Description]]:
+        """Ask devices what their own data are like: return the node of each client, and what it told."""
+        described: dict[int, tuple[int, Description]] = {}
+        for node, reply in self._ask(RecordDict({RECORD: ConfigRecord({"fingerprint": b""})}), nodes):
+            client = None
+            try:
+                client, own = self._opened(node, reply, described)
+                description = Description.from_bytes(_bytes(client, own, DESCRIPTION))
+                if description.num_examples != _num_examples(client, reply):
+                    raise DataError("it says two numbers of training examples")
+                described[client] = node, description
+            except SpatlError as error:
+                self.refuse(node, error, client)
+        return described
+
+    def register(self, nodes: Iterable[int], blueprint: Blueprint, known: Mapping[int, int]) -> dict[int, Registration]:
+        """Ask nodes for all that a run must know of them: return the registrations by client."""
+        question = ConfigRecord({"fingerprint": blueprint.layout.fingerprint})
+        if blueprint.config.data.agreed is not None and self.config.data.agreed is None:  # new to the devices
+            question[AGREED] = to_json(asdict(blueprint.config.data.agreed.agreement()), ensure_ascii=False)
+        shared = data_digest(blueprint.config) if self.devices and blueprint.config.shares_data_on_disk else None
+        clients: dict[int, Registration] = {}
+        holders: dict[bytes, list[int]] = {}
+        for node, reply in self._ask(RecordDict({RECORD: question}), nodes):
+            client = None
+            try:
+                client, own = self._opened(node, reply, clients)
+                registration = _registration(client, node, reply, own, blueprint)
+                if shared is not None:
+                    holders.setdefault(_bytes(client, own, DIGEST), []).append(client)
+                    _check_digest(client, _bytes(client, own, DIGEST), shared, blueprint.config)
+                if registration.num_examples != known.get(client, registration.num_examples):
+                    raise SpatlError(
+                        f"client {client} has {registration.num_examples} training examples, in the rounds before it "
+                        f"had {known[client]}: a run goes on with the data it began with"
+                    )
+                clients[client] = registration
+            except SpatlError as error:
+                self.refuse(node, error, client)
+        if len(holders) > 1:
+            told = "; ".join(f"{digest.hex()[:16]} at {_named(found)}" for digest, found in sorted(holders.items()))
+            logger.warning("the clients' data sets differ, by digest: %s", told)
+        missing = sorted(set(range(self.config.partition.num_clients)) - set(clients) - set(self.absent))
+        if missing and not self.devices:
+            raise SpatlError(f"clients {missing} did not register; the run needs all {len(missing) + len(clients)}")
+        for client in missing:
+            self._leave_out(client, "it did not register")
+        return clients
+
+    def refuse(self, node: int, error: SpatlError, client: int | None = None) -> None:
+        """Leave a client out; without devices, end the run."""
+        if not self.devices:
+            raise error
+        client = self.keys.get(node, client)
+        if client is None:
+            logger.warning("%s takes no part: %s", self._who(node), error)
+        else:
+            self._leave_out(client, str(error))
+
+    def check_enough(self, number: int) -> None:
+        """Raise unless so many clients make a run.
+
+        Raises:
+            SpatlError: They are too few; the message names the others.
+        """
+        if number < self._enough:
+            told = "".join(f"; client {client}: {reason}" for client, reason in sorted(self.absent.items()))
+            raise SpatlError(
+                f"{number} of {self.config.partition.num_clients} clients could register, the run needs "
+                f"{self._enough} (server.min_replies){told}"
+            )
+
+    def entries(self, clients: Mapping[int, int]) -> Iterator[Entry]:
+        """What registration is in the ledger, given the client of each node; of unknown nodes there is nothing."""
+        for node, passed in self._traffic.items():
+            client = clients.get(node, self.keys.get(node))
+            if client is None:
+                continue
+            for direction, content in passed:
+                own = content.config_records.get(RECORD)
+                blob = None if own is None else own.get(BLOB)
+                # What the clients say of their channels is there to agree on indices.
+                indices = len(blob) if direction == "uplink" and isinstance(blob, bytes) else 0
+                traffic = message_traffic(
+                    content, direction=direction, message_type=MessageType.QUERY, group_id=_FIRST_ROUND
+                )
+                yield entry(
+                    server_round=1, client=client, direction=direction, phase="query", num_bytes=traffic.num_bytes,
+                    opposite=traffic.opposite, sections={"indices": indices},
+                )  # fmt: skip
+
+    def _ask(self, content: RecordDict, nodes: Iterable[int]) -> Iterator[tuple[int, Message]]:
+        """Ask nodes, and pass their answers on; those that go before they answer are asked again when they are back."""
+        deadline = time.monotonic() + self.config.server.connect_timeout_seconds
+        waiting = set(nodes)
+        while waiting:
+            connected = set(self.grid.get_node_ids())
+            while not waiting <= connected and time.monotonic() < deadline:
+                time.sleep(_CONNECT_POLL_SECONDS)
+                connected = set(self.grid.get_node_ids())
+            messages = [
+                Message(content, dst_node_id=node, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
+                for node in sorted(waiting)
+            ]
+            questions, answered = Questions(messages, connected), set[int]()
+            lost = dict.fromkeys(waiting, "no answer came in time")
+            for reply in self.grid.send_and_receive(messages, timeout=self.config.server.round_timeout_seconds):
+                node = questions.node_of(reply)
+                if node is None or node in answered:
+                    continue
+                answered.add(node)
+                if is_lost(reply) or (reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_CRASHED):
+                    lost[node] = error_line(reply.error)
+                    continue
+                del lost[node]
+                self._count(node, content, "downlink")
+                if reply.has_content():
+                    self._count(node, reply.content, "uplink")
+                yield node, reply
+            waiting = set(lost)
+            over = time.monotonic() >= deadline
+            for node, reason in sorted(lost.items()):
+                if questions.was_taken(node, answered=False):
+                    self._count(node, content, "downlink")
+                if over:
+                    self.refuse(node, SpatlError(f"{self._who(node)} could not register: {reason}"))
+                else:
+                    logger.warning(
+                        "%s could not register, it will be asked again: %s", self._who(node), reason,
+                        extra={"client": self.keys[node]} if node in self.keys else {},
+                    )  # fmt: skip
+            if over:
+                return
+
+    def _count(self, node: int, content: RecordDict, direction: Direction) -> None:
+        self._traffic.setdefault(node, []).append((direction, content))
+
+    def _who(self, node: int) -> str:
+        return f"client {self.keys[node]}" if node in self.keys else f"the client at node {node}"
+
+    def _leave_out(self, client: int, reason: str) -> None:
+        self.absent[client] = reason
+        logger.warning("client %d takes no part: %s", client, reason, extra={"client": client})
+
+    def _opened(self, node: int, reply: Message, others: Mapping[int, object]) -> tuple[int, ConfigRecord]:
+        """The client that an answer is of, and what it says.
+
+        Raises:
+            SpatlError: It is an error, says why the client cannot take part, or that it is another client.
+        """
+        if reply.has_error():
+            raise SpatlError(f"{self._who(node)} could not register: {error_line(reply.error)}")
+        try:
+            client = reply.content.metric_records["metrics"]["partition-id"]
+            own = reply.content.config_records[RECORD]
+        except KeyError as error:
+            raise SpatlError(f"a client's registration lacks {error}") from error
+        num_clients = self.config.partition.num_clients
+        if not isinstance(client, int) or not 0 <= client < num_clients:
+            raise ConfigError(f"a node says it holds partition {client}; the config has {num_clients}, counted from 0")
+        owner = self.keys.get(node, client)
+        if owner != client:
+            raise ConfigError(f"the node with the key of client {owner} says that it holds partition {client}")
+        if client in others:
+            raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")
+        if REFUSED in own:
+            reason = " ".join(str(own[REFUSED]).split())[:_LONGEST_REASON]
+            raise SpatlError(reason if self.devices else f"client {client} could not register: {reason}")
+        return client, own
+
+
+def _registration(client: int, node: int, reply: Message, own: ConfigRecord, blueprint: Blueprint) -> Registration:
+    examples = _num_examples(client, reply)
+    if own.get("fingerprint") != blueprint.layout.fingerprint:
+        raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
+    saliency = torch.zeros(0)
+    if blueprint.config.row.static_mask:
+        try:
+            saliency = unpack_saliency(_bytes(client, own, BLOB), blueprint.layout)
+        except UpdateRejected as error:
+            raise SpatlError(f"client {client} could not register: {error}") from error
+    return Registration(node, examples, _bytes(client, own, "initial"), saliency)
+
+
+def _num_examples(client: int, reply: Message) -> int:
+    examples = reply.content.metric_records["metrics"].get("num-examples")
+    if not isinstance(examples, int) or not 1 <= examples < _MOST_EXAMPLES:
+        raise SpatlError(f"client {client} registered with {examples} training examples, expected at least 1")
+    return examples
+
+
+def _bytes(client: int, own: ConfigRecord, key: str) -> bytes:
+    value = own.get(key)
+    if value is None:
+        raise SpatlError(f"client {client}: a client's registration lacks {key!r}")
+    if not isinstance(value, bytes):
+        raise SpatlError(f"client {client} registered with other than bytes where bytes are expected")
+    return value
+
+
+def _check_digest(client: int, digest: bytes, shared: bytes, config: ExperimentConfig) -> None:
+    """Raise unless a client has the data set that all have."""
+    if digest != shared:
+        raise DataError(
+            f"its data set has the digest {digest.hex()[:16]}, the server's {shared.hex()[:16]}: the partitioner "
+            f"{config.partition.name} gives out shares of one data set that every machine holds; copy the same there, "
+            "or, where each device has data of its own, set partition.name: own"
+        )
+
+
+def _named(clients: Iterable[int]) -> str:
+    return ", ".join(f"client {client}" for client in sorted(clients))
