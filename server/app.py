@@ -56,7 +56,8 @@ def main(grid: Grid, context: Context) -> None:
     with alone_in_run(directory), logged_to(directory / "log.jsonl"):
         try:
             if not str(context.run_config["config"]).lstrip().startswith("{"):  # of a whole config `spatl.run` says it
-                for line in remarks_on(config, cached_blueprint(config.to_json()), engine="deployment"):
+                known = None if config.has_own_data else servers_blueprint(config.to_json())
+                for line in remarks_on(config, known, engine="deployment"):
                     logger.warning("%s", line)
             streaming = (
                 grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid, patience=config.server.patience)
