@@ -5,6 +5,7 @@ styles and pictures are inside, there are no scripts, and the content security p
 Whatever comes from users or clients (config, command, names, reasons) is escaped.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -19,14 +20,19 @@ body { margin: 0 auto; max-width: 75rem; padding: 1.5rem 1rem 4rem; color: var(-
 h1 { margin: 0; line-height: 1.2; overflow-wrap: anywhere }
 h2 { margin: 2.5rem 0 .5rem; font-size: 1.25rem }
 p { margin: .3rem 0 1rem }
-.faint, figcaption, caption { color: var(--faint) }
+.faint, figcaption, .note { color: var(--faint) }
 figure { margin: 0 }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto; background:
+  linear-gradient(to right, var(--paper) 30%, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 30%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, var(--line), transparent) left / .75rem 100% no-repeat,
+  linear-gradient(to left, var(--line), transparent) right / .75rem 100% no-repeat }
 .wide:focus-visible { outline: 2px solid #0072b2 }
 figure svg { display: block; width: 100%; min-width: 50rem; height: auto }
 figcaption { margin-top: .5rem; font-size: .9rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-caption { padding-bottom: .4rem; text-align: left; font-size: .9rem }
+.note { margin: 0 0 .4rem; font-size: .9rem }
+h1, h2, p, figcaption { overflow-wrap: anywhere }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom }
 tbody tr:nth-child(even) { background: var(--wash) }
@@ -36,13 +42,20 @@ tbody tr:nth-child(even) { background: var(--wash) }
 .numbers tbody th { font-weight: inherit }
 .named th:first-child { text-align: left }
 .named tbody td, .named tbody th { white-space: nowrap }
+@media (max-width: 80rem) {
+  .numbers { font-size: .8rem }
+  .numbers th, .numbers td { padding: .2rem .25rem }
+  .named tbody td, .named tbody th { white-space: normal }
+  .named tbody th { min-width: 9rem }
+}
 pre { padding: .75rem 1rem; background: var(--wash); border: 1px solid var(--line); white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: .875rem }
 summary { cursor: pointer }
 @media print {
   :root { color-scheme: light; --ink: #000; --paper: #fff; --faint: #444; --line: #bbb; --wash: #fff }
   body { max-width: none; padding: 0; font-size: 9pt }
-  .wide { overflow: visible }
+  .wide { overflow: visible; background: none }
+  .numbers { font-size: 7pt }
   figure svg { min-width: 0 }
   th, td { padding: .1rem .35rem }
   tr, figure { break-inside: avoid }
@@ -116,16 +129,26 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def table(name: str, caption: str, rows: Sequence[Mapping[str, str]], *, kind: str = "numbers") -> str:
-    """A table of rows of plain text by column, escaped here, or nothing; where it is too wide it scrolls by itself."""
+    """A table of rows of plain text by column, escaped here, or nothing; where it is too wide it scrolls by itself.
+
+    What there is to say of it stands before it, where it wraps with the page.
+    """
     if not rows:
         return ""
+    note = f"note-{re.sub('[^a-z0-9]+', '-', name.lower())}"
     columns = "".join(f'<th scope="col">{escape(column)}</th>' for column in rows[0])
-    body = "\n".join(_row(row.values()) for row in rows)
+    body = "\n".join(_row(map(_with_units, row.values())) for row in rows)
     return (
-        f'<div class="wide" role="region" aria-label="{escape(name)}" tabindex="0">\n<table class="{kind}">\n'
-        f"<caption>{escape(caption)}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>\n"
+        f'<p class="note" id="{note}">{escape(caption)}</p>\n'
+        f'<div class="wide" role="region" aria-label="{escape(name)}" aria-describedby="{note}" tabindex="0">\n'
+        f'<table class="{kind}">\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>\n'
         "</table>\n</div>"
     )
+
+
+def _with_units(cell: str) -> str:
+    """A cell whose numbers keep their units, and what is added to them, on their line."""
+    return re.sub(r"(?<=\d) (?=[kMGTP]?B\b|%|±)|(?<=±) ", "\N{NO-BREAK SPACE}", cell)
 
 
 def _row(cells: Iterable[str]) -> str:

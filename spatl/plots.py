@@ -1,7 +1,7 @@
 """The curves of a run, drawn as `curves.png` or as an SVG for the report.
 
-What federated learning is bought for is accuracy and what it costs is bytes, so the four panels show accuracy over
-rounds, accuracy over bytes, the bytes themselves and how the clients share the result. Figures are matplotlib objects
+What federated learning is bought for is accuracy and what it costs is bytes, so the panels show accuracy over rounds,
+accuracy over bytes, the loss, the bytes themselves and how the clients share the result. Figures are matplotlib objects
 of their own: pyplot's global state is never touched, and matplotlib (an optional extra) is imported when one is drawn.
 """
 
@@ -59,7 +59,7 @@ _MANY_CLIENTS = 30  # beyond, client ids under the bars would overlap
 
 
 def draw_curves(result: RunResult, path: Path) -> None:
-    """Draw the curves of a run as a PNG of 1400 x 900 pixels.
+    """Draw the curves of a run as a PNG of 1400 x 1300 pixels.
 
     Args:
         result: The run.
@@ -156,13 +156,14 @@ def new_figure(width: float, height: float) -> "Iterator[Figure]":
 
 
 def _save(result: RunResult, target: Path | StringIO, **options: Any) -> None:
-    with new_figure(14, 9) as figure:
-        axes = figure.subplots(2, 2)
-        _draw_accuracy_per_round(axes[0, 0], result)
-        _draw_accuracy_per_byte(axes[0, 1], result)
-        _draw_bytes_per_round(axes[1, 0], result)
-        _draw_clients(axes[1, 1], result)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
+    with new_figure(14, 13) as figure:
+        axes = figure.subplot_mosaic([["rounds", "bytes"], ["loss", "parts"], ["clients", "clients"]])
+        _draw_accuracy_per_round(axes["rounds"], result)
+        _draw_accuracy_per_byte(axes["bytes"], result)
+        _draw_loss_per_round(axes["loss"], result)
+        _draw_bytes_per_round(axes["parts"], result)
+        _draw_clients(axes["clients"], result)
+        handles, labels = axes["rounds"].get_legend_handles_labels()
         # One legend above both panels of accuracy; a title of the figure's own would be put in the same place.
         columns = max(len(handles), 1)
         figure.legend(handles, labels, title=_heading(result.summary), loc="outside upper center", ncols=columns)
@@ -199,7 +200,7 @@ def byte_axis(axes: "Axes", shown: Sequence[float]) -> None:
         widen = max(1.0, math.sqrt(10 * low / high))  # every decade has three ticks
         low, high = low / widen, high * widen
         axes.set_xlim(low, high)
-        axes.set_xticks(_log_ticks(low, high))
+        axes.set_xticks(log_ticks(low, high))
     axes.xaxis.set_major_formatter(byte_label)
 
 
@@ -231,6 +232,29 @@ def _draw_accuracy(axes: "Axes", result: RunResult, places: Sequence[float], *, 
     else:
         _say(axes, "no accuracy was reported")
     axes.set_ylabel("accuracy (fraction correct)")
+
+
+def _draw_loss_per_round(axes: "Axes", result: RunResult) -> None:
+    """Draw the loss on the clients' test splits on arrival and at the end, and that of their training."""
+    rounds = [row["round"] for row in result.history]
+    shown = False
+    for key, label, color in (("loss", "test, on arrival", _BLUE), ("train_loss", "training", _GREEN)):
+        values = [_number(row.get(key)) for row in result.history]
+        if not all(map(math.isnan, values)):
+            axes.plot(rounds, values, color=color, linewidth=2, label=label)
+            shown = True
+    final = _number(result.history[-1].get("final_loss")) if result.history else math.nan
+    if not math.isnan(final):
+        axes.plot(
+            [rounds[-1] + 1], [final], color=_BLUE, linestyle="", marker="D", markersize=9, label="test, at the end"
+        )
+        shown = True
+    if shown:
+        axes.legend(loc="upper right")
+    else:
+        _say(axes, "no loss was reported")
+    _set_rounds(axes, rounds)
+    axes.set(title="Loss per round, mean of its clients", ylabel="cross-entropy")
 
 
 def _draw_bytes_per_round(axes: "Axes", result: RunResult) -> None:
@@ -318,7 +342,7 @@ def _round_ticks(first: int, last: int) -> list[int]:
     return [number for number in range(first, last + 1) if number % step == 0]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers in `low..high`: three per decade while there is room for their labels, then one."""
     digits = (1, 2, 5) if high / low < 400 else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))

@@ -95,10 +95,11 @@ def _curves(result: RunResult) -> str:
 
 
 def _in_words(result: RunResult) -> str:
-    """What the four panels show, for readers who cannot see them."""
+    """What the panels show, for readers who cannot see them."""
     summary, history = result.summary, result.history
     sentences = [
-        "Accuracy per round is the mean over the round's clients of the encoder as it arrived, before training."
+        "Accuracy per round is the mean over the round's clients of the encoder as it arrived, before training; its "
+        "axis shows the range that occurs, not all of 0 to 1."
     ]
     known = [row for row in history if is_number(row.get("accuracy"))]
     if known:
@@ -106,6 +107,14 @@ def _in_words(result: RunResult) -> str:
         sentences.append(
             f"It was {_ratio(first['accuracy'])} in round {first['round']} and {_ratio(last['accuracy'])} in round "
             f"{last['round']}; all clients with the encoder after the last round reach {_ratio(summary['accuracy'])}."
+        )
+    losses = [row for row in history if is_number(row.get("loss"))]
+    if losses:
+        first, last = losses[0], losses[-1]
+        ends = f" and {_ratio(last['final_loss'])} at the end" if is_number(last.get("final_loss")) else ""
+        sentences.append(
+            f"The loss on the clients' test splits was {_ratio(first['loss'])} in round {first['round']}, "
+            f"{_ratio(last['loss'])} in round {last['round']}{ends}."
         )
     sentences.append(
         f"Bytes add up to {human_bytes(summary['uplink_bytes'])} up and {human_bytes(summary['downlink_bytes'])} down; "

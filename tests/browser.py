@@ -142,3 +142,21 @@ class Browser:
                 self.visit.complaints.append(parameters["entry"]["text"])
             case "Runtime.consoleAPICalled" if parameters["type"] in ("warning", "error", "assert"):
                 self.visit.complaints.append(json.dumps(parameters["args"]))
+
+
+# Text and tables beyond the right edge, apart from what scrolls by itself.
+_CUT = """
+[...document.querySelectorAll('h1, h2, p, figcaption, pre, table, summary, .wide')]
+  .filter(e => !e.parentElement.closest('.wide'))
+  .filter(e => e.getBoundingClientRect().right > document.scrollingElement.clientWidth + 1
+               || e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX == 'visible')
+  .map(e => e.outerHTML.slice(0, 80))
+"""
+
+
+def assert_fits(browser: Browser, path: Path, width: int) -> None:
+    """Check that a page does not scroll sideways at a width, and that nothing on it is cut."""
+    browser.open(path, width=width)
+    assert browser.value("document.scrollingElement.scrollWidth <= document.scrollingElement.clientWidth")
+    assert browser.value(_CUT) == []
+    assert browser.value("[...document.querySelectorAll('.wide')].every(e => getComputedStyle(e).overflowX == 'auto')")

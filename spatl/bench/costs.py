@@ -25,12 +25,14 @@ class Point:
         bytes: Everything sent before it and with it, in both directions, registration included.
         seconds: Seconds of the rounds before it.
         accuracy: Mean over clients, in [0, 1].
+        loss: Mean over clients, on the same examples; None where it was not measured.
     """
 
     rounds: int
     bytes: int
     seconds: float
     accuracy: float
+    loss: float | None = None
 
 
 def trajectory(history: Sequence[Mapping[str, Any]], final_downlink_bytes: int = 0) -> list[Point]:
@@ -50,12 +52,16 @@ def trajectory(history: Sequence[Mapping[str, Any]], final_downlink_bytes: int =
         measured_after = is_number(row.get("final_accuracy"))
         if is_number(row.get("accuracy")):
             cost -= final_downlink_bytes if measured_after else 0
-            points.append(Point(row["round"] - 1, cost, seconds, row["accuracy"]))
+            points.append(Point(row["round"] - 1, cost, seconds, row["accuracy"], _loss(row.get("loss"))))
         seconds += row["seconds"]
         if measured_after:
             total = sum(each["uplink_bytes"] + each["downlink_bytes"] for each in history)
-            points.append(Point(row["round"], total, seconds, row["final_accuracy"]))
+            points.append(Point(row["round"], total, seconds, row["final_accuracy"], _loss(row.get("final_loss"))))
     return points
+
+
+def _loss(value: Any) -> float | None:
+    return float(value) if is_number(value) else None
 
 
 def reaches(accuracy: float, target: float) -> bool:

@@ -1,4 +1,4 @@
-"""The pictures of a benchmark: accuracy against bytes, rounds and seconds, client by client, and what the bytes are.
+"""The pictures of a benchmark: accuracy against bytes, rounds and seconds, loss, clients, and what the bytes are.
 
 A row's curve is the mean over its seeds, round by round: of the accuracy, and of what it had cost by then. Where rows
 are few, the area between the lowest and the highest seed is shaded; where accuracies come near 1, the axis gives
@@ -19,7 +19,17 @@ from spatl.bench.ablations import AblationRow
 from spatl.bench.costs import Point
 from spatl.bench.results import Curve, PartsRow, reference_bytes
 from spatl.bench.tables import factor_text
-from spatl.plots import INK, PALETTE, PART_COLORS, byte_axis, byte_label, figure_svg, human_bytes, new_figure
+from spatl.plots import (
+    INK,
+    PALETTE,
+    PART_COLORS,
+    byte_axis,
+    byte_label,
+    figure_svg,
+    human_bytes,
+    log_ticks,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +39,7 @@ _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = PALETTE
 _COLORS: Final = (_BLUE, _VERMILION, _GREEN, "#cc79a7", "#56b4e9", _ORANGE, _GREY)
 _DASHES: Final = ("-", "--", ":")
 
+STRETCHED: Final = "accuracy (fraction correct), axis stretched towards 1"
 _MANY_ROWS = 6  # beyond, shaded areas would cover each other
 _NEAR_ONE = 0.9  # accuracies above it differ by what is left to 1
 _LEAST_ERROR = 0.005
@@ -78,6 +89,7 @@ def draw_accuracy(
     """Draw the panel of `accuracy_svg` (arguments as there)."""
     shown: list[float] = []
     best = 0.0
+    shaded = False
     for (title, own), style in zip(curves.items(), _styles(), strict=False):
         drawn = [curve for curve in own if curve.clients] or own
         places, low, middle, high = _means(drawn, against)
@@ -90,10 +102,16 @@ def draw_accuracy(
         shown += [place for place in places if place > 0]
         if len(curves) <= _MANY_ROWS:
             axes.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            shaded = shaded or len(drawn) > 1
         axes.plot(places, middle, label=label, linewidth=2, **style)
         best = max(best, *middle)
     for target, needs_federation in targets:
         axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (1, 3)), alpha=0.9 if needs_federation else 0.3)
+    # What is no row's: drawn nowhere, for the legend alone.
+    if targets:
+        axes.plot([], [], color=INK, linewidth=1, linestyle=(0, (1, 3)), label="targets")
+    if shaded:
+        axes.fill_between([], [], [], color=_GREY, alpha=0.3, linewidth=0, label="lowest to highest seed")
     if against == "bytes":
         byte_axis(axes, shown)
     if against == "rounds":
@@ -103,9 +121,59 @@ def draw_accuracy(
         axes.set_yscale("function", functions=(_spread, _gathered))
         axes.set_yticks(_ACCURACIES, [f"{accuracy:g}" for accuracy in _ACCURACIES])
         axes.set_ylim(0.0, 1.0)
+        axes.set_ylabel(STRETCHED)
         return
     low_end, high_end = axes.get_ylim()
     axes.set_ylim(max(low_end, 0.0), min(high_end, 1.01))
+
+
+def stretches(curves: Curves) -> bool:
+    """Whether the accuracy axis of these curves is stretched: one of their means comes near 1."""
+    return any(
+        accuracy > _NEAR_ONE
+        for own in curves.values()
+        for accuracy in _means([curve for curve in own if curve.clients] or own, "rounds")[2]
+    )
+
+
+def loss_svg(curves: Curves) -> str:
+    """Draw the mean test loss of every row against rounds of training; `<svg>` as above, empty if none was measured."""
+    if not _losses(curves):
+        return ""
+
+    def draw(axes: "Axes") -> None:
+        shown = _losses(curves)
+        for title, (rounds, losses, style) in shown.items():
+            axes.plot(rounds, losses, label=title, linewidth=2, **style)
+        axes.locator_params(axis="x", integer=True)
+        axes.set(xlabel=_AXIS["rounds"], ylabel="cross-entropy")
+        everything = [loss for _, losses, _ in shown.values() for loss in losses]
+        if min(everything) > 0:
+            axes.set_yscale("log")
+            axes.minorticks_off()
+            low, high = min(everything) / 1.2, max(everything) * 1.2
+            axes.set_ylim(low, high)
+            ticks = log_ticks(low, high)
+            axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_ylabel("cross-entropy (logarithmic)")
+
+    return figure_svg(draw, width=12, height=5, legend_columns=4)
+
+
+def _losses(curves: Curves) -> "dict[str, tuple[list[int], list[float], dict[str, Any]]]":
+    """Rounds, mean losses over the seeds, and style by row, of those that measured any."""
+    found = {}
+    for (title, own), style in zip(curves.items(), _styles(), strict=False):
+        drawn = [curve.points for curve in own if curve.clients] or [curve.points for curve in own if curve.points]
+        rounds, losses = [], []
+        for column in zip(*drawn, strict=False):
+            measured = [point.loss for point in column if point.loss is not None]
+            if len(measured) == len(column):
+                rounds.append(column[0].rounds)
+                losses.append(math.fsum(measured) / len(measured))
+        if losses:
+            found[title] = (rounds, losses, style)
+    return found
 
 
 def _spread(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -179,6 +247,7 @@ def draw_parts(axes: "Axes", table: Sequence[PartsRow]) -> None:
         if not row.total:
             _note(axes, "no run ended", 0, place)
     axes.axvline(0, color=INK, linewidth=1)
+    axes.use_sticky_edges = False  # a part of no bytes would end the panel at the bar
     axes.margins(x=0.08)
     axes.set_yticks(range(len(rows)), [row.title for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -268,6 +337,17 @@ _COST: Final[Mapping[str, Callable[[Point], float]]] = {
     "rounds": lambda point: float(point.rounds),
     "seconds": lambda point: point.seconds,
 }
+
+
+def axis_words(curves: Curves) -> str:
+    """What an accuracy axis and the shades are."""
+    axis = (
+        "The accuracy axis is stretched towards 1: every halving of the errors takes the same room."
+        if stretches(curves)
+        else "The accuracy axis shows the range that occurs, not all of 0 to 1."
+    )
+    shades = len(curves) <= _MANY_ROWS and any(len(own) > 1 for own in curves.values())
+    return axis + (" Shades reach from the lowest to the highest seed." if shades else "")
 
 
 def curve_words(curves: Curves) -> str:

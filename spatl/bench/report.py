@@ -15,11 +15,13 @@ from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.pictures import (
     Curves,
     accuracy_svg,
+    axis_words,
     clients_svg,
     curve_words,
     draw_bytes,
     draw_curves,
     factors_svg,
+    loss_svg,
     part_words,
     parts_svg,
 )
@@ -220,13 +222,14 @@ def _stopped(records: Sequence[Record]) -> str:
 
 def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str | None) -> list[str]:
     words = f" {curve_words(curves)}"
+    axis = axis_words(curves)
     found = [
         section(
             f"Accuracy against {against}",
             figure(
                 accuracy_svg(curves, against=against, targets=targets, alone=alone),
                 label=f"Accuracy against {against}, one line per method",
-                words=f"Means over the seeds; dotted lines are targets.{words if against == 'bytes' else ''}",
+                words=f"Means over the seeds; dotted lines are targets. {axis}{words if against == 'bytes' else ''}",
                 name=f"against-{against}",
             ),
         )
@@ -238,7 +241,14 @@ def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str 
         words="Every client of every seed counts once.",
         name="by-client",
     )
-    return [*found, section("Accuracy by client", clients)]
+    svg = loss_svg(curves)
+    losses = figure(
+        svg,
+        label="Test loss against rounds, one line per method",
+        words="Mean cross-entropy on the clients' test splits, of the encoder as it arrived and over the seeds.",
+        name="loss",
+    )
+    return [*found, section("Loss against rounds", losses if svg else ""), section("Accuracy by client", clients)]
 
 
 def _factors_figure(records: Sequence[Record], targets: Sequence[float]) -> str:

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from spatl.errors import SpatlError
 from spatl.history import RunResult
 from spatl.plots import (
+    _draw_loss_per_round,
     bytes_on_arrival,
     curves_svg,
     draw_curves,
     final_accuracies,
     human_bytes,
     is_number,
+    new_figure,
     run_title,
 )
 
@@ -95,17 +97,29 @@ def svg() -> str:
     return curves_svg(finished_run(num_rounds=3, num_clients=3))
 
 
+def test_the_loss_is_drawn_as_it_was_recorded() -> None:
+    history = [round_row(1, loss=2.0, train_loss=1.5), round_row(2, loss=None, train_loss=1.0, final_loss=0.5)]
+    with new_figure(5, 5) as figure:
+        axes = figure.subplots()
+        _draw_loss_per_round(axes, result(history))
+        lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert lines["test, on arrival"][0] == [1.0, 2.0]
+    assert math.isnan(lines["test, on arrival"][1][1])
+    assert lines["training"] == [[1.0, 1.5], [2.0, 1.0]]
+    assert lines["test, at the end"] == [[3.0, 0.5]]
+
+
 @pytest.mark.slow
-def test_the_picture_is_a_png_of_1400_by_900_pixels(tmp_path: Path) -> None:
+def test_the_picture_is_a_png_of_1400_by_1300_pixels(tmp_path: Path) -> None:
     draw_curves(finished_run(num_rounds=20, num_clients=20), tmp_path / "curves.png")
-    assert png_size(tmp_path / "curves.png") == (1400, 900)
+    assert png_size(tmp_path / "curves.png") == (1400, 1300)
     assert (tmp_path / "curves.png").stat().st_size > 20_000
 
 
 @pytest.mark.slow
 def test_the_picture_can_be_drawn_for_many_rounds_and_clients(tmp_path: Path) -> None:
     draw_curves(finished_run(num_rounds=300, num_clients=100), tmp_path / "curves.png")
-    assert png_size(tmp_path / "curves.png") == (1400, 900)
+    assert png_size(tmp_path / "curves.png") == (1400, 1300)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from spatl import report
 from spatl.history import RunResult
 from spatl.report import write_report
+from tests.browser import Browser, assert_fits
 
 HOSTILE = """<script>alert("1")</script>'"&</title></pre></svg>-->{summary}%s<img src="https://evil.example/x.png">"""
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -177,6 +178,37 @@ def test_the_page_refers_to_nothing_outside_and_runs_nothing(text: str) -> None:
             assert not name.startswith("on")
             assert name not in ("src", "srcset", "data")
             assert not name.endswith("href") or (value or "").startswith("#")
+
+
+def long_run() -> RunResult:
+    """More of everything than fits a page: gigabytes, training alone, and a reason of three lines."""
+    result = replace(run(num_rounds=40, num_clients=20), alone={"accuracy": 0.5, "clients": {"0": 0.5}})
+    reason = "its root mean square is 11.3 times the median of earlier rounds, more than server.norm_bound allows; " * 3
+    result.history[3].update(rejected=1, rejections=[{"client": 3, "reason": reason}])
+    for row in result.clients:
+        row.update(budget_kind="uplink_bytes", budget_limit=20000.0, validation_gain=0.0125)
+    return result
+
+
+@pytest.mark.slow
+def test_nothing_runs_out_of_a_page_of_any_width(tmp_path: Path) -> None:
+    command = f"spatl run quickstart --set data.options.path=/{'very' * 50}/long"
+    written(long_run(), tmp_path, config_yaml=f"data: {{path: /{'very' * 80}}}\n", command=command)
+    with Browser(tmp_path / "profile") as browser:
+        for width in (1300, 1000, 600, 360):
+            assert_fits(browser, tmp_path / "report.html", width)
+        browser.open(tmp_path / "report.html", width=1000)
+        assert browser.visit.complaints == []
+        tables = browser.value(
+            "[...document.querySelectorAll('table')].map(e => Math.round(e.getBoundingClientRect().right))"
+        )
+        assert max(tables) <= 1000  # even gigabytes fit without scrolling
+
+
+def test_the_words_tell_the_loss_and_what_the_axis_is(text: str) -> None:
+    words = Page(text).text["figcaption"]
+    assert "The loss on the clients' test splits was 1.000 in round 1, 1.000 in round 3." in words
+    assert "axis shows the range that occurs" in words
 
 
 def hostile_run() -> RunResult:

@@ -18,6 +18,7 @@ def write_run(path: Path, config: ExperimentConfig, accuracies: Sequence[float],
         row = {
             "round": number,
             "accuracy": accuracy,
+            "loss": 2.5 * (1 - accuracy) + 0.1,
             "participants": 2,
             "rejected": 0,
             "keep_ratio": 1.0,
@@ -27,6 +28,7 @@ def write_run(path: Path, config: ExperimentConfig, accuracies: Sequence[float],
             "downlink": parts,
             "seconds": 1.0,
             "final_accuracy": final if last else None,
+            "final_loss": 2.5 * (1 - final) + 0.1 if last else None,
         }
         append_lines(path / "history.jsonl", [row])
     ledger = [

@@ -42,6 +42,15 @@ def test_a_round_that_nobody_measured_is_no_point_but_its_bytes_count():
     assert trajectory(history) == [Point(0, 100, 0.0, 0.1), Point(2, 150, 3.0, 0.3)]
 
 
+def test_points_carry_the_loss_that_was_measured():
+    row = {"uplink_bytes": 10, "downlink_bytes": 10, "seconds": 1.0, "accuracy": 0.5}
+    history = [
+        {**row, "round": 1, "loss": 2.0},
+        {**row, "round": 2, "loss": None, "final_accuracy": 0.6, "final_loss": 0.0},
+    ]
+    assert [point.loss for point in trajectory(history)] == [2.0, None, 0.0]
+
+
 def points(accuracies):
     return [Point(number, 100 * (number + 1), float(number), value) for number, value in enumerate(accuracies)]
 

@@ -3,7 +3,8 @@
 import pytest
 
 from spatl.bench.costs import Point
-from spatl.bench.pictures import curve_words, draw_accuracy, draw_parts, part_words
+from spatl.bench.pictures import STRETCHED, axis_words, curve_words, draw_accuracy, draw_parts, loss_svg, part_words
+from spatl.bench.pictures import _losses as losses_of
 from spatl.bench.results import Curve, PartsRow
 from spatl.plots import new_figure
 
@@ -42,6 +43,48 @@ def test_against_bytes_training_alone_is_level_because_it_needs_none():
     assert {place[1] for place in lines["Training alone, at the end"]} == {0.5}
     assert [place[0] for place in lines["SPATL (2 of 3 seeds)"]] == [100.0, 200.0, 300.0]
     assert drawn("seconds")["Training alone"][-1] == [2.0, 0.5]
+
+
+def panel(curves):
+    """The labels in the legend of a panel against rounds, and that of its axis."""
+    with new_figure(8, 5) as figure:
+        axes = figure.subplots()
+        draw_accuracy(axes, curves, against="rounds", targets=[(0.7, True)], alone=None)
+        return axes.get_legend_handles_labels()[1], axes.get_ylabel()
+
+
+def test_the_legend_says_what_shades_and_dotted_lines_are():
+    labels, _ = panel(CURVES)
+    assert labels[-2:] == ["targets", "lowest to highest seed"]
+    assert "Shades reach from the lowest to the highest seed." in axis_words(CURVES)
+    one_seed = {title: own[:1] for title, own in CURVES.items()}
+    assert "lowest to highest seed" not in panel(one_seed)[0]
+    assert "Shades" not in axis_words(one_seed)
+    many = {f"row {number}": CURVES["SPATL"] for number in range(7)}
+    assert "lowest to highest seed" not in panel(many)[0]
+    assert "Shades" not in axis_words(many)
+
+
+@pytest.mark.parametrize(("best", "stretched"), [(0.9, False), (0.91, True)])
+def test_an_axis_that_is_stretched_says_so(best, stretched):
+    curves = {"SPATL": [curve("spatl", 1, [0.1, best])]}
+    assert (panel(curves)[1] == STRETCHED) == stretched
+    assert ("stretched towards 1" in axis_words(curves)) == stretched
+    assert ("shows the range that occurs" in axis_words(curves)) != stretched
+
+
+def with_losses(label, seed, losses):
+    points = tuple(Point(number, 1, 1.0, 0.5, loss) for number, loss in enumerate(losses))
+    return Curve(label, seed, points, {"0": 0.5})
+
+
+def test_the_loss_is_the_mean_over_the_seeds_where_all_measured_it():
+    curves = {"SPATL": [with_losses("spatl", 1, [2.0, 1.0, None]), with_losses("spatl", 2, [1.0, 0.5, 0.25])],
+              "FedAvg": [with_losses("fedavg", 1, [None, None])]}  # fmt: skip
+    ((title, (rounds, losses, _)),) = losses_of(curves).items()
+    assert (title, rounds, losses) == ("SPATL", [0, 1], [1.5, 0.75])
+    assert loss_svg(curves).startswith("<svg")
+    assert loss_svg({"FedAvg": curves["FedAvg"]}) == ""
 
 
 def test_the_words_say_where_every_row_ends():

@@ -10,7 +10,7 @@ from spatl.bench.plan import make_plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import collect, run_directory
 from spatl.bench.tuning import Pair, Tuned
-from tests.browser import Browser
+from tests.browser import Browser, assert_fits
 from tests.spatl.bench.runs import write_run
 
 LEVELS = {
@@ -84,6 +84,13 @@ def test_targets_that_need_no_federation_are_marked(report):
     assert "Not a meaningful target: training alone reached it" in text.split("## Cost of 50.0 %, held", 1)[1][:200]
 
 
+def test_the_page_says_what_axis_and_shades_are_and_shows_the_loss(report):
+    page = (report / "report.html").read_text()
+    assert page.count("Shades reach from the lowest to the highest seed.") == 3
+    assert page.count("The accuracy axis shows the range that occurs, not all of 0 to 1.") == 3
+    assert "<h2>Loss against rounds</h2>" in page
+
+
 def test_reports_state_what_made_them(report):
     for name in ("bench.md", "report.html"):
         text = (report / name).read_text()
@@ -111,12 +118,11 @@ def test_a_browser_opens_the_report_without_network_or_complaint_and_draws_it(re
             "[...document.querySelectorAll('figure svg')].map(s => {const b = s.getBoundingClientRect();"
             "return [b.width, b.height, s.querySelectorAll('path').length]})"
         )
-        assert len(pictures) == 6
+        assert len(pictures) == 7
         assert all(width > 700 and height > 200 and paths > 20 for width, height, paths in pictures)
         assert browser.value("document.querySelectorAll('table').length") >= 10
-        for width in (1300, 500):
-            browser.open(report / "report.html", width=width)
-            assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+        for width in (1300, 1000, 600, 360):
+            assert_fits(browser, report / "report.html", width)
         assert browser.screenshot().startswith(b"\x89PNG")
         assert browser.pdf().startswith(b"%PDF")
 
