@@ -46,7 +46,7 @@ def started(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A command of `spatl`, stopped with all it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "spatl.cli", *arguments], stdin=subprocess.DEVNULL, stdout=output,
+            [sys.executable, "-m", "spatl", *arguments], stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
             env={**environment(log.parent / f"{log.name}-home"), "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip

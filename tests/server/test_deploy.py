@@ -188,7 +188,7 @@ def answer(*command: str, log: Path) -> str:
 def intrusions(directory: Path, address: str, stranger: Path) -> dict[str, str]:
     """What the server answers those who do not belong to it."""
     ca, own, log = directory / "client-0" / "ca.pem", directory / "client-0", stranger.parent / "intruder"
-    spatl = (sys.executable, "-m", "spatl.cli", "deploy", "client")
+    spatl = (sys.executable, "-m", "spatl", "deploy", "client")
     unknown_key, wrong_ca = stranger.parent / "unknown-key", stranger.parent / "wrong-ca"
     for copy, key, trusted in ((unknown_key, stranger, ca), (wrong_ca, own, stranger / "ca.pem")):
         copy.mkdir()

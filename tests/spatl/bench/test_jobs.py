@@ -66,7 +66,7 @@ def test_a_finished_run_is_not_repeated_and_a_new_seed_is_added(config, tmp_path
 def test_killed_and_started_again_it_runs_what_is_missing_and_ends_with_the_same_table(config, tmp_path):
     """SIGKILL of the command while runs are finished, under way and still to come."""
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "spatl.cli", "bench", str(config), "--workers", "2", "--out", str(out),
+    command = [sys.executable, "-m", "spatl", "bench", str(config), "--workers", "2", "--out", str(out),
                "--set", "rounds=12"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -93,7 +93,7 @@ def test_killed_and_started_again_it_runs_what_is_missing_and_ends_with_the_same
 def test_an_interrupted_benchmark_ends_although_many_jobs_are_left(config, tmp_path, number):
     """120 jobs are more than a pipe holds: a process that waited until they are taken would wait for ever."""
     out, seeds = tmp_path / "out", ",".join(map(str, range(60)))
-    command = [sys.executable, "-m", "spatl.cli", "bench", str(config), "--workers", "2", "--out", str(out),
+    command = [sys.executable, "-m", "spatl", "bench", str(config), "--workers", "2", "--out", str(out),
                "--methods", "fedavg,local", "--seeds", seeds]  # fmt: skip
     # A test run in the background of a shell ignores SIGINT, and so would all it starts.
     process = subprocess.Popen(
