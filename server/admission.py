@@ -13,6 +13,8 @@ from spatl.protocol import Update
 from spatl.selection.layout import EncoderLayout
 
 _ROUNDS_REMEMBERED = 5
+_LEAST_BOUNDED = 0.1  # of the encoder: by the default bound, what changes it by no more than itself is not refused
+_LEAST_CLIPPED = 0.01
 _FIRST_TRUST = 0.25
 _MOST_TRUST = 0.5
 _SHARE_OF_AGREEMENT = 0.25
@@ -23,25 +25,49 @@ class UpdateTooLarge(UpdateRejected):
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large an update is, or how large updates usually are.
+
+    Attributes:
+        rms: The root mean square of the parameters' changes: comparable whatever share of them is sent.
+        rate: The same per accumulated step weight (a_i), which is the root mean square of the mean gradient.
+    """
+
+    rms: float
+    rate: float
+
+    def times(self, usual: "Size") -> float:
+        """How many times larger than usual: as a whole or per step weight, whichever is less.
+
+        A client that trains longer from the same place goes further, but not further than its steps allow; one that
+        trains shorter goes less far. With D(a) the distance after steps of weight a, which grows ever slower, D(a) is
+        at most D(b) max(1, a / b). So neither many examples nor few make an update large.
+        """
+        return min(_ratio(self.rms, usual.rms), _ratio(self.rate, usual.rate))
+
+
+@dataclass(frozen=True)
 class Admission:
     """What is remembered of the rounds before.
 
     Attributes:
         sizes: The median size of the updates that were folded in, of each of the last rounds with any.
+        largest: The largest median of all rounds so far, in either respect; None before the first round.
         failures: How many updates in a row each client was refused.
         away: The last round that each client is left out of.
         trust: A quarter, and what the agreements of each client with the others add to it, by `judged`.
     """
 
-    sizes: tuple[float, ...] = ()
+    sizes: tuple[Size, ...] = ()
+    largest: Size | None = None
     failures: Mapping[int, int] = field(default_factory=dict)
     away: Mapping[int, int] = field(default_factory=dict)
     trust: Mapping[int, float] = field(default_factory=dict)
 
     @property
-    def usual(self) -> float | None:
-        """The size that others are measured by, the largest of the medians; None before the first round."""
-        return max(self.sizes, default=None)
+    def recent(self) -> Size | None:
+        """The largest of the last rounds' medians; None before the first round."""
+        return largest_of(self.sizes)
 
     def admitted(self, clients: Iterable[int], server_round: int) -> list[int]:
         """The clients that may be asked in a round: all of them, if none were left otherwise."""
@@ -73,7 +99,7 @@ class Admission:
         self,
         server_round: int,
         *,
-        folded: Mapping[int, float],
+        folded: Mapping[int, Size],
         refused: Iterable[int],
         max_failures: int,
         rounds_away: int,
@@ -91,27 +117,85 @@ class Admission:
         failures |= {client: failures.get(client, 0) + 1 for client in refused}
         away = {client: last for client, last in self.away.items() if last > server_round}
         away |= {client: server_round + rounds_away for client in refused if failures[client] >= max_failures}
-        sizes = [*self.sizes, statistics.median(folded.values())] if folded else self.sizes
-        return replace(self, sizes=tuple(sizes[-_ROUNDS_REMEMBERED:]), failures=failures, away=away)
+        median = median_of(folded.values())
+        medians = [median] if median is not None else []
+        return replace(
+            self,
+            sizes=(*self.sizes, *medians)[-_ROUNDS_REMEMBERED:],
+            largest=largest_of(([self.largest] if self.largest is not None else []) + medians),
+            failures=failures,
+            away=away,
+        )
 
 
-def size_of(update: Update, layout: EncoderLayout) -> float:
-    """The root mean square of an update's parameters: comparable whatever share of them is sent; 0 of none."""
+def size_of(update: Update, layout: EncoderLayout) -> Size:
+    """The size of an update's parameters; 0 of none."""
     values = update.values[update.selection.entries(layout) < layout.num_parameter_entries].double()
-    return math.sqrt(float(values.square().mean())) if len(values) else 0.0
+    rms = math.sqrt(float(values.square().mean())) if len(values) else 0.0
+    return Size(rms, rms / update.step_weight)
 
 
-def check_size(size: float, usual: float | None, bound: float | None) -> None:
+def median_of(sizes: Iterable[Size]) -> Size | None:
+    """The usual size of some updates, the lower median in either respect; None of none.
+
+    The lower, so that of two clients the one that sends a thousandfold does not say what is usual.
+    """
+    every = list(sizes)
+    if not every:
+        return None
+    return Size(statistics.median_low(size.rms for size in every), statistics.median_low(size.rate for size in every))
+
+
+def largest_of(sizes: Iterable[Size]) -> Size | None:
+    """The largest of some sizes, in either respect; None of none."""
+    every = list(sizes)
+    return Size(max(size.rms for size in every), max(size.rate for size in every)) if every else None
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a round's updates are measured by.
+
+    Attributes:
+        bounded: For `server.norm_bound`: the largest median of all rounds. It never shrinks, because a client that is
+            new in a late round, or alone holds some classes, may send what all sent in the first.
+        clipped: For `server.clip`: the largest median of the last rounds.
+    """
+
+    bounded: Size
+    clipped: Size
+
+    @classmethod
+    def of(cls, largest: Size, recent: Size, *, encoder_rms: float) -> "Usual":
+        """What is usual, but not less than a share of what the encoder's parameters are themselves.
+
+        Where most clients have nothing left to learn, their updates are next to nothing, and one that still learns is
+        thousands of times larger: FedRep once all but one have converged.
+
+        Args:
+            largest: The largest median of all rounds.
+            recent: That of the last rounds.
+            encoder_rms: The root mean square of the encoder's parameters.
+        """
+
+        def at_least(size: Size, share: float) -> Size:
+            return Size(max(size.rms, share * encoder_rms), size.rate)
+
+        return cls(at_least(largest, _LEAST_BOUNDED), at_least(recent, _LEAST_CLIPPED))
+
+
+def check_size(size: Size, usual: Size | None, bound: float | None) -> None:
     """Refuse an update that is more than `bound` times larger than usual.
 
     Raises:
         UpdateTooLarge: It is.
     """
-    if usual is not None and bound is not None and not size <= bound * usual:
-        largest = bound * usual
-        raise UpdateTooLarge(
-            f"the update's root mean square is {size:.3g}, more than the {largest:.3g} that server.norm_bound allows"
-        )
+    if usual is None or bound is None or size.times(usual) <= bound:
+        return
+    raise UpdateTooLarge(
+        f"the update's root mean square is {size.rms:.3g}, {size.times(usual):.3g} times the usual for its steps; "
+        f"server.norm_bound allows {bound:g}"
+    )
 
 
 def check_trust(trust: float) -> None:
@@ -127,8 +211,14 @@ def check_trust(trust: float) -> None:
         )
 
 
-def clip_update(update: Update, size: float, usual: float | None, factor: float | None) -> Update:
+def clip_update(update: Update, size: Size, usual: Size | None, factor: float | None) -> Update:
     """Scale an update down to `factor` times the usual size; if that changes it, it no longer counts as corrected."""
-    if usual is None or factor is None or size <= factor * usual:
+    if usual is None or factor is None or size.times(usual) <= factor:
         return update
-    return replace(update, values=update.values * (factor * usual / size), corrected=False)
+    return replace(update, values=update.values * (factor / size.times(usual)), corrected=False)
+
+
+def _ratio(size: float, usual: float) -> float:
+    if usual > 0:
+        return size / usual
+    return math.inf if size > 0 else 0.0

@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import statistics
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -111,6 +112,8 @@ def serve(
     )
     config, blueprint, clients = roll.config, roll.blueprint, roll.clients
     replace_file(directory / "config.yaml", config.to_yaml().encode())  # with what the clients have agreed on
+    if config.server.aggregation == "agreement":
+        _warn_of_label_skew(blueprint)
     num_examples = {client: registration.num_examples for client, registration in clients.items()}
     nodes = {client: registration.node_id for client, registration in clients.items()}
     if devices:
@@ -168,6 +171,20 @@ def serve(
         facts |= {"epsilon": epsilon, "delta": config.privacy.delta}
     whole = strategy.whole_update_bytes() if blueprint.layout.num_entries else 0
     return recorder.write_summary(facts, whole_update_bytes=whole)
+
+
+def _warn_of_label_skew(blueprint: Blueprint) -> None:
+    """Say before the first round that clients are to agree which have little in common."""
+    labels = blueprint.dataset.labels
+    everything, *own = (
+        int((torch.bincount(each) > 0).sum()) for each in (labels, *(labels[part] for part in blueprint.partition))
+    )
+    held = statistics.median_low(own)
+    if 2 * held < everything:
+        logger.warning(
+            "server.aggregation: agreement is for clients that have most classes in common; here the median client has "
+            "%d of %d, and honest ones may be refused (docs/robustness.md)", held, everything,
+        )  # fmt: skip
 
 
 def _engine_name(grid: Grid, config: ExperimentConfig) -> str:

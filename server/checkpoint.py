@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from server.admission import Admission
+from server.admission import Admission, Size
 from spatl.durable import replace_file, seal, unseal
 from spatl.errors import SpatlError
 
 FILE = "server.checkpoint"
-_FORMAT = 3
+_FORMAT = 4
 _BY_CLIENT = ("folded", "held", "astray", "num_examples")
 _OF_ADMISSION = ("failures", "away", "trust")
 _OPTIONAL = ("control", "held_control")
@@ -32,7 +32,8 @@ class ServerState:
             something, the version that it starts from.
         astray: How much of the c that each client derived is not c, at most: 1 for a client that missed a version.
         cannot_build: The clients whose initial encoder is another one.
-        first_loss: The median training loss of the first round with an update, at least 1; None before it.
+        first_loss: The median training loss of the first round with an update, at least 1 and that of a guess among all
+            classes; None before it.
         useless_rounds: How many rounds in a row had nothing usable.
         admission: What decides who is let in.
         num_examples: The training examples of each client that ever registered: what c is the weighted sum over.
@@ -81,7 +82,8 @@ class Checkpoint:
             "cannot_build": sorted(state.cannot_build),
             "first_loss": state.first_loss,
             "useless_rounds": state.useless_rounds,
-            "sizes": state.admission.sizes,
+            "sizes": [_pair(size) for size in state.admission.sizes],
+            "largest": _pair(largest) if (largest := state.admission.largest) is not None else None,
             **{name: _named(getattr(state.admission, name)) for name in _OF_ADMISSION},
         }
         return seal(tensors, header, version=_FORMAT)
@@ -107,12 +109,20 @@ class Checkpoint:
             cannot_build=frozenset(header["cannot_build"]),
             first_loss=header["first_loss"],
             useless_rounds=header["useless_rounds"],
-            admission=Admission(sizes=tuple(header["sizes"]), **of_admission),
+            admission=Admission(
+                sizes=tuple(Size(*pair) for pair in header["sizes"]),
+                largest=Size(*header["largest"]) if header["largest"] is not None else None,
+                **of_admission,
+            ),
             **by_client,
         )
         prefix = "reference/"
         reference = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
         return cls(header["server_round"], state, reference)
+
+
+def _pair(size: Size) -> list[float]:
+    return [size.rms, size.rate]
 
 
 def _named(by_client: Mapping[int, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The recorder of a run: every message into the ledger, every round into the history, all of it to disk at once."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,12 +8,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spatl.history import ClientRow, HistoryRow, TimingRow, append_lines, keep_rounds, mean, write_json
+from spatl.history import (
+    NOTABLE_SHARE,
+    ClientRow,
+    HistoryRow,
+    TimingRow,
+    append_lines,
+    keep_rounds,
+    mean,
+    write_json,
+)
 from spatl.ledger import Entry, total
 from spatl.logs import EVENTS
 from spatl.protocol import EvaluateReport, TrainReport
 from spatl.scalars import Scalars
 from spatl.selection.budget import BUDGET_KINDS
+
+logger = logging.getLogger(__name__)
 
 _FILES = ("history", "clients", "ledger", "timings")
 
@@ -68,6 +80,7 @@ class Recorder:
         self._participations = Counter(row["client"] for row in clients if row["participated"])
         updates = [row["bytes"] for row in ledger if (row["phase"], row["direction"]) == ("train", "uplink")]
         self._num_updates, self._update_bytes = len(updates), sum(updates)
+        self._warned_of: set[int] = set()
         self._round = RoundRecord(server_round=done + 1)
 
     @property
@@ -100,6 +113,7 @@ class Recorder:
             row.missing, row.uplink_bytes, row.downlink_bytes, row.seconds, extra={"round": row.round},
         )  # fmt: skip
         self.history.append(row)
+        self._warn_of_excluded(record)
         self._participations.update(record.trained.keys())
         self._final = record.final
         self._count_updates(record.entries)
@@ -118,6 +132,7 @@ class Recorder:
         downlink = sum(row.downlink_bytes for row in self.history)
         accuracies = {client: report.accuracy for client, report in sorted(self._final.items())}
         refusals = Counter(refusal["client"] for row in self.history for refusal in row.rejections)
+        excluded = refusals + Counter(client for row in self.history for client in row.left_out)
         summary = {
             **facts,
             "rounds": len(self.history),
@@ -134,6 +149,8 @@ class Recorder:
             "flops_ratio": mean(row.flops_ratio for row in self.history if row.flops_ratio is not None),
             "rejected": sum(row.rejected for row in self.history),
             "rejected_by_client": {str(client): number for client, number in sorted(refusals.items())},
+            "excluded_by_client": {str(client): number for client, number in sorted(excluded.items())},
+            "excluded_examples_share": self._share_of_examples(excluded),
             "missing": sum(row.missing for row in self.history),
             "not_evaluated": len(self.num_examples) - len(self._final),
             "seconds": sum(row.seconds for row in self.history),
@@ -141,6 +158,22 @@ class Recorder:
         }
         write_json(self.directory / "summary.json", summary)
         return summary
+
+    def _warn_of_excluded(self, record: RoundRecord) -> None:
+        """Say once of the same clients that a round goes without much of what there is to learn from."""
+        excluded = {*record.rejected, *record.left_out}
+        share = self._share_of_examples(excluded)
+        if share > NOTABLE_SHARE and not excluded <= self._warned_of:
+            self._warned_of |= excluded
+            logger.warning(
+                "round %d: clients that were refused or left out (%s) hold %.0f %% of all training examples",
+                record.server_round, ", ".join(map(str, sorted(excluded))), 100 * share,
+                extra={"round": record.server_round},
+            )  # fmt: skip
+
+    def _share_of_examples(self, clients: Iterable[int]) -> float:
+        everything = sum(self.num_examples.values())
+        return sum(self.num_examples.get(client, 0) for client in clients) / everything if everything else 0.0
 
     def _count_updates(self, entries: Iterable[Entry]) -> None:
         updates = [item for item in entries if item.phase == "train" and item.direction == "uplink"]

@@ -23,7 +23,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from server.admission import Admission, UpdateTooLarge, check_size, check_trust, clip_update, size_of
+from server.admission import (
+    Admission,
+    Size,
+    UpdateTooLarge,
+    Usual,
+    check_size,
+    check_trust,
+    clip_update,
+    median_of,
+    size_of,
+)
 from server.checkpoint import Checkpoint, ServerState, save_checkpoint
 from server.questions import Questions, is_lost
 from server.reporting import Recorder
@@ -70,7 +80,7 @@ class _Candidate:
     client: int
     update: Update
     report: TrainReport
-    size: float
+    size: Size
     clipped: bool
 
 
@@ -238,13 +248,14 @@ class Federation(FedAvg):
         config, state = self._config, self.state
         aggregator = self._aggregator()
         held = dict(state.held)
-        sizes: dict[int, float] = {}
+        sizes: dict[int, Size] = {}
         asked = self._asked_for(replies, server_round, f"round {server_round}")
-        usual = state.admission.usual
-        if usual is None and (self._norm_bound() is not None or config.server.clip is not None):
+        largest, recent = state.admission.largest, state.admission.recent
+        if largest is None and (self._norm_bound() is not None or config.server.clip is not None):
             kept = list(asked)  # no round before says what is large: these wait, as they came, until all are in
-            asked, usual = iter(kept), self._usual_of(kept, server_round)
-        candidates = self._candidates(asked, usual, server_round)
+            asked = iter(kept)
+            largest = recent = self._median_of(kept, server_round)
+        candidates = self._candidates(asked, self._usual(largest, recent), server_round)
         admission = state.admission
         if config.server.aggregation == "agreement":
             candidates, admission = self._agreeing(list(candidates), server_round)
@@ -319,18 +330,18 @@ class Federation(FedAvg):
         record.entries[position:position] = taken
 
     def _candidates(
-        self, asked: Iterable[tuple[int, Message]], usual: float | None, server_round: int
+        self, asked: Iterable[tuple[int, Message]], usual: Usual | None, server_round: int
     ) -> Iterator[_Candidate]:
         """Open the replies as they come, and pass on the updates that can be used and are not too large."""
         for client, reply in asked:
             try:
                 update, report = self._open_update(reply, client, server_round)
                 size = size_of(update, self._blueprint.layout)
-                check_size(size, usual, self._norm_bound())
+                check_size(size, usual.bounded if usual else None, self._norm_bound())
             except UpdateRejected as error:
                 self._refuse(client, error, server_round, reply.error.code if reply.has_error() else None)
                 continue
-            clipped = clip_update(update, size, usual, self._config.server.clip)
+            clipped = clip_update(update, size, usual.clipped if usual else None, self._config.server.clip)
             yield _Candidate(client, clipped, report, size, clipped is not update)
 
     def _agreeing(self, candidates: list[_Candidate], server_round: int) -> tuple[Iterator[_Candidate], Admission]:
@@ -389,13 +400,21 @@ class Federation(FedAvg):
             return Aggregator(*own, **settings)
         return RobustAggregator(*own, **settings, rule=rule, trim_fraction=config.server.trim_fraction)
 
-    def _usual_of(self, replies: Iterable[tuple[int, Message]], server_round: int) -> float | None:
+    def _median_of(self, replies: Iterable[tuple[int, Message]], server_round: int) -> Size | None:
         """The median size of these updates; None if none can be read."""
         sizes = []
         for client, reply in replies:
             with contextlib.suppress(UpdateRejected):
                 sizes.append(size_of(self._open_update(reply, client, server_round)[0], self._blueprint.layout))
-        return statistics.median(sizes) if sizes else None
+        return median_of(sizes)
+
+    def _usual(self, largest: Size | None, recent: Size | None) -> Usual | None:
+        """What this round's updates are measured by; None where nothing is known yet."""
+        if largest is None or recent is None:
+            return None
+        parameters = self.state.encoder[: self._blueprint.layout.num_parameter_entries].double()
+        encoder_rms = math.sqrt(float(parameters.square().mean())) if len(parameters) else 0.0
+        return Usual.of(largest, recent, encoder_rms=encoder_rms)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -571,7 +590,10 @@ class Federation(FedAvg):
             return
         # The median, so that one client's number neither stops a run nor hides that it should stop.
         loss = statistics.median(report.train_loss for report in record.trained.values())
-        first_loss = self.state.first_loss if self.state.first_loss is not None else max(loss, 1.0)
+        first_loss = self.state.first_loss
+        if first_loss is None:
+            # Clients of one class each start with next to no loss, and those of a later round with a guess's.
+            first_loss = max(loss, 1.0, math.log(self._blueprint.dataset.num_classes))
         self.state = replace(self.state, first_loss=first_loss)
         finite = bool(torch.isfinite(encoder).all())
         if loss > _DIVERGED_LOSS_FACTOR * first_loss or not finite:

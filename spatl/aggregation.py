@@ -20,6 +20,7 @@ from spatl.selection.layout import EncoderLayout
 _HIGH_BITS = 8  # the high limb counts units of 2**-8,
 _LOW_BITS = 58  # the low limb units of 2**-58
 _LARGEST_TERM = 2.0**42
+_BITS_OF_EXAMPLES = 20
 _TERMS_BETWEEN_CARRIES = 4096
 
 
@@ -89,6 +90,9 @@ class Aggregator:
         self._learning_rate = learning_rate
         self._damping = damping
         self._normalizes = normalizes
+        # A power of two, so that counts are scaled without rounding: of however many millions a client holds, what its
+        # values may be is the same.
+        self._unit = 2.0 ** -max(0, total_examples.bit_length() - _BITS_OF_EXAMPLES)
         self._updates = ExactSum(layout.num_entries)
         self._gradients = ExactSum(layout.num_parameter_entries if control is not None else 0)
         self._examples = torch.zeros(layout.num_channels, dtype=torch.int64)  # over the clients that sent a channel
@@ -113,14 +117,15 @@ class Aggregator:
         if num_examples < 1:
             raise UpdateRejected(f"num-examples must be at least 1, got {num_examples}")
         entries = update.selection.entries(self._layout)
-        terms = update.values.to(torch.float64) * num_examples
+        weight = num_examples * self._unit
+        terms = update.values.to(torch.float64) * weight
         is_parameter = entries < self._layout.num_parameter_entries
         if self._normalizes:
             terms[is_parameter] /= update.step_weight
-        gradients = -update.values[is_parameter].to(torch.float64) / update.step_weight * num_examples
+        gradients = -update.values[is_parameter].to(torch.float64) / update.step_weight * weight
         for quantity in (terms, gradients):
             if quantity.numel() and not float(quantity.abs().max()) < _LARGEST_TERM:
-                raise UpdateRejected(f"a value times {num_examples} examples exceeds 2**42")
+                raise UpdateRejected(f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}")
         self._updates.add_(entries, terms)
         if self._control is not None and update.corrected:
             self._gradients.add_(entries[is_parameter], gradients)
@@ -138,7 +143,7 @@ class Aggregator:
         sent = examples > 0
         scale = torch.ones(self._layout.num_entries, dtype=torch.float64)
         scale[: self._layout.num_parameter_entries] = self._learning_rate * self._mean_step_weight()
-        moved = self._encoder.to(torch.float64) + scale * self._updates.total() / examples.clamp(min=1)
+        moved = self._encoder.to(torch.float64) + scale * self._total(self._updates) / examples.clamp(min=1)
         return self._without_negative(torch.where(sent, moved.to(torch.float32), self._encoder))
 
     def _without_negative(self, encoder: Tensor) -> Tensor:
@@ -146,6 +151,9 @@ class Aggregator:
         for part in self._layout.variances:
             encoder[part] = torch.where(encoder[part] < 0, self._encoder[part] / 2, encoder[part])
         return encoder
+
+    def _total(self, sums: ExactSum) -> Tensor:
+        return sums.total() / self._unit
 
     def _mean_step_weight(self) -> float:
         """What normalised updates are multiplied by: sum_i p_i a_i over the participants; 1 without normalisation."""
@@ -162,7 +170,7 @@ class Aggregator:
         if self._control is None or self._held_control is None:
             return None
         examples = self._corrected_entries()
-        change = (self._gradients.total() - self._held_control.to(torch.float64) * examples) / self._total_examples
+        change = (self._total(self._gradients) - self._held_control.to(torch.float64) * examples) / self._total_examples
         moved = (self._control.to(torch.float64) + self._damping * change).to(torch.float32)
         return torch.where(examples > 0, moved, self._control)
 
@@ -253,7 +261,7 @@ class PrivateAggregator(Aggregator):
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N]. Each call draws other noise and gives something away."""
         noise = self._noise.standard_normal(self._layout.num_entries)
-        moved = self._updates.total() + self._noise_multiplier * self._clip * torch.from_numpy(noise)
+        moved = self._total(self._updates) + self._noise_multiplier * self._clip * torch.from_numpy(noise)
         return self._without_negative(
             (self._encoder.double() + self._learning_rate / self._num_expected * moved).float()
         )

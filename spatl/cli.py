@@ -21,7 +21,7 @@ from spatl.arguments import Parser
 from spatl.completion import SHELLS
 from spatl.config import load_config
 from spatl.errors import ConfigError, SpatlError
-from spatl.history import RunResult, write_json
+from spatl.history import RunResult, excluded_line, write_json
 from spatl.progress import progress_of
 from spatl.runner import check, config_of, fresh_directory, resume, run
 from spatl.selection.budget import BUDGET_KINDS
@@ -361,6 +361,8 @@ def print_result(console: Console, result: RunResult) -> None:
     print_table(console, table)
     for client, reason in summary.get("absent", {}).items():
         print_line(console, f"client {client} took no part: {reason}")
+    if (excluded := excluded_line(summary)) is not None:
+        print_line(console, excluded)
     for name in ("report.html", "curves.png", "summary.json", "history.jsonl", "clients.jsonl", "ledger.jsonl"):
         if (result.directory / name).exists():
             print_line(console, str(result.directory / name))

@@ -307,19 +307,22 @@ class ServerConfig(Section):
     min_replies: Count = 1
     """A round with fewer usable replies changes nothing."""
     norm_bound: Positive | None = 10.0
-    """An update is refused if its root mean square is more than so many times the median of those of an earlier round
-    (the largest such median of five rounds; in the first round, its own). Null for no bound. Honest clients of the
-    shipped configs, Dirichlet 0.1 and 30 clients included, stayed below 3.5."""
+    """An update is refused if it is more than so many times larger than usual, both in its root mean square and in that
+    per accumulated step weight, so that neither many examples nor few make a client's update large. Usual is the
+    largest median of the rounds before (in the first round, its own), and at least a tenth of the encoder's own root
+    mean square. Null for no bound. Honest clients of unusual data stayed below 4 (docs/robustness.md)."""
     aggregation: Literal["mean", "agreement", "median", "trimmed-mean"] = "mean"
     """How the clients' updates become one, for each entry over those that sent it: their mean, weighted by their
     numbers of examples; `agreement`, the same without the clients whose updates have pointed against the others' over
-    the rounds, which wants `clip` beside it where rounds are small; or by rank, each alike. All but the mean are for
-    federations with a few bad clients (docs/robustness.md) and keep every update in memory until the round is over."""
+    the rounds, which wants `clip` beside it where rounds are small, and clients that have most classes in common: it
+    throws honest ones out that hold one or two each; or by rank, each alike. All but the mean are for federations with
+    a few bad clients (docs/robustness.md) and keep every update in memory until the round is over."""
     trim_fraction: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0, lt=0.5)] = 0.2
     """The share of the senders that a trimmed mean leaves out at either end, rounded up."""
     clip: Positive | None = None
-    """An update whose root mean square is more than so many times that median is scaled down to it. It moves no control
-    variate then. Null for none."""
+    """An update that is more than so many times larger than usual, measured as for `norm_bound`, is scaled down to it;
+    here the largest median of the last five rounds is usual, and at least a hundredth of the encoder's root mean
+    square. It moves no control variate then. Null for none."""
     max_failures: Count = 3
     """A client whose updates are refused so many times in a row is left out for a while."""
     rounds_away: Count = 10
@@ -331,7 +334,8 @@ class ServerConfig(Section):
     """How long the server waits for the replies of a round."""
     patience: Positive | None = None
     """For fleets: once half of a round's replies are in, the others are waited for at most so many times as long as
-    these took. Null for the timeout alone; with it, what a run gives depends on who is fast."""
+    these took. Null for the timeout alone; with it, what a run gives depends on who is fast: under `local_epochs` a
+    client with many times the examples of the others is late in every round, under `local_steps` it is not."""
 
 
 class PrivacyConfig(Section):

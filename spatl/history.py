@@ -26,6 +26,9 @@ _OF_A_START = frozenset(
     }
 )  # fmt: skip
 """What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
+_NAMED = 5  # clients in one line
+NOTABLE_SHARE = 0.1
+"""A run says so where the clients that it refused or left out hold more than this share of all training examples."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,24 @@ class RunResult:
             ("down", human_bytes(summary["downlink_bytes"])),
         ]
         return rows + ([("training alone", human_percent(self.alone.get("accuracy")))] if self.alone else [])
+
+
+def excluded_line(summary: Mapping[str, Any]) -> str | None:
+    """What a run says of the clients that it refused or left out; None where they hold little.
+
+    Args:
+        summary: The object of `summary.json`.
+    """
+    share = summary.get("excluded_examples_share", 0.0)
+    if not share > NOTABLE_SHARE:
+        return None
+    most = sorted(summary["excluded_by_client"].items(), key=lambda item: (-item[1], int(item[0])))
+    named = [f"client {client} in {number} of {summary['rounds']} rounds" for client, number in most[:_NAMED]]
+    who = ", ".join(named) + (f" and {len(most) - _NAMED} more" if len(most) > _NAMED else "")
+    return (
+        f"clients that hold {100 * share:.1f} % of all training examples were refused or left out: {who}; "
+        "history.jsonl says why"
+    )
 
 
 def mean(values: Iterable[float]) -> float | None:

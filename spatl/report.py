@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatl.history import RunResult, mean
+from spatl.history import RunResult, excluded_line, mean
 from spatl.page import facts, figure, make_page, provenance, section, table
 from spatl.plots import bytes_on_arrival, curves_svg, final_accuracies, human_bytes, is_number, run_title
 
@@ -70,6 +70,7 @@ def _summary(result: RunResult) -> str:
         ("FLOPs ratio, mean over the rounds", _ratio(summary.get("flops_ratio"))),
         ("Rounds", str(summary["rounds"])),
         ("Refused updates", _text(summary.get("rejected"))),
+        *([("Refused or left out", excluded)] if (excluded := excluded_line(summary)) is not None else []),
         ("Missing replies", _text(summary.get("missing"))),
         ("Seconds", _seconds(summary["seconds"])),
         ("Method", str(summary["method"])),

@@ -7,10 +7,20 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from server.admission import Admission, UpdateTooLarge, check_size, check_trust, clip_update, size_of
+from server.admission import (
+    Admission,
+    Size,
+    UpdateTooLarge,
+    Usual,
+    check_size,
+    check_trust,
+    clip_update,
+    median_of,
+    size_of,
+)
 from server.strategy import blob_content
 from spatl.codec import CODECS
 from spatl.errors import SpatlError, UpdateRejected
@@ -24,12 +34,12 @@ LAYOUT = interleaved_layout([(1, 2), (3, 1)], statistics=4)
 
 
 def after(admission, server_round, *, folded=(), refused=()):
-    sizes = dict(folded)
+    sizes = {client: Size(size, size) for client, size in folded}
     return admission.after(server_round, folded=sizes, refused=refused, max_failures=2, rounds_away=3)
 
 
-def update(values, selection=None):
-    return Update(1, 0, selection or select_all(LAYOUT), values, 1.0)
+def update(values, selection=None, step_weight=1.0):
+    return Update(1, 0, selection or select_all(LAYOUT), values, step_weight)
 
 
 @given(scale=st.floats(1e-3, 1e3), mask=st.lists(st.booleans(), min_size=4, max_size=4).filter(any))
@@ -38,33 +48,78 @@ def test_the_size_of_an_update_does_not_depend_on_how_much_of_it_is_sent(scale, 
     selection = Selection(torch.tensor(mask))
     entries = selection.entries(LAYOUT)
     values = torch.where(entries < LAYOUT.num_parameter_entries, -scale, 1e9).float()
-    assert size_of(update(values, selection), LAYOUT) == pytest.approx(scale, rel=1e-6)
+    size = size_of(update(values, selection, step_weight=0.5), LAYOUT)
+    assert size.rms == pytest.approx(scale, rel=1e-6)
+    assert size.rate == pytest.approx(2 * scale, rel=1e-6)
 
 
 def test_nothing_is_of_size_zero():
     nothing = Selection(torch.zeros(LAYOUT.num_channels, dtype=torch.bool))
-    assert size_of(update(torch.zeros(0), nothing), LAYOUT) == 0.0
+    assert size_of(update(torch.zeros(0), nothing), LAYOUT) == Size(0.0, 0.0)
 
 
-def test_the_bound_is_by_the_largest_median_of_the_last_five_rounds():
+def test_the_clip_is_by_the_largest_median_of_the_last_five_rounds_and_the_bound_by_that_of_all():
     """Medians 5, 1, 1, 1, 1; then the 5 is six rounds old. A round in which nothing was folded in changes nothing."""
     admission = Admission()
-    assert admission.usual is None
+    assert admission.recent is admission.largest is None
     for server_round, sizes in enumerate([(4.0, 5.0, 90.0), (1.0,), (1.0,), (1.0, 1.0), (), (1.0,)], start=1):
         admission = after(admission, server_round, folded=enumerate(sizes))
-    assert admission.usual == 5.0
+    assert admission.recent == admission.largest == Size(5.0, 5.0)
     admission = after(admission, 7, folded=[(0, 2.0)])
-    assert admission.usual == 2.0
+    assert admission.recent == Size(2.0, 2.0)
+    assert admission.largest == Size(5.0, 5.0)
 
 
-def test_what_is_larger_than_the_bound_is_refused_and_so_is_what_is_no_number():
-    check_size(3.0, 1.5, 2.0)
-    check_size(1e30, None, 2.0)
-    check_size(1e30, 1.5, None)
-    for size in (3.1, math.nan, math.inf):
-        with pytest.raises(UpdateTooLarge, match=r"more than the 3 that server\.norm_bound allows"):
-            check_size(size, 1.5, 2.0)
+def test_of_two_updates_the_smaller_says_what_is_usual():
+    assert median_of([Size(1.0, 20.0), Size(1000.0, 2.0)]) == Size(1.0, 2.0)
+    assert median_of([]) is None
+
+
+@given(
+    weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30),
+    reach=st.floats(1e-2, 1e2),
+    gradient=st.floats(1e-6, 1e3),
+)
+def test_no_client_that_only_trains_longer_or_shorter_than_others_is_larger_than_usual(weights, reach, gradient):
+    """All go the same way, ever slower the longer they train; one may take a million times the steps of another."""
+    sizes = [Size(d := gradient * reach * -math.expm1(-weight / reach), d / weight) for weight in weights]
+    usual = median_of(sizes)
+    assert max(size.times(usual) for size in sizes) <= 1 + 1e-9
+
+
+@given(weights=st.lists(st.floats(1e-2, 1e2), min_size=2, max_size=30), data=st.data())
+def test_a_thousandfold_update_is_refused_whoever_of_clients_whose_sizes_differ_a_hundredfold_sends_it(weights, data):
+    """Where distances grow with the steps, and in the first round, of which it is itself a part."""
+    assume(max(weights) <= 100 * min(weights))
+    sizes = [Size(weight**0.5, weight**-0.5) for weight in weights]
+    bad = data.draw(st.integers(0, len(weights) - 1))
+    sizes[bad] = Size(1000 * sizes[bad].rms, 1000 * sizes[bad].rate)
+    with pytest.raises(UpdateTooLarge, match=r"server\.norm_bound allows 10"):
+        check_size(sizes[bad], median_of(sizes), 10.0)
+
+
+def test_what_is_larger_than_the_bound_as_a_whole_and_for_its_steps_is_refused_and_so_is_what_is_no_number():
+    usual = Size(1.5, 3.0)
+    for fine in (Size(3.0, 90.0), Size(90.0, 6.0)):
+        check_size(fine, usual, 2.0)
+    check_size(Size(1e30, 1e30), None, 2.0)
+    check_size(Size(1e30, 1e30), usual, None)
+    check_size(Size(0.0, 0.0), Size(0.0, 0.0), 2.0)
+    for large in (Size(3.1, 6.2), Size(math.nan, math.nan), Size(math.inf, math.inf)):
+        with pytest.raises(UpdateTooLarge, match=r"times the usual for its steps; server\.norm_bound allows 2"):
+            check_size(large, usual, 2.0)
     assert issubclass(UpdateTooLarge, SpatlError)
+
+
+def test_where_all_updates_are_tiny_one_that_is_not_is_measured_by_the_encoder():
+    """The median is next to nothing, and the encoder's weights are of 0.2."""
+    tiny, large = Size(1e-6, 2e-6), Size(1.0, 2.0)
+    usual = Usual.of(tiny, tiny, encoder_rms=0.2)
+    check_size(Size(0.19, 0.38), usual.bounded, 10.0)  # less than the encoder itself
+    with pytest.raises(UpdateTooLarge):
+        check_size(Size(0.21, 0.42), usual.bounded, 10.0)
+    assert Size(0.003, 0.006).times(usual.clipped) == pytest.approx(1.5)
+    assert Usual.of(large, large, encoder_rms=0.2) == Usual(large, large)
 
 
 def test_a_client_that_fails_twice_is_left_out_for_three_rounds_and_then_has_one_attempt_at_a_time():
@@ -295,8 +350,10 @@ def test_c_stays_the_weighted_sum_of_the_c_i_under_a_robust_rule(tmp_path, strat
 
 def test_a_clipped_update_is_as_large_as_the_bound_and_no_longer_counts_as_corrected():
     given = dataclasses.replace(update(torch.full((LAYOUT.num_entries,), 8.0)), corrected=True)
-    assert clip_update(given, 8.0, 2.0, 4.0) is given
-    clipped = clip_update(given, 8.0, 2.0, 1.0)
+    size, usual = size_of(given, LAYOUT), Size(2.0, 2.0)
+    assert clip_update(given, size, usual, 4.0) is given
+    assert clip_update(given, size, Size(2.0, 8.0), 1.0) is given  # as large as its steps make it
+    clipped = clip_update(given, size, usual, 1.0)
     assert clipped.values.tolist() == [2.0] * LAYOUT.num_entries
     assert not clipped.corrected
 
@@ -325,8 +382,42 @@ def test_a_client_that_keeps_failing_is_left_out_for_a_while_and_the_history_say
 
     summary = run_tiny(config, tmp_path, app=tampering(attack))
     assert summary["rejected_by_client"] == {"3": 3}
+    assert summary["excluded_by_client"] == {"3": 7}
     rows = read_lines(tmp_path / "history.jsonl")
     assert [row["round"] for row in rows if row["left_out"] == [3]] == [3, 4, 6, 7]
     assert [row["round"] for row in rows if row["rejected"]] == [1, 2, 5]
     assert [server_round for server_round, client in asked if client == 3] == [1, 2, 5, 8, 9]
     assert [row["missing"] for row in rows] == [0] * 9
+
+
+def test_a_run_without_more_than_a_tenth_of_the_examples_says_so_once_and_in_its_summary(tmp_path, caplog, strategies):
+    """Client 3 fails in the first round and is left out of the other two; the five have the same number of digits."""
+
+    def attack(client, content):
+        return blob_content(b"") if client == 3 else content
+
+    config = tiny_config(method="fedavg", server={"max_failures": 1})
+    summary = run_tiny(config, tmp_path, app=tampering(attack))
+    (strategy,) = strategies
+    numbers = strategy._num_examples
+    assert summary["excluded_by_client"] == {"3": 3}
+    assert summary["excluded_examples_share"] == pytest.approx(numbers[3] / sum(numbers.values()))
+    (said,) = [record.getMessage() for record in caplog.records if "hold" in record.getMessage()]
+    assert said == "round 1: clients that were refused or left out (3) hold 20 % of all training examples"
+
+
+def test_a_run_that_leaves_nobody_out_says_nothing_of_it(tmp_path, caplog):
+    summary = run_tiny(tiny_config(method="fedavg", rounds=1), tmp_path)
+    assert (summary["excluded_by_client"], summary["excluded_examples_share"]) == ({}, 0.0)
+    assert not [record for record in caplog.records if "left out" in record.getMessage()]
+
+
+@pytest.mark.parametrize(("partition", "said"), [({"name": "iid"}, 0), ({"name": "labels", "labels_per_client": 2}, 1)])
+def test_that_clients_who_are_to_agree_have_few_classes_in_common_is_said_before_the_first_round(
+    tmp_path, caplog, partition, said
+):
+    config = tiny_config(rounds=1, method="fedavg", partition=partition, server={"aggregation": "agreement"})
+    run_tiny(config, tmp_path)
+    lines = [record.getMessage() for record in caplog.records if "in common" in record.getMessage()]
+    assert len(lines) == said
+    assert all("here the median client has 2 of 10" in line for line in lines)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 import random
 import re
+import struct
 
 import pytest
 import torch
@@ -674,6 +676,23 @@ def test_one_client_cannot_stop_a_run_by_reporting_a_large_loss(tmp_path):
         return reporting(content, layout, train_loss=1e8) if client == 0 else content
 
     assert run_tiny(config, tmp_path, app=tampering(attack))["rejected"] == 0
+
+
+def test_a_run_that_began_with_clients_that_had_nothing_to_learn_has_not_diverged_where_others_only_guess(tmp_path):
+    """As where those of the first round have one class each: a guess among ten classes has a loss of 2.3."""
+    config = tiny_config(rounds=2)
+    layout = blueprint_of(config).layout
+
+    def reported(loss):
+        def change(client, content):
+            (server_round,) = struct.unpack_from("<I", blob_of(content), 8)
+            return reporting(content, layout, train_loss=0.01 if server_round == 1 else loss)
+
+        return tampering(change)
+
+    run_tiny(config, tmp_path / "guess", app=reported(9.9 * math.log(10)))
+    with pytest.raises(DivergedError, match=r"the loss started at 2\.3"):
+        run_tiny(config, tmp_path / "diverged", app=reported(10.1 * math.log(10)))
 
 
 def test_a_malformed_registration_is_one_clear_line(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import clients.state
 import server.strategy
 from clients.round import Workplace
 from clients.state import ClientState, DirectoryStore
-from server.admission import Admission
+from server.admission import Admission, Size
 from server.checkpoint import FILE, Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from server.engines import run_inline
 from server.reporting import Recorder
@@ -309,7 +310,7 @@ def test_a_checkpoint_reads_as_it_was_written(tmp_path):
     for control in (None, vector):
         state = ServerState(
             vector, control, control, 0.25, {1: 7, 0: 6}, {0: 3, 1: 4}, {0: 0.5, 1: 1e-9}, frozenset({1}), 2.5, 1,
-            Admission((1.5,), {1: 2}, {1: 9}, {0: 0.1, 1: -1 / 3}),
+            Admission((Size(1.5, 0.1),), Size(2.5, 1 / 3), {1: 2}, {1: 9}, {0: 0.1, 1: -1 / 3}),
         )  # fmt: skip
         written = Checkpoint(7, state, {"offsets": torch.arange(3), "change/0": torch.zeros(0, dtype=torch.uint8)})
         read = Checkpoint.from_bytes(written.to_bytes())
@@ -317,6 +318,8 @@ def test_a_checkpoint_reads_as_it_was_written(tmp_path):
         assert (read.state.control is None) == (control is None)
         assert (read.state.folded, read.state.held, read.state.astray) == (state.folded, state.held, state.astray)
         assert read.state.admission == state.admission
+        first = replace(written, state=replace(state, admission=Admission()))
+        assert Checkpoint.from_bytes(first.to_bytes()).state.admission == Admission()
         assert (read.state.first_loss, read.state.useless_rounds, read.state.cannot_build) == (2.5, 1, {1})
 
 

@@ -418,3 +418,16 @@ def test_a_share_of_senders_is_not_rounded_up_for_the_rounding_of_a_product(frac
     kept = squares[trimmed : senders - trimmed]
     result = robust(updates, "trimmed-mean", fraction, torch.zeros(LAYOUT.num_entries))
     assert result.tolist() == pytest.approx([sum(kept) / len(kept)] * LAYOUT.num_entries, rel=1e-6)
+
+
+@given(total=st.integers(1, 2**50), share=st.floats(1e-9, 1.0))
+def test_what_the_values_of_a_client_may_be_does_not_depend_on_how_many_examples_there_are(total, share):
+    """A running variance of a million, of a client with any share of up to a quadrillion examples."""
+    number = max(1, int(share * total))
+    values = torch.full((N,), 1e6)
+    update = make_update(LAYOUT, [True] * LAYOUT.num_channels, values, step_weight=1.0, corrected=True)
+    aggregator = Aggregator(LAYOUT, torch.zeros(N), torch.zeros(LAYOUT.num_parameter_entries), total_examples=total)
+    aggregator.add(update, number)
+    torch.testing.assert_close(aggregator.encoder(), values)
+    expected = torch.full((LAYOUT.num_parameter_entries,), -1e6 * number / total)
+    torch.testing.assert_close(aggregator.control(), expected, rtol=1e-5, atol=1e-6)

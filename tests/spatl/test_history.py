@@ -5,7 +5,17 @@ import re
 
 import pytest
 
-from spatl.history import Tail, append_lines, keep_rounds, latest_accuracy, read_json, read_lines, to_json, write_json
+from spatl.history import (
+    Tail,
+    append_lines,
+    excluded_line,
+    keep_rounds,
+    latest_accuracy,
+    read_json,
+    read_lines,
+    to_json,
+    write_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +102,16 @@ def test_a_file_is_cut_in_its_place_and_what_is_kept_keeps_its_bytes(tmp_path):
     assert keep_rounds(path, 0) == []
     assert path.read_bytes() == b""
     assert keep_rounds(tmp_path / "none.jsonl", 3) == []
+
+
+def test_of_clients_that_hold_more_than_a_tenth_of_the_examples_a_line_says_in_how_many_rounds_they_were_not_used():
+    summary = {"rounds": 20, "excluded_by_client": {"0": 14, "11": 20, "2": 14}, "excluded_examples_share": 0.526}
+    assert excluded_line(summary) == (
+        "clients that hold 52.6 % of all training examples were refused or left out: client 11 in 20 of 20 rounds, "
+        "client 0 in 14 of 20 rounds, client 2 in 14 of 20 rounds; history.jsonl says why"
+    )
+    assert excluded_line({**summary, "excluded_examples_share": 0.1}) is None
+    assert excluded_line({"rounds": 20}) is None  # of a run of before
+    many = excluded_line({**summary, "excluded_by_client": {str(client): 1 for client in range(9)}})
+    assert many is not None
+    assert "client 4 in 1 of 20 rounds and 4 more;" in many

@@ -169,6 +169,13 @@ def test_the_page_is_a_whole_document_with_one_picture_and_its_words(text: str) 
     assert "between 0.750 and 0.875" in page.text["figcaption"]
 
 
+def test_a_run_that_used_no_updates_of_clients_with_many_examples_says_so(tmp_path: Path, without_curves: None) -> None:
+    result = run()
+    assert "Refused or left out" not in Page(written(result, tmp_path)).summary
+    result.summary.update(excluded_by_client={"1": 3}, excluded_examples_share=0.508)
+    assert "hold 50.8 % of all" in Page(written(result, tmp_path)).summary["Refused or left out"]
+
+
 def test_the_page_refers_to_nothing_outside_and_runs_nothing(text: str) -> None:
     assert re.findall(r"https?:", re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)) == []
     assert not re.search(r"@import|url\((?!#)", text)
