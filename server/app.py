@@ -22,7 +22,7 @@ from server.strategy import Federation
 from spatl.config import ExperimentConfig, config_from_run
 from spatl.durable import replace_file
 from spatl.errors import ConfigError, SpatlError
-from spatl.federation import reproducible, servers_blueprint
+from spatl.federation import Blueprint, reproducible, servers_blueprint
 from spatl.history import REGISTRATION, alone_in_run, write_json
 from spatl.logs import EVENTS, logged_to
 from spatl.privacy import epsilon_of
@@ -174,7 +174,13 @@ def serve(
 
 
 def _warn_of_label_skew(blueprint: Blueprint) -> None:
-    """Say before the first round that clients are to agree which have little in common."""
+    """Say before the first round that clients are to agree which have little in common, or may have."""
+    rule = "server.aggregation: agreement is for clients that have most classes in common"
+    if blueprint.config.partition.name == "own":
+        logger.warning(
+            "%s, which the server cannot know of devices: honest ones may be refused (docs/robustness.md)", rule
+        )
+        return
     labels = blueprint.dataset.labels
     everything, *own = (
         int((torch.bincount(each) > 0).sum()) for each in (labels, *(labels[part] for part in blueprint.partition))
@@ -182,8 +188,8 @@ def _warn_of_label_skew(blueprint: Blueprint) -> None:
     held = statistics.median_low(own)
     if 2 * held < everything:
         logger.warning(
-            "server.aggregation: agreement is for clients that have most classes in common; here the median client has "
-            "%d of %d, and honest ones may be refused (docs/robustness.md)", held, everything,
+            "%s; here the median client has %d of %d, and honest ones may be refused (docs/robustness.md)",
+            rule, held, everything,
         )  # fmt: skip
 
 
