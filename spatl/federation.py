@@ -74,11 +74,25 @@ class Blueprint:
         return split_client(self.config, self.dataset, self.partition, client)
 
     def check_clients(self) -> None:
-        """Raise a `DataError` if a client has too few examples to split; a device need not look at the others."""
-        if self.config.has_own_data:
-            return  # each device sees to its own
+        """Check all clients of a simulation; a device need not look at the others.
+
+        Raises:
+            DataError: A client has too few examples to split.
+            ConfigError: The clients are devices with data of their own, whether they have registered or not.
+        """
+        check_simulated(self.config)
         for client in range(self.config.partition.num_clients):
             self.client_data(client)
+
+
+def check_simulated(config: ExperimentConfig) -> None:
+    """Raise where each client is a device with data of its own: what lies here is no client's, or one's alone.
+
+    Raises:
+        ConfigError: That is so.
+    """
+    if config.has_own_data:
+        raise ConfigError(_OWN_IN_A_SIMULATION)
 
 
 def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]:

@@ -20,7 +20,7 @@ from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, warn_of_replaced_
 from spatl.config import config_from_json
 from spatl.durable import alone_in
 from spatl.errors import ConfigError, SpatlError
-from spatl.federation import cached_blueprint
+from spatl.federation import cached_blueprint, check_simulated
 from spatl.history import write_json
 from spatl.unread import given_in, setting_names, settings_without_effect
 
@@ -137,6 +137,7 @@ def _do(title: str, number: int, missing: Sequence[Job], plan: Plan, workers: in
     remarks: dict[str, None] = {}
     for job in missing:  # a mistake shows here, in one line, before any work
         config = config_from_json(job.config_json)
+        check_simulated(config)
         key = config.model_copy(update={"seed": 0}).to_json()
         if key not in checked:
             checked.add(key)

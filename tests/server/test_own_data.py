@@ -13,7 +13,7 @@ from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid
 from spatl.cli import main
 from spatl.config import load_config, parse_config
-from spatl.data.own import fit
+from spatl.data.own import Agreement, fit
 from spatl.errors import ConfigError, SpatlError
 from spatl.federation import load_own, make_blueprint
 from spatl.history import read_json, read_lines
@@ -47,6 +47,16 @@ def own_config(**sections):
     values = {"data": {"name": "npz"}, "partition": {"name": "own", "num_clients": 3}, "rounds": 2,
               "server": {"connect_timeout_seconds": 0.2}, "method": "fedavg"}  # fmt: skip
     return tiny_config(**{**values, **sections})
+
+
+def test_nodes_without_a_place_for_their_state_agree_in_flowers_memory(devices, monkeypatch):
+    """As under `flwr run`, where a run's config names no directory."""
+    config = own_config(rounds=1)
+    grid = InProcessGrid(client_app, num_clients=3, run_config={"config": config.to_json()})
+    for context in grid._contexts.values():
+        context.node_config["data-dir"] = str(devices / f"{context.node_config['partition-id']}.npz")
+    summary = serve(grid, config, devices / "run")
+    assert (summary["num_clients"], summary["missing"], summary["rejected"]) == (3, 0, 0)
 
 
 def serve_devices(config, base, *, resume=False, absent=(), grid_type=InProcessGrid, strict=False):
@@ -334,9 +344,15 @@ def test_where_all_copies_differ_from_the_servers_the_run_does_not_start(devices
 # The commands
 
 
-def test_a_simulation_of_devices_own_data_is_refused_in_one_line(tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text(own_config().to_yaml())
-    for command in ("run", "partition"):
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_simulation_of_devices_own_data_is_refused_in_one_line(tmp_path, registered, capsys):
+    """Nor is it run from what a deployment left, in which all is said that its devices have agreed on."""
+    write_data(tmp_path / "data.npz", 100, range(4))
+    config = own_config(data={"name": "npz", "options": {"path": str(tmp_path / "data.npz")}})
+    if registered:
+        config = config.agreeing(Agreement(("0", "1", "2", "3"), (1, 8, 8), (0.0,), (1.0,)))
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    for command in ("run", "partition", "check", "bench"):
         assert main([command, str(tmp_path / "config.yaml")]) == 2
         error = capsys.readouterr().err
         assert "partition.name: own is for devices" in error
