@@ -4,7 +4,6 @@ That is the place an agent has in a federation: it sees an encoder that came fro
 it. Pooling the clients' training splits stands for the rounds before, at a fraction of their cost.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from agents.trial import Trial, pruned_trial, sent_trial
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
 from spatl.federation import Blueprint, encoder_tensors, reproducible
+from spatl.models.copies import duplicate, restore_
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.selectors import update_energy
 from spatl.selection.signal import channel_signal
@@ -99,7 +99,7 @@ def pooled_training(
     data = [blueprint.client_data(client).train for client in range(len(blueprint.partition))]
     pooled = Examples(torch.cat([each.images for each in data]), torch.cat([each.labels for each in data]))
     seed = blueprint.config.seed
-    model = copy.deepcopy(blueprint.model)
+    model = duplicate(blueprint.model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fine_from = stages[-1] - stages[-1] // 5
     with reproducible(blueprint.config.training.threads), seeded_globals(seed, "agent-layers"):
@@ -126,7 +126,7 @@ def local_training(blueprint: Blueprint, start: Snapshot, clients: Sequence[int]
         DivergedError: A weight is no longer finite.
     """
     settings, seed = blueprint.config.training.settings(), blueprint.config.seed
-    model = copy.deepcopy(blueprint.model)
+    model = duplicate(blueprint.model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = []
     for client in clients:
@@ -135,6 +135,7 @@ def local_training(blueprint: Blueprint, start: Snapshot, clients: Sequence[int]
             reproducible(blueprint.config.training.threads),
             seeded_globals(seed, "agent-layers", client=client),
         ):
+            restore_(model, blueprint.model)  # what is no tensor, too
             start.load_(model)
             received = blueprint.layout.flatten(encoder_tensors(model, blueprint.split))
             order = generator(seed, "agent-local", client=client)
@@ -147,7 +148,7 @@ def local_training(blueprint: Blueprint, start: Snapshot, clients: Sequence[int]
 
 def candidate(blueprint: Blueprint, trained: Trained) -> Candidate:
     """Load a trained network and measure its channels."""
-    model = copy.deepcopy(blueprint.model)
+    model = duplicate(blueprint.model)
     trained.snapshot.load_(model)
     data = blueprint.client_data(trained.client)
     weights = blueprint.layout.flatten(encoder_tensors(model, blueprint.split))
@@ -169,7 +170,7 @@ def worth_and_trial(
 
 def recalibrated_copy(blueprint: Blueprint, made: Candidate, weights: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy with some weights replaced and its BatchNorm statistics re-estimated on the training split."""
-    model = copy.deepcopy(made.model)
+    model = duplicate(made.model)
     with torch.no_grad():
         for name, tensor in weights.items():
             model.get_parameter(name).copy_(tensor)

@@ -14,12 +14,22 @@ from clients.round import Workplace
 from clients.state import ClientState, ContextStore, DirectoryStore, StateStore
 from spatl.config import AgreedConfig, ExperimentConfig, config_from_run, parse_budget
 from spatl.data.own import Agreement
-from spatl.errors import ConfigError, DivergedError, ReferenceLost, SpatlError, UpdateRejected
+from spatl.errors import (
+    ConfigError,
+    DivergedError,
+    ReferenceLost,
+    SpatlError,
+    UpdateRejected,
+    from_outside,
+    told,
+    traceback_of,
+)
 from spatl.federation import cached_blueprint, data_digest, describe_own
 from spatl.protocol import (
     AGREED,
     BLOB,
     CLIENT_DIVERGED,
+    CLIENT_FAILED,
     CLIENT_LOST,
     CLIENT_REFUSED,
     DESCRIPTION,
@@ -37,22 +47,33 @@ logger = logging.getLogger(__name__)
 
 app = ClientApp()
 
+_PATH = re.compile(r'File "[^"\n]*[/\\](?=[^"\n]*")')
 _CODES: dict[type[SpatlError], int] = {DivergedError: CLIENT_DIVERGED, ReferenceLost: CLIENT_LOST}
 
 
 def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
-    """Answer with an error that says why, in one line, where the work cannot be done; a bug keeps its traceback."""
+    """Answer with an error that says why, in one line, where the work cannot be done.
+
+    What the model or a bug raised goes on with its traceback, for the server's `log.jsonl`; a device's own log has it
+    too.
+    """
 
     @wraps(handle)
     def answer(message: Message, context: Context) -> Message:
         try:
             return handle(message, context)
-        except SpatlError as error:
-            code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), CLIENT_REFUSED)
+        except Exception as error:
+            own = CLIENT_REFUSED if isinstance(error, SpatlError) else CLIENT_FAILED
+            code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), own)
+            reason, detailed = told(error), from_outside(error)
             if _is_device(context):  # its owner sees nothing of what the server says
                 logger.error("this device could not do what it was asked for (%s): %s", message.metadata.message_type,
-                             error)  # fmt: skip
-            return Message(Error(code=code, reason=str(error)), reply_to=message)
+                             reason, exc_info=error if detailed else None)  # fmt: skip
+            if detailed:
+                found = traceback_of(error)
+                # A device's paths are its own affair.
+                reason += "\n" + (_PATH.sub('File "', found) if _is_device(context) else found)
+            return Message(Error(code=code, reason=reason), reply_to=message)
 
     return answer
 
@@ -70,7 +91,10 @@ def register(message: Message, context: Context) -> Message:
         metrics, own = _registration(message, context, client)
     except SpatlError as error:
         if _is_device(context):
-            logger.error("client %d takes no part in this run: %s", client, error)
+            logger.error("client %d takes no part in this run: %s", client, error,
+                         exc_info=error if from_outside(error) else None)  # fmt: skip
+        elif from_outside(error):  # the server's log is to have the traceback
+            raise
         metrics, own = {}, ConfigRecord({REFUSED: str(error)})
     records = RecordDict({"metrics": MetricRecord({"partition-id": client, **metrics}), RECORD: own})
     return Message(records, reply_to=message)
@@ -97,6 +121,8 @@ def _registration(message: Message, context: Context, client: int) -> tuple[dict
             "initial": check_of(workplace.blueprint.initial_encoder()),
         }
     )
+    if rest := workplace.blueprint.rest:
+        own["rest"] = b"".join(rest.values())
     if workplace.config.row.static_mask:
         own[BLOB] = pack_saliency(workplace.saliency(client))
     if _is_device(context) and config.shares_data_on_disk:

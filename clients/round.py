@@ -1,6 +1,5 @@
 """One round on one client, without Flower: evaluate, train, select, encode (DESIGN 2.2)."""
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,8 @@ from spatl.data import ClientData
 from spatl.data.dataset import what_is_not
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
 from spatl.federation import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
+from spatl.models.copies import check_parts, duplicate, restore_
+from spatl.models.frozen import train_mode_
 from spatl.protocol import (
     LARGEST_METRIC,
     Download,
@@ -56,9 +57,7 @@ class Workplace:
         self.blueprint = blueprint
         self.config = blueprint.config
         self.device = choose_device(self.config.training.device)
-        self._model = copy.deepcopy(blueprint.model).to(self.device)
-        # Not the state dict: buffers that are not persistent would be left to the next client.
-        self._initial = {name: tensor.detach().clone() for name, tensor in _tensors(self._model).items()}
+        self._model = duplicate(blueprint.model).to(self.device)
         self._data: dict[int, ClientData] = {}
         # Only where it is used: the agent reads its policy's file.
         name = self.config.selection.selector if self.config.row.selects else "all"
@@ -118,10 +117,12 @@ class Workplace:
 
         Raises:
             DivergedError: The local training left the finite numbers.
+            ModelError: The model changed its parts in training.
             BudgetError: No selection meets the device's own budget.
         """
         started = time.perf_counter()
         with self._prepared(client, received, state, acknowledged_round) as (model, data, settled):
+            start = self._loaded(model, received.encoder)
             arrival = self._evaluate(model, data, received.server_round, client)
             settings, method, layout = self.config.training, self.config.row, self.blueprint.layout
             hooks: list[GradientHook] = []
@@ -150,6 +151,7 @@ class Workplace:
                 self._train_epochs(model, head, data, settings.head_epochs, "head", received.server_round, client)
             result = train_(model, parameters, data.train, settings.settings(), generator=order, hooks=hooks)
             training_seconds = time.perf_counter() - training_started
+            check_parts(model, self.blueprint.model)
             weights = layout.flatten(encoder_tensors(model, self.blueprint.split))
             private = self._private(model)
             finite = all(bool(torch.isfinite(tensor).all()) for tensor in (weights, *model.parameters()))
@@ -162,7 +164,8 @@ class Workplace:
                 )
             budget = self.budget(client, budget)
             selection_started = time.perf_counter()
-            choice = self._select(model, data, received, weights, settled, client, budget, result.num_steps)
+            update = weights - start
+            choice = self._select(model, data, received, weights, update, settled, client, budget, result.num_steps)
             selection_seconds = time.perf_counter() - selection_started
             report = TrainReport(
                 num_examples=len(data.train),
@@ -181,16 +184,16 @@ class Workplace:
             )
             corrected = method.controls and received.control is not None
             raw = Update(
-                received.server_round, received.version, choice.selection, weights - received.encoder,
+                received.server_round, received.version, choice.selection, update,
                 result.step_weight, corrected, report,
             )  # fmt: skip
-            blob, update = self._encode(raw, budget, client)
+            blob, sent = self._encode(raw, budget, client)
 
         pending = replace(settled, private=private, selector=choice.state)
         if corrected:
             assert received.control is not None
             refreshed = refresh_control(
-                settled.control, received.control, update, self.blueprint.layout, damping=self.config.control.damping
+                settled.control, received.control, sent, self.blueprint.layout, damping=self.config.control.damping
             )
             pending = replace(pending, pending_round=received.server_round, pending_control=refreshed)
         return blob, pending
@@ -252,8 +255,8 @@ class Workplace:
 
         For methods that agree on a mask before the first round.
         """
-        with reproducible(self.config.training.threads):
-            self._restore(self._initial)
+        with reproducible(self.config.training.threads), seeded_globals(self.config.seed, "layers", client=client):
+            self._renew()
             parameters = self.blueprint.split.encoder_parameters(self._model)
             return channel_saliency(self._model, parameters, self.blueprint.layout, self._client_data(client).train)
 
@@ -277,8 +280,8 @@ class Workplace:
             reproducible(training.threads),
             seeded_globals(seed, "layers", server_round=received.server_round, client=client),
         ):
-            self._restore(self._initial)
-            self._model.train()
+            self._renew()
+            train_mode_(self._model)
             load_encoder_(self._model, self.blueprint.split, self.blueprint.layout, received.encoder)
             if settled.private:
                 self.blueprint.split.load_private_state_(self._model, settled.private)
@@ -298,26 +301,36 @@ class Workplace:
             smoothing=predictor.smoothing,
         )
 
-    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put every parameter and buffer of the model instance back."""
-        with torch.no_grad():
-            for name, tensor in _tensors(self._model).items():
-                tensor.copy_(tensors[name])
+    def _renew(self) -> None:
+        """Put the model instance back to the blueprint's; one that another client left in pieces is made anew."""
+        try:
+            restore_(self._model, self.blueprint.model)
+        except ModelError:
+            self._model = duplicate(self.blueprint.model).to(self.device)
+
+    def _loaded(self, model: nn.Module, encoder: Tensor) -> Tensor:
+        """float32 [N]: the encoder as the model holds it, which in half precision is a rounded one.
+
+        Local training starts there, and an update is what training did.
+        """
+        tensors = encoder_tensors(model, self.blueprint.split)
+        if all(tensors[name].dtype in (torch.float32, torch.float64) for name in self.blueprint.layout.shapes):
+            return encoder
+        return self.blueprint.layout.flatten(tensors)
 
     def _evaluate(self, model: nn.Module, data: ClientData, server_round: int, client: int) -> Evaluation:
         """Evaluate the model as it arrived for a round, or, for a method that fine-tunes, a little later."""
         training = self.config.training
         examples = data.test if self.config.report.split == "test" else data.validation
-        arrived: Mapping[str, Tensor] = {}
-        if self.config.row.fine_tunes:
-            arrived = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
+        arrived = duplicate(model) if self.config.row.fine_tunes else None
+        if arrived is not None:
             epochs = training.finetune_epochs
             self._train_epochs(model, _trainable(model), data, epochs, "fine-tuning", server_round, client)
         if training.batch_norm == "local":
             recalibrate_(model, data.train, batch_size=training.batch_size)
         result = evaluate(model, examples, precision=training.precision)
-        if arrived:
-            self._restore(arrived)
+        if arrived is not None:
+            restore_(model, arrived)
         return result
 
     def _train_epochs(
@@ -340,6 +353,7 @@ class Workplace:
         data: ClientData,
         received: Model,
         weights: Tensor,
+        update: Tensor,
         state: ClientState,
         client: int,
         budget: Budget | None,
@@ -350,7 +364,7 @@ class Workplace:
         request = SelectionRequest(
             model=model,
             weights=weights,
-            update=weights - received.encoder,
+            update=update,
             costs=self.blueprint.costs,
             budget=budget,
             train=data.train,
@@ -404,8 +418,3 @@ class Workplace:
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that have a gradient to step along, by name: a frozen one has none."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, persistent or not, by name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

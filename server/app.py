@@ -21,7 +21,7 @@ from server.reporting import Recorder
 from server.strategy import Federation
 from spatl.config import ExperimentConfig, config_from_run
 from spatl.durable import replace_file
-from spatl.errors import ConfigError, SpatlError
+from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
 from spatl.federation import Blueprint, reproducible, servers_blueprint
 from spatl.history import REGISTRATION, alone_in_run, write_json
 from spatl.logs import EVENTS, logged_to
@@ -65,10 +65,12 @@ def main(grid: Grid, context: Context) -> None:
             )
             devices = bool(context.run_config.get("run"))
             serve(streaming, config, directory, resume=resume, keys=_keys_of(context.run_config), devices=devices)
-        except SpatlError as error:
-            EVENTS.error("%s", error)
+        except Exception as error:
+            detailed = from_outside(error)
+            EVENTS.error("%s", told(error), exc_info=error if detailed else None)
             # For whoever started this process and cannot see its exceptions.
-            write_json(directory / "error.json", {"error": type(error).__name__, "message": str(error)})
+            content = {"error": type(error).__name__, "message": told(error)}
+            write_json(directory / "error.json", content | ({"traceback": traceback_of(error)} if detailed else {}))
             raise
 
 
@@ -115,6 +117,8 @@ def serve(
     if config.server.aggregation == "agreement":
         _warn_of_label_skew(blueprint)
     num_examples = {client: registration.num_examples for client, registration in clients.items()}
+    if config.has_own_data:
+        blueprint.check_training(num_examples.values())
     nodes = {client: registration.node_id for client, registration in clients.items()}
     if devices:
         absent = {str(client): reason for client, reason in roll.absent.items()}

@@ -98,7 +98,10 @@ def check_outcome(directory: Path, *, otherwise: str) -> None:
     error = directory / "error.json"
     if error.exists():
         content = read_json(error)
-        raise (DivergedError if content["error"] == DivergedError.__name__ else SpatlError)(content["message"])
+        ending = (DivergedError if content["error"] == DivergedError.__name__ else SpatlError)(content["message"])
+        if "traceback" in content:
+            ending.add_note(content["traceback"])
+        raise ending
     if not (directory / "summary.json").exists():
         raise SpatlError(otherwise)
 

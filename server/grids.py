@@ -13,6 +13,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from spatl.errors import traceback_of
+
 SERVER_NODE_ID = 1
 
 
@@ -198,5 +200,7 @@ class InProcessGrid(Grid):
         try:
             return self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # as in Flower's runtimes, what a client raises reaches the server as a reply
-            reason = f"{type(error).__name__}: {error}"
-            return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+            # As Flower's runtimes put it.
+            return Message(
+                Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=traceback_of(error)), reply_to=message
+            )

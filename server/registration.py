@@ -19,7 +19,7 @@ from torch import Tensor
 
 from server.questions import Questions, is_lost
 from server.reporting import Recorder
-from server.strategy import error_line
+from server.strategy import error_line, error_traceback
 from server.traffic import message_traffic
 from spatl.config import ExperimentConfig
 from spatl.data.own import Description, agree
@@ -27,6 +27,7 @@ from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
 from spatl.federation import Blueprint, data_digest, servers_blueprint
 from spatl.history import to_json
 from spatl.ledger import Direction, Entry, entry
+from spatl.models.copies import DIGEST_BYTES
 from spatl.protocol import AGREED, BLOB, DESCRIPTION, DIGEST, RECORD, REFUSED, unpack_saliency
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ class _Desk:
         if client is None:
             logger.warning("%s takes no part: %s", self._who(node), error)
         else:
-            self._leave_out(client, str(error))
+            self._leave_out(client, str(error), "".join(getattr(error, "__notes__", [])))
 
     def check_enough(self, number: int) -> None:
         """Raise unless so many clients make a run.
@@ -285,9 +286,11 @@ class _Desk:
     def _who(self, node: int) -> str:
         return f"client {self.keys[node]}" if node in self.keys else f"the client at node {node}"
 
-    def _leave_out(self, client: int, reason: str) -> None:
+    def _leave_out(self, client: int, reason: str, found: str = "") -> None:
+        """Leave a client out for a reason; `found` is the traceback of what it reported."""
         self.absent[client] = reason
-        logger.warning("client %d takes no part: %s", client, reason, extra={"client": client})
+        logger.warning("client %d takes no part: %s", client, reason,
+                       extra={"client": client, **({"traceback": found} if found else {})})  # fmt: skip
 
     def _opened(self, node: int, reply: Message, others: Mapping[int, object]) -> tuple[int, ConfigRecord]:
         """The client that an answer is of, and what it says.
@@ -296,7 +299,10 @@ class _Desk:
             SpatlError: It is an error, says why the client cannot take part, or that it is another client.
         """
         if reply.has_error():
-            raise SpatlError(f"{self._who(node)} could not register: {error_line(reply.error)}")
+            refused = SpatlError(f"{self._who(node)} could not register: {error_line(reply.error)}")
+            if found := error_traceback(reply.error):
+                refused.add_note(found)
+            raise refused
         try:
             client = reply.content.metric_records["metrics"]["partition-id"]
             own = reply.content.config_records[RECORD]
@@ -320,6 +326,7 @@ def _registration(client: int, node: int, reply: Message, own: ConfigRecord, blu
     examples = _num_examples(client, reply)
     if own.get("fingerprint") != blueprint.layout.fingerprint:
         raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
+    _check_rest(client, own.get("rest", b""), blueprint)
     saliency = torch.zeros(0)
     if blueprint.config.row.static_mask:
         try:
@@ -343,6 +350,19 @@ def _bytes(client: int, own: ConfigRecord, key: str) -> bytes:
     if not isinstance(value, bytes):
         raise SpatlError(f"client {client} registered with other than bytes where bytes are expected")
     return value
+
+
+def _check_rest(client: int, digests: object, blueprint: Blueprint) -> None:
+    """Raise where a client's model differs from the server's in something that no message carries, and name it."""
+    rest = blueprint.rest
+    if not isinstance(digests, bytes) or len(digests) != DIGEST_BYTES * len(rest):
+        raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
+    for number, (name, own) in enumerate(rest.items()):
+        if digests[DIGEST_BYTES * number : DIGEST_BYTES * (number + 1)] != own:
+            raise SpatlError(
+                f"client {client}'s model has another {name} than the server's, which no message carries: a frozen "
+                "parameter, a buffer or an attribute must come out the same wherever the model is built"
+            )
 
 
 def _check_digest(client: int, digest: bytes, shared: bytes, config: ExperimentConfig) -> None:

@@ -40,6 +40,7 @@ class RoundRecord:
     late: int = 0
     skipped: bool = False
     rejected: dict[int, str] = field(default_factory=dict)
+    tracebacks: dict[int, str] = field(default_factory=dict)  # of those that an exception stopped
     diverged: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
     final: dict[int, EvaluateReport] = field(default_factory=dict)

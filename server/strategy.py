@@ -9,11 +9,13 @@ import contextlib
 import hashlib
 import logging
 import math
+import re
 import secrets
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any, NoReturn
 
 import numpy as np
@@ -41,13 +43,14 @@ from server.sampling import sample_clients
 from server.traffic import message_traffic
 from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator, agreements
 from spatl.codec import CODECS
-from spatl.errors import DivergedError, SpatlError, UpdateRejected
+from spatl.errors import DivergedError, SpatlError, UpdateRejected, printable
 from spatl.federation import Blueprint
 from spatl.ledger import Direction, Entry, entry
 from spatl.protocol import (
     BLOB,
     CLIENT_DIVERGED,
     CLIENT_LOST,
+    CLIENT_REFUSED,
     RECORD,
     DerivedControl,
     EvaluateReport,
@@ -70,6 +73,9 @@ _DIVERGED_LOSS_FACTOR = 10.0  # a median training loss this many times the first
 _USELESS_ROUNDS = 3  # so many rounds in a row with nothing usable end a run
 _POLL_SECONDS = 0.5
 _LONGEST_REASON = 500
+_LONGEST_TRACEBACK = 16_000
+_TRACEBACK = "Traceback (most recent call last)"
+_FRAME = re.compile(r'\s*File "(.*)", line (\d+), in (.*)')
 _FORGOTTEN = 1e-8  # c as a client derived it is c once what it missed counts less than this
 
 
@@ -339,7 +345,7 @@ class Federation(FedAvg):
                 size = size_of(update, self._blueprint.layout)
                 check_size(size, usual.bounded if usual else None, self._norm_bound())
             except UpdateRejected as error:
-                self._refuse(client, error, server_round, reply.error.code if reply.has_error() else None)
+                self._refuse(client, error, server_round, reply.error if reply.has_error() else None)
                 continue
             clipped = clip_update(update, size, usual.clipped if usual else None, self._config.server.clip)
             yield _Candidate(client, clipped, report, size, clipped is not update)
@@ -366,13 +372,17 @@ class Federation(FedAvg):
         """How many times the usual size an update may be; any where it must not depend on another client's."""
         return None if self._config.privacy.noise_multiplier is not None else self._config.server.norm_bound
 
-    def _refuse(self, client: int, error: UpdateRejected, server_round: int, code: int | None = None) -> None:
-        """Say that and why an update is not used; `code` is that of a reply that is an error."""
+    def _refuse(self, client: int, error: UpdateRejected, server_round: int, reported: Error | None = None) -> None:
+        """Say that and why an update is not used; `reported` is what a reply that is an error says."""
+        record = self._recorder.round
+        code = None if reported is None else reported.code
+        found = "" if reported is None else error_traceback(reported)
         logger.warning(
             "round %d: refused the update of client %d: %s", server_round, client, error,
-            extra={"round": server_round, "client": client},
+            extra={"round": server_round, "client": client, **({"traceback": found} if found else {})},
         )  # fmt: skip
-        record = self._recorder.round
+        if found:
+            record.tracebacks[client] = found
         record.rejected[client] = str(error)
         if code == CLIENT_DIVERGED or isinstance(error, UpdateTooLarge):
             record.diverged.add(client)
@@ -434,7 +444,9 @@ class Federation(FedAvg):
             try:
                 record.final[client] = EvaluateReport.from_bytes(_blob(reply))
             except UpdateRejected as error:
-                logger.warning("the final evaluation of client %s failed: %s", client, error)
+                found = error_traceback(reply.error) if reply.has_error() else ""
+                logger.warning("the final evaluation of client %s failed: %s", client, error,
+                               extra={"client": client, **({"traceback": found} if found else {})})  # fmt: skip
         row = self._recorder.finish_round(encoder_fingerprint=self._fingerprint())
         if server_round == self._config.rounds and not record.final:
             raise SpatlError(
@@ -585,7 +597,10 @@ class Federation(FedAvg):
                 f"the first, of client {client}: {reason}"
             )
             diverged = record.diverged == set(record.rejected)
-            self._stop(DivergedError(f"the run diverged in {told}") if diverged else SpatlError(told))
+            ending = DivergedError(f"the run diverged in {told}") if diverged else SpatlError(told)
+            if client in record.tracebacks:
+                ending.add_note(record.tracebacks[client])
+            self._stop(ending)
         if not num_updates:
             return
         # The median, so that one client's number neither stops a run nor hides that it should stop.
@@ -626,10 +641,32 @@ def as_float32(number: float) -> float:
 
 
 def error_line(error: Error) -> str:
-    """The reason of a client's error in one line; a traceback, as Ray reports one, ends in what matters."""
+    """The reason of a client's error in one line: its first, or what the traceback of another runtime ends in."""
     logger.debug("a client reported: %s", error.reason)
-    lines = [line.strip() for line in (error.reason or "").splitlines() if line.strip()]
-    return lines[-1][:_LONGEST_REASON] if lines else "the client reported an error without a reason"
+    lines = _lines(error)
+    if not lines:
+        return "the client reported an error without a reason"
+    if error.code >= CLIENT_REFUSED or not any(line.strip().startswith(_TRACEBACK) for line in lines):
+        return lines[0].strip()[:_LONGEST_REASON]
+    frames = [number for number, line in enumerate(lines) if _FRAME.match(line)]
+    said = [line for line in lines[frames[-1] + 1 if frames else 0 :] if not line.startswith(" ")] or lines[-1:]
+    found = [place for number in frames if (place := _FRAME.match(lines[number])) is not None]
+    users = [place for place in found if not re.search(r"site-packages|lib[/\\]python", place[1])]
+    told = said[0].strip()[:_LONGEST_REASON]
+    if not found:
+        return told
+    place = (users or found)[-1]
+    return f"{told} ({PurePath(place[1]).name}:{place[2]}, in {place[3]})"
+
+
+def error_traceback(error: Error) -> str:
+    """What a client's error says beyond one line: a traceback, made harmless to a terminal; empty for none."""
+    lines = _lines(error)
+    return "\n".join(lines)[:_LONGEST_TRACEBACK] if len(lines) > 1 else ""
+
+
+def _lines(error: Error) -> list[str]:
+    return [line.rstrip() for line in printable(error.reason or "").splitlines() if line.strip()]
 
 
 def _blob(reply: Message) -> bytes:

@@ -9,6 +9,7 @@ import signal
 import statistics
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +21,9 @@ from spatl import __version__
 from spatl.arguments import Parser
 from spatl.completion import SHELLS
 from spatl.config import load_config
-from spatl.errors import ConfigError, SpatlError
+from spatl.errors import ConfigError, SpatlError, from_outside
 from spatl.history import RunResult, excluded_line, write_json
+from spatl.logs import TextFormatter
 from spatl.progress import progress_of
 from spatl.runner import check, config_of, fresh_directory, resume, run
 from spatl.selection.budget import BUDGET_KINDS
@@ -35,7 +37,9 @@ USER_MISTAKE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 on success, 2 on a mistake of the user's."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter(tracebacks=options.debug))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # A model given as "package.module:factory" may lie beside the config, where the user is.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -45,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(options)
     except SpatlError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {error}", markup=False)
+        if options.debug:
+            traceback.print_exception(error)
+        hint = " (--debug prints the traceback)" if from_outside(error) and not options.debug else ""
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {error}{hint}", markup=False)
         return USER_MISTAKE
     except KeyboardInterrupt:
         Console(stderr=True).print("spatl: interrupted; what was written until then stands in the output directory")
@@ -119,7 +126,21 @@ def _parser() -> Parser:
     completing.description = "Print a script for a shell to source, e.g. source <(spatl completion bash)."
     completing.add_argument("shell", choices=SHELLS)
     completing.set_defaults(command=_by_reference("spatl.completion:print_completion"), root=parser)
+    parser.set_defaults(debug=False)
+    _add_debug(parser)
     return parser
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """Give a parser and all below it the option `--debug`."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in below:
+        for command in action.choices.values():
+            _add_debug(command)
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS,
+        help="print the traceback of every error, a model's own too",
+    )  # fmt: skip
 
 
 def _add_bench(parser: Parser) -> None:

@@ -12,7 +12,12 @@ SpatlError
 """
 
 import difflib
+import re
+import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import PurePath
+from types import FrameType
 
 
 class SpatlError(Exception):
@@ -55,3 +60,82 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the part of a message that suggests the known name closest to a wrong one; empty if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def told(error: BaseException) -> str:
+    """Return one line on an exception of anybody's code: its type, the first line of its message, and where it arose.
+
+    The place is the innermost one outside of Python, PyTorch, Flower and this package; the innermost of this package
+    where there is none.
+
+    Example:
+        >>> told(error)
+        'RuntimeError: mat1 and mat2 shapes cannot be multiplied (32x64 and 128x10) (my_net.py:42, in forward)'
+    """
+    if isinstance(error, SpatlError):
+        return str(error)
+    if isinstance(error, SyntaxError) and error.filename:  # the place is the message's own
+        return f"{type(error).__name__}: {error.msg} ({PurePath(error.filename).name}:{error.lineno})"
+    message = _first_line(str(error))
+    place = _place(error)
+    return f"{type(error).__name__}{f': {message}' if message else ''}{f' ({place})' if place else ''}"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback of an exception with all its causes, at most some 15,000 characters of it."""
+    text = printable("".join(traceback.format_exception(error)))
+    half = _LONGEST_TRACEBACK // 2
+    return text if len(text) <= _LONGEST_TRACEBACK else f"{text[:half]}\n[...]\n{text[-half:]}"
+
+
+def from_outside(error: BaseException) -> bool:
+    """Whether an exception is none of ours, or a model or a loader of the user's caused it: its traceback tells more.
+
+    So does a note, which is a traceback that came from another process.
+    """
+    if not isinstance(error, SpatlError) or getattr(error, "__notes__", []):
+        return True
+    cause = error.__cause__
+    if cause is None:
+        return False
+    if isinstance(cause, SpatlError):
+        return from_outside(cause)
+    return isinstance(error, ModelError) or (isinstance(error, DataError) and _users_frame(cause) is not None)
+
+
+def printable(text: str) -> str:
+    """Return a text of somebody else's without what moves a terminal's cursor; its lines and tabs stay."""
+    return _CONTROL.sub("?", text)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_LINE = 300
+_LONGEST_TRACEBACK = 15_000
+_OURS = frozenset({"agents", "clients", "server", "spatl"})
+_LIBRARIES = frozenset({"flwr", "numpy", "PIL", "ray", "rich", "safetensors", "torch", "torch_pruning"})
+
+
+def _first_line(message: str) -> str:
+    lines = [line.strip() for line in printable(message).splitlines() if line.strip()]
+    line = lines[0] if lines else ""
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
+
+
+def _place(error: BaseException) -> str:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return ""
+    ours = [each for each in frames if _package(each) in _OURS]
+    frame, line = _users_frame(error) or (ours or frames)[-1]
+    return f"{PurePath(frame.f_code.co_filename).name}:{line}, in {frame.f_code.co_name}"
+
+
+def _users_frame(error: BaseException) -> tuple[FrameType, int] | None:
+    """The innermost place of an exception that is in the user's own code."""
+    others = _OURS | _LIBRARIES | sys.stdlib_module_names
+    found = [each for each in traceback.walk_tb(error.__traceback__) if _package(each) not in others]
+    return found[-1] if found else None
+
+
+def _package(place: tuple[FrameType, int]) -> str:
+    return str(place[0].f_globals.get("__name__", "")).partition(".")[0]

@@ -3,13 +3,12 @@
 Server and clients never send each other the structure of anything; they build it, and compare fingerprints.
 """
 
-import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,16 @@ from spatl.config import ExperimentConfig, config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
-from spatl.errors import ConfigError, DataError, ModelError
+from spatl.errors import ConfigError, DataError, ModelError, told
 from spatl.models import Split, add_residual_, build_model, make_split
+from spatl.models.copies import digests_of_the_rest
+from spatl.models.inputs import take_images_
 from spatl.seeding import generator
 from spatl.selection.budget import Costs, check_budget
 from spatl.selection.groups import trace_groups
 from spatl.selection.layout import EncoderLayout
 from spatl.selection.static import check_static_budget
+from spatl.training.rehearsal import rehearse
 
 _OWN_IN_A_SIMULATION = (
     "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "
@@ -73,16 +75,47 @@ class Blueprint:
         """The splits of one client, drawn once from the seed."""
         return split_client(self.config, self.dataset, self.partition, client)
 
+    @cached_property
+    def rest(self) -> dict[str, bytes]:
+        """Digests by name of what a forward pass depends on and no message carries; nothing for a built-in network.
+
+        Everything of that is given by its name and version.
+        """
+        if ":" not in self.config.model.name or not self.layout.num_entries:
+            return {}
+        return digests_of_the_rest(self.model, self.split, self.layout.shapes)
+
     def check_clients(self) -> None:
         """Check all clients of a simulation; a device need not look at the others.
 
         Raises:
             DataError: A client has too few examples to split.
+            ModelError: The model fails in a training step on batches like theirs.
             ConfigError: The clients are devices with data of their own, whether they have registered or not.
         """
         check_simulated(self.config)
-        for client in range(self.config.partition.num_clients):
-            self.client_data(client)
+        self._clients_checked  # noqa: B018  # once per blueprint
+
+    @cached_property
+    def _clients_checked(self) -> None:
+        self.check_training({len(self.client_data(each).train) for each in range(self.config.partition.num_clients)})
+
+    def check_training(self, num_examples: Iterable[int]) -> None:
+        """Raise unless clients with so many training examples can train (`spatl.training.rehearsal`).
+
+        Raises:
+            ModelError: The model fails in a training step on batches like theirs.
+        """
+        with reproducible(self.config.training.threads):
+            rehearse(
+                self.model,
+                self.dataset.images,
+                self.dataset.labels,
+                self.config.training.settings(),
+                num_classes=self.dataset.num_classes,
+                client_sizes=num_examples,
+                seed=self.config.seed,
+            )
 
 
 def check_simulated(config: ExperimentConfig) -> None:
@@ -343,17 +376,22 @@ def _check_output(model: nn.Module, dataset: Dataset) -> None:
     """Raise unless the model gives one logit per class, here rather than inside a client."""
     _, _, height, width = dataset.images.shape
     try:
-        probe = copy.deepcopy(model).eval()
-        with torch.no_grad():
-            logits = probe(dataset.images[:1])
+        logits = take_images_(model, dataset.images[:1])
+    except ModelError:
+        raise
     except Exception as error:
-        told = f"the model fails on an input of shape {tuple(dataset.images[:1].shape)}: {error}"
+        failure = f"the model fails on an input of shape {tuple(dataset.images[:1].shape)}: {told(error)}"
         if height != width:
-            told = f"images are {height} x {width}; this model needs squares: set data.options.image_size ({told})"
-        raise ModelError(told) from error
+            failure = (
+                f"images are {height} x {width}; this model needs squares: set data.options.image_size ({failure})"
+            )
+        raise ModelError(failure) from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (1, dataset.num_classes):
         raise ModelError(f"for one image the model must return logits of shape (1, {dataset.num_classes}), got {found}")
+    if not logits.is_floating_point() or bool(logits.isnan().any()):
+        what = "NaN" if logits.is_floating_point() else f"{logits.dtype}, which no loss can be computed of,"
+        raise ModelError(f"the model returns {what} for the first image, before any training")
 
 
 def _everything_private(model: nn.Module, cut: tuple[str, ...]) -> Split:

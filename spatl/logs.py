@@ -34,9 +34,34 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         content.update((name, getattr(record, name)) for name in _FACTS if hasattr(record, name))
-        if record.exc_info:
-            content["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        if found := traceback_in(record):
+            content["traceback"] = found
         return to_json(content, ensure_ascii=False)
+
+
+def traceback_in(record: logging.LogRecord) -> str:
+    """The traceback that a record carries, or that a client sent (`traceback`); empty for none."""
+    if record.exc_info:
+        return "".join(traceback.format_exception(*record.exc_info))
+    return str(getattr(record, "traceback", ""))
+
+
+class TextFormatter(logging.Formatter):
+    """Makes a record one line, and, if wanted, the traceback that came with it.
+
+    Args:
+        tracebacks: Whether tracebacks follow.
+    """
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, or lines."""
+        line = f"{record.levelname} {record.name}: {record.getMessage()}"
+        found = traceback_in(record) if self._tracebacks else ""
+        return f"{line}\n{found}".rstrip()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from spatl.selection.selection import Selection, pack_bitmap, unpack_bitmap
 CLIENT_REFUSED: Final = 100  # error codes of a client's reply, beyond Flower's own
 CLIENT_DIVERGED: Final = 101
 CLIENT_LOST: Final = 102
+CLIENT_FAILED: Final = 103  # an exception of the model's, or a bug: its reason goes on with a traceback
 """The client does not hold what the server's changes start from."""
 
 RECORD, BLOB = "spatl", "blob"

@@ -5,6 +5,7 @@ drawn before it: a dropped client, another engine or a different order of replie
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,14 +41,19 @@ def numpy_generator(seed: int, purpose: str, *, server_round: int = 0, client: i
 
 @contextmanager
 def seeded_globals(seed: int, purpose: str, *, server_round: int = 0, client: int = -1) -> Iterator[None]:
-    """Seed torch's global CPU and CUDA generators inside the block, and put back the CPU state after it.
+    """Seed torch's, numpy's and Python's global generators inside the block, and put their states back after it.
 
-    Layers draw their initial weights, and dropout its masks, from the global generator: the one place where a
-    generator cannot be passed in.
+    Layers draw their initial weights, and dropout its masks, from torch's: the one place where a generator cannot be
+    passed in. A user's own layer may draw from the others. CUDA's generators are seeded, not put back.
     """
-    state = torch.get_rng_state()
-    torch.manual_seed(derive(seed, purpose, server_round=server_round, client=client))
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    number = derive(seed, purpose, server_round=server_round, client=client)
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
     try:
         yield
     finally:
-        torch.set_rng_state(state)
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

@@ -21,8 +21,9 @@ from typing import Any, Literal
 import yaml
 
 from spatl.config import config_from_json
-from spatl.errors import ConfigError, DivergedError, SpatlError
+from spatl.errors import ConfigError, DivergedError, SpatlError, from_outside, told
 from spatl.history import write_json
+from spatl.logs import TextFormatter
 from spatl.runner import run
 
 logger = logging.getLogger(__name__)
@@ -196,13 +197,12 @@ def _run(job: Job, on_event: OnEvent) -> str | None:
             )
         except DivergedError as error:
             write_json(unfinished / "error.json", {"error": type(error).__name__, "message": str(error)})
-        except SpatlError as error:
+        except Exception as error:  # a user's mistake, a full disk, or a bug: the other runs go on
             shutil.rmtree(unfinished, ignore_errors=True)
-            return str(error)
-        except Exception as error:  # a full disk, or a bug: the other runs go on
+            if not from_outside(error):
+                return str(error)
             logger.exception("%s failed", job.name)
-            shutil.rmtree(unfinished, ignore_errors=True)
-            return f"{type(error).__name__}: {error} (see {log})"
+            return f"{told(error)} (see {log})"
     if log.exists():
         log.replace(unfinished / "log.txt")
     unfinished.rename(job.directory)
@@ -213,7 +213,7 @@ def _run(job: Job, on_event: OnEvent) -> str | None:
 def _logged_to(path: Path) -> Iterator[None]:
     """Send what the run logs to a file instead of the terminal, on which progress is shown; no file if it is silent."""
     handler = logging.FileHandler(path, mode="w", encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(TextFormatter(tracebacks=True))
     root = logging.getLogger()
     others = root.handlers[:]
     root.handlers[:] = [handler]

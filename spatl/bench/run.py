@@ -141,7 +141,9 @@ def _do(title: str, number: int, missing: Sequence[Job], plan: Plan, workers: in
         key = config.model_copy(update={"seed": 0}).to_json()
         if key not in checked:
             checked.add(key)
-            remarks |= dict.fromkeys(cached_blueprint(job.config_json).dataset.remarks())
+            blueprint = cached_blueprint(job.config_json)
+            blueprint.check_clients()
+            remarks |= dict.fromkeys(blueprint.dataset.remarks())
     for remark in remarks:
         logger.warning("%s", remark)
     failed = run_jobs(missing, workers=workers or _workers(plan), on_event=on_event)

@@ -18,7 +18,7 @@ from torch import Tensor
 from spatl.data import flwr_partitioners
 from spatl.data.own import OWN
 from spatl.data.request import NOBODY, Integers, Request
-from spatl.errors import DataError, did_you_mean
+from spatl.errors import DataError, SpatlError, did_you_mean, told
 from spatl.seeding import numpy_generator
 
 _MAX_DRAWS = 1000
@@ -80,7 +80,12 @@ def partition(
         labels_per_client=labels_per_client,
         min_examples=min_examples,
     )
-    owners = PARTITIONERS[name].partitioner(numpy_generator(seed, "partition"), request)
+    try:
+        owners = PARTITIONERS[name].partitioner(numpy_generator(seed, "partition"), request)
+    except SpatlError:
+        raise
+    except Exception as error:  # a partitioner of the user's own
+        raise DataError(f"the partitioner {name} failed: {told(error)}") from error
     parts = tuple(torch.from_numpy(np.flatnonzero(owners == client)) for client in range(num_clients))
     smallest = min(range(num_clients), key=lambda client: len(parts[client]))
     if len(parts[smallest]) < min_examples:

@@ -21,7 +21,7 @@ from spatl.data.hub import huggingface
 from spatl.data.leaf import femnist
 from spatl.data.reasons import one_line
 from spatl.data.synthetic import synthetic
-from spatl.errors import DataError, did_you_mean
+from spatl.errors import DataError, SpatlError, did_you_mean, told
 
 __all__ = ["DATASETS", "Dataset", "DatasetEntry", "digits", "load_dataset"]
 
@@ -80,6 +80,10 @@ def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = No
         raise DataError(f"{name}: cannot read {error.filename}: {error.strerror}") from error
     except MemoryError as error:
         raise DataError(f"{name}: the images do not fit in memory: take fewer or smaller ones") from error
+    except SpatlError:
+        raise
+    except Exception as error:  # a loader of the user's own
+        raise DataError(f"{name}: its loader failed: {told(error)}") from error
 
 
 def digits(seed: int) -> Dataset:

@@ -6,19 +6,23 @@ line; what went wrong inside the user's own code stays attached as its cause.
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from spatl.errors import ModelError, did_you_mean
+from spatl.errors import ModelError, did_you_mean, told
 from spatl.models.cnn import cnn
+from spatl.models.frozen import mark_frozen_
 from spatl.models.mobilenet import mobilenet
 from spatl.models.resnet import resnet8, resnet20, resnet32, resnet56
 from spatl.models.split import known_cut, top_level_names
 from spatl.models.vgg import vgg11
 from spatl.seeding import seeded_globals
+
+logger = logging.getLogger(__name__)
 
 Factory = Callable[..., nn.Module]
 
@@ -110,11 +114,12 @@ def build_model(
             built-in model's own; empty means that nothing is private. Required for a user's model.
         options: Further keywords for the factory. A user's factory is given those of `num_classes`, `in_channels` and
             `image_size` that its signature accepts, and every option, or the option is an error.
-        seed: The run's seed. Torch's global generator is seeded with it while the factory runs, and restored after;
-            a user's factory that draws from another source (numpy, random) must seed that itself.
+        seed: The run's seed. The global generators of torch, numpy and Python are seeded with it while the factory
+            runs, and restored after.
 
     Returns:
-        The model, on the device and in the mode its factory left it, and the cut in force.
+        The model, on the device and in the mode its factory left it, and the cut in force. What the factory froze is
+        marked (`spatl.models.frozen`); what `nn.DataParallel` or `torch.compile` wrapped is unwrapped.
 
     Raises:
         ModelError: If the name, the cut or an option is wrong, or the factory fails.
@@ -133,6 +138,21 @@ def build_model(
     arguments = _accepted_arguments(name, factory, sizes=sizes, options=options or {})
     with seeded_globals(seed, "model"):
         model = _made_by(factory, name, arguments)
+    model, wrappers = _unwrapped(model)
+    if wrappers:
+        logger.warning(
+            "model %s: taken out of %s; a client has one device, and runs its layers one by one", name, wrappers
+        )
+        cut_in_force = cut_in_force and _without_wrappers(cut_in_force)
+    try:
+        frozen = mark_frozen_(model)
+    except Exception as error:
+        raise ModelError(f"model {name!r} cannot be put in training mode: {told(error)}") from error
+    if "" in frozen and not model.training:
+        logger.warning(
+            "the factory of model %s returns it in eval mode, and there it stays: nothing is dropped in training, and "
+            "BatchNorm keeps its statistics; return it in training mode if that is not meant", name,
+        )  # fmt: skip
     if cut_in_force is None:
         raise ModelError(
             f"say which submodules of {name} form the private predictor with model.cut in the config, a list of names "
@@ -156,7 +176,7 @@ def _imported_factory(reference: str) -> Factory:
         raise ModelError(f'a model of your own is written "package.module:factory", got {reference!r}')
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"model {reference!r}: {_import_failure(module_name, error)}") from error
     factory: Factory | None = getattr(module, attribute, None)
     if factory is None:
@@ -170,10 +190,10 @@ def _imported_factory(reference: str) -> Factory:
     return factory
 
 
-def _import_failure(module_name: str, error: Exception) -> str:
+def _import_failure(module_name: str, error: BaseException) -> str:
     """Tell a module that is not there from a module that is there but misses another one, or fails by itself."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
-        return f"module {module_name!r} cannot be imported: {_one_line(error)}"
+        return f"module {module_name!r} cannot be imported: {told(error)}"
     if f"{module_name}.".startswith(f"{error.name}."):
         return f"no module named {error.name!r}: is it installed, or its folder on PYTHONPATH?"
     return f"module {module_name!r} cannot be imported: it needs the module {error.name!r}, which is not installed"
@@ -208,12 +228,40 @@ def _made_by(factory: Factory, name: str, arguments: Mapping[str, Any]) -> nn.Mo
         model = factory(**arguments)
     except ModelError:
         raise
-    except Exception as error:
-        raise ModelError(f"the factory of model {name!r} failed: {_one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"the factory of model {name!r} failed: {told(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory of model {name!r} must return a torch.nn.Module, got {type(model).__name__}")
     return model
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+# By name: to import PyTorch's compiler takes longer than all else that a device imports.
+_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+
+
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+    """A network without the wrappers around it and around its parts, which change its names, and what they were."""
+    found: dict[str, None] = {}
+
+    def bare(module: nn.Module) -> nn.Module:
+        while (inner := _WRAPPERS.get(type(module).__name__)) is not None and hasattr(module, inner):
+            found[type(module).__name__] = None
+            module = getattr(module, inner)
+        return module
+
+    model = bare(model)
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child is not None and bare(child) is not child:
+                module._modules[name] = bare(child)
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            found["nn.Module.compile"] = None
+            module._compiled_call_impl = None
+    return model, " and ".join(found)
+
+
+def _without_wrappers(cut: Sequence[str]) -> Sequence[str]:
+    """A cut as it reads without the names that wrappers add; what is none is left for others to refuse."""
+    if isinstance(cut, str) or not all(isinstance(name, str) for name in cut):
+        return cut
+    return [".".join(part for part in name.split(".") if part not in _WRAPPERS.values()) for name in cut]

@@ -7,14 +7,14 @@ insist on. A model between a global and a local one by regularisation is that of
 2002.05516); adding two predictors' outputs instead of averaging parameters is ours.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spatl.errors import ModelError
+from spatl.errors import ModelError, told
+from spatl.models.copies import duplicate
 from spatl.models.split import make_split
 
 
@@ -59,7 +59,7 @@ def add_residual_(model: nn.Module, cut: Sequence[str], example: Tensor) -> tupl
     try:
         same = torch.equal(before, _output(model, example))
     except Exception as error:
-        raise ModelError(_misfit(name, " ".join(str(error).split()))) from error
+        raise ModelError(_misfit(name, told(error))) from error
     if not same:
         raise ModelError(_misfit(name, "it does not return 0 when its last layer's parameters are 0"))
     return (f"{name}.private",)
@@ -76,7 +76,7 @@ def _one(cut: Sequence[str]) -> Sequence[str]:
 
 def _silent_copy(module: nn.Module) -> nn.Module:
     """A copy whose last layer with parameters has zeros only."""
-    silent = copy.deepcopy(module)
+    silent = duplicate(module)
     layers = [layer for layer in silent.modules() if any(True for _ in layer.parameters(recurse=False))]
     with torch.no_grad():
         for parameter in layers[-1].parameters(recurse=False):
@@ -86,7 +86,7 @@ def _silent_copy(module: nn.Module) -> nn.Module:
 
 def _output(model: nn.Module, example: Tensor) -> Tensor:
     with torch.no_grad():
-        output: Tensor = copy.deepcopy(model).eval()(example)
+        output: Tensor = duplicate(model).eval()(example)
     return output
 
 

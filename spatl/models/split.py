@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spatl.errors import ModelError, did_you_mean
+from spatl.models.frozen import NORMALISATION, keeps_statistics
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,16 @@ class Split:
         return {name: value for name, value in _trainable(model).items() if self.in_predictor(name)}
 
     def encoder_statistics(self, model: nn.Module) -> dict[str, Tensor]:
-        """The running means and variances of the encoder's normalisation layers.
+        """The running means and variances of the encoder's normalisation layers, but for those that are frozen.
 
         Other buffers are left out: integer ones (batch counters, index tables) cannot be averaged, and floating ones
         (masks, position tables) are constants, which may be infinite.
         """
-        layers = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+        layers = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, NORMALISATION) and not keeps_statistics(module)
+        ]
         wanted = {f"{layer}.{kind}" if layer else kind for layer in layers for kind in ("running_mean", "running_var")}
         return {
             name: buffer for name, buffer in model.named_buffers() if name in wanted and not self.in_predictor(name)

@@ -7,7 +7,6 @@ disjoint sets of entries. Parameters the graph does not know (recurrent layers, 
 one group per module along their first dimension: they can be selected for sending, though never pruned.
 """
 
-import copy
 import logging
 import math
 import warnings
@@ -22,7 +21,8 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from spatl.errors import ModelError
+from spatl.errors import ModelError, told
+from spatl.models.copies import duplicate
 from spatl.selection.layout import ChannelGroup, EncoderLayout
 from spatl.selection.prune import along_inputs
 
@@ -133,10 +133,10 @@ def trace_groups(
     unusable = [name for name in names if tensors[name].numel() == 0 or not tensors[name].is_floating_point()]
     if unusable:
         raise ModelError(f"parameter {unusable[0]!r} is empty or not real, which cannot be shared; freeze or remove it")
-    try:
-        network = copy.deepcopy(model).to("cpu").eval().requires_grad_(True)
-    except Exception as error:
-        raise ModelError(f"the model cannot be copied: {error}") from error
+    network = duplicate(model).to("cpu").eval()
+    for parameter in network.parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(True)
     example = example[:1].to("cpu", torch.float32)
     macs = _measure_macs(network, example)
     channels = _Channels(network, set(names))
@@ -368,7 +368,7 @@ def _measure_macs(network: nn.Module, example: Tensor) -> dict[str, int]:
         try:
             network(example)
         except Exception as error:
-            raise ModelError(f"the model fails on an input of shape {tuple(example.shape)}: {error}") from error
+            raise ModelError(f"the model fails on an input of shape {tuple(example.shape)}: {told(error)}") from error
     return {name: macs[name] for name, _ in network.named_modules() if name in macs}
 
 

@@ -1,19 +1,20 @@
 """Evaluation that leaves a model as it found it, and BatchNorm statistics re-estimated for a new encoder."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatl.data import Examples
+from spatl.models.copies import attributes_kept
+from spatl.models.frozen import keeps_statistics, modes_kept, train_mode_
 from spatl.training.local import autocast
 
 _CHUNK = 1024
-_BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ def evaluate(model: nn.Module, examples: Examples, *, precision: str = "float32"
     """Evaluate a model in eval mode without gradients; its mode is restored afterwards."""
     correct = torch.zeros((), dtype=torch.int64, device=examples.images.device)
     loss = torch.zeros((), device=examples.images.device)
-    with _mode(model, training=False), torch.no_grad(), autocast(examples.images.device, precision):
+    with modes_kept(model), torch.no_grad(), autocast(examples.images.device, precision):
+        model.eval()
         for start in range(0, len(examples), _CHUNK):
             labels = examples.labels[start : start + _CHUNK]
             logits = model(examples.images[start : start + _CHUNK]).float()
@@ -38,21 +40,23 @@ def evaluate(model: nn.Module, examples: Examples, *, precision: str = "float32"
 
 
 def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> None:
-    """Re-estimate all BatchNorm running statistics as plain averages over one pass; weights and modes are untouched.
+    """Re-estimate BatchNorm's running statistics as plain averages over one pass; weights and modes are untouched.
 
-    Statistics gathered under other weights misjudge an encoder that has just been replaced. The examples are cut into
-    batches of equal size, as near as can be to `batch_size` and never of a single example, which has no variance.
+    Layers that are frozen keep theirs (`spatl.models.frozen`). Statistics gathered under other weights misjudge an
+    encoder that has just been replaced. The examples are cut into batches of equal size, as near as can be to
+    `batch_size` and never of a single example, which has no variance.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BATCH_NORM) and m.track_running_stats]
+    layers = [m for m in _moving_batch_norms(model) if m.track_running_stats and not keeps_statistics(m)]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
     try:
-        with _mode(model, training=False), torch.no_grad():
+        with modes_kept(model), torch.no_grad():
+            model.eval()
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum = None
-                layer.train()
+                layer.training = True
             num_batches = max(1, len(examples) // max(2, batch_size))
             for images in examples.images.tensor_split(num_batches):
                 model(images)
@@ -67,30 +71,30 @@ def forward_with_batch_statistics(
     """Return a model's logits for one batch, BatchNorm using the batch's own statistics; the model stays as it was.
 
     Running statistics belong to the weights they were gathered under: under a mask they put nearly every network at
-    chance. All layers but BatchNorm are in eval mode, and what they write into buffers goes into copies.
+    chance. All layers but BatchNorm are in eval mode, and what is frozen (`spatl.models.frozen`); what they write into
+    buffers goes into copies, and plain attributes are put back.
 
     Args:
         model: The network.
         images: float32 [B, C, H, W] on the model's device; at least two, so that there is a variance.
-        replaced: Tensors to use instead of the model's own, by parameter name.
+        replaced: Tensors to use instead of the model's own, by parameter name; they take its dtype.
         gradients: Whether the logits can be differentiated.
     """
-    tensors = {name: buffer.clone() for name, buffer in model.named_buffers()} | dict(replaced or {})
-    with _mode(model, training=False), torch.set_grad_enabled(gradients):
-        for module in model.modules():
-            if isinstance(module, _BATCH_NORM):
-                module.train()
+    tensors = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    if replaced:
+        own = dict(model.named_parameters()) | tensors
+        tensors |= {name: tensor.to(own[name].dtype) for name, tensor in replaced.items()}
+    layers = _moving_batch_norms(model)
+    with modes_kept(model), attributes_kept(model), torch.set_grad_enabled(gradients):
+        model.eval()
+        for layer in layers:
+            layer.training = True
         logits: Tensor = functional_call(model, tensors, (images,))
     return logits.float()
 
 
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put every module in one mode, and each back in its own afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def _moving_batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers that use the batch's own statistics while the network trains."""
+    with modes_kept(model):
+        train_mode_(model)
+        return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]

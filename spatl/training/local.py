@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from spatl.data import Examples, batches
+from spatl.models.frozen import training_mode
 from spatl.training.control import GradientHook, StepWeight
 
 
@@ -80,7 +81,9 @@ def train_(
     generator: torch.Generator,
     hooks: Sequence[GradientHook] = (),
 ) -> TrainingResult:
-    """Train a model in place with SGD on the cross-entropy, in training mode; the mode is restored afterwards.
+    """Train a model in place with SGD on the cross-entropy, in training mode; modes are restored afterwards.
+
+    What is frozen stays in eval mode (`spatl.models.frozen`).
 
     Args:
         model: The network, on the device of `examples`.
@@ -98,14 +101,12 @@ def train_(
     total_loss = torch.zeros((), device=examples.images.device)
     finite_steps = torch.zeros((), dtype=torch.int64, device=examples.images.device)
     num_examples = num_steps = 0
-    was_training = model.training
-    model.train()
-    try:
+    with training_mode(model):
         for images, labels in _stream(examples, settings, generator):
             for parameter in parameters.values():
                 parameter.grad = None
             with autocast(images.device, settings.precision):
-                loss = F.cross_entropy(model(images), labels)
+                loss = F.cross_entropy(_wide(model(images), settings.precision), labels)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             for hook in hooks:
                 hook(parameters)
@@ -115,9 +116,12 @@ def train_(
             finite_steps += total_loss.isfinite()  # never again once it is not
             num_examples += len(labels)
             num_steps += 1
-    finally:
-        model.train(was_training)
     return TrainingResult(float(total_loss) / max(1, num_examples), step_weight.value, num_steps, int(finite_steps))
+
+
+def _wide(logits: Tensor, precision: str) -> Tensor:
+    """Logits to compute a loss of: those of a network in half precision as float32. Autocast sees to its own."""
+    return logits.float() if precision == "float32" and logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 @torch.no_grad()

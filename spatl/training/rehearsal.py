@@ -1,0 +1,163 @@
+"""A training step before the run, on a copy: what a network of the user's does in training shows here, in one line.
+
+One image in eval mode says little of a network: in training it may return its auxiliary heads as well, make parts when
+it first needs them, let a buffer grow, or fail on the last, shorter batch. So it takes a step on the shortest batch
+that a client has, then one on the longest, and the first once more from the same start, to see that what a client
+leaves behind can be put back for the next one.
+"""
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from spatl.data import Examples
+from spatl.errors import ModelError, told
+from spatl.models.copies import check_parts, duplicate, restore_
+from spatl.models.frozen import modes_kept
+from spatl.seeding import seeded_globals
+from spatl.training.local import LocalTraining, train_
+
+logger = logging.getLogger(__name__)
+
+
+def rehearse(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: LocalTraining,
+    *,
+    num_classes: int,
+    client_sizes: Iterable[int],
+    seed: int,
+) -> None:
+    """Raise unless a network trains as a client needs it to; it stays as it was, and no generator moves.
+
+    Args:
+        model: The network as it was built.
+        images: float32 [N, C, H, W], at least one; they are taken again where a batch is longer.
+        labels: int64 [N].
+        settings: How clients train.
+        num_classes: K, so that logits are [B, K].
+        client_sizes: How many training examples the clients have.
+        seed: The run's seed.
+
+    Raises:
+        ModelError: It fails, returns something else than logits, returns NaN, or changes its own parts.
+    """
+    if lazy := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if is_lazy(tensor)]:
+        raise ModelError(f"{lazy[0]!r} of the model has no shape yet: give its lazy layers their sizes")
+    found = {length for size in client_sizes for length in batch_lengths(size, settings)}
+    lengths = [min(found), max(found)]
+    probe = duplicate(model)
+    parameters = dict(probe.named_parameters())
+
+    def step(length: int, *, first: bool) -> Tensor:
+        rows = torch.arange(length) % len(images)
+        batch = Examples(images[rows], labels[rows])
+        logits = _step_(probe, batch, settings, num_classes, first=first, longest=lengths[1])
+        check_parts(probe, model)
+        for name, parameter in probe.named_parameters():
+            if parameters[name] is not parameter:
+                raise ModelError(f"the model replaces its parameter {name!r} in training; change its values in place")
+        return logits
+
+    with seeded_globals(seed, "rehearsal"):
+        before = step(lengths[0], first=True)
+        step(lengths[1], first=False)
+    _check_afterwards(probe, images[:1], num_classes)
+    restore_(probe, model)
+    with seeded_globals(seed, "rehearsal"):
+        again = step(lengths[0], first=True)
+    if not torch.allclose(again.float(), before.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
+        logger.warning(
+            "the model returns something else for the same batch, weights and seed: it draws from a generator of its "
+            "own, or keeps something outside of its modules. What one client leaves there the next one finds, and the "
+            "run cannot be repeated exactly"
+        )
+
+
+def batch_lengths(num_examples: int, settings: LocalTraining) -> set[int]:
+    """How long the batches are that a client with so many training examples sees (`spatl.data.batches`)."""
+    length = settings.batch_size
+    whole, rest = divmod(num_examples, length)
+    if rest == 1 and whole:
+        return {length + 1} | ({length} if whole > 1 else set())
+    lengths = ({length} if whole else set()) | ({rest} if rest else set())
+    if settings.steps is not None and settings.steps <= whole:  # the shorter one comes last
+        return {length}
+    return lengths
+
+
+def _step_(
+    probe: nn.Module, batch: Examples, settings: LocalTraining, num_classes: int, *, first: bool, longest: int
+) -> Tensor:
+    """Take one step, and return the logits it was taken on."""
+    seen: list[Any] = []
+    handle = probe.register_forward_hook(lambda module, inputs, output: _keep_logits(seen, output, batch, num_classes))
+    parameters = {name: parameter for name, parameter in probe.named_parameters() if parameter.requires_grad}
+    length = len(batch)
+    try:
+        result = train_(
+            probe, parameters, batch, replace(settings, epochs=1, steps=1, batch_size=length),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(_failure(error, length, longest, seen)) from error
+    finally:
+        handle.remove()
+    logits: Tensor = seen[0]
+    if first and not math.isfinite(result.loss):
+        what = "returns NaN" if bool(logits.isnan().any()) else f"has a loss of {result.loss}"
+        raise ModelError(f"the model {what} in training, on the first batch of {length}, before any step")
+    return logits
+
+
+def _keep_logits(seen: list[Any], output: Any, batch: Examples, num_classes: int) -> None:
+    expected = (len(batch), num_classes)
+    if not isinstance(output, Tensor):
+        names = ", ".join(type(each).__name__ for each in output) if isinstance(output, tuple | list) else ""
+        raise ModelError(
+            f"in training the model must return logits of shape {expected} for a batch of {len(batch)}, got "
+            f"{type(output).__name__}{f' of {names}' if names else ''}: leave out what comes beside them, such as "
+            "auxiliary heads"
+        )
+    if tuple(output.shape) != expected or not output.is_floating_point():
+        raise ModelError(
+            f"in training the model must return logits of shape {expected} for a batch of {len(batch)}, got "
+            f"{tuple(output.shape)} of {output.dtype}"
+        )
+    seen.append(output.detach().clone())
+
+
+def _failure(error: Exception, length: int, longest: int, seen: list[Any]) -> str:
+    where = f"the model fails in training on a batch of {length}"
+    if length < longest:
+        where += f", the shortest that a client has (the longest: {longest})"
+    if seen and "does not require grad" in str(error):
+        return f"{where}: its logits depend on no parameter that is trained ({told(error)})"
+    hint = ""
+    if "more than 1 value per channel" in str(error):
+        hint = "; BatchNorm needs two: raise training.batch_size" if length == 1 else ""
+    return f"{where}: {told(error)}{hint}"
+
+
+def _check_afterwards(probe: nn.Module, image: Tensor, num_classes: int) -> None:
+    """Raise if a network that has trained cannot be evaluated any more."""
+    try:
+        with modes_kept(probe), torch.no_grad():
+            output = probe.eval()(image)
+    except Exception as error:
+        raise ModelError(f"the model fails on one image in eval mode once it has trained: {told(error)}") from error
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if found != (1, num_classes):
+        raise ModelError(
+            f"for one image the model must return logits of shape (1, {num_classes}), got {found} once it has trained"
+        )
