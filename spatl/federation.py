@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spatl import protocol
 from spatl.codec import CODECS
@@ -364,6 +365,8 @@ def _check_message_bytes(blueprint: Blueprint) -> None:
 def _check_weights(model: nn.Module) -> None:
     """Raise where a weight is no number before anything was trained: later the learning rate would be blamed."""
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter):  # what `make_split` refuses, by name
+            continue
         wrong = int((~parameter.detach().isfinite()).sum())
         if wrong:
             raise ModelError(

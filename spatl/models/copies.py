@@ -65,11 +65,13 @@ def restore_(model: nn.Module, source: nn.Module) -> None:
     Parameters keep their identity, and lose their gradients; all else is new. Hooks stay.
 
     Raises:
-        ModelError: The network has not the parts of the other any more (`check_parts`).
+        ModelError: The network has other modules or parameters than the other.
     """
-    check_parts(model, source)
-    own_modules = dict(model.named_modules())
-    pairs = [(own_modules[name], theirs) for name, theirs in source.named_modules()]
+    own_modules, their_modules = dict(model.named_modules()), dict(source.named_modules())
+    shapes = [{name: parameter.shape for name, parameter in each.named_parameters()} for each in (model, source)]
+    if own_modules.keys() != their_modules.keys() or shapes[0] != shapes[1]:
+        raise ModelError("the network has other modules or parameters than the one it is to become")
+    pairs = [(own_modules[name], theirs) for name, theirs in their_modules.items()]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     memo: dict[int, Any] = {id(theirs): own for own, theirs in pairs}
     with torch.no_grad():

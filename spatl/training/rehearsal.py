@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -60,7 +61,7 @@ def rehearse(
     def step(length: int, *, first: bool) -> Tensor:
         rows = torch.arange(length) % len(images)
         batch = Examples(images[rows], labels[rows])
-        logits = _step_(probe, batch, settings, num_classes, first=first, longest=lengths[1])
+        logits = _step_(probe, batch, settings, num_classes, model=model, first=first, longest=lengths[1])
         check_parts(probe, model)
         for name, parameter in probe.named_parameters():
             if parameters[name] is not parameter:
@@ -87,17 +88,23 @@ def batch_lengths(num_examples: int, settings: LocalTraining) -> set[int]:
     length = settings.batch_size
     whole, rest = divmod(num_examples, length)
     if rest == 1 and whole:
-        return {length + 1} | ({length} if whole > 1 else set())
-    lengths = ({length} if whole else set()) | ({rest} if rest else set())
-    if settings.steps is not None and settings.steps <= whole:  # the shorter one comes last
+        whole, rest = whole - 1, length + 1
+    if settings.steps is not None and whole >= settings.steps:  # the other one comes last
         return {length}
-    return lengths
+    return ({length} if whole else set()) | ({rest} if rest else set())
 
 
 def _step_(
-    probe: nn.Module, batch: Examples, settings: LocalTraining, num_classes: int, *, first: bool, longest: int
+    probe: nn.Module,
+    batch: Examples,
+    settings: LocalTraining,
+    num_classes: int,
+    *,
+    model: nn.Module,
+    first: bool,
+    longest: int,
 ) -> Tensor:
-    """Take one step, and return the logits it was taken on."""
+    """Take one step, and return the logits it was taken on; `model` is the network as it was built."""
     seen: list[Any] = []
     handle = probe.register_forward_hook(lambda module, inputs, output: _keep_logits(seen, output, batch, num_classes))
     parameters = {name: parameter for name, parameter in probe.named_parameters() if parameter.requires_grad}
@@ -115,9 +122,22 @@ def _step_(
         handle.remove()
     logits: Tensor = seen[0]
     if first and not math.isfinite(result.loss):
-        what = "returns NaN" if bool(logits.isnan().any()) else f"has a loss of {result.loss}"
-        raise ModelError(f"the model {what} in training, on the first batch of {length}, before any step")
+        raise ModelError(_blame(model, batch, logits, result.loss))
     return logits
+
+
+def _blame(model: nn.Module, batch: Examples, logits: Tensor, loss: float) -> str:
+    """What to say of a network that has no finite loss before it was trained."""
+    with torch.no_grad():
+        at_rest = F.cross_entropy(duplicate(model).eval()(batch.images).float(), batch.labels)
+    where = "in training mode, though not in eval mode: its normalisation may divide by a variance of 0"
+    if not bool(at_rest.isfinite()):
+        where = "both in training mode and in eval mode"
+    what = "returns NaN" if bool(logits.isnan().any()) else f"has a loss of {loss:g}"
+    return (
+        f"the model {what} on the first batch of {len(batch)}, before any step, {where}; images and weights are "
+        "finite, so that it is the forward pass that makes it so, and no learning rate helps"
+    )
 
 
 def _keep_logits(seen: list[Any], output: Any, batch: Examples, num_classes: int) -> None:

@@ -145,3 +145,14 @@ def test_images_that_do_not_fit_in_memory_are_one_line(monkeypatch: pytest.Monke
 
     monkeypatch.setitem(DATASETS, "digits", replace(DATASETS["digits"], loader=refuse))
     assert message("digits") == "digits: the images do not fit in memory: take fewer or smaller ones"
+
+
+def test_a_loader_of_the_users_that_fails_keeps_its_type_line_and_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(seed: int) -> Dataset:
+        raise KeyError("pixels")
+
+    monkeypatch.setitem(DATASETS, "mine", DatasetEntry(loader=mine, description="", source=""))
+    with pytest.raises(
+        DataError, match=r"^mine: its loader failed: KeyError: 'pixels' \(test_sources\.py:\d+, in mine\)$"
+    ):
+        load_dataset("mine", seed=1)
