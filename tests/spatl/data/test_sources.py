@@ -11,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from spatl.data import DATASETS, load_dataset
+from spatl.data.sources import Dataset, DatasetEntry
 from spatl.errors import DataError
 from tests.spatl.data.formats import (
     leaf_user,
@@ -152,7 +153,6 @@ def test_a_loader_of_the_users_that_fails_keeps_its_type_line_and_place(monkeypa
         raise KeyError("pixels")
 
     monkeypatch.setitem(DATASETS, "mine", DatasetEntry(loader=mine, description="", source=""))
-    with pytest.raises(
-        DataError, match=r"^mine: its loader failed: KeyError: 'pixels' \(test_sources\.py:\d+, in mine\)$"
-    ):
+    told = r"^mine: its loader failed: KeyError: 'pixels' \(test_sources\.py:\d+, in mine\)$"
+    with pytest.raises(DataError, match=told):
         load_dataset("mine", seed=1)
