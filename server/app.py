@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import statistics
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -54,8 +55,13 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError(
             f"{directory} holds the {used[0]} of another run; choose another directory for this one (out)"
         )
+    opened = time.time()
     with alone_in_run(directory), logged_to(directory / "log.jsonl"):
         try:
+            if not config.has_own_data:
+                for record in servers_blueprint(config.to_json()).warnings:
+                    if record.created < opened:  # when this run had no log yet
+                        EVENTS.handle(record)
             if not str(context.run_config["config"]).lstrip().startswith("{"):  # of a whole config `spatl.run` says it
                 known = None if config.has_own_data else servers_blueprint(config.to_json())
                 for line in remarks_on(config, known, engine="deployment"):

@@ -4,10 +4,11 @@ Server and clients never send each other the structure of anything; they build i
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -21,6 +22,7 @@ from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
 from spatl.errors import ConfigError, DataError, ModelError, told
+from spatl.logs import remembered_warnings
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import digests_of_the_rest
 from spatl.models.inputs import take_images_
@@ -48,6 +50,7 @@ class Blueprint:
         costs: The encoder's layout and what selections of it cost.
         dataset: All examples.
         partition: Indices of each client's examples.
+        warnings: What was said while it was made, for a log that was opened later (of `cached_blueprint` only).
     """
 
     config: ExperimentConfig
@@ -56,6 +59,7 @@ class Blueprint:
     costs: Costs
     dataset: Dataset
     partition: tuple[Tensor, ...]
+    warnings: tuple[logging.LogRecord, ...] = ()
 
     @property
     def layout(self) -> EncoderLayout:
@@ -279,7 +283,9 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
 @lru_cache(maxsize=2)
 def cached_blueprint(config_json: str) -> Blueprint:
     """Return the blueprint of a config, made once per process."""
-    return make_blueprint(config_from_json(config_json))
+    with remembered_warnings() as warnings:
+        blueprint = make_blueprint(config_from_json(config_json))
+    return replace(blueprint, warnings=tuple(warnings))
 
 
 @lru_cache(maxsize=1)

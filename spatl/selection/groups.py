@@ -4,16 +4,18 @@ A channel owns, in every layer of its group, the slice of each parameter along t
 filter, its bias, its BatchNorm entries. Residual additions tie the outputs of several layers into one group, and so on
 through concatenations and depthwise convolutions. Each entry has exactly one owner, so selecting channels is selecting
 disjoint sets of entries. Parameters the graph does not know (recurrent layers, attention) or cannot follow fall back to
-one group per module along their first dimension: they can be selected for sending, though never pruned.
+one group per module along their first dimension: they can be selected for sending, though never pruned. The graph
+computes indices and cannot see what a network does to them, so what it says of who reads a channel is proved before it
+is believed (`proof`); channels whose readers cannot be proved are never pruned either.
 """
 
 import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from spatl.errors import ModelError, told
 from spatl.models.copies import duplicate
 from spatl.selection.layout import ChannelGroup, EncoderLayout
+from spatl.selection.proof import Claims, refuted
 from spatl.selection.prune import along_inputs
 
 logger = logging.getLogger(__name__)
@@ -94,12 +97,15 @@ class EncoderTrace:
         layout: The encoder's entries and who owns them.
         flops: What channels cost to compute.
         readers: int64 [I] by layer name, for every convolution and linear layer of the whole network that reads
-            channels of the encoder: the channel behind each of its inputs, -1 where there is none.
+            channels of the encoder: the channel behind each of its inputs, -1 where there is none. All of it is proved.
+        doubtful: By name of a group whose readers could not be proved, why. Nobody is said to read its channels, and
+            they cost the same however many of them are kept: they may stay out of an update, and are never pruned.
     """
 
     layout: EncoderLayout
     flops: FlopsModel
     readers: Mapping[str, Tensor]
+    doubtful: Mapping[str, str] = field(default_factory=dict)
 
 
 def trace_groups(
@@ -145,10 +151,16 @@ def trace_groups(
     channels.add_rest(names, {name: tensors[name].shape for name in names})
 
     layout = channels.layout({name: tensors[name].shape for name in names}, num_parameters=len(parameters))
+    doubtful = channels.prove(layout, example, tensors)
+    if doubtful:
+        logger.warning(
+            "some channels are never pruned, since random inputs do not confirm which layers read them: %s",
+            "; ".join(f"those of {name} ({reason})" for name, reason in doubtful.items()),
+        )
     encoder_layers = {name.rpartition(".")[0] for name in parameters}
     flops = channels.flops_model(layout, {k: v for k, v in macs.items() if k in encoder_layers})
     readers = channels.readers()
-    return EncoderTrace(replace(layout, reads=_reads(network, layout, readers)), flops, readers)
+    return EncoderTrace(replace(layout, reads=_reads(network, layout, readers)), flops, readers, doubtful)
 
 
 def _reads(network: nn.Module, layout: EncoderLayout, readers: Mapping[str, Tensor]) -> Tensor:
@@ -170,7 +182,9 @@ class _Channels:
         self._network = network
         self._module_names = {module: name for name, module in network.named_modules(remove_duplicate=True)}
         self._parameter_names = {id(p): name for name, p in network.named_parameters()}
-        self._owned: dict[str, tuple[int, dict[int, tuple[str, int]]]] = {}  # name -> (dimension, index -> channel)
+        # name -> (dimension, index -> channel), of what the encoder consists of, and of all that the graph knows
+        self._owned: dict[str, tuple[int, dict[int, tuple[str, int]]]] = {}
+        self._written: dict[str, tuple[int, dict[int, tuple[str, int]]]] = {}
         self._outputs: dict[str, dict[int, tuple[str, int]]] = {}  # layer -> output index -> channel
         self._inputs: dict[str, dict[int, tuple[str, int]]] = {}
 
@@ -265,31 +279,79 @@ class _Channels:
                 inputs[row], widths[1, row] = 0, 1
         return whole_flops_model(list(macs.values()), layout.group_sizes, outputs, inputs, widths)
 
-    def readers(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def prove(self, layout: EncoderLayout, example: Tensor, values: Mapping[str, Tensor]) -> dict[str, str]:
+        """Forget what cannot be proved of who reads what, and return why, by the name of the group; spoils the network.
+
+        Args:
+            layout: What `layout` returned.
+            example: An input.
+            values: The network's parameters and buffers.
+        """
+        roots = list(dict.fromkeys(root for root, _ in self._index))
+        names = {root: layout.groups[int(layout.group_of[channel])].name for (root, _), channel in self._index.items()}
+        reasons: dict[str, str] = {}
+        for name, reason in self._never_masked().items():
+            for root in dict.fromkeys(root for root, _ in self._inputs[name].values()):
+                reasons[root] = f"{reasons[root]}, {reason}" if root in reasons else reason
+        traced = {root for table in self._outputs.values() for root, _ in table.values()} - reasons.keys()
+        group_of = torch.full((layout.num_channels,), -1)
+        for (root, _), channel in self._index.items():
+            if root in traced:
+                group_of[channel] = roots.index(root)
+        self._forget(reasons)
+        claims = Claims(
+            group_of=group_of,
+            written={
+                name: (dimension, self._channels(channel_of, values[name].shape[dimension]))
+                for name, (dimension, channel_of) in self._written.items()
+                if name in values  # which has a tensor under its first name only
+            },
+            read=self.readers(),
+        )
+        reasons |= {roots[group]: reason for group, reason in refuted(self._network, values, example, claims).items()}
+        self._forget(reasons)
+        return {names[root]: reasons[root] for root in roots if root in reasons}
+
+    def _never_masked(self) -> dict[str, str]:
+        """Why layers cannot be masked, by name, of those that read channels."""
         uses = Counter(p for module in self._network.modules() for p in module._parameters.values() if p is not None)
         tied = {parameter for parameter, number in uses.items() if number > 1}
+        reasons: dict[str, str] = {}
+        for name, table in self._inputs.items():
+            layer = self._network.get_submodule(name)
+            if not isinstance(layer, _LAYERS):
+                reasons[name] = f"layer {name} reads them, a {type(layer).__name__}"
+            elif layer._parameters.get("weight") is None or layer.weight in tied:
+                reasons[name] = f"layer {name} shares or computes its weight"
+            elif max(table) >= _widths(layer)[1]:  # as behind a pixel shuffle, whose rearrangement it does not follow
+                reasons[name] = f"which of them layer {name} reads cannot be told"
+        return reasons
+
+    def _forget(self, roots: Collection[str]) -> None:
+        """Take back what is said of the readers of some groups, and that their layers can become narrower."""
+        for tables in (self._inputs, self._outputs):
+            for name, table in tables.items():
+                tables[name] = {index: channel for index, channel in table.items() if channel[0] not in roots}
+
+    def readers(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
         for name, table in self._inputs.items():
             layer = self._network.get_submodule(name)
             if isinstance(layer, _LAYERS):
-                if layer._parameters.get("weight") is None or layer.weight in tied:
-                    logger.warning("layer %s shares or computes its weight; it is never masked", name)
-                    continue
-                width = _widths(layer)[1]
-                if max(table) >= width:  # as behind a pixel shuffle, whose rearrangement the graph does not follow
-                    logger.warning("which channels layer %s reads cannot be told; it is never masked", name)
-                    continue
-                channels = torch.full((width,), -1, dtype=torch.int64)
-                for index, channel in table.items():
-                    channels[index] = self._index.get(channel, -1)
+                channels = self._channels(table, _widths(layer)[1])
                 if bool((channels >= 0).any()):
                     found[name] = channels
         return found
 
+    def _channels(self, channel_of: Mapping[int, tuple[str, int]], width: int) -> Tensor:
+        """int64 [width]: the channel of each index, -1 where it is none of the encoder."""
+        return torch.tensor([self._index.get(channel_of.get(index, ("", -1)), -1) for index in range(width)])
+
     def _own(self, name: str, dimension: int, channel_of: Mapping[int, tuple[str, int]]) -> None:
+        known = self._written.setdefault(name, (dimension, {}))[1]
+        known.update({index: channel for index, channel in channel_of.items() if index not in known})
         if name in self._names:
-            known = self._owned.setdefault(name, (dimension, {}))[1]
-            known.update({index: channel for index, channel in channel_of.items() if index not in known})
+            self._owned[name] = self._written[name]
 
 
 def whole_flops_model(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from datetime import datetime
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from server.engines import run_inline
 from spatl.errors import SpatlError
 from spatl.history import read_lines
-from spatl.logs import EVENTS, logged_to
-from tests.federations import tiny_config
+from spatl.logs import EVENTS, logged_to, remembered_warnings
+from tests.federations import blueprint_of, tiny_config
 
 
 def test_a_line_has_time_level_message_and_the_facts_of_its_record(tmp_path):
@@ -49,3 +50,29 @@ def test_every_line_of_a_log_is_one_object(tmp_path):
         EVENTS.info("a\nb\u2028c")
     (line,) = (tmp_path / "log.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
     assert json.loads(line)["message"] == "a\nb\u2028c"
+
+
+@pytest.mark.parametrize("made_before", [True, False])
+def test_what_is_said_while_a_run_is_prepared_is_in_its_log_once_and_on_screen(tmp_path, caplog, made_before):
+    """Channels whose readers cannot be proved, as `spatl run` sees them before there is a directory."""
+    model = {"name": "tests.families:Flip", "options": {}, "cut": ["head"]}
+    config = tiny_config(model=model, rounds=1, seed=4 + made_before)
+    if made_before:
+        blueprint_of(config)
+    run_inline(config, tmp_path)
+    text = "those of stem.0 (other channels reach layer after.0 than the graph says)"
+    (line,) = [row for row in read_lines(tmp_path / "log.jsonl") if text in row["message"]]
+    assert (line["level"], line["logger"]) == ("warning", "spatl.selection.groups")
+    assert text in caplog.text
+
+
+def test_warnings_that_are_remembered_reach_the_terminal_where_nobody_else_listens(monkeypatch, capsys):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(logging, "lastResort", logging.StreamHandler(sys.stderr))
+    with remembered_warnings() as records:
+        logging.getLogger("a").warning("seen")
+        logging.getLogger("a").info("of no interest")
+    assert [record.getMessage() for record in records] == ["seen"]
+    assert capsys.readouterr().err == "seen\n"
+    assert root.handlers == []
