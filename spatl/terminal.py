@@ -27,7 +27,7 @@ def print_table(console: Console, table: Table) -> None:
         _print_plain(console, table)
         return
     forms = (table, _without_lines(table))
-    for form in forms:
+    for form in (*forms, _without_lines(table, gap=1)):
         if natural_width(console, form) <= console.width:
             console.print(form)
             return
@@ -64,9 +64,9 @@ def _print_plain(console: Console, table: Table) -> None:
         print_line(console, line.rstrip())
 
 
-def _without_lines(table: Table) -> Table:
+def _without_lines(table: Table, *, gap: int = 2) -> Table:
     bare = copy.copy(table)
-    bare.box, bare.pad_edge, bare.padding = None, False, (0, 2, 0, 0)
+    bare.box, bare.pad_edge, bare.padding = None, False, (0, gap, 0, 0)
     bare.header_style = "bold"
     return bare
 
@@ -94,8 +94,10 @@ def _print_records(console: Console, table: Table) -> None:
     if table.title:
         console.print(Text(_text(table.title).plain, style="table.title"))
     names, *columns = table.columns
-    for row, name in enumerate(names.cells):
-        console.print(Text(_text(name).plain, style="bold"))
+    for row, cell in enumerate(names.cells):
+        name = _text(cell).plain
+        told = f"{_text(names.header).plain} {name}" if name.isdecimal() else name  # a number alone says nothing
+        console.print(Text(told, style="bold"))
         for column in columns:
             value = " ".join(_text(list(column.cells)[row]).plain.split())
             if value:

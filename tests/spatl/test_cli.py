@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from spatl.cli import main
-from spatl.history import read_lines
+from spatl.cli import _print_seeds, main, print_result
+from spatl.history import RunResult, read_lines
 from tests.federations import tiny_config
+from tests.terminals import pipe, shown, terminal, widest_line, words_of
 
 
 @pytest.fixture
@@ -87,6 +88,31 @@ def test_a_run_never_overwrites_another(config_path, tmp_path, capsys):
     assert main(["run", config_path, "--out", str(tmp_path)]) == 2
     assert "already there and not empty" in capsys.readouterr().err
     assert (tmp_path / "keep.txt").read_text() == "precious"
+
+
+def a_result(directory, *, alone):
+    summary = {"method": "spatl", "title": "SPATL without gradient control", "data": "synthetic", "num_clients": 20,
+               "rounds": 40, "seed": 1, "accuracy": 0.981, "accuracy_min": 0.8333, "uplink_bytes": 33_000_000,
+               "downlink_bytes": 34_000_000, "keep_ratio": 0.795, "uplink_share": 0.04, "epsilon": 3.21, "delta": 1e-5,
+               "rejected": 3, "missing": 2}  # fmt: skip
+    return RunResult(directory, summary, [], [], {"accuracy": 0.887, "accuracy_min": 0.5} if alone else None)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+def test_the_table_of_a_run_is_whole_at_every_width(width, alone, tmp_path):
+    console = pipe() if width is None else terminal(width)
+    result = a_result(tmp_path, alone=alone)
+    print_result(console, result)
+    _print_seeds(console, [result, result], tmp_path)
+    text = "\n".join(line for line in shown(console).splitlines() if str(tmp_path) not in line)
+    assert "…" not in text
+    words = " ".join(words_of(text))
+    for expected in ("98.1 %", "33.0 MB", "34.0 MB", "keep ratio", "epsilon 3.21", "3 / 2", "std. dev."):
+        assert expected in words
+    assert ("88.7 %" in words) == alone
+    if width is not None:
+        assert widest_line(text) <= width
 
 
 def test_the_version_is_one_line_with_what_it_runs_on(capsys):

@@ -12,7 +12,9 @@ from PIL import Image
 from spatl.cli import main
 from spatl.config import ExperimentConfig, parse_config
 from spatl.federation import load_clients, split_client
-from spatl.partition_command import count_partition
+from spatl.partition_command import _print, _table, count_partition
+from spatl.partition_plot import PartitionCounts
+from tests.terminals import pipe, shown, terminal, widest_line
 
 
 @pytest.fixture
@@ -151,3 +153,23 @@ def test_noise_grows_with_the_number_of_the_client() -> None:
     for client, expected in enumerate((0.2, 0.4, 0.6, 0.8)):
         images, same = (split_client(config, dataset, parts, client).train.images for config in (noisy, clean))
         assert float((images - same).var()) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+@pytest.mark.parametrize("classes", [3, 10, 40])
+def test_the_table_is_whole_at_every_width(width: int | None, classes: int) -> None:
+    """A column for each class where there is room, and in a pipe; the short table otherwise."""
+    numbers = np.arange(4 * classes).reshape(4, classes) * 100 + 1
+    splits = np.stack([numbers.sum(axis=1)] * 3, axis=1)
+    counts = PartitionCounts("a title", tuple(f"class-{number}" for number in range(classes)), numbers, splits)
+    console = pipe() if width is None else terminal(width)
+    _print(console, _table(counts), counts)
+    text = shown(console)
+    assert "…" not in text
+    assert f"{splits[:, 0].sum():,}" in text
+    if width is not None:
+        assert widest_line(text) <= width
+    else:
+        assert text.count("\n") == 4 + 3
+    if classes == 3 and (width is None or width >= 80):
+        assert "class-0" in text

@@ -10,6 +10,7 @@ from spatl.errors import ConfigError
 from spatl.history import alone_in_run
 from spatl.status import read_status
 from tests.federations import blob_of, run_tiny, tampering, tiny_config
+from tests.terminals import as_terminal, widest_line, words_of
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,19 @@ def test_the_command_prints_a_table_or_json(troubled, capsys):
     content = json.loads(capsys.readouterr().out)
     assert content["state"] == "finished"
     assert [client["client"] for client in content["clients"]] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+def test_the_table_is_whole_at_every_width(troubled, width, capsys, monkeypatch):
+    if width is not None:
+        as_terminal(monkeypatch, width)
+    assert main(["status", str(troubled)]) == 0
+    text = capsys.readouterr().out
+    assert "…" not in text
+    table = [line for line in text.splitlines() if ("accuracy" in line and "last" in line) or "2, out" in line]
+    assert {"client", "accuracy", "missed", "refused", "2,", "out"} <= set(words_of(" ".join(table)))
+    if width is not None:
+        assert max(widest_line(line) for line in table) <= width
 
 
 def test_a_run_is_running_while_a_process_has_it_and_stopped_when_none_has(tmp_path):

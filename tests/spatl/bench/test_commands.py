@@ -6,11 +6,14 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from spatl.bench.commands import _Progress
+from spatl.bench.commands import _print_table, _Progress
 from spatl.bench.jobs import Event
 from spatl.bench.plan import make_plan
+from spatl.bench.results import collect, run_directory
 from spatl.cli import main
+from tests.spatl.bench.runs import write_run
 from tests.spatl.bench.test_jobs import TINY
+from tests.terminals import pipe, shown, terminal, widest_line, words_of
 
 
 @pytest.fixture
@@ -126,3 +129,26 @@ def test_a_run_that_ends_at_zero_is_shown_at_zero(config):
     show(Event("fedavg, seed 1", "round", row={"round": 1, "accuracy": 0.75, "final_accuracy": 0.0}))
     show(Event("fedavg, seed 1", "ended"))
     assert "fedavg, seed 1: accuracy 0.0 %" in console.file.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+def test_the_last_table_is_whole_at_every_width(width, tmp_path):
+    (tmp_path / "bench.yaml").write_text("rounds: 30\nbench: {targets: [0.8]}\n")
+    plan = make_plan([tmp_path / "bench.yaml"], methods=["fedavg", "fedavg+float16", "spatl-no-control", "local"])
+    for place, row in enumerate(plan.rows):
+        for seed in plan.bench.seeds:
+            accuracies = [0.9 * (1 - 0.9**number) - 0.01 * seed for number in range(31)]
+            path = run_directory(tmp_path, row.label, seed)
+            write_run(path, row.config(seed), accuracies, bytes_each_way=1000 * (place + seed))
+    records, _ = collect(plan, tmp_path)
+    console = pipe() if width is None else terminal(width)
+    _print_table(console, plan, records)
+    lines = shown(console).splitlines()[1:]
+    text = "\n".join(lines)
+    assert "…" not in text
+    words = words_of(text)
+    assert {"fedavg", "fedavg+float16", "1.00x"} <= set(words)
+    assert words.count("±") == 4
+    if width is not None:
+        assert widest_line("\n".join(line for line in lines if "training alone" not in line)) <= width
