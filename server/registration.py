@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_POLL_SECONDS = 0.5
 _FIRST_ROUND = "1"  # registration belongs to it
+_ATTEMPTS = 3  # to register with one node, which may go before it answers
 _LONGEST_REASON = 500
 _MOST_EXAMPLES = 1 << 32
 
@@ -239,46 +240,52 @@ class _Desk:
 
     def _ask(self, content: RecordDict, nodes: Iterable[int]) -> Iterator[tuple[int, Message]]:
         """Ask nodes, and pass their answers on; those that go before they answer are asked again when they are back."""
-        deadline = time.monotonic() + self.config.server.connect_timeout_seconds
-        waiting = set(nodes)
-        while waiting:
-            connected = set(self.grid.get_node_ids())
-            while not waiting <= connected and time.monotonic() < deadline:
-                time.sleep(_CONNECT_POLL_SECONDS)
-                connected = set(self.grid.get_node_ids())
+        waiting, reasons = set(nodes), dict[int, str]()
+        for attempt in range(1, _ATTEMPTS + 1):
+            connected = self._await(waiting)
+            for node in sorted(reasons.keys() & waiting - connected):
+                self._give_up(node, reasons[node])
+                waiting.discard(node)
             messages = [
                 Message(content, dst_node_id=node, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
                 for node in sorted(waiting)
             ]
-            questions, answered = Questions(messages, connected), set[int]()
-            lost = dict.fromkeys(waiting, "no answer came in time")
+            questions, lost = Questions(messages, connected), dict[int, str]()
             for reply in self.grid.send_and_receive(messages, timeout=self.config.server.round_timeout_seconds):
-                node = questions.node_of(reply)
-                if node is None or node in answered:
+                asked = questions.node_of(reply)
+                if asked is None or asked not in waiting:
                     continue
-                answered.add(node)
+                waiting.discard(asked)
                 if is_lost(reply) or (reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_CRASHED):
-                    lost[node] = error_line(reply.error)
+                    lost[asked] = error_line(reply.error)
                     continue
-                del lost[node]
-                self._count(node, content, "downlink")
+                self._count(asked, content, "downlink")
                 if reply.has_content():
-                    self._count(node, reply.content, "uplink")
-                yield node, reply
-            waiting = set(lost)
-            over = time.monotonic() >= deadline
-            for node, reason in sorted(lost.items()):
+                    self._count(asked, reply.content, "uplink")
+                yield asked, reply
+            for node in sorted(waiting | lost.keys()):
                 if questions.was_taken(node, answered=False):
                     self._count(node, content, "downlink")
-                if over:
-                    self.refuse(node, SpatlError(f"{self._who(node)} could not register: {reason}"))
-                else:
-                    logger.warning(
-                        "%s could not register, it will be asked again: %s", self._who(node), reason,
-                        extra={"client": self.keys[node]} if node in self.keys else {},
-                    )  # fmt: skip
-            if over:
+                if node in waiting or attempt == _ATTEMPTS:
+                    self._give_up(node, lost.get(node, "no answer came in time"))
+                    continue
+                logger.warning(
+                    "%s could not register, it will be asked again: %s", self._who(node), lost[node],
+                    extra={"client": self.keys[node]} if node in self.keys else {},
+                )  # fmt: skip
+            waiting, reasons = set(lost), lost
+            if not waiting:
                 return
+
+    def _await(self, nodes: set[int]) -> set[int]:
+        """Wait for a while until nodes are connected; return those that are."""
+        deadline = time.monotonic() + self.config.server.connect_timeout_seconds
+        while not nodes <= (connected := set(self.grid.get_node_ids())) and time.monotonic() < deadline:
+            time.sleep(_CONNECT_POLL_SECONDS)
+        return connected
+
+    def _give_up(self, node: int, reason: str) -> None:
+        self.refuse(node, SpatlError(f"{self._who(node)} could not register: {reason}"))
 
     def _count(self, node: int, content: RecordDict, direction: Direction) -> None:
         self._traffic.setdefault(node, []).append((direction, content))
