@@ -5,16 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from server.admission import Admission, Size
 from spatl.durable import replace_file, seal, unseal
 from spatl.errors import SpatlError
+from spatl.planes import squeeze, unsqueeze
 
 FILE = "server.checkpoint"
 _FORMAT = 4
 _BY_CLIENT = ("folded", "held", "astray", "num_examples")
 _OF_ADMISSION = ("failures", "away", "trust")
+_SQUEEZED = (torch.float32, torch.int32)
 _OPTIONAL = ("control", "held_control")
 
 
@@ -86,6 +89,11 @@ class Checkpoint:
             "largest": _pair(largest) if (largest := state.admission.largest) is not None else None,
             **{name: _named(getattr(state.admission, name)) for name in _OF_ADMISSION},
         }
+        squeezed = {
+            name: str(each.dtype).removeprefix("torch.") for name, each in tensors.items() if each.dtype in _SQUEEZED
+        }
+        tensors |= {name: squeeze(tensors[name]) for name in squeezed}
+        header["squeezed"] = squeezed
         return seal(tensors, header, version=_FORMAT)
 
     @classmethod
@@ -97,6 +105,8 @@ class Checkpoint:
             SpatlError: They are of another format.
         """
         tensors, header = unseal(data, version=_FORMAT, what="the server's checkpoint")
+        for name, dtype in header["squeezed"].items():
+            tensors[name] = unsqueeze(tensors[name], getattr(torch, dtype))
         by_client, of_admission = (
             {name: {int(client): value for client, value in header[name].items()} for name in names}
             for names in (_BY_CLIENT, _OF_ADMISSION)

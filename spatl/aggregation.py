@@ -47,12 +47,13 @@ class ExactSum:
             self._high += carry
             self._low -= carry << (_LOW_BITS - _HIGH_BITS)
 
-    def total(self) -> Tensor:
-        """float64 [length], the sums."""
+    def total(self, part: slice = slice(None)) -> Tensor:
+        """float64, the sums of a part of the vector."""
         # Carried to the end first, so that the same integers always round the same way.
-        carry = self._low >> (_LOW_BITS - _HIGH_BITS)
-        low = self._low - (carry << (_LOW_BITS - _HIGH_BITS))
-        return (self._high + carry).to(torch.float64) * 2.0**-_HIGH_BITS + low.to(torch.float64) * 2.0**-_LOW_BITS
+        carry = self._low[part] >> (_LOW_BITS - _HIGH_BITS)
+        low = self._low[part] - (carry << (_LOW_BITS - _HIGH_BITS))
+        high = self._high[part] + carry
+        return high.to(torch.float64) * 2.0**-_HIGH_BITS + low.to(torch.float64) * 2.0**-_LOW_BITS
 
 
 class Aggregator:
@@ -116,22 +117,31 @@ class Aggregator:
         """
         if num_examples < 1:
             raise UpdateRejected(f"num-examples must be at least 1, got {num_examples}")
-        entries = update.selection.entries(self._layout)
-        weight = num_examples * self._unit
-        terms = update.values.to(torch.float64) * weight
-        is_parameter = entries < self._layout.num_parameter_entries
-        if self._normalizes:
-            terms[is_parameter] /= update.step_weight
-        gradients = -update.values[is_parameter].to(torch.float64) / update.step_weight * weight
-        for quantity in (terms, gradients):
-            if quantity.numel() and not float(quantity.abs().max()) < _LARGEST_TERM:
-                raise UpdateRejected(f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}")
-        self._updates.add_(entries, terms)
-        if self._control is not None and update.corrected:
-            self._gradients.add_(entries[is_parameter], gradients)
+        for _, terms, _, gradients in self._terms(update, num_examples):
+            for quantity in (terms, gradients):
+                if quantity.numel() and not float(quantity.abs().max()) < _LARGEST_TERM:
+                    raise UpdateRejected(f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}")
+        corrected = self._control is not None and update.corrected
+        for entries, terms, parameters, gradients in self._terms(update, num_examples):
+            self._updates.add_(entries, terms)
+            if corrected:
+                self._gradients.add_(parameters, gradients)
+        if corrected:
             self._corrected[update.selection.mask] += num_examples
         self._examples[update.selection.mask] += num_examples
         self._step_weights.append((num_examples, update.step_weight))
+
+    def _terms(self, update: Update, num_examples: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Some entries at a time, in float64: which they are and what is added, of x and of the gradients."""
+        sent, weight = update.selection.entries(self._layout), num_examples * self._unit
+        for start in range(0, len(sent), _PART):
+            entries, values = sent[start : start + _PART], update.values[start : start + _PART].to(torch.float64)
+            terms = values * weight
+            is_parameter = entries < self._layout.num_parameter_entries
+            if self._normalizes:
+                terms[is_parameter] /= update.step_weight
+            gradients = -values[is_parameter] / update.step_weight * weight
+            yield entries, terms, entries[is_parameter], gradients
 
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N]: entries nobody sent keep their bits.
@@ -139,12 +149,16 @@ class Aggregator:
         Statistics are plain weighted means: a learning rate above 1 would extrapolate a variance below 0. What rounding
         takes below 0 all the same, is halved instead.
         """
-        examples = self._examples[self._layout.owner]
-        sent = examples > 0
-        scale = torch.ones(self._layout.num_entries, dtype=torch.float64)
-        scale[: self._layout.num_parameter_entries] = self._learning_rate * self._mean_step_weight()
-        moved = self._encoder.to(torch.float64) + scale * self._total(self._updates) / examples.clamp(min=1)
-        return self._without_negative(torch.where(sent, moved.to(torch.float32), self._encoder))
+        encoder = self._encoder.clone()
+        factor = self._learning_rate * self._mean_step_weight()
+        for part in _slices(self._layout.num_entries):
+            examples = self._examples[self._layout.owner[part]]
+            scale = torch.ones(len(examples), dtype=torch.float64)
+            scale[: max(0, self._layout.num_parameter_entries - part.start)] = factor
+            before = self._encoder[part]
+            moved = before.to(torch.float64) + scale * self._total(self._updates, part) / examples.clamp(min=1)
+            encoder[part] = torch.where(examples > 0, moved.to(torch.float32), before)
+        return self._without_negative(encoder)
 
     def _without_negative(self, encoder: Tensor) -> Tensor:
         """The encoder, in place, with half of what a variance was where it would be below 0: it goes on from there."""
@@ -152,8 +166,8 @@ class Aggregator:
             encoder[part] = torch.where(encoder[part] < 0, self._encoder[part] / 2, encoder[part])
         return encoder
 
-    def _total(self, sums: ExactSum) -> Tensor:
-        return sums.total() / self._unit
+    def _total(self, sums: ExactSum, part: slice = slice(None)) -> Tensor:
+        return sums.total(part) / self._unit
 
     def _mean_step_weight(self) -> float:
         """What normalised updates are multiplied by: sum_i p_i a_i over the participants; 1 without normalisation."""
@@ -169,18 +183,21 @@ class Aggregator:
         """
         if self._control is None or self._held_control is None:
             return None
-        examples = self._corrected_entries()
-        change = (self._total(self._gradients) - self._held_control.to(torch.float64) * examples) / self._total_examples
-        moved = (self._control.to(torch.float64) + self._damping * change).to(torch.float32)
-        return torch.where(examples > 0, moved, self._control)
+        control = self._control.clone()
+        for part in _slices(len(control)):
+            examples = self._corrected[self._layout.owner[part]]
+            before, held = (each[part].to(torch.float64) for each in (self._control, self._held_control))
+            change = (self._total(self._gradients, part) - held * examples) / self._total_examples
+            moved = (before + self._damping * change).to(torch.float32)
+            control[part] = torch.where(examples > 0, moved, self._control[part])
+        return control
 
     def control_share(self) -> float:
         """The share of all clients' examples that stood behind the change of c, in the mean over its entries."""
-        examples = self._corrected_entries()
-        return min(1.0, float(examples.to(torch.float64).mean()) / self._total_examples) if len(examples) else 0.0
-
-    def _corrected_entries(self) -> Tensor:
-        return self._corrected[self._layout.owner[: self._layout.num_parameter_entries]]
+        length = self._layout.num_parameter_entries
+        sizes = torch.bincount(self._layout.owner[:length], minlength=self._layout.num_channels)
+        examples = int((self._corrected * sizes).sum())
+        return min(1.0, examples / length / self._total_examples) if length else 0.0
 
 
 class RobustAggregator(Aggregator):
@@ -300,6 +317,12 @@ def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: Encod
     return torch.where(lengths > 0, products / lengths.clamp(min=_SMALLEST_LENGTH), 0.0).clamp(-1, 1).tolist()
 
 
+def _slices(length: int) -> Iterator[slice]:
+    """A vector in parts, because what is between float32 and float32 takes many times as much memory."""
+    for start in range(0, length, _PART):
+        yield slice(start, min(length, start + _PART))
+
+
 def _spread(values: Tensor, entries: Tensor, length: int) -> Tensor:
     """float32 [length], NaN where there is no value."""
     return torch.full((length,), math.nan).index_copy_(0, entries, values)
@@ -335,6 +358,7 @@ def _median(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
 
 
 _CHUNK = 2**16
+_PART = 2**20  # entries at a time where only one vector is worked on
 _ROUNDING = 1e-9
 _SMALLEST_LENGTH = 1e-300  # for nothing but not to divide by zero
 _RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}

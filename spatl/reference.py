@@ -26,6 +26,7 @@ from spatl.selection.layout import EncoderLayout, Places
 from spatl.selection.selection import Selection
 
 _UNIT = 2.0**-adaptive.UNIT_BITS
+_PART = 2**20
 _LARGEST_OFFSET = 2**31 - 1
 _TOO_FAR = (
     "the run diverged: an entry of the encoder moved by more than 128 since it was made; lower training.learning_rate, "
@@ -62,8 +63,7 @@ class Reference:
         self._codec = codec
         self._selection = selection
         self._places = layout.places(None if selection is None else self._entries)
-        self._offsets = torch.zeros(len(self._entries), dtype=torch.int64)
-        self._snapshot = self._offsets.to(torch.int32)
+        self._offsets = torch.zeros(len(self._entries), dtype=torch.int32)
         self._changes: list[bytes] = []  # the last ones
         self._leading: dict[int, Download] = {}
         self._sums: dict[int, tuple[Tensor, bytes | None]] = {}
@@ -107,30 +107,33 @@ class Reference:
             if not bool((difference[negative] != 0).any()):
                 break
             difference[negative] = 0.0  # a variance that rounding takes below 0 stays for now; each pass has fewer
-        self._offsets = self._offsets + moved
-        if len(self._offsets) and int(self._offsets.abs().max()) > _LARGEST_OFFSET:
+        offsets = self._offsets + moved
+        if len(offsets) and int(offsets.abs().max()) > _LARGEST_OFFSET:
             raise DivergedError(_TOO_FAR)
+        self._offsets = offsets.to(torch.int32)
         self._changes.append(data)
         self._forget_()
-        self._snapshot = self._offsets.to(torch.int32)
         self.change = change_of(moved, self._entries, self._layout)
         self.encoder = encoder_of(self._initial, self._offsets, self._entries)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, and that does not follow from how this was made."""
+        version = torch.tensor([self.version], dtype=torch.int32)
+        if not self._codec.relative:  # the next one sends the whole encoder, and nothing else is needed for it
+            return {"version": version}
         changes = {f"change/{place}": _as_tensor(data) for place, data in enumerate(self._changes)}
-        version = torch.tensor(self.version)
-        return {"version": version, "offsets": self._offsets, "change": self.change, "encoder": self.encoder, **changes}
+        return {"version": version, "offsets": self._offsets, **changes}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on where another one, made alike, was when it gave its `tensors`."""
+        """Go on where another one, made alike, was when it gave its `tensors`: with the next `advance`."""
         self.version = int(tensors["version"])
-        self.encoder, self.change = tensors["encoder"], tensors["change"]
+        self._leading, self._sums = {}, {}
+        if not self._codec.relative:
+            return
         self._offsets = tensors["offsets"]
-        self._snapshot = self._offsets.to(torch.int32)
+        self.encoder = encoder_of(self._initial, self._offsets, self._entries)
         number = sum(name.startswith("change/") for name in tensors)
         self._changes = [tensors[f"change/{place}"].numpy().tobytes() for place in range(number)]
-        self._leading, self._sums = {}, {}
 
     def download(
         self, held_version: int, *, server_round: int, acknowledged_round: int, cannot_build: bool
@@ -190,13 +193,13 @@ class Reference:
                 merged = self._merged(start)
                 if merged is not None:
                     candidates.append(self._leads(start, (merged,)))
-        candidates.append(self._leads(0, (), snapshot=self._snapshot))
+        candidates.append(self._leads(0, (), snapshot=self._offsets))
         return min(candidates, key=_num_bytes)
 
     def _merged(self, start: int) -> bytes | None:
         """The sum of all changes since a version as one change; None where that cannot be encoded."""
         if start not in self._sums:
-            offsets = self._offsets
+            offsets = self._offsets.to(torch.int64)
             if start:
                 # From the longest sum there is of those that are part of it: every change is decoded once a round.
                 nearest = min((each for each in self._sums if start < each), default=self.version)
@@ -285,9 +288,7 @@ def follow(
         if download.version == 1:  # everybody knows version 0, where c is 0
             before, previous = torch.zeros_like(offsets), control
         if before is not None and previous is not None:
-            moved = (offsets - before).to(torch.float64) * _UNIT
-            change = torch.zeros(layout.num_entries).index_copy_(0, entries, moved.to(torch.float32))
-            change = change[: layout.num_parameter_entries]
+            change = change_of(offsets - before, entries, layout)
             control = followed_control(previous, change, download.derived, fading=fading)
             if not bool(torch.isfinite(control).all()):
                 raise UpdateRejected("the control variates that follow contain NaN or infinity")
@@ -309,9 +310,12 @@ def followed_control(control: Tensor, change: Tensor, derived: DerivedControl, *
     """
     if derived.step_weight == 0:
         return control * fading
-    estimate = change.to(torch.float64) / -derived.step_weight
-    moved = control.to(torch.float64) + derived.damping * (estimate - control.to(torch.float64))
-    return (fading * moved).to(torch.float32)
+    followed = torch.empty_like(control)
+    for start in range(0, len(control), _PART):
+        part = slice(start, start + _PART)
+        estimate, before = change[part].to(torch.float64) / -derived.step_weight, control[part].to(torch.float64)
+        followed[part] = (fading * (before + derived.damping * (estimate - before))).to(torch.float32)
+    return followed
 
 
 def encode_change(
@@ -332,19 +336,30 @@ def offsets_of(data: bytes, places: Places, codec: Codec) -> Tensor:
     decoded = codec.decode(memoryview(data), places)
     if not bool((decoded.abs() < _LARGEST_OFFSET * _UNIT).all()):
         raise UpdateRejected("a change of the encoder is not finite, or larger than 128")
-    return torch.round(decoded.to(torch.float64) / _UNIT).to(torch.int64)
+    offsets = torch.empty(len(decoded), dtype=torch.int64)
+    for start in range(0, len(decoded), _PART):
+        part = slice(start, start + _PART)
+        offsets[part] = torch.round(decoded[part].to(torch.float64) / _UNIT).to(torch.int64)
+    return offsets
 
 
 def encoder_of(initial: Tensor, offsets: Tensor, entries: Tensor) -> Tensor:
     """float32 [N]: the initial encoder moved by offsets (integers [V]) at `entries`."""
-    moved = initial[entries].to(torch.float64) + offsets.to(torch.float64) * _UNIT
-    return initial.clone().index_copy_(0, entries, moved.to(torch.float32))
+    encoder = initial.clone()
+    for start in range(0, len(entries), _PART):  # in parts, because what is in between takes six times as much memory
+        part = entries[start : start + _PART]
+        moved = initial[part].to(torch.float64) + offsets[start : start + _PART].to(torch.float64) * _UNIT
+        encoder.index_copy_(0, part, moved.to(torch.float32))
+    return encoder
 
 
 def change_of(moved: Tensor, entries: Tensor, layout: EncoderLayout) -> Tensor:
     """float32 [P]: a change of offsets (integers [V]) at `entries`, as control follows from it on either side."""
-    values = (moved.to(torch.float64) * _UNIT).to(torch.float32)
-    return torch.zeros(layout.num_entries).index_copy_(0, entries, values)[: layout.num_parameter_entries]
+    change = torch.zeros(layout.num_entries)
+    for start in range(0, len(entries), _PART):
+        values = (moved[start : start + _PART].to(torch.float64) * _UNIT).to(torch.float32)
+        change.index_copy_(0, entries[start : start + _PART], values)
+    return change[: layout.num_parameter_entries]
 
 
 def _as_tensor(data: bytes) -> Tensor:

@@ -1,8 +1,12 @@
-"""The memory of a federation of many clients, round by round.
+"""The memory of a federation of many clients, round by round, or of a large network, by parameter.
 
 `python -m tests.memory [CLIENTS] [ROUNDS]` prints the resident memory of the process that runs server and clients.
+`python -m tests.memory large [METHOD] [HIDDEN]` prints what two clients and their server take per parameter of a large
+network, one with so many units between 3,136 inputs and its classes: at most at one time, in the checkpoint, and in the
+state of a client.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -13,6 +17,7 @@ from server.app import serve
 from server.grids import InProcessGrid
 from server.reporting import Recorder
 from spatl.config import parse_config
+from spatl.federation import cached_blueprint
 
 from clients.app import app as client_app  # isort: skip
 
@@ -57,8 +62,49 @@ def memory_by_round(
     return sizes
 
 
+def _field(name: str) -> int:
+    """Bytes of a line of `/proc/self/status` (Linux)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines() if name in line)
+    return 1024 * int(line.split()[1])
+
+
+def bytes_per_parameter(method: str, hidden: int, directory: Path) -> dict[str, float]:
+    """Run a large network for three rounds after a small one, which takes what every run takes."""
+    for units in (16, hidden):
+        config = parse_config(
+            {
+                "rounds": 3,
+                "method": method,
+                "data": {"name": "synthetic", "options": {"num_examples": 64, "image_size": 28}},
+                "partition": {"name": "iid", "num_clients": 2},
+                "model": {"name": "cnn", "options": {"hidden": units}},
+                "training": {"local_steps": 1, "batch_size": 8, "device": "cpu"},
+            }
+        )
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        before, run = resident_bytes(), directory / str(units)
+        run_config = {"config": config.to_json(), "out": str(run)}
+        serve(InProcessGrid(client_app, num_clients=2, run_config=run_config), config, run)
+    number = sum(parameter.numel() for parameter in cached_blueprint(config.to_json()).model.parameters())
+    states = sum(file.stat().st_size for file in (run / "clients").rglob("*") if file.is_file()) / 2
+    sizes = {
+        "peak": _field("VmHWM") - before,
+        "checkpoint": (run / "server.checkpoint").stat().st_size,
+        "state": states,
+    }
+    return {"parameters": number, **{name: size / number for name, size in sizes.items()}}
+
+
 def main() -> None:
     """Print the table."""
+    if sys.argv[1:2] == ["large"]:
+        method, hidden = (*sys.argv[2:], *("spatl", "3200")[len(sys.argv) - 2 :])
+        with tempfile.TemporaryDirectory() as scratch:
+            sizes = bytes_per_parameter(method, int(hidden), Path(scratch))
+        print(f"{method}, {sizes.pop('parameters'):,} parameters, bytes of each:")
+        print("  ".join(f"{name} {size:.1f}" for name, size in sizes.items()))
+        return
     num_clients, rounds = (int(text) for text in (*sys.argv[1:], *("1000", "50")[len(sys.argv) - 1 :]))
     with tempfile.TemporaryDirectory() as scratch:
         sizes = memory_by_round(

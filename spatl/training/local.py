@@ -116,6 +116,8 @@ def train_(
             finite_steps += total_loss.isfinite()  # never again once it is not
             num_examples += len(labels)
             num_steps += 1
+    for parameter in parameters.values():
+        parameter.grad = None  # as large as the model, and of no use to what comes next
     return TrainingResult(float(total_loss) / max(1, num_examples), step_weight.value, num_steps, int(finite_steps))
 
 
