@@ -120,7 +120,9 @@ class Aggregator:
         for _, terms, _, gradients in self._terms(update, num_examples):
             for quantity in (terms, gradients):
                 if quantity.numel() and not float(quantity.abs().max()) < _LARGEST_TERM:
-                    raise UpdateRejected(f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}")
+                    raise UpdateRejected(
+                        f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}"
+                    )
         corrected = self._control is not None and update.corrected
         for entries, terms, parameters, gradients in self._terms(update, num_examples):
             self._updates.add_(entries, terms)
