@@ -1,6 +1,6 @@
 """The configs that ship with SPATL, by name: `quickstart`, `bench/digits`, wherever one is.
 
-In a checkout they lie in `configs/`; a wheel holds the same files beside this module (setup.py).
+In a checkout they lie in `configs/`; a wheel holds the same files beside this module (pyproject.toml).
 """
 
 import re
