@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from spatl.config import config_from_json
+from spatl.config import config_from_json, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError, from_outside, told
 from spatl.history import write_json
 from spatl.logs import TextFormatter
@@ -71,7 +71,7 @@ def missing_jobs(jobs: Sequence[Job]) -> list[Job]:
             missing.append(job)
             continue
         path = job.directory / "config.yaml"
-        done = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        done = _resolved(yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {})
         wanted = yaml.safe_load(config_from_json(job.config_json).to_yaml())
         if done != wanted:
             key, before, now = _first_difference(done, wanted)
@@ -82,10 +82,19 @@ def missing_jobs(jobs: Sequence[Job]) -> list[Job]:
     return missing
 
 
+def _resolved(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's config with the settings that it does not name because there was no such setting yet: by default."""
+    try:
+        resolved: dict[str, Any] = yaml.safe_load(parse_config(values).to_yaml())
+    except ConfigError:  # a setting that there is no more
+        return values
+    return resolved if values else {}
+
+
 def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> tuple[str, Any, Any]:
     """Where two nested mappings differ first: the dotted key and both values."""
     for key in [*one, *(key for key in other if key not in one)]:
-        before, now = one.get(key), other.get(key)
+        before, now = one.get(key, "(nothing)"), other.get(key, "(nothing)")
         if before != now:
             if isinstance(before, Mapping) and isinstance(now, Mapping):
                 return _first_difference(before, now, f"{path}{key}.")

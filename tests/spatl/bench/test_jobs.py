@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from spatl.bench.jobs import Job, missing_jobs, run_jobs
 from spatl.bench.plan import make_plan
@@ -140,6 +141,23 @@ def test_a_run_that_fails_is_done_again_at_the_next_start(tmp_path):
     assert "training.device is cuda:7" in failed["bad"]
     assert missing_jobs(jobs) == [jobs[0]]
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_run_from_before_there_was_a_setting_counts_as_one_with_its_default(tmp_path):
+    config = tiny_config(rounds=1)
+    job = Job("old", tmp_path / "old", config.to_json())
+    job.directory.mkdir()
+    values = yaml.safe_load(config.to_yaml())
+    assert values["data"].pop("agreed", "there is none") is None
+    values["server"].pop("patience")
+    (job.directory / "config.yaml").write_text(yaml.safe_dump(values))
+    assert missing_jobs([job]) == []
+    (job.directory / "config.yaml").write_text(yaml.safe_dump({**values, "seed": 9}))
+    with pytest.raises(ConfigError, match=r"was run with seed 9, this benchmark wants 3"):
+        missing_jobs([job])
+    (job.directory / "config.yaml").write_text(config.to_yaml() + "of_another_version: null\n")
+    with pytest.raises(ConfigError, match=r"was run with of_another_version None, this benchmark wants \(nothing\)"):
+        missing_jobs([job])
 
 
 @pytest.mark.slow
