@@ -90,7 +90,9 @@ class Checkpoint:
             **{name: _named(getattr(state.admission, name)) for name in _OF_ADMISSION},
         }
         squeezed = {
-            name: str(each.dtype).removeprefix("torch.") for name, each in tensors.items() if each.dtype in _SQUEEZED
+            name: str(each.dtype).removeprefix("torch.")
+            for name, each in sorted(tensors.items())  # so that equal states are equal bytes
+            if each.dtype in _SQUEEZED
         }
         tensors |= {name: squeeze(tensors[name]) for name in squeezed}
         header["squeezed"] = squeezed
