@@ -25,8 +25,9 @@ from spatl.selection.selection import Selection, pack_bitmap, unpack_bitmap
 CLIENT_REFUSED: Final = 100  # error codes of a client's reply, beyond Flower's own
 CLIENT_DIVERGED: Final = 101
 CLIENT_LOST: Final = 102
-CLIENT_FAILED: Final = 103  # an exception of the model's, or a bug: its reason goes on with a traceback
 """The client does not hold what the server's changes start from."""
+CLIENT_FAILED: Final = 103
+"""An exception of the model's, or a bug: its reason goes on with a traceback."""
 
 RECORD, BLOB = "spatl", "blob"
 """Where a message has its blob: a bytes value of a config record, which costs 183 bytes and two objects around it; an

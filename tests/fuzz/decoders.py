@@ -24,6 +24,7 @@ with atheris.instrument_imports(include=[f"spatl.{name}" for name in MODULES]):
     from spatl.entropy import LARGEST_INTEGER, decode_integers, encode_integers
     from spatl.errors import UpdateRejected
     from spatl.protocol import (
+        ROUNDING,
         DerivedControl,
         TrainReport,
         pack_download,
@@ -124,7 +125,10 @@ def download_seeds() -> list[bytes]:
 
 def decode_report(data: bytes) -> None:
     report = TrainReport.from_bytes(data)
-    assert report.to_bytes() == data
+    assert TrainReport.from_bytes(report.to_bytes()) == report
+    for sent, read in zip(TrainReport._struct().unpack(data), vars(report).values(), strict=True):
+        assert sent == read or abs(sent - read) <= ROUNDING  # a share that is off by rounding is taken for the bound
+    assert all(0 <= share <= 1 for share in (report.accuracy, report.keep_ratio, report.flops_ratio))
     assert report.loss >= 0
 
 

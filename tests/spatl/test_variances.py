@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.admission import clip_update
+from server.admission import Size, clip_update
 from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator
 from spatl.codec import CODECS
 from spatl.protocol import pack_download, pack_update, unpack_download, unpack_update
@@ -83,7 +83,7 @@ def test_variances_stay_at_zero_or_above_on_the_server_and_as_clients_hold_them(
             update = replace(update, server_round=server_round, base_version=reference.version)
             blob = pack_update(update, LAYOUT, CODECS[uplink], generator=draw)
             seen = unpack_update(blob, LAYOUT, server_round=server_round, base_version=reference.version)
-            average.add(clip_update(seen, 1.0, 1.0, clip), 10)
+            average.add(clip_update(seen, Size(1.0, 1.0), Size(1.0, 1.0), clip), 10)
         encoder = average.encoder()
         assert bool((encoder[VARIANCES] >= 0).all())
 
