@@ -305,12 +305,7 @@ def alone_in_run(directory: Path) -> Iterator[None]:
     Raises:
         SpatlError: Another process runs it, or it cannot be made.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
-    otherwise = SpatlError(f"another process is running {directory}; wait for it, or stop it")
-    with alone_in(directory / _LOCK, otherwise=otherwise):
+    with _holding(directory, _LOCK, otherwise=f"another process is running {directory}; wait for it, or stop it"):
         yield
 
 
@@ -321,12 +316,18 @@ def serving_run(directory: Path) -> Iterator[None]:
     Raises:
         SpatlError: Another process has it, or it cannot be made.
     """
+    with _holding(directory, _SERVERS_LOCK, otherwise=f"another process serves {directory}; wait for it, or stop it"):
+        yield
+
+
+@contextmanager
+def _holding(directory: Path, lock: str, *, otherwise: str) -> Iterator[None]:
+    """Hold one of the locks of a run's directory, which is made; `otherwise` is said where another process has it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
-    otherwise = SpatlError(f"another process serves {directory}; wait for it, or stop it")
-    with alone_in(directory / _SERVERS_LOCK, otherwise=otherwise):
+    with alone_in(directory / lock, otherwise=SpatlError(otherwise)):
         yield
 
 
