@@ -13,7 +13,7 @@ from torch import Tensor
 from agents.graph import NUM_FEATURES, Graph, make_graph
 from agents.problem import Objective, Problem
 from agents.trial import Trial, reward
-from spatl.selection.budget import Budget, Costs
+from spatl.channels.costs import Budget, Costs
 from spatl.training.evaluate import Evaluation
 
 Observation = dict[str, NDArray[np.float32]]

@@ -22,14 +22,14 @@ from agents.pictures import draw_yardsticks
 from agents.policy import load_policy
 from agents.problem import Problem
 from agents.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
+from spatl.channels.costs import Budget, BudgetKind, check_budget
+from spatl.channels.masking import masked_weights
+from spatl.channels.selection import select_all
 from spatl.config import ExperimentConfig, PredictorConfig, config_from_json
 from spatl.errors import ConfigError
 from spatl.federation import make_blueprint, reproducible
 from spatl.history import mean, write_json
 from spatl.seeding import generator
-from spatl.selection.budget import Budget, BudgetKind, check_budget
-from spatl.selection.prune import masked_weights
-from spatl.selection.selection import select_all
 from spatl.selection.selectors import magnitude_scores
 from spatl.training.evaluate import evaluate
 

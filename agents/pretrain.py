@@ -21,14 +21,14 @@ from agents.policy import save_policy, ship_policy
 from agents.ppo import train_policy
 from agents.problem import Objective
 from agents.trial import Trial, reward
+from spatl.channels.costs import Budget
+from spatl.channels.selection import Selection, select_all
 from spatl.config import parse_config
 from spatl.data import Examples
 from spatl.errors import ConfigError
 from spatl.federation import Blueprint, make_blueprint, reproducible
 from spatl.history import write_json
 from spatl.seeding import derive, generator
-from spatl.selection.budget import Budget
-from spatl.selection.selection import Selection, select_all
 
 DEFAULT_SEED: Final = 1
 DEFAULT_STEPS: Final = 32_768

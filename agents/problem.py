@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spatl.selection.budget import Budget, Costs, keep_top, project_ranking, project_ratios, rank_by_worth
-from spatl.selection.selection import Selection
+from spatl.channels.costs import Budget, Costs, keep_top, project_ranking, project_ratios, rank_by_worth
+from spatl.channels.selection import Selection
 
 Objective = Literal["sent", "pruned"]
 

@@ -20,8 +20,8 @@ from agents.policy import GraphPolicy, load_policy
 from agents.problem import Problem
 from agents.search import local_search, refitted, tune_head
 from agents.trial import Trial, pruned_trial, reward, sent_trial
+from spatl.channels.selection import Selection
 from spatl.data import Examples
-from spatl.selection.selection import Selection
 from spatl.selection.selectors import AgentSettings, Choice, SelectionRequest, drawn_energy
 from spatl.selection.signal import MAX_EXAMPLES, channel_signal
 

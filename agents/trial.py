@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.masking import masked_weights
+from spatl.channels.selection import Selection
+from spatl.channels.tracing import EncoderTrace
 from spatl.data import Examples
-from spatl.selection.groups import EncoderTrace
-from spatl.selection.layout import EncoderLayout
-from spatl.selection.prune import masked_weights
-from spatl.selection.selection import Selection
 from spatl.training.evaluate import Evaluation, forward_with_batch_statistics
 
 _LOSS_WEIGHT: Final = 0.2

@@ -19,9 +19,9 @@ from agents.policy import GraphPolicy
 from agents.problem import Problem
 from agents.selector import choose, propose
 from agents.trial import Outcome, Trial
-from spatl.selection.budget import keep_top, project_ranking, project_ratios
-from spatl.selection.layout import EncoderLayout
-from spatl.selection.selection import Selection
+from spatl.channels.costs import keep_top, project_ranking, project_ratios
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import Selection
 
 _STREAM_LOGIT: Final = 0.5
 _LEVELS: Final = (0.25, 0.5, 0.75)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from clients.round import Workplace
 from clients.state import ClientState, ContextStore, DirectoryStore, StateStore
+from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.config import AgreedConfig, ExperimentConfig, config_from_run, parse_budget
 from spatl.data.own import Agreement
 from spatl.errors import (
@@ -41,7 +42,6 @@ from spatl.protocol import (
     unpack_download,
 )
 from spatl.reference import check_of
-from spatl.selection.budget import BUDGET_KINDS, Budget
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from clients.state import ClientState
+from spatl.channels.costs import BUDGET_KINDS, Budget, check_budget
+from spatl.channels.selection import Selection, select_all
 from spatl.codec import CODECS
 from spatl.data import ClientData
 from spatl.data.dataset import what_is_not
@@ -29,8 +31,6 @@ from spatl.protocol import (
 )
 from spatl.reference import follow
 from spatl.seeding import generator, seeded_globals
-from spatl.selection.budget import BUDGET_KINDS, Budget, check_budget
-from spatl.selection.selection import Selection, select_all
 from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
 from spatl.selection.static import channel_saliency
 from spatl.training.calibration import calibrated, class_offset

@@ -18,10 +18,10 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
+from spatl.channels.layout import EncoderLayout
 from spatl.durable import alone_in, replace_file, seal, sync_names, unseal, write_synced
 from spatl.errors import DamagedState, SpatlError
 from spatl.reference import Held
-from spatl.selection.layout import EncoderLayout
 from spatl.training.control import fading
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from spatl.channels.layout import EncoderLayout
 from spatl.errors import UpdateRejected
 from spatl.protocol import Update
-from spatl.selection.layout import EncoderLayout
 
 _ROUNDS_REMEMBERED = 5
 _LEAST_BOUNDED = 0.1  # of the encoder: by the default bound, what changes it by no more than itself is not refused

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spatl.channels.costs import BUDGET_KINDS
 from spatl.history import (
     NOTABLE_SHARE,
     ClientRow,
@@ -22,7 +23,6 @@ from spatl.ledger import Entry, total
 from spatl.logs import EVENTS
 from spatl.protocol import EvaluateReport, TrainReport
 from spatl.scalars import Scalars
-from spatl.selection.budget import BUDGET_KINDS
 
 logger = logging.getLogger(__name__)
 

@@ -42,6 +42,7 @@ from server.reporting import Recorder
 from server.sampling import sample_clients
 from server.traffic import message_traffic
 from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator, agreements
+from spatl.channels.selection import Selection, select_all
 from spatl.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected, printable
 from spatl.federation import Blueprint
@@ -64,7 +65,6 @@ from spatl.protocol import (
 )
 from spatl.reference import Reference, followed_control
 from spatl.seeding import generator
-from spatl.selection.selection import Selection, select_all
 from spatl.training.control import fading
 
 logger = logging.getLogger(__name__)

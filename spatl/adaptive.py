@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spatl.channels.layout import Places
 from spatl.entropy import LARGEST_INTEGER, decode_integers, encode_integers
 from spatl.errors import UpdateRejected
-from spatl.selection.layout import Places
 
 _STEP: Final = struct.Struct("<f")
 _LARGEST_STEP: Final = 2.0**60

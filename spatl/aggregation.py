@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spatl.channels.layout import EncoderLayout
 from spatl.errors import UpdateRejected
 from spatl.protocol import Update
-from spatl.selection.layout import EncoderLayout
 
 _HIGH_BITS = 8  # the high limb counts units of 2**-8,
 _LOW_BITS = 58  # the low limb units of 2**-58

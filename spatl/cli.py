@@ -19,6 +19,7 @@ from rich.table import Table
 
 from spatl import __version__
 from spatl.arguments import Parser
+from spatl.channels.costs import BUDGET_KINDS
 from spatl.completion import SHELLS
 from spatl.config import load_config
 from spatl.errors import ConfigError, SpatlError, from_outside
@@ -26,7 +27,6 @@ from spatl.history import RunResult, excluded_line, write_json
 from spatl.logs import TextFormatter
 from spatl.progress import progress_of
 from spatl.runner import check, config_of, fresh_directory, resume, run
-from spatl.selection.budget import BUDGET_KINDS
 from spatl.show import SHOWN
 from spatl.terminal import print_line, print_table
 from spatl.units import human_bytes, human_percent

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl import adaptive
+from spatl.channels.layout import Places
 from spatl.entropy import MAX_CONTEXTS, decode_integers, encode_integers
 from spatl.errors import UpdateRejected
-from spatl.selection.layout import Places
 
 STEP: Final = 3.0
 """The step of `adaptive`, in root mean squares of the values, where no length is given; by measurement."""

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.codec import CODECS
 from spatl.data import DATASETS, OWN, PARTITIONERS
 from spatl.data.own import Agreement, check_classes, check_shape
 from spatl.errors import ConfigError, DataError, did_you_mean
 from spatl.methods import METHODS, Method, PredictorMode
 from spatl.models import MODELS
-from spatl.selection.budget import BUDGET_KINDS, Budget
 from spatl.selection.selectors import SELECTORS, AgentSettings
 from spatl.shipped import config_path, shipped_configs
 from spatl.training.local import LocalTraining

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spatl import protocol
+from spatl.channels.costs import Costs, check_budget
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.tracing import trace_groups
 from spatl.codec import CODECS
 from spatl.config import ExperimentConfig, config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
@@ -27,9 +30,6 @@ from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import digests_of_the_rest
 from spatl.models.inputs import take_images_
 from spatl.seeding import generator
-from spatl.selection.budget import Costs, check_budget
-from spatl.selection.groups import trace_groups
-from spatl.selection.layout import EncoderLayout
 from spatl.selection.static import check_static_budget
 from spatl.training.rehearsal import rehearse
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spatl.channels.costs import BUDGET_KINDS
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
 from spatl.codec import CODECS_BY_NUMBER, Codec
 from spatl.errors import UpdateRejected
-from spatl.selection.budget import BUDGET_KINDS
-from spatl.selection.layout import EncoderLayout
-from spatl.selection.selection import Selection, pack_bitmap, unpack_bitmap
 
 CLIENT_REFUSED: Final = 100  # error codes of a client's reply, beyond Flower's own
 CLIENT_DIVERGED: Final = 101

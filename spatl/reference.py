@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from spatl import adaptive
+from spatl.channels.layout import EncoderLayout, Places
+from spatl.channels.selection import Selection
 from spatl.codec import Codec
 from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
 from spatl.protocol import CHECK_BYTES, DerivedControl, Download
-from spatl.selection.layout import EncoderLayout, Places
-from spatl.selection.selection import Selection
 
 _UNIT = 2.0**-adaptive.UNIT_BITS
 _PART = 2**20

@@ -11,10 +11,10 @@ from typing import Any, Final, Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from spatl.channels.costs import BUDGET_KINDS
 from spatl.config import ExperimentConfig, Section
 from spatl.data import PARTITIONERS, Dataset
 from spatl.methods import METHODS, Method
-from spatl.selection.budget import BUDGET_KINDS
 
 Engine = Literal["inline", "ray", "deployment"]
 

@@ -13,10 +13,10 @@ from clients.app import app as client_app
 from clients.state import ClientState, DirectoryStore
 from server.app import serve
 from server.grids import InProcessGrid
+from spatl.channels.layout import EncoderLayout
 from spatl.config import ExperimentConfig, parse_config
 from spatl.federation import Blueprint, cached_blueprint
 from spatl.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
-from spatl.selection.layout import EncoderLayout
 from spatl.training.control import fading
 
 DENSE = {"uplink": "float32", "downlink": "float32"}

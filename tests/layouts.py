@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from spatl.channels.layout import ChannelGroup, EncoderLayout
+from spatl.channels.selection import Selection
 from spatl.protocol import Update
-from spatl.selection.layout import ChannelGroup, EncoderLayout
-from spatl.selection.selection import Selection
 
 
 def interleaved_layout(groups: Sequence[tuple[int, int]], *, statistics: int = 0) -> EncoderLayout:

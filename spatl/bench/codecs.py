@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spatl.channels.layout import Places
 from spatl.codec import CODECS
-from spatl.selection.layout import Places
 
 NUM_VALUES = 10_000_000
 _NUM_TENSORS = 20

@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from spatl.channels.costs import Budget, Costs, project_ranking, rank_by_worth
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import Selection, select_all
 from spatl.data import Examples
-from spatl.selection.budget import Budget, Costs, project_ranking, rank_by_worth
-from spatl.selection.layout import EncoderLayout
-from spatl.selection.selection import Selection, select_all
 from spatl.selection.signal import channel_signal
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spatl.selection.layout import EncoderLayout
-from spatl.selection.prune import input_energy
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.masking import input_energy
 from spatl.training.evaluate import forward_with_batch_statistics
 
 MAX_EXAMPLES = 64

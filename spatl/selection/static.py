@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spatl.data import Examples
-from spatl.errors import BudgetError
-from spatl.selection.budget import (
+from spatl.channels.costs import (
     Budget,
     BudgetKind,
     Costs,
@@ -23,8 +21,10 @@ from spatl.selection.budget import (
     rank_by_worth,
     smallest_budget,
 )
-from spatl.selection.layout import EncoderLayout
-from spatl.selection.selection import Selection
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import Selection
+from spatl.data import Examples
+from spatl.errors import BudgetError
 from spatl.training.evaluate import forward_with_batch_statistics
 
 _MAX_EXAMPLES = 256  # as many as the measurement needs, in one batch

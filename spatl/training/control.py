@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from spatl.channels.layout import EncoderLayout
 from spatl.protocol import Update
-from spatl.selection.layout import EncoderLayout
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
 """Changes the gradients of named parameters in place, after the backward pass and before the optimizer's step."""

@@ -7,9 +7,9 @@ import torch
 from agents.networks import Candidate, Snapshot, Trained, candidate
 from agents.policy import GraphPolicy
 from agents.problem import Problem
+from spatl.channels.costs import Budget
 from spatl.config import parse_config
 from spatl.federation import Blueprint, make_blueprint
-from spatl.selection.budget import Budget
 
 
 @cache

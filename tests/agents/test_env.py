@@ -7,7 +7,7 @@ import torch
 
 from agents.env import Case, SelectionEnv
 from agents.trial import reward
-from spatl.selection.budget import Budget
+from spatl.channels.costs import Budget
 from spatl.training.evaluate import Evaluation
 from tests.agents.problems import blueprint_for, candidate_for
 

@@ -13,10 +13,10 @@ from agents.policy import save_policy
 from agents.problem import Problem
 from agents.trial import Outcome
 from agents.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
+from spatl.channels.costs import Budget
 from spatl.cli import main
 from spatl.config import parse_config
 from spatl.data import Examples
-from spatl.selection.budget import Budget
 from spatl.selection.selectors import magnitude_scores
 from tests.agents.problems import blueprint_for, candidate_for, drawn_policy
 

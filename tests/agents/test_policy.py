@@ -10,9 +10,9 @@ from agents.env import padded
 from agents.graph import NUM_FEATURES, Graph, make_graph
 from agents.policy import GraphPolicy, load_policy, save_policy, ship_policy
 from agents.problem import Problem
+from spatl.channels.costs import Budget, Costs
+from spatl.channels.tracing import trace_groups
 from spatl.errors import SpatlError
-from spatl.selection.budget import Budget, Costs
-from spatl.selection.groups import trace_groups
 from spatl.selection.signal import channel_signal
 from tests.agents.problems import drawn_policy, problem_for
 from tests.networks import deep_net

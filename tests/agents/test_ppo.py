@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents.env import SelectionEnv
 from agents.policy import GraphPolicy
 from agents.ppo import train_policy
-from spatl.selection.budget import Budget
+from spatl.channels.costs import Budget
 from tests.agents.test_env import case_of
 
 BUDGETS = (Budget("flops_ratio", 0.3), Budget("keep_ratio", 0.3))

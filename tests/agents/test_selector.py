@@ -12,9 +12,9 @@ from agents.policy import save_policy
 from agents.problem import Problem
 from agents.selector import AgentSelector, choose, personal, propose
 from agents.trial import Outcome, pruned_trial, sent_trial
+from spatl.channels.costs import Budget
 from spatl.data import Examples
 from spatl.errors import SpatlError
-from spatl.selection.budget import Budget
 from spatl.selection.selectors import AgentSettings, SelectionRequest, drawn_energy
 from spatl.selection.signal import channel_signal
 from tests.agents.problems import blueprint_for, candidate_for, drawn_policy

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from agents.trial import pruned_trial, sent_trial
+from spatl.channels.selection import Selection, select_all
+from spatl.channels.tracing import trace_groups
 from spatl.data import Examples
 from spatl.federation import encoder_tensors, load_encoder_
-from spatl.selection.groups import trace_groups
-from spatl.selection.selection import Selection, select_all
 from spatl.training.evaluate import forward_with_batch_statistics
 from tests.agents.problems import blueprint_for, candidate_for
 from tests.networks import GroupedNet, MixedNet, TiedNet

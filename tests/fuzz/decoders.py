@@ -20,6 +20,8 @@ with atheris.instrument_imports(include=[f"spatl.{name}" for name in MODULES]):
     import numpy as np
     import torch
 
+    from spatl.channels.layout import Places
+    from spatl.channels.selection import Selection
     from spatl.codec import CODECS, CODECS_BY_NUMBER
     from spatl.entropy import LARGEST_INTEGER, decode_integers, encode_integers
     from spatl.errors import UpdateRejected
@@ -33,8 +35,6 @@ with atheris.instrument_imports(include=[f"spatl.{name}" for name in MODULES]):
         unpack_update,
     )
     from spatl.reference import Held, Reference, follow
-    from spatl.selection.layout import Places
-    from spatl.selection.selection import Selection
     from tests.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)

@@ -15,6 +15,7 @@ from clients.round import Workplace
 from server.grids import InProcessGrid
 from server.strategy import blob_content
 from spatl.aggregation import Aggregator
+from spatl.channels.selection import Selection, select_all
 from spatl.data import Examples, batches
 from spatl.errors import BudgetError, DivergedError, SpatlError
 from spatl.federation import reproducible
@@ -22,7 +23,6 @@ from spatl.history import read_lines
 from spatl.protocol import BLOB, RECORD, Model, Update, unpack_download
 from spatl.reference import Held, follow
 from spatl.seeding import generator
-from spatl.selection.selection import Selection, select_all
 from spatl.training.control import correction_hook, refresh_control
 from spatl.training.local import LocalTraining, train_
 from tests.federations import blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config

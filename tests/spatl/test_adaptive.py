@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatl import adaptive
+from spatl.channels.layout import Places
 from spatl.errors import UpdateRejected
-from spatl.selection.layout import Places
 
 UNIT = 2.0**-adaptive.UNIT_BITS
 

@@ -62,7 +62,7 @@ def test_what_is_said_while_a_run_is_prepared_is_in_its_log_once_and_on_screen(t
     run_inline(config, tmp_path)
     text = "those of stem.0 (other channels reach layer after.0 than the graph says)"
     (line,) = [row for row in read_lines(tmp_path / "log.jsonl") if text in row["message"]]
-    assert (line["level"], line["logger"]) == ("warning", "spatl.selection.groups")
+    assert (line["level"], line["logger"]) == ("warning", "spatl.channels.tracing")
     assert text in caplog.text
 
 

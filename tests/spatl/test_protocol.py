@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spatl.channels.layout import ChannelGroup, EncoderLayout
+from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
 from spatl.codec import CODECS
 from spatl.errors import UpdateRejected
 from spatl.protocol import (
@@ -27,8 +29,6 @@ from spatl.protocol import (
     unpack_update,
     update_bytes,
 )
-from spatl.selection.layout import ChannelGroup, EncoderLayout
-from spatl.selection.selection import Selection, pack_bitmap, unpack_bitmap
 from tests.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)

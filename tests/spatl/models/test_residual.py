@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from spatl.channels.tracing import trace_groups
 from spatl.errors import ModelError
 from spatl.models import add_residual_, build_model, make_split
-from spatl.selection.groups import trace_groups
 from tests.networks import MixedNet
 
 IMAGES = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

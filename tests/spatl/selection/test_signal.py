@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from spatl.channels.tracing import trace_groups
 from spatl.models import build_model, make_split
-from spatl.selection.groups import trace_groups
 from spatl.selection.signal import channel_signal
 from tests.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
 

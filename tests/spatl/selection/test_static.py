@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from spatl.channels.costs import Budget
+from spatl.channels.masking import masked_weights
+from spatl.channels.selection import Selection
+from spatl.channels.tracing import trace_groups
 from spatl.data import Examples
 from spatl.errors import BudgetError, UpdateRejected
 from spatl.models.resnet import ResNet
 from spatl.protocol import pack_saliency, unpack_saliency
-from spatl.selection.budget import Budget
-from spatl.selection.groups import trace_groups
-from spatl.selection.prune import masked_weights
-from spatl.selection.selection import Selection
 from spatl.selection.static import channel_saliency, check_static_budget, common_selection
 from tests.federations import blueprint_of, tiny_config
 from tests.layouts import interleaved_layout

@@ -5,11 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.codec import CODECS
-from spatl.errors import BudgetError
-from spatl.models import build_model, make_split
-from spatl.protocol import update_bytes
-from spatl.selection.budget import (
+from spatl.channels.costs import (
     Budget,
     Costs,
     check_budget,
@@ -18,8 +14,12 @@ from spatl.selection.budget import (
     project_ratios,
     smallest_budget,
 )
-from spatl.selection.groups import trace_groups
-from spatl.selection.selection import Selection
+from spatl.channels.selection import Selection
+from spatl.channels.tracing import trace_groups
+from spatl.codec import CODECS
+from spatl.errors import BudgetError
+from spatl.models import build_model, make_split
+from spatl.protocol import update_bytes
 
 
 def costs_of_resnet8() -> Costs:

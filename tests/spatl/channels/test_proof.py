@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from spatl.channels import tracing as tracing
+from spatl.channels.masking import masked_weights
+from spatl.channels.proof import Claims, is_layer, refuted
+from spatl.channels.selection import Selection, select_all
+from spatl.channels.tracing import trace_groups
 from spatl.models import build_model, make_split
-from spatl.selection import groups as tracing
-from spatl.selection.groups import trace_groups
-from spatl.selection.proof import Claims, is_layer, refuted
-from spatl.selection.prune import masked_weights
-from spatl.selection.selection import Selection, select_all
 from tests.families import FAMILIES, Family, Flip, LinearViewedTransposed
 from tests.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
 

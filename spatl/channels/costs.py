@@ -12,10 +12,10 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import Selection
+from spatl.channels.tracing import EncoderTrace, FlopsModel
 from spatl.errors import BudgetError
-from spatl.selection.groups import EncoderTrace, FlopsModel
-from spatl.selection.layout import EncoderLayout
-from spatl.selection.selection import Selection
 
 BudgetKind = Literal["keep_ratio", "flops_ratio", "uplink_bytes"]
 BUDGET_KINDS: Final[tuple[BudgetKind, ...]] = get_args(BudgetKind)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spatl.channels.layout import EncoderLayout
 from spatl.errors import UpdateRejected
-from spatl.selection.layout import EncoderLayout
 
 
 @dataclass(frozen=True, eq=False)

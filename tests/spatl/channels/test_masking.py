@@ -8,10 +8,10 @@ import torch
 import torch_pruning as tp
 from torch.func import functional_call
 
+from spatl.channels.masking import masked_weights
+from spatl.channels.selection import Selection, select_all
+from spatl.channels.tracing import trace_groups
 from spatl.models import build_model, make_split
-from spatl.selection.groups import trace_groups
-from spatl.selection.prune import masked_weights
-from spatl.selection.selection import Selection, select_all
 from tests.networks import MixedNet
 
 

@@ -23,11 +23,11 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from spatl.channels.layout import ChannelGroup, EncoderLayout
+from spatl.channels.masking import along_inputs
+from spatl.channels.proof import Claims, refuted
 from spatl.errors import ModelError, told
 from spatl.models.copies import duplicate
-from spatl.selection.layout import ChannelGroup, EncoderLayout
-from spatl.selection.proof import Claims, refuted
-from spatl.selection.prune import along_inputs
 
 logger = logging.getLogger(__name__)
 
