@@ -26,7 +26,7 @@ from spatl.errors import (
     traceback_of,
 )
 from spatl.federation import cached_blueprint, data_digest, describe_own
-from spatl.protocol import (
+from spatl.wire.protocol import (
     AGREED,
     BLOB,
     CLIENT_DIVERGED,

@@ -23,7 +23,7 @@ from clients.state import DirectoryStore
 from spatl.config import parse_config
 from spatl.errors import SpatlError
 from spatl.processes import environment
-from spatl.protocol import Model
+from spatl.wire.protocol import Model
 
 _REPEATS = 5
 _TIMEOUT_SECONDS = 300

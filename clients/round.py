@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from clients.state import ClientState
 from spatl.channels.costs import BUDGET_KINDS, Budget, check_budget
 from spatl.channels.selection import Selection, select_all
-from spatl.codec import CODECS
+from spatl.wire.codec import CODECS
 from spatl.data import ClientData
 from spatl.data.dataset import what_is_not
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
 from spatl.federation import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import train_mode_
-from spatl.protocol import (
+from spatl.wire.protocol import (
     LARGEST_METRIC,
     Download,
     EvaluateReport,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from spatl.channels.layout import EncoderLayout
 from spatl.errors import UpdateRejected
-from spatl.protocol import Update
+from spatl.wire.protocol import Update
 
 _ROUNDS_REMEMBERED = 5
 _LEAST_BOUNDED = 0.1  # of the encoder: by the default bound, what changes it by no more than itself is not refused

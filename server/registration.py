@@ -28,7 +28,7 @@ from spatl.federation import Blueprint, data_digest, servers_blueprint
 from spatl.history import to_json
 from spatl.ledger import Direction, Entry, entry
 from spatl.models.copies import DIGEST_BYTES
-from spatl.protocol import AGREED, BLOB, DESCRIPTION, DIGEST, RECORD, REFUSED, unpack_saliency
+from spatl.wire.protocol import AGREED, BLOB, DESCRIPTION, DIGEST, RECORD, REFUSED, unpack_saliency
 
 logger = logging.getLogger(__name__)
 

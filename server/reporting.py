@@ -21,7 +21,7 @@ from spatl.history import (
 )
 from spatl.ledger import Entry, total
 from spatl.logs import EVENTS
-from spatl.protocol import EvaluateReport, TrainReport
+from spatl.wire.protocol import EvaluateReport, TrainReport
 from spatl.scalars import Scalars
 
 logger = logging.getLogger(__name__)

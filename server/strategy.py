@@ -43,11 +43,11 @@ from server.sampling import sample_clients
 from server.traffic import message_traffic
 from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator, agreements
 from spatl.channels.selection import Selection, select_all
-from spatl.codec import CODECS
+from spatl.wire.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected, printable
 from spatl.federation import Blueprint
 from spatl.ledger import Direction, Entry, entry
-from spatl.protocol import (
+from spatl.wire.protocol import (
     BLOB,
     CLIENT_DIVERGED,
     CLIENT_LOST,

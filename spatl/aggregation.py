@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
 from spatl.errors import UpdateRejected
-from spatl.protocol import Update
+from spatl.wire.protocol import Update
 
 _HIGH_BITS = 8  # the high limb counts units of 2**-8,
 _LOW_BITS = 58  # the low limb units of 2**-58

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spatl.channels.costs import BUDGET_KINDS, Budget
-from spatl.codec import CODECS
+from spatl.wire.codec import CODECS
 from spatl.data import DATASETS, OWN, PARTITIONERS
 from spatl.data.own import Agreement, check_classes, check_shape
 from spatl.errors import ConfigError, DataError, did_you_mean

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spatl import protocol
+from spatl.wire import protocol
 from spatl.channels.costs import Costs, check_budget
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.tracing import trace_groups
-from spatl.codec import CODECS
+from spatl.wire.codec import CODECS
 from spatl.config import ExperimentConfig, config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.official import training_indices, with_official

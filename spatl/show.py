@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.bench.codecs import measure_codecs
-from spatl.codec import CODECS
+from spatl.wire.codec import CODECS
 from spatl.data import DATASETS, PARTITIONERS
 from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS

@@ -20,7 +20,7 @@ from server.strategy import blob_content
 from spatl.config import ExperimentConfig, parse_config
 from spatl.errors import DivergedError
 from spatl.history import read_json
-from spatl.protocol import section_bytes
+from spatl.wire.protocol import section_bytes
 from tests.federations import blob_of, run_tiny, tampering
 
 BAD = (3,)

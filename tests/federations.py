@@ -16,7 +16,7 @@ from server.grids import InProcessGrid
 from spatl.channels.layout import EncoderLayout
 from spatl.config import ExperimentConfig, parse_config
 from spatl.federation import Blueprint, cached_blueprint
-from spatl.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
+from spatl.wire.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
 from spatl.training.control import fading
 
 DENSE = {"uplink": "float32", "downlink": "float32"}

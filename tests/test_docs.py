@@ -15,7 +15,7 @@ from clients.deploy import _key
 from server.deploy import _public_keys
 from spatl.cli import _parser, main
 from spatl.config import ExperimentConfig, parse_config
-from spatl.protocol import VERSION
+from spatl.wire.protocol import VERSION
 from tests.federations import tiny_config
 
 ROOT = Path(__file__).parents[1]

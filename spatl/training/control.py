@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.channels.layout import EncoderLayout
-from spatl.protocol import Update
+from spatl.wire.protocol import Update
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
 """Changes the gradients of named parameters in place, after the backward pass and before the optimizer's step."""

@@ -10,7 +10,7 @@ from clients.round import Workplace
 from clients.state import ClientState
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
-from spatl.protocol import Model, TrainReport, Update
+from spatl.wire.protocol import Model, TrainReport, Update
 from tests.federations import DENSE, blueprint_of, opened, parted, tiny_config
 
 

@@ -22,10 +22,10 @@ with atheris.instrument_imports(include=[f"spatl.{name}" for name in MODULES]):
 
     from spatl.channels.layout import Places
     from spatl.channels.selection import Selection
-    from spatl.codec import CODECS, CODECS_BY_NUMBER
-    from spatl.entropy import LARGEST_INTEGER, decode_integers, encode_integers
+    from spatl.wire.codec import CODECS, CODECS_BY_NUMBER
+    from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
     from spatl.errors import UpdateRejected
-    from spatl.protocol import (
+    from spatl.wire.protocol import (
         ROUNDING,
         DerivedControl,
         TrainReport,

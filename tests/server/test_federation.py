@@ -17,13 +17,13 @@ from clients.app import app as client_app
 from server.grids import InProcessGrid, StreamingGrid
 from server.strategy import Federation, blob_content
 from server.traffic import message_traffic
-from spatl.codec import CODECS
+from spatl.wire.codec import CODECS
 from spatl.config import load_config, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
 from spatl.history import read_json, read_lines
 from spatl.methods import METHODS
 from spatl.privacy import epsilon_of
-from spatl.protocol import pack_update, section_bytes, unpack_download
+from spatl.wire.protocol import pack_update, section_bytes, unpack_download
 from spatl.reference import Held, follow
 from spatl.seeding import numpy_generator
 from tests.federations import (

@@ -20,7 +20,7 @@ from spatl.data import Examples, batches
 from spatl.errors import BudgetError, DivergedError, SpatlError
 from spatl.federation import reproducible
 from spatl.history import read_lines
-from spatl.protocol import BLOB, RECORD, Model, Update, unpack_download
+from spatl.wire.protocol import BLOB, RECORD, Model, Update, unpack_download
 from spatl.reference import Held, follow
 from spatl.seeding import generator
 from spatl.training.control import correction_hook, refresh_control

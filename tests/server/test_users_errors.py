@@ -18,7 +18,7 @@ from spatl.cli import main
 from spatl.errors import SpatlError
 from spatl.federation import make_blueprint
 from spatl.history import read_lines
-from spatl.protocol import CLIENT_FAILED, RECORD
+from spatl.wire.protocol import CLIENT_FAILED, RECORD
 from tests.clients.test_others_models import of_users
 from tests.federations import run_tiny, tiny_config
 

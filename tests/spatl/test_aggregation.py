@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from spatl.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator, agreements
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import UpdateRejected
-from spatl.protocol import Update
+from spatl.wire.protocol import Update
 from spatl.training.control import refresh_control
 from tests.layouts import interleaved_layout, make_update
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from spatl.aggregation import Aggregator
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, select_all
-from spatl.codec import CODECS
+from spatl.wire.codec import CODECS
 from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
-from spatl.protocol import DerivedControl, Download, Update, pack_download, unpack_download
+from spatl.wire.protocol import DerivedControl, Download, Update, pack_download, unpack_download
 from spatl.reference import Held, Reference, check_of, follow, followed_control
 from tests.layouts import interleaved_layout
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from server.admission import Size, clip_update
 from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator
 from spatl.channels.layout import ChannelGroup, EncoderLayout
-from spatl.codec import CODECS
-from spatl.protocol import pack_download, pack_update, unpack_download, unpack_update
+from spatl.wire.codec import CODECS
+from spatl.wire.protocol import pack_download, pack_update, unpack_download, unpack_update
 from spatl.reference import Held, Reference, follow
 from tests.layouts import make_update
 

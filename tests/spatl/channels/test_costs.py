@@ -16,10 +16,10 @@ from spatl.channels.costs import (
 )
 from spatl.channels.selection import Selection
 from spatl.channels.tracing import trace_groups
-from spatl.codec import CODECS
+from spatl.wire.codec import CODECS
 from spatl.errors import BudgetError
 from spatl.models import build_model, make_split
-from spatl.protocol import update_bytes
+from spatl.wire.protocol import update_bytes
 
 
 def costs_of_resnet8() -> Costs:

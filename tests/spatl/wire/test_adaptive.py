@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl import adaptive
+from spatl.wire import adaptive
 from spatl.channels.layout import Places
 from spatl.errors import UpdateRejected
 

@@ -6,7 +6,7 @@ water-filling, Cover and Thomas, section 10.3.3). How coarse the step is decides
 by the root mean square of the values, or by the bytes the message may take.
 
 Layout of the bytes: step f32 | one class (4 bits) for each tensor that has values, padded to whole bytes | the integers
-(`spatl.entropy`), each in the context of its tensor's class.
+(`spatl.wire.entropy`), each in the context of its tensor's class.
 """
 
 import math
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.channels.layout import Places
-from spatl.entropy import LARGEST_INTEGER, decode_integers, encode_integers
+from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
 from spatl.errors import UpdateRejected
 
 _STEP: Final = struct.Struct("<f")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from spatl.channels.layout import ChannelGroup, EncoderLayout
 from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
-from spatl.codec import CODECS
+from spatl.wire.codec import CODECS
 from spatl.errors import UpdateRejected
-from spatl.protocol import (
+from spatl.wire.protocol import (
     DerivedControl,
     Download,
     EvaluateReport,

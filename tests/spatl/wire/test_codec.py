@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.channels.layout import Places
-from spatl.codec import CODECS, CODECS_BY_NUMBER, dequantise, quantise
+from spatl.wire.codec import CODECS, CODECS_BY_NUMBER, dequantise, quantise
 from spatl.errors import UpdateRejected
 
 FLOATS = ("float32", "float16")

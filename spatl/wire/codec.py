@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spatl import adaptive
+from spatl.wire import adaptive
 from spatl.channels.layout import Places
-from spatl.entropy import MAX_CONTEXTS, decode_integers, encode_integers
+from spatl.wire.entropy import MAX_CONTEXTS, decode_integers, encode_integers
 from spatl.errors import UpdateRejected
 
 STEP: Final = 3.0

@@ -19,7 +19,7 @@ from torch import Tensor
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
-from spatl.codec import CODECS_BY_NUMBER, Codec
+from spatl.wire.codec import CODECS_BY_NUMBER, Codec
 from spatl.errors import UpdateRejected
 
 CLIENT_REFUSED: Final = 100  # error codes of a client's reply, beyond Flower's own

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.entropy import LARGEST_INTEGER, MAX_CONTEXTS, decode_integers, encode_integers
+from spatl.wire.entropy import LARGEST_INTEGER, MAX_CONTEXTS, decode_integers, encode_integers
 from spatl.errors import UpdateRejected
 
 MANY = 1 << 17

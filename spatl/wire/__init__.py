@@ -1,0 +1,1 @@
+"""The wire: numbers as bytes, and the messages of both directions."""
