@@ -14,7 +14,7 @@ from agents.problem import Objective
 from agents.trial import Trial, pruned_trial, sent_trial
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
-from spatl.federation import Blueprint, encoder_tensors, reproducible
+from spatl.rounds.blueprint import Blueprint, encoder_tensors, reproducible
 from spatl.models.copies import duplicate, restore_
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.selectors import update_energy

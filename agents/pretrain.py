@@ -26,7 +26,7 @@ from spatl.channels.selection import Selection, select_all
 from spatl.config import parse_config
 from spatl.data import Examples
 from spatl.errors import ConfigError
-from spatl.federation import Blueprint, make_blueprint, reproducible
+from spatl.rounds.blueprint import Blueprint, make_blueprint, reproducible
 from spatl.history import write_json
 from spatl.seeding import derive, generator
 

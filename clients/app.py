@@ -25,7 +25,7 @@ from spatl.errors import (
     told,
     traceback_of,
 )
-from spatl.federation import cached_blueprint, data_digest, describe_own
+from spatl.rounds.blueprint import cached_blueprint, data_digest, describe_own
 from spatl.wire.protocol import (
     AGREED,
     BLOB,
@@ -41,7 +41,7 @@ from spatl.wire.protocol import (
     pack_saliency,
     unpack_download,
 )
-from spatl.reference import check_of
+from spatl.rounds.downlink import check_of
 
 logger = logging.getLogger(__name__)
 

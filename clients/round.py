@@ -16,7 +16,7 @@ from spatl.wire.codec import CODECS
 from spatl.data import ClientData
 from spatl.data.dataset import what_is_not
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
-from spatl.federation import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
+from spatl.rounds.blueprint import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import train_mode_
 from spatl.wire.protocol import (
@@ -29,7 +29,7 @@ from spatl.wire.protocol import (
     pack_update,
     unpack_update,
 )
-from spatl.reference import follow
+from spatl.rounds.downlink import follow
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
 from spatl.selection.static import channel_saliency

@@ -21,7 +21,7 @@ from torch import Tensor
 from spatl.channels.layout import EncoderLayout
 from spatl.durable import alone_in, replace_file, seal, sync_names, unseal, write_synced
 from spatl.errors import DamagedState, SpatlError
-from spatl.reference import Held
+from spatl.rounds.downlink import Held
 from spatl.training.control import fading
 
 logger = logging.getLogger(__name__)

@@ -23,11 +23,11 @@ from server.strategy import Federation
 from spatl.config import ExperimentConfig, config_from_run
 from spatl.durable import replace_file
 from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
-from spatl.federation import Blueprint, reproducible, servers_blueprint
+from spatl.rounds.blueprint import Blueprint, reproducible, servers_blueprint
 from spatl.history import REGISTRATION, alone_in_run, write_json
 from spatl.logs import EVENTS, logged_to
-from spatl.privacy import epsilon_of
-from spatl.reference import check_of
+from spatl.rounds.privacy import epsilon_of
+from spatl.rounds.downlink import check_of
 from spatl.runner import config_of, remarks_on
 from spatl.scalars import Scalars
 from spatl.selection.static import common_selection

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.admission import Admission, Size
+from spatl.rounds.admission import Admission, Size
 from spatl.durable import replace_file, seal, unseal
 from spatl.errors import SpatlError
 from spatl.planes import squeeze, unsqueeze

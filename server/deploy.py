@@ -61,7 +61,7 @@ from spatl.deployment import (
 )
 from spatl.durable import replace_file
 from spatl.errors import ConfigError, SpatlError
-from spatl.federation import cached_blueprint
+from spatl.rounds.blueprint import cached_blueprint
 from spatl.history import REGISTRATION, alone_in_run, has_rounds, read_json, read_run, serving_run
 from spatl.processes import environment, free_port, past_proxies, stop
 from spatl.progress import progress_of

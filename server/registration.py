@@ -24,7 +24,7 @@ from server.traffic import message_traffic
 from spatl.config import ExperimentConfig
 from spatl.data.own import Description, agree
 from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
-from spatl.federation import Blueprint, data_digest, servers_blueprint
+from spatl.rounds.blueprint import Blueprint, data_digest, servers_blueprint
 from spatl.history import to_json
 from spatl.ledger import Direction, Entry, entry
 from spatl.models.copies import DIGEST_BYTES

@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from server.admission import (
+from spatl.rounds.admission import (
     Admission,
     Size,
     UpdateTooLarge,
@@ -39,13 +39,13 @@ from server.admission import (
 from server.checkpoint import Checkpoint, ServerState, save_checkpoint
 from server.questions import Questions, is_lost
 from server.reporting import Recorder
-from server.sampling import sample_clients
+from spatl.rounds.sampling import sample_clients
 from server.traffic import message_traffic
-from spatl.aggregation import Aggregator, PrivateAggregator, RobustAggregator, agreements
+from spatl.rounds.aggregation import Aggregator, PrivateAggregator, RobustAggregator, agreements
 from spatl.channels.selection import Selection, select_all
 from spatl.wire.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected, printable
-from spatl.federation import Blueprint
+from spatl.rounds.blueprint import Blueprint
 from spatl.ledger import Direction, Entry, entry
 from spatl.wire.protocol import (
     BLOB,
@@ -63,7 +63,7 @@ from spatl.wire.protocol import (
     section_bytes,
     unpack_update,
 )
-from spatl.reference import Reference, followed_control
+from spatl.rounds.downlink import Reference, followed_control
 from spatl.seeding import generator
 from spatl.training.control import fading
 

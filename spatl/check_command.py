@@ -16,7 +16,7 @@ from rich.text import Text
 
 from spatl.bench.plan import make_plan
 from spatl.config import ExperimentConfig, load_config
-from spatl.federation import Blueprint, choose_device
+from spatl.rounds.blueprint import Blueprint, choose_device
 from spatl.partition_command import partition_name
 from spatl.plots import human_bytes
 from spatl.runner import check as checked

@@ -18,7 +18,7 @@ from rich.console import Console
 from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.deployment import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
-from spatl.federation import Blueprint, cached_blueprint
+from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.history import RunResult, Tail, clear_start, read_run
 from spatl.logs import logged_to
 from spatl.plots import draw_curves

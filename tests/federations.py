@@ -15,7 +15,7 @@ from server.app import serve
 from server.grids import InProcessGrid
 from spatl.channels.layout import EncoderLayout
 from spatl.config import ExperimentConfig, parse_config
-from spatl.federation import Blueprint, cached_blueprint
+from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.wire.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
 from spatl.training.control import fading
 

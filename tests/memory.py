@@ -17,7 +17,7 @@ from server.app import serve
 from server.grids import InProcessGrid
 from server.reporting import Recorder
 from spatl.config import parse_config
-from spatl.federation import cached_blueprint
+from spatl.rounds.blueprint import cached_blueprint
 
 from clients.app import app as client_app  # isort: skip
 

@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 from flwr.app import Message
 
-from server.admission import Size, check_size
+from spatl.rounds.admission import Size, check_size
 from spatl.config import ExperimentConfig, parse_config
 from spatl.data import load_dataset
 from tests.federations import run_tiny

@@ -20,7 +20,7 @@ from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, warn_of_replaced_
 from spatl.config import config_from_json
 from spatl.durable import alone_in
 from spatl.errors import ConfigError, SpatlError
-from spatl.federation import cached_blueprint, check_simulated
+from spatl.rounds.blueprint import cached_blueprint, check_simulated
 from spatl.history import write_json
 from spatl.unread import given_in, setting_names, settings_without_effect
 

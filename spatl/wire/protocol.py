@@ -322,7 +322,7 @@ def pack_download(download: Download, layout: EncoderLayout) -> bytes:
 
 
 def unpack_download(blob: bytes, layout: EncoderLayout) -> Download:
-    """Check what the server sends; what it encoded is checked when it is followed (`spatl.reference`).
+    """Check what the server sends; what it encoded is checked when it is followed (`spatl.rounds.downlink`).
 
     Raises:
         UpdateRejected: The reason why the blob must not be used.

@@ -9,7 +9,7 @@ from agents.policy import GraphPolicy
 from agents.problem import Problem
 from spatl.channels.costs import Budget
 from spatl.config import parse_config
-from spatl.federation import Blueprint, make_blueprint
+from spatl.rounds.blueprint import Blueprint, make_blueprint
 
 
 @cache

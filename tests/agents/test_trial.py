@@ -10,7 +10,7 @@ from agents.trial import pruned_trial, sent_trial
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.tracing import trace_groups
 from spatl.data import Examples
-from spatl.federation import encoder_tensors, load_encoder_
+from spatl.rounds.blueprint import encoder_tensors, load_encoder_
 from spatl.training.evaluate import forward_with_batch_statistics
 from tests.agents.problems import blueprint_for, candidate_for
 from tests.networks import GroupedNet, MixedNet, TiedNet

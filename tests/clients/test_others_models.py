@@ -8,7 +8,7 @@ import torch
 
 from clients.round import Workplace
 from spatl.errors import ModelError
-from spatl.federation import make_blueprint
+from spatl.rounds.blueprint import make_blueprint
 from spatl.models.copies import duplicate, restore_
 from spatl.training.evaluate import forward_with_batch_statistics
 from spatl.training.local import LocalTraining, train_

@@ -12,7 +12,7 @@ from clients.round import Workplace
 from clients.state import ClientState
 from spatl.channels.selection import select_all
 from spatl.errors import ModelError
-from spatl.federation import load_encoder_, make_blueprint
+from spatl.rounds.blueprint import load_encoder_, make_blueprint
 from spatl.selection.selectors import Choice
 from spatl.training.calibration import class_offset
 from spatl.unread import settings_without_effect

@@ -34,7 +34,7 @@ with atheris.instrument_imports(include=[f"spatl.{name}" for name in MODULES]):
         unpack_download,
         unpack_update,
     )
-    from spatl.reference import Held, Reference, follow
+    from spatl.rounds.downlink import Held, Reference, follow
     from tests.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
@@ -90,7 +90,7 @@ def follow_download(data: bytes) -> None:
     num_values = len(entries_of(download.selection))
     offsets = {version: torch.arange(num_values, dtype=torch.int32) << version for version in (2, 3)}
     held = Held(offsets, control=torch.ones(LAYOUT.num_parameter_entries))
-    with patch("spatl.reference.check_of", lambda encoder: download.check):
+    with patch("spatl.rounds.downlink.check_of", lambda encoder: download.check):
         encoder, after = follow(download, held, INITIAL, LAYOUT, fading=0.5)
     assert len(encoder) == LAYOUT.num_entries
     assert torch.isfinite(encoder).all()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from server.admission import (
+from spatl.rounds.admission import (
     Admission,
     Size,
     UpdateTooLarge,

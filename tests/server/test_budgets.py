@@ -6,7 +6,7 @@ from clients.app import app as client_app
 from server.app import serve
 from server.grids import InProcessGrid
 from spatl.errors import BudgetError, ConfigError, SpatlError
-from spatl.federation import make_blueprint
+from spatl.rounds.blueprint import make_blueprint
 from spatl.history import read_lines
 from tests.federations import run_tiny, tiny_config
 

@@ -22,9 +22,9 @@ from spatl.config import load_config, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
 from spatl.history import read_json, read_lines
 from spatl.methods import METHODS
-from spatl.privacy import epsilon_of
+from spatl.rounds.privacy import epsilon_of
 from spatl.wire.protocol import pack_update, section_bytes, unpack_download
-from spatl.reference import Held, follow
+from spatl.rounds.downlink import Held, follow
 from spatl.seeding import numpy_generator
 from tests.federations import (
     COMPRESSED,

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from spatl.reference import Reference
+from spatl.rounds.downlink import Reference
 from tests.federations import COMPRESSED, DENSE, run_tiny, tiny_config, weighted_control
 from tests.losses import accuracy_with
 

@@ -14,14 +14,14 @@ from clients.app import app as client_app
 from clients.round import Workplace
 from server.grids import InProcessGrid
 from server.strategy import blob_content
-from spatl.aggregation import Aggregator
+from spatl.rounds.aggregation import Aggregator
 from spatl.channels.selection import Selection, select_all
 from spatl.data import Examples, batches
 from spatl.errors import BudgetError, DivergedError, SpatlError
-from spatl.federation import reproducible
+from spatl.rounds.blueprint import reproducible
 from spatl.history import read_lines
 from spatl.wire.protocol import BLOB, RECORD, Model, Update, unpack_download
-from spatl.reference import Held, follow
+from spatl.rounds.downlink import Held, follow
 from spatl.seeding import generator
 from spatl.training.control import correction_hook, refresh_control
 from spatl.training.local import LocalTraining, train_

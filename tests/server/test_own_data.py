@@ -15,7 +15,7 @@ from spatl.cli import main
 from spatl.config import load_config, parse_config
 from spatl.data.own import Agreement, fit
 from spatl.errors import ConfigError, SpatlError
-from spatl.federation import load_own, make_blueprint
+from spatl.rounds.blueprint import load_own, make_blueprint
 from spatl.history import read_json, read_lines
 from spatl.logs import logged_to
 from spatl.status import read_status

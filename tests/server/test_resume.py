@@ -17,12 +17,12 @@ import clients.state
 import server.strategy
 from clients.round import Workplace
 from clients.state import ClientState, DirectoryStore
-from server.admission import Admission, Size
+from spatl.rounds.admission import Admission, Size
 from server.checkpoint import FILE, Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from server.engines import run_inline
 from server.reporting import Recorder
 from server.strategy import Federation
-from spatl.aggregation import Aggregator
+from spatl.rounds.aggregation import Aggregator
 from spatl.durable import alone_in
 from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.history import alone_in_run, read_lines
@@ -155,7 +155,7 @@ import os, signal, sys
 from pathlib import Path
 from server.engines import run_inline
 from spatl.runner import config_of
-from spatl.federation import cached_blueprint
+from spatl.rounds.blueprint import cached_blueprint
 import clients.app, torch, torch._dynamo
 torch.set_num_threads(1)  # a forked process cannot use its parent's threads
 directory = Path(sys.argv[1])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from spatl.cli import main
 from spatl.config import ExperimentConfig, parse_config
-from spatl.federation import load_clients, split_client
+from spatl.rounds.blueprint import load_clients, split_client
 from spatl.partition_command import _print, _table, count_partition
 from spatl.partition_plot import PartitionCounts
 from tests.terminals import pipe, shown, terminal, widest_line

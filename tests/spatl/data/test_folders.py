@@ -9,7 +9,7 @@ from spatl.config import parse_config
 from spatl.data import Dataset, load_dataset
 from spatl.data.dataset import SPLITS
 from spatl.errors import DataError
-from spatl.federation import load_clients, split_client
+from spatl.rounds.blueprint import load_clients, split_client
 from tests.spatl.data.formats import png, random_pixels
 from tests.spatl.data.refusals import message
 

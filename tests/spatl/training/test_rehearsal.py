@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spatl.cli import main
 from spatl.data import Examples, batches
 from spatl.errors import ModelError
-from spatl.federation import make_blueprint
+from spatl.rounds.blueprint import make_blueprint
 from spatl.training.local import LocalTraining
 from spatl.training.rehearsal import batch_lengths, rehearse
 from tests.clients.test_others_models import of_users

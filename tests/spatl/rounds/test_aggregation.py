@@ -12,7 +12,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator, agreements
+from spatl.rounds.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator, agreements
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import UpdateRejected
 from spatl.wire.protocol import Update

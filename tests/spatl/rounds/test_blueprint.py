@@ -7,7 +7,7 @@ import pytest
 
 from spatl.config import ExperimentConfig, parse_config
 from spatl.errors import ModelError
-from spatl.federation import make_blueprint
+from spatl.rounds.blueprint import make_blueprint
 
 
 def oblong(directory: Path, model: str) -> ExperimentConfig:

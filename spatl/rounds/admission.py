@@ -87,7 +87,7 @@ class Admission:
         folded in any more comes to point where the others do, for they unlearn what only it knows.
 
         Args:
-            agreements: By client, as `spatl.aggregation.agreements` returns them.
+            agreements: By client, as `spatl.rounds.aggregation.agreements` returns them.
         """
         trust = dict(self.trust)
         for client, agreement in agreements.items():

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.sampling import sample_clients
+from spatl.rounds.sampling import sample_clients
 
 
 @given(

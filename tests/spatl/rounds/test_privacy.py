@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.privacy import delta_of, epsilon_of
+from spatl.rounds.privacy import delta_of, epsilon_of
 
 
 def divergence(epsilon: float, noise_multiplier: float, releases: int) -> float:

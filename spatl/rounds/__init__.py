@@ -1,0 +1,1 @@
+"""The algorithm: a client's half of a round and the server's, without Flower."""
