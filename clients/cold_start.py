@@ -22,7 +22,7 @@ from clients.round import Workplace
 from clients.state import DirectoryStore
 from spatl.config import parse_config
 from spatl.errors import SpatlError
-from spatl.processes import environment
+from spatl.deployment.processes import environment
 from spatl.wire.protocol import Model
 
 _REPEATS = 5

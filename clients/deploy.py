@@ -30,7 +30,7 @@ from rich.console import Console
 
 from clients import keep, knock
 from spatl.config import ExperimentConfig, parse_budget
-from spatl.deployment import (
+from spatl.deployment.sites import (
     CA_CERTIFICATE,
     CLIENT_KEY,
     STATE,
@@ -41,7 +41,7 @@ from spatl.deployment import (
     read_client_site,
 )
 from spatl.errors import ConfigError, SpatlError
-from spatl.processes import environment, free_port, script
+from spatl.deployment.processes import environment, free_port, script
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from server.registration import register
 from server.reporting import Recorder
 from server.strategy import Federation
 from spatl.config import ExperimentConfig, config_from_run
-from spatl.durable import replace_file
+from spatl.sealed_files import replace_file
 from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
 from spatl.rounds.blueprint import Blueprint, reproducible, servers_blueprint
 from spatl.history import REGISTRATION, alone_in_run, write_json

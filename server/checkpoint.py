@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spatl.rounds.admission import Admission, Size
-from spatl.durable import replace_file, seal, unseal
+from spatl.sealed_files import replace_file, seal, unseal
 from spatl.errors import SpatlError
 from spatl.planes import squeeze, unsqueeze
 

@@ -19,7 +19,7 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superl
 from flwr.superlink.main import create_app
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from spatl.processes import end_with_parent
+from spatl.deployment.processes import end_with_parent
 
 TOKEN_VARIABLE = "SPATL_SUPERLINK_TOKEN"
 TOKEN_HEADER = "x-spatl-token"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spatl.durable import alone_in, replace_file
+from spatl.sealed_files import alone_in, replace_file
 from spatl.errors import SpatlError
 from spatl.page import facts
 from spatl.units import human_bytes, human_percent

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from spatl.config import ExperimentConfig, load_config, parse_config
-from spatl.deployment import is_deployment, resume_command
+from spatl.deployment.sites import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.history import RunResult, Tail, clear_start, read_run

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from spatl.deployment import DEFAULT_RUN, ServerSite, is_deployment, resume_command
+from spatl.deployment.sites import DEFAULT_RUN, ServerSite, is_deployment, resume_command
 from spatl.errors import ConfigError
 from spatl.history import REGISTRATION, has_rounds, is_running, latest_accuracy, read_json, read_lines, to_json
 from spatl.plots import human_bytes

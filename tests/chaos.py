@@ -27,7 +27,7 @@ from server.checkpoint import load_checkpoint
 from spatl.cli import main as spatl
 from spatl.config import ExperimentConfig
 from spatl.history import read_lines
-from spatl.processes import descendants, free_port
+from spatl.deployment.processes import descendants, free_port
 from tests.deployments import started
 from tests.federations import COMPRESSED, blueprint_of, tiny_config
 from tests.processes import command_of

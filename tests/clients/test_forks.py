@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clients import knock
-from spatl.processes import descendants
+from spatl.deployment.processes import descendants
 from tests.processes import gone, until
 
 _SECONDS = 60.0

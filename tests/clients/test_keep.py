@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from clients import keep
-from spatl.processes import descendants
+from spatl.deployment.processes import descendants
 from tests.processes import command_of, gone, until
 
 _SECONDS = 30.0

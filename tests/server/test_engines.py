@@ -16,7 +16,7 @@ from server.engines import run_inline, run_ray, write_app
 from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.errors import ConfigError, SpatlError
 from spatl.history import read_lines
-from spatl.processes import descendants, stop
+from spatl.deployment.processes import descendants, stop
 from spatl.runner import run
 from tests.federations import tiny_config
 
@@ -66,7 +66,7 @@ def test_flwr_run_works_in_a_checkout_with_nothing_installed(tmp_path):
 import sys
 from pathlib import Path
 from server.engines import _superlink
-from spatl.processes import environment, script
+from spatl.deployment.processes import environment, script
 import subprocess
 home = Path({str(tmp_path)!r}) / "home"
 home.mkdir()

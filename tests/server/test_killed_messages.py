@@ -7,7 +7,7 @@ import pytest
 
 from spatl.cli import main
 from spatl.history import read_lines
-from spatl.processes import free_port
+from spatl.deployment.processes import free_port
 from tests.deployments import started
 from tests.federations import tiny_config
 from tests.processes import until

@@ -9,7 +9,7 @@ import pytest
 from spatl.cli import main
 from spatl.config import ExperimentConfig, load_config
 from spatl.history import read_json, read_lines
-from spatl.processes import free_port
+from spatl.deployment.processes import free_port
 from spatl.status import read_status
 from tests.deployments import started
 from tests.federations import tiny_config

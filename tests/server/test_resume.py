@@ -23,7 +23,7 @@ from server.engines import run_inline
 from server.reporting import Recorder
 from server.strategy import Federation
 from spatl.rounds.aggregation import Aggregator
-from spatl.durable import alone_in
+from spatl.sealed_files import alone_in
 from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.history import alone_in_run, read_lines
 from spatl.runner import resume, run

@@ -8,7 +8,7 @@ import server.deploy
 import spatl.runner
 from server.engines import run_inline
 from spatl.cli import main
-from spatl.deployment import RUN, run_name
+from spatl.deployment.sites import RUN, run_name
 from spatl.errors import ConfigError, SpatlError
 from spatl.history import alone_in_run, read_json, read_lines, serving_run
 from spatl.runner import resume, run

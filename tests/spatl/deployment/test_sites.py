@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from spatl.deployment import (
+from spatl.deployment.sites import (
     Address,
     ClientSite,
     check_private,

@@ -10,7 +10,7 @@ import pytest
 
 CHILD = """
 import subprocess, sys, time
-from spatl.processes import end_with_parent
+from spatl.deployment.processes import end_with_parent
 end_with_parent()
 below = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
 print(below.pid, flush=True)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from spatl.durable import replace_file
+from spatl.sealed_files import replace_file
 from spatl.errors import ConfigError, SpatlError
 from spatl.history import to_json
 

@@ -1,0 +1,1 @@
+"""What a deployment's machines share: directories, addresses, and processes."""
