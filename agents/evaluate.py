@@ -28,7 +28,7 @@ from spatl.channels.selection import select_all
 from spatl.config import ExperimentConfig, PredictorConfig, config_from_json
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import make_blueprint, reproducible
-from spatl.history import mean, write_json
+from spatl.runs.history import mean, write_json
 from spatl.seeding import generator
 from spatl.selection.selectors import magnitude_scores
 from spatl.training.evaluate import evaluate

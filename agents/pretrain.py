@@ -27,7 +27,7 @@ from spatl.config import parse_config
 from spatl.data import Examples
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import Blueprint, make_blueprint, reproducible
-from spatl.history import write_json
+from spatl.runs.history import write_json
 from spatl.seeding import derive, generator
 
 DEFAULT_SEED: Final = 1

@@ -62,7 +62,7 @@ from spatl.deployment.sites import (
 from spatl.sealed_files import replace_file
 from spatl.errors import ConfigError, SpatlError
 from spatl.rounds.blueprint import cached_blueprint
-from spatl.history import REGISTRATION, alone_in_run, has_rounds, read_json, read_run, serving_run
+from spatl.runs.history import REGISTRATION, alone_in_run, has_rounds, read_json, read_run, serving_run
 from spatl.deployment.processes import environment, free_port, past_proxies, stop
 from spatl.progress import progress_of
 from spatl.runner import config_of, resume, run

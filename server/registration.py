@@ -25,8 +25,8 @@ from spatl.config import ExperimentConfig
 from spatl.data.own import Description, agree
 from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
 from spatl.rounds.blueprint import Blueprint, data_digest, servers_blueprint
-from spatl.history import to_json
-from spatl.ledger import Direction, Entry, entry
+from spatl.runs.history import to_json
+from spatl.runs.ledger import Direction, Entry, entry
 from spatl.models.copies import DIGEST_BYTES
 from spatl.wire.protocol import AGREED, BLOB, DESCRIPTION, DIGEST, RECORD, REFUSED, unpack_saliency
 

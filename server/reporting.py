@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spatl.channels.costs import BUDGET_KINDS
-from spatl.history import (
+from spatl.runs.history import (
     NOTABLE_SHARE,
     ClientRow,
     HistoryRow,
@@ -19,10 +19,10 @@ from spatl.history import (
     mean,
     write_json,
 )
-from spatl.ledger import Entry, total
-from spatl.logs import EVENTS
+from spatl.runs.ledger import Entry, total
+from spatl.runs.log import EVENTS
 from spatl.wire.protocol import EvaluateReport, TrainReport
-from spatl.scalars import Scalars
+from spatl.runs.tensorboard import Scalars
 
 logger = logging.getLogger(__name__)
 

@@ -46,7 +46,7 @@ from spatl.channels.selection import Selection, select_all
 from spatl.wire.codec import CODECS
 from spatl.errors import DivergedError, SpatlError, UpdateRejected, printable
 from spatl.rounds.blueprint import Blueprint
-from spatl.ledger import Direction, Entry, entry
+from spatl.runs.ledger import Direction, Entry, entry
 from spatl.wire.protocol import (
     BLOB,
     CLIENT_DIVERGED,

@@ -32,7 +32,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 
 from server.grids import SERVER_NODE_ID
-from spatl.ledger import Direction
+from spatl.runs.ledger import Direction
 
 _DRAWN_ID = 1 << 63  # Flower draws 64 random bits for nodes, runs and tasks: ten bytes each, half of them need nine
 _HASH = "0" * 64  # SHA-256 in hexadecimal

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.errors import SpatlError
-from spatl.history import RunResult, read_run
+from spatl.runs.history import RunResult, read_run
 
 if TYPE_CHECKING:
     from spatl.runner import resume, run

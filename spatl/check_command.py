@@ -20,7 +20,7 @@ from spatl.rounds.blueprint import Blueprint, choose_device
 from spatl.partition_command import partition_name
 from spatl.plots import human_bytes
 from spatl.runner import check as checked
-from spatl.scalars import check_tensorboard
+from spatl.runs.tensorboard import check_tensorboard
 from spatl.terminal import print_line, print_table
 from spatl.unread import settings_without_effect
 

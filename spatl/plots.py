@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatl.errors import SpatlError
-from spatl.history import RunResult
-from spatl.units import human_bytes as human_bytes  # the readers of pictures take it from here
+from spatl.runs.history import RunResult
+from spatl.runs.text import human_bytes as human_bytes  # the readers of pictures take it from here
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

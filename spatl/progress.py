@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.config import ExperimentConfig
-from spatl.history import latest_accuracy
+from spatl.runs.history import latest_accuracy
 from spatl.terminal import print_line
-from spatl.units import human_bytes, human_percent
+from spatl.runs.text import human_bytes, human_percent
 
 _BAR = range(10, 41)  # characters; less only where not even the accuracy would fit
 _LEAST_BAR = 4

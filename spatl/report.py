@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatl.history import RunResult, excluded_line, mean
+from spatl.runs.history import RunResult, excluded_line, mean
 from spatl.page import facts, figure, make_page, provenance, section, table
 from spatl.plots import bytes_on_arrival, curves_svg, final_accuracies, human_bytes, is_number, run_title
 

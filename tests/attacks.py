@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from server.strategy import blob_content
 from spatl.config import ExperimentConfig, parse_config
 from spatl.errors import DivergedError
-from spatl.history import read_json
+from spatl.runs.history import read_json
 from spatl.wire.protocol import section_bytes
 from tests.federations import blob_of, run_tiny, tampering
 

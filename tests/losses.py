@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Message
 
 from spatl.config import parse_config
-from spatl.history import read_json
+from spatl.runs.history import read_json
 from tests.attacks import config_of
 from tests.federations import COMPRESSED, run_tiny
 

@@ -22,8 +22,8 @@ import yaml
 
 from spatl.config import config_from_json, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError, from_outside, told
-from spatl.history import write_json
-from spatl.logs import TextFormatter
+from spatl.runs.history import write_json
+from spatl.runs.log import TextFormatter
 from spatl.runner import run
 
 logger = logging.getLogger(__name__)

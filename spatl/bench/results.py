@@ -17,7 +17,7 @@ from spatl.bench.costs import HELD_ROUNDS, Point, first_touch, held, trajectory
 from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
 from spatl.config import ExperimentConfig
 from spatl.errors import SpatlError
-from spatl.history import mean, read_json, read_lines
+from spatl.runs.history import mean, read_json, read_lines
 from spatl.plots import PART_COLORS
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}

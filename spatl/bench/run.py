@@ -21,7 +21,7 @@ from spatl.config import config_from_json
 from spatl.sealed_files import alone_in
 from spatl.errors import ConfigError, SpatlError
 from spatl.rounds.blueprint import cached_blueprint, check_simulated
-from spatl.history import write_json
+from spatl.runs.history import write_json
 from spatl.unread import given_in, setting_names, settings_without_effect
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from spatl.sealed_files import replace_file
 from spatl.errors import ConfigError, SpatlError
-from spatl.history import to_json
+from spatl.runs.history import to_json
 
 CA_CERTIFICATE = "ca.pem"
 CA_KEY = "ca.key"

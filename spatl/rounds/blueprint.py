@@ -25,7 +25,7 @@ from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
 from spatl.errors import ConfigError, DataError, ModelError, told
-from spatl.logs import remembered_warnings
+from spatl.runs.log import remembered_warnings
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import digests_of_the_rest
 from spatl.models.inputs import take_images_

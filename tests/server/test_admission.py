@@ -25,7 +25,7 @@ from server.strategy import blob_content
 from spatl.channels.selection import Selection, select_all
 from spatl.wire.codec import CODECS
 from spatl.errors import SpatlError, UpdateRejected
-from spatl.history import read_lines
+from spatl.runs.history import read_lines
 from spatl.wire.protocol import Update, section_bytes
 from tests.federations import COMPRESSED, blob_of, run_tiny, tampering, tiny_config, weighted_control
 from tests.layouts import interleaved_layout

@@ -8,7 +8,7 @@ from server.app import serve
 from server.grids import InProcessGrid
 from spatl.config import parse_config
 from spatl.errors import ConfigError, SpatlError
-from spatl.history import read_lines
+from spatl.runs.history import read_lines
 from tests.federations import run_tiny, tiny_config
 
 

@@ -15,7 +15,7 @@ from server.app import app as server_app
 from server.engines import run_inline, run_ray, write_app
 from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.errors import ConfigError, SpatlError
-from spatl.history import read_lines
+from spatl.runs.history import read_lines
 from spatl.deployment.processes import descendants, stop
 from spatl.runner import run
 from tests.federations import tiny_config

@@ -20,7 +20,7 @@ from server.traffic import message_traffic
 from spatl.wire.codec import CODECS
 from spatl.config import load_config, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
-from spatl.history import read_json, read_lines
+from spatl.runs.history import read_json, read_lines
 from spatl.methods import METHODS
 from spatl.rounds.privacy import epsilon_of
 from spatl.wire.protocol import pack_update, section_bytes, unpack_download

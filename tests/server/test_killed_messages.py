@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spatl.cli import main
-from spatl.history import read_lines
+from spatl.runs.history import read_lines
 from spatl.deployment.processes import free_port
 from tests.deployments import started
 from tests.federations import tiny_config

@@ -19,7 +19,7 @@ from spatl.channels.selection import Selection, select_all
 from spatl.data import Examples, batches
 from spatl.errors import BudgetError, DivergedError, SpatlError
 from spatl.rounds.blueprint import reproducible
-from spatl.history import read_lines
+from spatl.runs.history import read_lines
 from spatl.wire.protocol import BLOB, RECORD, Model, Update, unpack_download
 from spatl.rounds.downlink import Held, follow
 from spatl.seeding import generator

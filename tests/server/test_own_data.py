@@ -16,8 +16,8 @@ from spatl.config import load_config, parse_config
 from spatl.data.own import Agreement, fit
 from spatl.errors import ConfigError, SpatlError
 from spatl.rounds.blueprint import load_own, make_blueprint
-from spatl.history import read_json, read_lines
-from spatl.logs import logged_to
+from spatl.runs.history import read_json, read_lines
+from spatl.runs.log import logged_to
 from spatl.status import read_status
 from tests.federations import COMPRESSED, tiny_config
 from tests.server.test_questions import flowers_error

@@ -10,8 +10,8 @@ from flwr.common.constant import ErrorCode
 
 from server.grids import SERVER_NODE_ID, InProcessGrid, StreamingGrid
 from server.questions import Questions, is_lost
-from spatl.history import read_lines
-from spatl.logs import logged_to
+from spatl.runs.history import read_lines
+from spatl.runs.log import logged_to
 from spatl.status import read_status
 from tests.federations import run_tiny, tiny_config
 from tests.server.test_grids import echo

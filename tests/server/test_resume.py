@@ -25,7 +25,7 @@ from server.strategy import Federation
 from spatl.rounds.aggregation import Aggregator
 from spatl.sealed_files import alone_in
 from spatl.errors import ConfigError, DamagedState, SpatlError
-from spatl.history import alone_in_run, read_lines
+from spatl.runs.history import alone_in_run, read_lines
 from spatl.runner import resume, run
 from tests.federations import COMPRESSED, DENSE, state_of, tiny_config, weighted_control
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spatl.history import read_json, read_lines
+from spatl.runs.history import read_json, read_lines
 from tests.deployments import deploy
 from tests.federations import run_tiny, tiny_config
 from tests.taps import Call, Tap

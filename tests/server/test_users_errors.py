@@ -17,7 +17,7 @@ from server.strategy import error_line, error_traceback
 from spatl.cli import main
 from spatl.errors import SpatlError
 from spatl.rounds.blueprint import make_blueprint
-from spatl.history import read_lines
+from spatl.runs.history import read_lines
 from spatl.wire.protocol import CLIENT_FAILED, RECORD
 from tests.clients.test_others_models import of_users
 from tests.federations import run_tiny, tiny_config

@@ -14,7 +14,7 @@ from server.strategy import Federation
 from spatl.channels.selection import select_all
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import Blueprint, make_blueprint
-from spatl.history import read_lines
+from spatl.runs.history import read_lines
 from spatl.wire.protocol import CLIENT_LOST, unpack_download
 from spatl.rounds.downlink import encoder_of
 from spatl.seeding import numpy_generator

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spatl.cli import _print_seeds, main, print_result
-from spatl.history import RunResult, read_lines
+from spatl.runs.history import RunResult, read_lines
 from tests.federations import tiny_config
 from tests.terminals import pipe, shown, terminal, widest_line, words_of
 

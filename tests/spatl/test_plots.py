@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.errors import SpatlError
-from spatl.history import RunResult
+from spatl.runs.history import RunResult
 from spatl.plots import (
     _draw_loss_per_round,
     bytes_on_arrival,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spatl import report
-from spatl.history import RunResult
+from spatl.runs.history import RunResult
 from spatl.report import write_report
 from tests.browser import Browser, assert_fits
 

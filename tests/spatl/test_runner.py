@@ -9,7 +9,7 @@ from threading import Barrier
 import pytest
 
 from spatl.errors import ConfigError
-from spatl.history import read_lines, read_run
+from spatl.runs.history import read_lines, read_run
 from spatl.runner import fresh_directory, run
 from tests.federations import tiny_config
 

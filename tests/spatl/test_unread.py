@@ -12,7 +12,7 @@ from spatl.bench.plan import make_plan
 from spatl.bench.run import unread_by_rows
 from spatl.config import load_config, parse_config
 from spatl.data import Dataset
-from spatl.history import read_lines
+from spatl.runs.history import read_lines
 from spatl.methods import METHODS
 from spatl.runner import run
 from spatl.unread import ALWAYS_READ, RULES, given_settings, setting_names, settings_without_effect

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spatl.config import ExperimentConfig
-from spatl.history import append_lines, write_json
+from spatl.runs.history import append_lines, write_json
 
 
 def write_run(path: Path, config: ExperimentConfig, accuracies: Sequence[float], *, bytes_each_way: int) -> None:

@@ -1,6 +1,6 @@
 """The ledger's sums are of directions: what a message sends the other way counts there."""
 
-from spatl.ledger import Direction, Entry, entry, total
+from spatl.runs.ledger import Direction, Entry, entry, total
 
 
 def message(direction: Direction, num_bytes: int, opposite: int) -> Entry:

@@ -9,8 +9,8 @@ import pytest
 
 from server.engines import run_inline
 from spatl.errors import SpatlError
-from spatl.history import read_lines
-from spatl.logs import EVENTS, logged_to, remembered_warnings
+from spatl.runs.history import read_lines
+from spatl.runs.log import EVENTS, logged_to, remembered_warnings
 from tests.federations import blueprint_of, tiny_config
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spatl.history import to_json
+from spatl.runs.history import to_json
 
 EVENTS = logging.getLogger("spatl.events")
 EVENTS.setLevel(logging.INFO)

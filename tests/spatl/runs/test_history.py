@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from spatl.history import (
+from spatl.runs.history import (
     Tail,
     append_lines,
     excluded_line,
