@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from spatl.plots import PALETTE, new_figure
+from spatl.report.figures import PALETTE, new_figure
 
 _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = PALETTE
 

@@ -19,7 +19,7 @@ from spatl.bench.ablations import AblationRow
 from spatl.bench.costs import Point
 from spatl.bench.results import Curve, PartsRow, reference_bytes
 from spatl.bench.tables import factor_text
-from spatl.plots import (
+from spatl.report.figures import (
     INK,
     PALETTE,
     PART_COLORS,

@@ -50,7 +50,7 @@ from spatl.bench.tables import (
 )
 from spatl.bench.tuning import Tuned
 from spatl.config import ExperimentConfig
-from spatl.page import facts, figure, make_page, provenance, section, table
+from spatl.report.page import facts, figure, make_page, provenance, section, table
 
 _BYTES: Final = "Bytes by what they are"
 _HOW: Final = (

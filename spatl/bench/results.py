@@ -18,7 +18,7 @@ from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
 from spatl.config import ExperimentConfig
 from spatl.errors import SpatlError
 from spatl.runs.history import mean, read_json, read_lines
-from spatl.plots import PART_COLORS
+from spatl.report.figures import PART_COLORS
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _CONFIDENCE = 0.95

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from spatl.sealed_files import alone_in, replace_file
 from spatl.errors import SpatlError
-from spatl.page import facts
+from spatl.report.page import facts
 from spatl.runs.text import human_bytes, human_percent
 
 _LOCK = ".lock"

@@ -13,7 +13,7 @@ from spatl.cli import main
 from spatl.config import ExperimentConfig, parse_config
 from spatl.rounds.blueprint import load_clients, split_client
 from spatl.partition_command import _print, _table, count_partition
-from spatl.partition_plot import PartitionCounts
+from spatl.report.partition_figure import PartitionCounts
 from tests.terminals import pipe, shown, terminal, widest_line
 
 

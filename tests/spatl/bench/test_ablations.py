@@ -13,7 +13,7 @@ from spatl.bench.report import write_reports
 from spatl.bench.results import Estimate, collect, run_directory, shown_target
 from spatl.bench.tables import ablation_rows, factor_text
 from spatl.config import AblationsConfig
-from spatl.plots import new_figure
+from spatl.report.figures import new_figure
 from tests.spatl.bench.runs import write_run
 
 IDEAS = {"spatl-no-selection": "selection", "spatl-no-control": "control <i>variates</i> | all"}

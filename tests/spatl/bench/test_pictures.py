@@ -6,7 +6,7 @@ from spatl.bench.costs import Point
 from spatl.bench.pictures import STRETCHED, axis_words, curve_words, draw_accuracy, draw_parts, loss_svg, part_words
 from spatl.bench.pictures import _losses as losses_of
 from spatl.bench.results import Curve, PartsRow
-from spatl.plots import new_figure
+from spatl.report.figures import new_figure
 
 
 def curve(label, seed, accuracies, *, ended=True, cost=100):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from spatl.runs.history import RunResult, excluded_line, mean
-from spatl.page import facts, figure, make_page, provenance, section, table
-from spatl.plots import bytes_on_arrival, curves_svg, final_accuracies, human_bytes, is_number, run_title
+from spatl.report.page import facts, figure, make_page, provenance, section, table
+from spatl.report.figures import bytes_on_arrival, curves_svg, final_accuracies, human_bytes, is_number, run_title
 
 _NOTHING = "–"
 _PARTS = ("values", "indices", "control", "other")

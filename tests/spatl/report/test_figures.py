@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spatl.errors import SpatlError
 from spatl.runs.history import RunResult
-from spatl.plots import (
+from spatl.report.figures import (
     _draw_loss_per_round,
     bytes_on_arrival,
     curves_svg,

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from spatl.errors import SpatlError
-from spatl.partition_plot import PartitionCounts, draw_partition
+from spatl.report.partition_figure import PartitionCounts, draw_partition
 
 
 def counts(num_clients: int, num_classes: int) -> PartitionCounts:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spatl.errors import SpatlError
-from spatl.plots import PALETTE, new_figure
+from spatl.report.figures import PALETTE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
