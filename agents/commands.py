@@ -12,8 +12,8 @@ from agents import evaluate as evaluation
 from agents.pictures import draw_rewards
 from spatl.config import load_config
 from spatl.errors import ConfigError, SpatlError
-from spatl.report.figures import new_figure
 from spatl.progress import live_progress
+from spatl.report.figures import new_figure
 from spatl.runner import fresh_directory
 from spatl.terminal import print_table
 

@@ -14,8 +14,8 @@ from agents.problem import Objective
 from agents.trial import Trial, pruned_trial, sent_trial
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
-from spatl.rounds.blueprint import Blueprint, encoder_tensors, reproducible
 from spatl.models.copies import duplicate, restore_
+from spatl.rounds.blueprint import Blueprint, encoder_tensors, reproducible
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.selectors import update_energy
 from spatl.selection.signal import channel_signal

@@ -26,6 +26,7 @@ from spatl.errors import (
     traceback_of,
 )
 from spatl.rounds.blueprint import cached_blueprint, data_digest, describe_own
+from spatl.rounds.downlink import check_of
 from spatl.wire.protocol import (
     AGREED,
     BLOB,
@@ -41,7 +42,6 @@ from spatl.wire.protocol import (
     pack_saliency,
     unpack_download,
 )
-from spatl.rounds.downlink import check_of
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from clients.memory import peak_megabytes
 from clients.round import Workplace
 from clients.state import DirectoryStore
 from spatl.config import parse_config
-from spatl.errors import SpatlError
 from spatl.deployment.processes import environment
+from spatl.errors import SpatlError
 from spatl.wire.protocol import Model
 
 _REPEATS = 5

@@ -30,6 +30,7 @@ from rich.console import Console
 
 from clients import keep, knock
 from spatl.config import ExperimentConfig, parse_budget
+from spatl.deployment.processes import environment, free_port, script
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
     CLIENT_KEY,
@@ -41,7 +42,6 @@ from spatl.deployment.sites import (
     read_client_site,
 )
 from spatl.errors import ConfigError, SpatlError
-from spatl.deployment.processes import environment, free_port, script
 
 logger = logging.getLogger(__name__)
 

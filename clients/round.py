@@ -12,23 +12,12 @@ from torch import Tensor, nn
 from clients.state import ClientState
 from spatl.channels.costs import BUDGET_KINDS, Budget, check_budget
 from spatl.channels.selection import Selection, select_all
-from spatl.wire.codec import CODECS
 from spatl.data import ClientData
 from spatl.data.dataset import what_is_not
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
-from spatl.rounds.blueprint import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import train_mode_
-from spatl.wire.protocol import (
-    LARGEST_METRIC,
-    Download,
-    EvaluateReport,
-    Model,
-    TrainReport,
-    Update,
-    pack_update,
-    unpack_update,
-)
+from spatl.rounds.blueprint import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
 from spatl.rounds.downlink import follow
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
@@ -44,6 +33,17 @@ from spatl.training.control import (
 )
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
 from spatl.training.local import TrainingResult, train_
+from spatl.wire.codec import CODECS
+from spatl.wire.protocol import (
+    LARGEST_METRIC,
+    Download,
+    EvaluateReport,
+    Model,
+    TrainReport,
+    Update,
+    pack_update,
+    unpack_update,
+)
 
 
 class Workplace:

@@ -19,9 +19,9 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
-from spatl.sealed_files import alone_in, replace_file, seal, sync_names, unseal, write_synced
 from spatl.errors import DamagedState, SpatlError
 from spatl.rounds.downlink import Held
+from spatl.sealed_files import alone_in, replace_file, seal, sync_names, unseal, write_synced
 from spatl.training.control import fading
 
 logger = logging.getLogger(__name__)

@@ -21,15 +21,15 @@ from server.registration import register
 from server.reporting import Recorder
 from server.strategy import Federation
 from spatl.config import ExperimentConfig, config_from_run
-from spatl.sealed_files import replace_file
 from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
 from spatl.rounds.blueprint import Blueprint, reproducible, servers_blueprint
+from spatl.rounds.downlink import check_of
+from spatl.rounds.privacy import epsilon_of
+from spatl.runner import config_of, remarks_on
 from spatl.runs.history import REGISTRATION, alone_in_run, write_json
 from spatl.runs.log import EVENTS, logged_to
-from spatl.rounds.privacy import epsilon_of
-from spatl.rounds.downlink import check_of
-from spatl.runner import config_of, remarks_on
 from spatl.runs.tensorboard import Scalars
+from spatl.sealed_files import replace_file
 from spatl.selection.static import common_selection
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatl.rounds.admission import Admission, Size
-from spatl.sealed_files import replace_file, seal, unseal
 from spatl.errors import SpatlError
 from spatl.planes import squeeze, unsqueeze
+from spatl.rounds.admission import Admission, Size
+from spatl.sealed_files import replace_file, seal, unseal
 
 FILE = "server.checkpoint"
 _FORMAT = 4

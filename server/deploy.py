@@ -38,6 +38,7 @@ from server.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
 from spatl.cli import print_result
 from spatl.config import ExperimentConfig, load_config, parse_config, read_config
 from spatl.data import DATASETS, OWN
+from spatl.deployment.processes import environment, free_port, past_proxies, stop
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -59,13 +60,12 @@ from spatl.deployment.sites import (
     write_run,
     write_site,
 )
-from spatl.sealed_files import replace_file
 from spatl.errors import ConfigError, SpatlError
-from spatl.rounds.blueprint import cached_blueprint
-from spatl.runs.history import REGISTRATION, alone_in_run, has_rounds, read_json, read_run, serving_run
-from spatl.deployment.processes import environment, free_port, past_proxies, stop
 from spatl.progress import progress_of
+from spatl.rounds.blueprint import cached_blueprint
 from spatl.runner import config_of, resume, run
+from spatl.runs.history import REGISTRATION, alone_in_run, has_rounds, read_json, read_run, serving_run
+from spatl.sealed_files import replace_file
 
 logger = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from server.traffic import message_traffic
 from spatl.config import ExperimentConfig
 from spatl.data.own import Description, agree
 from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
+from spatl.models.copies import DIGEST_BYTES
 from spatl.rounds.blueprint import Blueprint, data_digest, servers_blueprint
 from spatl.runs.history import to_json
 from spatl.runs.ledger import Direction, Entry, entry
-from spatl.models.copies import DIGEST_BYTES
 from spatl.wire.protocol import AGREED, BLOB, DESCRIPTION, DIGEST, RECORD, REFUSED, unpack_saliency
 
 logger = logging.getLogger(__name__)

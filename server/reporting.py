@@ -21,8 +21,8 @@ from spatl.runs.history import (
 )
 from spatl.runs.ledger import Entry, total
 from spatl.runs.log import EVENTS
-from spatl.wire.protocol import EvaluateReport, TrainReport
 from spatl.runs.tensorboard import Scalars
+from spatl.wire.protocol import EvaluateReport, TrainReport
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
+from server.checkpoint import Checkpoint, ServerState, save_checkpoint
+from server.questions import Questions, is_lost
+from server.reporting import Recorder
+from server.traffic import message_traffic
+from spatl.channels.selection import Selection, select_all
+from spatl.errors import DivergedError, SpatlError, UpdateRejected, printable
 from spatl.rounds.admission import (
     Admission,
     Size,
@@ -36,17 +42,14 @@ from spatl.rounds.admission import (
     median_of,
     size_of,
 )
-from server.checkpoint import Checkpoint, ServerState, save_checkpoint
-from server.questions import Questions, is_lost
-from server.reporting import Recorder
-from spatl.rounds.sampling import sample_clients
-from server.traffic import message_traffic
 from spatl.rounds.aggregation import Aggregator, PrivateAggregator, RobustAggregator, agreements
-from spatl.channels.selection import Selection, select_all
-from spatl.wire.codec import CODECS
-from spatl.errors import DivergedError, SpatlError, UpdateRejected, printable
 from spatl.rounds.blueprint import Blueprint
+from spatl.rounds.downlink import Reference, followed_control
+from spatl.rounds.sampling import sample_clients
 from spatl.runs.ledger import Direction, Entry, entry
+from spatl.seeding import generator
+from spatl.training.control import fading
+from spatl.wire.codec import CODECS
 from spatl.wire.protocol import (
     BLOB,
     CLIENT_DIVERGED,
@@ -63,9 +66,6 @@ from spatl.wire.protocol import (
     section_bytes,
     unpack_update,
 )
-from spatl.rounds.downlink import Reference, followed_control
-from spatl.seeding import generator
-from spatl.training.control import fading
 
 logger = logging.getLogger(__name__)
 

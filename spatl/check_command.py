@@ -16,9 +16,9 @@ from rich.text import Text
 
 from spatl.bench.plan import make_plan
 from spatl.config import ExperimentConfig, load_config
-from spatl.rounds.blueprint import Blueprint, choose_device
 from spatl.partition_command import partition_name
 from spatl.report.figures import human_bytes
+from spatl.rounds.blueprint import Blueprint, choose_device
 from spatl.runner import check as checked
 from spatl.runs.tensorboard import check_tensorboard
 from spatl.terminal import print_line, print_table

@@ -23,13 +23,13 @@ from spatl.channels.costs import BUDGET_KINDS
 from spatl.completion import SHELLS
 from spatl.config import load_config
 from spatl.errors import ConfigError, SpatlError, from_outside
-from spatl.runs.history import RunResult, excluded_line, write_json
-from spatl.runs.log import TextFormatter
 from spatl.progress import progress_of
 from spatl.runner import check, config_of, fresh_directory, resume, run
+from spatl.runs.history import RunResult, excluded_line, write_json
+from spatl.runs.log import TextFormatter
+from spatl.runs.text import human_bytes, human_percent
 from spatl.show import SHOWN
 from spatl.terminal import print_line, print_table
-from spatl.runs.text import human_bytes, human_percent
 
 USER_MISTAKE = 2
 

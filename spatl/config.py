@@ -15,7 +15,6 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spatl.channels.costs import BUDGET_KINDS, Budget
-from spatl.wire.codec import CODECS
 from spatl.data import DATASETS, OWN, PARTITIONERS
 from spatl.data.own import Agreement, check_classes, check_shape
 from spatl.errors import ConfigError, DataError, did_you_mean
@@ -24,6 +23,7 @@ from spatl.models import MODELS
 from spatl.selection.selectors import SELECTORS, AgentSettings
 from spatl.shipped import config_path, shipped_configs
 from spatl.training.local import LocalTraining
+from spatl.wire.codec import CODECS
 from spatl.yaml_text import RepeatedKey, load_yaml
 
 

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from spatl.config import ExperimentConfig
 from spatl.runs.history import latest_accuracy
-from spatl.terminal import print_line
 from spatl.runs.text import human_bytes, human_percent
+from spatl.terminal import print_line
 
 _BAR = range(10, 41)  # characters; less only where not even the accuracy would fit
 _LEAST_BAR = 4

@@ -18,12 +18,12 @@ from rich.console import Console
 from spatl.config import ExperimentConfig, load_config, parse_config
 from spatl.deployment.sites import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
+from spatl.progress import progress_of, watched_console
+from spatl.report.figures import draw_curves
+from spatl.report.run_report import write_report
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.runs.history import RunResult, Tail, clear_start, read_run
 from spatl.runs.log import logged_to
-from spatl.report.figures import draw_curves
-from spatl.progress import progress_of, watched_console
-from spatl.report.run_report import write_report
 from spatl.runs.tensorboard import check_tensorboard
 from spatl.unread import settings_without_effect
 

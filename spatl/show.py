@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.bench.codecs import measure_codecs
-from spatl.wire.codec import CODECS
 from spatl.data import DATASETS, PARTITIONERS
 from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS
@@ -21,6 +20,7 @@ from spatl.selection.selectors import SELECTORS
 from spatl.settings import Setting, find_settings, section_meanings
 from spatl.shipped import opening_words, shipped_configs
 from spatl.terminal import print_line, print_table
+from spatl.wire.codec import CODECS
 
 
 @dataclass(frozen=True)

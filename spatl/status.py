@@ -14,9 +14,9 @@ from rich.table import Table
 
 from spatl.deployment.sites import DEFAULT_RUN, ServerSite, is_deployment, resume_command
 from spatl.errors import ConfigError
-from spatl.runs.history import REGISTRATION, has_rounds, is_running, latest_accuracy, read_json, read_lines, to_json
 from spatl.report.figures import human_bytes
 from spatl.runner import config_of
+from spatl.runs.history import REGISTRATION, has_rounds, is_running, latest_accuracy, read_json, read_lines, to_json
 from spatl.terminal import print_line, print_table
 
 State = Literal["running", "finished", "failed", "stopped"]

@@ -26,8 +26,8 @@ from clients.state import DirectoryStore
 from server.checkpoint import load_checkpoint
 from spatl.cli import main as spatl
 from spatl.config import ExperimentConfig
-from spatl.runs.history import read_lines
 from spatl.deployment.processes import descendants, free_port
+from spatl.runs.history import read_lines
 from tests.deployments import started
 from tests.federations import COMPRESSED, blueprint_of, tiny_config
 from tests.processes import command_of

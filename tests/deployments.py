@@ -8,8 +8,8 @@ from pathlib import Path
 
 from spatl.cli import main
 from spatl.config import ExperimentConfig
-from spatl.deployment.sites import Address, ClientSite, write_site
 from spatl.deployment.processes import environment, free_port, stop
+from spatl.deployment.sites import Address, ClientSite, write_site
 from tests.taps import Tap
 
 

@@ -16,8 +16,8 @@ from server.grids import InProcessGrid
 from spatl.channels.layout import EncoderLayout
 from spatl.config import ExperimentConfig, parse_config
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
-from spatl.wire.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
 from spatl.training.control import fading
+from spatl.wire.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
 
 DENSE = {"uplink": "float32", "downlink": "float32"}
 COMPRESSED = {"uplink": "adaptive", "downlink": "adaptive"}

@@ -17,9 +17,9 @@ from unittest import mock
 import numpy as np
 from flwr.app import Message
 
-from spatl.rounds.admission import Size, check_size
 from spatl.config import ExperimentConfig, parse_config
 from spatl.data import load_dataset
+from spatl.rounds.admission import Size, check_size
 from tests.federations import run_tiny
 
 ALL = tuple(range(10))

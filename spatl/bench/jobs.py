@@ -22,9 +22,9 @@ import yaml
 
 from spatl.config import config_from_json, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError, from_outside, told
+from spatl.runner import run
 from spatl.runs.history import write_json
 from spatl.runs.log import TextFormatter
-from spatl.runner import run
 
 logger = logging.getLogger(__name__)
 

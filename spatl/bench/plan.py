@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from spatl.wire.codec import CODECS
 from spatl.config import BenchConfig, ExperimentConfig, parse_config, read_config
 from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS
+from spatl.wire.codec import CODECS
 
 REFERENCE: Final = "fedavg"
 """The row that costs are compared with."""

@@ -17,8 +17,8 @@ from spatl.bench.costs import HELD_ROUNDS, Point, first_touch, held, trajectory
 from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
 from spatl.config import ExperimentConfig
 from spatl.errors import SpatlError
-from spatl.runs.history import mean, read_json, read_lines
 from spatl.report.figures import PART_COLORS
+from spatl.runs.history import mean, read_json, read_lines
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _CONFIDENCE = 0.95

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from spatl.sealed_files import replace_file
 from spatl.errors import ConfigError, SpatlError
 from spatl.runs.history import to_json
+from spatl.sealed_files import replace_file
 
 CA_CERTIFICATE = "ca.pem"
 CA_KEY = "ca.key"

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatl.runs.history import RunResult, excluded_line, mean
-from spatl.report.page import facts, figure, make_page, provenance, section, table
 from spatl.report.figures import bytes_on_arrival, curves_svg, final_accuracies, human_bytes, is_number, run_title
+from spatl.report.page import facts, figure, make_page, provenance, section, table
+from spatl.runs.history import RunResult, excluded_line, mean
 
 _NOTHING = "–"
 _PARTS = ("values", "indices", "control", "other")

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spatl.wire import protocol
 from spatl.channels.costs import Costs, check_budget
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.tracing import trace_groups
-from spatl.wire.codec import CODECS
 from spatl.config import ExperimentConfig, config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
 from spatl.errors import ConfigError, DataError, ModelError, told
-from spatl.runs.log import remembered_warnings
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import digests_of_the_rest
 from spatl.models.inputs import take_images_
+from spatl.runs.log import remembered_warnings
 from spatl.seeding import generator
 from spatl.selection.static import check_static_budget
 from spatl.training.rehearsal import rehearse
+from spatl.wire import protocol
+from spatl.wire.codec import CODECS
 
 _OWN_IN_A_SIMULATION = (
     "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "

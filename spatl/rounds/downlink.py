@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatl.wire import adaptive
 from spatl.channels.layout import EncoderLayout, Places
 from spatl.channels.selection import Selection
-from spatl.wire.codec import Codec
 from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
+from spatl.wire import adaptive
+from spatl.wire.codec import Codec
 from spatl.wire.protocol import CHECK_BYTES, DerivedControl, Download
 
 _UNIT = 2.0**-adaptive.UNIT_BITS

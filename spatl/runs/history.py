@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spatl.sealed_files import alone_in, replace_file
 from spatl.errors import SpatlError
 from spatl.report.page import facts
 from spatl.runs.text import human_bytes, human_percent
+from spatl.sealed_files import alone_in, replace_file
 
 _LOCK = ".lock"
 _SERVERS_LOCK = ".server.lock"

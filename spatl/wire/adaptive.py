@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.channels.layout import Places
-from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
 from spatl.errors import UpdateRejected
+from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
 
 _STEP: Final = struct.Struct("<f")
 _LARGEST_STEP: Final = 2.0**60

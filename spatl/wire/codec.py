@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spatl.wire import adaptive
 from spatl.channels.layout import Places
-from spatl.wire.entropy import MAX_CONTEXTS, decode_integers, encode_integers
 from spatl.errors import UpdateRejected
+from spatl.wire import adaptive
+from spatl.wire.entropy import MAX_CONTEXTS, decode_integers, encode_integers
 
 STEP: Final = 3.0
 """The step of `adaptive`, in root mean squares of the values, where no length is given; by measurement."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
-from spatl.wire.codec import CODECS_BY_NUMBER, Codec
 from spatl.errors import UpdateRejected
+from spatl.wire.codec import CODECS_BY_NUMBER, Codec
 
 CLIENT_REFUSED: Final = 100  # error codes of a client's reply, beyond Flower's own
 CLIENT_DIVERGED: Final = 101

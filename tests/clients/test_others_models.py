@@ -8,8 +8,8 @@ import torch
 
 from clients.round import Workplace
 from spatl.errors import ModelError
-from spatl.rounds.blueprint import make_blueprint
 from spatl.models.copies import duplicate, restore_
+from spatl.rounds.blueprint import make_blueprint
 from spatl.training.evaluate import forward_with_batch_statistics
 from spatl.training.local import LocalTraining, train_
 from tests.clients.test_round import received

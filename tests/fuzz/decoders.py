@@ -22,9 +22,10 @@ with atheris.instrument_imports(include=[f"spatl.{name}" for name in MODULES]):
 
     from spatl.channels.layout import Places
     from spatl.channels.selection import Selection
+    from spatl.errors import UpdateRejected
+    from spatl.rounds.downlink import Held, Reference, follow
     from spatl.wire.codec import CODECS, CODECS_BY_NUMBER
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
-    from spatl.errors import UpdateRejected
     from spatl.wire.protocol import (
         ROUNDING,
         DerivedControl,
@@ -34,7 +35,6 @@ with atheris.instrument_imports(include=[f"spatl.{name}" for name in MODULES]):
         unpack_download,
         unpack_update,
     )
-    from spatl.rounds.downlink import Held, Reference, follow
     from tests.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)

@@ -10,6 +10,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from server.strategy import blob_content
+from spatl.channels.selection import Selection, select_all
+from spatl.errors import SpatlError, UpdateRejected
 from spatl.rounds.admission import (
     Admission,
     Size,
@@ -21,11 +24,8 @@ from spatl.rounds.admission import (
     median_of,
     size_of,
 )
-from server.strategy import blob_content
-from spatl.channels.selection import Selection, select_all
-from spatl.wire.codec import CODECS
-from spatl.errors import SpatlError, UpdateRejected
 from spatl.runs.history import read_lines
+from spatl.wire.codec import CODECS
 from spatl.wire.protocol import Update, section_bytes
 from tests.federations import COMPRESSED, blob_of, run_tiny, tampering, tiny_config, weighted_control
 from tests.layouts import interleaved_layout

@@ -14,10 +14,10 @@ from clients.app import app as client_app
 from server.app import app as server_app
 from server.engines import run_inline, run_ray, write_app
 from server.grids import SERVER_NODE_ID, InProcessGrid
-from spatl.errors import ConfigError, SpatlError
-from spatl.runs.history import read_lines
 from spatl.deployment.processes import descendants, stop
+from spatl.errors import ConfigError, SpatlError
 from spatl.runner import run
+from spatl.runs.history import read_lines
 from tests.federations import tiny_config
 
 ROOT = Path(__file__).parents[2]

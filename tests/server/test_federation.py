@@ -17,15 +17,15 @@ from clients.app import app as client_app
 from server.grids import InProcessGrid, StreamingGrid
 from server.strategy import Federation, blob_content
 from server.traffic import message_traffic
-from spatl.wire.codec import CODECS
 from spatl.config import load_config, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
-from spatl.runs.history import read_json, read_lines
 from spatl.methods import METHODS
-from spatl.rounds.privacy import epsilon_of
-from spatl.wire.protocol import pack_update, section_bytes, unpack_download
 from spatl.rounds.downlink import Held, follow
+from spatl.rounds.privacy import epsilon_of
+from spatl.runs.history import read_json, read_lines
 from spatl.seeding import numpy_generator
+from spatl.wire.codec import CODECS
+from spatl.wire.protocol import pack_update, section_bytes, unpack_download
 from tests.federations import (
     COMPRESSED,
     DENSE,

@@ -14,17 +14,17 @@ from clients.app import app as client_app
 from clients.round import Workplace
 from server.grids import InProcessGrid
 from server.strategy import blob_content
-from spatl.rounds.aggregation import Aggregator
 from spatl.channels.selection import Selection, select_all
 from spatl.data import Examples, batches
 from spatl.errors import BudgetError, DivergedError, SpatlError
+from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.blueprint import reproducible
-from spatl.runs.history import read_lines
-from spatl.wire.protocol import BLOB, RECORD, Model, Update, unpack_download
 from spatl.rounds.downlink import Held, follow
+from spatl.runs.history import read_lines
 from spatl.seeding import generator
 from spatl.training.control import correction_hook, refresh_control
 from spatl.training.local import LocalTraining, train_
+from spatl.wire.protocol import BLOB, RECORD, Model, Update, unpack_download
 from tests.federations import blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config
 from tests.layouts import interleaved_layout
 from tests.server.test_federation import Strategies, fingerprints, tampering

@@ -8,8 +8,8 @@ import pytest
 
 from spatl.cli import main
 from spatl.config import ExperimentConfig, load_config
-from spatl.runs.history import read_json, read_lines
 from spatl.deployment.processes import free_port
+from spatl.runs.history import read_json, read_lines
 from spatl.status import read_status
 from tests.deployments import started
 from tests.federations import tiny_config

@@ -17,16 +17,16 @@ import clients.state
 import server.strategy
 from clients.round import Workplace
 from clients.state import ClientState, DirectoryStore
-from spatl.rounds.admission import Admission, Size
 from server.checkpoint import FILE, Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from server.engines import run_inline
 from server.reporting import Recorder
 from server.strategy import Federation
-from spatl.rounds.aggregation import Aggregator
-from spatl.sealed_files import alone_in
 from spatl.errors import ConfigError, DamagedState, SpatlError
-from spatl.runs.history import alone_in_run, read_lines
+from spatl.rounds.admission import Admission, Size
+from spatl.rounds.aggregation import Aggregator
 from spatl.runner import resume, run
+from spatl.runs.history import alone_in_run, read_lines
+from spatl.sealed_files import alone_in
 from tests.federations import COMPRESSED, DENSE, state_of, tiny_config, weighted_control
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from server.engines import run_inline
 from spatl.cli import main
 from spatl.deployment.sites import RUN, run_name
 from spatl.errors import ConfigError, SpatlError
-from spatl.runs.history import alone_in_run, read_json, read_lines, serving_run
 from spatl.runner import resume, run
+from spatl.runs.history import alone_in_run, read_json, read_lines, serving_run
 from spatl.status import read_status
 from tests.federations import tiny_config
 

@@ -14,10 +14,10 @@ from server.strategy import Federation
 from spatl.channels.selection import select_all
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import Blueprint, make_blueprint
-from spatl.runs.history import read_lines
-from spatl.wire.protocol import CLIENT_LOST, unpack_download
 from spatl.rounds.downlink import encoder_of
+from spatl.runs.history import read_lines
 from spatl.seeding import numpy_generator
+from spatl.wire.protocol import CLIENT_LOST, unpack_download
 from tests.federations import COMPRESSED, blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config
 from tests.server.test_federation import Strategies, losing
 from tests.server.test_traffic import record_bytes

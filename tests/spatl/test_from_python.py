@@ -9,8 +9,8 @@ import pytest
 from spatl import runner
 from spatl.config import ExperimentConfig, load_config
 from spatl.errors import ConfigError
-from spatl.runs.history import RunResult
 from spatl.runner import as_config, run
+from spatl.runs.history import RunResult
 from tests.federations import tiny_config
 from tests.terminals import shown, terminal
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from spatl.cli import main
 from spatl.config import ExperimentConfig, parse_config
-from spatl.rounds.blueprint import load_clients, split_client
 from spatl.partition_command import _print, _table, count_partition
 from spatl.report.partition_figure import PartitionCounts
+from spatl.rounds.blueprint import load_clients, split_client
 from tests.terminals import pipe, shown, terminal, widest_line
 
 

@@ -9,8 +9,8 @@ from threading import Barrier
 import pytest
 
 from spatl.errors import ConfigError
-from spatl.runs.history import read_lines, read_run
 from spatl.runner import fresh_directory, run
+from spatl.runs.history import read_lines, read_run
 from tests.federations import tiny_config
 
 ROOT = Path(__file__).parents[2]

@@ -16,9 +16,9 @@ from spatl.channels.costs import (
 )
 from spatl.channels.selection import Selection
 from spatl.channels.tracing import trace_groups
-from spatl.wire.codec import CODECS
 from spatl.errors import BudgetError
 from spatl.models import build_model, make_split
+from spatl.wire.codec import CODECS
 from spatl.wire.protocol import update_bytes
 
 

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.errors import SpatlError
-from spatl.runs.history import RunResult
 from spatl.report.figures import (
     _draw_loss_per_round,
     bytes_on_arrival,
@@ -23,6 +22,7 @@ from spatl.report.figures import (
     new_figure,
     run_title,
 )
+from spatl.runs.history import RunResult
 
 SVG = "{http://www.w3.org/2000/svg}"
 PARTS = {"values": 1000, "indices": 10, "control": 0, "other": 90}

@@ -12,11 +12,11 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.rounds.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator, agreements
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import UpdateRejected
-from spatl.wire.protocol import Update
+from spatl.rounds.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator, agreements
 from spatl.training.control import refresh_control
+from spatl.wire.protocol import Update
 from tests.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(3, 4), (2, 5)])

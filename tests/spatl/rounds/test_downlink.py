@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spatl.rounds.aggregation import Aggregator
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, select_all
-from spatl.wire.codec import CODECS
 from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
-from spatl.wire.protocol import DerivedControl, Download, Update, pack_download, unpack_download
+from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.downlink import Held, Reference, check_of, follow, followed_control
+from spatl.wire.codec import CODECS
+from spatl.wire.protocol import DerivedControl, Download, Update, pack_download, unpack_download
 from tests.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)

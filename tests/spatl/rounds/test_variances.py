@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spatl.channels.layout import ChannelGroup, EncoderLayout
 from spatl.rounds.admission import Size, clip_update
 from spatl.rounds.aggregation import Aggregator, PrivateAggregator, RobustAggregator
-from spatl.channels.layout import ChannelGroup, EncoderLayout
+from spatl.rounds.downlink import Held, Reference, follow
 from spatl.wire.codec import CODECS
 from spatl.wire.protocol import pack_download, pack_update, unpack_download, unpack_update
-from spatl.rounds.downlink import Held, Reference, follow
 from tests.layouts import make_update
 
 SIZE, CLIENTS, ROUNDS = 8, 3, 3

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.wire import adaptive
 from spatl.channels.layout import Places
 from spatl.errors import UpdateRejected
+from spatl.wire import adaptive
 
 UNIT = 2.0**-adaptive.UNIT_BITS
 

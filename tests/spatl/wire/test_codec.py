@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.channels.layout import Places
-from spatl.wire.codec import CODECS, CODECS_BY_NUMBER, dequantise, quantise
 from spatl.errors import UpdateRejected
+from spatl.wire.codec import CODECS, CODECS_BY_NUMBER, dequantise, quantise
 
 FLOATS = ("float32", "float16")
 LEVELS = {"int8": 127, "int4": 7, "ternary": 1}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.wire.entropy import LARGEST_INTEGER, MAX_CONTEXTS, decode_integers, encode_integers
 from spatl.errors import UpdateRejected
+from spatl.wire.entropy import LARGEST_INTEGER, MAX_CONTEXTS, decode_integers, encode_integers
 
 MANY = 1 << 17
 """From so many values on, a message has several lanes."""

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from spatl.channels.layout import ChannelGroup, EncoderLayout
 from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
-from spatl.wire.codec import CODECS
 from spatl.errors import UpdateRejected
+from spatl.wire.codec import CODECS
 from spatl.wire.protocol import (
     DerivedControl,
     Download,
