@@ -10,7 +10,7 @@ from rich.table import Table
 
 from agents import evaluate as evaluation
 from agents.pictures import draw_rewards
-from spatl.config import load_config
+from spatl.config.loading import load_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.progress import live_progress
 from spatl.report.figures import new_figure

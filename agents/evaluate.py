@@ -25,7 +25,9 @@ from agents.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_str
 from spatl.channels.costs import Budget, BudgetKind, check_budget
 from spatl.channels.masking import masked_weights
 from spatl.channels.selection import select_all
-from spatl.config import ExperimentConfig, PredictorConfig, config_from_json
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import config_from_json
+from spatl.config.sections import PredictorConfig
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import make_blueprint, reproducible
 from spatl.runs.history import mean, write_json

@@ -23,7 +23,7 @@ from agents.problem import Objective
 from agents.trial import Trial, reward
 from spatl.channels.costs import Budget
 from spatl.channels.selection import Selection, select_all
-from spatl.config import parse_config
+from spatl.config.loading import parse_config
 from spatl.data import Examples
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import Blueprint, make_blueprint, reproducible

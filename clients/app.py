@@ -13,7 +13,10 @@ from pydantic import ValidationError
 from clients.round import Workplace
 from clients.state import ClientState, ContextStore, DirectoryStore, StateStore
 from spatl.channels.costs import BUDGET_KINDS, Budget
-from spatl.config import AgreedConfig, ExperimentConfig, config_from_run, parse_budget
+from spatl.config.loading import on_device, with_agreement
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import config_from_run, parse_budget
+from spatl.config.sections import AgreedConfig
 from spatl.data.own import Agreement
 from spatl.errors import (
     ConfigError,
@@ -109,7 +112,7 @@ def _registration(message: Message, context: Context, client: int) -> tuple[dict
         if agreed is None:
             description = describe_own(config, client)
             return {"num-examples": description.num_examples}, ConfigRecord({DESCRIPTION: description.to_bytes()})
-        config.agreeing(_agreement(str(agreed)))
+        with_agreement(config, _agreement(str(agreed)))
         store.save_agreed(str(agreed))
     workplace = workplace_of(context)
     budget = _own_budget(context)
@@ -222,7 +225,7 @@ def workplace_of(context: Context) -> Workplace:
         agreed = _store(context).agreed()
         if agreed is None:
             raise SpatlError("this device has not registered, or lost what the clients have agreed on")
-        config = config.agreeing(_agreement(agreed))
+        config = with_agreement(config, _agreement(agreed))
     return _cached_workplace(config.to_json())
 
 
@@ -230,7 +233,8 @@ def _config(context: Context) -> ExperimentConfig:
     """The run's config, as the node's own config has it."""
     device, data = (context.node_config.get(key) for key in ("device", "data-dir"))
     try:
-        return config_from_run(context.run_config).on_device(
+        return on_device(
+            config_from_run(context.run_config),
             device=None if device is None else str(device), data=None if data is None else str(data)
         )
     except ConfigError as error:

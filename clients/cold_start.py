@@ -20,7 +20,7 @@ from clients.app import workplace_of
 from clients.memory import peak_megabytes
 from clients.round import Workplace
 from clients.state import DirectoryStore
-from spatl.config import parse_config
+from spatl.config.loading import parse_config
 from spatl.deployment.processes import environment
 from spatl.errors import SpatlError
 from spatl.wire.protocol import Model

@@ -29,7 +29,9 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from rich.console import Console
 
 from clients import keep, knock
-from spatl.config import ExperimentConfig, parse_budget
+from spatl.config.loading import on_device
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import parse_budget
 from spatl.deployment.processes import environment, free_port, script
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
@@ -121,7 +123,7 @@ def node_config(
         whole = parsed.kind == "uplink_bytes"
         node[parsed.kind.replace("_", "-")] = int(parsed.limit) if whole else parsed.limit
     if device is not None:
-        ExperimentConfig().on_device(device=device)
+        on_device(ExperimentConfig(), device=device)
         node["device"] = device
     return node
 

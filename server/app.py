@@ -20,7 +20,8 @@ from server.grids import InProcessGrid, StreamingGrid
 from server.registration import register
 from server.reporting import Recorder
 from server.strategy import Federation
-from spatl.config import ExperimentConfig, config_from_run
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import config_from_run
 from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
 from spatl.rounds.blueprint import Blueprint, reproducible, servers_blueprint
 from spatl.rounds.downlink import check_of

@@ -36,7 +36,8 @@ from server.certificates import make_authority, make_client_pair, make_server_pa
 from server.engines import check_outcome, write_app
 from server.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
 from spatl.cli import print_result
-from spatl.config import ExperimentConfig, load_config, parse_config, read_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import load_config, parse_config, read_config
 from spatl.data import DATASETS, OWN
 from spatl.deployment.processes import environment, free_port, past_proxies, stop
 from spatl.deployment.sites import (

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from server.grids import SERVER_NODE_ID, InProcessGrid
-from spatl.config import ExperimentConfig
+from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import environment, free_port, script, stop
 from spatl.errors import DivergedError, SpatlError
 from spatl.runs.history import alone_in_run, read_json

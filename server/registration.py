@@ -21,7 +21,8 @@ from server.questions import Questions, is_lost
 from server.reporting import Recorder
 from server.strategy import error_line, error_traceback
 from server.traffic import message_traffic
-from spatl.config import ExperimentConfig
+from spatl.config.loading import with_agreement
+from spatl.config.experiment import ExperimentConfig
 from spatl.data.own import Description, agree
 from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
 from spatl.models.copies import DIGEST_BYTES
@@ -101,7 +102,7 @@ def register(
             for client, reason in misfits.items():
                 desk.refuse(described[client][0], DataError(reason), client)
                 nodes.remove(described[client][0])
-            config = config.agreeing(agreement)
+            config = with_agreement(config, agreement)
     desk.check_enough(len(nodes))
     blueprint = servers_blueprint(config.to_json())
     clients = desk.register(nodes, blueprint, known)

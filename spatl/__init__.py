@@ -7,7 +7,8 @@ run that was killed.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from spatl.config import ExperimentConfig, load_config, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import load_config, parse_config
 from spatl.errors import SpatlError
 from spatl.runs.history import RunResult, read_run
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from spatl.errors import did_you_mean
-from spatl.settings import setting_keys
+from spatl.config.settings import setting_keys
 
 _USUAL_NAMES: Mapping[str, str] = {
     "algorithm": "method", "alg": "method", "strategy": "method", "num-rounds": "rounds", "num-server-rounds": "rounds",

@@ -21,7 +21,7 @@ from spatl import __version__
 from spatl.arguments import Parser
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.completion import SHELLS
-from spatl.config import load_config
+from spatl.config.loading import load_config
 from spatl.errors import ConfigError, SpatlError, from_outside
 from spatl.progress import progress_of
 from spatl.runner import check, config_of, fresh_directory, resume, run

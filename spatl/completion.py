@@ -12,8 +12,8 @@ from typing import Final
 from rich.console import Console
 
 from spatl.arguments import Parser
-from spatl.settings import section_meanings, setting_keys
-from spatl.shipped import shipped_configs
+from spatl.config.settings import section_meanings, setting_keys
+from spatl.config.shipped import shipped_configs
 
 SHELLS: Final = ("bash", "zsh", "fish")
 _FILES: Final = "<files>"

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spatl.config import ExperimentConfig, load_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import load_config
 from spatl.data import PARTITIONERS
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.partition_figure import SPLITS, PartitionCounts, draw_partition

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from spatl.config import ExperimentConfig
+from spatl.config.experiment import ExperimentConfig
 from spatl.runs.history import latest_accuracy
 from spatl.runs.text import human_bytes, human_percent
 from spatl.terminal import print_line

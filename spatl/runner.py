@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from spatl.config import ExperimentConfig, load_config, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import load_config, parse_config
 from spatl.deployment.sites import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
 from spatl.progress import progress_of, watched_console
@@ -25,7 +26,7 @@ from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.runs.history import RunResult, Tail, clear_start, read_run
 from spatl.runs.log import logged_to
 from spatl.runs.tensorboard import check_tensorboard
-from spatl.unread import settings_without_effect
+from spatl.config.unread import settings_without_effect
 
 logger = logging.getLogger(__name__)
 

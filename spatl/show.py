@@ -17,8 +17,8 @@ from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS
 from spatl.models import MODELS
 from spatl.selection.selectors import SELECTORS
-from spatl.settings import Setting, find_settings, section_meanings
-from spatl.shipped import opening_words, shipped_configs
+from spatl.config.settings import Setting, find_settings, section_meanings
+from spatl.config.shipped import opening_words, shipped_configs
 from spatl.terminal import print_line, print_table
 from spatl.wire.codec import CODECS
 

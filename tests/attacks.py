@@ -17,7 +17,8 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from server.strategy import blob_content
-from spatl.config import ExperimentConfig, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import parse_config
 from spatl.errors import DivergedError
 from spatl.runs.history import read_json
 from spatl.wire.protocol import section_bytes

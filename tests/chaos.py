@@ -25,7 +25,7 @@ import torch
 from clients.state import DirectoryStore
 from server.checkpoint import load_checkpoint
 from spatl.cli import main as spatl
-from spatl.config import ExperimentConfig
+from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import descendants, free_port
 from spatl.runs.history import read_lines
 from tests.deployments import started

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spatl.cli import main
-from spatl.config import ExperimentConfig
+from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import environment, free_port, stop
 from spatl.deployment.sites import Address, ClientSite, write_site
 from tests.taps import Tap

@@ -14,7 +14,8 @@ from clients.state import ClientState, DirectoryStore
 from server.app import serve
 from server.grids import InProcessGrid
 from spatl.channels.layout import EncoderLayout
-from spatl.config import ExperimentConfig, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.training.control import fading
 from spatl.wire.protocol import BLOB, RECORD, TrainReport, Update, unpack_update

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from spatl.config import parse_config
+from spatl.config.loading import parse_config
 from spatl.runs.history import read_json
 from tests.attacks import config_of
 from tests.federations import COMPRESSED, run_tiny

@@ -16,7 +16,7 @@ from pathlib import Path
 from server.app import serve
 from server.grids import InProcessGrid
 from server.reporting import Recorder
-from spatl.config import parse_config
+from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import cached_blueprint
 
 from clients.app import app as client_app  # isort: skip

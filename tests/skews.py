@@ -17,7 +17,8 @@ from unittest import mock
 import numpy as np
 from flwr.app import Message
 
-from spatl.config import ExperimentConfig, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import parse_config
 from spatl.data import load_dataset
 from spatl.rounds.admission import Size, check_size
 from tests.federations import run_tiny

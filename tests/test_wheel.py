@@ -56,6 +56,6 @@ def test_the_quickstart_runs_from_a_wheel_in_any_folder(installed, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("SPATL: round 1/1  accuracy ")
     assert (tmp_path / "made" / "summary.json").stat().st_size > 0
-    code = "import spatl.shipped as s; print(s.__file__, *s.shipped_configs().values())"
+    code = "import spatl.config.shipped as s; print(s.__file__, *s.shipped_configs().values())"
     listed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, capture_output=True, text=True).stdout
     assert all(path.startswith(str(installed)) for path in listed.split())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spatl.bench.results import CRITERIA, Estimate, Record, TargetRow, average, average_ratio, by_row, target_table
-from spatl.config import AblationsConfig
+from spatl.config.bench import AblationsConfig
 
 
 def add_ablations_(records: Sequence[Record], ablations: AblationsConfig) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from spatl.config import config_from_json, parse_config
+from spatl.config.loading import config_from_json, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError, from_outside, told
 from spatl.runner import run
 from spatl.runs.history import write_json

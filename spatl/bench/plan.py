@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from spatl.config import BenchConfig, ExperimentConfig, parse_config, read_config
+from spatl.config.bench import BenchConfig
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import parse_config, read_config
 from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS
 from spatl.wire.codec import CODECS

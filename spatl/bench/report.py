@@ -49,7 +49,7 @@ from spatl.bench.tables import (
     tuning_rows,
 )
 from spatl.bench.tuning import Tuned
-from spatl.config import ExperimentConfig
+from spatl.config.experiment import ExperimentConfig
 from spatl.report.page import facts, figure, make_page, provenance, section, table
 
 _BYTES: Final = "Bytes by what they are"

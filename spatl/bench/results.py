@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from spatl.bench.costs import HELD_ROUNDS, Point, first_touch, held, trajectory
 from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
-from spatl.config import ExperimentConfig
+from spatl.config.experiment import ExperimentConfig
 from spatl.errors import SpatlError
 from spatl.report.figures import PART_COLORS
 from spatl.runs.history import mean, read_json, read_lines

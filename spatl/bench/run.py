@@ -17,12 +17,12 @@ from spatl.bench.plan import Plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import Record, collect, run_directory
 from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, warn_of_replaced_momenta, with_tuned
-from spatl.config import config_from_json
+from spatl.config.loading import config_from_json
 from spatl.errors import ConfigError, SpatlError
 from spatl.rounds.blueprint import cached_blueprint, check_simulated
 from spatl.runs.history import write_json
 from spatl.sealed_files import alone_in
-from spatl.unread import given_in, setting_names, settings_without_effect
+from spatl.config.unread import given_in, setting_names, settings_without_effect
 
 logger = logging.getLogger(__name__)
 

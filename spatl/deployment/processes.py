@@ -20,7 +20,7 @@ _LOOPBACK = "127.0.0.1,localhost"
 
 def environment(home: Path) -> dict[str, str]:
     """The environment of Flower's processes: this interpreter's programs and packages, and nothing phoned home."""
-    roots = [str(Path(__file__).resolve().parents[1]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+    roots = [str(Path(__file__).resolve().parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         **past_proxies(),

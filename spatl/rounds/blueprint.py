@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 from spatl.channels.costs import Costs, check_budget
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.tracing import trace_groups
-from spatl.config import ExperimentConfig, config_from_json
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import config_from_json
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit

@@ -8,7 +8,7 @@ from agents.networks import Candidate, Snapshot, Trained, candidate
 from agents.policy import GraphPolicy
 from agents.problem import Problem
 from spatl.channels.costs import Budget
-from spatl.config import parse_config
+from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import Blueprint, make_blueprint
 
 

@@ -15,7 +15,7 @@ from agents.trial import Outcome
 from agents.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
 from spatl.channels.costs import Budget
 from spatl.cli import main
-from spatl.config import parse_config
+from spatl.config.loading import parse_config
 from spatl.data import Examples
 from spatl.selection.selectors import magnitude_scores
 from tests.agents.problems import blueprint_for, candidate_for, drawn_policy

@@ -6,7 +6,8 @@ import pytest
 from clients.app import app as client_app
 from server.app import serve
 from server.grids import InProcessGrid
-from spatl.config import parse_config
+from spatl.config.loading import on_device
+from spatl.config.loading import parse_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.runs.history import read_lines
 from tests.federations import run_tiny, tiny_config
@@ -62,10 +63,10 @@ def test_a_devices_own_copy_of_the_data_may_lie_anywhere(tmp_path):
 
 def test_data_that_are_read_from_no_path_have_no_other_one():
     with pytest.raises(ConfigError, match="data set 'digits' is read from no path"):
-        parse_config({}).on_device(data="/somewhere")
+        on_device(parse_config({}), data="/somewhere")
 
 
 def test_a_path_of_the_devices_own_goes_before_the_hub():
-    config = parse_config({"data": {"name": "cifar10", "options": {"hub": True}}}).on_device(data="/own", device="cpu")
+    config = on_device(parse_config({"data": {"name": "cifar10", "options": {"hub": True}}}), data="/own", device="cpu")
     assert config.data.options == {"path": "/own"}
     assert config.training.device == "cpu"

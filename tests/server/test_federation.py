@@ -17,7 +17,7 @@ from clients.app import app as client_app
 from server.grids import InProcessGrid, StreamingGrid
 from server.strategy import Federation, blob_content
 from server.traffic import message_traffic
-from spatl.config import load_config, parse_config
+from spatl.config.loading import load_config, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
 from spatl.methods import METHODS
 from spatl.rounds.downlink import Held, follow

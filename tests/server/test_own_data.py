@@ -12,7 +12,8 @@ from server.app import serve
 from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid
 from spatl.cli import main
-from spatl.config import load_config, parse_config
+from spatl.config.loading import on_device, with_agreement
+from spatl.config.loading import load_config, parse_config
 from spatl.data.own import Agreement, fit
 from spatl.errors import ConfigError, SpatlError
 from spatl.rounds.blueprint import load_own, make_blueprint
@@ -103,7 +104,7 @@ def test_classes_and_scale_are_those_of_all_training_examples_together(devices):
     assert agreed.shape == (1, 8, 8)
     images, labels = [], []
     for client in range(3):
-        device = config.on_device(data=str(devices / f"{client}.npz"))
+        device = on_device(config, data=str(devices / f"{client}.npz"))
         train = make_blueprint(device).client_data(client).train
         images.append(train.images)
         labels.append(train.labels)
@@ -114,7 +115,7 @@ def test_classes_and_scale_are_those_of_all_training_examples_together(devices):
     # The same pixel is the same number everywhere.
     raw, scaled = set(), set()
     for client in range(3):
-        device = config.on_device(data=str(devices / f"{client}.npz"))
+        device = on_device(config, data=str(devices / f"{client}.npz"))
         found = load_own(device).images.clone()
         fitted = fit(load_own(device), agreed.agreement()).images
         raw.add(float(found[found == 37.0][0]))
@@ -350,7 +351,7 @@ def test_a_simulation_of_devices_own_data_is_refused_in_one_line(tmp_path, regis
     write_data(tmp_path / "data.npz", 100, range(4))
     config = own_config(data={"name": "npz", "options": {"path": str(tmp_path / "data.npz")}})
     if registered:
-        config = config.agreeing(Agreement(("0", "1", "2", "3"), (1, 8, 8), (0.0,), (1.0,)))
+        config = with_agreement(config, Agreement(("0", "1", "2", "3"), (1, 8, 8), (0.0,), (1.0,)))
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     for command in ("run", "partition", "check", "bench"):
         assert main([command, str(tmp_path / "config.yaml")]) == 2

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from spatl.cli import main
-from spatl.config import ExperimentConfig, load_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import load_config
 from spatl.deployment.processes import free_port
 from spatl.runs.history import read_json, read_lines
 from spatl.status import read_status

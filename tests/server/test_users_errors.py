@@ -158,7 +158,7 @@ def test_a_client_whose_model_differs_in_what_does_not_travel_is_refused_by_name
 def test_models_that_are_built_alike_have_the_same_digests_in_another_process_too(tmp_path):
     config = of_users("Forgetful")
     code = (
-        "import sys\nfrom spatl.config import config_from_json\nfrom spatl.rounds.blueprint import make_blueprint\n"
+        "import sys\nfrom spatl.config.loading import config_from_json\nfrom spatl.rounds.blueprint import make_blueprint\n"
         "print(b''.join(make_blueprint(config_from_json(sys.argv[1])).rest.values()).hex())"
     )
     done = subprocess.run([sys.executable, "-c", code, config.to_json()], capture_output=True, text=True, check=True)

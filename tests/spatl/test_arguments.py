@@ -3,7 +3,7 @@
 import pytest
 
 from spatl.cli import _parser, main
-from spatl.settings import setting_keys
+from spatl.config.settings import setting_keys
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from spatl import runner
-from spatl.config import ExperimentConfig, load_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import load_config
 from spatl.errors import ConfigError
 from spatl.runner import as_config, run
 from spatl.runs.history import RunResult

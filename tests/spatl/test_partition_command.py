@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from spatl.cli import main
-from spatl.config import ExperimentConfig, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import parse_config
 from spatl.partition_command import _print, _table, count_partition
 from spatl.report.partition_figure import PartitionCounts
 from spatl.rounds.blueprint import load_clients, split_client

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.config import ExperimentConfig, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import parse_config
 from spatl.methods import METHODS
 from spatl.progress import TaskLine, _Notebook, progress_of, watched_console
 from tests.terminals import pipe, shown, terminal, widest_line

@@ -3,7 +3,7 @@
 import pytest
 
 from spatl.cli import main
-from spatl.settings import all_settings
+from spatl.config.settings import all_settings
 from spatl.show import LISTINGS, SHOWN
 from tests.terminals import as_terminal, widest_line, words_of
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from spatl.config import ExperimentConfig
+from spatl.config.experiment import ExperimentConfig
 from spatl.runs.history import append_lines, write_json
 
 

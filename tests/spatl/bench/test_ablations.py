@@ -12,7 +12,7 @@ from spatl.bench.plan import make_plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import Estimate, collect, run_directory, shown_target
 from spatl.bench.tables import ablation_rows, factor_text
-from spatl.config import AblationsConfig
+from spatl.config.bench import AblationsConfig
 from spatl.report.figures import new_figure
 from tests.spatl.bench.runs import write_run
 

@@ -20,7 +20,7 @@ from spatl.bench.results import (
     target_table,
 )  # fmt: skip
 from spatl.bench.tables import part_rows, ratio_text, ratio_to_reference
-from spatl.config import parse_config
+from spatl.config.loading import parse_config
 from spatl.runs.history import append_lines
 from tests.spatl.bench.runs import write_run
 

@@ -9,7 +9,7 @@ from spatl.bench.plan import make_plan
 from spatl.bench.run import bench
 from spatl.bench.tables import tuning_note, tuning_rows
 from spatl.bench.tuning import Pair, Tuned, tuned_rows, tuning_jobs, warn_of_replaced_momenta, with_tuned
-from spatl.config import config_from_json, load_config
+from spatl.config.loading import config_from_json, load_config
 from spatl.errors import SpatlError
 from tests.spatl.bench.runs import write_run
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spatl.config import parse_config
+from spatl.config.loading import parse_config
 from spatl.data import Dataset, load_dataset
 from spatl.data.dataset import SPLITS
 from spatl.errors import DataError

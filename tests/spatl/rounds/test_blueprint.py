@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spatl.config import ExperimentConfig, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import parse_config
 from spatl.errors import ModelError
 from spatl.rounds.blueprint import make_blueprint
 

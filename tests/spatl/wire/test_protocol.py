@@ -183,7 +183,7 @@ def test_neither_kind_of_blob_is_taken_for_the_other():
 
 def documented_blob() -> bytes:
     """The bytes of the example in docs/wire-format.md; every line begins where the one before ended."""
-    page = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "wire-format.md").read_text()
     blob = b""
     for line in page.split("```hexdump\n")[1].split("```")[0].splitlines():
         offset, digits, _ = re.fullmatch(r" *(\d+)  ((?:[0-9a-f]{2} )+) +(\S.*)", line).groups()
@@ -208,7 +208,7 @@ def test_the_documented_example_is_what_is_packed():
 
 
 def test_the_documented_lengths_are_those_of_the_code():
-    page = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "wire-format.md").read_text()
     assert f"**Report.** {TrainReport.num_bytes()} bytes" in page
     assert f"{EvaluateReport.num_bytes()} bytes:" in page
     assert len(pack_download(download_of(), LAYOUT)) == 28 + 20

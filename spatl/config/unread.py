@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from spatl.channels.costs import BUDGET_KINDS
-from spatl.config import ExperimentConfig, Section
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.sections import Section
 from spatl.data import PARTITIONERS, Dataset
 from spatl.methods import METHODS, Method
 

@@ -7,8 +7,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-_INSTALLED = Path(__file__).parent / "configs"
-_CHECKOUT = Path(__file__).parents[1] / "configs"
+_INSTALLED = Path(__file__).parents[1] / "configs"
+_CHECKOUT = Path(__file__).parents[2] / "configs"
 
 
 @cache

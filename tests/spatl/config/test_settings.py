@@ -2,10 +2,11 @@
 
 import pytest
 
-from spatl.config import ExperimentConfig, _with_overrides, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import _with_overrides, parse_config
 from spatl.errors import ConfigError
 from spatl.methods import METHODS
-from spatl.settings import all_settings, find_settings, section_meanings, setting_keys
+from spatl.config.settings import all_settings, find_settings, section_meanings, setting_keys
 
 
 def test_every_leaf_of_the_config_is_a_setting():

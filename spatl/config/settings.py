@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from spatl.config import ExperimentConfig
+from spatl.config.experiment import ExperimentConfig
 from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS
 

@@ -7,10 +7,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.config import ExperimentConfig, config_from_json, config_from_run, load_config, parse_config
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import config_from_json, config_from_run, load_config, parse_config
 from spatl.errors import ConfigError
 
-CONFIGS = sorted(Path(__file__).parents[2].glob("configs/**/*.yaml"))
+CONFIGS = sorted(Path(__file__).parents[3].glob("configs/**/*.yaml"))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.yaml_text import RepeatedKey, load_yaml
+from spatl.config.yaml_text import RepeatedKey, load_yaml
 
 
 @pytest.mark.parametrize(

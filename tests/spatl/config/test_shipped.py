@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from spatl.config import load_config
+from spatl.config.loading import load_config
 from spatl.errors import ConfigError
-from spatl.shipped import config_path, opening_words, shipped_configs
+from spatl.config.shipped import config_path, opening_words, shipped_configs
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def test_every_config_has_a_name():

@@ -1,0 +1,62 @@
+"""Sections that `spatl bench` alone reads: methods, seeds, targets, ablations."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from spatl.config.sections import Count, Momentum, Positive, Ratio, Section
+
+
+class AblationsConfig(Section):
+    """Rows of `spatl bench` that are another row without one of its ideas."""
+
+    full: str = "spatl"
+    """The label of the row that has all ideas."""
+    without: dict[str, str] = Field(default_factory=dict)
+    """What each of the other rows lacks, by its label: the rest of a sentence that begins with "without". The reports
+    then say what every idea saves; no rows, no such table."""
+
+    @field_validator("without")
+    @classmethod
+    def _said(cls, without: dict[str, str]) -> dict[str, str]:
+        if silent := [label for label, idea in without.items() if not idea.strip()]:
+            raise ValueError(f"says nothing of {silent[0]}; say what that row lacks")
+        return without
+
+    @model_validator(mode="after")
+    def _others_than_the_full_row(self) -> Self:
+        if self.full in self.without:
+            raise ValueError(f"{self.full} is the full row; `without` names rows that lack something")
+        return self
+
+
+class BenchConfig(Section):
+    """What `spatl bench` compares; a single run does not look at it."""
+
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """The rows of the table by label, each with the settings in which it differs from the rest of the config. The label
+    is the method where `method` is not among them; no rows means every method there is."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
+    """Every row runs once with each."""
+    targets: tuple[Ratio, ...] = (0.6, 0.7, 0.8, 0.9, 0.95)
+    """Accuracies whose cost is reported."""
+    learning_rates: tuple[Positive, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    """The grid of `--tune`: the rates of runs without momentum."""
+    momenta: tuple[Momentum, ...] = (0.0,)
+    """`--tune` compares every learning rate with each, for every row, whatever momentum a row has of its own. With
+    momentum m a run takes the grid's rate times 1 - m, so that its steps add up to the same length whatever m is."""
+    tune_seeds: tuple[Annotated[int, Field(ge=0)], ...] = (101,)
+    """Seeds of the runs that `--tune` compares, on their validation splits."""
+    tune_rounds: Count | None = None
+    """Rounds of those runs; null for as many as the bench's."""
+    ablations: AblationsConfig = AblationsConfig()
+    """Which rows tell what one idea of a method is worth."""
+
+    @field_validator("seeds", "targets", "learning_rates", "momenta", "tune_seeds")
+    @classmethod
+    def _some_and_distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values:
+            raise ValueError("is empty; give at least one value")
+        if len(set(values)) < len(values):
+            raise ValueError(f"holds a value twice: {list(values)}")
+        return values

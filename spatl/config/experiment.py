@@ -1,0 +1,186 @@
+"""Experiment configuration: all sections together, and the rules that hold across them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from spatl.channels.costs import Budget
+from spatl.config.bench import BenchConfig
+from spatl.config.sections import (
+    AgentConfig,
+    ControlConfig,
+    Count,
+    DataConfig,
+    ModelConfig,
+    PartitionConfig,
+    PredictorConfig,
+    PrivacyConfig,
+    ReportConfig,
+    ResourcesConfig,
+    Section,
+    SelectionConfig,
+    ServerConfig,
+    TrainingConfig,
+    WireConfig,
+    one_of,
+)
+from spatl.data import DATASETS, OWN
+from spatl.data.own import Agreement
+from spatl.errors import ConfigError
+from spatl.methods import METHODS, Method, PredictorMode
+from spatl.wire.codec import CODECS
+
+
+class ExperimentConfig(Section):
+    """One run, whole."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Everything random in the run follows from it."""
+    rounds: Count = 20
+    """Rounds of training."""
+    method: str = "spatl"
+    """A row of `spatl show methods`."""
+    engine: Literal["inline", "ray"] = "inline"
+    """`inline` runs in this process; `ray` uses Flower's simulation runtime."""
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    model: ModelConfig = ModelConfig()
+    predictor: PredictorConfig = PredictorConfig()
+    training: TrainingConfig = TrainingConfig()
+    selection: SelectionConfig = SelectionConfig()
+    agent: AgentConfig = AgentConfig()
+    control: ControlConfig = ControlConfig()
+    server: ServerConfig = ServerConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    wire: WireConfig = WireConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    report: ReportConfig = ReportConfig()
+    bench: BenchConfig = Field(default=BenchConfig(), exclude=True)  # no part of what a run is
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_methods_own(cls, values: Any) -> Any:
+        """Fill in what goes with the method where nothing else is said."""
+        if not isinstance(values, Mapping):
+            return values
+        row = METHODS.get(str(values.get("method", cls.model_fields["method"].default)))
+        if row is None:
+            return values
+        filled = dict(values)
+        fixed = {"predictor": {"mode": row.predictor_mode}} if row.predictor_mode else {}
+        for section, own in {**fixed, **row.defaults}.items():
+            given = filled.get(section, {})
+            if isinstance(given, Mapping):
+                filled[section] = {**own, **given}
+        return filled
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        return one_of(method, METHODS)
+
+    @model_validator(mode="after")
+    def _enough_replies(self) -> Self:
+        if self.server.min_replies > self.num_participants:
+            raise ValueError(
+                f"server.min_replies is {self.server.min_replies}, but a round has {self.num_participants} clients"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _control_can_be_derived(self) -> Self:
+        if self.row.controls and self.control.downlink == "derived" and not CODECS[self.wire.downlink].relative:
+            raise ValueError(
+                f"control.downlink: derived needs a wire.downlink that sends changes; {self.wire.downlink} does not"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_private(self) -> Self:
+        if self.privacy.noise_multiplier is None:
+            return self
+        row, server = self.row, self.server
+        if row.controls or row.normalizes or row.static_mask:
+            raise ValueError(
+                f"privacy: {row.title} releases more than one sum of updates; take a method such as spatl-no-control"
+            )
+        if server.aggregation != "mean" or server.clip is not None:
+            raise ValueError("privacy: has its own aggregation; leave server.aggregation and server.clip out")
+        if self.training.batch_norm == "shared":
+            raise ValueError(
+                "privacy: noise on shared variances could make them negative; set training.batch_norm: local"
+            )
+        return self
+
+    @property
+    def num_participants(self) -> int:
+        """How many clients are asked in a round."""
+        return max(1, round(self.server.fraction_train * self.partition.num_clients))
+
+    def budget(self, client: int | None = None) -> Budget:
+        """The budget of a client, or of those that have none of their own."""
+        return self.selection.budget(client) or Budget("keep_ratio", self.row.keep_ratio)
+
+    @property
+    def derives_control(self) -> bool:
+        """Whether clients derive c from the encoder's changes."""
+        return self.control.downlink == "derived" or (
+            self.control.downlink == "auto" and CODECS[self.wire.downlink].relative
+        )
+
+    @model_validator(mode="after")
+    def _budgets_of_clients(self) -> Self:
+        for client in self.selection.clients:
+            if client >= self.partition.num_clients:
+                raise ValueError(
+                    f"selection.clients names client {client}, but there are {self.partition.num_clients}, from 0"
+                )
+        return self
+
+    @property
+    def has_own_data(self) -> bool:
+        """Whether each client is a device with data of its own."""
+        return self.partition.name == OWN
+
+    @property
+    def shares_data_on_disk(self) -> bool:
+        """Whether clients get shares of one data set that each machine reads from its own disk."""
+        from_disk = "path" in DATASETS[self.data.name].options and not self.data.options.get("hub")
+        return from_disk and not self.has_own_data
+
+    @property
+    def row(self) -> Method:
+        """The facts of the method."""
+        return METHODS[self.method]
+
+    @property
+    def predictor_mode(self) -> PredictorMode:
+        """What of the predictor is private: as the method says, or this config where the method leaves it open."""
+        return self.row.predictor_mode or self.predictor.mode
+
+    @property
+    def shares(self) -> Literal["encoder", "all", "nothing"]:
+        """What the server averages; what is not part of the encoder stays with the clients."""
+        if self.row.shares != "chosen":
+            return self.row.shares
+        return "encoder" if self.predictor.mode in ("local", "residual") else "all"
+
+    def located(self, directory: Path) -> Self:
+        """The same with the data set's path counted from a directory, for processes that start in another one."""
+        path = self.data.options.get("path", DATASETS[self.data.name].options.get("path"))
+        if not isinstance(path, str) or not path or self.data.options.get("hub"):
+            return self
+        options = {**self.data.options, "path": str(directory / os.path.expanduser(path))}
+        return self.model_copy(update={"data": self.data.model_copy(update={"options": options})})
+
+    def to_json(self) -> str:
+        """The whole config as one JSON value, for Flower's flat `run_config`."""
+        return self.model_dump_json()
+
+    def to_yaml(self) -> str:
+        """The whole config, resolved, in the form `load_config` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,195 @@
+"""Loading of a configuration from YAML, JSON, `--set` and a device's own values; a mistake is one line."""
+
+import json
+from dataclasses import asdict
+from spatl.data import DATASETS
+from spatl.data.own import Agreement
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from spatl.channels.costs import Budget
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.sections import BudgetConfig
+from spatl.errors import ConfigError, did_you_mean
+from spatl.config.shipped import config_path, shipped_configs
+from spatl.config.yaml_text import RepeatedKey, load_yaml
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read a config file and apply `section.key=value` overrides, whose values are YAML; of two alike the last counts.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, a key stands twice in it, or a key or value is not allowed.
+    """
+    return parse_config(read_config(path, overrides))
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a config file and apply overrides as `load_config` does, without checking keys and values.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, or a key stands twice in it.
+    """
+    given, path = str(path), config_path(path)
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        close = did_you_mean(given, shipped_configs())
+        raise ConfigError(
+            f"config file not found: {given}{close}; `spatl show configs` lists those that ship"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config file {path}: {error}") from error
+    except RepeatedKey as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError of a date that is none
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")
+    return _with_overrides(content, overrides)
+
+
+def parse_config(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Make a config from nested mappings.
+
+    Raises:
+        ConfigError: A key or value is not allowed.
+    """
+    try:
+        return ExperimentConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
+
+
+def parse_budget(values: Mapping[str, Any]) -> Budget | None:
+    """Make a budget from at most one of `keep_ratio`, `flops_ratio` and `uplink_bytes`.
+
+    Raises:
+        ConfigError: A value is not allowed, or there is more than one.
+    """
+    try:
+        return BudgetConfig.model_validate(dict(values)).own_budget()
+    except ValidationError as error:
+        raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
+
+
+def config_from_json(text: str) -> ExperimentConfig:
+    """Make a config from what `ExperimentConfig.to_json` wrote.
+
+    Raises:
+        ConfigError: The text is not JSON, or a key or value is not allowed.
+    """
+    try:
+        values = json.loads(text, object_pairs_hook=_each_key_once)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the run's config is not valid JSON: {error}") from error
+    except RepeatedKey as error:
+        raise ConfigError(f"the run's config: {error}") from None
+    return parse_config(values)
+
+
+def config_from_run(run_config: Mapping[str, Any]) -> ExperimentConfig:
+    """Make a config from Flower's flat `run_config`, whose key `config` holds JSON, or the path of a YAML file.
+
+    A relative path counts from the directory that holds the packages, which is the app's own in a Flower app bundle.
+
+    Raises:
+        ConfigError: The key is missing, or what it holds is not a config.
+    """
+    text = str(run_config.get("config", ""))
+    if not text:
+        raise ConfigError(
+            "the run has no config; give one: flwr run . --run-config 'config=\"configs/quickstart.yaml\"'"
+        )
+    if text.lstrip().startswith("{"):
+        return config_from_json(text)
+    return load_config(Path(__file__).parents[2] / text)
+
+
+def with_agreement(config: ExperimentConfig, agreement: Agreement) -> ExperimentConfig:
+    """Return the config of devices that have agreed on what their data have in common (`data.agreed`)."""
+    agreed = parse_config({"data": {"agreed": asdict(agreement)}}).data.agreed
+    return config.model_copy(update={"data": config.data.model_copy(update={"agreed": agreed})})
+
+
+def on_device(config: ExperimentConfig, *, device: str | None = None, data: str | None = None) -> ExperimentConfig:
+    """Return the config as one deployed client runs it.
+
+    Args:
+        config: What the server sent.
+        device: The client's own `training.device`; the config's if not given.
+        data: Where its copy of the data set lies, in place of `data.options.path`.
+
+    Raises:
+        ConfigError: The device is none, or the data set has no path.
+    """
+    if device is not None:
+        training = parse_config({"training": {"device": device}}).training
+        config = config.model_copy(update={"training": config.training.model_copy(update={"device": training.device})})
+    if data is not None:
+        if "path" not in DATASETS[config.data.name].options:
+            raise ConfigError(f"data set {config.data.name!r} is read from no path; leave out {data}")
+        options = {key: value for key, value in config.data.options.items() if key != "hub"} | {"path": data}
+        config = config.model_copy(update={"data": config.data.model_copy(update={"options": options})})
+    return config
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise RepeatedKey(f"{twice} stands twice in one section; keep one")
+    return values
+
+
+def _with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set expects section.key=value, got {override!r}")
+        try:
+            value = load_yaml(text)
+        except RepeatedKey as error:
+            raise ConfigError(f"--set {key}: {error}") from None
+        except (yaml.YAMLError, ValueError):
+            raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+        *parents, leaf = key.split(".")
+        section = content
+        for parent in parents:
+            child = section.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+            section = child
+        section[leaf] = value
+    return content
+
+
+def _line(error: Any) -> str:
+    """One line for one pydantic error: the key, what is wrong, what came."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "config"
+    if error["type"] == "extra_forbidden":
+        allowed = _keys_of(location[:-1])
+        where = ".".join(location[:-1]) or "the top level"
+        return f"{key}: unknown key{did_you_mean(location[-1], allowed)}; {where} takes {', '.join(allowed)}"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}"
+    if error["type"] == "model_type":
+        return f"{key}: expected keys and values, got {error['input']!r}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _keys_of(location: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = ExperimentConfig
+    for part in location:
+        if part not in section.model_fields:  # a key of the budgets by client
+            return list(BudgetConfig.model_fields)
+        annotation = section.model_fields[part].annotation
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else section
+    return list(section.model_fields)

@@ -1,0 +1,406 @@
+"""Sections of an experiment's configuration, each a frozen model with its defaults and its own rules.
+
+Every default of the product stands here, and nowhere else.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from spatl.channels.costs import BUDGET_KINDS, Budget
+from spatl.data import DATASETS, PARTITIONERS
+from spatl.data.own import Agreement, check_classes, check_shape
+from spatl.errors import DataError, did_you_mean
+from spatl.methods import PredictorMode
+from spatl.models import MODELS
+from spatl.selection.selectors import SELECTORS, AgentSettings
+from spatl.training.local import LocalTraining
+from spatl.wire.codec import CODECS
+
+
+def _not_a_switch(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {str(value).lower()}")
+    return value
+
+
+Fraction = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, lt=1)]
+
+Ratio = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, le=1)]
+
+Positive = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0)]
+
+Count = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=1)]
+
+Momentum = Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """The base of all sections: unknown keys are errors, and nothing changes after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AgreedConfig(Section):
+    """What devices with data of their own have agreed on (`partition.name: own`)."""
+
+    classes: tuple[str, ...]
+    """The names of all classes, in the order of the model's outputs."""
+    shape: tuple[int, ...]
+    """Channels, height and width of the images."""
+    means: tuple[float, ...]
+    """What is taken from the values of each channel."""
+    deviations: tuple[Positive, ...]
+    """What they are then divided by."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        try:
+            check_classes(self.classes)
+            check_shape(self.shape)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+        if len(self.classes) < 2 or not len(self.means) == len(self.deviations) == self.shape[0]:
+            raise ValueError(
+                f"expected two classes or more, and means and deviations of {self.shape[0]} channels, got "
+                f"{len(self.classes)}, {len(self.means)} and {len(self.deviations)}"
+            )
+        return self
+
+    def agreement(self) -> Agreement:
+        """What `spatl.data` needs of this section."""
+        return Agreement(**self.model_dump())
+
+
+class DataConfig(Section):
+    """Which examples there are, and how each client divides its own."""
+
+    name: str = "digits"
+    """A row of `spatl show datasets`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What that data set takes, e.g. `difficulty` of `synthetic`, `path` or `hub` of `cifar10`."""
+    validation_fraction: Fraction = 0.15
+    """Share of a client's examples that selectors may look at."""
+    test_fraction: Fraction = 0.25
+    """Share of a client's examples that only evaluation sees."""
+    agreed: AgreedConfig | None = None
+    """What devices with data of their own go by; the server of a deployment fills it in when they have registered."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return one_of(name, DATASETS)
+
+
+class PartitionConfig(Section):
+    """How the examples are spread over the clients."""
+
+    name: str = "dirichlet"
+    """A row of `spatl show partitioners`. `spatl deploy init` takes `own` where a config names none."""
+    num_clients: Count = 20
+    """Number of clients in the federation."""
+    alpha: Positive = 0.5
+    """Dirichlet concentration: the smaller, the more the clients differ."""
+    labels_per_client: Count = 2
+    """How many classes a client sees; only `labels` reads it."""
+    min_examples: Count = 10
+    """No client holds fewer."""
+    feature_noise: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 0.0
+    """sigma of NIID-Bench: the images of client i of N (from 1) get Gaussian noise of variance sigma * i / N."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return one_of(name, PARTITIONERS)
+
+
+class ModelConfig(Section):
+    """The network and where it is cut into encoder and predictor."""
+
+    name: str = "cnn"
+    """A row of `spatl show models`, or `package.module:factory`."""
+    cut: tuple[str, ...] | None = None
+    """Submodules that form the private predictor; needed for a factory of your own."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the factory."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return name if ":" in name else one_of(name, MODELS, more="package.module:factory")
+
+
+class PredictorConfig(Section):
+    """What of the predictor is a client's own, for methods that leave that open (`spatl show methods`: shares)."""
+
+    mode: PredictorMode = "calibrated"
+    """`calibrated` shares all parameters and keeps an offset on the logits private, the client's log class
+    frequencies; `residual` does so too, and adds to the shared predictor a private one, pulled towards zero; `local`
+    keeps the submodules of the cut private (the paper's); `shared` keeps nothing."""
+    strength: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 1.0
+    """Factor of that offset; 0 for none."""
+    smoothing: Positive = 1.0
+    """Examples added to every class before its frequency is taken."""
+    shrinkage: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 0.1
+    """The pull on the parameters of a `residual`'s private part: that times each is added to its gradient."""
+
+
+class TrainingConfig(Section):
+    """What a client does in one round."""
+
+    local_epochs: Count = 2
+    """Passes over the client's training split."""
+    local_steps: Count | None = None
+    """Optimizer steps instead of epochs."""
+    batch_size: Count = 32
+    """Examples per step."""
+    learning_rate: Positive = 0.1
+    """Of SGD. Tuned on validation splits for the digits' CNN, where every method but SCAFFOLD (its row has its own) was
+    best here; networks with BatchNorm bear more (`spatl bench --tune`)."""
+    momentum: Momentum = 0.0
+    """Of SGD."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of SGD."""
+    nesterov: bool = False
+    """Whether the momentum is Nesterov's."""
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.01
+    """FedProx's pull towards the server's weights; only methods with a pull read it."""
+    head_epochs: Count = 2
+    """Passes that train the predictor alone, before those that train the encoder; only methods that do so read it."""
+    finetune_epochs: Count = 1
+    """Passes over the training split before an evaluation; only methods that fine-tune read it."""
+    batch_norm: Literal["local", "shared"] = "local"
+    """Whose running statistics a client uses: its own, or the federation's average."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` runs the forward pass under bfloat16 autocast."""
+    threads: Count = 1
+    """CPU threads of one client; part of what makes two runs equal to the bit."""
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+        return device
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0")
+        return self
+
+    def settings(self) -> LocalTraining:
+        """What `training.local` needs of this section."""
+        return LocalTraining(
+            epochs=self.local_epochs,
+            steps=self.local_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            precision=self.precision,
+        )
+
+
+class BudgetConfig(Section):
+    """How much a client may spend in a round; at most one of the three is set."""
+
+    keep_ratio: Ratio | None = None
+    """Share of the encoder's entries. Where no budget is given it is the method's: 0.8 for SPATL's, 0.4 for others."""
+    flops_ratio: Ratio | None = None
+    """Share of the encoder's multiply-accumulates."""
+    uplink_bytes: Count | None = None
+    """Bytes of the packed update."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [kind for kind in BUDGET_KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ValueError(f"set one of {', '.join(BUDGET_KINDS)}, got {' and '.join(given)}")
+        return self
+
+    def own_budget(self) -> Budget | None:
+        """The budget that is set here, if any."""
+        given = [(kind, getattr(self, kind)) for kind in BUDGET_KINDS if getattr(self, kind) is not None]
+        return Budget(given[0][0], float(given[0][1])) if given else None
+
+
+class SelectionConfig(BudgetConfig):
+    """Which channels travel, and how much a client may spend."""
+
+    selector: str = "agent"
+    """A row of `spatl show selectors`."""
+    clients: dict[Annotated[int, Field(ge=0)], BudgetConfig] = Field(default_factory=dict)
+    """Budgets of single clients, by partition id, where they differ. A deployed client sets its own: in its node's
+    config, as keep-ratio, flops-ratio or uplink-bytes."""
+
+    @field_validator("selector")
+    @classmethod
+    def _known(cls, selector: str) -> str:
+        return one_of(selector, SELECTORS)
+
+    @field_validator("clients")
+    @classmethod
+    def _one_each(cls, clients: dict[int, BudgetConfig]) -> dict[int, BudgetConfig]:
+        for client, budget in clients.items():
+            if budget.own_budget() is None:
+                raise ValueError(f"client {client}: set one of {', '.join(BUDGET_KINDS)}")
+        return clients
+
+    def budget(self, client: int | None = None) -> Budget | None:
+        """The budget of a client, or of those that have none of their own; None where none is set."""
+        own = self.clients[client].own_budget() if client in self.clients else None
+        return own or self.own_budget()
+
+
+class AgentConfig(Section):
+    """How `selector: agent` chooses."""
+
+    reward: Literal["sent", "pruned"] = "sent"
+    """What it maximises on the validation split: the accuracy of the server's encoder with what this client sends, or
+    that of the client's encoder pruned to what is selected (the paper's)."""
+    samples: Annotated[int, BeforeValidator(_not_a_switch), Field(ge=0)] = 4
+    """Selections it measures per round beside its own and the prior; fewer where `max_share` says so."""
+    tuning: Literal["search", "ppo"] = "search"
+    """How samples are drawn: a local search around the policy's action, or PPO on the policy's head (the paper's)."""
+    tuning_rounds: Count | None = None
+    """Rounds of the federation in which samples are drawn; null for all (the paper: 10)."""
+    max_share: Ratio = 0.2
+    """What measuring may cost, as a share of the local training, counted in forward passes of examples."""
+    policy: str | None = None
+    """A file written by `spatl agent pretrain`, relative to where the client runs; null for the policy that ships."""
+
+    def settings(self) -> AgentSettings:
+        """What the agent needs of this section."""
+        return AgentSettings(**self.model_dump())
+
+
+class ControlConfig(Section):
+    """Control variates, for methods that correct gradients."""
+
+    damping: Ratio = 0.5
+    """rho: how far c and c_i move towards their new estimates; 1 is SCAFFOLD's option II, which can diverge when
+    clients choose what they send."""
+    half_life: Positive | None = 2.0
+    """Rounds after which what was not refreshed counts half; null never forgets."""
+    downlink: Literal["auto", "derived", "sent"] = "auto"
+    """How clients come to know c: `derived` from the encoder's changes, for free, by clients that miss no round (the
+    others train uncorrected for a while); `sent`, with the downlink's codec; `auto` derives it where that codec sends
+    changes."""
+
+
+class ServerConfig(Section):
+    """What the server does in one round."""
+
+    learning_rate: Positive = 1.0
+    """eta_g, the step along the averaged update."""
+    fraction_train: Ratio = 1.0
+    """Share of the clients that train in a round."""
+    min_replies: Count = 1
+    """A round with fewer usable replies changes nothing."""
+    norm_bound: Positive | None = 10.0
+    """An update is refused if it is more than so many times larger than usual, both in its root mean square and in that
+    per accumulated step weight, so that neither many examples nor few make a client's update large. Usual is the
+    largest median of the rounds before (in the first round, its own), and at least a tenth of the encoder's own root
+    mean square. Null for no bound. Honest clients of unusual data stayed below 4 (docs/robustness.md)."""
+    aggregation: Literal["mean", "agreement", "median", "trimmed-mean"] = "mean"
+    """How the clients' updates become one, for each entry over those that sent it: their mean, weighted by their
+    numbers of examples; `agreement`, the same without the clients whose updates have pointed against the others' over
+    the rounds, which wants `clip` beside it where rounds are small, and clients that have most classes in common: it
+    throws honest ones out that hold one or two each; or by rank, each alike. All but the mean are for federations with
+    a few bad clients (docs/robustness.md) and keep every update in memory until the round is over."""
+    trim_fraction: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0, lt=0.5)] = 0.2
+    """The share of the senders that a trimmed mean leaves out at either end, rounded up."""
+    clip: Positive | None = None
+    """An update that is more than so many times larger than usual, measured as for `norm_bound`, is scaled down to it;
+    here the largest median of the last five rounds is usual, and at least a hundredth of the encoder's root mean
+    square. It moves no control variate then. Null for none."""
+    max_failures: Count = 3
+    """A client whose updates are refused so many times in a row is left out for a while."""
+    rounds_away: Count = 10
+    """For so many rounds; then it has one attempt at a time."""
+    connect_timeout_seconds: Positive = 60.0
+    """How long the server waits for all clients to connect, and before a round for as many of its clients as it needs
+    replies."""
+    round_timeout_seconds: Positive = 3600.0
+    """How long the server waits for the replies of a round."""
+    patience: Positive | None = None
+    """For fleets: once half of a round's replies are in, the others are waited for at most so many times as long as
+    these took. Null for the timeout alone; with it, what a run gives depends on who is fast: under `local_epochs` a
+    client with many times the examples of the others is late in every round, under `local_steps` it is not."""
+
+
+class PrivacyConfig(Section):
+    """Central differential privacy of each client, whole, towards all but the server (docs/privacy.md)."""
+
+    noise_multiplier: Positive | None = None
+    """The standard deviation of the noise on the sum of a round's updates, in units of `clip`; null for no privacy."""
+    clip: Positive = 1.0
+    """The L2 norm that an update is scaled down to if it is longer."""
+    delta: Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, lt=1)] = 1e-5
+    """The delta that epsilon is told for; it should be well below one over the number of clients."""
+
+
+class WireConfig(Section):
+    """How values are encoded, per direction."""
+
+    target_ratio: Positive | None = None
+    """How many times fewer bytes a message may take than the encoder in float32. One knob for both directions: it makes
+    `adaptive` as coarse as that asks. A client that missed rounds gets what it missed beside that."""
+    uplink: str = "float32"
+    """A row of `spatl show codecs`."""
+    downlink: str = "float32"
+    """A row of `spatl show codecs`."""
+
+    @field_validator("uplink", "downlink")
+    @classmethod
+    def _known(cls, codec: str) -> str:
+        return one_of(codec, CODECS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_knob(cls, values: Any) -> Any:
+        """A ratio alone means the codec that can meet it."""
+        if isinstance(values, Mapping) and values.get("target_ratio") is not None:
+            return {"uplink": "adaptive", "downlink": "adaptive", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _adaptive(self) -> Self:
+        fixed = [f"{way} is {codec}" for way, codec in (("uplink", self.uplink), ("downlink", self.downlink))
+                 if codec != "adaptive"]  # fmt: skip
+        if self.target_ratio is not None and fixed:
+            raise ValueError(f"target_ratio needs codecs that can meet it, but {' and '.join(fixed)}; leave them out")
+        return self
+
+
+class ResourcesConfig(Section):
+    """What one client occupies under `engine: ray`."""
+
+    cpus_per_client: Count = 1
+    """CPU cores."""
+    gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs; a fraction lets several clients share one."""
+
+
+class ReportConfig(Section):
+    """What a run shows when it ends."""
+
+    compare_alone: bool = False
+    """Also train every client alone for as many epochs, and show both."""
+    tensorboard: bool = False
+    """Also write every round as TensorBoard's scalars, to `tensorboard/` in the run's directory."""
+    split: Literal["test", "validation"] = "test"
+    """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
+
+
+def one_of(name: str, table: Mapping[str, object], *, more: str = "") -> str:
+    if name in table:
+        return name
+    known = ", ".join(table) + (f", {more}" if more else "")
+    raise ValueError(f"unknown name {name!r}{did_you_mean(name, table)}; known: {known}")
