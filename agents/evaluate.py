@@ -29,8 +29,9 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
 from spatl.config.sections import PredictorConfig
 from spatl.errors import ConfigError
+from spatl.json_files import write_json
 from spatl.rounds.blueprint import make_blueprint, reproducible
-from spatl.runs.history import mean, write_json
+from spatl.runs.records import mean
 from spatl.seeding import generator
 from spatl.selection.selectors import magnitude_scores
 from spatl.training.evaluate import evaluate

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from agents.graph import NUM_FEATURES, Graph
 from spatl.errors import SpatlError
-from spatl.runs.history import to_json
+from spatl.json_files import to_json
 
 _HIDDEN: Final = 32
 _ROUNDS: Final = 2

@@ -26,8 +26,8 @@ from spatl.channels.selection import Selection, select_all
 from spatl.config.loading import parse_config
 from spatl.data import Examples
 from spatl.errors import ConfigError
+from spatl.json_files import write_json
 from spatl.rounds.blueprint import Blueprint, make_blueprint, reproducible
-from spatl.runs.history import write_json
 from spatl.seeding import derive, generator
 
 DEFAULT_SEED: Final = 1

@@ -13,9 +13,8 @@ from pydantic import ValidationError
 from clients.round import Workplace
 from clients.state import ClientState, ContextStore, DirectoryStore, StateStore
 from spatl.channels.costs import BUDGET_KINDS, Budget
-from spatl.config.loading import on_device, with_agreement
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import config_from_run, parse_budget
+from spatl.config.loading import config_from_run, on_device, parse_budget, with_agreement
 from spatl.config.sections import AgreedConfig
 from spatl.data.own import Agreement
 from spatl.errors import (
@@ -235,7 +234,8 @@ def _config(context: Context) -> ExperimentConfig:
     try:
         return on_device(
             config_from_run(context.run_config),
-            device=None if device is None else str(device), data=None if data is None else str(data)
+            device=None if device is None else str(device),
+            data=None if data is None else str(data),
         )
     except ConfigError as error:
         raise ConfigError(f"the node's config: {error}") from None

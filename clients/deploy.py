@@ -29,9 +29,8 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from rich.console import Console
 
 from clients import keep, knock
-from spatl.config.loading import on_device
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import parse_budget
+from spatl.config.loading import on_device, parse_budget
 from spatl.deployment.processes import environment, free_port, script
 from spatl.deployment.sites import (
     CA_CERTIFICATE,

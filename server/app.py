@@ -23,11 +23,12 @@ from server.strategy import Federation
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run
 from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
+from spatl.json_files import write_json
 from spatl.rounds.blueprint import Blueprint, reproducible, servers_blueprint
 from spatl.rounds.downlink import check_of
 from spatl.rounds.privacy import epsilon_of
-from spatl.runner import config_of, remarks_on
-from spatl.runs.history import REGISTRATION, alone_in_run, write_json
+from spatl.runner import remarks_on
+from spatl.runs.directory import REGISTRATION, alone_in_run, config_of
 from spatl.runs.log import EVENTS, logged_to
 from spatl.runs.tensorboard import Scalars
 from spatl.sealed_files import replace_file

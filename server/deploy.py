@@ -62,10 +62,12 @@ from spatl.deployment.sites import (
     write_site,
 )
 from spatl.errors import ConfigError, SpatlError
+from spatl.json_files import read_json
 from spatl.progress import progress_of
+from spatl.report.result import read_run
 from spatl.rounds.blueprint import cached_blueprint
-from spatl.runner import config_of, resume, run
-from spatl.runs.history import REGISTRATION, alone_in_run, has_rounds, read_json, read_run, serving_run
+from spatl.runner import resume, run
+from spatl.runs.directory import REGISTRATION, alone_in_run, config_of, has_rounds, serving_run
 from spatl.sealed_files import replace_file
 
 logger = logging.getLogger(__name__)

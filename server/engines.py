@@ -21,7 +21,8 @@ from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import environment, free_port, script, stop
 from spatl.errors import DivergedError, SpatlError
-from spatl.runs.history import alone_in_run, read_json
+from spatl.json_files import read_json
+from spatl.runs.directory import alone_in_run
 
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from server.questions import Questions, is_lost
 from server.reporting import Recorder
 from server.strategy import error_line, error_traceback
 from server.traffic import message_traffic
-from spatl.config.loading import with_agreement
 from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import with_agreement
 from spatl.data.own import Description, agree
 from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
+from spatl.json_files import to_json
 from spatl.models.copies import DIGEST_BYTES
 from spatl.rounds.blueprint import Blueprint, data_digest, servers_blueprint
-from spatl.runs.history import to_json
 from spatl.runs.ledger import Direction, Entry, entry
 from spatl.wire.protocol import AGREED, BLOB, DESCRIPTION, DIGEST, RECORD, REFUSED, unpack_saliency
 

@@ -9,18 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from spatl.channels.costs import BUDGET_KINDS
-from spatl.runs.history import (
-    NOTABLE_SHARE,
-    ClientRow,
-    HistoryRow,
-    TimingRow,
-    append_lines,
-    keep_rounds,
-    mean,
-    write_json,
-)
+from spatl.json_files import write_json
 from spatl.runs.ledger import Entry, total
 from spatl.runs.log import EVENTS
+from spatl.runs.records import NOTABLE_SHARE, ClientRow, HistoryRow, TimingRow, append_lines, keep_rounds, mean
 from spatl.runs.tensorboard import Scalars
 from spatl.wire.protocol import EvaluateReport, TrainReport
 

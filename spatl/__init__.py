@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config
 from spatl.errors import SpatlError
-from spatl.runs.history import RunResult, read_run
+from spatl.report.result import RunResult, read_run
 
 if TYPE_CHECKING:
     from spatl.runner import resume, run

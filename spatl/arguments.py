@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from spatl.errors import did_you_mean
 from spatl.config.settings import setting_keys
+from spatl.errors import did_you_mean
 
 _USUAL_NAMES: Mapping[str, str] = {
     "algorithm": "method", "alg": "method", "strategy": "method", "num-rounds": "rounds", "num-server-rounds": "rounds",

@@ -23,10 +23,13 @@ from spatl.channels.costs import BUDGET_KINDS
 from spatl.completion import SHELLS
 from spatl.config.loading import load_config
 from spatl.errors import ConfigError, SpatlError, from_outside
+from spatl.json_files import write_json
 from spatl.progress import progress_of
-from spatl.runner import check, config_of, fresh_directory, resume, run
-from spatl.runs.history import RunResult, excluded_line, write_json
+from spatl.report.result import RunResult
+from spatl.runner import check, fresh_directory, resume, run
+from spatl.runs.directory import config_of
 from spatl.runs.log import TextFormatter
+from spatl.runs.records import excluded_line
 from spatl.runs.text import human_bytes, human_percent
 from spatl.show import SHOWN
 from spatl.terminal import print_line, print_table
@@ -100,7 +103,7 @@ def _parser() -> Parser:
     watching.description = "Say how far a run has come, and how each client is; of one that is running, too."
     watching.add_argument("run", metavar="RUN", help="the run's directory")
     watching.add_argument("--json", action="store_true", help="one JSON object instead")
-    watching.set_defaults(command=_by_reference("spatl.status:show_status"))
+    watching.set_defaults(command=_by_reference("spatl.console_status:show_status"))
 
     _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
     _add_partition(commands.add_parser("partition", help="show how the examples are spread over the clients"))

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.config.experiment import ExperimentConfig
-from spatl.runs.history import latest_accuracy
+from spatl.runs.records import latest_accuracy
 from spatl.runs.text import human_bytes, human_percent
 from spatl.terminal import print_line
 

@@ -17,25 +17,30 @@ from rich.console import Console
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config
+from spatl.config.unread import settings_without_effect
 from spatl.deployment.sites import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
 from spatl.progress import progress_of, watched_console
 from spatl.report.figures import draw_curves
+from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
-from spatl.runs.history import RunResult, Tail, clear_start, read_run
+from spatl.runs.directory import clear_start, config_of
 from spatl.runs.log import logged_to
+from spatl.runs.records import Tail
 from spatl.runs.tensorboard import check_tensorboard
-from spatl.config.unread import settings_without_effect
 
 logger = logging.getLogger(__name__)
+
 
 # By reference, so that this package stays free of Flower.
 ENGINES = {"inline": "server.engines:run_inline", "ray": "server.engines:run_ray"}
 
 Engine = Callable[..., None]
 """`engine(config, directory, *, resume)` runs a federation or goes on with one, and leaves its files in `directory`."""
+
 OnRound = Callable[[dict[str, Any]], None]
+
 _POLL_SECONDS = 0.2
 
 
@@ -165,18 +170,6 @@ def _check_simulation(directory: Path) -> None:
         raise ConfigError(
             f"{directory} is a deployment's, whose clients are devices and no simulation: {resume_command(directory)}"
         )
-
-
-def config_of(directory: Path) -> ExperimentConfig:
-    """Return the config of a run.
-
-    Raises:
-        SpatlError: The directory holds none.
-    """
-    path = directory / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{directory} holds no run to resume: {path.name} is not there")
-    return load_config(path)
 
 
 @contextmanager

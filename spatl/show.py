@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.bench.codecs import measure_codecs
+from spatl.config.settings import Setting, find_settings, section_meanings
+from spatl.config.shipped import opening_words, shipped_configs
 from spatl.data import DATASETS, PARTITIONERS
 from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS
 from spatl.models import MODELS
 from spatl.selection.selectors import SELECTORS
-from spatl.config.settings import Setting, find_settings, section_meanings
-from spatl.config.shipped import opening_words, shipped_configs
 from spatl.terminal import print_line, print_table
 from spatl.wire.codec import CODECS
 

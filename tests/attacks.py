@@ -20,7 +20,7 @@ from server.strategy import blob_content
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.errors import DivergedError
-from spatl.runs.history import read_json
+from spatl.json_files import read_json
 from spatl.wire.protocol import section_bytes
 from tests.federations import blob_of, run_tiny, tampering
 

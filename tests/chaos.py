@@ -27,7 +27,7 @@ from server.checkpoint import load_checkpoint
 from spatl.cli import main as spatl
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import descendants, free_port
-from spatl.runs.history import read_lines
+from spatl.runs.records import read_lines
 from tests.deployments import started
 from tests.federations import COMPRESSED, blueprint_of, tiny_config
 from tests.processes import command_of

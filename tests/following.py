@@ -16,8 +16,8 @@ from typing import Any
 
 from server.reporting import Recorder
 from spatl import runner
-from spatl.runs.history import ClientRow, HistoryRow, TimingRow
 from spatl.runs.ledger import Entry
+from spatl.runs.records import ClientRow, HistoryRow, TimingRow
 
 _WATCHED_SECONDS = 5.0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Message
 
 from spatl.config.loading import parse_config
-from spatl.runs.history import read_json
+from spatl.json_files import read_json
 from tests.attacks import config_of
 from tests.federations import COMPRESSED, run_tiny
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from spatl.runs.history import read_lines
+from spatl.runs.records import read_lines
 from tests.skews import SITUATIONS, late, one_large, run_situation
 
 

@@ -21,7 +21,7 @@ from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
 from spatl.progress import live_progress
 from spatl.runner import fresh_directory
-from spatl.runs.history import latest_accuracy
+from spatl.runs.records import latest_accuracy
 from spatl.terminal import print_line, print_table
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from spatl.report.figures import bytes_on_arrival, is_number
+from spatl.runs.records import bytes_on_arrival, is_number
 
 HELD_ROUNDS: Final = 3
 """A target is held when so many accuracies in a row reach it; its cost is counted up to the last of them."""

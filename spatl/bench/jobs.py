@@ -22,8 +22,8 @@ import yaml
 
 from spatl.config.loading import config_from_json, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError, from_outside, told
+from spatl.json_files import write_json
 from spatl.runner import run
-from spatl.runs.history import write_json
 from spatl.runs.log import TextFormatter
 
 logger = logging.getLogger(__name__)

@@ -19,17 +19,8 @@ from spatl.bench.ablations import AblationRow
 from spatl.bench.costs import Point
 from spatl.bench.results import Curve, PartsRow, reference_bytes
 from spatl.bench.tables import factor_text
-from spatl.report.figures import (
-    INK,
-    PALETTE,
-    PART_COLORS,
-    byte_axis,
-    byte_label,
-    figure_svg,
-    human_bytes,
-    log_ticks,
-    new_figure,
-)
+from spatl.report.figures import INK, PALETTE, PART_COLORS, byte_axis, byte_label, figure_svg, log_ticks, new_figure
+from spatl.runs.text import human_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,8 +17,9 @@ from spatl.bench.costs import HELD_ROUNDS, Point, first_touch, held, trajectory
 from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
 from spatl.config.experiment import ExperimentConfig
 from spatl.errors import SpatlError
+from spatl.json_files import read_json
 from spatl.report.figures import PART_COLORS
-from spatl.runs.history import mean, read_json, read_lines
+from spatl.runs.records import mean, read_lines
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _CONFIDENCE = 0.95

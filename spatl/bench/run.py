@@ -18,11 +18,11 @@ from spatl.bench.report import write_reports
 from spatl.bench.results import Record, collect, run_directory
 from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, warn_of_replaced_momenta, with_tuned
 from spatl.config.loading import config_from_json
-from spatl.errors import ConfigError, SpatlError
-from spatl.rounds.blueprint import cached_blueprint, check_simulated
-from spatl.runs.history import write_json
-from spatl.sealed_files import alone_in
 from spatl.config.unread import given_in, setting_names, settings_without_effect
+from spatl.errors import ConfigError, SpatlError
+from spatl.json_files import write_json
+from spatl.rounds.blueprint import cached_blueprint, check_simulated
+from spatl.sealed_files import alone_in
 
 logger = logging.getLogger(__name__)
 

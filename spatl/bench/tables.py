@@ -6,7 +6,8 @@ from typing import Final
 from spatl.bench.ablations import AblationRow
 from spatl.bench.results import Estimate, PartsRow, Record, TargetRow, average, reference_bytes
 from spatl.bench.tuning import Tuned
-from spatl.report.figures import PART_COLORS, human_bytes
+from spatl.report.figures import PART_COLORS
+from spatl.runs.text import human_bytes
 
 NOTHING: Final = "–"
 

@@ -18,7 +18,7 @@ from spatl.bench.costs import trajectory
 from spatl.bench.jobs import Job
 from spatl.bench.plan import Plan, Row, merged
 from spatl.errors import SpatlError
-from spatl.runs.history import mean, read_lines
+from spatl.runs.records import mean, read_lines
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,6 @@ from spatl.config.sections import (
     one_of,
 )
 from spatl.data import DATASETS, OWN
-from spatl.data.own import Agreement
-from spatl.errors import ConfigError
 from spatl.methods import METHODS, Method, PredictorMode
 from spatl.wire.codec import CODECS
 

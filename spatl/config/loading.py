@@ -1,10 +1,8 @@
 """Loading of a configuration from YAML, JSON, `--set` and a device's own values; a mistake is one line."""
 
 import json
-from dataclasses import asdict
-from spatl.data import DATASETS
-from spatl.data.own import Agreement
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,11 @@ from pydantic import BaseModel, ValidationError
 from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.sections import BudgetConfig
-from spatl.errors import ConfigError, did_you_mean
 from spatl.config.shipped import config_path, shipped_configs
 from spatl.config.yaml_text import RepeatedKey, load_yaml
+from spatl.data import DATASETS
+from spatl.data.own import Agreement
+from spatl.errors import ConfigError, did_you_mean
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -400,6 +400,11 @@ class ReportConfig(Section):
 
 
 def one_of(name: str, table: Mapping[str, object], *, more: str = "") -> str:
+    """A name, if a table has it.
+
+    Raises:
+        ValueError: It has not; the message lists those it has, and `more`, what else a name may be.
+    """
     if name in table:
         return name
     known = ", ".join(table) + (f", {more}" if more else "")

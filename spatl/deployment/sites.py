@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from spatl.errors import ConfigError, SpatlError
-from spatl.runs.history import to_json
+from spatl.json_files import to_json
 from spatl.sealed_files import replace_file
 
 CA_CERTIFICATE = "ca.pem"

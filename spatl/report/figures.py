@@ -10,22 +10,26 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
-from itertools import accumulate, count
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatl.errors import SpatlError
-from spatl.runs.history import RunResult
-from spatl.runs.text import human_bytes as human_bytes  # the readers of pictures take it from here
+from spatl.report.result import RunResult
+from spatl.runs.records import bytes_on_arrival, is_number
+from spatl.runs.text import human_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 # The palette of Okabe and Ito, told apart with any kind of colour vision and legible on white and on black.
 PALETTE = _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999"
+
 PART_COLORS = {"values": _BLUE, "indices": _ORANGE, "control": _GREEN, "other": _GREY}
 """What bytes are, in the order in which they are stacked, and the colour of each."""
+
 INK = "#1b1f24"
 """Text and lines; an SVG replaces it by the colour of the page around it."""
 
@@ -53,8 +57,11 @@ _STYLE: Any = {  # matplotlib's type for it lists every key there is, in that ve
     "svg.hashsalt": "spatl",
     "svg.fonttype": "path",
 }
+
 _SVG: Any = {"format": "svg", "transparent": True, "metadata": dict.fromkeys(("Creator", "Date", "Format", "Type"))}
+
 _MANY_ROUNDS = 60  # beyond, markers shrink to the width of the line
+
 _MANY_CLIENTS = 30  # beyond, client ids under the bars would overlap
 
 
@@ -119,24 +126,10 @@ def run_title(summary: Mapping[str, Any]) -> str:
     return f"{method} on {summary['data']}" if summary.get("data") else method
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of a row is there and finite: what a client did not do is null."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def final_accuracies(result: RunResult) -> dict[int, float]:
     """Each client's accuracy with the encoder after the last round; clients that did not report one are left out."""
     rows = (row for row in result.clients if is_number(row.get("final_accuracy")))
     return {row["client"]: row["final_accuracy"] for row in rows}
-
-
-def bytes_on_arrival(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The bytes, up and down, that each round's accuracy on arrival has cost: all earlier rounds and its own downlink.
-
-    The last round's downlink includes the final encoder for all clients, so its number is slightly too large.
-    """
-    totals = accumulate((row["uplink_bytes"] + row["downlink_bytes"] for row in history), initial=0)
-    return [before + row["downlink_bytes"] for before, row in zip(totals, history, strict=False)]
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatl.report.figures import bytes_on_arrival, curves_svg, final_accuracies, human_bytes, is_number, run_title
+from spatl.report.figures import curves_svg, final_accuracies, run_title
 from spatl.report.page import facts, figure, make_page, provenance, section, table
-from spatl.runs.history import RunResult, excluded_line, mean
+from spatl.report.result import RunResult
+from spatl.runs.records import bytes_on_arrival, excluded_line, is_number, mean
+from spatl.runs.text import human_bytes
 
 _NOTHING = "–"
 _PARTS = ("values", "indices", "control", "other")

@@ -27,7 +27,6 @@ from spatl.errors import ConfigError, DataError, ModelError, told
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import digests_of_the_rest
 from spatl.models.inputs import take_images_
-from spatl.runs.log import remembered_warnings
 from spatl.seeding import generator
 from spatl.selection.static import check_static_budget
 from spatl.training.rehearsal import rehearse
@@ -415,3 +414,22 @@ _SPLITS: dict[str, Callable[[nn.Module, tuple[str, ...]], Split]] = {
     "all": lambda model, _: make_split(model, ()),
     "nothing": _everything_private,
 }
+
+
+@contextmanager
+def remembered_warnings() -> Iterator[list[logging.LogRecord]]:
+    """Collect the warnings of the block, which go their usual ways as well; a log opened later may still take them."""
+    records: list[logging.LogRecord] = []
+
+    class _Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+            if root.handlers == [self] and logging.lastResort:  # which prints only where nobody else listens
+                logging.lastResort.handle(record)
+
+    root, collector = logging.getLogger(), _Collector(logging.WARNING)
+    root.addHandler(collector)
+    try:
+        yield records
+    finally:
+        root.removeHandler(collector)

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spatl.runs.history import to_json
+from spatl.json_files import to_json
 
 EVENTS = logging.getLogger("spatl.events")
 EVENTS.setLevel(logging.INFO)
+
 EVENTS.propagate = False  # the terminal has its own progress
 EVENTS.addHandler(logging.NullHandler())
 
@@ -83,22 +84,3 @@ def logged_to(path: Path) -> Iterator[None]:
         root.removeHandler(warnings)
         handler.close()
         warnings.close()
-
-
-@contextmanager
-def remembered_warnings() -> Iterator[list[logging.LogRecord]]:
-    """Collect the warnings of the block, which go their usual ways as well; a log opened later may still take them."""
-    records: list[logging.LogRecord] = []
-
-    class _Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record)
-            if root.handlers == [self] and logging.lastResort:  # which prints only where nobody else listens
-                logging.lastResort.handle(record)
-
-    root, collector = logging.getLogger(), _Collector(logging.WARNING)
-    root.addHandler(collector)
-    try:
-        yield records
-    finally:
-        root.removeHandler(collector)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spatl.errors import ConfigError
-from spatl.runs.history import HistoryRow
+from spatl.runs.records import HistoryRow
 
 
 def check_tensorboard() -> None:

@@ -24,7 +24,7 @@ from spatl.rounds.admission import (
     median_of,
     size_of,
 )
-from spatl.runs.history import read_lines
+from spatl.runs.records import read_lines
 from spatl.wire.codec import CODECS
 from spatl.wire.protocol import Update, section_bytes
 from tests.federations import COMPRESSED, blob_of, run_tiny, tampering, tiny_config, weighted_control

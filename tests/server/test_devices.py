@@ -6,10 +6,9 @@ import pytest
 from clients.app import app as client_app
 from server.app import serve
 from server.grids import InProcessGrid
-from spatl.config.loading import on_device
-from spatl.config.loading import parse_config
+from spatl.config.loading import on_device, parse_config
 from spatl.errors import ConfigError, SpatlError
-from spatl.runs.history import read_lines
+from spatl.runs.records import read_lines
 from tests.federations import run_tiny, tiny_config
 
 

@@ -17,7 +17,7 @@ from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.deployment.processes import descendants, stop
 from spatl.errors import ConfigError, SpatlError
 from spatl.runner import run
-from spatl.runs.history import read_lines
+from spatl.runs.records import read_lines
 from tests.federations import tiny_config
 
 ROOT = Path(__file__).parents[2]

@@ -19,10 +19,11 @@ from server.strategy import Federation, blob_content
 from server.traffic import message_traffic
 from spatl.config.loading import load_config, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
+from spatl.json_files import read_json
 from spatl.methods import METHODS
 from spatl.rounds.downlink import Held, follow
 from spatl.rounds.privacy import epsilon_of
-from spatl.runs.history import read_json, read_lines
+from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from spatl.wire.codec import CODECS
 from spatl.wire.protocol import pack_update, section_bytes, unpack_download

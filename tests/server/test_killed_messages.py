@@ -7,7 +7,7 @@ import pytest
 
 from spatl.cli import main
 from spatl.deployment.processes import free_port
-from spatl.runs.history import read_lines
+from spatl.runs.records import read_lines
 from tests.deployments import started
 from tests.federations import tiny_config
 from tests.processes import until

@@ -20,7 +20,7 @@ from spatl.errors import BudgetError, DivergedError, SpatlError
 from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.blueprint import reproducible
 from spatl.rounds.downlink import Held, follow
-from spatl.runs.history import read_lines
+from spatl.runs.records import read_lines
 from spatl.seeding import generator
 from spatl.training.control import correction_hook, refresh_control
 from spatl.training.local import LocalTraining, train_

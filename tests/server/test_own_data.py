@@ -12,14 +12,14 @@ from server.app import serve
 from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid
 from spatl.cli import main
-from spatl.config.loading import on_device, with_agreement
-from spatl.config.loading import load_config, parse_config
+from spatl.config.loading import load_config, on_device, parse_config, with_agreement
 from spatl.data.own import Agreement, fit
 from spatl.errors import ConfigError, SpatlError
+from spatl.json_files import read_json
 from spatl.rounds.blueprint import load_own, make_blueprint
-from spatl.runs.history import read_json, read_lines
 from spatl.runs.log import logged_to
-from spatl.status import read_status
+from spatl.runs.records import read_lines
+from spatl.runs.status import read_status
 from tests.federations import COMPRESSED, tiny_config
 from tests.server.test_questions import flowers_error
 

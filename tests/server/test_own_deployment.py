@@ -10,8 +10,9 @@ from spatl.cli import main
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
 from spatl.deployment.processes import free_port
-from spatl.runs.history import read_json, read_lines
-from spatl.status import read_status
+from spatl.json_files import read_json
+from spatl.runs.records import read_lines
+from spatl.runs.status import read_status
 from tests.deployments import started
 from tests.federations import tiny_config
 from tests.server.test_own_data import CLASSES, NUMBERS, unreadable, write_data

@@ -10,9 +10,9 @@ from flwr.common.constant import ErrorCode
 
 from server.grids import SERVER_NODE_ID, InProcessGrid, StreamingGrid
 from server.questions import Questions, is_lost
-from spatl.runs.history import read_lines
 from spatl.runs.log import logged_to
-from spatl.status import read_status
+from spatl.runs.records import read_lines
+from spatl.runs.status import read_status
 from tests.federations import run_tiny, tiny_config
 from tests.server.test_grids import echo
 

@@ -25,7 +25,8 @@ from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.rounds.aggregation import Aggregator
 from spatl.runner import resume, run
-from spatl.runs.history import alone_in_run, read_lines
+from spatl.runs.directory import alone_in_run
+from spatl.runs.records import read_lines
 from spatl.sealed_files import alone_in
 from tests.federations import COMPRESSED, DENSE, state_of, tiny_config, weighted_control
 

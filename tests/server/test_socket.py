@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from spatl.runs.history import read_json, read_lines
+from spatl.json_files import read_json
+from spatl.runs.records import read_lines
 from tests.deployments import deploy
 from tests.federations import run_tiny, tiny_config
 from tests.taps import Call, Tap

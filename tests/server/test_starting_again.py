@@ -10,9 +10,11 @@ from server.engines import run_inline
 from spatl.cli import main
 from spatl.deployment.sites import RUN, run_name
 from spatl.errors import ConfigError, SpatlError
+from spatl.json_files import read_json
 from spatl.runner import resume, run
-from spatl.runs.history import alone_in_run, read_json, read_lines, serving_run
-from spatl.status import read_status
+from spatl.runs.directory import alone_in_run, serving_run
+from spatl.runs.records import read_lines
+from spatl.runs.status import read_status
 from tests.federations import tiny_config
 
 CONFIG = tiny_config(rounds=2, method="fedavg")

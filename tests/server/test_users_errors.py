@@ -17,7 +17,7 @@ from server.strategy import error_line, error_traceback
 from spatl.cli import main
 from spatl.errors import SpatlError
 from spatl.rounds.blueprint import make_blueprint
-from spatl.runs.history import read_lines
+from spatl.runs.records import read_lines
 from spatl.wire.protocol import CLIENT_FAILED, RECORD
 from tests.clients.test_others_models import of_users
 from tests.federations import run_tiny, tiny_config
@@ -158,7 +158,8 @@ def test_a_client_whose_model_differs_in_what_does_not_travel_is_refused_by_name
 def test_models_that_are_built_alike_have_the_same_digests_in_another_process_too(tmp_path):
     config = of_users("Forgetful")
     code = (
-        "import sys\nfrom spatl.config.loading import config_from_json\nfrom spatl.rounds.blueprint import make_blueprint\n"
+        "import sys\nfrom spatl.config.loading import config_from_json\n"
+        "from spatl.rounds.blueprint import make_blueprint\n"
         "print(b''.join(make_blueprint(config_from_json(sys.argv[1])).rest.values()).hex())"
     )
     done = subprocess.run([sys.executable, "-c", code, config.to_json()], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ from spatl.channels.selection import select_all
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import Blueprint, make_blueprint
 from spatl.rounds.downlink import encoder_of
-from spatl.runs.history import read_lines
+from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from spatl.wire.protocol import CLIENT_LOST, unpack_download
 from tests.federations import COMPRESSED, blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from spatl.cli import _print_seeds, main, print_result
-from spatl.runs.history import RunResult, read_lines
+from spatl.report.result import RunResult
+from spatl.runs.records import read_lines
 from tests.federations import tiny_config
 from tests.terminals import pipe, shown, terminal, widest_line, words_of
 

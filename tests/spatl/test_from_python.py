@@ -10,8 +10,8 @@ from spatl import runner
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
 from spatl.errors import ConfigError
+from spatl.report.result import RunResult
 from spatl.runner import as_config, run
-from spatl.runs.history import RunResult
 from tests.federations import tiny_config
 from tests.terminals import shown, terminal
 

@@ -7,8 +7,8 @@ import pytest
 from server.engines import run_inline
 from spatl.cli import main
 from spatl.errors import ConfigError
-from spatl.runs.history import alone_in_run
-from spatl.status import read_status
+from spatl.runs.directory import alone_in_run
+from spatl.runs.status import read_status
 from tests.federations import blob_of, run_tiny, tampering, tiny_config
 from tests.terminals import as_terminal, widest_line, words_of
 

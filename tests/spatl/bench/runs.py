@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spatl.config.experiment import ExperimentConfig
-from spatl.runs.history import append_lines, write_json
+from spatl.json_files import write_json
+from spatl.runs.records import append_lines
 
 
 def write_run(path: Path, config: ExperimentConfig, accuracies: Sequence[float], *, bytes_each_way: int) -> None:

@@ -21,7 +21,7 @@ from spatl.bench.results import (
 )  # fmt: skip
 from spatl.bench.tables import part_rows, ratio_text, ratio_to_reference
 from spatl.config.loading import parse_config
-from spatl.runs.history import append_lines
+from spatl.runs.records import append_lines
 from tests.spatl.bench.runs import write_run
 
 

@@ -4,9 +4,9 @@ import pytest
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import _with_overrides, parse_config
+from spatl.config.settings import all_settings, find_settings, section_meanings, setting_keys
 from spatl.errors import ConfigError
 from spatl.methods import METHODS
-from spatl.config.settings import all_settings, find_settings, section_meanings, setting_keys
 
 
 def test_every_leaf_of_the_config_is_a_setting():

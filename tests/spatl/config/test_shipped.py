@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from spatl.config.loading import load_config
-from spatl.errors import ConfigError
 from spatl.config.shipped import config_path, opening_words, shipped_configs
+from spatl.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

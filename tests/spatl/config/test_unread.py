@@ -11,11 +11,11 @@ import yaml
 from spatl.bench.plan import make_plan
 from spatl.bench.run import unread_by_rows
 from spatl.config.loading import load_config, parse_config
+from spatl.config.unread import ALWAYS_READ, RULES, given_settings, setting_names, settings_without_effect
 from spatl.data import Dataset
 from spatl.methods import METHODS
 from spatl.runner import run
-from spatl.runs.history import read_lines
-from spatl.config.unread import ALWAYS_READ, RULES, given_settings, setting_names, settings_without_effect
+from spatl.runs.records import read_lines
 from tests.federations import blueprint_of, tiny_config
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))

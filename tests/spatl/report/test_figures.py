@@ -11,18 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.errors import SpatlError
-from spatl.report.figures import (
-    _draw_loss_per_round,
-    bytes_on_arrival,
-    curves_svg,
-    draw_curves,
-    final_accuracies,
-    human_bytes,
-    is_number,
-    new_figure,
-    run_title,
-)
-from spatl.runs.history import RunResult
+from spatl.report.figures import _draw_loss_per_round, curves_svg, draw_curves, final_accuracies, new_figure, run_title
+from spatl.report.result import RunResult
+from spatl.runs.records import bytes_on_arrival, is_number
+from spatl.runs.text import human_bytes
 
 SVG = "{http://www.w3.org/2000/svg}"
 PARTS = {"values": 1000, "indices": 10, "control": 0, "other": 90}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from spatl.report import run_report as report
+from spatl.report.result import RunResult
 from spatl.report.run_report import write_report
-from spatl.runs.history import RunResult
 from tests.browser import Browser, assert_fits
 
 HOSTILE = """<script>alert("1")</script>'"&</title></pre></svg>-->{summary}%s<img src="https://evil.example/x.png">"""

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from spatl import runner
-from spatl.runs.history import append_lines
+from spatl.runs.records import append_lines
 
 PARTS = ("training_seconds", "selection_seconds", "decision_seconds")
 

@@ -5,17 +5,8 @@ import re
 
 import pytest
 
-from spatl.runs.history import (
-    Tail,
-    append_lines,
-    excluded_line,
-    keep_rounds,
-    latest_accuracy,
-    read_json,
-    read_lines,
-    to_json,
-    write_json,
-)
+from spatl.json_files import read_json, to_json, write_json
+from spatl.runs.records import Tail, append_lines, excluded_line, keep_rounds, latest_accuracy, read_lines
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 
 from server.engines import run_inline
 from spatl.errors import SpatlError
-from spatl.runs.history import read_lines
-from spatl.runs.log import EVENTS, logged_to, remembered_warnings
+from spatl.rounds.blueprint import remembered_warnings
+from spatl.runs.log import EVENTS, logged_to
+from spatl.runs.records import read_lines
 from tests.federations import blueprint_of, tiny_config
 
 

@@ -1,0 +1,63 @@
+"""`spatl status RUN`: what a run's directory says of it, while it runs and afterwards."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from spatl.json_files import to_json
+from spatl.runs.status import read_status
+from spatl.runs.text import human_bytes
+from spatl.terminal import print_line, print_table
+
+
+def show_status(options: argparse.Namespace, console: Console) -> None:
+    """Print the status of a run, as lines and a table or as one JSON object."""
+    directory = Path(options.run)
+    status = read_status(directory)
+    if options.json:
+        print(to_json(asdict(status), indent=2))
+        return
+
+    def say(line: str) -> None:
+        print_line(console, line)
+
+    say(f"{directory}: {status.method}, {status.state}{f': {status.message}' if status.message else ''}")
+    since = "" if status.seconds_since is None else f", {_duration(status.seconds_since)} ago"
+    left = f", {_duration(status.seconds_left)} left" if status.seconds_left else ""
+    pace = "" if status.seconds_per_round is None else f", {status.seconds_per_round:.1f} s a round"
+    say(f"round {status.round} of {status.rounds}{since}{pace}{left}")
+    say(
+        f"accuracy {_percent(status.accuracy)}, up {human_bytes(status.uplink_bytes)}, down "
+        f"{human_bytes(status.downlink_bytes)}, refused {status.refused}, missing {status.missing}"
+    )
+    table = Table()
+    for name in ("client", "rounds", "last", "accuracy", "up", "down", "missed", "refused"):
+        table.add_column(name, justify="right")
+    for client in status.clients:
+        table.add_row(
+            str(client.client), str(client.rounds),
+            "-" if client.last_round is None else str(client.last_round), _percent(client.accuracy),
+            human_bytes(client.uplink_bytes), human_bytes(client.downlink_bytes), str(client.missed),
+            f"{client.refused}{', out' if client.left_out or client.absent is not None else ''}",
+        )  # fmt: skip
+    print_table(console, table)
+    for client in status.clients:
+        if client.absent is not None:
+            say(f"client {client.client} takes no part: {client.absent}")
+        if client.last_reason is not None:
+            out = ", left out for now" if client.left_out else ""
+            say(f"client {client.client}{out}; its last refusal: {client.last_reason}")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in the largest unit that leaves a whole number of some size."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

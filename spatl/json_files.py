@@ -1,0 +1,32 @@
+"""JSON files as every program reads them: no Infinity, no NaN."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spatl.sealed_files import replace_file
+
+
+def to_json(content: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """Write JSON as every program reads it: a number that is not finite, which JSON does not have, is null."""
+    return json.dumps(_finite(content), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(each) for each in content] if isinstance(content, list | tuple) else content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to a temporary name, then rename."""
+    replace_file(path, (to_json(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,82 @@
+"""Result of a run, read back from its directory, as Python and a notebook show it."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spatl.errors import SpatlError
+from spatl.json_files import read_json
+from spatl.report.page import facts
+from spatl.runs.records import read_lines
+from spatl.runs.text import human_bytes, human_percent
+
+
+@dataclass(frozen=True, repr=False)
+class RunResult:
+    """A finished run, read from its directory.
+
+    Attributes:
+        directory: Where everything lies.
+        summary: The object of `summary.json`.
+        history: The objects of `history.jsonl`.
+        clients: The objects of `clients.jsonl`.
+        alone: The summary of the same clients training alone, if that was asked for.
+    """
+
+    directory: Path
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    clients: list[dict[str, Any]]
+    alone: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """What came out, in one line."""
+        outcome = ", ".join(f"{name} {value}" for name, value in self._outcome())
+        return f"<{type(self).__name__} {self._title()}: {outcome}; {self.directory}>"
+
+    def _repr_html_(self) -> str:
+        """What came out, as a notebook shows it: a table, and the curves where they were drawn."""
+        shown = facts([("", self._title()), *self._outcome(), ("files", str(self.directory))])
+        curves = self.directory / "curves.png"
+        if not curves.is_file():
+            return shown
+        data = base64.b64encode(curves.read_bytes()).decode("ascii")
+        return f'{shown}\n<img alt="curves of the run" style="max-width: 100%" src="data:image/png;base64,{data}">'
+
+    def _title(self) -> str:
+        summary = self.summary
+        name = str(summary.get("title") or summary["method"])
+        clients = f", {summary['num_clients']} clients" if "num_clients" in summary else ""
+        return f"{name} on {summary['data']}{clients}" if "data" in summary else f"{name}{clients}"
+
+    def _outcome(self) -> list[tuple[str, str]]:
+        summary = self.summary
+        rows = [
+            ("rounds", str(summary["rounds"])),
+            ("accuracy", human_percent(summary["accuracy"])),
+            ("worst client", human_percent(summary["accuracy_min"])),
+            ("up", human_bytes(summary["uplink_bytes"])),
+            ("down", human_bytes(summary["downlink_bytes"])),
+        ]
+        return rows + ([("training alone", human_percent(self.alone.get("accuracy")))] if self.alone else [])
+
+
+def read_run(directory: str | Path) -> RunResult:
+    """Read a finished run.
+
+    Raises:
+        SpatlError: The directory holds none.
+    """
+    directory = Path(directory)
+    path = directory / "summary.json"
+    if not path.exists():
+        raise SpatlError(f"{directory} holds no finished run: {path.name} is not there")
+    alone = directory / "alone" / "summary.json"
+    return RunResult(
+        directory=directory,
+        summary=read_json(path),
+        history=read_lines(directory / "history.jsonl"),
+        clients=read_lines(directory / "clients.jsonl"),
+        alone=read_json(alone) if alone.exists() else None,
+    )

@@ -1,0 +1,110 @@
+"""Directory of a run: who has it, how far the run in it has come, and what its config is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import load_config
+from spatl.errors import ConfigError, SpatlError
+from spatl.runs.records import read_lines
+from spatl.sealed_files import alone_in
+
+_LOCK = ".lock"
+
+_SERVERS_LOCK = ".server.lock"
+
+REGISTRATION = "registration.json"
+"""Who takes part in a deployment's run (`num_examples` by client), and who does not (`absent`: why, by client)."""
+
+_OF_A_START = frozenset(
+    {
+        _LOCK, _SERVERS_LOCK, REGISTRATION, "config.yaml", "deployment.json", "error.json", "flower.log", "log.jsonl",
+        "tensorboard",
+    }
+)  # fmt: skip
+"""What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
+
+
+@contextmanager
+def alone_in_run(directory: Path) -> Iterator[None]:
+    """Keep other processes from running what a run's directory holds; the directory is made if it is not there.
+
+    Raises:
+        SpatlError: Another process runs it, or it cannot be made.
+    """
+    with _holding(directory, _LOCK, otherwise=f"another process is running {directory}; wait for it, or stop it"):
+        yield
+
+
+@contextmanager
+def serving_run(directory: Path) -> Iterator[None]:
+    """Keep other servers from a deployment's run, while clients are waited for too; the directory is made.
+
+    Raises:
+        SpatlError: Another process has it, or it cannot be made.
+    """
+    with _holding(directory, _SERVERS_LOCK, otherwise=f"another process serves {directory}; wait for it, or stop it"):
+        yield
+
+
+@contextmanager
+def _holding(directory: Path, lock: str, *, otherwise: str) -> Iterator[None]:
+    """Hold one of the locks of a run's directory, which is made; `otherwise` is said where another process has it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpatlError(f"cannot make the run's directory {directory}: {error.strerror}") from error
+    with alone_in(directory / lock, otherwise=SpatlError(otherwise)):
+        yield
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a process of this machine runs what a run's directory holds; Windows does not tell."""
+    return any(_is_taken(directory / name) for name in (_LOCK, _SERVERS_LOCK))
+
+
+def _is_taken(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    try:
+        with alone_in(lock, otherwise=_Taken()):
+            return False
+    except _Taken:
+        return True
+
+
+def has_rounds(directory: Path) -> bool:
+    """Whether a run has got anywhere: a round is over, or it has ended."""
+    history = directory / "history.jsonl"
+    ended = any((directory / name).exists() for name in ("summary.json", "server.checkpoint"))
+    return ended or (history.exists() and bool(read_lines(history)))
+
+
+def clear_start(directory: Path) -> bool:
+    """Make room for a run where one was begun that has no round; return whether nothing else is there.
+
+    Logs stay. A directory of other files is left alone, and so is one that another process is about to run.
+    """
+    names = {path.name.removesuffix(".tmp") for path in directory.iterdir()}
+    if not names <= _OF_A_START or not names & {_LOCK, _SERVERS_LOCK} or _is_taken(directory / _LOCK):
+        return not names
+    for name in ("config.yaml", "error.json", REGISTRATION):
+        (directory / name).unlink(missing_ok=True)
+    return True
+
+
+class _Taken(SpatlError):
+    """The lock is another process's."""
+
+
+def config_of(directory: Path) -> ExperimentConfig:
+    """Return the config of a run.
+
+    Raises:
+        SpatlError: The directory holds none.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{directory} holds no run to resume: {path.name} is not there")
+    return load_config(path)

@@ -1,0 +1,225 @@
+"""Records of a run, round by round and client by client, as lines of JSON; and what follows from a few of them."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from spatl.json_files import to_json
+
+_NAMED = 5  # clients in one line
+
+NOTABLE_SHARE = 0.1
+"""A run says so where the clients that it refused or left out hold more than this share of all training examples."""
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One client in one round: an object of `clients.jsonl`.
+
+    A client that only registered (round 1) or only received the final encoder (last round) has a row as well, so that
+    the bytes of all rows are the bytes of the run; what it did not do is null. `missed` says that it was asked to train
+    and no answer came in time.
+    """
+
+    round: int
+    client: int
+    participated: bool
+    missed: bool
+    accuracy: float | None
+    loss: float | None
+    train_loss: float | None
+    num_examples: int
+    keep_ratio: float | None
+    flops_ratio: float | None
+    budget_kind: str | None
+    budget_limit: float | None
+    validation_gain: float | None
+    uplink_bytes: int
+    downlink_bytes: int
+    seconds: float | None
+    rejected: str | None = None
+    final_accuracy: float | None = None
+    final_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One round: an object of `history.jsonl`.
+
+    `accuracy` and `loss` are means over the round's participants of the encoder as it arrived, before training.
+    `uplink` and `downlink` break the bytes down into values, indices, control and other. `left_out` names the clients
+    that were not asked because they had failed too often, `late` counts replies that came after their round or that
+    nobody asked for; they are dropped. A `skipped` round had too few usable replies and changed nothing. The last round
+    also carries `final_*`: all clients with the encoder after the last round.
+    """
+
+    round: int
+    accuracy: float | None
+    accuracy_min: float | None
+    loss: float | None
+    train_loss: float | None
+    participants: int
+    rejected: int
+    missing: int
+    keep_ratio: float | None
+    flops_ratio: float | None
+    uplink_bytes: int
+    downlink_bytes: int
+    uplink: Mapping[str, int]
+    downlink: Mapping[str, int]
+    encoder_fingerprint: str
+    validation_gain: float | None
+    seconds: float
+    rejections: tuple[Mapping[str, Any], ...] = ()
+    left_out: tuple[int, ...] = ()
+    late: int = 0
+    skipped: bool = False
+    final_accuracy: float | None = None
+    final_accuracy_min: float | None = None
+    final_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class TimingRow:
+    """Where one client's time went in one round: an object of `timings.jsonl`.
+
+    Apart from the other files, because time is what a repeated run does not repeat.
+    """
+
+    round: int
+    client: int
+    training_seconds: float
+    selection_seconds: float
+    decision_seconds: float
+
+
+def excluded_line(summary: Mapping[str, Any]) -> str | None:
+    """What a run says of the clients that it refused or left out; None where they hold little.
+
+    Args:
+        summary: The object of `summary.json`.
+    """
+    share = summary.get("excluded_examples_share", 0.0)
+    if not share > NOTABLE_SHARE:
+        return None
+    most = sorted(summary["excluded_by_client"].items(), key=lambda item: (-item[1], int(item[0])))
+    named = [f"client {client} in {number} of {summary['rounds']} rounds" for client, number in most[:_NAMED]]
+    who = ", ".join(named) + (f" and {len(most) - _NAMED} more" if len(most) > _NAMED else "")
+    return (
+        f"clients that hold {100 * share:.1f} % of all training examples were refused or left out: {who}; "
+        "history.jsonl says why"
+    )
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """The arithmetic mean, the same in any order, or None of nothing."""
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers) if numbers else None
+
+
+def latest_accuracy(row: Mapping[str, Any]) -> float | None:
+    """A round's accuracy of all clients after the last round, where it was measured (0 is a value), or on arrival."""
+    final: float | None = row.get("final_accuracy")
+    arrival: float | None = row.get("accuracy")
+    return arrival if final is None else final
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append one JSON object per line, and wait until the disk has them."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(to_json(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def keep_rounds(path: Path, last: int) -> list[dict[str, Any]]:
+    """Cut a JSON-lines file, in its place, after the whole lines of the rounds up to `last`, and return these."""
+    if not path.exists():
+        return []
+    rows, kept = [], 0
+    with path.open("r+b") as file:
+        for line in file:
+            row = json.loads(line) if line.endswith(b"\n") else None
+            if row is None or row["round"] > last:
+                break
+            rows.append(row)
+            kept += len(line)
+        if kept != file.seek(0, os.SEEK_END):
+            file.truncate(kept)
+            file.flush()
+            os.fsync(file.fileno())
+    return rows
+
+
+class Tail:
+    """Reads a growing JSON-lines file of rounds, each time from where it stopped.
+
+    Args:
+        path: The file, which may come to be later.
+
+    Attributes:
+        bytes_read: How many bytes were read so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._end = 0
+        self._last = b""
+        self.bytes_read = 0
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        """The rows of the lines that are whole and were not there before.
+
+        A run that goes on cuts what a killed one wrote last. If the last line that was read is not there any more, the
+        rows of its round and of later ones are new.
+        """
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._end - len(self._last))
+                data = self._read(file)
+                if data.startswith(self._last):
+                    return self._rows(data, len(self._last))
+                again = json.loads(self._last)["round"]
+                self._end, self._last = 0, b""
+                file.seek(0)
+                return [row for row in self._rows(self._read(file), 0) if row["round"] >= again]
+        except FileNotFoundError:
+            return []
+
+    def _read(self, file: BinaryIO) -> bytes:
+        data = file.read()
+        self.bytes_read += len(data)
+        return data
+
+    def _rows(self, data: bytes, start: int) -> list[dict[str, Any]]:
+        whole = data[start : data.rfind(b"\n") + 1]
+        lines = whole.split(b"\n")[:-1]
+        self._end += len(whole)
+        self._last = lines[-1] + b"\n" if lines else self._last
+        return [json.loads(line) for line in lines]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the whole lines of a JSON-lines file; a last line still being written is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a row is there and finite: what a client did not do is null."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def bytes_on_arrival(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The bytes, up and down, that each round's accuracy on arrival has cost: all earlier rounds and its own downlink.
+
+    The last round's downlink includes the final encoder for all clients, so its number is slightly too large.
+    """
+    totals = accumulate((row["uplink_bytes"] + row["downlink_bytes"] for row in history), initial=0)
+    return [before + row["downlink_bytes"] for before, row in zip(totals, history, strict=False)]
