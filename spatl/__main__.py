@@ -2,6 +2,6 @@
 
 import sys
 
-from spatl.cli import main
+from spatl.console.main import main
 
 sys.exit(main())

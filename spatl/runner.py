@@ -20,7 +20,7 @@ from spatl.config.loading import load_config, parse_config
 from spatl.config.unread import settings_without_effect
 from spatl.deployment.sites import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
-from spatl.progress import progress_of, watched_console
+from spatl.terminal.progress import progress_of, watched_console
 from spatl.report.figures import draw_curves
 from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report

@@ -24,7 +24,7 @@ import torch
 
 from clients.state import DirectoryStore
 from server.checkpoint import load_checkpoint
-from spatl.cli import main as spatl
+from spatl.console.main import main as spatl
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import descendants, free_port
 from spatl.runs.records import read_lines

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import environment, free_port, stop
 from spatl.deployment.sites import Address, ClientSite, write_site

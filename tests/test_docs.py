@@ -13,7 +13,7 @@ import yaml
 
 from clients.deploy import _key
 from server.deploy import _public_keys
-from spatl.cli import _parser, main
+from spatl.console.main import _parser, main
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.wire.protocol import VERSION

@@ -8,7 +8,7 @@ import torch
 from agents import pretrain as pretraining
 from agents.policy import load_policy
 from agents.pretrain import SOURCES, Source, pretrain
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.models import MODELS
 
 TWO = (Source("cnn", None, 0.0, 1.0), Source("resnet8", 0.25, 1.0, 1.0))
@@ -36,7 +36,7 @@ def test_sources_are_several_families_none_of_them_a_resnet20():
 
 
 def test_the_commands_defaults_are_those_of_the_shipped_policy():
-    from spatl.cli import _parser
+    from spatl.console.main import _parser
 
     options = _parser().parse_args(["agent", "pretrain"])
     assert (options.seed, options.steps) == (pretraining.DEFAULT_SEED, pretraining.DEFAULT_STEPS)

@@ -220,7 +220,7 @@ def test_a_missing_policy_file_is_met_at_construction():
 def test_selecting_needs_no_reinforcement_learning_library():
     """A client on a device has none."""
     code = (
-        "import sys, clients.app, agents.selector, spatl.cli\n"
+        "import sys, clients.app, agents.selector, spatl.console.main\n"
         "heavy = {'gymnasium', 'stable_baselines3', 'matplotlib', 'ray'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -20,7 +20,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from server.superlink import OPEN_PATH, TOKEN_HEADER, Gate
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.deployment.processes import environment, free_port, script
 from spatl.runs.records import read_lines
 from tests.deployments import started

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.deployment.processes import free_port
 from spatl.runs.records import read_lines
 from tests.deployments import started

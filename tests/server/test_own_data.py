@@ -11,7 +11,7 @@ from clients.app import app as client_app
 from server.app import serve
 from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.config.loading import load_config, on_device, parse_config, with_agreement
 from spatl.data.own import Agreement, fit
 from spatl.errors import ConfigError, SpatlError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
 from spatl.deployment.processes import free_port

@@ -7,7 +7,7 @@ import pytest
 import server.deploy
 import spatl.runner
 from server.engines import run_inline
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.deployment.sites import RUN, run_name
 from spatl.errors import ConfigError, SpatlError
 from spatl.json_files import read_json

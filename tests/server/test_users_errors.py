@@ -14,7 +14,7 @@ from clients.app import _reporting
 from clients.app import app as client_app
 from clients.round import Workplace
 from server.strategy import error_line, error_traceback
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.errors import SpatlError
 from spatl.rounds.blueprint import make_blueprint
 from spatl.runs.records import read_lines

@@ -16,7 +16,7 @@ from spatl.data import PARTITIONERS
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.partition_figure import SPLITS, PartitionCounts, draw_partition
 from spatl.rounds.blueprint import check_simulated, load_clients, split_client
-from spatl.terminal import natural_width, print_line, print_table
+from spatl.terminal.tables import natural_width, print_line, print_table
 
 logger = logging.getLogger(__name__)
 

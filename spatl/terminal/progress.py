@@ -20,7 +20,7 @@ from rich.text import Text
 from spatl.config.experiment import ExperimentConfig
 from spatl.runs.records import latest_accuracy
 from spatl.runs.text import human_bytes, human_percent
-from spatl.terminal import print_line
+from spatl.terminal.tables import print_line
 
 _BAR = range(10, 41)  # characters; less only where not even the accuracy would fit
 _LEAST_BAR = 4

@@ -11,7 +11,7 @@ from typing import Final
 
 from rich.console import Console
 
-from spatl.arguments import Parser
+from spatl.console.arguments import Parser
 from spatl.config.settings import section_meanings, setting_keys
 from spatl.config.shipped import shipped_configs
 

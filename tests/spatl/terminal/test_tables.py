@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from spatl.terminal import print_table
+from spatl.terminal.tables import print_table
 from tests.terminals import pipe, shown, terminal, widest_line, words_of
 
 WORDS = st.text("abcdefgh[]/=", min_size=1, max_size=12)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.config.settings import all_settings
-from spatl.show import LISTINGS, SHOWN
+from spatl.console.show import LISTINGS, SHOWN
 from tests.terminals import as_terminal, widest_line, words_of
 
 MEASURED = ("codec-times", "cold-start")  # which take seconds, and are of the machine

@@ -18,21 +18,21 @@ from rich.console import Console
 from rich.table import Table
 
 from spatl import __version__
-from spatl.arguments import Parser
+from spatl.console.arguments import Parser
 from spatl.channels.costs import BUDGET_KINDS
-from spatl.completion import SHELLS
+from spatl.console.completion import SHELLS
 from spatl.config.loading import load_config
 from spatl.errors import ConfigError, SpatlError, from_outside
 from spatl.json_files import write_json
-from spatl.progress import progress_of
+from spatl.terminal.progress import progress_of
 from spatl.report.result import RunResult
 from spatl.runner import check, fresh_directory, resume, run
 from spatl.runs.directory import config_of
 from spatl.runs.log import TextFormatter
 from spatl.runs.records import excluded_line
 from spatl.runs.text import human_bytes, human_percent
-from spatl.show import SHOWN
-from spatl.terminal import print_line, print_table
+from spatl.console.show import SHOWN
+from spatl.terminal.tables import print_line, print_table
 
 USER_MISTAKE = 2
 
@@ -97,13 +97,13 @@ def _parser() -> Parser:
     checking.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a setting"
     )
-    checking.set_defaults(command=_by_reference("spatl.check_command:check"))
+    checking.set_defaults(command=_by_reference("spatl.console.check:check"))
 
     watching = commands.add_parser("status", help="how a run is doing, and each of its clients")
     watching.description = "Say how far a run has come, and how each client is; of one that is running, too."
     watching.add_argument("run", metavar="RUN", help="the run's directory")
     watching.add_argument("--json", action="store_true", help="one JSON object instead")
-    watching.set_defaults(command=_by_reference("spatl.console_status:show_status"))
+    watching.set_defaults(command=_by_reference("spatl.console.status:show_status"))
 
     _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
     _add_partition(commands.add_parser("partition", help="show how the examples are spread over the clients"))
@@ -123,12 +123,12 @@ def _parser() -> Parser:
     showing.description = "Print one list, or the lines of it that are named; settings by section or by key."
     showing.add_argument("what", choices=SHOWN)
     showing.add_argument("names", metavar="NAME", nargs="*", help="lines of the list, or sections: settings training")
-    showing.set_defaults(command=_by_reference("spatl.show:show"))
+    showing.set_defaults(command=_by_reference("spatl.console.show:show"))
 
     completing = commands.add_parser("completion", help="print a script that completes this command line")
     completing.description = "Print a script for a shell to source, e.g. source <(spatl completion bash)."
     completing.add_argument("shell", choices=SHELLS)
-    completing.set_defaults(command=_by_reference("spatl.completion:print_completion"), root=parser)
+    completing.set_defaults(command=_by_reference("spatl.console.completion:print_completion"), root=parser)
     parser.set_defaults(debug=False)
     _add_debug(parser)
     return parser
@@ -171,7 +171,7 @@ def _add_bench(parser: Parser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="override a setting in every config",
     )  # fmt: skip
-    parser.set_defaults(command=_by_reference("spatl.bench.commands:run_bench"))
+    parser.set_defaults(command=_by_reference("spatl.console.bench:run_bench"))
 
 
 def _add_partition(parser: Parser) -> None:
@@ -182,7 +182,7 @@ def _add_partition(parser: Parser) -> None:
         help="override a setting, e.g. --set partition.alpha=0.1",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="the picture, a .png file (default: one below runs/)")
-    parser.set_defaults(command=_by_reference("spatl.partition_command:partition"))
+    parser.set_defaults(command=_by_reference("spatl.console.partition:partition"))
 
 
 def _add_pretrain(parser: Parser) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.methods import METHODS
-from spatl.progress import TaskLine, _Notebook, progress_of, watched_console
+from spatl.terminal.progress import TaskLine, _Notebook, progress_of, watched_console
 from tests.terminals import pipe, shown, terminal, widest_line
 
 ROW = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spatl.cli import _parser, main
+from spatl.console.main import _parser, main
 from spatl.config.settings import setting_keys
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spatl.cli import _print_seeds, main, print_result
+from spatl.console.main import _print_seeds, main, print_result
 from spatl.report.result import RunResult
 from spatl.runs.records import read_lines
 from tests.federations import tiny_config
@@ -124,7 +124,7 @@ def test_the_version_is_one_line_with_what_it_runs_on(capsys):
 
 @pytest.mark.slow
 def test_the_package_can_be_run_as_a_module(tmp_path):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-m", "spatl", "show", "partitioners", "iid"]
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from spatl.cli import main
+from spatl.console.main import main
 
 # What is typed, the last word being completed, and some of what must be offered.
 TYPED = [

@@ -10,7 +10,7 @@ from rich.table import Table
 from spatl.json_files import to_json
 from spatl.runs.status import read_status
 from spatl.runs.text import human_bytes
-from spatl.terminal import print_line, print_table
+from spatl.terminal.tables import print_line, print_table
 
 
 def show_status(options: argparse.Namespace, console: Console) -> None:

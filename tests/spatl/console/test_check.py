@@ -2,7 +2,7 @@
 
 import pytest
 
-from spatl.cli import main
+from spatl.console.main import main
 from tests.federations import tiny_config
 from tests.terminals import as_terminal, widest_line, words_of
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from server.engines import run_inline
-from spatl.cli import main
+from spatl.console.main import main
 from spatl.errors import ConfigError
 from spatl.runs.directory import alone_in_run
 from spatl.runs.status import read_status

@@ -19,7 +19,7 @@ from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS
 from spatl.models import MODELS
 from spatl.selection.selectors import SELECTORS
-from spatl.terminal import print_line, print_table
+from spatl.terminal.tables import print_line, print_table
 from spatl.wire.codec import CODECS
 
 

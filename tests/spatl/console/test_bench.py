@@ -6,11 +6,11 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from spatl.bench.commands import _print_table, _Progress
+from spatl.console.bench import _print_table, _Progress
 from spatl.bench.jobs import Event
 from spatl.bench.plan import make_plan
 from spatl.bench.results import collect, run_directory
-from spatl.cli import main
+from spatl.console.main import main
 from tests.spatl.bench.runs import write_run
 from tests.spatl.bench.test_jobs import TINY
 from tests.terminals import pipe, shown, terminal, widest_line, words_of

@@ -1,0 +1,1 @@
+"""The terminal: tables, lines and progress, the only room that knows rich."""
