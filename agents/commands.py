@@ -12,9 +12,9 @@ from agents import evaluate as evaluation
 from agents.pictures import draw_rewards
 from spatl.config.loading import load_config
 from spatl.errors import ConfigError, SpatlError
-from spatl.terminal.progress import live_progress
 from spatl.report.figures import new_figure
 from spatl.runner import fresh_directory
+from spatl.terminal.progress import live_progress
 from spatl.terminal.tables import print_table
 
 

@@ -35,7 +35,6 @@ from rich.console import Console
 from server.certificates import make_authority, make_client_pair, make_server_pair, pem, private_pem
 from server.engines import check_outcome, write_app
 from server.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
-from spatl.console.main import print_result
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config, read_config
 from spatl.data import DATASETS, OWN
@@ -63,12 +62,13 @@ from spatl.deployment.sites import (
 )
 from spatl.errors import ConfigError, SpatlError
 from spatl.json_files import read_json
-from spatl.terminal.progress import progress_of
 from spatl.report.result import read_run
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.runner import resume, run
 from spatl.runs.directory import REGISTRATION, alone_in_run, config_of, has_rounds, serving_run
 from spatl.sealed_files import replace_file
+from spatl.terminal.progress import progress_of
+from spatl.terminal.result import print_result
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from spatl.config.loading import load_config, parse_config
 from spatl.config.unread import settings_without_effect
 from spatl.deployment.sites import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
-from spatl.terminal.progress import progress_of, watched_console
 from spatl.report.figures import draw_curves
 from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
@@ -29,6 +28,7 @@ from spatl.runs.directory import clear_start, config_of
 from spatl.runs.log import logged_to
 from spatl.runs.records import Tail
 from spatl.runs.tensorboard import check_tensorboard
+from spatl.terminal.progress import progress_of, watched_console
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ import torch
 
 from clients.state import DirectoryStore
 from server.checkpoint import load_checkpoint
-from spatl.console.main import main as spatl
 from spatl.config.experiment import ExperimentConfig
+from spatl.console.main import main as spatl
 from spatl.deployment.processes import descendants, free_port
 from spatl.runs.records import read_lines
 from tests.deployments import started

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from spatl.console.main import main
 from spatl.config.experiment import ExperimentConfig
+from spatl.console.main import main
 from spatl.deployment.processes import environment, free_port, stop
 from spatl.deployment.sites import Address, ClientSite, write_site
 from tests.taps import Tap

@@ -13,9 +13,10 @@ import yaml
 
 from clients.deploy import _key
 from server.deploy import _public_keys
-from spatl.console.main import _parser, main
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
+from spatl.console.main import main
+from spatl.console.parser import make_parser
 from spatl.wire.protocol import VERSION
 from tests.federations import tiny_config
 
@@ -44,7 +45,7 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_a_command_on_a_page_is_one(page, command):
     _, *arguments = shlex.split(command)
-    assert callable(_parser().parse_args(arguments).command)
+    assert callable(make_parser().parse_args(arguments).command)
 
 
 def test_the_commands_of_a_deployment_are_among_those():

@@ -19,9 +19,9 @@ from spatl.bench.run import bench
 from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, percent, tuning_note, tuning_rows
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
-from spatl.terminal.progress import live_progress
 from spatl.runner import fresh_directory
 from spatl.runs.records import latest_accuracy
+from spatl.terminal.progress import live_progress
 from spatl.terminal.tables import print_line, print_table
 
 

@@ -11,9 +11,9 @@ from typing import Final
 
 from rich.console import Console
 
-from spatl.console.arguments import Parser
 from spatl.config.settings import section_meanings, setting_keys
 from spatl.config.shipped import shipped_configs
+from spatl.console.arguments import Parser
 
 SHELLS: Final = ("bash", "zsh", "fish")
 _FILES: Final = "<files>"

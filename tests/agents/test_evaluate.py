@@ -14,8 +14,8 @@ from agents.problem import Problem
 from agents.trial import Outcome
 from agents.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
 from spatl.channels.costs import Budget
-from spatl.console.main import main
 from spatl.config.loading import parse_config
+from spatl.console.main import main
 from spatl.data import Examples
 from spatl.selection.selectors import magnitude_scores
 from tests.agents.problems import blueprint_for, candidate_for, drawn_policy

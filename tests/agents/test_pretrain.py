@@ -36,9 +36,9 @@ def test_sources_are_several_families_none_of_them_a_resnet20():
 
 
 def test_the_commands_defaults_are_those_of_the_shipped_policy():
-    from spatl.console.main import _parser
+    from spatl.console.parser import make_parser
 
-    options = _parser().parse_args(["agent", "pretrain"])
+    options = make_parser().parse_args(["agent", "pretrain"])
     assert (options.seed, options.steps) == (pretraining.DEFAULT_SEED, pretraining.DEFAULT_STEPS)
 
 

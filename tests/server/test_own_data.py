@@ -11,8 +11,8 @@ from clients.app import app as client_app
 from server.app import serve
 from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid
-from spatl.console.main import main
 from spatl.config.loading import load_config, on_device, parse_config, with_agreement
+from spatl.console.main import main
 from spatl.data.own import Agreement, fit
 from spatl.errors import ConfigError, SpatlError
 from spatl.json_files import read_json

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from spatl.console.main import main
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
+from spatl.console.main import main
 from spatl.deployment.processes import free_port
 from spatl.json_files import read_json
 from spatl.runs.records import read_lines

@@ -2,8 +2,9 @@
 
 import pytest
 
-from spatl.console.main import _parser, main
 from spatl.config.settings import setting_keys
+from spatl.console.main import main
+from spatl.console.parser import make_parser
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_every_setting_given_as_a_flag_is_answered_with_its_key(key, capsys):
     """By its whole key, and by its last word whatever other sections have a key of that name."""
     for flag in {f"--{key}", "--" + key.rpartition(".")[2].replace("_", "-")} - TAKEN:
         with pytest.raises(SystemExit, match="2"):
-            _parser().parse_args(["run", "quickstart", flag, "7"])
+            make_parser().parse_args(["run", "quickstart", flag, "7"])
         assert f"--set {key}=7" in capsys.readouterr().err
 
 

@@ -6,10 +6,10 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from spatl.console.bench import _print_table, _Progress
 from spatl.bench.jobs import Event
 from spatl.bench.plan import make_plan
 from spatl.bench.results import collect, run_directory
+from spatl.console.bench import _print_table, _Progress
 from spatl.console.main import main
 from tests.spatl.bench.runs import write_run
 from tests.spatl.bench.test_jobs import TINY

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from spatl.console.main import _print_seeds, main, print_result
+from spatl.console.main import main
+from spatl.console.run import _print_seeds
 from spatl.report.result import RunResult
 from spatl.runs.records import read_lines
+from spatl.terminal.result import print_result
 from tests.federations import tiny_config
 from tests.terminals import pipe, shown, terminal, widest_line, words_of
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatl.console.main import main
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
+from spatl.console.main import main
 from spatl.console.partition import _print, _table, count_partition
 from spatl.report.partition_figure import PartitionCounts
 from spatl.rounds.blueprint import load_clients, split_client

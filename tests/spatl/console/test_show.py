@@ -2,8 +2,8 @@
 
 import pytest
 
-from spatl.console.main import main
 from spatl.config.settings import all_settings
+from spatl.console.main import main
 from spatl.console.show import LISTINGS, SHOWN
 from tests.terminals import as_terminal, widest_line, words_of
 

@@ -1,0 +1,270 @@
+"""Parser of the command line: every command with its options, and the function that does it, by reference."""
+
+import argparse
+import importlib
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+
+from rich.console import Console
+
+from spatl import __version__
+from spatl.channels.costs import BUDGET_KINDS
+from spatl.console.arguments import Parser
+from spatl.console.completion import SHELLS
+from spatl.console.show import SHOWN
+
+
+def make_parser() -> Parser:
+    """Return the parser of `spatl`; what it parses names the `command` to call, with the options and a console."""
+    parser = Parser(prog="spatl", description="Federated learning with salient parameters (SPATL).")
+    parser.add_argument("--version", action="version", version=_versions())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run a federation", description="Run the federation a config describes."))
+    _add_check(commands.add_parser("check", help="say what a config would run, and whether it can, without running it"))
+    _add_status(commands.add_parser("status", help="how a run is doing, and each of its clients"))
+    _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
+    _add_partition(commands.add_parser("partition", help="show how the examples are spread over the clients"))
+
+    agent = commands.add_parser("agent", help="train the selection policy, or compare it with other ways to select")
+    agent_commands = agent.add_subparsers(required=True, metavar="COMMAND")
+    _add_pretrain(agent_commands.add_parser("pretrain", help="train a policy from scratch, in two processes"))
+    _add_evaluate(agent_commands.add_parser("evaluate", help="compare the policy with every yardstick"))
+
+    deploying = commands.add_parser("deploy", help="run a federation on machines of their own")
+    roles = deploying.add_subparsers(required=True, metavar="COMMAND")
+    _add_deploy_init(roles.add_parser("init", help="make the keys, and a directory for each machine"))
+    _add_deploy_server(roles.add_parser("server", help="run the federation, on the server's machine"))
+    _add_deploy_client(roles.add_parser("client", help="take part in it, on a client's machine"))
+    _add_show(commands.add_parser("show", help="list what configs can name, every setting, and what codecs cost"))
+    _add_completion(commands.add_parser("completion", help="print a script that completes this command line"), parser)
+    parser.set_defaults(debug=False)
+    _add_debug(parser)
+    return parser
+
+
+def _add_run(parser: Parser) -> None:
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="a YAML file, or a config that ships (spatl show configs)"
+    )
+    parser.add_argument("--engine", choices=("inline", "ray"), help="in this process, or Flower's simulation runtime")
+    parser.add_argument("--out", metavar="DIR", help="a new directory for what the run leaves behind")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a setting, e.g. --set seed=7 --set training.learning_rate=0.1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", metavar="A,B,...", type=_seeds,
+        help="run once per seed, each in a directory of its own below --out, and print means with their spread",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", metavar="DIR",
+        help="go on with a run that was killed, in its directory and with its config, instead of starting one",
+    )  # fmt: skip
+    parser.set_defaults(command=_by_reference("spatl.console.run:run"))
+
+
+def _add_check(parser: Parser) -> None:
+    parser.description = (
+        "Read and share out the data, build and trace the model, compare the budgets with it, and print what would run."
+        " Nothing is trained or written."
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a config that ships (spatl show configs)")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a setting"
+    )
+    parser.set_defaults(command=_by_reference("spatl.console.check:check"))
+
+
+def _add_status(parser: Parser) -> None:
+    parser.description = "Say how far a run has come, and how each client is; of one that is running, too."
+    parser.add_argument("run", metavar="RUN", help="the run's directory")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead")
+    parser.set_defaults(command=_by_reference("spatl.console.status:show_status"))
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """Give a parser and all below it the option `--debug`."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in below:
+        for command in action.choices.values():
+            _add_debug(command)
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS,
+        help="print the traceback of every error, a model's own too",
+    )  # fmt: skip
+
+
+def _add_bench(parser: Parser) -> None:
+    parser.description = (
+        "Run methods x seeds on identical partitions and initial weights, and report what each costs until an accuracy."
+        " Started again with the same --out, it runs only what is missing."
+    )
+    parser.add_argument(
+        "configs", metavar="CONFIG", nargs="+",
+        help="a YAML file whose bench.methods are the rows, or several that differ in their method only",
+    )  # fmt: skip
+    parser.add_argument(
+        "--methods", metavar="A,B,...", type=_names,
+        help="rows to run: labels of the config, names of methods, or method+codec (fedavg+float16)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", metavar="A,B,...", type=_seeds, help="instead of bench.seeds")
+    parser.add_argument("--target", metavar="A,B,...", type=_numbers, help="accuracies, instead of bench.targets")
+    parser.add_argument("--out", metavar="DIR", help="a new directory, or one of a benchmark to go on with")
+    parser.add_argument("--workers", type=int, default=0, help="runs side by side (default: as the cores allow)")
+    parser.add_argument(
+        "--tune", action="store_true",
+        help="first choose every row's learning rate and momentum from the grid, on validation splits",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a setting in every config",
+    )  # fmt: skip
+    parser.set_defaults(command=_by_reference("spatl.console.bench:run_bench"))
+
+
+def _add_partition(parser: Parser) -> None:
+    parser.description = "Print how many examples of each class each client has, and draw it."
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file: its data, partition and seed are read")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a setting, e.g. --set partition.alpha=0.1",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="the picture, a .png file (default: one below runs/)")
+    parser.set_defaults(command=_by_reference("spatl.console.partition:partition"))
+
+
+def _add_pretrain(parser: Parser) -> None:
+    parser.description = "Train a selection policy; with the defaults, the one that ships with the package."
+    parser.add_argument("--seed", type=int, default=1, help="everything random follows from it (default: 1)")
+    parser.add_argument("--steps", type=int, default=32_768, help="selections that PPO measures (default: %(default)s)")
+    parser.add_argument("--out", metavar="DIR", help="a new directory for the weights and the reward curve")
+    parser.set_defaults(command=_by_reference("agents.commands:pretrain"))
+
+
+def _add_evaluate(parser: Parser) -> None:
+    parser.description = (
+        "Train networks as the configs describe, prune them to each budget in every way there is, and print the "
+        "accuracy on the clients' test splits. Nothing but the validation splits is looked at before."
+    )
+    parser.add_argument("configs", metavar="CONFIG", nargs="+", help="YAML files: model, data, partition, training")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a setting in every config",
+    )  # fmt: skip
+    parser.add_argument("--seeds", metavar="A,B,...", type=_seeds, default=[1, 2, 3], help="one network each (1,2,3)")
+    parser.add_argument(
+        "--budgets", metavar="A,B,...", type=_numbers, default=[0.3, 0.5, 0.7], help="limits (0.3,0.5,0.7)"
+    )
+    parser.add_argument("--kind", choices=BUDGET_KINDS, default="flops_ratio", help="their unit (flops_ratio)")
+    parser.add_argument("--samples", type=int, default=16, help="evaluations of fine-tuning and searches (16)")
+    parser.add_argument("--epochs", type=int, default=12, help="of training before the clients' own round (12)")
+    parser.add_argument("--clients", type=int, help="how many clients of each network select (3, or all if fewer)")
+    parser.add_argument("--policy", metavar="FILE", help="a policy of `pretrain`; the shipped one if not given")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    parser.add_argument("--out", metavar="DIR", help="a new directory for the table and the picture")
+    parser.set_defaults(command=_by_reference("agents.commands:evaluate"))
+
+
+def _add_deploy_init(parser: Parser) -> None:
+    parser.description = (
+        "Make a certificate authority, the server's certificate and a key for each client, and lay them out in one "
+        "directory for each machine."
+    )
+    parser.add_argument("directory", metavar="DIR", help="a new directory")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file: the run; partition.num_clients clients")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", default="127.0.0.1:9092",
+        help="where the clients find the server (%(default)s); its certificate is good for that host",
+    )  # fmt: skip
+    parser.add_argument(
+        "--name", metavar="HOST", action="append", default=[], dest="names",
+        help="a further name or IP address of the server, for its certificate",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a setting"
+    )
+    parser.set_defaults(command=_by_reference("server.deploy:init"))
+
+
+def _add_deploy_server(parser: Parser) -> None:
+    parser.description = "Start a SuperLink, wait for all clients, run the federation, and stop it all."
+    parser.add_argument("directory", metavar="DIR/server", help="what `spatl deploy init` made for the server")
+    parser.add_argument(
+        "--bind", metavar="HOST", default="127.0.0.1",
+        help="the address of this machine to listen on (%(default)s); 0.0.0.0 for all",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="RUN", help="a new directory for the run's files (DIR/server/run)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run if it was stopped; start it if it never was"
+    )
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=float, default=600.0, help="how long to wait for the clients (%(default)g)"
+    )
+    parser.add_argument("--insecure", action="store_true", help="no TLS, and any client may take part")
+    parser.set_defaults(command=_by_reference("server.deploy:serve"))
+
+
+def _add_deploy_client(parser: Parser) -> None:
+    parser.description = "Start a SuperNode; it takes part in what the server runs until it is stopped."
+    parser.add_argument("directory", metavar="DIR/client-ID", help="what `spatl deploy init` made for this client")
+    parser.add_argument("--data-dir", metavar="PATH", help="this device's copy of the data, for data.options.path")
+    parser.add_argument(
+        "--budget", metavar="KIND=LIMIT", help=f"what it may spend: {', '.join(BUDGET_KINDS)}, e.g. keep_ratio=0.3"
+    )
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
+    parser.add_argument(
+        "--cold", action="store_true", help="load PyTorch anew for each message, and hold no memory for it in between"
+    )
+    parser.add_argument("--insecure", action="store_true", help="no TLS and no key, for a server that has none")
+    parser.set_defaults(command=_by_reference("clients.deploy:start"))
+
+
+def _add_show(parser: Parser) -> None:
+    parser.description = "Print one list, or the lines of it that are named; settings by section or by key."
+    parser.add_argument("what", choices=SHOWN)
+    parser.add_argument("names", metavar="NAME", nargs="*", help="lines of the list, or sections: settings training")
+    parser.set_defaults(command=_by_reference("spatl.console.show:show"))
+
+
+def _add_completion(parser: Parser, root: Parser) -> None:
+    parser.description = "Print a script for a shell to source, e.g. source <(spatl completion bash)."
+    parser.add_argument("shell", choices=SHELLS)
+    parser.set_defaults(command=_by_reference("spatl.console.completion:print_completion"), root=root)
+
+
+def _versions() -> str:
+    """What a report of a fault should name, in one line."""
+    others = ", ".join(f"{name} {version(name)}" for name in ("flwr", "torch"))
+    return f"spatl {__version__} ({others}, Python {platform.python_version()})"
+
+
+def _by_reference(reference: str) -> Callable[[argparse.Namespace], None]:
+    """A command of a module that is imported when it is called: another package's, or one that few need."""
+
+    def command(options: argparse.Namespace) -> None:
+        module, _, name = reference.partition(":")
+        getattr(importlib.import_module(module), name)(options, Console())
+
+    return command
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between them, got {text!r}") from None
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"a seed stands twice in {text!r}")
+    return seeds

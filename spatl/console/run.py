@@ -1,0 +1,91 @@
+"""`spatl run`: one run, one per seed, or one that goes on."""
+
+import argparse
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from spatl import runner
+from spatl.config.loading import load_config
+from spatl.errors import ConfigError
+from spatl.json_files import write_json
+from spatl.report.result import RunResult
+from spatl.runs.directory import config_of
+from spatl.runs.text import human_percent
+from spatl.terminal.progress import progress_of
+from spatl.terminal.result import print_result
+from spatl.terminal.tables import print_line, print_table
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Run what the options say: a config, once or once per seed, or the rest of a run that was killed."""
+    overrides = [*options.overrides, *([f"engine={options.engine}"] if options.engine else [])]
+    if options.resume is not None:
+        print_result(console, _resume(console, options))
+        return
+    if options.config is None:
+        raise ConfigError("spatl run needs a CONFIG, e.g. quickstart (spatl show configs), or --resume DIR")
+    if options.seeds is None:
+        print_result(console, _run_one(console, options.config, overrides, options.out))
+        return
+    config = load_config(options.config, [*overrides, f"seed={options.seeds[0]}"])
+    runner.check(config)  # before a directory is made
+    directory = runner.fresh_directory(options.out, name=f"{config.method}-{config.seed}")
+    results = []
+    for seed in options.seeds:
+        console.rule(f"seed {seed}")
+        results.append(_run_one(console, options.config, [*overrides, f"seed={seed}"], directory / f"seed-{seed}"))
+    _print_seeds(console, results, directory)
+
+
+def _run_one(console: Console, path: str, overrides: Sequence[str], directory: str | Path | None) -> RunResult:
+    config = load_config(path, overrides)
+    command = shlex.join(["spatl", "run", path, *(part for text in overrides for part in ("--set", text))])
+    with progress_of(console, config) as progress:
+        return runner.run(
+            config, directory, on_round=progress.on_round, on_round_alone=progress.on_round_alone, command=command
+        )
+
+
+def _resume(console: Console, options: argparse.Namespace) -> RunResult:
+    given = {"CONFIG": options.config, "--engine": options.engine, "--out": options.out, "--set": options.overrides,
+             "--seeds": options.seeds}  # fmt: skip
+    superfluous = [name for name, value in given.items() if value]
+    if superfluous:
+        raise ConfigError(f"--resume goes on with the run's own config and directory: leave out {superfluous[0]}")
+    command = shlex.join(["spatl", "run", "--resume", options.resume])
+    with progress_of(console, config_of(Path(options.resume))) as progress:
+        return runner.resume(
+            options.resume, on_round=progress.on_round, on_round_alone=progress.on_round_alone, command=command
+        )
+
+
+def _print_seeds(console: Console, results: Sequence[RunResult], directory: Path) -> None:
+    """One row per seed, then mean and sample standard deviation; also written as `seeds.json`."""
+    title, with_alone = results[0].summary["title"], all(result.alone for result in results)
+    columns: dict[str, list[float]] = {
+        f"{title}, mean": [result.summary["accuracy"] for result in results],
+        f"{title}, worst client": [result.summary["accuracy_min"] for result in results],
+    }
+    if with_alone:
+        alone = [result.alone["accuracy"] for result in results if result.alone]
+        columns["training alone, mean"] = alone
+        columns["difference"] = [a - b for a, b in zip(columns[f"{title}, mean"], alone, strict=True)]
+    if all(result.summary["uplink_share"] is not None for result in results):
+        columns["up, of the whole encoder"] = [result.summary["uplink_share"] for result in results]
+    table = Table(title=f"{title} on {results[0].summary['data']}, {len(results)} seeds")
+    for name in ("seed", *columns):
+        table.add_column(name, justify="right")
+    for position, result in enumerate(results):
+        table.add_row(str(result.summary["seed"]), *(human_percent(values[position]) for values in columns.values()))
+    table.add_section()
+    table.add_row("mean", *(human_percent(statistics.mean(values)) for values in columns.values()))
+    if len(results) > 1:
+        table.add_row("std. dev.", *(human_percent(statistics.stdev(values)) for values in columns.values()))
+    print_table(console, table)
+    write_json(directory / "seeds.json", {"seeds": [result.summary["seed"] for result in results], **columns})
+    print_line(console, str(directory / "seeds.json"))

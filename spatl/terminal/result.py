@@ -1,0 +1,50 @@
+"""Table that a run closes with, and the paths of what it wrote."""
+
+from rich.console import Console
+from rich.table import Table
+
+from spatl.report.result import RunResult
+from spatl.runs.records import excluded_line
+from spatl.runs.text import human_bytes, human_percent
+from spatl.terminal.tables import print_line, print_table
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """Print the table a run closes with, and the paths of what it wrote."""
+    summary, alone = result.summary, result.alone
+    table = Table(title=f"{summary['title']} on {summary['data']}, {summary['num_clients']} clients, after "
+                        f"{summary['rounds']} rounds")  # fmt: skip
+    table.add_column()
+    table.add_column(summary["title"], justify="right")
+    if alone:
+        table.add_column("training alone", justify="right")
+
+    def add(name: str, value: str, beside: str = "") -> None:
+        table.add_row(name, value, *([beside] if alone else []))
+
+    add(
+        "accuracy, mean over clients",
+        human_percent(summary["accuracy"]),
+        human_percent(alone["accuracy"]) if alone else "",
+    )
+    add(
+        "accuracy, worst client",
+        human_percent(summary["accuracy_min"]),
+        human_percent(alone["accuracy_min"]) if alone else "",
+    )
+    add("bytes up", human_bytes(summary["uplink_bytes"]), "needs none" if alone else "")
+    add("bytes down", human_bytes(summary["downlink_bytes"]), "needs none" if alone else "")
+    add("keep ratio (share of the encoder sent)", human_percent(summary["keep_ratio"]))
+    add("bytes up, of sending the whole encoder", human_percent(summary["uplink_share"]))
+    if "epsilon" in summary:
+        add("privacy of a client, at most", f"epsilon {summary['epsilon']:.3g}, delta {summary['delta']:g}")
+    if summary["rejected"] or summary["missing"]:
+        add("updates refused / lost", f"{summary['rejected']} / {summary['missing']}")
+    print_table(console, table)
+    for client, reason in summary.get("absent", {}).items():
+        print_line(console, f"client {client} took no part: {reason}")
+    if (excluded := excluded_line(summary)) is not None:
+        print_line(console, excluded)
+    for name in ("report.html", "curves.png", "summary.json", "history.jsonl", "clients.jsonl", "ledger.jsonl"):
+        if (result.directory / name).exists():
+            print_line(console, str(result.directory / name))
