@@ -49,7 +49,7 @@ def test_one_function_writes_the_json_that_others_read():
         "spatl/sealed_files.py": 1,  # the header of a sealed file
         "server/engines.py": 2, "clients/deploy.py": 1,  # strings as TOML has them, and node ids
         "spatl/data/own.py": 1,  # numbers that are then checked
-        "clients/knock.py": 1, "clients/cold_start.py": 2,  # a device's processes among themselves
+        "clients/device/handover.py": 1, "clients/device/cold_start.py": 2,  # a device's processes among themselves
     }  # fmt: skip
     found = {str(path.relative_to(ROOT)): path.read_text().count("json.dump") for path in SOURCES}
     assert {name: number for name, number in found.items() if number} == allowed

@@ -142,7 +142,7 @@ LISTINGS: Mapping[str, _Listing] = {
     ),
     "cold-start": _Listing(
         ("in a new process", "seconds", "over torch", "CPU seconds", "over torch", "peak MB"),
-        lambda: importlib.import_module("clients.cold_start").rows(),
+        lambda: importlib.import_module("clients.device.cold_start").rows(),
     ),
 }
 SHOWN = (*LISTINGS, "settings")

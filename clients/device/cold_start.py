@@ -15,9 +15,9 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
-from clients import knock
+from clients.device import handover as knock
 from clients.app import workplace_of
-from clients.memory import peak_megabytes
+from clients.device.peak_memory import peak_megabytes
 from clients.round import Workplace
 from clients.state import DirectoryStore
 from spatl.config.loading import parse_config
@@ -30,12 +30,12 @@ _TIMEOUT_SECONDS = 300
 _STEPS = {
     "import torch": "import torch",
     "import clients.app": "import clients.app",
-    "ready to train": "import clients.cold_start; clients.cold_start.ready()",
-    "a whole message": "import clients.cold_start; clients.cold_start.handle()",
-    "ready, in Flower's process": "import clients.task, clients.cold_start; clients.cold_start.ready()",
+    "ready to train": "import clients.device.cold_start; clients.device.cold_start.ready()",
+    "a whole message": "import clients.device.cold_start; clients.device.cold_start.handle()",
+    "ready, in Flower's process": "import clients.device.message_process, clients.device.cold_start; clients.device.cold_start.ready()",
     "between messages: SuperNode": "import flwr.supernode.cli.flower_supernode, flwr.supernode.main",
     "between messages: SuperExec": "import flwr.supercore.cli.flower_superexec",
-    "between messages: warm": "import clients.warm",
+    "between messages: warm": "import clients.device.preloaded",
 }
 _WARM = "a whole message, in a fork"
 _WARM_PROGRAM = """
@@ -50,7 +50,7 @@ wall, cpu = time.perf_counter(), time.process_time()
 {step}
 took = [time.perf_counter() - wall, time.process_time() - cpu]
 import json
-from clients.memory import peak_megabytes
+from clients.device.peak_memory import peak_megabytes
 print(json.dumps([*took, peak_megabytes()]))
 """
 _CONFIG = {

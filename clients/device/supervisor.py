@@ -1,4 +1,4 @@
-"""Keeps programs running on a device: `python -S -E clients/keep.py MARKS COMMAND ... [-- COMMAND ...]`.
+"""Keeps programs running on a device: `python -S -E clients/device/supervisor.py MARKS COMMAND ... [-- COMMAND ...]`.
 
 Each is started again when it has ended, as a SuperNode does when its server was started anew. The first also when a
 process that it waits for is gone: each file in MARKS holds the id of one. A program of the standard library alone, for

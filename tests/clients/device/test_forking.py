@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clients import knock
+from clients.device import handover as knock
 from spatl.deployment.processes import descendants
 from tests.processes import gone, until
 
@@ -19,7 +19,7 @@ _SECONDS = 60.0
 _SERVE = """
 import sys
 from pathlib import Path
-from clients.forks import serve
+from clients.device.forking import serve
 {program}
 serve(Path(sys.argv[1]), handle, parent=int(sys.argv[2]))
 """
@@ -76,7 +76,7 @@ def test_flowers_program_is_the_same_with_and_without_a_warm_process(tmp_path, a
         return done.returncode, done.stdout, done.stderr
 
     without = ask()
-    with serving(tmp_path, "-m", "clients.warm"):
+    with serving(tmp_path, "-m", "clients.device.preloaded"):
         assert ask() == without
     assert without[0] == status
     assert "--runtime-api-address" in without[1] + without[2]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clients.cold_start import handle, measure
+from clients.device.cold_start import handle, measure
 
 
 def test_what_is_timed_is_a_message_that_is_handled():

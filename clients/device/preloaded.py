@@ -1,6 +1,6 @@
-"""A process that has PyTorch and the ClientApp loaded, for messages to come: `python -m clients.warm SOCKET PARENT`.
+"""A process that has PyTorch and the ClientApp loaded, for messages to come: `python -m clients.device.preloaded SOCKET PARENT`.
 
-Flower starts a process for every message, which would import PyTorch anew each time. Where `clients.knock` is what it
+Flower starts a process for every message, which would import PyTorch anew each time. Where `clients.device.handover` is what it
 starts instead, the message is handled in a fork of this process, in hardly more memory than a process of its own takes.
 """
 
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import clients.app  # noqa: F401  (for the forks)
-from clients import task
-from clients.forks import serve
+from clients.device import message_process as task
+from clients.device.forking import serve
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.common.args import add_args_flwr_app_common, try_obtain_flwr_app_token
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 
-from clients.keep import MARK_VARIABLE
+from clients.device.supervisor import MARK_VARIABLE
 
 _runtime: Any = import_module("flwr.supernode.runtime.run_clientapp")
 

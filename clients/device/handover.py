@@ -1,6 +1,6 @@
-"""What Flower starts for each message: has `clients.warm` handle it, or handles it itself where nobody is there.
+"""What Flower starts for each message: has `clients.device.preloaded` handle it, or handles it itself where nobody is there.
 
-A program of the standard library alone, started without `site`: `python -S -E clients/knock.py SOCKET [ARGUMENT ...]`.
+A program of the standard library alone, started without `site`: `python -S -E clients/device/handover.py SOCKET [ARGUMENT ...]`.
 """
 
 import json
@@ -28,7 +28,7 @@ def main() -> None:
         connection.sendall(json.dumps(request).encode() + b"\n")
     except OSError:
         os.chdir(here)
-        os.execv(sys.executable, [sys.executable, "-m", "clients.task", *arguments])
+        os.execv(sys.executable, [sys.executable, "-m", "clients.device.message_process", *arguments])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, lambda received, frame: connection.send(bytes([received])))
     try:

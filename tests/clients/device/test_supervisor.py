@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from clients import keep
+from clients.device import supervisor as keep
 from spatl.deployment.processes import descendants
 from tests.processes import command_of, gone, until
 

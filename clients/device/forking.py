@@ -1,6 +1,6 @@
 """Forks of this process for processes that knock: each becomes the one that knocked, with all that is loaded here.
 
-`clients.knock` hands over its arguments, environment, directory and standard streams, on a socket in a directory that
+`clients.device.handover` hands over its arguments, environment, directory and standard streams, on a socket in a directory that
 no other user can enter. A process that serves has one thread and has not touched a GPU; the forks share its memory.
 """
 
