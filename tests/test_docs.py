@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from clients.deploy import _key
-from server.deploy import _public_keys
+from server.deployment.command import _public_keys
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.console.main import main

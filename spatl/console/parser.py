@@ -184,7 +184,7 @@ def _add_deploy_init(parser: Parser) -> None:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a setting"
     )
-    parser.set_defaults(command=_by_reference("server.deploy:init"))
+    parser.set_defaults(command=_by_reference("server.deployment.command:init"))
 
 
 def _add_deploy_server(parser: Parser) -> None:
@@ -202,7 +202,7 @@ def _add_deploy_server(parser: Parser) -> None:
         "--wait", metavar="SECONDS", type=float, default=600.0, help="how long to wait for the clients (%(default)g)"
     )
     parser.add_argument("--insecure", action="store_true", help="no TLS, and any client may take part")
-    parser.set_defaults(command=_by_reference("server.deploy:serve"))
+    parser.set_defaults(command=_by_reference("server.deployment.command:serve"))
 
 
 def _add_deploy_client(parser: Parser) -> None:

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-import server.deploy
+import server.deployment.command
 import spatl.runner
 from server.engines import run_inline
 from spatl.console.main import main
@@ -48,7 +48,7 @@ def link(monkeypatch):
         (run_directory / "flower.log").touch()
         yield link
 
-    monkeypatch.setattr(server.deploy, "_superlink", superlink)
+    monkeypatch.setattr(server.deployment.command, "_superlink", superlink)
     for name in ("draw_curves", "write_report"):  # seconds each
         monkeypatch.setattr(spatl.runner, name, lambda *args, **kwargs: None)
     return link

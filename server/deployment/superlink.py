@@ -1,4 +1,4 @@
-"""A SuperLink that shows the network its Fleet API alone: `python -m server.superlink`, with Flower's own options.
+"""A SuperLink that shows the network its Fleet API alone: `python -m server.deployment.superlink`, with Flower's own options.
 
 Flower 1.41 serves three APIs on one port and authenticates only the SuperNodes of one, the Fleet API: whoever reached
 the port could register a key of its own or start a run, which is code on every machine (Control). So this one listens
@@ -77,7 +77,7 @@ class Gate:
 
 def main() -> None:
     """Run the SuperLink until a signal stops it."""
-    parser = argparse.ArgumentParser(prog="python -m server.superlink", add_help=False)
+    parser = argparse.ArgumentParser(prog="python -m server.deployment.superlink", add_help=False)
     parser.add_argument("--fleet-host", required=True)
     parser.add_argument("--fleet-port", type=int, required=True)
     options, flowers = parser.parse_known_args()

@@ -19,7 +19,7 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from server.superlink import OPEN_PATH, TOKEN_HEADER, Gate
+from server.deployment.superlink import OPEN_PATH, TOKEN_HEADER, Gate
 from spatl.console.main import main
 from spatl.deployment.processes import environment, free_port, script
 from spatl.runs.records import read_lines

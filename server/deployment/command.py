@@ -1,6 +1,6 @@
 """`spatl deploy init` and `spatl deploy server`: the keys of a federation, and the machine that runs it.
 
-The SuperLink is `server.superlink`'s, which shows the network its Fleet API alone.
+The SuperLink is `server.deployment.superlink`'s, which shows the network its Fleet API alone.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
 from rich.console import Console
 
-from server.certificates import make_authority, make_client_pair, make_server_pair, pem, private_pem
+from server.deployment.certificates import make_authority, make_client_pair, make_server_pair, pem, private_pem
 from server.engines import check_outcome, write_app
-from server.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
+from server.deployment.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config, read_config
 from spatl.data import DATASETS, OWN
@@ -350,7 +350,7 @@ def _superlink(directory: Path, run_directory: Path, bind: Address, *, insecure:
     ]  # fmt: skip
     port, token, log_path = free_port(), secrets.token_hex(32), run_directory / "flower.log"
     command = [
-        sys.executable, "-m", "server.superlink", "--fleet-host", bind.host, "--fleet-port", str(bind.port),
+        sys.executable, "-m", "server.deployment.superlink", "--fleet-host", bind.host, "--fleet-port", str(bind.port),
         "--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess",
         *(["--insecure"] if insecure else certificates),
     ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The server of a deployment: its command, its SuperLink, its certificates."""
