@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from agents.problem import Problem
+from agents.selection_problem import Problem
 
 NUM_FEATURES: Final = 21
 _KNOTS: Final = (0.125, 0.25, 0.5, 0.75)

@@ -139,7 +139,7 @@ def _add_pretrain(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="everything random follows from it (default: 1)")
     parser.add_argument("--steps", type=int, default=32_768, help="selections that PPO measures (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", help="a new directory for the weights and the reward curve")
-    parser.set_defaults(command=_by_reference("agents.commands:pretrain"))
+    parser.set_defaults(command=_by_reference("agents.lab.commands:pretrain"))
 
 
 def _add_evaluate(parser: Parser) -> None:
@@ -163,7 +163,7 @@ def _add_evaluate(parser: Parser) -> None:
     parser.add_argument("--policy", metavar="FILE", help="a policy of `pretrain`; the shipped one if not given")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     parser.add_argument("--out", metavar="DIR", help="a new directory for the table and the picture")
-    parser.set_defaults(command=_by_reference("agents.commands:evaluate"))
+    parser.set_defaults(command=_by_reference("agents.lab.commands:evaluate"))
 
 
 def _add_deploy_init(parser: Parser) -> None:

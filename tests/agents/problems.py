@@ -4,9 +4,9 @@ from functools import cache
 
 import torch
 
-from agents.networks import Candidate, Snapshot, Trained, candidate
+from agents.lab.networks import Candidate, Snapshot, Trained, candidate
 from agents.policy import GraphPolicy
-from agents.problem import Problem
+from agents.selection_problem import Problem
 from spatl.channels.costs import Budget
 from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import Blueprint, make_blueprint

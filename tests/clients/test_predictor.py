@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from agents.trial import sent_trial
+from agents.measurement import sent_trial
 from clients.round import Workplace
 from clients.state import ClientState
 from spatl.channels.selection import select_all

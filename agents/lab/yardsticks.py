@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from agents.graph import make_graph
 from agents.policy import GraphPolicy
-from agents.problem import Problem
+from agents.selection_problem import Problem
 from agents.selector import choose, propose
-from agents.trial import Outcome, Trial
+from agents.measurement import Outcome, Trial
 from spatl.channels.costs import keep_top, project_ranking, project_ratios
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection

@@ -29,7 +29,7 @@ class Problem:
         costs: The encoder and what its channels cost.
         budget: What may be spent.
         worth: float64 [C], at least 0: what each channel is worth; ranks channels inside a group.
-        objective: What the selection is for (`agents.trial`).
+        objective: What the selection is for (`agents.measurement`).
     """
 
     costs: Costs

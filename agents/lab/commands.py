@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from agents import evaluate as evaluation
-from agents.pictures import draw_rewards
+from agents.lab import evaluate as evaluation
+from agents.lab.figures import draw_rewards
 from spatl.config.loading import load_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.figures import new_figure
@@ -25,7 +25,7 @@ def pretrain(options: argparse.Namespace, console: Console) -> None:
         SpatlError: The extra `agent` is not installed, or the directory holds something.
     """
     try:
-        from agents.pretrain import pretrain as train  # needs gymnasium and stable-baselines3
+        from agents.lab.pretrain import pretrain as train  # needs gymnasium and stable-baselines3
     except ImportError as error:
         raise SpatlError(f"pre-training needs the extra 'agent' ({error}): pip install 'spatl[agent]'") from error
     with new_figure(1, 1):  # without matplotlib it must end here, not after the training

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from agents import pretrain as pretraining
+from agents.lab import pretrain as pretraining
 from agents.policy import load_policy
-from agents.pretrain import SOURCES, Source, pretrain
+from agents.lab.pretrain import SOURCES, Source, pretrain
 from spatl.console.main import main
 from spatl.models import MODELS
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.trial import pruned_trial, sent_trial
+from agents.measurement import pruned_trial, sent_trial
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.tracing import trace_groups
 from spatl.data import Examples

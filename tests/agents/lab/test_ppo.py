@@ -5,9 +5,9 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.env import SelectionEnv
+from agents.lab.environment import SelectionEnv
 from agents.policy import GraphPolicy
-from agents.ppo import train_policy
+from agents.lab.ppo import train_policy
 from spatl.channels.costs import Budget
 from tests.agents.test_env import case_of
 

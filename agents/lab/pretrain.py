@@ -15,12 +15,12 @@ from typing import Any, Final
 import torch
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from agents.env import Case, SelectionEnv
-from agents.networks import Candidate, Trained, candidate, local_training, pooled_training, worth_and_trial
+from agents.lab.environment import Case, SelectionEnv
+from agents.lab.networks import Candidate, Trained, candidate, local_training, pooled_training, worth_and_trial
 from agents.policy import save_policy, ship_policy
-from agents.ppo import train_policy
-from agents.problem import Objective
-from agents.trial import Trial, reward
+from agents.lab.ppo import train_policy
+from agents.selection_problem import Objective
+from agents.measurement import Trial, reward
 from spatl.channels.costs import Budget
 from spatl.channels.selection import Selection, select_all
 from spatl.config.loading import parse_config

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.problem import Problem
+from agents.selection_problem import Problem
 from spatl.channels.costs import Budget, project_ranking
 from spatl.errors import BudgetError
 from tests.agents.problems import blueprint_for, problem_for

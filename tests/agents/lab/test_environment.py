@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents.env import Case, SelectionEnv
-from agents.trial import reward
+from agents.lab.environment import Case, SelectionEnv
+from agents.measurement import reward
 from spatl.channels.costs import Budget
 from spatl.training.evaluate import Evaluation
 from tests.agents.problems import blueprint_for, candidate_for
