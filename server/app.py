@@ -18,7 +18,7 @@ import spatl
 from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid, StreamingGrid
 from server.registration import register
-from server.reporting import Recorder
+from server.recorder import Recorder
 from server.strategy import Federation
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run
@@ -32,7 +32,7 @@ from spatl.runs.directory import REGISTRATION, alone_in_run, config_of
 from spatl.runs.log import EVENTS, logged_to
 from spatl.runs.tensorboard import Scalars
 from spatl.sealed_files import replace_file
-from spatl.selection.static import common_selection
+from spatl.selection.common_mask import common_selection
 
 logger = logging.getLogger(__name__)
 

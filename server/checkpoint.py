@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spatl.errors import SpatlError
-from spatl.planes import squeeze, unsqueeze
+from server.planes import squeeze, unsqueeze
 from spatl.rounds.admission import Admission, Size
 from spatl.sealed_files import replace_file, seal, unseal
 

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from server.questions import Questions, is_lost
-from server.reporting import Recorder
+from server.recorder import Recorder
 from server.strategy import error_line, error_traceback
 from server.traffic import message_traffic
 from spatl.config.experiment import ExperimentConfig

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from server.checkpoint import Checkpoint, ServerState, save_checkpoint
 from server.questions import Questions, is_lost
-from server.reporting import Recorder
+from server.recorder import Recorder
 from server.traffic import message_traffic
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import DivergedError, SpatlError, UpdateRejected, printable

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from server.reporting import Recorder
+from server.recorder import Recorder
 from spatl import runner
 from spatl.runs.ledger import Entry
 from spatl.runs.records import ClientRow, HistoryRow, TimingRow

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from server.app import serve
 from server.grids import InProcessGrid
-from server.reporting import Recorder
+from server.recorder import Recorder
 from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import cached_blueprint
 

@@ -12,7 +12,7 @@ import torch
 import spatl
 from spatl.bench.ablations import ablation_table
 from spatl.bench.costs import HELD_ROUNDS
-from spatl.bench.pictures import (
+from spatl.bench.figures import (
     Curves,
     accuracy_svg,
     axis_words,

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from spatl.data.reasons import missing_package
-from spatl.data.request import NOBODY, Integers, Request
+from spatl.data.checks import missing_package
+from spatl.data.partition_request import NOBODY, Integers, Request
 from spatl.errors import DataError
 
 _MAX_DRAWS = 1000

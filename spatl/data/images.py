@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatl.data.own import is_as_found
-from spatl.data.reasons import missing_package, one_line
+from spatl.data.checks import missing_package, one_line
 from spatl.errors import DataError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spatl.data import flwr_partitioners
 from spatl.data.own import OWN
-from spatl.data.request import NOBODY, Integers, Request
+from spatl.data.partition_request import NOBODY, Integers, Request
 from spatl.errors import DataError, SpatlError, did_you_mean, told
 from spatl.seeding import numpy_generator
 

@@ -19,7 +19,7 @@ from spatl.data.dataset import Dataset
 from spatl.data.files import folder, npz
 from spatl.data.hub import huggingface
 from spatl.data.leaf import femnist
-from spatl.data.reasons import one_line
+from spatl.data.checks import one_line
 from spatl.data.synthetic import synthetic
 from spatl.errors import DataError, SpatlError, did_you_mean, told
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from spatl.data.dataset import Dataset
 from spatl.data.images import Pixels, standardise
-from spatl.data.options import check_integer
+from spatl.data.checks import check_integer
 from spatl.errors import DataError
 from spatl.seeding import numpy_generator
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spatl.errors import ModelError
-from spatl.models.parts import check_sizes, initialise_
+from spatl.models.common import check_sizes, initialise_
 
 
 class CNN(nn.Module):

@@ -8,7 +8,7 @@ images are small; a block halves the image only as long as 2x2 positions are lef
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spatl.models.parts import check_sizes, initialise_, scaled
+from spatl.models.common import check_sizes, initialise_, scaled
 
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))  # output channels, stride
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spatl.models.parts import check_sizes, initialise_, scaled
+from spatl.models.common import check_sizes, initialise_, scaled
 
 
 class ResNet(nn.Module):

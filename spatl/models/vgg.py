@@ -6,7 +6,7 @@ each convolution, a single linear layer as predictor, and no pooling that the im
 
 from torch import Tensor, nn
 
-from spatl.models.parts import check_sizes, initialise_, scaled
+from spatl.models.common import check_sizes, initialise_, scaled
 
 _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 

@@ -28,7 +28,7 @@ from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import digests_of_the_rest
 from spatl.models.inputs import take_images_
 from spatl.seeding import generator
-from spatl.selection.static import check_static_budget
+from spatl.selection.common_mask import check_static_budget
 from spatl.training.rehearsal import rehearse
 from spatl.wire import protocol
 from spatl.wire.codec import CODECS

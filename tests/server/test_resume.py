@@ -19,7 +19,7 @@ from clients.round import Workplace
 from clients.state import ClientState, DirectoryStore
 from server.checkpoint import FILE, Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from server.engines import run_inline
-from server.reporting import Recorder
+from server.recorder import Recorder
 from server.strategy import Federation
 from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.rounds.admission import Admission, Size

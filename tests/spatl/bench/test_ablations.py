@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from spatl.bench.ablations import ablation_table, add_ablations_
-from spatl.bench.pictures import draw_factors, factors_svg
+from spatl.bench.figures import draw_factors, factors_svg
 from spatl.bench.plan import make_plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import Estimate, collect, run_directory, shown_target

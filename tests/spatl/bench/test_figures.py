@@ -3,8 +3,8 @@
 import pytest
 
 from spatl.bench.costs import Point
-from spatl.bench.pictures import STRETCHED, axis_words, curve_words, draw_accuracy, draw_parts, loss_svg, part_words
-from spatl.bench.pictures import _losses as losses_of
+from spatl.bench.figures import STRETCHED, axis_words, curve_words, draw_accuracy, draw_parts, loss_svg, part_words
+from spatl.bench.figures import _losses as losses_of
 from spatl.bench.results import Curve, PartsRow
 from spatl.report.figures import new_figure
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.errors import DamagedState
-from spatl.planes import squeeze, unsqueeze
+from server.planes import squeeze, unsqueeze
 
 
 def same_bits(one, other):

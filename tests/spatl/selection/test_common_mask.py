@@ -16,7 +16,7 @@ from spatl.channels.tracing import trace_groups
 from spatl.data import Examples
 from spatl.errors import BudgetError, UpdateRejected
 from spatl.models.resnet import ResNet
-from spatl.selection.static import channel_saliency, check_static_budget, common_selection
+from spatl.selection.common_mask import channel_saliency, check_static_budget, common_selection
 from spatl.wire.protocol import pack_saliency, unpack_saliency
 from tests.federations import blueprint_of, tiny_config
 from tests.layouts import interleaved_layout

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from spatl.models.parts import initialise_, scaled
+from spatl.models.common import initialise_, scaled
 
 
 def initialised(layer: nn.Conv2d | nn.Linear) -> torch.Tensor:

@@ -3,11 +3,10 @@
 A message names the data set, the option, what is allowed, and what came.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-
 from spatl.errors import DataError
+import os
 
 
 def check_integer(dataset: str, option: str, value: object, low: int, high: int) -> None:
@@ -62,3 +61,19 @@ def check_path_is_read(dataset: str, path: object, *, default: str) -> None:
 def is_hidden(file: Path, root: Path) -> bool:
     """Whether the name of a file, or of a directory on the way to it from the root, begins with a dot."""
     return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def missing_package(needed_by: str, package: str, *, advice: str = "") -> DataError:
+    """Return the error that says which package of the extra `data` something needs.
+
+    Args:
+        needed_by: What needs it, e.g. `"data set 'folder'"`.
+        package: The package's name.
+        advice: What does without it.
+    """
+    return DataError(f"{needed_by} needs {package}: pip install 'spatl[data]'{advice and f'; {advice}'}")
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
