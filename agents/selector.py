@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from agents.graph import Graph, make_graph
-from agents.policy import GraphPolicy, load_policy
-from agents.selection_problem import Problem
-from agents.search import local_search, refitted, tune_head
 from agents.measurement import Trial, pruned_trial, reward, sent_trial
+from agents.policy import GraphPolicy, load_policy
+from agents.search import local_search, refitted, tune_head
+from agents.selection_problem import Problem
 from spatl.channels.selection import Selection
 from spatl.data import Examples
 from spatl.selection.selectors import AgentSettings, Choice, SelectionRequest, drawn_energy

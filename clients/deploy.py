@@ -1,7 +1,7 @@
 """`spatl deploy client`: this machine's SuperNode, after a look at whether it will get anywhere.
 
-`clients.device.supervisor` takes the place of this process, which has PyTorch loaded, and keeps the SuperNode running; beside it,
-unless `--cold`, `clients.device.preloaded`.
+`clients.device.supervisor` takes the place of this process, which has PyTorch loaded, and keeps the SuperNode running;
+beside it, unless `--cold`, runs `clients.device.preloaded`.
 """
 
 import json
@@ -28,8 +28,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from rich.console import Console
 
-from clients.device import supervisor as keep
-from clients.device import handover as knock
+from clients.device import handover, supervisor
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import on_device, parse_budget
 from spatl.deployment.processes import environment, free_port, script
@@ -91,7 +90,7 @@ def start(options: Namespace, console: Console) -> None:
     programs = [*command, "--node-config", str(home / _NODE_FILE)]
     if warm is not None:  # the process that this one becomes is its parent
         programs += ["--", sys.executable, "-m", "clients.device.preloaded", str(warm), str(os.getpid())]
-    os.execve(sys.executable, [sys.executable, "-S", "-E", keep.__file__, str(marks), *programs], settings)
+    os.execve(sys.executable, [sys.executable, "-S", "-E", supervisor.__file__, str(marks), *programs], settings)
 
 
 def node_config(
@@ -131,18 +130,18 @@ def node_config(
 def _programs(home: Path, marks: Path, warm: Path | None) -> Path:
     """A directory of programs that go before Flower's, each of which leaves its process id in a mark.
 
-    `flwr-clientapp` is `clients.device.handover`, or `clients.device.message_process`; its mark goes when the SuperNode has the reply.
-    `flower-superexec`, which starts it, is Flower's own.
+    `flwr-clientapp` is `clients.device.handover`, or `clients.device.message_process`; its mark goes when the SuperNode
+    has the reply. `flower-superexec`, which starts it, is Flower's own.
     """
     directory = home / "bin"
     directory.mkdir(exist_ok=True)
-    message = [sys.executable, "-m", "clients.device.message_process"] if warm is None else knock.command(warm)
+    message = [sys.executable, "-m", "clients.device.message_process"] if warm is None else handover.command(warm)
     for name, command in (("flwr-clientapp", message), ("flower-superexec", [script("flower-superexec")])):
         program, mark = directory / name, shlex.quote(str(marks / name))
         lines = [
             "#!/bin/sh",
             f"echo $$ > {mark}",
-            f"export {keep.MARK_VARIABLE}={mark}",
+            f"export {supervisor.MARK_VARIABLE}={mark}",
             f'exec {shlex.join(command)} "$@"',
         ]
         program.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -20,8 +20,8 @@ from spatl.models.frozen import train_mode_
 from spatl.rounds.blueprint import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
 from spatl.rounds.downlink import follow
 from spatl.seeding import generator, seeded_globals
-from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
 from spatl.selection.common_mask import channel_saliency
+from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
 from spatl.training.calibration import calibrated, class_offset
 from spatl.training.control import (
     GradientHook,

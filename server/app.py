@@ -17,8 +17,8 @@ from flwr.serverapp import Grid, ServerApp
 import spatl
 from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid, StreamingGrid
-from server.registration import register
 from server.recorder import Recorder
+from server.registration import register
 from server.strategy import Federation
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run

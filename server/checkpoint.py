@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatl.errors import SpatlError
 from server.planes import squeeze, unsqueeze
+from spatl.errors import SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.sealed_files import replace_file, seal, unseal
 

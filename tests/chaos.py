@@ -105,8 +105,17 @@ class Fleet:
         """The processes that work on a message: what Flower started for it, and the fork that does it."""
         below = (pid for process in self.clients if process.poll() is None for pid in descendants(process.pid))
         commands = {pid: command_of(pid) for pid in below}
-        forks = {fork for pid, command in commands.items() if "clients.device.preloaded" in command for fork in descendants(pid)}
-        started = {pid for pid, command in commands.items() if "knock.py" in command or "clients.device.message_process" in command}
+        forks = {
+            fork
+            for pid, command in commands.items()
+            if "clients.device.preloaded" in command
+            for fork in descendants(pid)
+        }
+        started = {
+            pid
+            for pid, command in commands.items()
+            if "handover.py" in command or "clients.device.message_process" in command
+        }
         return sorted(forks | started)
 
     def supernodes(self) -> list[int]:

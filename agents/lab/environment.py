@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.graph import NUM_FEATURES, Graph, make_graph
-from agents.selection_problem import Objective, Problem
 from agents.measurement import Trial, reward
+from agents.selection_problem import Objective, Problem
 from spatl.channels.costs import Budget, Costs
 from spatl.training.evaluate import Evaluation
 
@@ -67,8 +67,8 @@ class SelectionEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     | mask | (max_groups,) | 1 for a group, 0 for padding |
 
     ## Rewards
-    `agents.measurement.reward`: accuracy and cross-entropy compared with the prior under the same budget, times the case's
-    `scale`.
+    `agents.measurement.reward`: accuracy and cross-entropy compared with the prior under the same budget, times the
+    case's `scale`.
 
     ## Starting state
     A case and a budget, each drawn uniformly.

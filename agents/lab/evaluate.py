@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import torch
 
-from agents.lab.networks import candidate, local_training, pooled_training, recalibrated_copy, worth_and_trial
 from agents.lab.figures import draw_yardsticks
+from agents.lab.networks import candidate, local_training, pooled_training, recalibrated_copy, worth_and_trial
+from agents.lab.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
 from agents.policy import load_policy
 from agents.selection_problem import Problem
-from agents.lab.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
 from spatl.channels.costs import Budget, BudgetKind, check_budget
 from spatl.channels.masking import masked_weights
 from spatl.channels.selection import select_all

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.selection_problem import Objective
 from agents.measurement import Trial, pruned_trial, sent_trial
+from agents.selection_problem import Objective
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
 from spatl.models.copies import duplicate, restore_

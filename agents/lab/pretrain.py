@@ -17,10 +17,10 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from agents.lab.environment import Case, SelectionEnv
 from agents.lab.networks import Candidate, Trained, candidate, local_training, pooled_training, worth_and_trial
-from agents.policy import save_policy, ship_policy
 from agents.lab.ppo import train_policy
-from agents.selection_problem import Objective
 from agents.measurement import Trial, reward
+from agents.policy import save_policy, ship_policy
+from agents.selection_problem import Objective
 from spatl.channels.costs import Budget
 from spatl.channels.selection import Selection, select_all
 from spatl.config.loading import parse_config

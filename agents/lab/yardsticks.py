@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from agents.graph import make_graph
+from agents.measurement import Outcome, Trial
 from agents.policy import GraphPolicy
 from agents.selection_problem import Problem
 from agents.selector import choose, propose
-from agents.measurement import Outcome, Trial
 from spatl.channels.costs import keep_top, project_ranking, project_ratios
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection

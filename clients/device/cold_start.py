@@ -15,8 +15,8 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
-from clients.device import handover as knock
 from clients.app import workplace_of
+from clients.device import handover
 from clients.device.peak_memory import peak_megabytes
 from clients.round import Workplace
 from clients.state import DirectoryStore
@@ -30,9 +30,9 @@ _TIMEOUT_SECONDS = 300
 _STEPS = {
     "import torch": "import torch",
     "import clients.app": "import clients.app",
-    "ready to train": "import clients.device.cold_start; clients.device.cold_start.ready()",
-    "a whole message": "import clients.device.cold_start; clients.device.cold_start.handle()",
-    "ready, in Flower's process": "import clients.device.message_process, clients.device.cold_start; clients.device.cold_start.ready()",
+    "ready to train": "from clients.device import cold_start; cold_start.ready()",
+    "a whole message": "from clients.device import cold_start; cold_start.handle()",
+    "ready, in Flower's process": "from clients.device import cold_start, message_process; cold_start.ready()",
     "between messages: SuperNode": "import flwr.supernode.cli.flower_supernode, flwr.supernode.main",
     "between messages: SuperExec": "import flwr.supercore.cli.flower_superexec",
     "between messages: warm": "import clients.device.preloaded",
@@ -41,8 +41,8 @@ _WARM = "a whole message, in a fork"
 _WARM_PROGRAM = """
 import sys
 from pathlib import Path
-from clients import cold_start, forks, warm
-forks.serve(Path(sys.argv[1]), cold_start.handle_in_fork, parent=int(sys.argv[2]))
+from clients.device import cold_start, forking, preloaded
+forking.serve(Path(sys.argv[1]), cold_start.handle_in_fork, parent=int(sys.argv[2]))
 """
 _PROGRAM = """
 import time
@@ -134,7 +134,7 @@ def _warm_costs(repeats: int, directory: Path, settings: Mapping[str, str]) -> l
         costs = []
         for _ in range(repeats):
             began = time.perf_counter()
-            cpu_seconds, peak = _printed_by(knock.command(path), settings)
+            cpu_seconds, peak = _printed_by(handover.command(path), settings)
             costs.append(Cost(time.perf_counter() - began, cpu_seconds, peak))
         return costs
     finally:

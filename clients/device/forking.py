@@ -1,7 +1,8 @@
-"""Forks of this process for processes that knock: each becomes the one that knocked, with all that is loaded here.
+"""Forks of this process, for processes that ask for one: each becomes the one that asked, with all that is loaded here.
 
-`clients.device.handover` hands over its arguments, environment, directory and standard streams, on a socket in a directory that
-no other user can enter. A process that serves has one thread and has not touched a GPU; the forks share its memory.
+`clients.device.handover` hands over its arguments, environment, directory and standard streams, on a socket in a
+directory that no other user can enter. A process that serves has one thread and has not touched a GPU; the forks share
+its memory.
 """
 
 import atexit
@@ -23,12 +24,12 @@ _NUM_STREAMS = 3
 
 
 def serve(path: Path, handle: Callable[[], None], *, parent: int) -> None:
-    """Fork for every process that knocks, and call `handle` there; return in the fork, and when the parent is gone.
+    """Fork for every process that asks, and call `handle` there; return in the fork, and when the parent is gone.
 
     Args:
         path: A socket to make, in a directory that no other user can enter.
         handle: What a fork does, with the arguments, environment, directory and standard streams of the one that
-            knocked; its exit status is the other's.
+            asked; its exit status is the other's.
         parent: The process that started this one.
 
     Raises:
@@ -66,7 +67,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _become(connection: socket.socket, handle: Callable[[], None]) -> None:
-    """Be the process that knocked, and say at the very end how it went."""
+    """Be the process that asked, and say at the very end how it went."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     request, streams = _receive(connection)
@@ -77,7 +78,7 @@ def _become(connection: socket.socket, handle: Callable[[], None]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
     sys.argv = request["arguments"]
-    threading.Thread(target=_obey, args=(connection,), name="spatl-knock", daemon=True).start()
+    threading.Thread(target=_obey, args=(connection,), name="spatl-handover", daemon=True).start()
     status = 1
     atexit.register(lambda: connection.sendall(bytes([status])))  # registered first, so it is the last
     try:
@@ -92,13 +93,13 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     data, streams, _, _ = socket.recv_fds(connection, _CHUNK_BYTES, _NUM_STREAMS)
     while not data.endswith(b"\n"):
         if not (more := connection.recv(_CHUNK_BYTES)):
-            raise ConnectionError("whoever knocked has gone")
+            raise ConnectionError("the process that asked has gone")
         data += more
     return json.loads(data), list(streams)
 
 
 def _obey(connection: socket.socket) -> None:
-    """Take the signals of the process that knocked; if it goes before this one, it was killed."""
+    """Take the signals of the process that asked; if it goes before this one, it was killed."""
     while number := connection.recv(1):
         os.kill(os.getpid(), number[0])
     os.kill(os.getpid(), signal.SIGKILL)

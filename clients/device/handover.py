@@ -1,6 +1,7 @@
-"""What Flower starts for each message: has `clients.device.preloaded` handle it, or handles it itself where nobody is there.
+"""Program that Flower starts for each message: it has `clients.device.preloaded` handle it, or handles it itself.
 
-A program of the standard library alone, started without `site`: `python -S -E clients/device/handover.py SOCKET [ARGUMENT ...]`.
+It does so where nobody answers. A program of the standard library alone, started without `site`:
+`python -S -E clients/device/handover.py SOCKET [ARGUMENT ...]`.
 """
 
 import json

@@ -1,20 +1,21 @@
-"""A process that has PyTorch and the ClientApp loaded, for messages to come: `python -m clients.device.preloaded SOCKET PARENT`.
+"""Process that has PyTorch and the ClientApp loaded for messages to come.
 
-Flower starts a process for every message, which would import PyTorch anew each time. Where `clients.device.handover` is what it
-starts instead, the message is handled in a fork of this process, in hardly more memory than a process of its own takes.
+It is started as `python -m clients.device.preloaded SOCKET PARENT`. Flower starts a process for every message, which
+would import PyTorch anew each time. Where `clients.device.handover` is what it starts instead, the message is handled
+in a fork of this process, in hardly more memory than a process of its own takes.
 """
 
 import sys
 from pathlib import Path
 
 import clients.app  # noqa: F401  (for the forks)
-from clients.device import message_process as task
+from clients.device import message_process
 from clients.device.forking import serve
 
 
 def main() -> None:
     """Serve Flower's messages."""
-    serve(Path(sys.argv[1]), task.main, parent=int(sys.argv[2]))
+    serve(Path(sys.argv[1]), message_process.main, parent=int(sys.argv[2]))
 
 
 if __name__ == "__main__":

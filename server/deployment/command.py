@@ -33,8 +33,8 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientIntercept
 from rich.console import Console
 
 from server.deployment.certificates import make_authority, make_client_pair, make_server_pair, pem, private_pem
-from server.engines import check_outcome, write_app
 from server.deployment.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
+from server.engines import check_outcome, write_app
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config, read_config
 from spatl.data import DATASETS, OWN

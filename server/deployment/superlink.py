@@ -1,4 +1,4 @@
-"""A SuperLink that shows the network its Fleet API alone: `python -m server.deployment.superlink`, with Flower's own options.
+"""SuperLink that shows the network its Fleet API alone: `python -m server.deployment.superlink`, with Flower's options.
 
 Flower 1.41 serves three APIs on one port and authenticates only the SuperNodes of one, the Fleet API: whoever reached
 the port could register a key of its own or start a run, which is code on every machine (Control). So this one listens

@@ -3,10 +3,11 @@
 A message names the data set, the option, what is allowed, and what came.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
 from spatl.errors import DataError
-import os
 
 
 def check_integer(dataset: str, option: str, value: object, low: int, high: int) -> None:

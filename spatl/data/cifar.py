@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spatl.data.checks import check_choice, check_path_is_read, check_switch, path_option
 from spatl.data.dataset import Dataset
 from spatl.data.hub import Columns, from_table, hub_table
 from spatl.data.images import Pixels, standardise
-from spatl.data.checks import check_choice, check_path_is_read, check_switch, path_option
 from spatl.errors import DataError
 
 _IMAGE_BYTES = 3 * 32 * 32

@@ -8,12 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spatl.data.checks import check_choice, check_integer, check_switch, one_line, path_option
 from spatl.data.dataset import SPLITS, Dataset, what_is_not
 from spatl.data.folders import LAYOUTS, each_of, filed_images
 from spatl.data.images import CHANNELS, LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
 from spatl.data.labels import MAX_CLASSES, class_labels, class_order
-from spatl.data.checks import check_choice, check_integer, check_switch, path_option
-from spatl.data.checks import one_line
 from spatl.errors import DataError
 
 _LAYOUTS = ("auto", "channels-first", "channels-last")

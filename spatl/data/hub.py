@@ -18,11 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from spatl.data.checks import (
+    check_choice,
+    check_integer,
+    check_switch,
+    check_text,
+    is_hidden,
+    missing_package,
+    one_line,
+    path_option,
+)
 from spatl.data.dataset import Dataset
 from spatl.data.images import CHANNELS, decode_images, numbered, standardise
 from spatl.data.labels import Labels, class_labels
-from spatl.data.checks import check_choice, check_integer, check_switch, check_text, is_hidden, path_option
-from spatl.data.checks import missing_package, one_line
 from spatl.errors import DataError
 
 _FORMATS = (".parquet", ".arrow")

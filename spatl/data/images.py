@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatl.data.own import is_as_found
 from spatl.data.checks import missing_package, one_line
+from spatl.data.own import is_as_found
 from spatl.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from spatl.data.checks import check_integer, check_path_is_read, check_switch, path_option
 from spatl.data.dataset import Dataset
 from spatl.data.hub import Columns, column_values, from_table, hub_table
 from spatl.data.images import Pixels, standardise
-from spatl.data.checks import check_integer, check_path_is_read, check_switch, path_option
 from spatl.errors import DataError
 
 _CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from spatl.data.checks import one_line
 from spatl.data.cifar import cifar10, cifar100
 from spatl.data.dataset import Dataset
 from spatl.data.files import folder, npz
 from spatl.data.hub import huggingface
 from spatl.data.leaf import femnist
-from spatl.data.checks import one_line
 from spatl.data.synthetic import synthetic
 from spatl.errors import DataError, SpatlError, did_you_mean, told
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spatl.data.checks import check_integer
 from spatl.data.dataset import Dataset
 from spatl.data.images import Pixels, standardise
-from spatl.data.checks import check_integer
 from spatl.errors import DataError
 from spatl.seeding import numpy_generator
 

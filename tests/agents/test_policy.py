@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from agents.lab.environment import padded
 from agents.graph import NUM_FEATURES, Graph, make_graph
+from agents.lab.environment import padded
 from agents.policy import GraphPolicy, load_policy, save_policy, ship_policy
 from agents.selection_problem import Problem
 from spatl.channels.costs import Budget, Costs

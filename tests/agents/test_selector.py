@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.measurement import Outcome, pruned_trial, sent_trial
 from agents.policy import save_policy
 from agents.selection_problem import Problem
 from agents.selector import AgentSelector, choose, personal, propose
-from agents.measurement import Outcome, pruned_trial, sent_trial
 from spatl.channels.costs import Budget
 from spatl.data import Examples
 from spatl.errors import SpatlError

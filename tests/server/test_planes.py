@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.errors import DamagedState
 from server.planes import squeeze, unsqueeze
+from spatl.errors import DamagedState
 
 
 def same_bits(one, other):

@@ -9,10 +9,10 @@ import yaml
 from agents.lab import evaluate as evaluation
 from agents.lab.evaluate import Plan, Record, difference, per_network, run_plan
 from agents.lab.networks import worth_and_trial
+from agents.lab.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
+from agents.measurement import Outcome
 from agents.policy import save_policy
 from agents.selection_problem import Problem
-from agents.measurement import Outcome
-from agents.lab.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
 from spatl.channels.costs import Budget
 from spatl.config.loading import parse_config
 from spatl.console.main import main

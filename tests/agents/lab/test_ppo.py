@@ -6,10 +6,10 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.lab.environment import SelectionEnv
-from agents.policy import GraphPolicy
 from agents.lab.ppo import train_policy
+from agents.policy import GraphPolicy
 from spatl.channels.costs import Budget
-from tests.agents.test_env import case_of
+from tests.agents.lab.test_environment import case_of
 
 BUDGETS = (Budget("flops_ratio", 0.3), Budget("keep_ratio", 0.3))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from agents.lab import pretrain as pretraining
-from agents.policy import load_policy
 from agents.lab.pretrain import SOURCES, Source, pretrain
+from agents.policy import load_policy
 from spatl.console.main import main
 from spatl.models import MODELS
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.device import handover as knock
+from clients.device import handover
 from spatl.deployment.processes import descendants
 from tests.processes import gone, until
 
@@ -41,7 +41,7 @@ def handle():
 
 @contextlib.contextmanager
 def serving(directory: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that waits for knocks at `directory / "socket"`."""
+    """A process that waits for processes that ask at `directory / "socket"`."""
     path = directory / "socket"
     with subprocess.Popen([sys.executable, *command, str(path), str(os.getpid())]) as process:
         try:
@@ -51,16 +51,16 @@ def serving(directory: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]
             process.kill()
 
 
-def knocking(directory: Path, *arguments: str) -> list[str]:
-    return [*knock.command(directory / "socket"), *arguments]
+def asking(directory: Path, *arguments: str) -> list[str]:
+    return [*handover.command(directory / "socket"), *arguments]
 
 
-def test_a_fork_has_all_that_the_process_has_that_knocked_and_its_status_is_the_others(
+def test_a_fork_has_all_that_the_process_has_that_asked_and_its_status_is_the_others(
     tmp_path,
 ):
     with serving(tmp_path, "-c", _SERVE.format(program=_TELL)):
         done = subprocess.run(
-            knocking(tmp_path, "--a", "b c"), input="read", capture_output=True, text=True, cwd="/", check=False,
+            asking(tmp_path, "--a", "b c"), input="read", capture_output=True, text=True, cwd="/", check=False,
             env={**os.environ, "WHOSE": "the caller's " + 100_000 * "x"},
         )  # fmt: skip
     assert done.returncode == 7
@@ -72,7 +72,7 @@ def test_a_fork_has_all_that_the_process_has_that_knocked_and_its_status_is_the_
 @pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--nonsense", 2)])
 def test_flowers_program_is_the_same_with_and_without_a_warm_process(tmp_path, argument, status):
     def ask() -> tuple[int, str, str]:
-        done = subprocess.run(knocking(tmp_path, argument), capture_output=True, text=True, check=False)
+        done = subprocess.run(asking(tmp_path, argument), capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, done.stderr
 
     without = ask()
@@ -83,9 +83,9 @@ def test_flowers_program_is_the_same_with_and_without_a_warm_process(tmp_path, a
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 3), (signal.SIGKILL, -signal.SIGKILL)])
-def test_a_fork_ends_as_the_process_that_knocked_does(tmp_path, number, status):
+def test_a_fork_ends_as_the_process_that_asked_does(tmp_path, number, status):
     with serving(tmp_path, "-c", _SERVE.format(program=_HANG)) as process:
-        callers = [subprocess.Popen(knocking(tmp_path), stdout=subprocess.PIPE) for _ in range(2)]
+        callers = [subprocess.Popen(asking(tmp_path), stdout=subprocess.PIPE) for _ in range(2)]
         for caller in callers:
             assert caller.stdout is not None
             assert caller.stdout.readline() == b"at work\n"
@@ -98,9 +98,9 @@ def test_a_fork_ends_as_the_process_that_knocked_does(tmp_path, number, status):
         until(lambda: not descendants(process.pid))
 
 
-def test_a_fork_that_is_killed_is_a_failure_to_who_knocked(tmp_path):
+def test_a_fork_that_is_killed_is_a_failure_to_who_asked(tmp_path):
     with serving(tmp_path, "-c", _SERVE.format(program=_HANG)) as process:
-        with subprocess.Popen(knocking(tmp_path), stdout=subprocess.PIPE) as caller:
+        with subprocess.Popen(asking(tmp_path), stdout=subprocess.PIPE) as caller:
             assert caller.stdout is not None
             caller.stdout.readline()
             (fork,) = descendants(process.pid)
@@ -130,7 +130,7 @@ def test_a_path_too_long_for_a_socket_serves_as_well(tmp_path):
     directory.mkdir()
     with serving(directory, "-c", _SERVE.format(program=_TELL)):
         done = subprocess.run(
-            knocking(directory), input="", capture_output=True, text=True, env={**os.environ, "WHOSE": ""}, check=False
+            asking(directory), input="", capture_output=True, text=True, env={**os.environ, "WHOSE": ""}, check=False
         )
     assert done.returncode == 7
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from clients.device import supervisor as keep
+from clients.device import supervisor
 from spatl.deployment.processes import descendants
 from tests.processes import command_of, gone, until
 
@@ -15,7 +15,7 @@ _SECONDS = 30.0
 
 
 def keeping(marks: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-S", "-E", keep.__file__, str(marks), *arguments]
+    command = [sys.executable, "-S", "-E", supervisor.__file__, str(marks), *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -60,9 +60,9 @@ def test_the_first_is_started_again_when_a_process_that_it_waits_for_is_gone(tmp
         for number, victim in enumerate((waited_for, zombie), start=1):
             until(lambda number=number: starts.exists() and len(starts.read_text()) == number)
             mark.write_text("")  # a shell has made it and not yet written it
-            time.sleep(2 * keep.POLL_SECONDS)
+            time.sleep(2 * supervisor.POLL_SECONDS)
             mark.write_text(f"{victim.pid}\n")
-            time.sleep(2 * keep.POLL_SECONDS)
+            time.sleep(2 * supervisor.POLL_SECONDS)
             assert len(starts.read_text()) == number
             victim.kill()
             if victim is waited_for:
