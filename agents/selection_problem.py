@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spatl.channels.costs import Budget, Costs, keep_top, project_ranking, project_ratios, rank_by_worth
+from spatl.channels.costs import Budget, Costs
 from spatl.channels.selection import Selection
+from spatl.selection.projection import keep_top, project_ranking, project_ratios, rank_by_worth
 
 Objective = Literal["sent", "pruned"]
 

@@ -22,7 +22,8 @@ from agents.search import local_search, refitted, tune_head
 from agents.selection_problem import Problem
 from spatl.channels.selection import Selection
 from spatl.data import Examples
-from spatl.selection.selectors import AgentSettings, Choice, SelectionRequest, drawn_energy
+from spatl.selection.energy import drawn_energy
+from spatl.selection.protocol import AgentSettings, Choice, SelectionRequest
 from spatl.selection.signal import MAX_EXAMPLES, channel_signal
 
 logger = logging.getLogger(__name__)

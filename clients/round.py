@@ -21,7 +21,8 @@ from spatl.rounds.blueprint import Blueprint, choose_device, encoder_tensors, lo
 from spatl.rounds.downlink import follow
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.common_mask import channel_saliency
-from spatl.selection.selectors import SELECTORS, Choice, SelectionRequest
+from spatl.selection.protocol import Choice, SelectionRequest
+from spatl.selection.selectors import SELECTORS
 from spatl.training.calibration import calibrated, class_offset
 from spatl.training.control import (
     GradientHook,

@@ -33,7 +33,7 @@ from spatl.json_files import write_json
 from spatl.rounds.blueprint import make_blueprint, reproducible
 from spatl.runs.records import mean
 from spatl.seeding import generator
-from spatl.selection.selectors import magnitude_scores
+from spatl.selection.energy import magnitude_scores
 from spatl.training.evaluate import evaluate
 
 REFERENCE: Final = "global L2"

@@ -19,9 +19,9 @@ from agents.measurement import Outcome, Trial
 from agents.policy import GraphPolicy
 from agents.selection_problem import Problem
 from agents.selector import choose, propose
-from spatl.channels.costs import keep_top, project_ranking, project_ratios
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
+from spatl.selection.projection import keep_top, project_ranking, project_ratios
 
 _STREAM_LOGIT: Final = 0.5
 _LEVELS: Final = (0.25, 0.5, 0.75)

@@ -1,1 +1,1 @@
-"""The encoder as channels: its layout as one flat vector, its channel groups, what they cost, and what a choice is."""
+"""Channels of an encoder: its layout as one flat vector, its channel groups, their costs, and selections of them."""

@@ -15,7 +15,8 @@ from spatl.data.own import Agreement, check_classes, check_shape
 from spatl.errors import DataError, did_you_mean
 from spatl.methods import PredictorMode
 from spatl.models import MODELS
-from spatl.selection.selectors import SELECTORS, AgentSettings
+from spatl.selection.protocol import AgentSettings
+from spatl.selection.selectors import SELECTORS
 from spatl.training.local import LocalTraining
 from spatl.wire.codec import CODECS
 

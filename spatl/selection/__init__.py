@@ -1,1 +1,1 @@
-"""Which channels travel: groups of channels, their costs, budgets, and the selectors that pick."""
+"""Selectors: they choose the channels that travel, under a budget."""

@@ -12,19 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spatl.channels.costs import (
-    Budget,
-    BudgetKind,
-    Costs,
-    group_leaders,
-    longest_prefix,
-    rank_by_worth,
-    smallest_budget,
-)
+from spatl.channels.costs import Budget, BudgetKind, Costs, smallest_budget
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
 from spatl.data import Examples
 from spatl.errors import BudgetError
+from spatl.selection.projection import group_leaders, longest_prefix, rank_by_worth
 from spatl.training.evaluate import forward_with_batch_statistics
 
 _MAX_EXAMPLES = 256  # as many as the measurement needs, in one batch

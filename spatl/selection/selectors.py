@@ -5,99 +5,16 @@ rounds, and must return a selection the budget pays for. It never sees the test 
 """
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
-from spatl.channels.costs import Budget, Costs, project_ranking, rank_by_worth
-from spatl.channels.layout import EncoderLayout
-from spatl.channels.selection import Selection, select_all
-from spatl.data import Examples
+from spatl.channels.selection import select_all
+from spatl.selection.energy import drawn_energy, magnitude_scores, mean_energy
+from spatl.selection.projection import project_ranking, rank_by_worth
+from spatl.selection.protocol import AgentSettings, Choice, SelectionRequest, Selector
 from spatl.selection.signal import channel_signal
-
-
-@dataclass(frozen=True, eq=False)
-class SelectionRequest:
-    """What a selector is given after the client's local training.
-
-    Attributes:
-        model: The trained network; a selector leaves it as it found it.
-        weights: float32 [N], the trained encoder (y_i) in the layout's order.
-        update: float32 [N], y_i - x.
-        costs: The encoder: its layout, what its channels cost, and which layers read them.
-        budget: What the client may spend.
-        train: The client's training split.
-        validation: The client's validation split, for selectors that measure.
-        num_steps: How many optimizer steps the local training took.
-        batch_size: Examples per step.
-        server_round: The current round, from 1.
-        generator: The selector's random numbers for this round.
-        state: What the selector returned as its state in the client's last round; empty at first.
-    """
-
-    model: nn.Module
-    weights: Tensor
-    update: Tensor
-    costs: Costs
-    budget: Budget
-    train: Examples
-    validation: Examples
-    num_steps: int
-    batch_size: int
-    server_round: int
-    generator: torch.Generator
-    state: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """What a selector returns.
-
-    Attributes:
-        selection: The channels that travel.
-        state: What it wants to be given in the client's next round.
-        decision_seconds: How long it thought, without what it measured.
-        gain: By how much the selection beats the selector's prior in accuracy on the validation split, at least 0;
-            0 for a selector that measures nothing.
-    """
-
-    selection: Selection
-    state: Mapping[str, Tensor] = field(default_factory=dict)
-    decision_seconds: float = 0.0
-    gain: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentSettings:
-    """How the agent selects.
-
-    Attributes:
-        reward: What it maximises: the accuracy the server's encoder gains by what is `"sent"`, or that of the
-            `"pruned"` encoder (the paper's).
-        samples: How many selections it measures beside its own and the prior.
-        tuning: How samples are drawn: a local `"search"`, or `"ppo"` on its head (the paper's).
-        tuning_rounds: Rounds of the federation in which it draws samples; None for all.
-        max_share: The measuring may cost this share of the local training at most.
-        policy: A file with its weights, or None for those that ship with the package.
-    """
-
-    reward: Literal["sent", "pruned"]
-    samples: int
-    tuning: Literal["search", "ppo"]
-    tuning_rounds: int | None
-    max_share: float
-    policy: str | None
-
-
-class Selector(Protocol):
-    """Picks the channels that travel."""
-
-    def __call__(self, request: SelectionRequest) -> Choice:
-        """Return a choice within `request.budget`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -106,53 +23,6 @@ class SelectorEntry:
 
     make: Callable[[AgentSettings], Selector]
     description: str
-
-
-def mean_energy(values: Tensor, layout: EncoderLayout) -> Tensor:
-    """Return the mean square of each channel's parameters.
-
-    Statistics that travel along are left out: they are of another scale, and would decide alone.
-
-    Args:
-        values: float32 [P], one value per trainable entry.
-        layout: The encoder.
-
-    Returns:
-        float64 [C]; 0 for a channel without parameters.
-    """
-    owner = layout.owner[: layout.num_parameter_entries]
-    energy = torch.zeros(layout.num_channels, dtype=torch.float64)
-    energy.index_add_(0, owner, values.to(torch.float64).square())
-    return energy / torch.bincount(owner, minlength=layout.num_channels).clamp(min=1)
-
-
-def update_energy(update: Tensor, layout: EncoderLayout) -> Tensor:
-    """Return the energy of each channel's part of an update: the sum of squares over its parameters, float64 [C]."""
-    sizes = torch.bincount(layout.owner[: layout.num_parameter_entries], minlength=layout.num_channels)
-    return mean_energy(update[: layout.num_parameter_entries], layout) * sizes
-
-
-def drawn_energy(update: Tensor, layout: EncoderLayout, generator: torch.Generator) -> Tensor:
-    """Return each channel's update energy over a number of its own from the exponential distribution, float64 [C].
-
-    Ranking it per cost draws channels without replacement, with probabilities proportional to energy per cost
-    (Efraimidis and Spirakis 2006): what moved most travels most often, but everything travels at times. Taking the
-    largest every time leaves most of the encoder to a few clients, and was worse than a blind draw.
-    """
-    draws = torch.rand(layout.num_channels, generator=generator, dtype=torch.float64)
-    return update_energy(update, layout) / -torch.log1p(-draws).clamp(max=-1e-12)
-
-
-def magnitude_scores(weights: Tensor, layout: EncoderLayout) -> Tensor:
-    """Return the mean square of each channel's weights, each over its layer's mean square (global L2), float64 [C].
-
-    Args:
-        weights: float32 [N] or [P].
-        layout: The encoder.
-    """
-    views = layout.unflatten(weights[: layout.num_parameter_entries])
-    relative = torch.cat([(v / v.square().mean().sqrt().clamp(min=1e-12)).reshape(-1) for v in views.values()])
-    return mean_energy(relative, layout)
 
 
 def rank_all(request: SelectionRequest) -> Choice:

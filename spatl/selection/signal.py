@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.channels.layout import EncoderLayout
-from spatl.channels.masking import input_energy
+from spatl.selection.energy import input_energy
 from spatl.training.evaluate import forward_with_batch_statistics
 
 MAX_EXAMPLES = 64

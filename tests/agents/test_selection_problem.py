@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.selection_problem import Problem
-from spatl.channels.costs import Budget, project_ranking
+from spatl.channels.costs import Budget
 from spatl.errors import BudgetError
+from spatl.selection.projection import project_ranking
 from tests.agents.problems import blueprint_for, problem_for
 
 budgets = st.one_of(

@@ -15,7 +15,8 @@ from agents.selector import AgentSelector, choose, personal, propose
 from spatl.channels.costs import Budget
 from spatl.data import Examples
 from spatl.errors import SpatlError
-from spatl.selection.selectors import AgentSettings, SelectionRequest, drawn_energy
+from spatl.selection.energy import drawn_energy
+from spatl.selection.protocol import AgentSettings, SelectionRequest
 from spatl.selection.signal import channel_signal
 from tests.agents.problems import blueprint_for, candidate_for, drawn_policy
 

@@ -14,7 +14,7 @@ from spatl.channels.selection import select_all
 from spatl.config.unread import settings_without_effect
 from spatl.errors import ModelError
 from spatl.rounds.blueprint import load_encoder_, make_blueprint
-from spatl.selection.selectors import Choice
+from spatl.selection.protocol import Choice
 from spatl.training.calibration import class_offset
 from tests.clients.test_round import received
 from tests.federations import blueprint_of, parted, tiny_config

@@ -17,7 +17,7 @@ from spatl.channels.costs import Budget
 from spatl.config.loading import parse_config
 from spatl.console.main import main
 from spatl.data import Examples
-from spatl.selection.selectors import magnitude_scores
+from spatl.selection.energy import magnitude_scores
 from tests.agents.problems import blueprint_for, candidate_for, drawn_policy
 
 pytestmark = pytest.mark.slow  # together more than a developer waits for

@@ -5,19 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.channels.costs import (
-    Budget,
-    Costs,
-    check_budget,
-    keep_top,
-    project_ranking,
-    project_ratios,
-    smallest_budget,
-)
+from spatl.channels.costs import Budget, Costs, check_budget, smallest_budget
 from spatl.channels.selection import Selection
 from spatl.channels.tracing import trace_groups
 from spatl.errors import BudgetError
 from spatl.models import build_model, make_split
+from spatl.selection.projection import keep_top, project_ranking, project_ratios
 from spatl.wire.codec import CODECS
 from spatl.wire.protocol import update_bytes
 

@@ -9,7 +9,8 @@ from torch.func import functional_call
 
 from spatl.channels import tracing as tracing
 from spatl.channels.masking import masked_weights
-from spatl.channels.proof import Claims, is_layer, refuted
+from spatl.channels.perturbation import Claims, is_layer
+from spatl.channels.proof import refuted
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.tracing import trace_groups
 from spatl.models import build_model, make_split

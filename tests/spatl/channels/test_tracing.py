@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from spatl.channels.flops import whole_flops_model
 from spatl.channels.selection import Selection, select_all
-from spatl.channels.tracing import trace_groups, whole_flops_model
+from spatl.channels.tracing import trace_groups
 from spatl.errors import ModelError
 from spatl.models import build_model, make_split
 from tests.networks import MixedNet, RecurrentNet, ShuffleNet, TiedNet

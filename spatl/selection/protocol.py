@@ -1,0 +1,93 @@
+"""Protocol of a selector: what it is asked, and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spatl.channels.costs import Budget, Costs
+from spatl.channels.selection import Selection
+from spatl.data import Examples
+
+
+@dataclass(frozen=True, eq=False)
+class SelectionRequest:
+    """What a selector is given after the client's local training.
+
+    Attributes:
+        model: The trained network; a selector leaves it as it found it.
+        weights: float32 [N], the trained encoder (y_i) in the layout's order.
+        update: float32 [N], y_i - x.
+        costs: The encoder: its layout, what its channels cost, and which layers read them.
+        budget: What the client may spend.
+        train: The client's training split.
+        validation: The client's validation split, for selectors that measure.
+        num_steps: How many optimizer steps the local training took.
+        batch_size: Examples per step.
+        server_round: The current round, from 1.
+        generator: The selector's random numbers for this round.
+        state: What the selector returned as its state in the client's last round; empty at first.
+    """
+
+    model: nn.Module
+    weights: Tensor
+    update: Tensor
+    costs: Costs
+    budget: Budget
+    train: Examples
+    validation: Examples
+    num_steps: int
+    batch_size: int
+    server_round: int
+    generator: torch.Generator
+    state: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a selector returns.
+
+    Attributes:
+        selection: The channels that travel.
+        state: What it wants to be given in the client's next round.
+        decision_seconds: How long it thought, without what it measured.
+        gain: By how much the selection beats the selector's prior in accuracy on the validation split, at least 0;
+            0 for a selector that measures nothing.
+    """
+
+    selection: Selection
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    decision_seconds: float = 0.0
+    gain: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSettings:
+    """How the agent selects.
+
+    Attributes:
+        reward: What it maximises: the accuracy the server's encoder gains by what is `"sent"`, or that of the
+            `"pruned"` encoder (the paper's).
+        samples: How many selections it measures beside its own and the prior.
+        tuning: How samples are drawn: a local `"search"`, or `"ppo"` on its head (the paper's).
+        tuning_rounds: Rounds of the federation in which it draws samples; None for all.
+        max_share: The measuring may cost this share of the local training at most.
+        policy: A file with its weights, or None for those that ship with the package.
+    """
+
+    reward: Literal["sent", "pruned"]
+    samples: int
+    tuning: Literal["search", "ppo"]
+    tuning_rounds: int | None
+    max_share: float
+    policy: str | None
+
+
+class Selector(Protocol):
+    """Picks the channels that travel."""
+
+    def __call__(self, request: SelectionRequest) -> Choice:
+        """Return a choice within `request.budget`."""
+        ...
