@@ -26,7 +26,7 @@ fast: install ## run the tests a developer runs while working
 	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 chaos: install ## kill every part of real deployments twenty times and more (a quarter of an hour)
-	$(BIN)/python -m tests.chaos --federations 2 --cycles 11 --at-least 20
+	$(BIN)/python -m tests.studies.chaos --federations 2 --cycles 11 --at-least 20
 
 check: install ## all checks: lint, format, import contracts, types, tests
 	$(BIN)/ruff check .

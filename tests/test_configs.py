@@ -8,7 +8,7 @@ import yaml
 from spatl.bench.plan import make_plan
 from spatl.bench.run import bench
 from spatl.config.loading import load_config
-from tests.spatl.data.formats import leaf_user, write_cifar10, write_leaf
+from tests.support.formats import leaf_user, write_cifar10, write_leaf
 
 ROOT = Path(__file__).parents[1] / "configs"
 PAPER = sorted(path.name for path in (ROOT / "paper").glob("*.yaml"))

@@ -18,7 +18,7 @@ from spatl.config.loading import parse_config
 from spatl.console.main import main
 from spatl.console.parser import make_parser
 from spatl.wire.protocol import VERSION
-from tests.federations import tiny_config
+from tests.support.federations import tiny_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}

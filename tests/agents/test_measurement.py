@@ -12,8 +12,8 @@ from spatl.channels.tracing import trace_groups
 from spatl.data import Examples
 from spatl.rounds.blueprint import encoder_tensors, load_encoder_
 from spatl.training.evaluate import forward_with_batch_statistics
-from tests.agents.problems import blueprint_for, candidate_for
-from tests.networks import GroupedNet, MixedNet, TiedNet
+from tests.support.networks import GroupedNet, MixedNet, TiedNet
+from tests.support.problems import blueprint_for, candidate_for
 
 BLUEPRINT = blueprint_for("resnet8")
 LAYOUT = BLUEPRINT.layout

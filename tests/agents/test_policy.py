@@ -14,8 +14,8 @@ from spatl.channels.costs import Budget, Costs
 from spatl.channels.tracing import trace_groups
 from spatl.errors import SpatlError
 from spatl.selection.signal import channel_signal
-from tests.agents.problems import drawn_policy, problem_for
-from tests.networks import deep_net
+from tests.support.networks import deep_net
+from tests.support.problems import drawn_policy, problem_for
 
 HALF = Budget("flops_ratio", 0.5)
 

@@ -9,7 +9,7 @@ from agents.graph import make_graph
 from agents.search import local_search, tune_head
 from agents.selector import personal
 from spatl.channels.costs import Budget
-from tests.agents.problems import drawn_policy, problem_for
+from tests.support.problems import drawn_policy, problem_for
 
 PROBLEM = problem_for("resnet8", Budget("flops_ratio", 0.5))
 GRAPH = make_graph(PROBLEM)

@@ -9,7 +9,7 @@ from agents.selection_problem import Problem
 from spatl.channels.costs import Budget
 from spatl.errors import BudgetError
 from spatl.selection.projection import project_ranking
-from tests.agents.problems import blueprint_for, problem_for
+from tests.support.problems import blueprint_for, problem_for
 
 budgets = st.one_of(
     st.builds(Budget, st.just("keep_ratio"), st.floats(0.05, 1.0)),

@@ -18,7 +18,7 @@ from spatl.errors import SpatlError
 from spatl.selection.energy import drawn_energy
 from spatl.selection.protocol import AgentSettings, SelectionRequest
 from spatl.selection.signal import channel_signal
-from tests.agents.problems import blueprint_for, candidate_for, drawn_policy
+from tests.support.problems import blueprint_for, candidate_for, drawn_policy
 
 BLUEPRINT = blueprint_for("resnet8")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.errors import SpatlError
-from tests.federations import run_tiny, tiny_config
+from tests.support.federations import run_tiny, tiny_config
 
 
 class Net(nn.Module):

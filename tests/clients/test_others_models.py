@@ -13,13 +13,13 @@ from spatl.rounds.blueprint import make_blueprint
 from spatl.training.evaluate import forward_with_batch_statistics
 from spatl.training.local import LocalTraining, train_
 from tests.clients.test_round import received
-from tests.federations import blueprint_of, opened, parted, run_tiny, tiny_config
-from tests.users_nets import FROZEN
+from tests.support.federations import blueprint_of, opened, parted, run_tiny, tiny_config
+from tests.support.users_nets import FROZEN
 
 
 def of_users(name, *, cut=("head",), options=None, **sections):
     return tiny_config(
-        model={"name": f"tests.users_nets:{name}", "options": options or {}, "cut": list(cut)}, **sections
+        model={"name": f"tests.support.users_nets:{name}", "options": options or {}, "cut": list(cut)}, **sections
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from spatl.rounds.blueprint import load_encoder_, make_blueprint
 from spatl.selection.protocol import Choice
 from spatl.training.calibration import class_offset
 from tests.clients.test_round import received
-from tests.federations import blueprint_of, parted, tiny_config
+from tests.support.federations import blueprint_of, parted, tiny_config
 
 SKEWED = {"name": "dirichlet", "num_clients": 5, "alpha": 0.1}
 
@@ -189,6 +189,6 @@ def test_a_residual_of_no_strength_has_no_offset():
 
 
 def test_a_residual_needs_a_cut_of_one_submodule():
-    model = {"name": "tests.networks:MixedNet", "options": {}, "cut": ["hidden", "head"]}
+    model = {"name": "tests.support.networks:MixedNet", "options": {}, "cut": ["hidden", "head"]}
     with pytest.raises(ModelError, match="residual needs a cut of one submodule"):
         make_blueprint(tiny_config(model=model, predictor={"mode": "residual"}))

@@ -11,7 +11,7 @@ from clients.state import ClientState
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
 from spatl.wire.protocol import Model, TrainReport, Update
-from tests.federations import DENSE, blueprint_of, opened, parted, tiny_config
+from tests.support.federations import DENSE, blueprint_of, opened, parted, tiny_config
 
 
 def received(blueprint, *, server_round=1, control=None) -> Model:
@@ -145,7 +145,9 @@ def test_a_client_evaluates_the_encoder_as_it_arrived():
 
 
 def test_a_frozen_parameter_neither_moves_nor_travels():
-    config = tiny_config(model={"name": "tests.networks:frozen_stem_net", "options": {}, "cut": ["head"]}, rounds=1)
+    config = tiny_config(
+        model={"name": "tests.support.networks:frozen_stem_net", "options": {}, "cut": ["head"]}, rounds=1
+    )
     blueprint = blueprint_of(config)
     after = trained(config)
     assert not any(name.startswith("stem") for name in blueprint.layout.shapes)
@@ -182,7 +184,7 @@ def test_bf16_computes_otherwise_than_float32():
 
 
 def test_buffers_that_are_not_persistent_are_not_left_to_the_next_client():
-    config = tiny_config(model={"name": "tests.networks:CountingNet", "options": {}, "cut": ["head"]})
+    config = tiny_config(model={"name": "tests.support.networks:CountingNet", "options": {}, "cut": ["head"]})
     blueprint = blueprint_of(config)
     shared = Workplace(blueprint)
     shared.train(1, received(blueprint), None, acknowledged_round=0)
@@ -193,7 +195,7 @@ def test_buffers_that_are_not_persistent_are_not_left_to_the_next_client():
 @pytest.mark.parametrize("batch_norm", ["local", "shared"])
 def test_a_constant_infinite_buffer_is_no_divergence_and_does_not_travel(batch_norm):
     config = tiny_config(
-        model={"name": "tests.networks:CountingNet", "options": {}, "cut": ["head"]},
+        model={"name": "tests.support.networks:CountingNet", "options": {}, "cut": ["head"]},
         training={"batch_norm": batch_norm},
     )
     update = trained(config).update

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from clients.state import ClientState, ContextStore, DirectoryStore
 from spatl.errors import DamagedState, SpatlError
-from tests.layouts import interleaved_layout
+from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(3, 2)])
 

@@ -27,8 +27,8 @@ from spatl.rounds.admission import (
 from spatl.runs.records import read_lines
 from spatl.wire.codec import CODECS
 from spatl.wire.protocol import Update, section_bytes
-from tests.federations import COMPRESSED, blob_of, run_tiny, tampering, tiny_config, weighted_control
-from tests.layouts import interleaved_layout
+from tests.support.federations import COMPRESSED, blob_of, run_tiny, tampering, tiny_config, weighted_control
+from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(1, 2), (3, 1)], statistics=4)
 

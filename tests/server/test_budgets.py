@@ -8,7 +8,7 @@ from server.grids import InProcessGrid
 from spatl.errors import BudgetError, ConfigError, SpatlError
 from spatl.rounds.blueprint import make_blueprint
 from spatl.runs.records import read_lines
-from tests.federations import run_tiny, tiny_config
+from tests.support.federations import run_tiny, tiny_config
 
 OWN = {0: {"keep_ratio": 0.2}, 3: {"uplink_bytes": 2500}, 4: {"flops_ratio": 0.4}}
 

@@ -9,7 +9,7 @@ from server.grids import InProcessGrid
 from spatl.config.loading import on_device, parse_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.runs.records import read_lines
-from tests.federations import run_tiny, tiny_config
+from tests.support.federations import run_tiny, tiny_config
 
 
 def run_on_devices(config, directory, devices, **run_config):

@@ -18,7 +18,7 @@ from spatl.deployment.processes import descendants, stop
 from spatl.errors import ConfigError, SpatlError
 from spatl.runner import run
 from spatl.runs.records import read_lines
-from tests.federations import tiny_config
+from tests.support.federations import tiny_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def rows(directory):
     [
         {"name": "cnn"},
         {"name": "resnet8", "options": {"width": 0.5}},
-        {"name": "tests.networks:CountingNet", "options": {}, "cut": ["head"]},
+        {"name": "tests.support.networks:CountingNet", "options": {}, "cut": ["head"]},
     ],
     ids=["cnn", "batch-norm", "own-buffers"],
 )

@@ -27,7 +27,7 @@ from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from spatl.wire.codec import CODECS
 from spatl.wire.protocol import pack_update, section_bytes, unpack_download
-from tests.federations import (
+from tests.support.federations import (
     COMPRESSED,
     DENSE,
     blob_of,
@@ -511,9 +511,11 @@ def test_a_run_that_diverges_stops_with_one_clear_line_and_keeps_what_it_has(tmp
     [
         pytest.param({"name": "resnet20", "options": {}}, id="resnet20"),
         pytest.param({"name": "vgg11", "options": {"width": 0.25}}, id="vgg11"),
-        pytest.param({"name": "tests.networks:MixedNet", "options": {}, "cut": ["head"]}, id="mixed"),
-        pytest.param({"name": "tests.networks:MixedNet", "options": {}, "cut": ["hidden", "head"]}, id="earlier-cut"),
-        pytest.param({"name": "tests.networks:RecurrentNet", "options": {}, "cut": ["head"]}, id="recurrent"),
+        pytest.param({"name": "tests.support.networks:MixedNet", "options": {}, "cut": ["head"]}, id="mixed"),
+        pytest.param(
+            {"name": "tests.support.networks:MixedNet", "options": {}, "cut": ["hidden", "head"]}, id="earlier-cut"
+        ),
+        pytest.param({"name": "tests.support.networks:RecurrentNet", "options": {}, "cut": ["head"]}, id="recurrent"),
     ],
 )
 @pytest.mark.parametrize("batch_norm", ["local", "shared"])

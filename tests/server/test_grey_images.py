@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from spatl.methods import METHODS
-from tests.federations import blueprint_of, run_tiny, tiny_config
-from tests.spatl.data.formats import random_pixels
+from tests.support.federations import blueprint_of, run_tiny, tiny_config
+from tests.support.formats import random_pixels
 
 
 @pytest.fixture(scope="module")

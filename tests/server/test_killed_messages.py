@@ -8,9 +8,9 @@ import pytest
 from spatl.console.main import main
 from spatl.deployment.processes import free_port
 from spatl.runs.records import read_lines
-from tests.deployments import started
-from tests.federations import tiny_config
-from tests.processes import until
+from tests.support.deployments import started
+from tests.support.federations import tiny_config
+from tests.support.processes import until
 
 pytestmark = pytest.mark.slow
 

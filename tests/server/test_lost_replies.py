@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from spatl.rounds.downlink import Reference
-from tests.federations import COMPRESSED, DENSE, run_tiny, tiny_config, weighted_control
-from tests.losses import accuracy_with
+from tests.studies.losses import accuracy_with
+from tests.support.federations import COMPRESSED, DENSE, run_tiny, tiny_config, weighted_control
 
 
 @pytest.mark.slow

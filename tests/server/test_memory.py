@@ -3,7 +3,7 @@
 import pytest
 
 from server.checkpoint import load_checkpoint
-from tests.federations import blueprint_of, run_tiny, tiny_config
+from tests.support.federations import blueprint_of, run_tiny, tiny_config
 
 
 @pytest.mark.slow

@@ -25,9 +25,9 @@ from spatl.seeding import generator
 from spatl.training.control import correction_hook, refresh_control
 from spatl.training.local import LocalTraining, train_
 from spatl.wire.protocol import BLOB, RECORD, Model, Update, unpack_download
-from tests.federations import blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config
-from tests.layouts import interleaved_layout
 from tests.server.test_federation import Strategies, fingerprints, tampering
+from tests.support.federations import blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config
+from tests.support.layouts import interleaved_layout
 
 
 @pytest.fixture

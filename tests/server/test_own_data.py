@@ -20,8 +20,8 @@ from spatl.rounds.blueprint import load_own, make_blueprint
 from spatl.runs.log import logged_to
 from spatl.runs.records import read_lines
 from spatl.runs.status import read_status
-from tests.federations import COMPRESSED, tiny_config
 from tests.server.test_questions import flowers_error
+from tests.support.federations import COMPRESSED, tiny_config
 
 NUMBERS = (200, 120, 60)
 CLASSES = (range(4), range(4), (0, 1, 3))

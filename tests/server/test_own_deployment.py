@@ -13,9 +13,9 @@ from spatl.deployment.processes import free_port
 from spatl.json_files import read_json
 from spatl.runs.records import read_lines
 from spatl.runs.status import read_status
-from tests.deployments import started
-from tests.federations import tiny_config
 from tests.server.test_own_data import CLASSES, NUMBERS, unreadable, write_data
+from tests.support.deployments import started
+from tests.support.federations import tiny_config
 
 pytestmark = pytest.mark.slow
 

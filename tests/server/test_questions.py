@@ -13,8 +13,8 @@ from server.questions import Questions, is_lost
 from spatl.runs.log import logged_to
 from spatl.runs.records import read_lines
 from spatl.runs.status import read_status
-from tests.federations import run_tiny, tiny_config
 from tests.server.test_grids import echo
+from tests.support.federations import run_tiny, tiny_config
 
 
 def flowers_error(message, *, says_which=True, code=ErrorCode.NODE_UNAVAILABLE):

@@ -28,7 +28,7 @@ from spatl.runner import resume, run
 from spatl.runs.directory import alone_in_run
 from spatl.runs.records import read_lines
 from spatl.sealed_files import alone_in
-from tests.federations import COMPRESSED, DENSE, state_of, tiny_config, weighted_control
+from tests.support.federations import COMPRESSED, DENSE, state_of, tiny_config, weighted_control
 
 ROOT = Path(__file__).parents[2]
 SECONDS = ("seconds", "training_seconds", "selection_seconds", "decision_seconds")

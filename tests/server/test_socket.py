@@ -7,9 +7,9 @@ import pytest
 
 from spatl.json_files import read_json
 from spatl.runs.records import read_lines
-from tests.deployments import deploy
-from tests.federations import run_tiny, tiny_config
-from tests.taps import Call, Tap
+from tests.support.deployments import deploy
+from tests.support.federations import run_tiny, tiny_config
+from tests.support.taps import Call, Tap
 
 ROUNDS = 10
 NUM_CLIENTS = 2

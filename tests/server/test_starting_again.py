@@ -15,7 +15,7 @@ from spatl.runner import resume, run
 from spatl.runs.directory import alone_in_run, serving_run
 from spatl.runs.records import read_lines
 from spatl.runs.status import read_status
-from tests.federations import tiny_config
+from tests.support.federations import tiny_config
 
 CONFIG = tiny_config(rounds=2, method="fedavg")
 

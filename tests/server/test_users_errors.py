@@ -20,7 +20,7 @@ from spatl.rounds.blueprint import make_blueprint
 from spatl.runs.records import read_lines
 from spatl.wire.protocol import CLIENT_FAILED, RECORD
 from tests.clients.test_others_models import of_users
-from tests.federations import run_tiny, tiny_config
+from tests.support.federations import run_tiny, tiny_config
 
 
 def log_of(directory):

@@ -18,9 +18,9 @@ from spatl.rounds.downlink import encoder_of
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from spatl.wire.protocol import CLIENT_LOST, unpack_download
-from tests.federations import COMPRESSED, blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config
 from tests.server.test_federation import Strategies, losing
 from tests.server.test_traffic import record_bytes
+from tests.support.federations import COMPRESSED, blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config
 
 
 @pytest.fixture

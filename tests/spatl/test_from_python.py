@@ -12,8 +12,8 @@ from spatl.config.loading import load_config
 from spatl.errors import ConfigError
 from spatl.report.result import RunResult
 from spatl.runner import as_config, run
-from tests.federations import tiny_config
-from tests.terminals import shown, terminal
+from tests.support.federations import tiny_config
+from tests.support.terminals import shown, terminal
 
 
 def test_a_config_is_taken_as_such_as_a_mapping_or_as_a_path(tmp_path):

@@ -12,7 +12,7 @@ from spatl.errors import ConfigError
 from spatl.report.result import read_run
 from spatl.runner import fresh_directory, run
 from spatl.runs.records import read_lines
-from tests.federations import tiny_config
+from tests.support.federations import tiny_config
 
 ROOT = Path(__file__).parents[2]
 

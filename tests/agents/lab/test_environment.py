@@ -9,7 +9,7 @@ from agents.lab.environment import Case, SelectionEnv
 from agents.measurement import reward
 from spatl.channels.costs import Budget
 from spatl.training.evaluate import Evaluation
-from tests.agents.problems import blueprint_for, candidate_for
+from tests.support.problems import blueprint_for, candidate_for
 
 BUDGETS = (Budget("flops_ratio", 0.3), Budget("keep_ratio", 0.5))
 

@@ -18,7 +18,7 @@ from spatl.config.loading import parse_config
 from spatl.console.main import main
 from spatl.data import Examples
 from spatl.selection.energy import magnitude_scores
-from tests.agents.problems import blueprint_for, candidate_for, drawn_policy
+from tests.support.problems import blueprint_for, candidate_for, drawn_policy
 
 pytestmark = pytest.mark.slow  # together more than a developer waits for
 

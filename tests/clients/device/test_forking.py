@@ -13,7 +13,7 @@ import pytest
 
 from clients.device import handover
 from spatl.deployment.processes import descendants
-from tests.processes import gone, until
+from tests.support.processes import gone, until
 
 _SECONDS = 60.0
 _SERVE = """

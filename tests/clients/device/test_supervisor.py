@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clients.device import supervisor
 from spatl.deployment.processes import descendants
-from tests.processes import command_of, gone, until
+from tests.support.processes import command_of, gone, until
 
 _SECONDS = 30.0
 

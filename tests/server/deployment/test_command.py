@@ -23,8 +23,8 @@ from server.deployment.superlink import OPEN_PATH, TOKEN_HEADER, Gate
 from spatl.console.main import main
 from spatl.deployment.processes import environment, free_port, script
 from spatl.runs.records import read_lines
-from tests.deployments import started
-from tests.federations import run_tiny, tiny_config
+from tests.support.deployments import started
+from tests.support.federations import run_tiny, tiny_config
 
 NUM_CLIENTS = 4
 CONFIG = tiny_config(

@@ -14,7 +14,7 @@ from spatl.bench.results import Estimate, collect, run_directory, shown_target
 from spatl.bench.tables import ablation_rows, factor_text
 from spatl.config.bench import AblationsConfig
 from spatl.report.figures import new_figure
-from tests.spatl.bench.runs import write_run
+from tests.support.bench_runs import write_run
 
 IDEAS = {"spatl-no-selection": "selection", "spatl-no-control": "control <i>variates</i> | all"}
 CONFIG = f"rounds: 4\nbench: {{targets: [0.8, 0.9], ablations: {{without: {json.dumps(IDEAS)}}}}}\n"

@@ -17,7 +17,7 @@ from spatl.bench.jobs import Job, missing_jobs, run_jobs
 from spatl.bench.plan import make_plan
 from spatl.bench.run import bench
 from spatl.errors import ConfigError, SpatlError
-from tests.federations import tiny_config
+from tests.support.federations import tiny_config
 
 ROOT = Path(__file__).parents[3]
 TINY = """
@@ -245,7 +245,7 @@ def raising(*args, **kwargs):
 def test_a_worker_that_dies_is_one_clear_line(tmp_path, monkeypatch):
     """What the kernel does to a process that takes too much memory; with more jobs than a pipe holds at once."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    config = tiny_config(model={"name": "tests.networks:deadly_net", "options": {}, "cut": ["head"]}, rounds=1)
+    config = tiny_config(model={"name": "tests.support.networks:deadly_net", "options": {}, "cut": ["head"]}, rounds=1)
     jobs = [Job(f"job {number}", tmp_path / str(number), config.to_json()) for number in range(100)]
     with pytest.raises(SpatlError, match=r"a worker ended with exit status -9 \(out of memory\?\)"):
         run_jobs(jobs, workers=2)

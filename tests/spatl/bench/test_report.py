@@ -10,8 +10,8 @@ from spatl.bench.plan import make_plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import collect, run_directory
 from spatl.bench.tuning import Pair, Tuned
-from tests.browser import Browser, assert_fits
-from tests.spatl.bench.runs import write_run
+from tests.support.bench_runs import write_run
+from tests.support.browser import Browser, assert_fits
 
 LEVELS = {
     "spatl": (0.9, 5),

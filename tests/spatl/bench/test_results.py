@@ -22,7 +22,7 @@ from spatl.bench.results import (
 from spatl.bench.tables import part_rows, ratio_text, ratio_to_reference
 from spatl.config.loading import parse_config
 from spatl.runs.records import append_lines
-from tests.spatl.bench.runs import write_run
+from tests.support.bench_runs import write_run
 
 
 @pytest.fixture

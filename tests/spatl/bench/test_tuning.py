@@ -11,7 +11,7 @@ from spatl.bench.tables import tuning_note, tuning_rows
 from spatl.bench.tuning import Pair, Tuned, tuned_rows, tuning_jobs, warn_of_replaced_momenta, with_tuned
 from spatl.config.loading import config_from_json, load_config
 from spatl.errors import SpatlError
-from tests.spatl.bench.runs import write_run
+from tests.support.bench_runs import write_run
 
 
 @pytest.fixture

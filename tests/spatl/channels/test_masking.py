@@ -12,7 +12,7 @@ from spatl.channels.masking import masked_weights
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.tracing import trace_groups
 from spatl.models import build_model, make_split
-from tests.networks import MixedNet
+from tests.support.networks import MixedNet
 
 
 def network(name):

@@ -14,11 +14,11 @@ from spatl.channels.proof import refuted
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.tracing import trace_groups
 from spatl.models import build_model, make_split
-from tests.families import FAMILIES, Family, Flip, LinearViewedTransposed
-from tests.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
+from tests.support.families import FAMILIES, Family, Flip, LinearViewedTransposed
+from tests.support.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
 
 NETWORKS = {each.__name__: each for each in (CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet)}
-ALL = {**FAMILIES, **{f"tests.networks {name}": make for name, make in NETWORKS.items()}}
+ALL = {**FAMILIES, **{f"tests.support.networks {name}": make for name, make in NETWORKS.items()}}
 _FAST = ("C2fByChunk", "ChannelShuffle", "GatedByHalves", "LinearViewedTransposed", "PixelShuffle", "VisionTransformer")
 NAMES = [name if name in _FAST else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
 FEWER = [name if name in _FAST[:2] else pytest.param(name, marks=pytest.mark.slow) for name in ALL]

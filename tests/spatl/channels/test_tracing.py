@@ -15,7 +15,7 @@ from spatl.channels.selection import Selection, select_all
 from spatl.channels.tracing import trace_groups
 from spatl.errors import ModelError
 from spatl.models import build_model, make_split
-from tests.networks import MixedNet, RecurrentNet, ShuffleNet, TiedNet
+from tests.support.networks import MixedNet, RecurrentNet, ShuffleNet, TiedNet
 
 
 def traced(model, cut, *, shape=(1, 1, 8, 8), statistics=False):

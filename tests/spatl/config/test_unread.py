@@ -16,7 +16,7 @@ from spatl.data import Dataset
 from spatl.methods import METHODS
 from spatl.runner import run
 from spatl.runs.records import read_lines
-from tests.federations import blueprint_of, tiny_config
+from tests.support.federations import blueprint_of, tiny_config
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
 

@@ -11,9 +11,9 @@ from spatl.bench.plan import make_plan
 from spatl.bench.results import collect, run_directory
 from spatl.console.bench import _print_table, _Progress
 from spatl.console.main import main
-from tests.spatl.bench.runs import write_run
 from tests.spatl.bench.test_jobs import TINY
-from tests.terminals import pipe, shown, terminal, widest_line, words_of
+from tests.support.bench_runs import write_run
+from tests.support.terminals import pipe, shown, terminal, widest_line, words_of
 
 
 @pytest.fixture

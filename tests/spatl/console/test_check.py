@@ -3,8 +3,8 @@
 import pytest
 
 from spatl.console.main import main
-from tests.federations import tiny_config
-from tests.terminals import as_terminal, widest_line, words_of
+from tests.support.federations import tiny_config
+from tests.support.terminals import as_terminal, widest_line, words_of
 
 
 @pytest.fixture

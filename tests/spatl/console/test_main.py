@@ -14,8 +14,8 @@ from spatl.console.run import _print_seeds
 from spatl.report.result import RunResult
 from spatl.runs.records import read_lines
 from spatl.terminal.result import print_result
-from tests.federations import tiny_config
-from tests.terminals import pipe, shown, terminal, widest_line, words_of
+from tests.support.federations import tiny_config
+from tests.support.terminals import pipe, shown, terminal, widest_line, words_of
 
 
 @pytest.fixture
@@ -58,15 +58,15 @@ def test_training_alone_trains_for_as_many_epochs_on_the_same_splits(config_path
         (["selection.keep_ratio=0.001"], "selection.keep_ratio is 0.001, but one channel of each"),
         (["selection.uplink_bytes=100"], "selection.uplink_bytes is 100, but one channel of each"),
         (["model.name=nowhere.at.all:Net", "model.cut=[head]", "model.options={}"], "nowhere"),
-        (["model.name=tests.networks:Nothing", "model.cut=[head]", "model.options={}"], "Nothing"),
-        (["model.name=tests.networks:MixedNet", "model.options={}"], "model.cut"),
+        (["model.name=tests.support.networks:Nothing", "model.cut=[head]", "model.options={}"], "Nothing"),
+        (["model.name=tests.support.networks:MixedNet", "model.options={}"], "model.cut"),
         (["model.cut=[nose]", "predictor.mode=local"], "nose"),
         (["model.cut=[nose]"], "the cut names 'nose', which is not a submodule of"),
         (["model.cut=[clasifier]", "method=fedavg"], "(did you mean 'classifier'?)"),
         (["model.cut=[nose]", "method=local"], "its top-level submodules are"),
         (["model.options={depth: 3}"], "depth"),
         (
-            ["model.name=tests.networks:wrong_classes", "model.cut=[head]", "model.options={}"],
+            ["model.name=tests.support.networks:wrong_classes", "model.cut=[head]", "model.options={}"],
             "logits of shape (1, 10)",
         ),
         (["partition.num_clients=2000"], "2000"),

@@ -15,7 +15,7 @@ from spatl.console.main import main
 from spatl.console.partition import _print, _table, count_partition
 from spatl.report.partition_figure import PartitionCounts
 from spatl.rounds.blueprint import load_clients, split_client
-from tests.terminals import pipe, shown, terminal, widest_line
+from tests.support.terminals import pipe, shown, terminal, widest_line
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from spatl.config.settings import all_settings
 from spatl.console.main import main
 from spatl.console.show import LISTINGS, SHOWN
-from tests.terminals import as_terminal, widest_line, words_of
+from tests.support.terminals import as_terminal, widest_line, words_of
 
 MEASURED = ("codec-times", "cold-start")  # which take seconds, and are of the machine
 

@@ -9,8 +9,8 @@ from spatl.console.main import main
 from spatl.errors import ConfigError
 from spatl.runs.directory import alone_in_run
 from spatl.runs.status import read_status
-from tests.federations import blob_of, run_tiny, tampering, tiny_config
-from tests.terminals import as_terminal, widest_line, words_of
+from tests.support.federations import blob_of, run_tiny, tampering, tiny_config
+from tests.support.terminals import as_terminal, widest_line, words_of
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 
 from spatl.data import load_dataset
 from spatl.data.images import standardise
-from tests.spatl.data.formats import CIFAR10_FILES, write_cifar10, write_cifar100
-from tests.spatl.data.refusals import message
+from tests.support.formats import CIFAR10_FILES, write_cifar10, write_cifar100
+from tests.support.refusals import message
 
 
 @pytest.mark.parametrize("folder", ["", "cifar-10-batches-bin"])

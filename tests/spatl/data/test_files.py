@@ -12,8 +12,8 @@ import torch
 
 from spatl.data import load_dataset
 from spatl.data.images import standardise, standardise_values
-from tests.spatl.data.formats import png, random_pixels, write_folder
-from tests.spatl.data.refusals import message
+from tests.support.formats import png, random_pixels, write_folder
+from tests.support.refusals import message
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:

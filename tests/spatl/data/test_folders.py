@@ -10,8 +10,8 @@ from spatl.data import Dataset, load_dataset
 from spatl.data.dataset import SPLITS
 from spatl.errors import DataError
 from spatl.rounds.blueprint import load_clients, split_client
-from tests.spatl.data.formats import png, random_pixels
-from tests.spatl.data.refusals import message
+from tests.support.formats import png, random_pixels
+from tests.support.refusals import message
 
 
 def write(root: Path, *names: str, per_folder: int = 1) -> str:

@@ -12,8 +12,8 @@ import torch
 
 from spatl.data import load_dataset
 from spatl.data.images import standardise
-from tests.spatl.data.formats import png, random_pixels, write_parquet
-from tests.spatl.data.refusals import message
+from tests.support.formats import png, random_pixels, write_parquet
+from tests.support.refusals import message
 
 
 @pytest.fixture(autouse=True)

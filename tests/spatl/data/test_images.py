@@ -14,7 +14,7 @@ from PIL import Image
 
 from spatl.data.images import LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
 from spatl.errors import DataError
-from tests.spatl.data.formats import png, random_pixels
+from tests.support.formats import png, random_pixels
 
 
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(2, 6), st.integers(0, 1000))

@@ -9,8 +9,8 @@ import torch
 
 from spatl.data import load_dataset
 from spatl.data.images import standardise
-from tests.spatl.data.formats import leaf_user, random_pixels, write_leaf
-from tests.spatl.data.refusals import message
+from tests.support.formats import leaf_user, random_pixels, write_leaf
+from tests.support.refusals import message
 
 
 def load(path: Path, **options: object):

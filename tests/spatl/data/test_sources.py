@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from spatl.data import DATASETS, load_dataset
 from spatl.data.sources import Dataset, DatasetEntry
 from spatl.errors import DataError
-from tests.spatl.data.formats import (
+from tests.support.formats import (
     leaf_user,
     random_pixels,
     write_cifar10,
@@ -22,7 +22,7 @@ from tests.spatl.data.formats import (
     write_leaf,
     write_parquet,
 )
-from tests.spatl.data.refusals import message
+from tests.support.refusals import message
 
 
 def small(name: str, directory: Path) -> dict[str, Any]:

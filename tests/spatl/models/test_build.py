@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from spatl.errors import ModelError
 from spatl.models import MODELS, build_model, make_split
-from tests.spatl.models.user_net import UserNet
+from tests.support.user_net import UserNet
 
-USER = "tests.spatl.models.user_net:"
+USER = "tests.support.user_net:"
 
 
 def build(name: str, *, seed: int = 1, **keywords: object) -> nn.Module:

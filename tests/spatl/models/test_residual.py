@@ -7,7 +7,7 @@ from torch import nn
 from spatl.channels.tracing import trace_groups
 from spatl.errors import ModelError
 from spatl.models import add_residual_, build_model, make_split
-from tests.networks import MixedNet
+from tests.support.networks import MixedNet
 
 IMAGES = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

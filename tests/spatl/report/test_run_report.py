@@ -10,7 +10,7 @@ import pytest
 from spatl.report import run_report as report
 from spatl.report.result import RunResult
 from spatl.report.run_report import write_report
-from tests.browser import Browser, assert_fits
+from tests.support.browser import Browser, assert_fits
 
 HOSTILE = """<script>alert("1")</script>'"&</title></pre></svg>-->{summary}%s<img src="https://evil.example/x.png">"""
 VOID = {"meta", "br", "img", "link", "hr", "input"}

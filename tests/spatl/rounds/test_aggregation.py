@@ -17,7 +17,7 @@ from spatl.errors import UpdateRejected
 from spatl.rounds.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator, agreements
 from spatl.training.control import refresh_control
 from spatl.wire.protocol import Update
-from tests.layouts import interleaved_layout, make_update
+from tests.support.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(3, 4), (2, 5)])
 N = LAYOUT.num_entries

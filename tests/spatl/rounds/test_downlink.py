@@ -16,7 +16,7 @@ from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.downlink import Held, Reference, check_of, follow, followed_control
 from spatl.wire.codec import CODECS
 from spatl.wire.protocol import DerivedControl, Download, Update, pack_download, unpack_download
-from tests.layouts import interleaved_layout
+from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
 N, P = LAYOUT.num_entries, LAYOUT.num_parameter_entries

@@ -14,7 +14,7 @@ from spatl.rounds.aggregation import Aggregator, PrivateAggregator, RobustAggreg
 from spatl.rounds.downlink import Held, Reference, follow
 from spatl.wire.codec import CODECS
 from spatl.wire.protocol import pack_download, pack_update, unpack_download, unpack_update
-from tests.layouts import make_update
+from tests.support.layouts import make_update
 
 SIZE, CLIENTS, ROUNDS = 8, 3, 3
 SHAPES = {

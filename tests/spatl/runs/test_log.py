@@ -12,7 +12,7 @@ from spatl.errors import SpatlError
 from spatl.rounds.blueprint import remembered_warnings
 from spatl.runs.log import EVENTS, logged_to
 from spatl.runs.records import read_lines
-from tests.federations import blueprint_of, tiny_config
+from tests.support.federations import blueprint_of, tiny_config
 
 
 def test_a_line_has_time_level_message_and_the_facts_of_its_record(tmp_path):
@@ -56,7 +56,7 @@ def test_every_line_of_a_log_is_one_object(tmp_path):
 @pytest.mark.parametrize("made_before", [True, False])
 def test_what_is_said_while_a_run_is_prepared_is_in_its_log_once_and_on_screen(tmp_path, caplog, made_before):
     """Channels whose readers cannot be proved, as `spatl run` sees them before there is a directory."""
-    model = {"name": "tests.families:Flip", "options": {}, "cut": ["head"]}
+    model = {"name": "tests.support.families:Flip", "options": {}, "cut": ["head"]}
     config = tiny_config(model=model, rounds=1, seed=4 + made_before)
     if made_before:
         blueprint_of(config)

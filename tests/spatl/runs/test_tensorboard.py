@@ -8,7 +8,7 @@ import pytest
 from server.engines import run_inline
 from spatl.errors import ConfigError
 from spatl.runner import run
-from tests.federations import tiny_config
+from tests.support.federations import tiny_config
 
 pytest.importorskip("tensorboard")
 

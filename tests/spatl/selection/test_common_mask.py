@@ -18,9 +18,9 @@ from spatl.errors import BudgetError, UpdateRejected
 from spatl.models.resnet import ResNet
 from spatl.selection.common_mask import channel_saliency, check_static_budget, common_selection
 from spatl.wire.protocol import pack_saliency, unpack_saliency
-from tests.federations import blueprint_of, tiny_config
-from tests.layouts import interleaved_layout
-from tests.networks import GroupedNet, MixedNet, TiedNet
+from tests.support.federations import blueprint_of, tiny_config
+from tests.support.layouts import interleaved_layout
+from tests.support.networks import GroupedNet, MixedNet, TiedNet
 
 
 def tiny_resnet(*, num_classes, in_channels):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spatl.selection.energy import drawn_energy, magnitude_scores, update_energy
-from tests.layouts import interleaved_layout
+from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(4, 3), (2, 5)])
 

@@ -9,7 +9,7 @@ from torch import nn
 from spatl.channels.tracing import trace_groups
 from spatl.models import build_model, make_split
 from spatl.selection.signal import channel_signal
-from tests.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
+from tests.support.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
 
 
 class TwoLayers(nn.Module):

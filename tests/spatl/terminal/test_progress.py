@@ -11,7 +11,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.methods import METHODS
 from spatl.terminal.progress import TaskLine, _Notebook, progress_of, watched_console
-from tests.terminals import pipe, shown, terminal, widest_line
+from tests.support.terminals import pipe, shown, terminal, widest_line
 
 ROW = {
     "round": 7, "accuracy": 0.5, "final_accuracy": None, "uplink_bytes": 1_000_000, "downlink_bytes": 500_000,

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.terminal.tables import print_table
-from tests.terminals import pipe, shown, terminal, widest_line, words_of
+from tests.support.terminals import pipe, shown, terminal, widest_line, words_of
 
 WORDS = st.text("abcdefgh[]/=", min_size=1, max_size=12)
 TEXTS = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)

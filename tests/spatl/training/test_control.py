@@ -13,7 +13,7 @@ from spatl.training.control import (
     proximal_hook,
     refresh_control,
 )
-from tests.layouts import interleaved_layout, make_update
+from tests.support.layouts import interleaved_layout, make_update
 
 
 @given(

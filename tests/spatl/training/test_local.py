@@ -66,7 +66,7 @@ def test_training_is_torchs_own_sgd_over_the_batches(more):
 PROGRAM = """
 import sys, tempfile
 from pathlib import Path
-from tests.federations import run_tiny, tiny_config
+from tests.support.federations import run_tiny, tiny_config
 run_tiny(tiny_config(rounds=1), Path(tempfile.mkdtemp()) / "run")
 print(sorted(name for name in sys.modules if name in ("torch._dynamo", "sympy", "stable_baselines3", "gymnasium")))
 """

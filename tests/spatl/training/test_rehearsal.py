@@ -15,7 +15,7 @@ from spatl.rounds.blueprint import make_blueprint
 from spatl.training.local import LocalTraining
 from spatl.training.rehearsal import batch_lengths, rehearse
 from tests.clients.test_others_models import of_users
-from tests.federations import tiny_config
+from tests.support.federations import tiny_config
 
 BEFORE_ANYTHING = {
     "Auxiliary": r"in training the model must return logits of shape \(16, 10\) for a batch of 16, got tuple of "

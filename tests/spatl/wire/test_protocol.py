@@ -29,7 +29,7 @@ from spatl.wire.protocol import (
     unpack_update,
     update_bytes,
 )
-from tests.layouts import interleaved_layout, make_update
+from tests.support.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
 FLOAT32 = CODECS["float32"]

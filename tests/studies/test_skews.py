@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from spatl.runs.records import read_lines
-from tests.skews import SITUATIONS, late, one_large, run_situation
+from tests.studies.skews import SITUATIONS, late, one_large, run_situation
 
 
 def _shorter(situation, rounds):

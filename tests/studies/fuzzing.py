@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of everything that decodes bytes from a peer.
 
-`python -m tests.fuzz.decoders TARGET CORPUS [libFuzzer options]` writes valid messages into CORPUS and mutates them
+`python -m tests.studies.fuzzing TARGET CORPUS [libFuzzer options]` writes valid messages into CORPUS and mutates them
 until the options say stop. A decoder that raises anything but `UpdateRejected`, or returns what is not finite or of
 another length, ends it with a status other than 0. It needs a process of its own, as libFuzzer ends the one it runs in.
 """
@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=[f"spatl.{name}" for name in MODULES]):
         unpack_download,
         unpack_update,
     )
-    from tests.layouts import interleaved_layout, make_update
+    from tests.support.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
 MASKS = ([True] * LAYOUT.num_channels, [True, False] * 6 + [True])

@@ -1,4 +1,4 @@
-"""A bounded run of the fuzzer over each decoder; `tests/fuzz/decoders.py` runs longer ones."""
+"""A bounded run of the fuzzer over each decoder; `tests/studies/fuzzing.py` runs longer ones."""
 
 import importlib.util
 import subprocess
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_mutated_bytes_are_decoded_or_refused(target, tmp_path):
     """The options bound the run by inputs and seconds, whatever ends first, and keep each input short."""
     command = [
-        sys.executable, "-m", "tests.fuzz.decoders", target, str(tmp_path / "corpus"),
+        sys.executable, "-m", "tests.studies.fuzzing", target, str(tmp_path / "corpus"),
         "-runs=20000", "-max_total_time=20", "-max_len=600", "-seed=1", f"-artifact_prefix={tmp_path}/",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

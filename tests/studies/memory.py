@@ -1,9 +1,9 @@
 """The memory of a federation of many clients, round by round, or of a large network, by parameter.
 
-`python -m tests.memory [CLIENTS] [ROUNDS]` prints the resident memory of the process that runs server and clients.
-`python -m tests.memory large [METHOD] [HIDDEN]` prints what two clients and their server take per parameter of a large
-network, one with so many units between 3,136 inputs and its classes: at most at one time, in the checkpoint, and in the
-state of a client.
+`python -m tests.studies.memory [CLIENTS] [ROUNDS]` prints the resident memory of the process that runs server and
+clients. `python -m tests.studies.memory large [METHOD] [HIDDEN]` prints what two clients and their server take per
+parameter of a large network, one with so many units between 3,136 inputs and its classes: at most at one time, in the
+checkpoint, and in the state of a client.
 """
 
 import gc

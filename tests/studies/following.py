@@ -1,8 +1,8 @@
 """What it costs to go on with a long run, and to watch it.
 
-`python -m tests.following [ROUNDS] [CLIENTS]` makes the files of a run and prints seconds of this process's work: until
-the recorder has read them, until the caller has been told of the rounds that are over, and in five seconds of waiting
-for the next.
+`python -m tests.studies.following [ROUNDS] [CLIENTS]` makes the files of a run and prints seconds of this process's
+work: until the recorder has read them, until the caller has been told of the rounds that are over, and in five seconds
+of waiting for the next.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.attacks import FACTORS, RULES, accuracy_under, config_of
+from tests.studies.attacks import FACTORS, RULES, accuracy_under, config_of
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """What `server.norm_bound` does to honest clients whose data are unusual: very many, very few, of few classes, late.
 
-`python -m tests.skews [SEED ...]` runs each situation with default settings and prints the table of docs/robustness.md:
-updates refused, the largest update in units of the usual one, and accuracies on the clients' test splits beside those
-with `norm_bound: null`. Where nobody is refused, these two runs are the same to the bit, and one is enough.
+`python -m tests.studies.skews [SEED ...]` runs each situation with default settings and prints the table of
+docs/robustness.md: updates refused, the largest update in units of the usual one, and accuracies on the clients' test
+splits beside those with `norm_bound: null`. Where nobody is refused, these two runs are the same to the bit, and one is
+enough.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.data import load_dataset
 from spatl.rounds.admission import Size, check_size
-from tests.federations import run_tiny
+from tests.support.federations import run_tiny
 
 ALL = tuple(range(10))
 _SMALL = {"name": "cnn", "options": {"channels": [8, 16], "hidden": 32}}
@@ -173,7 +174,7 @@ def _measured() -> Iterator[list[float]]:
 
 def main() -> None:
     """Print the table, row by row."""
-    parser = argparse.ArgumentParser(prog="python -m tests.skews")
+    parser = argparse.ArgumentParser(prog="python -m tests.studies.skews")
     parser.add_argument("seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--agreement", action="store_true", help="server.aggregation: agreement where classes lack")
     parser.add_argument("--only", action="append", help="the situations whose names contain this; may be repeated")

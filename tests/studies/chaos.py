@@ -1,8 +1,8 @@
-"""Chaos in real deployments: `python -m tests.chaos [--federations F] [--cycles N]`, then what must hold is checked.
+"""Kills in real deployments, after which what must hold is checked.
 
-Each is one server and four clients with TLS and keys, on loopback. In every cycle, at random instants, SIGKILL of the
-process in which a client works on a message, of a SuperNode, and of the server; what ended is started again, as systemd
-would.
+`python -m tests.studies.chaos [--federations F] [--cycles N]` runs them. Each is one server and four clients with TLS
+and keys, on loopback. In every cycle, at random instants, SIGKILL of the process in which a client works on a message,
+of a SuperNode, and of the server; what ended is started again, as systemd would.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.console.main import main as spatl
 from spatl.deployment.processes import descendants, free_port
 from spatl.runs.records import read_lines
-from tests.deployments import started
-from tests.federations import COMPRESSED, blueprint_of, tiny_config
-from tests.processes import command_of
+from tests.support.deployments import started
+from tests.support.federations import COMPRESSED, blueprint_of, tiny_config
+from tests.support.processes import command_of
 
 NUM_CLIENTS = 4
 PARTS = ("client process", "SuperNode", "server")
@@ -236,7 +236,7 @@ def _kill(pid: int, what: str, outcome: Outcome) -> bool:
 
 def main() -> None:
     """Do it to some federations side by side, and print what came of each."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser = argparse.ArgumentParser(prog="python -m tests.studies.chaos")
     parser.add_argument("--federations", type=int, default=1)
     parser.add_argument("--cycles", type=int, default=20, help="of each federation")
     parser.add_argument("--seed", type=int, default=1, help="of the first federation, counted up for the others")

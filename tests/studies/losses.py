@@ -1,4 +1,4 @@
-"""What lost replies cost: `python -m tests.losses [SEED ...]` prints the final accuracy with and without them.
+"""What lost replies cost: `python -m tests.studies.losses [SEED ...]` prints the final accuracy with and without them.
 
 Thirty rounds on the digits, ten clients, Dirichlet 0.5; each reply is lost with probability 0.3. Accuracies are on
 validation splits.
@@ -13,8 +13,8 @@ from flwr.app import Message
 
 from spatl.config.loading import parse_config
 from spatl.json_files import read_json
-from tests.attacks import config_of
-from tests.federations import COMPRESSED, run_tiny
+from tests.studies.attacks import config_of
+from tests.support.federations import COMPRESSED, run_tiny
 
 
 def accuracy_with(share: float, *, seed: int, rounds: int, directory: Path) -> tuple[float, int]:

@@ -10,7 +10,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.console.main import main
 from spatl.deployment.processes import environment, free_port, stop
 from spatl.deployment.sites import Address, ClientSite, write_site
-from tests.taps import Tap
+from tests.support.taps import Tap
 
 
 def deploy(config: ExperimentConfig, directory: Path, *, timeout_seconds: float) -> tuple[Path, list[Tap]]:

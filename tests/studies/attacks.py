@@ -1,6 +1,6 @@
 """What bad clients do to a federation, with each rule of aggregation.
 
-`python -m tests.attacks [SEED ...]` prints the final accuracy of the other clients, ten on the digits, one of
+`python -m tests.studies.attacks [SEED ...]` prints the final accuracy of the other clients, ten on the digits, one of
 which sends its update times a factor: the mean over the seeds, the change from nobody doing so, and the worst change of
 a seed. Accuracies are on validation splits.
 """
@@ -22,7 +22,7 @@ from spatl.config.loading import parse_config
 from spatl.errors import DivergedError
 from spatl.json_files import read_json
 from spatl.wire.protocol import section_bytes
-from tests.federations import blob_of, run_tiny, tampering
+from tests.support.federations import blob_of, run_tiny, tampering
 
 BAD = (3,)
 FACTORS = {"none": 1.0, "sign flipped": -1.0, "times 1000": 1000.0, "times -5": -5.0}
@@ -98,7 +98,7 @@ def accuracy_under(
 
 def main() -> None:
     """Print the table, row by row."""
-    parser = argparse.ArgumentParser(prog="python -m tests.attacks")
+    parser = argparse.ArgumentParser(prog="python -m tests.studies.attacks")
     parser.add_argument("seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--rules", default=",".join(RULES), help="rows, separated by commas")
     parser.add_argument(
