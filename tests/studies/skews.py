@@ -77,6 +77,7 @@ SITUATIONS = {
     "spatl, one of 1000, nine of 10": one_large(1000, 10),
     "spatl, one of 10, eight of 220": Situation([(10, ALL), *[(220, ALL)] * 8]),
     "spatl, 10, 20, 40, ... 640": Situation([(10 * 2**power, ALL) for power in range(7)]),
+    "fedavg, one of 400, nine of 20": one_large(400, 20, method="fedavg"),
     "fedavg, one of 10, eight of 220": Situation([(10, ALL), *[(220, ALL)] * 8], {"method": "fedavg"}),
     "fedavg, 10, 20, 40, ... 640": Situation([(10 * 2**power, ALL) for power in range(7)], {"method": "fedavg"}),
     **{
