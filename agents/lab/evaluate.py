@@ -135,20 +135,7 @@ def run_plan(
     Raises:
         SpatlError: A config does not work out, or no selection meets a budget.
     """
-    load_policy(Path(plan.policy) if plan.policy else None)
-    tasks = []
-    for position, config in enumerate(configs):
-        own = config.partition.num_clients
-        if plan.num_clients > own:
-            raise ConfigError(f"--clients is {plan.num_clients}, but {title_of(config)} has {own}")
-        prefix = f"{position + 1}. " if len({title_of(each) for each in configs}) < len(configs) else ""
-        blueprint = make_blueprint(config.model_copy(update=_AS_SPATL))
-        for limit in plan.budgets:
-            check_budget(Budget(plan.kind, limit), blueprint.costs, source="--budgets")
-        tasks += [
-            (prefix + title_of(config), config.model_copy(update={"seed": seed, **_AS_SPATL}).to_json(), plan)
-            for seed in seeds
-        ]
+    tasks = _checked_tasks(configs, seeds, plan)
     directory.mkdir(parents=True, exist_ok=True)
     content = {"command": command, "plan": asdict(plan), "seeds": list(seeds), "torch": torch.__version__}
     results: dict[int, list[Record]] = {}
@@ -172,6 +159,31 @@ def run_plan(
     pictures = {network: curves(records, network) for network in networks_of(records)}
     draw_yardsticks(pictures, plan.kind, directory / "evaluate.png")
     return records
+
+
+def _checked_tasks(
+    configs: Sequence[ExperimentConfig], seeds: Sequence[int], plan: Plan
+) -> list[tuple[str, str, Plan]]:
+    """Arguments of `_compare` for each config and seed, after a look at all that could fail in hours.
+
+    Raises:
+        SpatlError: The policy cannot be read, a config does not work out, or no selection meets a budget.
+    """
+    load_policy(Path(plan.policy) if plan.policy else None)
+    tasks = []
+    for position, config in enumerate(configs):
+        own = config.partition.num_clients
+        if plan.num_clients > own:
+            raise ConfigError(f"--clients is {plan.num_clients}, but {title_of(config)} has {own}")
+        prefix = f"{position + 1}. " if len({title_of(each) for each in configs}) < len(configs) else ""
+        blueprint = make_blueprint(config.model_copy(update=_AS_SPATL))
+        for limit in plan.budgets:
+            check_budget(Budget(plan.kind, limit), blueprint.costs, source="--budgets")
+        tasks += [
+            (prefix + title_of(config), config.model_copy(update={"seed": seed, **_AS_SPATL}).to_json(), plan)
+            for seed in seeds
+        ]
+    return tasks
 
 
 def _pool(workers: int) -> Executor:

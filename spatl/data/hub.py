@@ -98,6 +98,18 @@ def huggingface(
             check_text("huggingface", option, text)
     if splits is not None and (isinstance(splits, str) or not splits or not all(isinstance(s, str) for s in splits)):
         raise DataError(f"huggingface: splits must be a list of names, e.g. [train, test], got {splits!r}")
+    _check_source(name, path, hub=hub, subset=subset, revision=revision)
+    if name is not None:
+        table = hub_table("huggingface", name, subset=subset, revision=revision, splits=splits)
+    else:
+        expected = "a directory of Parquet or Arrow files"
+        table = _local_table(path_option("huggingface", path, expected=expected), splits)
+    columns = Columns(image, label, group)
+    return from_table("huggingface", table, columns, channels=channels, image_size=image_size)
+
+
+def _check_source(name: str | None, path: str | None, *, hub: bool, subset: str | None, revision: str | None) -> None:
+    """Raise a `DataError` unless the options name one source: the hub, with leave to use the network, or a path."""
     if (name is None) == (path is None):
         raise DataError(
             "huggingface: set data.options.path to a local directory, or data.options.name and data.options.hub: true "
@@ -112,7 +124,6 @@ def huggingface(
                 "when you say so: set data.options.hub to true, or download its Parquet files and name their "
                 "directory in data.options.path instead"
             )
-        table = hub_table("huggingface", name, subset=subset, revision=revision, splits=splits)
     else:
         of_the_hub = {"hub": hub or None, "subset": subset, "revision": revision}
         unread = [option for option, value in of_the_hub.items() if value is not None]
@@ -121,10 +132,6 @@ def huggingface(
                 f"huggingface: data.options.{unread[0]} goes with data.options.name, a data set of the hub, got "
                 f"{unread[0]}={of_the_hub[unread[0]]!r} and path={path!r}: leave one of them out"
             )
-        expected = "a directory of Parquet or Arrow files"
-        table = _local_table(path_option("huggingface", path, expected=expected), splits)
-    columns = Columns(image, label, group)
-    return from_table("huggingface", table, columns, channels=channels, image_size=image_size)
 
 
 def hub_table(

@@ -56,9 +56,41 @@ def partition(
         DataError: The name is unknown, a value is out of range, a package is missing, or the examples do not suffice
             for the clients.
     """
+    entry = _known_entry(name)
+    _check_values(labels, num_clients=num_clients, alpha=alpha, min_examples=min_examples)
+    request = Request(
+        labels=labels.cpu().numpy(),
+        groups=None if groups is None else groups.cpu().numpy(),
+        num_clients=num_clients,
+        alpha=alpha,
+        labels_per_client=labels_per_client,
+        min_examples=min_examples,
+    )
+    try:
+        owners = entry.partitioner(numpy_generator(seed, "partition"), request)
+    except SpatlError:
+        raise
+    except Exception as error:  # a partitioner of the user's own
+        raise DataError(f"the partitioner {name} failed: {told(error)}") from error
+    parts = tuple(torch.from_numpy(np.flatnonzero(owners == client)) for client in range(num_clients))
+    smallest = min(range(num_clients), key=lambda client: len(parts[client]))
+    if len(parts[smallest]) < min_examples:
+        raise DataError(
+            f"the partition {name} gives client {smallest} {len(parts[smallest])} of at least {min_examples} examples: "
+            "lower num_clients or min_examples, or take another seed"
+        )
+    return parts
+
+
+def _known_entry(name: str) -> "PartitionerEntry":
     if name not in PARTITIONERS:
         suggestion = did_you_mean(str(name), PARTITIONERS)
         raise DataError(f"unknown partitioner {name!r}{suggestion}; known: {', '.join(sorted(PARTITIONERS))}")
+    return PARTITIONERS[name]
+
+
+def _check_values(labels: Tensor, *, num_clients: int, alpha: float, min_examples: int) -> None:
+    """Raise a `DataError` unless the labels are int64 `[N]`, and the settings in range and within their number."""
     if labels.dim() != 1 or labels.dtype != torch.int64:
         raise DataError(
             f"labels must be int64 [N], got {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
@@ -72,28 +104,6 @@ def partition(
             f"{num_clients} clients with at least {min_examples} examples each need {num_clients * min_examples} "
             f"examples, got {len(labels)}: lower num_clients or min_examples"
         )
-    request = Request(
-        labels=labels.cpu().numpy(),
-        groups=None if groups is None else groups.cpu().numpy(),
-        num_clients=num_clients,
-        alpha=alpha,
-        labels_per_client=labels_per_client,
-        min_examples=min_examples,
-    )
-    try:
-        owners = PARTITIONERS[name].partitioner(numpy_generator(seed, "partition"), request)
-    except SpatlError:
-        raise
-    except Exception as error:  # a partitioner of the user's own
-        raise DataError(f"the partitioner {name} failed: {told(error)}") from error
-    parts = tuple(torch.from_numpy(np.flatnonzero(owners == client)) for client in range(num_clients))
-    smallest = min(range(num_clients), key=lambda client: len(parts[client]))
-    if len(parts[smallest]) < min_examples:
-        raise DataError(
-            f"the partition {name} gives client {smallest} {len(parts[smallest])} of at least {min_examples} examples: "
-            "lower num_clients or min_examples, or take another seed"
-        )
-    return parts
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,21 @@ def client_data(
         DataError: A fraction or the variance is out of range, the indices are not the data set's, or fewer than two
             examples are left for training.
     """
+    _check_shares(validation_fraction, test_fraction, noise_variance)
+    if not _are_distinct_positions(indices, len(dataset)):
+        raise DataError(f"client {client}: indices must be int64, distinct and in [0, {len(dataset)})")
+    order = torch.randperm(len(indices), generator=generator(seed, "splits", client=client))
+    places = _places(
+        dataset, indices, order, client=client, validation_fraction=validation_fraction, test_fraction=test_fraction
+    )
+    images, labels = dataset.images[indices], dataset.labels[indices]
+    if noise_variance > 0:
+        images = images + math.sqrt(noise_variance) * _noise(images.shape, seed=seed, client=client)
+    train, validation, test = (Examples(images[each], labels[each]) for each in places)
+    return ClientData(train, validation, test)
+
+
+def _check_shares(validation_fraction: float, test_fraction: float, noise_variance: float) -> None:
     if not 0 <= noise_variance < math.inf:
         raise DataError(f"noise_variance must be at least 0 and finite, got {noise_variance}")
     if not (validation_fraction > 0 and test_fraction > 0 and validation_fraction + test_fraction < 1):
@@ -91,10 +106,22 @@ def client_data(
             "validation_fraction and test_fraction must be positive and add up to less than 1, "
             f"got {validation_fraction} and {test_fraction}"
         )
-    num_examples = len(indices)
-    if not _are_distinct_positions(indices, len(dataset)):
-        raise DataError(f"client {client}: indices must be int64, distinct and in [0, {len(dataset)})")
-    order = torch.randperm(num_examples, generator=generator(seed, "splits", client=client))
+
+
+def _places(
+    dataset: Dataset,
+    indices: Tensor,
+    order: Tensor,
+    *,
+    client: int,
+    validation_fraction: float,
+    test_fraction: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the places of the training, validation and test examples among a client's own, which are in an order.
+
+    Raises:
+        DataError: A split that the data set came with has none for the client, or too few are left for training.
+    """
     published = {split: _published(dataset, indices, order, split, client) for split in SPLITS}
     own = order if published["train"] is None else published["train"]  # what the client divides itself
     num_validation = max(1, round(len(own) * validation_fraction)) if published["validation"] is None else 0
@@ -105,23 +132,18 @@ def client_data(
             f"client {client}: {len(own)} examples are too few: {num_validation} for validation and {num_test} for "
             f"test leave {max(num_train, 0)} for training, which needs at least 2; raise min_examples"
         )
-    images, labels = dataset.images[indices], dataset.labels[indices]
-    if noise_variance > 0:
-        rng = numpy_generator(seed, "feature-noise", client=client)
-        noise = torch.from_numpy(rng.standard_normal(tuple(images.shape), dtype=np.float32))
-        images = images + math.sqrt(noise_variance) * noise
-
-    def cut(split: str, start: int, stop: int) -> Examples:
-        places = published[split]
-        places = own[start:stop] if places is None or split == "train" else places
-        return Examples(images[places], labels[places])
-
     before_test = num_train + num_validation
-    return ClientData(
-        cut("train", 0, num_train),
-        cut("validation", num_train, before_test),
-        cut("test", before_test, len(own)),
+    return (
+        own[:num_train],
+        own[num_train:before_test] if published["validation"] is None else published["validation"],
+        own[before_test:] if published["test"] is None else published["test"],
     )
+
+
+def _noise(shape: torch.Size, *, seed: int, client: int) -> Tensor:
+    """Gaussian noise of variance 1 for a client's images, float32."""
+    rng = numpy_generator(seed, "feature-noise", client=client)
+    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
 
 
 def _published(dataset: Dataset, indices: Tensor, order: Tensor, split: str, client: int) -> Tensor | None:

@@ -144,6 +144,21 @@ def build_model(
             "model %s: taken out of %s; a client has one device, and runs its layers one by one", name, wrappers
         )
         cut_in_force = cut_in_force and _without_wrappers(cut_in_force)
+    _mark_frozen_(model, name)
+    if cut_in_force is None:
+        raise ModelError(
+            f"say which submodules of {name} form the private predictor with model.cut in the config, a list of names "
+            f"([] for none); its top-level submodules are {top_level_names(model)}"
+        )
+    return model, known_cut(model, cut_in_force)
+
+
+def _mark_frozen_(model: nn.Module, name: str) -> None:
+    """Mark what the factory froze, and warn of a model that comes in eval mode.
+
+    Raises:
+        ModelError: It cannot be put in training mode.
+    """
     try:
         frozen = mark_frozen_(model)
     except Exception as error:
@@ -153,12 +168,6 @@ def build_model(
             "the factory of model %s returns it in eval mode, and there it stays: nothing is dropped in training, and "
             "BatchNorm keeps its statistics; return it in training mode if that is not meant", name,
         )  # fmt: skip
-    if cut_in_force is None:
-        raise ModelError(
-            f"say which submodules of {name} form the private predictor with model.cut in the config, a list of names "
-            f"([] for none); its top-level submodules are {top_level_names(model)}"
-        )
-    return model, known_cut(model, cut_in_force)
 
 
 def _known_entry(name: str) -> ModelEntry:
