@@ -3,42 +3,26 @@
 The SuperLink is `server.deployment.superlink`'s, which shows the network its Fleet API alone.
 """
 
-import contextlib
-import hashlib
 import logging
 import os
 import secrets
 import shlex
-import ssl
-import subprocess
-import sys
-import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.cli.build import build_fab_from_disk
-from flwr.common.serde import fab_to_proto
-from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StartRunRequest
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.fab import Fab
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
 from rich.console import Console
 
 from server.deployment.certificates import make_authority, make_client_pair, make_server_pair, pem, private_pem
-from server.deployment.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
-from server.engines import check_outcome, write_app
+from server.deployment.control import started_superlink
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config, read_config
 from spatl.data import DATASETS, OWN
-from spatl.deployment.processes import environment, free_port, past_proxies, stop
+from spatl.deployment.processes import past_proxies
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -52,7 +36,6 @@ from spatl.deployment.sites import (
     Address,
     ClientSite,
     ServerSite,
-    check_private,
     make_private,
     read_server_site,
     run_name,
@@ -61,7 +44,6 @@ from spatl.deployment.sites import (
     write_site,
 )
 from spatl.errors import ConfigError, SpatlError
-from spatl.json_files import read_json
 from spatl.report.result import read_run
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.runner import resume, run
@@ -71,10 +53,6 @@ from spatl.terminal.progress import progress_of
 from spatl.terminal.result import print_result
 
 logger = logging.getLogger(__name__)
-
-_START_SECONDS = 90.0
-_FINISH_SECONDS = 10.0
-_POLL_SECONDS = 0.5
 
 
 def init(options: Namespace, console: Console) -> None:
@@ -172,7 +150,7 @@ def serve(options: Namespace, console: Console) -> None:
             write_run(run_directory, run_name(run_directory) or _new_name(), directory)
             replace_file(run_directory / CONFIG, config.to_yaml().encode())  # for whoever looks while clients come
         keys = {} if options.insecure else _public_keys(directory, site.num_clients)
-        with _superlink(directory, run_directory, bind, insecure=options.insecure) as link:
+        with started_superlink(directory, run_directory, bind, insecure=options.insecure) as link:
             nodes = link.register(keys)
             link.open()
             say(f"listening on {bind}, waiting for {site.num_clients} clients")
@@ -212,167 +190,6 @@ def _forget_other(config: ExperimentConfig, out: Path) -> None:
 
 def _without_agreement(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"agreed": None})})
-
-
-class _Link:
-    """A SuperLink that this process has started, by its private socket.
-
-    Args:
-        process: The SuperLink.
-        client: Calls its Control API.
-        base_url: The private socket.
-        token: What opens it.
-        log_path: Where Flower's processes say what they do.
-    """
-
-    def __init__(
-        self, process: subprocess.Popen[bytes], client: ControlHttpClient, http: httpx.Client, log_path: Path
-    ) -> None:
-        self._process = process
-        self._client = client
-        self._http = http
-        self._log_path = log_path
-
-    def await_start(self) -> None:
-        """Wait until it answers."""
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                self._client.ListNodes(ListNodesRequest())
-                return
-            self._check_alive()
-            if time.monotonic() > deadline:
-                raise SpatlError(f"the SuperLink did not start; see {self._log_path}")
-            time.sleep(_POLL_SECONDS)
-
-    def register(self, keys: Mapping[int, bytes]) -> dict[int, int]:
-        """Let in the clients that hold these keys (PEM); return the node id of each."""
-        return {
-            client: self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=f"client-{client}")).node_id
-            for client, key in keys.items()
-        }
-
-    def open(self) -> None:
-        """Let SuperNodes in, now that it knows whom."""
-        self._http.post(OPEN_PATH).raise_for_status()
-
-    def await_clients(self, number: int, say: Callable[[str], None], *, seconds: float, enough: int) -> None:
-        """Wait until so many clients are connected, or for a while for enough of them, and say who is missing.
-
-        Raises:
-            SpatlError: Too few come in time.
-        """
-        deadline, said = time.monotonic() + seconds, -1
-        while True:
-            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
-            online = [node for node in nodes if node.status == "online"]
-            if len(online) != said:
-                say(f"{len(online)} of {number} clients are connected")
-                said = len(online)
-            if len(online) >= number:
-                return
-            self._check_alive()
-            if time.monotonic() > deadline:
-                missing = sorted(node.name for node in nodes if node.name and node.status != "online")
-                told = (
-                    f"after {seconds:g} s {len(online)} of {number} clients are connected"
-                    f"{', without ' + ', '.join(missing) if missing else ''} (--wait)"
-                )
-                if len(online) < enough:
-                    raise SpatlError(told)
-                say(f"{told}; going on with those")
-                return
-            time.sleep(_POLL_SECONDS)
-
-    def run(
-        self, config: ExperimentConfig, directory: Path, say: Callable[[str], None], *, resume: bool,
-        nodes: Mapping[int, int],
-    ) -> None:  # fmt: skip
-        """Submit a run and wait for its end, and say who takes no part.
-
-        Raises:
-            SpatlError: It ended without a result.
-        """
-        with tempfile.TemporaryDirectory(prefix="spatl-") as app:
-            write_app(Path(app), config, directory, resume=resume, name=run_name(directory), nodes=nodes)
-            content = build_fab_from_disk(Path(app))
-        fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        run_id = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
-        over = [directory / name for name in ("summary.json", "error.json")]
-        said = False
-        while not any(path.exists() for path in over) and not self._is_finished(run_id):
-            self._check_alive()
-            if not said and (directory / REGISTRATION).exists():
-                for client, reason in read_json(directory / REGISTRATION)["absent"].items():
-                    say(f"client {client} takes no part: {reason}")
-                said = True
-            time.sleep(_POLL_SECONDS)
-        deadline = time.monotonic() + _FINISH_SECONDS
-        while not self._is_finished(run_id) and time.monotonic() < deadline:  # the clients' last replies are in
-            time.sleep(_POLL_SECONDS)
-        check_outcome(directory, otherwise=f"the run ended without a result; see {self._log_path}")
-
-    def _is_finished(self, run_id: int) -> bool:
-        runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
-        return bool(runs[run_id].status.status == "finished")
-
-    def _check_alive(self) -> None:
-        if self._process.poll() is not None:
-            raise SpatlError(f"the SuperLink has ended; see {self._log_path}")
-
-
-class _WithToken:
-    """Adds the token of the private socket to Flower's calls."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Send a request with the token."""
-        context.request.headers[TOKEN_HEADER] = self._token
-        return call_next(context)
-
-
-@contextlib.contextmanager
-def _superlink(directory: Path, run_directory: Path, bind: Address, *, insecure: bool) -> Iterator[_Link]:
-    """Start a SuperLink that has not been opened to SuperNodes, and stop it and all it started afterwards."""
-    try:
-        listening(bind.host, bind.port).close()
-    except OSError as error:
-        raise SpatlError(f"cannot listen on {bind}: {error.strerror} (--bind)") from error
-    if not insecure:
-        check_private(directory / SERVER_KEY)
-    certificates = [
-        "--ssl-ca-certfile", str(directory / CA_CERTIFICATE),
-        "--ssl-certfile", str(directory / SERVER_CERTIFICATE),
-        "--ssl-keyfile", str(directory / SERVER_KEY),
-        "--enable-supernode-auth",
-    ]  # fmt: skip
-    port, token, log_path = free_port(), secrets.token_hex(32), run_directory / "flower.log"
-    command = [
-        sys.executable, "-m", "server.deployment.superlink", "--fleet-host", bind.host, "--fleet-port", str(bind.port),
-        "--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess",
-        *(["--insecure"] if insecure else certificates),
-    ]  # fmt: skip
-    with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spatl-")))
-        log = stack.enter_context(log_path.open("ab"))
-        process = subprocess.Popen(
-            command, env={**environment(home), TOKEN_VARIABLE: token}, cwd=home, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        stack.callback(stop, process)
-        url = f"{'http' if insecure else 'https'}://127.0.0.1:{port}"
-        verify = False if insecure else ssl.create_default_context(cafile=str(directory / CA_CERTIFICATE))
-        interceptors: list[ProtobufClientInterceptor] = [
-            RuntimeVersionHttpInterceptor(component_name="spatl"),
-            _WithToken(token),
-        ]
-        client = stack.enter_context(ControlHttpClient(url, interceptors=interceptors, verify=verify))
-        http = stack.enter_context(httpx.Client(base_url=url, verify=verify, headers={TOKEN_HEADER: token}))
-        link = _Link(process, client, http, log_path)
-        link.await_start()
-        yield link
 
 
 def _public_keys(directory: Path, num_clients: int) -> dict[int, bytes]:

@@ -48,7 +48,7 @@ def link(monkeypatch):
         (run_directory / "flower.log").touch()
         yield link
 
-    monkeypatch.setattr(server.deployment.command, "_superlink", superlink)
+    monkeypatch.setattr(server.deployment.command, "started_superlink", superlink)
     for name in ("draw_curves", "write_report"):  # seconds each
         monkeypatch.setattr(spatl.runner, name, lambda *args, **kwargs: None)
     return link
