@@ -15,11 +15,12 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 import spatl
-from server.checkpoint import load_checkpoint
+from server.checkpoint import Checkpoint, load_checkpoint
 from server.grids import InProcessGrid, StreamingGrid
 from server.recorder import Recorder
-from server.registration import register
+from server.registration import Registered, register
 from server.strategy import Federation
+from spatl.channels.selection import Selection
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run
 from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
@@ -117,58 +118,89 @@ def serve(
         (directory / "error.json").unlink(missing_ok=True)
     replace_file(directory / "config.yaml", config.to_yaml().encode())
     known = checkpoint.state.num_examples if checkpoint else {}
-    roll = register(
+    registered = register(
         grid, config, recorder if checkpoint is None else None, keys=keys or {}, known=known, devices=devices
     )
-    config, blueprint, clients = roll.config, roll.blueprint, roll.clients
+    config, blueprint, clients = registered.config, registered.blueprint, registered.clients
     replace_file(directory / "config.yaml", config.to_yaml().encode())  # with what the clients have agreed on
     if config.server.aggregation == "agreement":
         _warn_of_label_skew(blueprint)
-    num_examples = {client: registration.num_examples for client, registration in clients.items()}
     if config.has_own_data:
-        blueprint.check_training(num_examples.values())
-    nodes = {client: registration.node_id for client, registration in clients.items()}
+        blueprint.check_training(registered.num_examples.values())
     if devices:
-        absent = {str(client): reason for client, reason in roll.absent.items()}
-        write_json(directory / REGISTRATION, {"num_examples": num_examples, "absent": absent})
-    recorder.num_examples.update(num_examples)
+        absent = _by_name(registered.absent)
+        write_json(directory / REGISTRATION, {"num_examples": registered.num_examples, "absent": absent})
+    recorder.num_examples.update(registered.num_examples)
     recorder.start_clock()
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
-    selection = None
-    if config.row.static_mask:
-        if known and known.keys() != clients.keys():
-            raise SpatlError(
-                f"{config.row.title} goes on with the clients that agreed on its channels only: {sorted(known)}, "
-                f"got {sorted(clients)}"
-            )
-        saliency = {client: registration.saliency for client, registration in clients.items()}
-        selection = common_selection(saliency, num_examples, blueprint.costs, config.budget())
-    own = check_of(blueprint.initial_encoder())
-    strategy = Federation(
-        blueprint,
-        nodes=nodes,
-        num_examples=num_examples,
+    selection = _agreed_selection(registered, known) if config.row.static_mask else None
+    strategy = _strategy(registered, recorder, selection, checkpoint)
+    if strategy.num_rounds_left:
+        _run_rounds(strategy, grid, config)
+    facts = _facts(registered, recorder, engine=_engine_name(grid, config))
+    whole = strategy.whole_update_bytes() if blueprint.layout.num_entries else 0
+    return recorder.write_summary(facts, whole_update_bytes=whole)
+
+
+def _strategy(
+    registered: Registered, recorder: Recorder, selection: Selection | None, checkpoint: Checkpoint | None
+) -> Federation:
+    initial = check_of(registered.blueprint.initial_encoder())
+    clients = registered.clients
+    return Federation(
+        registered.blueprint,
+        nodes={client: registration.node_id for client, registration in clients.items()},
+        num_examples=registered.num_examples,
         recorder=recorder,
         selection=selection,
-        cannot_build=[client for client, registration in clients.items() if registration.initial != own],
+        cannot_build=[client for client, registration in clients.items() if registration.initial != initial],
         checkpoint=checkpoint,
     )
-    if strategy.num_rounds_left:
-        with reproducible(config.training.threads):
-            strategy.start(
-                grid,
-                initial_arrays=ArrayRecord(),  # the strategy packs one blob per round itself
-                num_rounds=strategy.num_rounds_left,
-                timeout=config.server.round_timeout_seconds,
-            )
+
+
+def _run_rounds(strategy: Federation, grid: Grid, config: ExperimentConfig) -> None:
+    """Run the rounds that are left by Flower's own loop."""
+    with reproducible(config.training.threads):
+        strategy.start(
+            grid,
+            initial_arrays=ArrayRecord(),  # the strategy packs one blob per round itself
+            num_rounds=strategy.num_rounds_left,
+            timeout=config.server.round_timeout_seconds,
+        )
+
+
+def _by_name(absent: Mapping[int, str]) -> dict[str, str]:
+    """Reasons by client, as a JSON object."""
+    return {str(client): reason for client, reason in absent.items()}
+
+
+def _agreed_selection(registered: Registered, known: Mapping[int, int]) -> Selection:
+    """Return the mask that the saliencies of all clients make, the same for all.
+
+    Raises:
+        SpatlError: The run goes on, and the clients are others than those that agreed on its mask.
+    """
+    config, clients = registered.config, registered.clients
+    if known and known.keys() != clients.keys():
+        raise SpatlError(
+            f"{config.row.title} goes on with the clients that agreed on its channels only: {sorted(known)}, "
+            f"got {sorted(clients)}"
+        )
+    saliency = {client: registration.saliency for client, registration in clients.items()}
+    return common_selection(saliency, registered.num_examples, registered.blueprint.costs, config.budget())
+
+
+def _facts(registered: Registered, recorder: Recorder, *, engine: str) -> dict[str, Any]:
+    """Facts of the summary that do not follow from the rounds."""
+    config = registered.config
     facts: dict[str, Any] = {
         "method": config.method,
         "title": config.row.title,
         "seed": config.seed,
         "data": config.data.name,
         "model": config.model.name,
-        "num_clients": len(nodes),
-        "engine": _engine_name(grid, config),
+        "num_clients": len(registered.clients),
+        "engine": engine,
         "versions": {
             "spatl": spatl.__version__,
             "flwr": version("flwr"),
@@ -176,17 +208,16 @@ def serve(
             "python": platform.python_version(),
         },
     }
-    if roll.absent:
-        facts["absent"] = {str(client): reason for client, reason in roll.absent.items()}
+    if registered.absent:
+        facts["absent"] = _by_name(registered.absent)
     if (noise_multiplier := config.privacy.noise_multiplier) is not None:
         epsilon = epsilon_of(noise_multiplier, recorder.most_participations, config.privacy.delta)
         facts |= {"epsilon": epsilon, "delta": config.privacy.delta}
-    whole = strategy.whole_update_bytes() if blueprint.layout.num_entries else 0
-    return recorder.write_summary(facts, whole_update_bytes=whole)
+    return facts
 
 
 def _warn_of_label_skew(blueprint: Blueprint) -> None:
-    """Say before the first round that clients are to agree which have little in common, or may have."""
+    """Warn before the first round of clients that are to agree and have few classes in common, or may have."""
     rule = "server.aggregation: agreement is for clients that have most classes in common"
     if blueprint.config.partition.name == "own":
         logger.warning(
@@ -197,16 +228,16 @@ def _warn_of_label_skew(blueprint: Blueprint) -> None:
     everything, *own = (
         int((torch.bincount(each) > 0).sum()) for each in (labels, *(labels[part] for part in blueprint.partition))
     )
-    held = statistics.median_low(own)
-    if 2 * held < everything:
+    typical = statistics.median_low(own)
+    if 2 * typical < everything:
         logger.warning(
             "%s; here the median client has %d of %d, and honest ones may be refused (docs/robustness.md)",
-            rule, held, everything,
+            rule, typical, everything,
         )  # fmt: skip
 
 
 def _engine_name(grid: Grid, config: ExperimentConfig) -> str:
-    """What really ran: `flwr run` may run a config that says `inline`."""
+    """Name of the engine that really ran: `flwr run` may run a config that says `inline`."""
     if isinstance(grid, InProcessGrid):
         return "inline"
     return config.engine if config.engine != "inline" else "flower"

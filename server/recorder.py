@@ -4,40 +4,21 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spatl.channels.costs import BUDGET_KINDS
+from server.round_record import RoundRecord, client_rows, history_row, timing_rows
 from spatl.json_files import write_json
-from spatl.runs.ledger import Entry, total
+from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
-from spatl.runs.records import NOTABLE_SHARE, ClientRow, HistoryRow, TimingRow, append_lines, keep_rounds, mean
+from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, keep_rounds, mean
 from spatl.runs.tensorboard import Scalars
-from spatl.wire.protocol import EvaluateReport, TrainReport
+from spatl.wire.protocol import EvaluateReport
 
 logger = logging.getLogger(__name__)
 
 _FILES = ("history", "clients", "ledger", "timings")
-
-
-@dataclass
-class RoundRecord:
-    """What happened in the round under way."""
-
-    server_round: int
-    participants: tuple[int, ...] = ()
-    trained: dict[int, TrainReport] = field(default_factory=dict)
-    left_out: tuple[int, ...] = ()
-    late: int = 0
-    skipped: bool = False
-    rejected: dict[int, str] = field(default_factory=dict)
-    tracebacks: dict[int, str] = field(default_factory=dict)  # of those that an exception stopped
-    diverged: set[int] = field(default_factory=set)
-    lost: set[int] = field(default_factory=set)
-    final: dict[int, EvaluateReport] = field(default_factory=dict)
-    entries: list[Entry] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
 
 
 class Recorder:
@@ -93,10 +74,10 @@ class Recorder:
     def finish_round(self, *, encoder_fingerprint: str) -> HistoryRow:
         """Write the round's lines and open the next."""
         record = self._round
-        row = self._history_row(record, encoder_fingerprint)
+        row = history_row(record, encoder_fingerprint)
         append_lines(self.directory / "ledger.jsonl", (entry.to_json() for entry in record.entries))
-        append_lines(self.directory / "clients.jsonl", (asdict(row) for row in self._client_rows(record)))
-        append_lines(self.directory / "timings.jsonl", (asdict(row) for row in self._timing_rows(record)))
+        append_lines(self.directory / "clients.jsonl", (asdict(row) for row in client_rows(record, self.num_examples)))
+        append_lines(self.directory / "timings.jsonl", (asdict(row) for row in timing_rows(record)))
         append_lines(self.directory / "history.jsonl", [asdict(row)])
         if self._scalars is not None:
             self._scalars.write(row)
@@ -172,75 +153,3 @@ class Recorder:
         updates = [item for item in entries if item.phase == "train" and item.direction == "uplink"]
         self._num_updates += len(updates)
         self._update_bytes += sum(item.num_bytes for item in updates)
-
-    def _history_row(self, record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
-        trained = list(record.trained.values())
-        final = list(record.final.values())
-        uplink, downlink = total(record.entries, "uplink"), total(record.entries, "downlink")
-        return HistoryRow(
-            round=record.server_round,
-            accuracy=mean(report.accuracy for report in trained),
-            accuracy_min=min((report.accuracy for report in trained), default=None),
-            loss=mean(report.loss for report in trained),
-            train_loss=mean(report.train_loss for report in trained),
-            participants=len(trained),
-            rejected=len(record.rejected),
-            missing=len(record.participants) - len(trained) - len(record.rejected),
-            keep_ratio=mean(report.keep_ratio for report in trained),
-            flops_ratio=mean(report.flops_ratio for report in trained),
-            uplink_bytes=uplink.pop("bytes"),
-            downlink_bytes=downlink.pop("bytes"),
-            uplink=uplink,
-            downlink=downlink,
-            encoder_fingerprint=encoder_fingerprint,
-            validation_gain=mean(report.validation_gain for report in trained),
-            seconds=time.perf_counter() - record.started,
-            rejections=tuple(
-                {"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())
-            ),
-            left_out=record.left_out,
-            late=record.late,
-            skipped=record.skipped,
-            final_accuracy=mean(report.accuracy for report in final),
-            final_accuracy_min=min((report.accuracy for report in final), default=None),
-            final_loss=mean(report.loss for report in final),
-        )
-
-    def _client_rows(self, record: RoundRecord) -> Iterable[ClientRow]:
-        entries: dict[int, list[Entry]] = {client: [] for client in record.participants}
-        for entry in record.entries:
-            entries.setdefault(entry.client, []).append(entry)
-        for client, own in sorted(entries.items()):
-            trained, final = record.trained.get(client), record.final.get(client)
-            yield ClientRow(
-                round=record.server_round,
-                client=client,
-                participated=trained is not None,
-                missed=client in record.participants and trained is None and client not in record.rejected,
-                accuracy=trained.accuracy if trained else None,
-                loss=trained.loss if trained else None,
-                train_loss=trained.train_loss if trained else None,
-                num_examples=self.num_examples.get(client, 0),
-                keep_ratio=trained.keep_ratio if trained else None,
-                flops_ratio=trained.flops_ratio if trained else None,
-                budget_kind=BUDGET_KINDS[trained.budget_kind - 1] if trained and trained.budget_kind else None,
-                budget_limit=trained.budget_limit if trained and trained.budget_kind else None,
-                validation_gain=trained.validation_gain if trained else None,
-                uplink_bytes=total(own, "uplink")["bytes"],
-                downlink_bytes=total(own, "downlink")["bytes"],
-                seconds=trained.seconds if trained else None,
-                rejected=record.rejected.get(client),
-                final_accuracy=final.accuracy if final else None,
-                final_loss=final.loss if final else None,
-            )
-
-    @staticmethod
-    def _timing_rows(record: RoundRecord) -> Iterable[TimingRow]:
-        for client, report in sorted(record.trained.items()):
-            yield TimingRow(
-                round=record.server_round,
-                client=client,
-                training_seconds=report.training_seconds,
-                selection_seconds=report.selection_seconds,
-                decision_seconds=report.decision_seconds,
-            )

@@ -7,20 +7,17 @@ device only: it is named with the reason and left out, as long as enough are the
 """
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from server.questions import Questions, is_lost
+from server.inquiry import Inquiry
 from server.recorder import Recorder
 from server.strategy import error_line, error_traceback
-from server.traffic import message_traffic
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import with_agreement
 from spatl.data.own import Description, agree
@@ -28,23 +25,23 @@ from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
 from spatl.json_files import to_json
 from spatl.models.copies import DIGEST_BYTES
 from spatl.rounds.blueprint import Blueprint, data_digest, servers_blueprint
-from spatl.runs.ledger import Direction, Entry, entry
 from spatl.wire.protocol import AGREED, BLOB, DESCRIPTION, DIGEST, RECORD, REFUSED, unpack_saliency
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_POLL_SECONDS = 0.5
-_FIRST_ROUND = "1"  # registration belongs to it
-_ATTEMPTS = 3  # to register with one node, which may go before it answers
 _LONGEST_REASON = 500
 _MOST_EXAMPLES = 1 << 32
 
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """What a client says of itself: where it is, how much it trains on, and, if asked, its channel saliency [C].
+    """Registration of one client, as the server keeps it.
 
-    `initial` is a digest of the initial encoder that it builds.
+    Attributes:
+        node_id: Flower's id of its node.
+        num_examples: Its training examples.
+        initial: Digest of the initial encoder that it builds.
+        saliency: Worth of each channel `[C]` on its data, for methods with one mask for all; else empty.
     """
 
     node_id: int
@@ -54,20 +51,25 @@ class Registration:
 
 
 @dataclass(frozen=True, eq=False)
-class Roll:
-    """Who takes part, and by what.
+class Registered:
+    """Outcome of the registration: the clients that take part, and the config that they have agreed on.
 
     Attributes:
-        config: The run, with what devices with data of their own have agreed on.
-        blueprint: What it describes.
-        clients: Who takes part.
-        absent: Who does not, and why.
+        config: The run's, with the agreement of devices with data of their own.
+        blueprint: The model, the layout and the costs that it describes.
+        clients: Registrations of the clients that take part.
+        absent: Reasons by client that does not.
     """
 
     config: ExperimentConfig
     blueprint: Blueprint
     clients: Mapping[int, Registration]
     absent: Mapping[int, str]
+
+    @property
+    def num_examples(self) -> dict[int, int]:
+        """Training examples by client."""
+        return {client: registration.num_examples for client, registration in self.clients.items()}
 
 
 def register(
@@ -78,7 +80,7 @@ def register(
     keys: Mapping[int, int],
     known: Mapping[int, int],
     devices: bool,
-) -> Roll:
+) -> Registered:
     """Ask every node what it is, and record the bytes that takes.
 
     Args:
@@ -92,36 +94,39 @@ def register(
     Raises:
         SpatlError: A client cannot take part, or of devices too few can.
     """
-    desk = _Desk(grid, config, keys, devices=devices)
-    nodes = desk.connected()
+    inquiry = Inquiry(
+        grid, keys, connect_seconds=config.server.connect_timeout_seconds,
+        reply_seconds=config.server.round_timeout_seconds,
+    )  # fmt: skip
+    registrar = _Registrar(inquiry, config, keys, devices=devices)
+    nodes = registrar.connected()
     if config.has_own_data and config.data.agreed is None:
-        described = desk.describe(nodes)
+        described = registrar.describe(nodes)
         nodes = [node for node, _ in described.values()]
         if described:
             agreement, misfits = agree({client: each for client, (_, each) in described.items()})
             for client, reason in misfits.items():
-                desk.refuse(described[client][0], DataError(reason), client)
+                registrar.refuse(described[client][0], DataError(reason), client)
                 nodes.remove(described[client][0])
             config = with_agreement(config, agreement)
-    desk.check_enough(len(nodes))
+    registrar.check_enough(len(nodes))
     blueprint = servers_blueprint(config.to_json())
-    clients = desk.register(nodes, blueprint, known)
-    desk.check_enough(len(clients))
+    clients = registrar.register(nodes, blueprint, known)
+    registrar.check_enough(len(clients))
     if recorder is not None:
-        recorder.round.entries.extend(desk.entries({each.node_id: client for client, each in clients.items()}))
-    return Roll(config, blueprint, dict(sorted(clients.items())), dict(sorted(desk.absent.items())))
+        recorder.round.entries.extend(inquiry.entries({each.node_id: client for client, each in clients.items()}))
+    return Registered(config, blueprint, dict(sorted(clients.items())), dict(sorted(registrar.absent.items())))
 
 
 @dataclass(frozen=True, eq=False)
-class _Desk:
-    """Asks nodes, counts what that takes, and keeps a list of the clients that cannot take part."""
+class _Registrar:
+    """Judge of the answers: keeps the clients that can take part and the reasons of those that cannot."""
 
-    grid: Grid
+    inquiry: Inquiry
     config: ExperimentConfig
     keys: Mapping[int, int]
     devices: bool
     absent: dict[int, str] = field(default_factory=dict)
-    _traffic: dict[int, list[tuple[Direction, RecordDict]]] = field(default_factory=dict)
 
     @property
     def _enough(self) -> int:
@@ -129,15 +134,13 @@ class _Desk:
         return max(1, self.config.server.min_replies) if self.devices else self.config.partition.num_clients
 
     def connected(self) -> list[int]:
-        """Wait until as many nodes are connected as there are clients; return those that are.
+        """Wait for as many connected nodes as there are clients; return those that are connected.
 
         Raises:
             ConfigError: There are too many or too few.
         """
         wanted = self.config.partition.num_clients
-        deadline = time.monotonic() + self.config.server.connect_timeout_seconds
-        while len(nodes := sorted(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
-            time.sleep(_CONNECT_POLL_SECONDS)
+        nodes = sorted(self.inquiry.await_nodes(lambda connected: len(connected) >= wanted))
         if len(nodes) != wanted and not self.devices:
             raise ConfigError(
                 f"partition.num_clients is {wanted}, but {len(nodes)} nodes are connected; for a simulation add "
@@ -151,7 +154,7 @@ class _Desk:
     def describe(self, nodes: Iterable[int]) -> dict[int, tuple[int, Description]]:
         """Ask devices what their own data are like: return the node of each client, and what it told."""
         described: dict[int, tuple[int, Description]] = {}
-        for node, reply in self._ask(RecordDict({RECORD: ConfigRecord({"fingerprint": b""})}), nodes):
+        for node, reply in self._answers(RecordDict({RECORD: ConfigRecord({"fingerprint": b""})}), nodes):
             client = None
             try:
                 client, own = self._opened(node, reply, described)
@@ -171,7 +174,7 @@ class _Desk:
         shared = data_digest(blueprint.config) if self.devices and blueprint.config.shares_data_on_disk else None
         clients: dict[int, Registration] = {}
         holders: dict[bytes, list[int]] = {}
-        for node, reply in self._ask(RecordDict({RECORD: question}), nodes):
+        for node, reply in self._answers(RecordDict({RECORD: question}), nodes):
             client = None
             try:
                 client, own = self._opened(node, reply, clients)
@@ -203,7 +206,7 @@ class _Desk:
             raise error
         client = self.keys.get(node, client)
         if client is None:
-            logger.warning("%s takes no part: %s", self._who(node), error)
+            logger.warning("%s takes no part: %s", self.inquiry.name_of(node), error)
         else:
             self._leave_out(client, str(error), "".join(getattr(error, "__notes__", [])))
 
@@ -220,79 +223,13 @@ class _Desk:
                 f"{self._enough} (server.min_replies){told}"
             )
 
-    def entries(self, clients: Mapping[int, int]) -> Iterator[Entry]:
-        """What registration is in the ledger, given the client of each node; of unknown nodes there is nothing."""
-        for node, passed in self._traffic.items():
-            client = clients.get(node, self.keys.get(node))
-            if client is None:
-                continue
-            for direction, content in passed:
-                own = content.config_records.get(RECORD)
-                blob = None if own is None else own.get(BLOB)
-                # What the clients say of their channels is there to agree on indices.
-                indices = len(blob) if direction == "uplink" and isinstance(blob, bytes) else 0
-                traffic = message_traffic(
-                    content, direction=direction, message_type=MessageType.QUERY, group_id=_FIRST_ROUND
-                )
-                yield entry(
-                    server_round=1, client=client, direction=direction, phase="query", num_bytes=traffic.num_bytes,
-                    opposite=traffic.opposite, sections={"indices": indices},
-                )  # fmt: skip
-
-    def _ask(self, content: RecordDict, nodes: Iterable[int]) -> Iterator[tuple[int, Message]]:
-        """Ask nodes, and pass their answers on; those that go before they answer are asked again when they are back."""
-        waiting, reasons = set(nodes), dict[int, str]()
-        for attempt in range(1, _ATTEMPTS + 1):
-            connected = self._await(waiting)
-            for node in sorted(reasons.keys() & waiting - connected):
-                self._give_up(node, reasons[node])
-                waiting.discard(node)
-            messages = [
-                Message(content, dst_node_id=node, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
-                for node in sorted(waiting)
-            ]
-            questions, lost = Questions(messages, connected), dict[int, str]()
-            for reply in self.grid.send_and_receive(messages, timeout=self.config.server.round_timeout_seconds):
-                asked = questions.node_of(reply)
-                if asked is None or asked not in waiting:
-                    continue
-                waiting.discard(asked)
-                if is_lost(reply) or (reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_CRASHED):
-                    lost[asked] = error_line(reply.error)
-                    continue
-                self._count(asked, content, "downlink")
-                if reply.has_content():
-                    self._count(asked, reply.content, "uplink")
-                yield asked, reply
-            for node in sorted(waiting | lost.keys()):
-                if questions.was_taken(node, answered=False):
-                    self._count(node, content, "downlink")
-                if node in waiting or attempt == _ATTEMPTS:
-                    self._give_up(node, lost.get(node, "no answer came in time"))
-                    continue
-                logger.warning(
-                    "%s could not register, it will be asked again: %s", self._who(node), lost[node],
-                    extra={"client": self.keys[node]} if node in self.keys else {},
-                )  # fmt: skip
-            waiting, reasons = set(lost), lost
-            if not waiting:
-                return
-
-    def _await(self, nodes: set[int]) -> set[int]:
-        """Wait for a while until nodes are connected; return those that are."""
-        deadline = time.monotonic() + self.config.server.connect_timeout_seconds
-        while not nodes <= (connected := set(self.grid.get_node_ids())) and time.monotonic() < deadline:
-            time.sleep(_CONNECT_POLL_SECONDS)
-        return connected
-
-    def _give_up(self, node: int, reason: str) -> None:
-        self.refuse(node, SpatlError(f"{self._who(node)} could not register: {reason}"))
-
-    def _count(self, node: int, content: RecordDict, direction: Direction) -> None:
-        self._traffic.setdefault(node, []).append((direction, content))
-
-    def _who(self, node: int) -> str:
-        return f"client {self.keys[node]}" if node in self.keys else f"the client at node {node}"
+    def _answers(self, content: RecordDict, nodes: Iterable[int]) -> Iterator[tuple[int, Message]]:
+        """Yield the reply of each node; a node that cannot be asked is refused."""
+        for node, reply in self.inquiry.ask(content, nodes):
+            if isinstance(reply, Message):
+                yield node, reply
+            else:
+                self.refuse(node, SpatlError(f"{self.inquiry.name_of(node)} could not register: {reply}"))
 
     def _leave_out(self, client: int, reason: str, found: str = "") -> None:
         """Leave a client out for a reason; `found` is the traceback of what it reported."""
@@ -307,7 +244,7 @@ class _Desk:
             SpatlError: It is an error, says why the client cannot take part, or that it is another client.
         """
         if reply.has_error():
-            refused = SpatlError(f"{self._who(node)} could not register: {error_line(reply.error)}")
+            refused = SpatlError(f"{self.inquiry.name_of(node)} could not register: {error_line(reply.error)}")
             if found := error_traceback(reply.error):
                 refused.add_note(found)
             raise refused

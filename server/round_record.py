@@ -1,0 +1,120 @@
+"""Record of the round under way, and the lines that it becomes in a run's files."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from spatl.channels.costs import BUDGET_KINDS
+from spatl.runs.ledger import Entry, total
+from spatl.runs.records import ClientRow, HistoryRow, TimingRow, mean
+from spatl.wire.protocol import EvaluateReport, TrainReport
+
+
+@dataclass
+class RoundRecord:
+    """Events of the round under way, filled in as they come.
+
+    Attributes:
+        server_round: Its number, from 1.
+        participants: The clients that were asked to train.
+        trained: Reports of those whose updates were folded in.
+        left_out: Clients that were not asked, for they had failed too often.
+        late: Replies that came after their round, or that nobody asked for.
+        skipped: Whether too few updates were usable.
+        rejected: Reasons by client whose update was refused.
+        tracebacks: Tracebacks by client that an exception stopped.
+        diverged: Those of `rejected` whose training diverged, or whose update is too large.
+        lost: Those of `rejected` that could not follow the encoder, so that they hold no version of it.
+        final: Reports of all clients on the encoder after the last round.
+        entries: Messages for the ledger.
+        started: `time.perf_counter()` at its beginning, in seconds.
+    """
+
+    server_round: int
+    participants: tuple[int, ...] = ()
+    trained: dict[int, TrainReport] = field(default_factory=dict)
+    left_out: tuple[int, ...] = ()
+    late: int = 0
+    skipped: bool = False
+    rejected: dict[int, str] = field(default_factory=dict)
+    tracebacks: dict[int, str] = field(default_factory=dict)
+    diverged: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
+    final: dict[int, EvaluateReport] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+
+def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
+    """Return the line of `history.jsonl` for a round that ends now."""
+    trained = list(record.trained.values())
+    final = list(record.final.values())
+    uplink, downlink = total(record.entries, "uplink"), total(record.entries, "downlink")
+    return HistoryRow(
+        round=record.server_round,
+        accuracy=mean(report.accuracy for report in trained),
+        accuracy_min=min((report.accuracy for report in trained), default=None),
+        loss=mean(report.loss for report in trained),
+        train_loss=mean(report.train_loss for report in trained),
+        participants=len(trained),
+        rejected=len(record.rejected),
+        missing=len(record.participants) - len(trained) - len(record.rejected),
+        keep_ratio=mean(report.keep_ratio for report in trained),
+        flops_ratio=mean(report.flops_ratio for report in trained),
+        uplink_bytes=uplink.pop("bytes"),
+        downlink_bytes=downlink.pop("bytes"),
+        uplink=uplink,
+        downlink=downlink,
+        encoder_fingerprint=encoder_fingerprint,
+        validation_gain=mean(report.validation_gain for report in trained),
+        seconds=time.perf_counter() - record.started,
+        rejections=tuple({"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())),
+        left_out=record.left_out,
+        late=record.late,
+        skipped=record.skipped,
+        final_accuracy=mean(report.accuracy for report in final),
+        final_accuracy_min=min((report.accuracy for report in final), default=None),
+        final_loss=mean(report.loss for report in final),
+    )
+
+
+def client_rows(record: RoundRecord, num_examples: Mapping[int, int]) -> Iterable[ClientRow]:
+    """Yield the lines of `clients.jsonl` for a round, given the training examples of each client."""
+    entries: dict[int, list[Entry]] = {client: [] for client in record.participants}
+    for entry in record.entries:
+        entries.setdefault(entry.client, []).append(entry)
+    for client, own in sorted(entries.items()):
+        trained, final = record.trained.get(client), record.final.get(client)
+        yield ClientRow(
+            round=record.server_round,
+            client=client,
+            participated=trained is not None,
+            missed=client in record.participants and trained is None and client not in record.rejected,
+            accuracy=trained.accuracy if trained else None,
+            loss=trained.loss if trained else None,
+            train_loss=trained.train_loss if trained else None,
+            num_examples=num_examples.get(client, 0),
+            keep_ratio=trained.keep_ratio if trained else None,
+            flops_ratio=trained.flops_ratio if trained else None,
+            budget_kind=BUDGET_KINDS[trained.budget_kind - 1] if trained and trained.budget_kind else None,
+            budget_limit=trained.budget_limit if trained and trained.budget_kind else None,
+            validation_gain=trained.validation_gain if trained else None,
+            uplink_bytes=total(own, "uplink")["bytes"],
+            downlink_bytes=total(own, "downlink")["bytes"],
+            seconds=trained.seconds if trained else None,
+            rejected=record.rejected.get(client),
+            final_accuracy=final.accuracy if final else None,
+            final_loss=final.loss if final else None,
+        )
+
+
+def timing_rows(record: RoundRecord) -> Iterable[TimingRow]:
+    """Yield the lines of `timings.jsonl` for a round: those of the clients whose updates were folded in."""
+    for client, report in sorted(record.trained.items()):
+        yield TimingRow(
+            round=record.server_round,
+            client=client,
+            training_seconds=report.training_seconds,
+            selection_seconds=report.selection_seconds,
+            decision_seconds=report.decision_seconds,
+        )
