@@ -11,7 +11,6 @@ from pydantic import Field, field_validator, model_validator
 from spatl.channels.costs import Budget
 from spatl.config.bench import BenchConfig
 from spatl.config.sections import (
-    AgentConfig,
     ControlConfig,
     Count,
     DataConfig,
@@ -22,12 +21,12 @@ from spatl.config.sections import (
     ReportConfig,
     ResourcesConfig,
     Section,
-    SelectionConfig,
     ServerConfig,
     TrainingConfig,
     WireConfig,
     one_of,
 )
+from spatl.config.selection import AgentConfig, SelectionConfig
 from spatl.data import DATASETS, OWN
 from spatl.methods import METHODS, Method, PredictorMode
 from spatl.wire.codec import CODECS

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.sections import BudgetConfig
+from spatl.config.selection import BudgetConfig
 from spatl.config.shipped import config_path, shipped_configs
 from spatl.config.yaml_text import RepeatedKey, load_yaml
 from spatl.data import DATASETS

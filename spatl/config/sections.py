@@ -1,6 +1,6 @@
 """Sections of an experiment's configuration, each a frozen model with its defaults and its own rules.
 
-Every default of the product stands here, and nowhere else.
+Every default of the product stands here or in `spatl.config.selection`, and nowhere else.
 """
 
 import re
@@ -9,33 +9,35 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.data import DATASETS, PARTITIONERS
 from spatl.data.own import Agreement, check_classes, check_shape
 from spatl.errors import DataError, did_you_mean
 from spatl.methods import PredictorMode
 from spatl.models import MODELS
-from spatl.selection.protocol import AgentSettings
-from spatl.selection.selectors import SELECTORS
 from spatl.training.local import LocalTraining
 from spatl.wire.codec import CODECS
 
 
-def _not_a_switch(value: object) -> object:
+def not_a_switch(value: object) -> object:
+    """Return a value, unless it is true or false, which pydantic would take for 1 or 0.
+
+    Raises:
+        ValueError: It is.
+    """
     if isinstance(value, bool):
         raise ValueError(f"must be a number, got {str(value).lower()}")
     return value
 
 
-Fraction = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, lt=1)]
+Fraction = Annotated[float, BeforeValidator(not_a_switch), Field(gt=0, lt=1)]
 
-Ratio = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, le=1)]
+Ratio = Annotated[float, BeforeValidator(not_a_switch), Field(gt=0, le=1)]
 
-Positive = Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0)]
+Positive = Annotated[float, BeforeValidator(not_a_switch), Field(gt=0)]
 
-Count = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(not_a_switch), Field(ge=1)]
 
-Momentum = Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0, lt=1)]
+Momentum = Annotated[float, BeforeValidator(not_a_switch), Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -108,7 +110,7 @@ class PartitionConfig(Section):
     """How many classes a client sees; only `labels` reads it."""
     min_examples: Count = 10
     """No client holds fewer."""
-    feature_noise: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 0.0
+    feature_noise: Annotated[float, BeforeValidator(not_a_switch), Field(ge=0)] = 0.0
     """sigma of NIID-Bench: the images of client i of N (from 1) get Gaussian noise of variance sigma * i / N."""
 
     @field_validator("name")
@@ -140,11 +142,11 @@ class PredictorConfig(Section):
     """`calibrated` shares all parameters and keeps an offset on the logits private, the client's log class
     frequencies; `residual` does so too, and adds to the shared predictor a private one, pulled towards zero; `local`
     keeps the submodules of the cut private (the paper's); `shared` keeps nothing."""
-    strength: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 1.0
+    strength: Annotated[float, BeforeValidator(not_a_switch), Field(ge=0)] = 1.0
     """Factor of that offset; 0 for none."""
     smoothing: Positive = 1.0
     """Examples added to every class before its frequency is taken."""
-    shrinkage: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)] = 0.1
+    shrinkage: Annotated[float, BeforeValidator(not_a_switch), Field(ge=0)] = 0.1
     """The pull on the parameters of a `residual`'s private part: that times each is added to its gradient."""
 
 
@@ -208,79 +210,6 @@ class TrainingConfig(Section):
         )
 
 
-class BudgetConfig(Section):
-    """How much a client may spend in a round; at most one of the three is set."""
-
-    keep_ratio: Ratio | None = None
-    """Share of the encoder's entries. Where no budget is given it is the method's: 0.8 for SPATL's, 0.4 for others."""
-    flops_ratio: Ratio | None = None
-    """Share of the encoder's multiply-accumulates."""
-    uplink_bytes: Count | None = None
-    """Bytes of the packed update."""
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> Self:
-        given = [kind for kind in BUDGET_KINDS if getattr(self, kind) is not None]
-        if len(given) > 1:
-            raise ValueError(f"set one of {', '.join(BUDGET_KINDS)}, got {' and '.join(given)}")
-        return self
-
-    def own_budget(self) -> Budget | None:
-        """The budget that is set here, if any."""
-        given = [(kind, getattr(self, kind)) for kind in BUDGET_KINDS if getattr(self, kind) is not None]
-        return Budget(given[0][0], float(given[0][1])) if given else None
-
-
-class SelectionConfig(BudgetConfig):
-    """Which channels travel, and how much a client may spend."""
-
-    selector: str = "agent"
-    """A row of `spatl show selectors`."""
-    clients: dict[Annotated[int, Field(ge=0)], BudgetConfig] = Field(default_factory=dict)
-    """Budgets of single clients, by partition id, where they differ. A deployed client sets its own: in its node's
-    config, as keep-ratio, flops-ratio or uplink-bytes."""
-
-    @field_validator("selector")
-    @classmethod
-    def _known(cls, selector: str) -> str:
-        return one_of(selector, SELECTORS)
-
-    @field_validator("clients")
-    @classmethod
-    def _one_each(cls, clients: dict[int, BudgetConfig]) -> dict[int, BudgetConfig]:
-        for client, budget in clients.items():
-            if budget.own_budget() is None:
-                raise ValueError(f"client {client}: set one of {', '.join(BUDGET_KINDS)}")
-        return clients
-
-    def budget(self, client: int | None = None) -> Budget | None:
-        """The budget of a client, or of those that have none of their own; None where none is set."""
-        own = self.clients[client].own_budget() if client in self.clients else None
-        return own or self.own_budget()
-
-
-class AgentConfig(Section):
-    """How `selector: agent` chooses."""
-
-    reward: Literal["sent", "pruned"] = "sent"
-    """What it maximises on the validation split: the accuracy of the server's encoder with what this client sends, or
-    that of the client's encoder pruned to what is selected (the paper's)."""
-    samples: Annotated[int, BeforeValidator(_not_a_switch), Field(ge=0)] = 4
-    """Selections it measures per round beside its own and the prior; fewer where `max_share` says so."""
-    tuning: Literal["search", "ppo"] = "search"
-    """How samples are drawn: a local search around the policy's action, or PPO on the policy's head (the paper's)."""
-    tuning_rounds: Count | None = None
-    """Rounds of the federation in which samples are drawn; null for all (the paper: 10)."""
-    max_share: Ratio = 0.2
-    """What measuring may cost, as a share of the local training, counted in forward passes of examples."""
-    policy: str | None = None
-    """A file written by `spatl agent pretrain`, relative to where the client runs; null for the policy that ships."""
-
-    def settings(self) -> AgentSettings:
-        """What the agent needs of this section."""
-        return AgentSettings(**self.model_dump())
-
-
 class ControlConfig(Section):
     """Control variates, for methods that correct gradients."""
 
@@ -315,7 +244,7 @@ class ServerConfig(Section):
     the rounds, which wants `clip` beside it where rounds are small, and clients that have most classes in common: it
     throws honest ones out that hold one or two each; or by rank, each alike. All but the mean are for federations with
     a few bad clients (docs/robustness.md) and keep every update in memory until the round is over."""
-    trim_fraction: Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0, lt=0.5)] = 0.2
+    trim_fraction: Annotated[float, BeforeValidator(not_a_switch), Field(ge=0, lt=0.5)] = 0.2
     """The share of the senders that a trimmed mean leaves out at either end, rounded up."""
     clip: Positive | None = None
     """An update that is more than so many times larger than usual, measured as for `norm_bound`, is scaled down to it;
@@ -343,7 +272,7 @@ class PrivacyConfig(Section):
     """The standard deviation of the noise on the sum of a round's updates, in units of `clip`; null for no privacy."""
     clip: Positive = 1.0
     """The L2 norm that an update is scaled down to if it is longer."""
-    delta: Annotated[float, BeforeValidator(_not_a_switch), Field(gt=0, lt=1)] = 1e-5
+    delta: Annotated[float, BeforeValidator(not_a_switch), Field(gt=0, lt=1)] = 1e-5
     """The delta that epsilon is told for; it should be well below one over the number of clients."""
 
 
