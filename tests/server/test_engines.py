@@ -18,13 +18,9 @@ from spatl.deployment.processes import descendants, stop
 from spatl.errors import ConfigError, SpatlError
 from spatl.runner import run
 from spatl.runs.records import read_lines
-from tests.support.federations import tiny_config
+from tests.support.federations import history_without_seconds, tiny_config
 
 ROOT = Path(__file__).parents[2]
-
-
-def rows(directory):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_lines(directory / "history.jsonl")]
 
 
 @pytest.mark.slow
@@ -42,8 +38,8 @@ def test_ray_gives_the_same_history_as_inline_but_for_the_seconds(tmp_path, mode
     sections = {"model": model, "server": {"fraction_train": 0.8}, "partition": {"num_clients": 5}}
     run(tiny_config(**sections), tmp_path / "inline")
     run(tiny_config(**sections, engine="ray"), tmp_path / "ray")
-    assert rows(tmp_path / "inline") == rows(tmp_path / "ray")
-    assert len(rows(tmp_path / "ray")) == 3
+    assert history_without_seconds(tmp_path / "inline") == history_without_seconds(tmp_path / "ray")
+    assert len(history_without_seconds(tmp_path / "ray")) == 3
 
 
 @pytest.mark.slow

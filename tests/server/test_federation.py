@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 import server.app
 from clients.app import app as client_app
 from server.grids import InProcessGrid, StreamingGrid
-from server.strategy import Federation, blob_content
+from server.strategy import blob_content
 from server.traffic import message_traffic
 from spatl.config.loading import load_config, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError
@@ -24,54 +24,25 @@ from spatl.methods import METHODS
 from spatl.rounds.downlink import Held, follow
 from spatl.rounds.privacy import epsilon_of
 from spatl.runs.records import read_lines
-from spatl.seeding import numpy_generator
 from spatl.wire.codec import CODECS
 from spatl.wire.protocol import pack_update, section_bytes, unpack_download
 from tests.support.federations import (
     COMPRESSED,
     DENSE,
+    assert_c_is_the_weighted_sum_of_the_c_i,
     blob_of,
     blueprint_of,
+    both_wires,
+    fingerprints,
+    history_without_seconds,
+    losing,
     opened,
     parted,
     run_tiny,
     state_of,
     tampering,
     tiny_config,
-    weighted_control,
 )
-
-
-def history_without_seconds(directory):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_lines(directory / "history.jsonl")]
-
-
-def fingerprints(directory):
-    return [row["encoder_fingerprint"] for row in read_lines(directory / "history.jsonl")]
-
-
-class Strategies:
-    """Keeps every strategy that is made, to look at its state after the run."""
-
-    def __init__(self, monkeypatch):
-        self.made = []
-        made = self.made
-
-        class Kept(Federation):
-            def __init__(self, *args, **kwargs):
-                super().__init__(*args, **kwargs)
-                made.append(self)
-
-        monkeypatch.setattr(server.app, "Federation", Kept)
-
-    @property
-    def last(self):
-        return self.made[-1]
-
-
-@pytest.fixture
-def strategies(monkeypatch):
-    return Strategies(monkeypatch)
 
 
 def reporting(content, layout, **numbers):
@@ -84,9 +55,6 @@ def reporting(content, layout, **numbers):
 def packed(update, layout):
     """The records of an update, in float32."""
     return blob_content(pack_update(update, layout, CODECS["float32"], generator=torch.Generator()))
-
-
-both_wires = pytest.mark.parametrize("wire", [DENSE, COMPRESSED], ids=["float32", "adaptive"])
 
 
 @pytest.mark.slow
@@ -184,26 +152,6 @@ def test_a_run_leaves_what_the_design_lists(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
 
 
-def losing(share, *, rounds=()):
-    """Loses so many of the train replies after the clients did their work, in these rounds or in all; and a count."""
-    draw, losses = numpy_generator(7, "losses"), []
-
-    def loses(client, message):
-        if message.metadata.message_type != "train" or (rounds and int(message.metadata.group_id) not in rounds):
-            return False
-        losses.append(draw.random() < share)
-        return losses[-1]
-
-    return loses, losses
-
-
-def assert_c_is_the_weighted_sum_of_the_c_i(config, directory, strategy):
-    control = strategy.state.control
-    expected = weighted_control(config, directory, strategy._num_examples)
-    torch.testing.assert_close(control.double(), expected, rtol=1e-4, atol=1e-6)
-    assert float(control.abs().max()) > 1e-3
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("wire", [DENSE, COMPRESSED, {"uplink": "int4", "downlink": "int8"}], ids=str)
 @pytest.mark.parametrize("selector", ["random", "update"])
@@ -222,7 +170,7 @@ def test_c_equals_the_weighted_sum_of_c_i_through_the_real_apps(tmp_path, strate
     held_c = []
 
     def watch(client, content):
-        state = strategies.last.state
+        state = strategies[-1].state
         held_c.append(torch.equal(state.control, state.held_control))
         return content
 
@@ -231,7 +179,7 @@ def test_c_equals_the_weighted_sum_of_c_i_through_the_real_apps(tmp_path, strate
     assert summary["missing"] == sum(losses)
     assert 15 <= sum(losses) <= 40
     assert summary["rejected"] == 0
-    assert_c_is_the_weighted_sum_of_the_c_i(config, tmp_path, strategies.last)
+    assert_c_is_the_weighted_sum_of_the_c_i(config, tmp_path, strategies[-1].state)
     assert all(held_c) if wire == DENSE else not all(held_c)
 
 
@@ -257,7 +205,7 @@ def test_c_equals_the_weighted_sum_of_c_i_where_clients_derive_it(tmp_path, stra
     def watch(client, content):
         update = opened(blob_of(content), layout)
         corrected.append((update.server_round, update.corrected))
-        state = strategies.last.state
+        state = strategies[-1].state
         held_c.append(torch.equal(state.control, state.held_control))
         return content
 
@@ -266,7 +214,7 @@ def test_c_equals_the_weighted_sum_of_c_i_where_clients_derive_it(tmp_path, stra
     assert summary["missing"] == sum(losses) >= 8
     assert summary["rejected"] == 0
     assert {was for server_round, was in corrected if server_round > 6} == {True, False}
-    assert_c_is_the_weighted_sum_of_the_c_i(config, tmp_path, strategies.last)
+    assert_c_is_the_weighted_sum_of_the_c_i(config, tmp_path, strategies[-1].state)
     assert not all(held_c)
 
 
@@ -294,7 +242,7 @@ def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategie
         def push_messages(self, messages):
             messages = list(messages)
             if messages and messages[0].metadata.message_type != "query":
-                models.append(strategies.last.state.encoder)
+                models.append(strategies[-1].state.encoder)
                 download = unpack_download(blob_of(messages[0].content), layout)
                 if wire == DENSE:
                     received, _ = follow(download, Held({}), torch.zeros(layout.num_entries), layout)
@@ -549,7 +497,7 @@ def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strat
     head = 12 * 10 + 10
     shared = {"encoder": everything - head, "all": everything, "nothing": 0}[config.shares]
     assert layout.num_entries == shared
-    assert (strategies.last.state.control is not None) == config.row.controls
+    assert (strategies[-1].state.control is not None) == config.row.controls
     if config.shares != "nothing":
         assert (summary["keep_ratio"] == 1.0) == (not config.row.budgeted)
     else:

@@ -25,14 +25,17 @@ from spatl.seeding import generator
 from spatl.training.control import correction_hook, refresh_control
 from spatl.training.local import LocalTraining, train_
 from spatl.wire.protocol import BLOB, RECORD, Model, Update, unpack_download
-from tests.server.test_federation import Strategies, fingerprints, tampering
-from tests.support.federations import blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config
+from tests.support.federations import (
+    blob_of,
+    blueprint_of,
+    fingerprints,
+    opened,
+    run_tiny,
+    state_of,
+    tampering,
+    tiny_config,
+)
 from tests.support.layouts import interleaved_layout
-
-
-@pytest.fixture
-def strategies(monkeypatch):
-    return Strategies(monkeypatch)
 
 
 def flowers_result(config, strategy):
@@ -82,7 +85,7 @@ def test_the_row_computes_what_flowers_own_strategy_computes(tmp_path, strategie
         method=method, training={"local_steps": None, "local_epochs": 2, "learning_rate": 0.1, "proximal_mu": 0.5}
     )
     run_tiny(config, tmp_path)
-    ours = blueprint_of(config).layout.unflatten(strategies.last.state.encoder)
+    ours = blueprint_of(config).layout.unflatten(strategies[-1].state.encoder)
     theirs = flowers_result(config, strategy)
     assert ours.keys() == theirs.keys()
     for name, values in theirs.items():
@@ -95,7 +98,7 @@ def test_the_pull_of_fedprox_matters_in_that_comparison(tmp_path, strategies):
     results = []
     for method in ("fedavg", "fedprox"):
         run_tiny(tiny_config(method=method, training={"proximal_mu": 0.5, "local_steps": 8}), tmp_path / method)
-        results.append(strategies.last.state.encoder)
+        results.append(strategies[-1].state.encoder)
     assert float((results[0] - results[1]).abs().max()) > 1e-3
 
 
@@ -108,9 +111,9 @@ def test_a_calibrated_fedavg_without_its_offset_is_fedavg_to_the_bit(tmp_path, s
         "calibrated": {"method": "fedavg-calibrated"},
     }.items():
         summary = run_tiny(tiny_config(**settings), tmp_path / name)
-        results[name] = strategies.last.state.encoder
+        results[name] = strategies[-1].state.encoder
         assert summary["keep_ratio"] == 1.0
-        assert strategies.last.state.control is None
+        assert strategies[-1].state.control is None
     assert torch.equal(results["fedavg"], results["no offset"])
     assert not torch.equal(results["fedavg"], results["calibrated"])
 
@@ -281,9 +284,9 @@ def test_with_a_static_mask_all_train_and_send_one_set_of_channels_and_the_rest_
     entries = Selection(torch.tensor(mask), closed=True).entries(layout)
     assert len(entries) <= 0.3 * layout.num_entries
     gone = torch.ones(layout.num_entries, dtype=torch.bool).index_fill_(0, entries, False)
-    for encoder in (*models, strategies.last.state.encoder):
+    for encoder in (*models, strategies[-1].state.encoder):
         assert not encoder[gone].any()
-    assert int((strategies.last.state.encoder[entries] != models[0][entries]).sum()) > 0.9 * len(entries)
+    assert int((strategies[-1].state.encoder[entries] != models[0][entries]).sum()) > 0.9 * len(entries)
     assert summary["keep_ratio"] == len(entries) / layout.num_entries
     assert summary["rejected"] == 0
     assert read_lines(tmp_path / "history.jsonl")[0]["uplink"]["indices"] >= 5 * 4 * layout.num_channels
@@ -293,7 +296,7 @@ def test_a_static_mask_keeps_the_classes(tmp_path, strategies):
     """The channels that no layer reads are the logits: without one of them a class could never be predicted."""
     config = tiny_config(method="ssfl", selection={"keep_ratio": 0.25}, rounds=1)
     run_tiny(config, tmp_path)
-    views = blueprint_of(config).layout.unflatten(strategies.last.state.encoder)
+    views = blueprint_of(config).layout.unflatten(strategies[-1].state.encoder)
     assert bool((views["classifier.weight"] != 0).any(1).all())
 
 

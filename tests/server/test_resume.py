@@ -28,10 +28,17 @@ from spatl.runner import resume, run
 from spatl.runs.directory import alone_in_run
 from spatl.runs.records import read_lines
 from spatl.sealed_files import alone_in
-from tests.support.federations import COMPRESSED, DENSE, state_of, tiny_config, weighted_control
+from tests.support.federations import (
+    COMPRESSED,
+    DENSE,
+    history_without_seconds,
+    state_of,
+    tiny_config,
+    weighted_control,
+    without_seconds,
+)
 
 ROOT = Path(__file__).parents[2]
-SECONDS = ("seconds", "training_seconds", "selection_seconds", "decision_seconds")
 
 
 class Killed(BaseException):
@@ -68,18 +75,14 @@ def kill_at(patch, instant, nth):
     patch.setattr(owner, name, killing)
 
 
-def without_seconds(path):
-    return [{key: value for key, value in row.items() if key not in SECONDS} for row in read_lines(path)]
-
-
 def left_behind(directory, num_clients=5):
     """All that a run says and holds, but for the time it took and which process wrote it when."""
     summary = json.loads((directory / "summary.json").read_text())
     last = load_checkpoint(directory)
     assert last is not None
     return (
-        {key: value for key, value in summary.items() if key not in SECONDS},
-        {name: without_seconds(directory / f"{name}.jsonl") for name in ("history", "clients", "ledger")},
+        without_seconds(summary),
+        {name: without_seconds(read_lines(directory / f"{name}.jsonl")) for name in ("history", "clients", "ledger")},
         [state_of(directory, client).to_bytes() for client in range(num_clients)],
         last.to_bytes(),
     )
@@ -227,7 +230,7 @@ def test_the_simulation_engine_goes_on_too(tmp_path):
             run_inline(config, directory)
     (directory / "config.yaml").write_text((directory / "config.yaml").read_text().replace("inline", "ray"))
     resume(directory, pictures=False)
-    rounds = [without_seconds(each / "history.jsonl") for each in (directory, tmp_path / "undisturbed")]
+    rounds = [history_without_seconds(each) for each in (directory, tmp_path / "undisturbed")]
     assert rounds[0] == rounds[1]
 
 

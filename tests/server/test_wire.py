@@ -18,14 +18,8 @@ from spatl.rounds.downlink import encoder_of
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from spatl.wire.protocol import CLIENT_LOST, unpack_download
-from tests.server.test_federation import Strategies, losing
 from tests.server.test_traffic import record_bytes
-from tests.support.federations import COMPRESSED, blob_of, blueprint_of, opened, run_tiny, state_of, tiny_config
-
-
-@pytest.fixture
-def strategies(monkeypatch):
-    return Strategies(monkeypatch)
+from tests.support.federations import COMPRESSED, blob_of, blueprint_of, losing, opened, run_tiny, state_of, tiny_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +57,7 @@ class Watched:
             client = context.node_config["partition-id"]
             before(client, message)
             reply = call(message, context)
-            server: Federation = strategies.last
+            server: Federation = strategies[-1]
             download = unpack_download(blob_of(message.content), layout)
             phase, ok = str(message.metadata.message_type), not reply.has_error()
             update, agrees, control = None, False, None

@@ -1,10 +1,11 @@
 """Small federations for tests: a config that runs in a second or two, and ways to look into a run."""
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -12,17 +13,22 @@ from flwr.clientapp import ClientApp
 from clients.app import app as client_app
 from clients.state import ClientState, DirectoryStore
 from server.app import serve
+from server.checkpoint import ServerState
 from server.grids import InProcessGrid
 from spatl.channels.layout import EncoderLayout
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
+from spatl.runs.records import read_lines
+from spatl.seeding import numpy_generator
 from spatl.training.control import fading
 from spatl.wire.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
 
 DENSE = {"uplink": "float32", "downlink": "float32"}
 COMPRESSED = {"uplink": "adaptive", "downlink": "adaptive"}
 """The wire that sends everything as it is, and the one that sends changes of what the clients hold."""
+
+both_wires = pytest.mark.parametrize("wire", [DENSE, COMPRESSED], ids=["float32", "adaptive"])
 
 
 def tiny_config(**sections: Any) -> ExperimentConfig:
@@ -56,6 +62,36 @@ def run_tiny(
         loses=loses,
     )
     return serve(grid, config, directory)
+
+
+def without_seconds(content: Any) -> Any:
+    """What was read from JSON, without the entries that tell of time: the rest repeats with the seed."""
+    if isinstance(content, Mapping):
+        return {key: without_seconds(value) for key, value in content.items() if "seconds" not in key}
+    return [without_seconds(each) for each in content] if isinstance(content, list) else content
+
+
+def history_without_seconds(directory: Path) -> Any:
+    """The rounds of a run, without the time they took."""
+    return without_seconds(read_lines(directory / "history.jsonl"))
+
+
+def fingerprints(directory: Path) -> list[str]:
+    """The encoder after each round of a run, in short."""
+    return [row["encoder_fingerprint"] for row in read_lines(directory / "history.jsonl")]
+
+
+def losing(share: float, *, rounds: Collection[int] = ()) -> tuple[Callable[[int, Message], bool], list[bool]]:
+    """Loses so many of the train replies after the clients did their work, in these rounds or in all; and a list."""
+    draw, losses = numpy_generator(7, "losses"), []
+
+    def loses(client: int, message: Message) -> bool:
+        if message.metadata.message_type != "train" or (rounds and int(message.metadata.group_id) not in rounds):
+            return False
+        losses.append(bool(draw.random() < share))
+        return losses[-1]
+
+    return loses, losses
 
 
 def tampering(change: Callable[[int, RecordDict], RecordDict]) -> ClientApp:
@@ -121,3 +157,11 @@ def weighted_control(config: ExperimentConfig, directory: Path, num_examples: Ma
         faded = state.control * fading(config.control.half_life, config.rounds - state.control_round)
         result += number / total * faded.double()
     return result
+
+
+def assert_c_is_the_weighted_sum_of_the_c_i(config: ExperimentConfig, directory: Path, state: ServerState) -> None:
+    """Compare the server's c with what lies on the clients' disks, and see that it is not nothing."""
+    assert state.control is not None
+    expected = weighted_control(config, directory, state.num_examples)
+    torch.testing.assert_close(state.control.double(), expected, rtol=1e-4, atol=1e-6)
+    assert float(expected.abs().max()) > 1e-3

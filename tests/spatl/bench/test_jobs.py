@@ -17,7 +17,7 @@ from spatl.bench.jobs import Job, missing_jobs, run_jobs
 from spatl.bench.plan import make_plan
 from spatl.bench.run import bench
 from spatl.errors import ConfigError, SpatlError
-from tests.support.federations import tiny_config
+from tests.support.federations import tiny_config, without_seconds
 
 ROOT = Path(__file__).parents[3]
 TINY = """
@@ -34,12 +34,6 @@ def config(tmp_path):
     path = tmp_path / "bench.yaml"
     path.write_text(TINY)
     return path
-
-
-def without_seconds(content):
-    if isinstance(content, dict):
-        return {key: without_seconds(value) for key, value in content.items() if "seconds" not in key}
-    return [without_seconds(each) for each in content] if isinstance(content, list) else content
 
 
 def finished(directory):
