@@ -1,4 +1,4 @@
-"""What each idea of a method is worth: the same row without one of them, seed by seed.
+"""Ablations: the worth of each idea of a method, by the same row without it, seed by seed.
 
 The factor of an idea is how many times the full row's bytes a target costs without it: above 1, the idea saves.
 Factors are taken within a seed and averaged as logarithms, as all ratios are. They need not multiply to what the full
@@ -14,7 +14,7 @@ from spatl.config.bench import AblationsConfig
 
 
 def add_ablations_(records: Sequence[Record], ablations: AblationsConfig) -> None:
-    """Add to each record of a row that lacks an idea what that changed, as `ablation`; null for all other rows.
+    """Add `ablation` to each record: the loss and cost of the idea that its row lacks; null for all other rows.
 
     Where the full row reached a target and the other did not, what the other had sent is a lower bound of what it would
     have cost, and so of the factor; the other way round it is an upper bound.
@@ -55,13 +55,13 @@ def _factors(without: Record, full: Record, place: int, criterion: str) -> dict[
 
 
 def _sent(record: Record) -> float:
-    """The bytes of all rounds; going on would not have cost the final encoder's."""
+    """Return the bytes of all rounds, without those of the final encoder, which going on would not have cost."""
     return float(record["total_bytes"] - record["evaluation_bytes"])
 
 
 @dataclass(frozen=True)
 class AblationRow:
-    """A row, and what it lost with its idea: over the seeds in which it and the full row reached the target.
+    """Row without one idea, and its loss by that, over the seeds in which it and the full row reached the target.
 
     Attributes:
         cost: What the row cost.

@@ -1,4 +1,4 @@
-"""How long the codecs take, beside the least that a quantiser could do: copy, divide, round at random, cast.
+"""Timing of the codecs, beside the least that a quantiser could do: copy, divide, round at random, cast.
 
 Seconds mean little on a busy or another machine, so that least work is timed next to every codec, and the ratio counts.
 """
@@ -25,7 +25,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class CodecTimes:
-    """What one codec took, each number the median of a few repeats.
+    """Times of one codec, each the median of a few repeats.
 
     Attributes:
         name: The codec's name.

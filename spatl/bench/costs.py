@@ -1,4 +1,4 @@
-"""What a run cost until it reached an accuracy: rounds, bytes and seconds, by first touch and held.
+"""Cost of a run until it reached an accuracy: rounds, bytes and seconds, by first touch and held.
 
 An accuracy belongs to the encoder as it arrived, so its cost is everything before: all earlier rounds, and the bytes
 that brought it. The run after its last round is one more such point, over all clients.
@@ -18,7 +18,7 @@ _ROUNDING: Final = 1e-9  # far below one example of any test split, far above wh
 
 @dataclass(frozen=True)
 class Point:
-    """An accuracy and what it cost.
+    """Accuracy of a run after some round, and its cost until then.
 
     Attributes:
         rounds: Rounds of training before it.
@@ -65,7 +65,7 @@ def _loss(value: Any) -> float | None:
 
 
 def reaches(accuracy: float, target: float) -> bool:
-    """Whether a mean accuracy is a target's or more: means of what is exactly 0.8 may be a bit less."""
+    """Return whether a mean accuracy reaches a target: a mean of values that are exactly 0.8 may be a bit less."""
     return accuracy >= target - _ROUNDING
 
 

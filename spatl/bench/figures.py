@@ -1,4 +1,4 @@
-"""The pictures of a benchmark: accuracy against bytes, rounds and seconds, loss, clients, and what the bytes are.
+"""Pictures of a benchmark: accuracy against bytes, rounds and seconds, loss, clients, and the parts of the bytes.
 
 A row's curve is the mean over its seeds, round by round: of the accuracy, and of what it had cost by then. Where rows
 are few, the area between the lowest and the highest seed is shaded; where accuracies come near 1, the axis gives
@@ -119,7 +119,7 @@ def draw_accuracy(
 
 
 def stretches(curves: Curves) -> bool:
-    """Whether the accuracy axis of these curves is stretched: one of their means comes near 1."""
+    """Return whether the accuracy axis of these curves is stretched: one of their means comes near 1."""
     return any(
         accuracy > _NEAR_ONE
         for own in curves.values()
@@ -152,7 +152,7 @@ def loss_svg(curves: Curves) -> str:
 
 
 def _losses(curves: Curves) -> "dict[str, tuple[list[int], list[float], dict[str, Any]]]":
-    """Rounds, mean losses over the seeds, and style by row, of those that measured any."""
+    """Return rounds, mean losses over the seeds and style by row, of the rows that measured any."""
     found = {}
     for (title, own), style in zip(curves.items(), _styles(), strict=False):
         drawn = [curve.points for curve in own if curve.clients] or [curve.points for curve in own if curve.points]
@@ -168,12 +168,12 @@ def _losses(curves: Curves) -> "dict[str, tuple[list[int], list[float], dict[str
 
 
 def _spread(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where an accuracy stands on an axis that gives every halving of the errors the same room, to half a percent."""
+    """Return the place of an accuracy on an axis on which every halving of the errors takes the same room."""
     return -np.log(_LEAST_ERROR + 1 - np.minimum(accuracy, 1))
 
 
 def _gathered(place: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The accuracy at a place: the inverse of `_spread`."""
+    """Return the accuracy at a place: the inverse of `_spread`."""
     return _LEAST_ERROR + 1 - np.exp(-np.asarray(place))
 
 
@@ -203,7 +203,7 @@ def clients_svg(curves: Curves) -> str:
 
 
 def parts_svg(table: Sequence[PartsRow]) -> str:
-    """Draw what the bytes of every row are (see `draw_parts`); `<svg>` as above."""
+    """Draw the parts of every row's bytes (see `draw_parts`); `<svg>` as above."""
     return figure_svg(lambda axes: draw_parts(axes, table), width=12, height=_height(table), legend_columns=4)
 
 
@@ -249,7 +249,7 @@ def draw_parts(axes: "Axes", table: Sequence[PartsRow]) -> None:
 
 
 def part_words(table: Sequence[PartsRow]) -> str:
-    """What that picture shows, for readers who cannot see it."""
+    """Describe the picture of the parts in words, for readers who cannot see it."""
     whole = reference_bytes(table)
     sentences = []
     for row in table:
@@ -292,7 +292,7 @@ def draw_factors(axes: "Axes", table: Sequence[AblationRow]) -> None:
 
 
 def _end_of_bar(row: AblationRow) -> float:
-    """The factor, or a bound of it that tells the side of 1, or 1."""
+    """Return the factor, or a bound of it that tells the side of 1, or 1."""
     if row.factor:
         return row.factor.value
     if row.at_least and not row.at_most:
@@ -331,7 +331,7 @@ _COST: Final[Mapping[str, Callable[[Point], float]]] = {
 
 
 def axis_words(curves: Curves) -> str:
-    """What an accuracy axis and the shades are."""
+    """Describe the accuracy axis and the shades in words."""
     axis = (
         "The accuracy axis is stretched towards 1: every halving of the errors takes the same room."
         if stretches(curves)
@@ -342,7 +342,7 @@ def axis_words(curves: Curves) -> str:
 
 
 def curve_words(curves: Curves) -> str:
-    """What the curves show, for readers who cannot see them."""
+    """Describe the curves in words, for readers who cannot see them."""
     sentences = []
     for title, own in curves.items():
         ends = [curve.points[-1] for curve in own if curve.points]
@@ -358,7 +358,7 @@ def _styles() -> "cycle[dict[str, Any]]":
 
 
 def _means(own: Sequence[Curve], against: str) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Mean cost, and lowest, mean and highest accuracy over the seeds, for as many rounds as every seed has."""
+    """Return mean cost, and lowest, mean and highest accuracy over the seeds, for as many rounds as every seed has."""
     drawn = [curve.points for curve in own if curve.points]
     columns = list(zip(*drawn, strict=False))
     places = [math.fsum(map(_COST[against], column)) / len(column) for column in columns]

@@ -1,4 +1,4 @@
-"""Runs side by side in processes, each finished exactly once: what is killed leaves nothing half-done behind.
+"""Jobs: runs side by side in processes, each finished exactly once; a killed one leaves nothing half-done.
 
 A run is computed beside its place and moved there when it is over, so that whatever stands in its place is whole and a
 second start of the same benchmark does only what is missing. Workers end when the process that started them does.
@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be done.
+    """Run of a row and a seed that is to be done.
 
     Attributes:
         name: What progress calls it.
@@ -48,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a job: it started, wrote a round (`row`), or ended (`error` says why, if it failed)."""
+    """Event of a job: it started, wrote a round (`row`), or ended (with its `error` if it failed)."""
 
     job: str
     kind: Literal["started", "round", "ended"]
@@ -83,7 +83,7 @@ def missing_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _resolved(values: dict[str, Any]) -> dict[str, Any]:
-    """A run's config with the settings that it does not name because there was no such setting yet: by default."""
+    """Return a run's config with the defaults of settings that it does not name, for there were none yet."""
     try:
         resolved: dict[str, Any] = yaml.safe_load(parse_config(values).to_yaml())
     except ConfigError:  # a setting that there is no more
@@ -92,7 +92,7 @@ def _resolved(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> tuple[str, Any, Any]:
-    """Where two nested mappings differ first: the dotted key and both values."""
+    """Return the first difference of two nested mappings: the dotted key and both values."""
     for key in [*one, *(key for key in other if key not in one)]:
         before, now = one.get(key, "(nothing)"), other.get(key, "(nothing)")
         if before != now:

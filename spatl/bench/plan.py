@@ -1,4 +1,4 @@
-"""What a benchmark runs: rows that differ in nothing but their method, each with every seed.
+"""Plan of a benchmark: rows that differ in nothing but their method, each with every seed.
 
 A row may change what belongs to a method (its facts, its learning rate and other coefficients, its codecs, its
 selection) and nothing else: with other data, rounds or epochs its numbers would not be comparable, and the plan is
@@ -35,7 +35,7 @@ _OF_AN_OPTIMIZER: Final = ("learning_rate", "momentum", "nesterov", "weight_deca
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table.
+    """Row of the table: a method with its settings.
 
     Attributes:
         label: What it is called, once in a table.
@@ -46,13 +46,13 @@ class Row:
     values: Mapping[str, Any]
 
     def config(self, seed: int, **sections: Mapping[str, Any] | Any) -> ExperimentConfig:
-        """The config of one run; `sections` are merged over the row's, and a data set's path is made absolute."""
+        """Return the config of one run: `sections` merged over the row's, and a data set's path made absolute."""
         return parse_config(merged(self.values, {"seed": seed, **sections})).located(Path.cwd())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A benchmark.
+    """Rows, seeds and targets of a benchmark.
 
     Attributes:
         rows: In the order of the table.
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def first(self) -> ExperimentConfig:
-        """The config of the first run, for what all have in common."""
+        """Return the config of the first run, for the settings that all have in common."""
         return self.rows[0].config(self.bench.seeds[0])
 
 
@@ -76,7 +76,7 @@ def make_plan(
     seeds: Sequence[int] | None = None,
     targets: Sequence[float] | None = None,
 ) -> Plan:
-    """Read what is to be compared.
+    """Read the rows, seeds and targets of a benchmark from a config.
 
     Args:
         paths: One config, whose `bench.methods` are the rows; or several, each of them a row.
@@ -149,7 +149,7 @@ def merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _rows_of(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    """Each row's own settings, its method among them."""
+    """Return each row's own settings, its method among them."""
     rows = {}
     for label, own in (config.bench.methods or {name: {} for name in METHODS}).items():
         if not isinstance(own.get("method", label), str) or own.get("method", label) not in METHODS:
@@ -177,7 +177,7 @@ def _distinct(labels: Sequence[str]) -> list[str]:
 
 
 def _check_labels(labels: Sequence[str]) -> None:
-    """Raise unless labels can be names of directories, everywhere: rows have one each."""
+    """Raise a `ConfigError` unless labels can be names of directories on every system: each row has one."""
     for label in labels:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", label):
             raise ConfigError(f"a row's label is made of letters, digits and . _ + -, and begins with one of the first "
@@ -188,7 +188,7 @@ def _check_labels(labels: Sequence[str]) -> None:
 
 
 def _named(label: str, rows: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A row that the config does not have: a method, or a row or method with a codec in both directions."""
+    """Return a row that the config does not have: a method, or a row or method with a codec in both directions."""
     method, plus, codec = label.partition("+")
     if method not in rows and method not in METHODS:
         raise ConfigError(_unknown(label, rows))
@@ -208,7 +208,7 @@ def _unknown(method: str, rows: Mapping[str, Any] | tuple[()]) -> str:
 
 
 def _check_comparable(plan: Plan) -> None:
-    """Raise unless the rows differ in nothing but what belongs to a method."""
+    """Raise a `ConfigError` unless the rows differ in nothing but what belongs to a method."""
     seed = plan.bench.seeds[0]
     first, *others = [(row.label, dict(_common(row.config(seed).model_dump(mode="json")))) for row in plan.rows]
     for label, values in others:
@@ -222,7 +222,7 @@ def _check_comparable(plan: Plan) -> None:
 
 
 def _check_ablations(plan: Plan, known: Sequence[str]) -> None:
-    """Raise unless ablations name rows, and these differ from the full row; `known` may be left out by --methods."""
+    """Raise unless ablations name rows that differ from the full row; those of `known` may be left out by --methods."""
     ablations, rows = plan.bench.ablations, {row.label: row for row in plan.rows}
     if not ablations.without:
         return
@@ -243,7 +243,7 @@ def _check_ablations(plan: Plan, known: Sequence[str]) -> None:
 
 
 def _common(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """All settings that no method may change, by dotted name."""
+    """Return all settings that no method may change, by dotted name."""
     for name, value in values.items():
         key = f"{path}{name}"
         if key in _OF_A_METHOD:

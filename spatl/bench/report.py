@@ -1,4 +1,4 @@
-"""The reports of a benchmark: `bench.md` and two PNGs for a repository or a mail, `report.html` to look at."""
+"""Reports of a benchmark: `bench.md` and two PNGs for a repository or a mail, `report.html` to look at."""
 
 import html
 import platform
@@ -164,7 +164,7 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _momenta(plan: Plan) -> str:
-    """The momentum of all rows; they may differ."""
+    """Return the momentum of all rows in words; they may differ."""
     momenta = {row.config(plan.bench.seeds[0]).training.momentum for row in plan.rows}
     return " or ".join(f"{momentum:g}" for momentum in sorted(momenta))
 
@@ -177,7 +177,7 @@ def _partition(config: ExperimentConfig) -> str:
 def _parts(
     plan: Plan, records: Sequence[Record], tuned: Sequence[Tuned]
 ) -> list[tuple[str, str, Sequence[Mapping[str, str]]]]:
-    """The tables of both reports: heading, note, rows of text."""
+    """Return the tables of both reports: heading, note, rows of text."""
     rows = by_row(records)
     parts: list[tuple[str, str, Sequence[Mapping[str, str]]]] = [
         ("Accuracy", f"After the last round, over all clients.{_stopped(records)}", accuracy_rows(rows)),
@@ -252,7 +252,7 @@ def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str 
 
 
 def _factors_figure(records: Sequence[Record], targets: Sequence[float]) -> str:
-    """The factors at the target that the terminal shows, or nothing without ablations."""
+    """Return the figure of the factors at the target that the terminal shows, or nothing without ablations."""
     place = shown_target(records)
     lost = ablation_table(records, place)
     if not lost:

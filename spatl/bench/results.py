@@ -1,4 +1,4 @@
-"""The numbers of a benchmark: one record per row and seed, and what the seeds say together.
+"""Results of a benchmark: one record per row and seed, and means over the seeds.
 
 Records are plain objects of numbers, as they stand in `bench.json`; every table and picture is made from them alone.
 Ratios are taken within a seed, where both rows had the same clients, splits and initial weights, and are averaged as
@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's points, for the pictures.
+    """Points of one run, for the pictures.
 
     Attributes:
         label: The row.
@@ -48,7 +48,7 @@ class Curve:
 
 
 def run_directory(directory: Path, label: str, seed: int) -> Path:
-    """Where one run of a benchmark stands."""
+    """Return the directory of one run of a benchmark."""
     return directory / "runs" / label / f"seed-{seed}"
 
 
@@ -74,14 +74,14 @@ def collect(plan: Plan, directory: Path) -> tuple[list[Record], list[Curve]]:
 
 
 def compressed(config: ExperimentConfig) -> bool:
-    """Whether a run federates, sends less than whole float32 encoders, and is not SPATL: a baseline for compression."""
+    """Return whether a run is a baseline for compression: it sends less than float32 encoders and is not SPATL."""
     row, wire = config.row, config.wire
     smaller = row.budgeted or (wire.uplink, wire.downlink) != ("float32", "float32")
     return row.baseline and row.shares != "nothing" and smaller
 
 
 def _phases(path: Path) -> Counter[tuple[str, str]]:
-    """The bytes of a run by phase (`query`, `train`, `evaluate`) and direction, from its ledger."""
+    """Return the bytes of a run by phase (`query`, `train`, `evaluate`) and direction, from its ledger."""
     sums: Counter[tuple[str, str]] = Counter()
     for entry in read_lines(path / "ledger.jsonl"):
         sums[entry["phase"], entry["direction"]] += entry["bytes"]
@@ -153,12 +153,12 @@ def _record(
 
 
 def _title(label: str, config: ExperimentConfig) -> str:
-    """A row's name for readers: the method's title, and the label where that says more."""
+    """Return a row's name for readers: the method's title, and the label where that says more."""
     return config.row.title if label == config.method else f"{config.row.title} ({label})"
 
 
 def _add_ratios(records: Sequence[Record]) -> None:
-    """Add to each target what the reference and the best compressed baseline of the same seed cost, over this row.
+    """Add to each target what the reference and the best compressed baseline of the same seed cost, over this row's.
 
     Where the reference never got there, what its rounds had sent by then is a lower bound of what it would have cost:
     `ratio_to_fedavg_at_least`.
@@ -198,7 +198,7 @@ def _add_ratios(records: Sequence[Record]) -> None:
 
 
 def _mark_meaningful(records: Sequence[Record]) -> None:
-    """Say of each target whether it needs a federation: whether training alone never touches it.
+    """Mark each target that needs a federation: training alone never touches it.
 
     None where that is unknown: a seed without a run that trained alone to the end.
     """
@@ -212,7 +212,7 @@ def _mark_meaningful(records: Sequence[Record]) -> None:
 
 
 def _headline(cell: Mapping[str, Any]) -> Record:
-    """The first target, held, as fields of the record itself."""
+    """Return the first target, held, as fields of the record itself."""
     reached = cell["held"]
     return {
         "target": cell["target"],
@@ -229,7 +229,7 @@ def _headline(cell: Mapping[str, Any]) -> Record:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A quantity over seeds.
+    """Quantity over seeds.
 
     Attributes:
         value: Mean, or geometric mean of ratios.
@@ -275,7 +275,7 @@ def _student(degrees: int) -> float:
 
 @dataclass(frozen=True)
 class TargetRow:
-    """One row of the table of one target: means over the seeds that reached it.
+    """Row of the table of one target: means over the seeds that reached it.
 
     `bounds` seeds reached it where the reference did not; `ratio_at_least` is the smallest of their lower bounds.
     """
@@ -332,7 +332,7 @@ def target_table(records: Sequence[Record], place: int, criterion: str = "held")
 
 @dataclass(frozen=True)
 class PartsRow:
-    """What the bytes of a row are: means over the seeds that ended, which all had the same rounds.
+    """Parts of a row's bytes: means over the seeds that ended, which all had the same rounds.
 
     Attributes:
         label: The row.
@@ -353,7 +353,7 @@ class PartsRow:
 
 
 def parts_table(records: Sequence[Record]) -> list[PartsRow]:
-    """Break the bytes of every row down by direction and by what they are."""
+    """Break the bytes of every row down by direction and by part of the message."""
     table = []
     for label, own in by_row(records).items():
         ended = [record for record in own if record["stopped"] is None]
@@ -366,18 +366,18 @@ def parts_table(records: Sequence[Record]) -> list[PartsRow]:
 
 
 def reference_bytes(table: Sequence[PartsRow]) -> float | None:
-    """The bytes of a whole run of the reference, if one ended."""
+    """Return the bytes of a whole run of the reference, if one ended."""
     return next((row.total for row in table if row.label == REFERENCE and row.total), None)
 
 
 def meaningful(records: Sequence[Record], place: int) -> bool | None:
-    """Whether the target at a place needs a federation; None without the row that trains alone."""
+    """Return whether the target at a place needs a federation; None without the row that trains alone."""
     found: bool | None = records[0]["targets"][place]["meaningful"] if records else None
     return found
 
 
 def shown_target(records: Sequence[Record]) -> int:
-    """The place of the highest meaningful target that some run held, else 0."""
+    """Return the place of the highest meaningful target that some run held, else 0."""
     targets = [cell["target"] for cell in records[0]["targets"]] if records else []
     wanted = [
         place

@@ -1,4 +1,4 @@
-"""A benchmark from its plan to its files: tune if asked, run what is missing, write what all runs say."""
+"""Running of a benchmark, from its plan to its files: tuning if asked, the missing runs, the reports."""
 
 import importlib.util
 import logging
@@ -43,7 +43,7 @@ def bench(
     on_stage: OnStage = lambda title, number, finished: lambda event: None,
     on_tuned: Callable[[list[Tuned]], None] = lambda tuned: None,
 ) -> list[Record]:
-    """Run a benchmark, or what is missing of one.
+    """Run a benchmark, or the missing runs of one.
 
     Args:
         plan: What to compare.
@@ -155,7 +155,7 @@ def _do(title: str, number: int, missing: Sequence[Job], plan: Plan, workers: in
 
 
 def _workers(plan: Plan) -> int:
-    """As many runs as the cores carry; one where they would share a GPU, or Ray spreads a run itself."""
+    """Return the number of runs at a time: one where they would share a GPU or Ray spreads a run, else one per core."""
     config = plan.first
     device = config.training.device
     if config.engine != "inline" or not (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
@@ -177,7 +177,7 @@ def _as_json(tuned: Tuned) -> dict[str, Any]:
 
 
 def _check_extras() -> None:
-    """Raise if what the reports need is not installed: before the runs, not after them."""
+    """Raise a `SpatlError` if a package that the reports need is missing: before the runs, not after them."""
     for package in ("matplotlib", "scipy"):
         if importlib.util.find_spec(package) is None:
             raise SpatlError(f"a benchmark needs {package}, which is not installed: pip install 'spatl[simulation]'")

@@ -1,4 +1,4 @@
-"""How the numbers of a benchmark are written in a table: the same words on the terminal, in Markdown and in HTML."""
+"""Tables of a benchmark as text: the same words on the terminal, in Markdown and in HTML."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
@@ -13,12 +13,12 @@ NOTHING: Final = "–"
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage."""
+    """Write a share as a percentage."""
     return NOTHING if value is None else f"{100 * value:.1f} %"
 
 
 def interval(estimate: Estimate | None, text: Callable[[float], str]) -> str:
-    """A mean with the half width of its 95 % interval, where there is one."""
+    """Write a mean with the half width of its 95 % interval, where there is one."""
     if estimate is None:
         return NOTHING
     if estimate.high is None:
@@ -27,19 +27,19 @@ def interval(estimate: Estimate | None, text: Callable[[float], str]) -> str:
 
 
 def final_accuracy(own: Sequence[Record]) -> str:
-    """The accuracy after the last round, over the seeds that ended."""
+    """Write the accuracy after the last round, over the seeds that ended."""
     text = interval(average(record["final_accuracy"] for record in own), percent)
     stopped = sum(record["stopped"] is not None for record in own)
     return f"{text} ({stopped} stopped)" if stopped else text
 
 
 def reached_text(row: TargetRow) -> str:
-    """How many seeds reached a target."""
+    """Write the number of seeds that reached a target."""
     return "not reached" if row.reached == 0 else f"{row.reached} of {row.seeds}"
 
 
 def ratio_text(ratio: Estimate | None, seeds: int) -> str:
-    """A ratio with its 95 % interval, and of how many seeds it is if not of all."""
+    """Write a ratio with its 95 % interval, and its number of seeds if not all."""
     if ratio is None:
         return NOTHING
     text = f"{ratio.value:.2f}x"
@@ -49,7 +49,7 @@ def ratio_text(ratio: Estimate | None, seeds: int) -> str:
 
 
 def ratio_to_reference(row: TargetRow) -> str:
-    """The ratio to FedAvg, and the lower bound of the seeds in which FedAvg never got there."""
+    """Write the ratio to FedAvg, and the lower bound of the seeds in which FedAvg never reached the target."""
     text = ratio_text(row.ratio, row.seeds)
     if row.ratio_at_least is None:
         return text
@@ -58,7 +58,7 @@ def ratio_to_reference(row: TargetRow) -> str:
 
 
 def cost_rows(table: Sequence[TargetRow], rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
-    """The table of one target, after the paper's Table I: text by column."""
+    """Return the table of one target, after the paper's Table I: text by column."""
     return [
         {
             "method": row.title,
@@ -76,7 +76,7 @@ def cost_rows(table: Sequence[TargetRow], rows: Mapping[str, Sequence[Record]]) 
 
 
 def factor_text(row: AblationRow) -> str:
-    """The factor of an idea, of how many seeds if not of all, and the bounds of seeds in which one of two got there."""
+    """Write the factor of an idea, its number of seeds if not all, and bounds where one of two got there."""
     seeds = row.cost.seeds
     parts = [ratio_text(row.factor, seeds)] if row.factor else []
     if row.at_least:
@@ -87,7 +87,7 @@ def factor_text(row: AblationRow) -> str:
 
 
 def ablation_rows(table: Sequence[AblationRow]) -> list[dict[str, str]]:
-    """What each idea is worth at one target, the full row first: text by column."""
+    """Return the worth of each idea at one target, the full row first: text by column."""
     return [
         {
             "method": row.cost.title if row.without is None else f"without {row.without}",
@@ -102,7 +102,7 @@ def ablation_rows(table: Sequence[AblationRow]) -> list[dict[str, str]]:
 
 
 def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
-    """Final accuracies and what a round costs, one row per method: text by column."""
+    """Return final accuracies and the cost of a round, one row per method: text by column."""
     with_momentum = any(record["momentum"] for own in rows.values() for record in own)
     return [
         {
@@ -123,7 +123,7 @@ def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
 
 
 def part_rows(table: Sequence[PartsRow]) -> list[dict[str, str]]:
-    """Bytes of a run by direction and by what they are, and all together: text by column."""
+    """Return the bytes of a run by direction and part, and all together: text by column."""
     whole = reference_bytes(table)
     return [
         {
@@ -140,7 +140,7 @@ def part_rows(table: Sequence[PartsRow]) -> list[dict[str, str]]:
 
 
 def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
-    """Every run, for the headline target: text by column."""
+    """Return a row for every run, for the headline target: text by column."""
     return [
         {
             "method": record["title"],
@@ -160,7 +160,7 @@ def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
 
 
 def tuning_rows(tuned: Iterable[Tuned]) -> list[dict[str, str]]:
-    """What tuning found, one line per row and momentum, the rates across: text by column."""
+    """Return the accuracies that tuning found, one line per row and momentum, the rates across: text by column."""
     lines = []
     for each in tuned:
         momenta = list(dict.fromkeys(pair.momentum for pair in each.scores))
@@ -175,7 +175,7 @@ def tuning_rows(tuned: Iterable[Tuned]) -> list[dict[str, str]]:
 
 
 def tuning_note(tuned: Iterable[Tuned]) -> str:
-    """What the numbers of `tuning_rows` are, as the rest of a sentence."""
+    """Describe the numbers of `tuning_rows`, as the rest of a sentence."""
     if any(pair.momentum for each in tuned for pair in each.scores):
         return (
             "mean validation accuracy over the rounds, by momentum and learning rate (of a run without momentum; with "
@@ -213,7 +213,7 @@ def _difference(estimate: Estimate | None) -> str:
 
 
 def _points(change: Estimate | None, seeds: int) -> str:
-    """A difference of shares in percentage points, with its 95 % interval, and of how many seeds if not of all."""
+    """Write a difference of shares in percentage points, with its 95 % interval, and its number of seeds if not all."""
     if change is None:
         return NOTHING
     text = interval(change, lambda value: f"{100 * value:+.1f}").replace("± +", "± ").replace("-", "−")

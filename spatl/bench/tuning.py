@@ -1,4 +1,4 @@
-"""Learning rate and momentum chosen for every row alike: the same grid, on validation splits, never on a test split.
+"""Tuning of learning rate and momentum for every row alike: the same grid, on validation splits, never on a test split.
 
 The score of a pair is the validation accuracy averaged over all rounds, the area under its curve: what a benchmark of
 costs rewards is to be accurate early, and a single last round is noise.
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pair:
-    """One point of the grid.
+    """Point of the grid.
 
     Attributes:
         rate: A value of `bench.learning_rates`: the learning rate without momentum.
@@ -37,18 +37,18 @@ class Pair:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of its runs, as short as it can be written: 0.2 with momentum 0.9 is 0.02."""
+        """Learning rate of its runs, as short as it can be written: 0.2 with momentum 0.9 is 0.02."""
         return float(f"{self.rate * (1 - self.momentum):.12g}") if self.momentum else self.rate
 
     @property
     def text(self) -> str:
-        """What it is called; the rate alone where there is no momentum."""
+        """Name of the pair; the rate alone where there is no momentum."""
         return f"{self.rate:g}, momentum {self.momentum:g}" if self.momentum else f"{self.rate:g}"
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning found for one row.
+    """Best point of the grid for one row, and the accuracies of all points.
 
     Attributes:
         label: The row.
@@ -62,7 +62,7 @@ class Tuned:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best rate lies at the edge of the grid's, so that a better one may lie beyond."""
+        """Return whether the best rate lies at the edge of the grid, so that a better one may lie beyond."""
         rates = [pair.rate for pair in self.scores]
         return self.best.rate in (min(rates), max(rates))
 
@@ -92,7 +92,7 @@ def warn_of_replaced_momenta(plan: Plan) -> None:
 
 
 def tuned_rows(plan: Plan, directory: Path) -> list[Tuned]:
-    """Read what the finished tuning runs say.
+    """Return the best pair of each row, read from the finished tuning runs.
 
     Raises:
         SpatlError: No learning rate of the grid let a row finish.
@@ -121,7 +121,7 @@ def _grid(plan: Plan) -> list[Pair]:
 
 
 def _settings(pair: Pair) -> dict[str, Any]:
-    """What a pair sets in a row's training: without momentum there is none of Nesterov's either."""
+    """Return the training settings of a pair: without momentum there is none of Nesterov's either."""
     settings = {"learning_rate": pair.learning_rate, "momentum": pair.momentum}
     return settings if pair.momentum else {**settings, "nesterov": False}
 

@@ -1,1 +1,1 @@
-"""The command line: `spatl` and its commands."""
+"""Command line: `spatl` and its commands."""

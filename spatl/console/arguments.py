@@ -1,4 +1,4 @@
-"""The parser of the command line: argparse's, with one line for a mistake, and the setting that a flag was meant to be.
+"""Parser of arguments: argparse's, with one line for a mistake, and the setting that a flag was meant to be.
 
 Settings are no flags here, as there are a hundred of them: `--rounds 5` is answered with `--set rounds=5`. Options are
 never abbreviated, or `--seed 5` would be taken for `--seeds 5`.
@@ -38,7 +38,7 @@ _USUAL_OPTIONS: Mapping[str, str] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and that never takes the beginning of an option for the option."""
+    """Parser whose errors are one line, and that never takes the beginning of an option for the option."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
@@ -60,12 +60,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())} ({self.prog} --help)\n")
 
     def flags(self) -> list[str]:
-        """The long options it takes."""
+        """Long options that it takes."""
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
 
 
 def _advice(unknown: Sequence[str], given: Sequence[str], parser: Parser, *, settings: bool) -> str:
-    """What to say of arguments that nothing takes: of all that are settings, or of the first."""
+    """Return the advice on arguments that nothing takes: on all that are settings, or on the first."""
     meant: dict[str, str] = {}
     for text, value in _flags_with_values(unknown, given):
         name = text.lstrip("-")
@@ -86,7 +86,7 @@ def _advice(unknown: Sequence[str], given: Sequence[str], parser: Parser, *, set
 
 
 def _flags_with_values(unknown: Sequence[str], given: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """The unknown arguments that are flags, each with the value that follows it, as `--rounds 5` or `--rounds=5`."""
+    """Return the unknown arguments that are flags, each with the value after it: `--rounds 5` or `--rounds=5`."""
     for argument in unknown:
         if argument.startswith("-") and len(argument) > 1:
             flag, equals, value = argument.partition("=")
@@ -98,7 +98,7 @@ def _flags_with_values(unknown: Sequence[str], given: Sequence[str]) -> Iterator
 
 
 def _settings_called(name: str) -> list[str]:
-    """The keys a flag may mean: the key itself, a usual name for it, or every key that ends with the name."""
+    """Return the keys a flag may mean: the key itself, a usual name for it, or every key that ends with the name."""
     plain = name.replace("-", "_")
     keys = setting_keys()
     if plain in keys:

@@ -1,4 +1,4 @@
-"""`spatl bench`: options in, progress while it runs, a table and paths at the end."""
+"""Command `spatl bench`: options in, progress while it runs, a table and paths at the end."""
 
 import argparse
 import shlex
@@ -59,7 +59,7 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """The command as one would type it again, without the directory."""
+    """Return the command as one would type it again, without the directory."""
     parts = ["spatl", "bench", *options.configs]
     for flag, values in (("--methods", options.methods), ("--seeds", options.seeds), ("--target", options.target)):
         if values:
@@ -69,7 +69,7 @@ def _command(options: argparse.Namespace) -> str:
 
 
 class _Progress:
-    """How far the runs are: live bars on a terminal, a line per finished run elsewhere."""
+    """Progress of the runs: live bars on a terminal, a line per finished run elsewhere."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self._console = console
@@ -129,7 +129,7 @@ class _Progress:
 
 
 def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> None:
-    """One row per method: the headline target, held, and the final accuracy."""
+    """Print one row per method: the headline target, held, and the final accuracy."""
     config = plan.first
     place = shown_target(records)
     target = plan.bench.targets[place]
@@ -160,7 +160,7 @@ def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> Non
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> Table:
-    """Rows of plain text by column, the first of which names them."""
+    """Return a table of rows of plain text by column, the first of which names them."""
     table = Table()
     for place, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if place else "left")

@@ -1,4 +1,4 @@
-"""`spatl check CONFIG`: what a config would run, and whether it can, without running or writing anything.
+"""Command `spatl check CONFIG`: the run that a config describes, built but not run, and nothing written.
 
 Data are read, shared out and split, the model is built, cut and traced, and the budgets are compared with what its
 channels cost: everything that `spatl run` does before its first round.
@@ -27,7 +27,7 @@ from spatl.terminal.tables import print_line, print_table
 
 
 def check(options: argparse.Namespace, console: Console) -> None:
-    """Print what a config would run.
+    """Print the run that a config describes.
 
     Raises:
         SpatlError: It would not run.
@@ -55,7 +55,7 @@ def check(options: argparse.Namespace, console: Console) -> None:
 
 
 def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
-    """Return what a run would be, as names and values.
+    """Return the facts of the run that a config describes, as names and values.
 
     Args:
         blueprint: The run's.
@@ -132,7 +132,7 @@ def _budget(config: ExperimentConfig) -> str:
 
 @contextmanager
 def _collected_warnings() -> Iterator[list[str]]:
-    """Keep what is logged meanwhile off the screen, for the end of what is printed."""
+    """Collect the warnings that are logged meanwhile, for the end of what is printed."""
     collected: list[str] = []
 
     class Collector(logging.Handler):

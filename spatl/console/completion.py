@@ -1,4 +1,4 @@
-"""`spatl completion SHELL`: a script that completes the command line, made from its parser.
+"""Command `spatl completion SHELL`: a script that completes the command line, made from its parser.
 
 The script is static: nothing of Python is started at a key press, which would import PyTorch each time. It knows the
 commands, their options, the values that are a choice, the settings after `--set`, and the configs that ship.
@@ -22,7 +22,7 @@ _FILES: Final = "<files>"
 
 @dataclass(frozen=True)
 class _Command:
-    """A command, as a shell needs it.
+    """Command with its words and options, as a shell needs it.
 
     Attributes:
         words: Its words, without the program's.
@@ -97,7 +97,7 @@ _spatl_candidates() {{
 
 
 def _core(commands: list[_Command]) -> str:
-    """The function that bash and zsh share: `case` and `printf` mean the same in both."""
+    """Return the function that bash and zsh share: `case` and `printf` mean the same in both."""
     steps, values, arguments = [], [], []
     for command in commands:
         path = " ".join(command.words)
@@ -182,5 +182,5 @@ def _fish(commands: list[_Command]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string in fish's single quotes."""
+    """Return a string in fish's single quotes."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,4 +1,4 @@
-"""The command line; with the commands it calls by reference, the only place that speaks to a terminal."""
+"""Entry of the command line; with the commands that it calls by reference, the only place that speaks to a terminal."""
 
 import argparse
 import logging

@@ -234,13 +234,13 @@ def _add_completion(parser: Parser, root: Parser) -> None:
 
 
 def _versions() -> str:
-    """What a report of a fault should name, in one line."""
+    """Return the versions that a report of a fault should name, in one line."""
     others = ", ".join(f"{name} {version(name)}" for name in ("flwr", "torch"))
     return f"spatl {__version__} ({others}, Python {platform.python_version()})"
 
 
 def _by_reference(reference: str) -> Callable[[argparse.Namespace], None]:
-    """A command of a module that is imported when it is called: another package's, or one that few need."""
+    """Return a command of a module that is imported when it is called: another package's, or one that few need."""
 
     def command(options: argparse.Namespace) -> None:
         module, _, name = reference.partition(":")

@@ -1,4 +1,4 @@
-"""`spatl partition`: what a config's partition gives each client, as a table and a picture, before anything is run."""
+"""Command `spatl partition`: the examples that each client would get, as a table and a picture; nothing is run."""
 
 import argparse
 import logging
@@ -45,7 +45,7 @@ def partition(options: argparse.Namespace, console: Console) -> None:
 
 
 def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
-    """Return what there is to show of a config's partition, and how many examples its data set has.
+    """Return the counts of a config's partition, and the number of examples of its data set.
 
     Raises:
         DataError: The data set is not there, or cannot be partitioned like this.
@@ -88,7 +88,7 @@ def _title(config: ExperimentConfig) -> str:
 
 
 def _table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
-    """One row per client, then the sums: a column per class, or only how many classes there are and the largest.
+    """Return a row per client, then the sums: a column per class, or only the number of classes and the largest.
 
     Names are the data set's own: as `Text`, square brackets in them are not taken for rich's markup.
     """

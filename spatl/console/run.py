@@ -1,4 +1,4 @@
-"""`spatl run`: one run, one per seed, or one that goes on."""
+"""Command `spatl run`: one run, one per seed, or one that goes on."""
 
 import argparse
 import shlex
@@ -22,7 +22,7 @@ from spatl.terminal.tables import print_line, print_table
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Run what the options say: a config, once or once per seed, or the rest of a run that was killed."""
+    """Run a config, once or once per seed, or the rest of a run that was killed, as the options say."""
     overrides = [*options.overrides, *([f"engine={options.engine}"] if options.engine else [])]
     if options.resume is not None:
         print_result(console, _resume(console, options))
@@ -65,7 +65,7 @@ def _resume(console: Console, options: argparse.Namespace) -> RunResult:
 
 
 def _print_seeds(console: Console, results: Sequence[RunResult], directory: Path) -> None:
-    """One row per seed, then mean and sample standard deviation; also written as `seeds.json`."""
+    """Print one row per seed, then mean and sample standard deviation; also written as `seeds.json`."""
     title, with_alone = results[0].summary["title"], all(result.alone for result in results)
     columns: dict[str, list[float]] = {
         f"{title}, mean": [result.summary["accuracy"] for result in results],

@@ -1,4 +1,4 @@
-"""`spatl show WHAT`: what configs can name, every setting, the configs that ship, and what codecs and starts cost."""
+"""Command `spatl show WHAT`: names for configs, every setting, shipped configs, and the cost of codecs and starts."""
 
 import argparse
 import importlib
@@ -25,7 +25,7 @@ from spatl.wire.codec import CODECS
 
 @dataclass(frozen=True)
 class _Listing:
-    """A table: the names of its columns, and what makes its rows."""
+    """Table that can be shown: the names of its columns, and the function that makes its rows."""
 
     columns: tuple[str, ...]
     rows: Callable[[], Iterable[tuple[str, ...]]]
@@ -68,7 +68,7 @@ def _show_settings(console: Console, names: list[str]) -> None:
 
 
 def _of_methods(setting: Setting) -> str:
-    """Where methods have a default of their own, by value."""
+    """Return the defaults that methods have of their own, by value."""
     by_value: dict[str, list[str]] = {}
     for method, value in setting.of_methods.items():
         by_value.setdefault(value, []).append(method)

@@ -1,4 +1,4 @@
-"""`spatl status RUN`: what a run's directory says of it, while it runs and afterwards."""
+"""Command `spatl status RUN`: the state of a run as its directory says, while it runs and afterwards."""
 
 import argparse
 from dataclasses import asdict
@@ -53,7 +53,7 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in the largest unit that leaves a whole number of some size."""
+    """Write seconds in the largest unit that leaves a whole number of some size."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

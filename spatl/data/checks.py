@@ -60,7 +60,7 @@ def check_path_is_read(dataset: str, path: object, *, default: str) -> None:
 
 
 def is_hidden(file: Path, root: Path) -> bool:
-    """Whether the name of a file, or of a directory on the way to it from the root, begins with a dot."""
+    """Return whether the name of a file, or of a directory on the way to it from the root, begins with a dot."""
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 

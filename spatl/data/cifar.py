@@ -25,7 +25,7 @@ _PARTS = ("all", "train", "test")
 
 @dataclass(frozen=True)
 class _Labels:
-    """One kind of label: which byte of a record it is, how many there are, what they are called."""
+    """Kind of label: its byte in a record, the number of classes, and the file of their names."""
 
     byte: int
     num_classes: int
@@ -35,7 +35,7 @@ class _Labels:
 
 @dataclass(frozen=True)
 class _Version:
-    """What one of the two data sets is made of."""
+    """Version of the data set: its files, its kinds of labels, and its name on the hub."""
 
     title: str
     archive: str

@@ -1,4 +1,4 @@
-"""A labelled set of images in memory: what every source returns, and what the partitioners cut into clients."""
+"""Labelled images in memory, which every source returns and the partitioners divide among clients."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -57,7 +57,7 @@ class Dataset:
         if low < 0 or high >= self.num_classes:
             raise self._error(f"labels must lie in [0, {self.num_classes})", f"[{low}, {high}]")
         if not bool(images.isfinite().all()):
-            raise self._error("images must be finite", what_is_not(images.isfinite().flatten(1).all(1).numpy()))
+            raise self._error("images must be finite", misfits(images.isfinite().flatten(1).all(1).numpy()))
         groups = self.groups
         if groups is not None and (groups.dtype != torch.int64 or groups.shape != labels.shape):
             raise self._error(f"groups must be int64 [{len(images)}], one per image", _describe(groups))
@@ -93,8 +93,8 @@ class Dataset:
         return DataError(f"data set {self.name!r}: {expected}, got {found}")
 
 
-def what_is_not(fits: NDArray[np.bool_]) -> str:
-    """How many of some images, bool [N], are not as they must be, and which is the first, counted from 0."""
+def misfits(fits: NDArray[np.bool_]) -> str:
+    """Name the number of images that are not as they must be, bool [N], and the first of them, counted from 0."""
     wrong = np.flatnonzero(~fits)
     return f"{len(wrong)} of {len(fits)} images that are not, the first of them image {wrong[0]}"
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.data.checks import check_choice, check_integer, check_switch, one_line, path_option
-from spatl.data.dataset import SPLITS, Dataset, what_is_not
+from spatl.data.dataset import SPLITS, Dataset, misfits
 from spatl.data.folders import LAYOUTS, each_of, filed_images
 from spatl.data.images import CHANNELS, LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
 from spatl.data.labels import MAX_CLASSES, class_labels, class_order
@@ -199,7 +199,7 @@ def _shaped(file: Path, images: NDArray[Any], layout: str) -> tuple[NDArray[Any]
             first = images[fits.argmin()].ravel()
             value = first[~(np.abs(first) <= LARGEST_VALUE)][0]
             raise DataError(
-                f"npz: {file}: images must be finite and at most {LARGEST_VALUE:g} in size, got {what_is_not(fits)}, "
+                f"npz: {file}: images must be finite and at most {LARGEST_VALUE:g} in size, got {misfits(fits)}, "
                 f"which holds {value:g}"
             )
     if images.ndim == 3:

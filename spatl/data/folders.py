@@ -1,4 +1,4 @@
-"""What the folders above an image stand for: its class, and perhaps its owner and the split it was published in.
+"""Meaning of the folders above an image: its class, and perhaps its owner and the split it was published in.
 
 Three layouts are usual: `CLASS/...`, `OWNER/CLASS/...`, and either below `train`, `test` or `val`. They are told apart
 by names and by what repeats: owners have the same classes in them, splits have names of their own. What fits none of
@@ -29,7 +29,7 @@ _ARCHIVERS = "__MACOSX"  # what macOS puts beside the files in an archive
 
 @dataclass(frozen=True)
 class Filed:
-    """An image file, and what the folders above it say.
+    """Image file with the class, owner and split that the folders above it say.
 
     Attributes:
         path: The file.
@@ -177,7 +177,7 @@ def _below(root: Path, file: Filed, depth: int) -> tuple[str, ...]:
 
 
 def _has_owners(root: Path, files: Sequence[Filed]) -> bool:
-    """Whether the first folders are owners of the second ones, which are classes then.
+    """Return whether the first folders are owners of the second ones, which are classes then.
 
     Raises:
         DataError: That cannot be told.

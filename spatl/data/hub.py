@@ -40,7 +40,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table hold what.
+    """Names of the columns that hold images, labels and owners.
 
     Attributes:
         image: Encoded images.

@@ -35,7 +35,7 @@ class Labels:
 
 
 def class_labels(dataset: str, values: NDArray[Any], *, num_classes: int | None = None) -> Labels:
-    """Return what labels of any kind stand for.
+    """Return the numbers and the names of the classes that labels of any kind stand for.
 
     Args:
         dataset: The data set's name, for messages.

@@ -85,7 +85,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 class _Examples:
-    """What has been read so far; a writer's number is the order of its first appearance."""
+    """Examples read so far; a writer's number is the order of its first appearance."""
 
     def __init__(self, max_writers: int | None) -> None:
         self.pixels: list[Pixels] = []

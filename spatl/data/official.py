@@ -1,4 +1,4 @@
-"""Sharing out the validation and test examples that a data set came with, by the partition of its training examples.
+"""Shares of the validation and test examples that a data set came with, by the partition of its training examples.
 
 A client should be judged on data like its own. What is an owner's stays with it; otherwise each class's examples are
 dealt out in proportion to how many training examples of it each client has, so that whoever has none of a class is not
@@ -73,7 +73,7 @@ def _dealt(dataset: Dataset, parts: Sequence[Tensor], indices: Tensor, rng: np.r
 
 
 def _give_one(dealt: list[list[int]], client: int, labels: Tensor, counts: NDArray[np.int64]) -> None:
-    """Move to a client that has none an example of its most frequent class from whoever has most of all and two."""
+    """Move to a client an example of its most frequent class, from the client that has most of all, and two or more."""
     for label in np.argsort(-counts, kind="stable"):
         if not counts[label]:
             return

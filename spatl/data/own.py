@@ -1,4 +1,4 @@
-"""Data that lie on one device and are all its own: described, agreed upon by all devices, and made to fit that.
+"""Own data of one device: described, agreed upon by all devices, and made to fit the agreement.
 
 No device sees what the others have, and the server sees nothing at all. So each tells what a model and a scale depend
 on: the names of its classes, the shape of its images, and of its training examples, for each channel, the number, the
@@ -40,7 +40,7 @@ _as_found: ContextVar[bool] = ContextVar("as_found", default=False)
 
 @contextmanager
 def as_found() -> Iterator[None]:
-    """Have data sets read as they lie there: their values unscaled, and a single class allowed."""
+    """Read data sets as they lie on disk inside this block: values unscaled, a single class allowed."""
     before = _as_found.set(True)
     try:
         yield
@@ -49,13 +49,13 @@ def as_found() -> Iterator[None]:
 
 
 def is_as_found() -> bool:
-    """Whether values are to be left unscaled."""
+    """Return whether values are to be left unscaled."""
     return _as_found.get()
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a device tells of its data.
+    """Description that a device gives of its data, without any example.
 
     Attributes:
         num_examples: How many it trains on.
@@ -114,7 +114,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What holds on all devices.
+    """Agreement of all devices: the classes, the shape and the scale of their data.
 
     Attributes:
         classes: The names of the model's outputs, in their order.
@@ -130,7 +130,7 @@ class Agreement:
 
 
 def check_classes(classes: Sequence[object]) -> None:
-    """Raise unless these are names of classes, each once.
+    """Raise a `DataError` unless these are names of classes, each once.
 
     Raises:
         DataError: They are none, too many or too long.
@@ -145,7 +145,7 @@ def check_classes(classes: Sequence[object]) -> None:
 
 
 def check_shape(shape: Sequence[object]) -> None:
-    """Raise unless this is a shape that images have.
+    """Raise a `DataError` unless this is a shape that images have.
 
     Raises:
         DataError: It is none, or too large.
@@ -173,7 +173,7 @@ def describe(dataset: "Dataset", train: Tensor) -> Description:
 
 
 def agree(described: Mapping[int, Description]) -> tuple[Agreement, dict[int, str]]:
-    """Return what all clients go by, and who does not fit in, with the reason.
+    """Return the agreement of all clients, and the reason of each that does not fit in.
 
     Images must have one shape: that of most clients, and of the first ones where there are as many of another.
 

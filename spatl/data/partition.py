@@ -1,4 +1,4 @@
-"""Cutting one data set into clients, no example going to two of them.
+"""Partition of one data set among clients, in which no example goes to two of them.
 
 `iid` deals the examples out at random in equal shares. `dirichlet` gives clients different mixes of classes: for each
 class, the clients' shares of it are drawn from Dirichlet(alpha), as in Yurochkin et al. (ICML 2019, arXiv 1905.12022)
@@ -108,7 +108,7 @@ def _check_values(labels: Tensor, *, num_clients: int, alpha: float, min_example
 
 @dataclass(frozen=True)
 class PartitionerEntry:
-    """One row of `PARTITIONERS`.
+    """Entry of `PARTITIONERS`.
 
     Attributes:
         partitioner: `partitioner(rng, request)` returns the client `[N]` of each example, or `NOBODY`.

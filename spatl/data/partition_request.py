@@ -1,4 +1,4 @@
-"""What a partitioner is asked for: the examples as far as it may know them, and what the clients should be like."""
+"""Request to a partitioner: the labels and owners of the examples, and the settings of the clients' shares."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The data sets by name, each with the loader that makes it.
+"""Data sets by name, each with the loader that makes it.
 
 The table is the only place where a name becomes a data set; adding a source is adding a row. A loader takes the seed
 and its options as keyword arguments, checks their values and holds their defaults.
@@ -28,7 +28,7 @@ __all__ = ["DATASETS", "Dataset", "DatasetEntry", "digits", "load_dataset"]
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One row of `DATASETS`.
+    """Entry of `DATASETS`.
 
     Attributes:
         loader: `loader(seed, **options)` returns the data set; every option is a keyword with a default.
@@ -42,7 +42,7 @@ class DatasetEntry:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options the loader takes, with their defaults."""
+        """Options that the loader takes, with their defaults."""
         parameters = inspect.signature(self.loader).parameters.values()
         return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
 

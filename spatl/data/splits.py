@@ -1,4 +1,4 @@
-"""A client's examples in three parts: for training, for choosing, for reporting."""
+"""Splits of a client's examples: for training, for choosing, for reporting."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from spatl.seeding import generator, numpy_generator
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Some images with their labels.
+    """Images with their labels.
 
     Attributes:
         images: `[N, C, H, W]`, float32.
@@ -35,7 +35,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class ClientData:
-    """One client's examples, in three disjoint parts.
+    """Examples of one client, in three disjoint splits.
 
     Attributes:
         train: What gradients, normalisation statistics and fine-tuning come from; at least two examples.

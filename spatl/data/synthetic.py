@@ -77,7 +77,7 @@ def synthetic(
 
 @dataclass(frozen=True)
 class _Variation:
-    """How widely examples of one class differ; lengths in half image widths, angles in radians."""
+    """Spread of the examples of one class; lengths in half image widths, angles in radians."""
 
     shift: float  # of the arrangement, each way
     zoom: float  # of the arrangement, logarithm, each way
@@ -157,7 +157,7 @@ def _draw_classes(rng: np.random.Generator, num_classes: int) -> _Classes:
 
 @dataclass(frozen=True)
 class _Scenes:
-    """What each of N images shows: T textures (the class's parts, then the distractors) and the light on them."""
+    """Content of N images: T textures each (the class's parts, then the distractors) and the light on them."""
 
     centre_x: _Floats  # [N, T]
     centre_y: _Floats  # [N, T]

@@ -1,4 +1,4 @@
-"""Networks, and the cut that makes each an encoder to share plus a predictor to keep."""
+"""Networks, and the cut of each into a shared encoder and a predictor."""
 
 from spatl.models.build import MODELS, ModelEntry, build_model
 from spatl.models.residual import add_residual_

@@ -1,4 +1,4 @@
-"""From a name to a network: the table of built-in models, or any factory of the user's by "package.module:factory".
+"""Models by name: the table of those that are built in, or any factory of the user's by "package.module:factory".
 
 The choice by name happens here and nowhere else. All that a user can get wrong on the way is a `ModelError` of one
 line; what went wrong inside the user's own code stays attached as its cause.
@@ -29,7 +29,7 @@ Factory = Callable[..., nn.Module]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One row of `MODELS`.
+    """Entry of `MODELS`.
 
     Attributes:
         factory: Called with the keywords `num_classes`, `in_channels`, `image_size` and the row's own options.
@@ -211,7 +211,7 @@ def _import_failure(module_name: str, error: BaseException) -> str:
 def _accepted_arguments(
     name: str, factory: Factory, *, sizes: Mapping[str, int], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The sizes that the factory accepts, plus all the options; an option that it does not accept is an error."""
+    """Return the sizes that the factory accepts, plus all options; an option that it does not accept is an error."""
     if clash := [option for option in options if option in sizes]:
         raise ModelError(f"{clash[0]!r} is given by the data and cannot be an option (configs: model.options)")
     try:
@@ -249,7 +249,7 @@ _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "Opt
 
 
 def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """A network without the wrappers around it and around its parts, which change its names, and what they were."""
+    """Return a network without the wrappers around it and its parts, which change its names, and their names."""
     found: dict[str, None] = {}
 
     def bare(module: nn.Module) -> nn.Module:
@@ -270,7 +270,7 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def _without_wrappers(cut: Sequence[str]) -> Sequence[str]:
-    """A cut as it reads without the names that wrappers add; what is none is left for others to refuse."""
+    """Return a cut without the names that wrappers add; what is no cut is left as it is, for others to refuse."""
     if isinstance(cut, str) or not all(isinstance(name, str) for name in cut):
         return cut
     return [".".join(part for part in name.split(".") if part not in _WRAPPERS.values()) for name in cut]

@@ -1,4 +1,4 @@
-"""The two-convolution network of the first federated learning papers, without BatchNorm.
+"""Two-convolution network of the first federated learning papers, without BatchNorm.
 
 McMahan et al. 2017 (arXiv 1602.05629), section 3, with 512 hidden units; LEAF's network for FEMNIST (arXiv 1812.01097)
 is the same with `hidden=2048`.

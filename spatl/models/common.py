@@ -1,4 +1,4 @@
-"""The parts that the built-in networks share, so that all of them check, scale and initialise in one way."""
+"""Common parts of the built-in networks, so that all of them check, scale and initialise in one way."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""All that a network holds: copied, put back, and compared between machines.
+"""Copies of all that a network holds: made, put back, and compared between machines.
 
 Parameters and buffers are not all that a forward pass depends on. A user's module may count steps in an integer, keep a
 moving average in a list, or scale by a tensor that was never registered: plain attributes, which no state dict has.
@@ -32,7 +32,7 @@ _ATOMS: Final = (
 
 
 class _DetachedCopies(TorchFunctionMode):
-    """Inside it, `copy.deepcopy` copies tensors that a computation made as well, without its graph.
+    """Mode of `copy.deepcopy` that also copies tensors that a computation made, without its graph.
 
     Modules keep such tensors: an activation they remember, a weight that a hook computes.
     """
@@ -168,7 +168,7 @@ def digests_of_the_rest(model: nn.Module, split: Split, travelling: Iterable[str
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's own attributes but for what every `nn.Module` has; none of a compiled one."""
+    """Return a module's own attributes but for those of every `nn.Module`; none of a compiled one."""
     if isinstance(module, torch.jit.ScriptModule):
         return {}
     return {name: value for name, value in module.__dict__.items() if name not in _INTERNAL}
@@ -182,7 +182,7 @@ def _set_attributes_(module: nn.Module, attributes: Mapping[str, Any]) -> None:
 
 
 def _copied(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
-    """Copies of values that may change, with what `memo` says in place of modules, parameters and buffers."""
+    """Return copies of values that may change, with what `memo` says in place of modules, parameters and buffers."""
     changing = {name: value for name, value in attributes.items() if not _is_constant(value)}
     if not changing:
         return dict(attributes)
@@ -197,7 +197,7 @@ def _is_constant(value: Any) -> bool:
 
 
 def _tells(value: Any) -> bool:
-    """Whether a value is a tensor, an array or a number, or holds one."""
+    """Return whether a value is a tensor, an array or a number, or holds one."""
     if isinstance(value, Mapping):
         return any(_tells(each) for each in value.values())
     if isinstance(value, list | tuple):
@@ -206,7 +206,7 @@ def _tells(value: Any) -> bool:
 
 
 def _digest(value: Any) -> bytes:
-    """A digest of the tensors and numbers in a value."""
+    """Return a digest of the tensors and numbers in a value."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()

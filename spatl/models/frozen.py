@@ -1,4 +1,4 @@
-"""What a user froze stays frozen: which modules of a network keep to eval mode while the rest of it trains.
+"""Frozen modules: those of a network that stay in eval mode while the rest of it trains.
 
 Three things freeze a module. It was in eval mode when its factory returned the network, whatever it is: a Dropout of
 such a module drops nothing in training. Or the network's own `train()` leaves it in eval mode. Or it is a
@@ -21,7 +21,7 @@ _MARK: Final = "_spatl_frozen"  # an attribute, so that every copy of the module
 
 
 def mark_frozen_(model: nn.Module) -> list[str]:
-    """Remember on the modules of a network which of them are frozen as it stands, and return their names.
+    """Mark the modules of a network that are frozen now, on themselves, and return their names.
 
     Modes are as they were afterwards.
     """
@@ -37,12 +37,12 @@ def mark_frozen_(model: nn.Module) -> list[str]:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether a module keeps to eval mode in training."""
+    """Return whether a module stays in eval mode in training."""
     return getattr(module, _MARK, False) or _is_frozen_norm(module)
 
 
 def keeps_statistics(layer: nn.Module) -> bool:
-    """Whether the running statistics of a normalisation layer are what they are for good: frozen, or momentum 0."""
+    """Return whether the running statistics of a normalisation layer never change: it is frozen, or has momentum 0."""
     return is_frozen(layer) or getattr(layer, "momentum", None) == 0
 
 
@@ -78,7 +78,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _is_frozen_norm(module: nn.Module, *around: nn.Module) -> bool:
-    """Whether a normalisation layer's parameters are all frozen; without any, those of the modules `around` it."""
+    """Return whether a normalisation layer's parameters are frozen; without any, those of the modules `around` it."""
     if not isinstance(module, NORMALISATION):
         return False
     for each in (module, *around):
@@ -89,7 +89,7 @@ def _is_frozen_norm(module: nn.Module, *around: nn.Module) -> bool:
 
 
 def _ancestors(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules around one, nearest first."""
+    """Return the modules around one, nearest first."""
     found = []
     while name:
         name = name.rpartition(".")[0]

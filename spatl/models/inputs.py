@@ -1,4 +1,4 @@
-"""The dtype in which a network takes its images: float32, as all data are, or its own parameters'."""
+"""Dtype in which a network takes its images: float32, as all data are, or that of its own parameters."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from spatl.models.copies import duplicate
 
 
 def take_images_(model: nn.Module, images: Tensor) -> Any:
-    """Return what a network says of images, in eval mode, after seeing to it that it takes them.
+    """Return the output of a network on images, in eval mode, after making it take their dtype.
 
     One that fails on float32 and has parameters of another dtype is tried in that one; if it runs then, a hook is left
     on it, in place, that casts whatever it is called with from now on.
@@ -36,7 +36,7 @@ def take_images_(model: nn.Module, images: Tensor) -> Any:
 
 
 class CastInputs:
-    """A hook that hands a network the floating-point tensors among its arguments in one dtype."""
+    """Forward hook that gives a network the floating-point tensors among its arguments in one dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype

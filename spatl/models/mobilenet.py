@@ -1,4 +1,4 @@
-"""A small MobileNet for small images: depthwise separable convolutions, the network of phones and other devices.
+"""Small MobileNet for small images: depthwise separable convolutions, the network of phones and other devices.
 
 Howard et al. 2017 (arXiv 1704.04861), section 3: a 3x3 depthwise convolution filters each channel by itself, a 1x1
 convolution mixes them, each with BatchNorm and ReLU. Departure: six such blocks and a stem of stride 1, since the
@@ -14,7 +14,7 @@ _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))  # output 
 
 
 class MobileNet(nn.Module):
-    """A 3x3 stem, six `SeparableBlock`s, global average pooling, and the predictor `classifier`.
+    """Network of a 3x3 stem, six `SeparableBlock`s, global average pooling, and the predictor `classifier`.
 
     Args:
         num_classes: Outputs of `classifier`.
@@ -49,7 +49,7 @@ class MobileNet(nn.Module):
 
 
 class SeparableBlock(nn.Module):
-    """A 3x3 convolution of each channel by itself, then a 1x1 convolution across them."""
+    """Block of a 3x3 convolution of each channel by itself, then a 1x1 convolution across them."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A shared predictor and a private one that adds to it: what all clients agree on is learned together, the rest alone.
+"""Residual predictor: a shared one that all clients learn together, plus a private one that each learns alone.
 
 The submodule of the cut is replaced by itself plus a copy of itself on the same input. The first belongs to the encoder
 and travels; the second is the predictor and stays on the client. It starts at zero, so that the network is at first the
@@ -19,7 +19,7 @@ from spatl.models.split import make_split
 
 
 class ResidualPredictor(nn.Module):
-    """The sum of two predictors on one input.
+    """Sum of two predictors on one input.
 
     Args:
         shared: The one that all clients train.
@@ -32,7 +32,7 @@ class ResidualPredictor(nn.Module):
         self.private = private
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        """Return what both say together."""
+        """Return the sum of both predictors' logits."""
         # Not `+`, which would join two tuples and leave the private part unread.
         return torch.add(self.shared(*inputs, **named), self.private(*inputs, **named))
 
@@ -75,7 +75,7 @@ def _one(cut: Sequence[str]) -> Sequence[str]:
 
 
 def _silent_copy(module: nn.Module) -> nn.Module:
-    """A copy whose last layer with parameters has zeros only."""
+    """Return a copy whose last layer with parameters has zeros only."""
     silent = duplicate(module)
     layers = [layer for layer in silent.modules() if any(True for _ in layer.parameters(recurse=False))]
     with torch.no_grad():

@@ -14,7 +14,7 @@ from spatl.models.common import check_sizes, initialise_, scaled
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem, three stages of `BasicBlock`s, global average pooling, and the predictor `fc`.
+    """Network of a 3x3 stem, three stages of `BasicBlock`s, global average pooling, and the predictor `fc`.
 
     Args:
         blocks_per_stage: n, at least 1; the depth is 6n + 2.
@@ -45,7 +45,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm, added to the shortcut before the last ReLU."""
+    """Block of two 3x3 convolutions with BatchNorm, added to the shortcut before the last ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
@@ -100,6 +100,6 @@ def resnet56(*, num_classes: int, in_channels: int, image_size: int, width: floa
 
 
 def _stage(num_blocks: int, in_channels: int, out_channels: int, *, stride: int) -> nn.Sequential:
-    """Blocks of one width; the first changes the shape."""
+    """Return a stage: blocks of one width, the first of which changes the shape."""
     later = [BasicBlock(out_channels, out_channels, stride=1) for _ in range(num_blocks - 1)]
     return nn.Sequential(BasicBlock(in_channels, out_channels, stride=stride), *later)

@@ -1,4 +1,4 @@
-"""The cut between the shared encoder and the private predictor; no other module knows where it runs.
+"""Cut between the shared encoder and the private predictor; no other module knows where it runs.
 
 The user's network stays one `nn.Module` with its own `forward`. The cut is a tuple of submodule names: what lies in
 them is the predictor, which never leaves the client, and everything else is the encoder (SPATL, arXiv 2111.14345,
@@ -19,7 +19,7 @@ from spatl.models.frozen import NORMALISATION, keeps_statistics
 
 @dataclass(frozen=True)
 class Split:
-    """Which names of a model belong to the private predictor; made and checked by `make_split`.
+    """Division of a model's names between the encoder and the private predictor; made and checked by `make_split`.
 
     All dictionaries use the model's own names. A tensor that appears under several names (tied weights) is listed
     once, under its first name in module order, as `nn.Module.named_parameters` does.
@@ -31,7 +31,7 @@ class Split:
     cut: tuple[str, ...]
 
     def in_predictor(self, name: str) -> bool:
-        """Whether the parameter, buffer or module called `name` lies in the predictor."""
+        """Return whether the parameter, buffer or module called `name` lies in the predictor."""
         return any(name == part or name.startswith(f"{part}.") for part in self.cut)
 
     def encoder_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -59,7 +59,7 @@ class Split:
         }
 
     def private_state(self, model: nn.Module, *, statistics: bool) -> dict[str, Tensor]:
-        """Return a copy of what a client keeps to itself.
+        """Return a copy of the private part: the predictor, and what else a client does not share.
 
         Args:
             model: The network.
@@ -98,7 +98,7 @@ class Split:
                 tensor.copy_(state[name])
 
     def _private_tensors(self, model: nn.Module, *, statistics: bool) -> dict[str, Tensor]:
-        """The model's own tensors behind `private_state`."""
+        """Return the model's own tensors behind `private_state`."""
         tensors: dict[str, Tensor] = {
             name: parameter for name, parameter in model.named_parameters() if self.in_predictor(name)
         }
@@ -186,6 +186,6 @@ def _refuse_ties_across(split: Split, model: nn.Module) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few names, quoted, and how many more there are."""
+    """Return the first few names, quoted, and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(repr(name) for name in names[:3]) + more

@@ -1,1 +1,1 @@
-"""What people look at: figures, pages, and the report of a run."""
+"""Reports for people: figures, pages, and the report of a run."""

@@ -1,4 +1,4 @@
-"""The curves of a run, drawn as `curves.png` or as an SVG for the report.
+"""Curves of a run, drawn as `curves.png` or as an SVG for the report.
 
 What federated learning is bought for is accuracy and what it costs is bytes, so the panels show accuracy over rounds,
 accuracy over bytes, the loss, the bytes themselves and how the clients share the result. Figures are matplotlib objects
@@ -121,20 +121,20 @@ def _svg_element(file: StringIO) -> str:
 
 
 def run_title(summary: Mapping[str, Any]) -> str:
-    """What a run is called in titles: its method and its data set, if that is known."""
+    """Return the title of a run: its method and its data set, if that is known."""
     method = str(summary.get("title") or summary["method"])
     return f"{method} on {summary['data']}" if summary.get("data") else method
 
 
 def final_accuracies(result: RunResult) -> dict[int, float]:
-    """Each client's accuracy with the encoder after the last round; clients that did not report one are left out."""
+    """Return each client's accuracy with the encoder after the last round; clients that reported none are left out."""
     rows = (row for row in result.clients if is_number(row.get("final_accuracy")))
     return {row["client"]: row["final_accuracy"] for row in rows}
 
 
 @contextmanager
 def new_figure(width: float, height: float) -> "Iterator[Figure]":
-    """A figure in the product's style, its size in hundreds of pixels; saved by its user before the block ends.
+    """Make a figure in the product's style, its size in hundreds of pixels; its user saves it before the block ends.
 
     Raises:
         SpatlError: matplotlib is not installed.
@@ -329,14 +329,14 @@ def _say(axes: "Axes", text: str) -> None:
 
 
 def _round_ticks(first: int, last: int) -> list[int]:
-    """Multiples of 1, 2, 5, 10, ... in `first..last`, about ten of them."""
+    """Return multiples of 1, 2, 5, 10, ... in `first..last`, about ten of them."""
     steps = (digit * 10**exponent for exponent in count() for digit in (1, 2, 5))
     step = next(step for step in steps if last - first <= 10 * step)
     return [number for number in range(first, last + 1) if number % step == 0]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers in `low..high`: three per decade while there is room for their labels, then one."""
+    """Return round numbers in `low..high`: three per decade while there is room for their labels, then one."""
     digits = (1, 2, 5) if high / low < 400 else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
     ticks = [digit * 10.0**exponent for exponent in exponents for digit in digits]
@@ -344,7 +344,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def byte_label(value: float, _position: float) -> str:
-    """A tick of an axis of bytes that grow from 0 to both sides."""
+    """Return the label of a tick on an axis of bytes that grow from 0 to both sides."""
     return human_bytes(round(abs(value))).replace(".0 ", " ")
 
 

@@ -1,4 +1,4 @@
-"""A page of HTML that needs nothing but itself, and the sections, figures and tables it is made of.
+"""Pages of HTML that need no other file, and the sections, figures and tables they are made of.
 
 A report must still be readable when it is mailed, printed or opened years later on a machine without a network, so
 styles and pictures are inside, there are no scripts, and the content security policy forbids what it does not contain.
@@ -129,7 +129,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def table(name: str, caption: str, rows: Sequence[Mapping[str, str]], *, kind: str = "numbers") -> str:
-    """A table of rows of plain text by column, escaped here, or nothing; where it is too wide it scrolls by itself.
+    """Return a table of rows of plain text by column, escaped here, or nothing; a wide one scrolls by itself.
 
     What there is to say of it stands before it, where it wraps with the page.
     """
@@ -147,7 +147,7 @@ def table(name: str, caption: str, rows: Sequence[Mapping[str, str]], *, kind: s
 
 
 def _with_units(cell: str) -> str:
-    """A cell whose numbers keep their units, and what is added to them, on their line."""
+    """Return a cell whose numbers keep their units, and what is added to them, on their line."""
     return re.sub(r"(?<=\d) (?=[kMGTP]?B\b|%|±)|(?<=±) ", "\N{NO-BREAK SPACE}", cell)
 
 

@@ -1,4 +1,4 @@
-"""The picture of a partition: how many examples of each class each client has, and how each client splits its own."""
+"""Picture of a partition: the examples of each class that each client has, and their splits."""
 
 import warnings
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _LONG_NAME = 16  # characters; beyond, a class's name is cut
 
 @dataclass(frozen=True, eq=False)
 class PartitionCounts:
-    """What there is to show of a partition.
+    """Counts of a partition, as it is shown.
 
     Attributes:
         title: What the partition is called.
@@ -110,7 +110,7 @@ def _draw_classes(axes: "Axes", partition: PartitionCounts) -> "QuadMesh":
 
 
 def _ticks(number: int, many: int) -> list[int]:
-    """All of `0..number - 1` if they are not too many, else multiples of 5, 10, 50, ..."""
+    """Return all of `0..number - 1` if they are not too many, else multiples of 5, 10, 50, ..."""
     step = next(step for step in (1, 5, 10, 50, 100, 500, 1000, number) if number <= many * step)
     return list(range(0, number, step))
 

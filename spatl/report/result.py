@@ -14,7 +14,7 @@ from spatl.runs.text import human_bytes, human_percent
 
 @dataclass(frozen=True, repr=False)
 class RunResult:
-    """A finished run, read from its directory.
+    """Finished run, read from its directory.
 
     Attributes:
         directory: Where everything lies.
@@ -31,12 +31,12 @@ class RunResult:
     alone: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
-        """What came out, in one line."""
+        """Return the result in one line."""
         outcome = ", ".join(f"{name} {value}" for name, value in self._outcome())
         return f"<{type(self).__name__} {self._title()}: {outcome}; {self.directory}>"
 
     def _repr_html_(self) -> str:
-        """What came out, as a notebook shows it: a table, and the curves where they were drawn."""
+        """Return the result as a notebook shows it: a table, and the curves where they were drawn."""
         shown = facts([("", self._title()), *self._outcome(), ("files", str(self.directory))])
         curves = self.directory / "curves.png"
         if not curves.is_file():

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing but itself (`page`)."""
+"""Report of a run: one HTML page that needs no other file (`page`)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -98,7 +98,7 @@ def _curves(result: RunResult) -> str:
 
 
 def _in_words(result: RunResult) -> str:
-    """What the panels show, for readers who cannot see them."""
+    """Describe the panels in words, for readers who cannot see them."""
     summary, history = result.summary, result.history
     sentences = [
         "Accuracy per round is the mean over the round's clients of the encoder as it arrived, before training; its "
@@ -205,7 +205,7 @@ def _clients(result: RunResult) -> str:
 
 
 def _budget(own: Sequence[Mapping[str, Any]]) -> str:
-    """The budget of a client's last round that had one."""
+    """Return the budget of a client's last round that had one."""
     given = [row for row in own if row.get("budget_kind")]
     if not given:
         return _text(None)

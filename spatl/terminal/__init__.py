@@ -1,1 +1,1 @@
-"""The terminal: tables, lines and progress, the only room that knows rich."""
+"""Output on a terminal: tables, lines and progress."""

@@ -1,4 +1,4 @@
-"""What shows a run as it goes: a live line on a terminal or below a notebook's cell, a line per round elsewhere.
+"""Progress of a run: a live line on a terminal or below a notebook's cell, a line per round elsewhere.
 
 A live line has more to say than a narrow terminal holds. What it is about comes first: the method, the bar, the round
 and the accuracy; then what went wrong, bytes, time and the cost of selecting, as far as there is room.
@@ -28,7 +28,7 @@ _LEAST_NAME = 8
 
 
 class RunProgress(Protocol):
-    """Shows a run between its beginning and its end; called with every round."""
+    """Display of a run between its beginning and its end; called with every round."""
 
     def __enter__(self) -> Self:
         """Begin to show it."""
@@ -44,14 +44,14 @@ class RunProgress(Protocol):
 
 
 def progress_of(console: Console, config: ExperimentConfig) -> RunProgress:
-    """Return what shows a run as it goes where a console's output goes."""
+    """Return the display of a run's progress that suits a console."""
     if console.is_jupyter:
         return _Notebook(config)
     return (_Live if console.is_terminal else _Lines)(console, config)
 
 
 def watched_console() -> Console | None:
-    """Return where somebody watches a run that was started from Python; None where nobody does.
+    """Return the console on which somebody watches a run that was started from Python; None where nobody does.
 
     That is a notebook, or the terminal's error stream, so that a script's own output stays its own. Output that goes to
     a file, a pipe or a test is nobody's to watch.
@@ -61,7 +61,7 @@ def watched_console() -> Console | None:
 
 
 class LineColumn(ProgressColumn):
-    """The whole line of a task, laid out for the width there is.
+    """Column of a task's whole line, laid out for the width there is.
 
     Fields of a task: `unit`, what is counted; `notes`, the most important first; `late_notes`, less so than the time.
     """
@@ -85,7 +85,7 @@ class LineColumn(ProgressColumn):
 
 @dataclass(frozen=True)
 class TaskLine:
-    """A line of progress.
+    """Line of progress of one task.
 
     Attributes:
         name: What is going on.
@@ -104,7 +104,7 @@ class TaskLine:
     notes: tuple[str, ...]
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """It takes what there is."""
+        """Take the whole width."""
         return Measurement(options.max_width, options.max_width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -146,7 +146,7 @@ def live_progress(console: Console, **settings: Any) -> Progress:
 
 
 class _Live:
-    """A live line for each part of the run."""
+    """Display of a live line for each part of the run."""
 
     def __init__(self, console: Console, config: ExperimentConfig) -> None:
         self._config = config
@@ -178,7 +178,7 @@ class _Live:
 
 
 class _Lines:
-    """A line per round, for logs."""
+    """Display of a line per round, for logs."""
 
     def __init__(self, console: Console, config: ExperimentConfig) -> None:
         self._console = console
@@ -207,7 +207,7 @@ class _Lines:
 
 
 class _Notebook:
-    """A line for each part of the run below its cell, renewed with every round."""
+    """Display of a line for each part of the run below a notebook's cell, renewed with every round."""
 
     def __init__(self, config: ExperimentConfig) -> None:
         # Only a notebook has IPython; nothing else here needs it.
@@ -252,13 +252,13 @@ def _accuracy(row: dict[str, Any]) -> str:
 
 
 def _troubles(row: dict[str, Any]) -> list[str]:
-    """What went wrong in a round."""
+    """Name what went wrong in a round."""
     named = {"refused": row["rejected"], "missing": row["missing"]}
     return [f"{number} {name}" for name, number in named.items() if number] + (["skipped"] if row["skipped"] else [])
 
 
 def _selection_cost(row: dict[str, Any]) -> str:
-    """What selecting cost the clients beside their training, and the decision alone, for selectors that decide."""
+    """Write the time of selection beside that of training, and of the decision alone, for selectors that decide."""
     training = row["training_seconds"]
     if not (row["decision_seconds"] and training):
         return ""

@@ -44,7 +44,7 @@ def print_line(console: Console, text: str) -> None:
 
 
 def natural_width(console: Console, table: Table) -> int:
-    """The number of characters a table takes where nothing is wrapped."""
+    """Return the number of characters a table takes where nothing is wrapped."""
     return console.measure(table, options=console.options.update_width(_LONG_LINE)).maximum
 
 
@@ -72,7 +72,7 @@ def _without_lines(table: Table, *, gap: int = 2) -> Table:
 
 
 def _wrapped(console: Console, table: Table) -> Table | None:
-    """The table with its widest column wrapped, so that it fits; None if that would leave too little of the column."""
+    """Return the table with its widest column wrapped, so that it fits; None if too little of it would be left."""
     widths = [_widest_line(console, table, place) for place in range(len(table.columns))]
     place = max(range(len(widths)), key=widths.__getitem__)
     room = console.width - (natural_width(console, table) - widths[place])
@@ -112,5 +112,5 @@ def _widest_line(console: Console, table: Table, place: int) -> int:
 
 
 def _text(cell: object) -> Text:
-    """What a cell shows: strings are rich's markup, as in the table."""
+    """Return the text of a cell: strings are rich's markup, as in the table."""
     return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
