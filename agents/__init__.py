@@ -1,1 +1,1 @@
-"""The learned selection policy's room; it may use `spatl`, and is used by `clients` through the selector protocol."""
+"""Agent: the learned selection policy; it may use `spatl`, and is used by clients through the selector protocol."""

@@ -1,4 +1,4 @@
-"""The agent's view of a problem: a graph whose nodes are channel groups, with features that know no architecture.
+"""Graph of a problem, as the agent sees it: its nodes are channel groups, and its features know no architecture.
 
 An edge leads from group i to group j where a layer reads i and writes j; it follows from the same dependency graph as
 the groups. All features are shares, ratios or logarithms, so that a network twice as wide looks much the same. The
@@ -19,7 +19,7 @@ _KNOTS: Final = (0.125, 0.25, 0.5, 0.75)
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A problem as the policy sees it.
+    """Graph of a problem: features of its nodes, and edges.
 
     Attributes:
         nodes: float32 [G, `NUM_FEATURES`].
@@ -81,7 +81,7 @@ def _per_group(problem: Problem, values: Tensor) -> Tensor:
 
 
 def _concentration(problem: Problem, ratios: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The share of a group's worth that its best 1/8, 1/4, 1/2, 3/4 of channels hold, and the share the prior keeps."""
+    """Return the shares of groups' worth in their best 1/8, 1/4, 1/2, 3/4 of channels, and in those the prior keeps."""
     layout = problem.costs.layout
     curve = torch.zeros(len(layout.groups), len(_KNOTS) + 1, dtype=torch.float64)
     for position, group in enumerate(layout.groups):
@@ -96,7 +96,7 @@ def _concentration(problem: Problem, ratios: Tensor) -> tuple[list[Tensor], Tens
 
 
 def _limit_logit(problem: Problem) -> float:
-    """The budget as the logit of a share of the whole encoder's cost."""
+    """Return the budget as the logit of a share of the whole encoder's cost."""
     costs, budget = problem.costs, problem.budget
     whole = costs.of(costs.layout.group_sizes, budget.kind)
     share = min(max(budget.limit / max(whole, 1e-12), 0.01), 0.99)

@@ -1,4 +1,4 @@
-"""What a selection is good for, measured: the accuracy of the encoder it leaves, on examples it was not trained on.
+"""Measurement of a selection: the accuracy of the encoder it leaves, on examples that were not trained on.
 
 Two questions can be asked. `pruned`: how accurate is the network that has the selected channels only (the paper's
 reward, section 4.3.1)? `sent`: how accurate is the network when the server's weights take over the selected channels
@@ -27,7 +27,7 @@ _LARGEST_LOSS_DIFFERENCE: Final = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Outcome(Evaluation):
-    """A trial's result.
+    """Outcome of a trial.
 
     Attributes:
         scores: float64 [n], each example's part in the reward: whether it was classified correctly, less a fifth of
@@ -37,7 +37,7 @@ class Outcome(Evaluation):
     scores: Tensor
 
     def advantage(self, prior: "Outcome") -> float:
-        """How much better than the prior this surely is: the mean paired difference, less its standard error.
+        """Return the advantage over the prior: the mean paired difference, less its standard error.
 
         The same few examples choose the best of several selections and say how good it is: the difference that such a
         choice finds by chance alone is of the size of its standard error.
@@ -94,7 +94,7 @@ def _measure(model: nn.Module, replaced: Mapping[str, Tensor], examples: Example
 
 
 def reward(found: Evaluation, prior: Evaluation) -> float:
-    """Return how much better one selection is than the prior: accuracy, and a fifth of the cross-entropy.
+    """Return the reward of a selection: its gain over the prior in accuracy, and a fifth of that in cross-entropy.
 
     The cross-entropy tells selections apart that classify the same few examples correctly; its part is at most 0.4.
     """

@@ -1,4 +1,4 @@
-"""The policy: a small graph network with one head for all nodes, so that one set of weights drives any encoder.
+"""Policy: a small graph network with one head for all nodes, so that one set of weights serves any encoder.
 
 It is plain PyTorch: a client runs it without a reinforcement-learning library. The order of the nodes and the padding
 of a batch change nothing but the order of the result.
@@ -26,7 +26,7 @@ _ROUNDS: Final = 2
 
 
 class GraphPolicy(nn.Module):
-    """Two rounds of message passing along and against the edges, then one head per node.
+    """Graph network: two rounds of message passing along and against the edges, then one head for each node.
 
     Its outputs are the mean of a Gaussian action in [-1, 1] per node, one spread shared by all nodes, and the value
     that training uses as its baseline.
@@ -74,7 +74,7 @@ class GraphPolicy(nn.Module):
         return means, self.value(pooled).squeeze(-1)
 
     def fingerprint(self) -> Tensor:
-        """int64 []: differs where a weight other than the head's differs; a head belongs to the rest."""
+        """Return a digest, int64 [], of all weights but the head's; a head belongs to the others."""
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in self.state_dict().items():
             if not name.startswith("head."):

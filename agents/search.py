@@ -1,4 +1,4 @@
-"""Improving on the policy's action with a few evaluations: head-only PPO as in the paper, or a local search.
+"""Search around the policy's action with a few evaluations: head-only PPO as in the paper, or a local search.
 
 Both return every evaluated action's reward and leave behind a head of the client's own, so that what one round learned
 is where the next one starts. The rest of the policy stays as it was shipped (paper, section 4.3.2: only the last layer
@@ -29,7 +29,7 @@ Evaluate = Callable[[Tensor], float]
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """What a few evaluations gave.
+    """Result of a few evaluations.
 
     Attributes:
         head: The client's own head, by parameter name.
@@ -125,7 +125,7 @@ def _ascend(
     advantages: Tensor,
     std: float,
 ) -> None:
-    """A few steps up the clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, equation 7)."""
+    """Take a few steps up the clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, equation 7)."""
     old = -(((actions - old_means) / std) ** 2).sum(1) / 2
     for _ in range(_EPOCHS):
         new = -(((actions - head(features).squeeze(-1)) / std) ** 2).sum(1) / 2
@@ -149,7 +149,7 @@ def refitted(policy: GraphPolicy, graph: Graph, action: Tensor) -> dict[str, Ten
 
 
 def _features(policy: GraphPolicy, graph: Graph) -> Tensor:
-    """[G, H] in the policy's dtype: what the head reads."""
+    """Return the inputs of the head, [G, H] in the policy's dtype."""
     with torch.no_grad():
         mask = torch.ones(1, len(graph.nodes))
         return policy.embedding(graph.nodes.unsqueeze(0), graph.edges.unsqueeze(0), mask)[0]

@@ -1,4 +1,4 @@
-"""One selection to be made: an encoder, a budget, what each channel is worth, and the prior the agent starts from.
+"""Problem of a selection: an encoder, a budget, the worth of each channel, and the prior the agent starts from.
 
 The prior ranks all channels by worth per cost, as one would fill a knapsack, and keeps as many as the budget pays for.
 The agent moves the keep ratio of each group away from the prior's, in logits; a common shift of all logits then meets
@@ -24,7 +24,7 @@ ACTION_SCALE = 3.0
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A selection to be made.
+    """Selection that is to be made.
 
     Attributes:
         costs: The encoder and what its channels cost.
@@ -40,7 +40,7 @@ class Problem:
 
     @cached_property
     def prior_ratios(self) -> Tensor:
-        """float64 [G] in (0, 1): what the ranking by worth per cost keeps of each group.
+        """Share of each group, float64 [G] in (0, 1), that the ranking by worth per cost keeps.
 
         A group kept whole stands a quarter of a channel below 1, so that its logit is finite and the agent can
         reach it.

@@ -1,4 +1,4 @@
-"""The selector that clients use: the shipped policy, a few measured samples, and the best of them under the budget.
+"""Selector that clients use: the shipped policy, a few measured samples, and the best of them under the budget.
 
 The prior is always measured too, and nothing that classifies fewer validation examples correctly is ever chosen: the
 agent is never below its prior there, whatever the policy says. What is chosen must be better by more than the standard
@@ -34,7 +34,7 @@ _TUNING = {"search": local_search, "ppo": tune_head}
 
 
 class AgentSelector:
-    """A `spatl.selection.selectors.Selector`.
+    """Selector (`spatl.selection.protocol`) by the shipped policy.
 
     Args:
         settings: Reward, number of samples, how they are drawn, and which weights.
@@ -65,7 +65,7 @@ class AgentSelector:
         return {**head, "policy": self._fingerprint} if head else {}
 
     def _own_head(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The client's head, unless it was tuned under another policy or is damaged."""
+        """Return the client's head, or none where it was tuned under another policy or is damaged."""
         head = {name: tensor for name, tensor in state.items() if name != "policy"}
         own = dict(self._policy.head.named_parameters())
         fits = head.keys() == own.keys() and all(
@@ -89,7 +89,7 @@ class AgentSelector:
         return problem, trial if len(examples) > 1 else None
 
     def _samples(self, request: SelectionRequest) -> int | None:
-        """How many samples the settings and the client's budget of time allow; None when not even two trials."""
+        """Return the number of samples that the settings and `max_share` allow; None where not even two trials are."""
         settings = self._settings
         training = request.num_steps * min(request.batch_size, len(request.train)) * _FORWARDS_PER_STEP
         spent = min(MAX_EXAMPLES, len(request.train)) if settings.reward == "pruned" else 0
@@ -100,7 +100,7 @@ class AgentSelector:
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """What the policy says, nothing being measured yet.
+    """Proposal of the policy, before anything is measured.
 
     Attributes:
         problem: What is to be selected.
@@ -120,7 +120,7 @@ class Proposal:
 
 
 def propose(problem: Problem, policy: GraphPolicy) -> Proposal:
-    """Ask a policy."""
+    """Return a policy's proposal for a problem."""
     graph = make_graph(problem)
     action = policy.act(graph)
     return Proposal(problem, policy, graph, action, problem.prior(), problem.selection(action))
@@ -128,7 +128,7 @@ def propose(problem: Problem, policy: GraphPolicy) -> Proposal:
 
 @dataclass(frozen=True, eq=False)
 class Best:
-    """What a client chose.
+    """Best selection that a client found.
 
     Attributes:
         selection: The selection.

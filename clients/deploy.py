@@ -1,4 +1,4 @@
-"""`spatl deploy client`: this machine's SuperNode, after a look at whether it will get anywhere.
+"""Command `spatl deploy client`: this machine's SuperNode, after a check of whether the server will let it in.
 
 `clients.device.supervisor` takes the place of this process, which has PyTorch loaded, and keeps the SuperNode running;
 beside it, unless `--cold`, runs `clients.device.preloaded`.
@@ -52,7 +52,7 @@ _MARKS = "running"
 
 
 def start(options: Namespace, console: Console) -> None:
-    """Become what keeps the SuperNode of a client's directory running.
+    """Become the supervisor of the SuperNode of a client's directory.
 
     Raises:
         SpatlError: The directory is none of a client, an option is wrong, or the server is not the one of its CA,
@@ -96,7 +96,7 @@ def start(options: Namespace, console: Console) -> None:
 def node_config(
     site: ClientSite, directory: Path, *, data: str | None, budget: str | None, device: str | None
 ) -> dict[str, Any]:
-    """Return what a SuperNode tells the ClientApp of its machine.
+    """Return the node config, by which a SuperNode tells the ClientApp of its machine.
 
     Raises:
         SpatlError: The budget or the device is none, or the data are not there.
@@ -128,7 +128,7 @@ def node_config(
 
 
 def _programs(home: Path, marks: Path, warm: Path | None) -> Path:
-    """A directory of programs that go before Flower's, each of which leaves its process id in a mark.
+    """Make a directory of programs that go before Flower's, each of which leaves its process id in a mark.
 
     `flwr-clientapp` is `clients.device.handover`, or `clients.device.message_process`; its mark goes when the SuperNode
     has the reply. `flower-superexec`, which starts it, is Flower's own.
@@ -150,7 +150,7 @@ def _programs(home: Path, marks: Path, warm: Path | None) -> Path:
 
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """This client's key.
+    """Return this client's key.
 
     Raises:
         SpatlError: It is missing, open to others, or no key that Flower takes.
@@ -166,7 +166,7 @@ def _key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def _check_server(address: Address, ca: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    """Raise where this client would get nowhere for good; what may pass, such as a server that is away, is waited for.
+    """Raise where the server would never let this client in; a server that is away is waited for.
 
     Raises:
         SpatlError: The server's certificate is of another CA or host, it speaks no TLS, or it does not know the key.

@@ -1,4 +1,4 @@
-"""Flower's ServerApp: registers the clients, lets Flower's own loop run the strategy, and writes the summary."""
+"""ServerApp of Flower: registers the clients, lets Flower's own loop run the strategy, and writes the summary."""
 
 import json
 import logging
@@ -170,7 +170,7 @@ def _run_rounds(strategy: Federation, grid: Grid, config: ExperimentConfig) -> N
 
 
 def _by_name(absent: Mapping[int, str]) -> dict[str, str]:
-    """Reasons by client, as a JSON object."""
+    """Return the reasons by client, as a JSON object."""
     return {str(client): reason for client, reason in absent.items()}
 
 
@@ -191,7 +191,7 @@ def _agreed_selection(registered: Registered, known: Mapping[int, int]) -> Selec
 
 
 def _facts(registered: Registered, recorder: Recorder, *, engine: str) -> dict[str, Any]:
-    """Facts of the summary that do not follow from the rounds."""
+    """Return the facts of the summary that do not follow from the rounds."""
     config = registered.config
     facts: dict[str, Any] = {
         "method": config.method,
@@ -237,13 +237,13 @@ def _warn_of_label_skew(blueprint: Blueprint) -> None:
 
 
 def _engine_name(grid: Grid, config: ExperimentConfig) -> str:
-    """Name of the engine that really ran: `flwr run` may run a config that says `inline`."""
+    """Return the name of the engine that really ran: `flwr run` may run a config that says `inline`."""
     if isinstance(grid, InProcessGrid):
         return "inline"
     return config.engine if config.engine != "inline" else "flower"
 
 
 def _keys_of(run_config: Mapping[str, Any]) -> dict[int, int]:
-    """The client whose key each node holds, by node id; nothing where nodes are not authenticated."""
+    """Return the client whose key each node holds, by node id; nothing where nodes are not authenticated."""
     nodes: dict[str, int] = json.loads(str(run_config.get("nodes", "{}")))
     return {node_id: int(client) for client, node_id in nodes.items()}

@@ -1,4 +1,4 @@
-"""The engines: what drives the same ServerApp and ClientApp in this process, or through Flower's simulation runtime."""
+"""Engines that run the same ServerApp and ClientApp in this process, or through Flower's simulation runtime."""
 
 import contextlib
 import importlib
@@ -185,7 +185,7 @@ def _healthy(port: int) -> bool:
 
 @contextlib.contextmanager
 def _quiet_flower() -> Iterator[None]:
-    """Keep Flower's own progress lines off the terminal; warnings still show."""
+    """Silence Flower's own progress lines on the terminal; warnings still show."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Two Flower grids that stream replies: one through any other grid, and one that runs the clients in this process."""
+"""Grids of Flower that stream replies: one through any other grid, and one that runs the clients in this process."""
 
 import math
 import time
@@ -19,7 +19,7 @@ SERVER_NODE_ID = 1
 
 
 class StreamingGrid(Grid):
-    """A grid whose `send_and_receive` yields each reply as it comes, over any other grid.
+    """Grid whose `send_and_receive` yields each reply as it comes, over any other grid.
 
     Flower's strategies hand the iterable straight to their aggregation, so that nothing waits for the last reply and
     no more than one reply is held.
@@ -42,7 +42,7 @@ class StreamingGrid(Grid):
 
     @property
     def run(self) -> Run:
-        """The run of the inner grid."""
+        """Run of the inner grid."""
         return self._inner.run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
@@ -50,7 +50,7 @@ class StreamingGrid(Grid):
         return self._inner.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
-        """The node ids of the inner grid."""
+        """Return the node ids of the inner grid."""
         return self._inner.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -96,7 +96,7 @@ class StreamingGrid(Grid):
         return waiting
 
     def _settle(self, reply: Message, waiting: dict[str, int]) -> bool:
-        """Wait no longer for what a reply answers; return whether it is of use.
+        """Take the messages that a reply answers off those that are waited for; return whether it is of use.
 
         An error may not say which message it stands for, and stand for several: then it is about nodes that have gone.
         """
@@ -114,7 +114,7 @@ class StreamingGrid(Grid):
 
 
 class InProcessGrid(Grid):
-    """A grid that calls a ClientApp directly: no Ray, no SuperLink, no polling; one message at a time, in order.
+    """Grid that calls a ClientApp directly: no Ray, no SuperLink, no polling; one message at a time, in order.
 
     Args:
         client_app: Flower's app of the clients.
@@ -151,11 +151,11 @@ class InProcessGrid(Grid):
         }
 
     def set_run(self, run: Run) -> None:
-        """There is only one run here."""
+        """Do nothing: there is only one run here."""
 
     @property
     def run(self) -> Run:
-        """An empty run."""
+        """Empty run."""
         return Run.create_empty(run_id=1)
 
     def create_message(
@@ -165,7 +165,7 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """The ids of all nodes, ascending."""
+        """Return the ids of all nodes, ascending."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

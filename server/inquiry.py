@@ -112,7 +112,7 @@ class Inquiry:
                 )  # fmt: skip
 
     def name_of(self, node: int) -> str:
-        """Name of a node's client in messages: its number where the node has its key."""
+        """Return the name of a node's client in messages: its number where the node has its key."""
         return f"client {self.keys[node]}" if node in self.keys else f"the client at node {node}"
 
     def _count(self, node: int, content: RecordDict, direction: Direction) -> None:

@@ -1,4 +1,4 @@
-"""Large vectors of numbers in fewer bytes, every bit as it was: by byte planes, each deflated where that is shorter.
+"""Byte planes: large vectors of numbers in fewer bytes without loss, each plane deflated where that is shorter.
 
 The first bytes of floats of one kind are much alike, because they are the exponents, and the last ones are noise. Apart
 from each other, the first are a third as long, and the last are not tried. A checkpoint of a large network is written
@@ -62,7 +62,7 @@ def unsqueeze(data: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _deflated(bits: NDArray[np.uint32], place: int) -> tuple[bytes, bool]:
-    """A plane, deflated or as it is, and which of the two it is."""
+    """Return a plane, deflated or as it is, and whether it is deflated."""
     plane = np.ascontiguousarray(bits.view(np.uint8)[place::4])
     sample = plane[:: max(1, len(plane) // _SAMPLE)].copy()
     if len(_deflate(sample)) < _WORTH * len(sample):
@@ -73,7 +73,7 @@ def _deflated(bits: NDArray[np.uint32], place: int) -> tuple[bytes, bool]:
 
 
 def _deflate(plane: NDArray[np.uint8]) -> bytes:
-    """Without a search for repeated strings, of which there are none: runs and frequencies only."""
+    """Deflate a plane by runs and frequencies only, without a search for repeated strings, of which there are none."""
     compressor = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
     parts = [compressor.compress(plane[start : start + _PART].data) for start in range(0, len(plane), _PART)]
     return b"".join([*parts, compressor.flush()])

@@ -1,4 +1,4 @@
-"""The messages that are out, by which a reply is known: what a lost client is to blame for is told by nobody else.
+"""Questions that are out: the messages by which replies are matched, and lost ones known.
 
 Flower's own errors carry the SuperLink as their source (node 1), so that a reply is matched by the message it answers.
 A SuperLink does not take every message either: one to a node that never was there is refused, and reaches nobody.
@@ -27,7 +27,7 @@ class Questions:
         self._nodes: Mapping[str, int] | None = None
 
     def node_of(self, reply: Message) -> int | None:
-        """The node whose question a reply answers; None where it answers none, or does not say which."""
+        """Return the node whose question a reply answers; None where it answers none, or does not say which."""
         if self._nodes is None:  # ids are there once all are sent, which is before the first reply
             self._nodes = {asked.message_id: node for node, asked in self._asked.items() if asked.message_id}
         own = reply.metadata
@@ -40,10 +40,10 @@ class Questions:
         return own.src_node_id
 
     def was_taken(self, node: int, *, answered: bool) -> bool:
-        """Whether a node has fetched its question, as far as anyone knows: it answered, or could have."""
+        """Return whether a node has fetched its question, as far as anyone knows: it answered, or could have."""
         return answered or (bool(self._asked[node].message_id) and node in self._connected)
 
 
 def is_lost(reply: Message) -> bool:
-    """Whether Flower itself says, in place of a node, that no answer will come."""
+    """Return whether a reply is Flower's own, which says in place of a node that no answer will come."""
     return reply.has_error() and reply.error.code in _LOST

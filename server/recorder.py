@@ -1,4 +1,4 @@
-"""The recorder of a run: every message into the ledger, every round into the history, all of it to disk at once."""
+"""Recorder of a run: every message into the ledger, every round into the history, all of it to disk at once."""
 
 import logging
 import time
@@ -59,12 +59,12 @@ class Recorder:
 
     @property
     def round(self) -> RoundRecord:
-        """The round under way; registration belongs to the first."""
+        """Record of the round under way; registration belongs to the first."""
         return self._round
 
     @property
     def most_participations(self) -> int:
-        """In how many rounds the client that was folded in most often was so."""
+        """Largest number of rounds in which any one client's update was folded in."""
         return max(self._participations.values(), default=0)
 
     def start_clock(self) -> None:
@@ -134,7 +134,7 @@ class Recorder:
         return summary
 
     def _warn_of_excluded(self, record: RoundRecord) -> None:
-        """Say once of the same clients that a round goes without much of what there is to learn from."""
+        """Warn once of the same clients that a round lacks many of the training examples."""
         excluded = {*record.rejected, *record.left_out}
         share = self._share_of_examples(excluded)
         if share > NOTABLE_SHARE and not excluded <= self._warned_of:

@@ -1,4 +1,4 @@
-"""Registration: who takes part in a run, with how many examples, and by what they all go.
+"""Registration: the clients that take part in a run, their numbers of examples, and what they agree on.
 
 Every node is asked which partition it holds, how much it trains on, and what model it builds. Devices with data of
 their own are asked twice: what their data are like, and then, with what follows from that for all, for the rest. In a
@@ -130,7 +130,7 @@ class _Registrar:
 
     @property
     def _enough(self) -> int:
-        """How many clients a run needs."""
+        """Number of clients that a run needs."""
         return max(1, self.config.server.min_replies) if self.devices else self.config.partition.num_clients
 
     def connected(self) -> list[int]:
@@ -152,7 +152,7 @@ class _Registrar:
         return nodes
 
     def describe(self, nodes: Iterable[int]) -> dict[int, tuple[int, Description]]:
-        """Ask devices what their own data are like: return the node of each client, and what it told."""
+        """Ask devices for descriptions of their data; return the node of each client, and its description."""
         described: dict[int, tuple[int, Description]] = {}
         for node, reply in self._answers(RecordDict({RECORD: ConfigRecord({"fingerprint": b""})}), nodes):
             client = None
@@ -167,7 +167,7 @@ class _Registrar:
         return described
 
     def register(self, nodes: Iterable[int], blueprint: Blueprint, known: Mapping[int, int]) -> dict[int, Registration]:
-        """Ask nodes for all that a run must know of them: return the registrations by client."""
+        """Ask nodes for their registrations; return them by client."""
         question = ConfigRecord({"fingerprint": blueprint.layout.fingerprint})
         if blueprint.config.data.agreed is not None and self.config.data.agreed is None:  # new to the devices
             question[AGREED] = to_json(asdict(blueprint.config.data.agreed.agreement()), ensure_ascii=False)
@@ -211,7 +211,7 @@ class _Registrar:
             self._leave_out(client, str(error), "".join(getattr(error, "__notes__", [])))
 
     def check_enough(self, number: int) -> None:
-        """Raise unless so many clients make a run.
+        """Raise unless so many clients are enough for a run.
 
         Raises:
             SpatlError: They are too few; the message names the others.
@@ -238,7 +238,7 @@ class _Registrar:
                        extra={"client": client, **({"traceback": found} if found else {})})  # fmt: skip
 
     def _opened(self, node: int, reply: Message, others: Mapping[int, object]) -> tuple[int, ConfigRecord]:
-        """The client that an answer is of, and what it says.
+        """Return the client that an answer is of, and the record in it.
 
         Raises:
             SpatlError: It is an error, says why the client cannot take part, or that it is another client.

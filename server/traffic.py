@@ -1,4 +1,4 @@
-"""The bytes that one message puts on a deployment's socket, from its records alone: every engine counts the same.
+"""Traffic: the bytes of one message on a deployment's socket, from its records alone; every engine counts the same.
 
 A SuperNode fetches a message by one call that brings its metadata and the tree of its object ids (PullMessages), one
 call per object (PullObject) and a confirmation; a reply leaves the same way (PushMessages, PushObject). Counted are
@@ -42,7 +42,7 @@ _SECONDS = 1.0  # any double that is not zero takes the same eight bytes
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one message costs.
+    """Bytes of one message, in both directions.
 
     Attributes:
         num_bytes: Bodies that go the message's own way: metadata, object tree, objects.
@@ -88,7 +88,7 @@ def _metadata(direction: Direction, message_type: str, group_id: str) -> Metadat
 
 
 def _fetched(message: Message) -> Traffic:
-    """What a SuperNode asks (up) and gets (down) to have a message."""
+    """Count what a SuperNode asks (up) and gets (down) to fetch a message."""
     node = Node(node_id=_DRAWN_ID)
     down = PullMessagesResponse(
         messages_list=[message_to_proto(remove_content_from_message(message))],
@@ -104,7 +104,7 @@ def _fetched(message: Message) -> Traffic:
 
 
 def _sent(message: Message) -> Traffic:
-    """What a SuperNode sends (up) and is answered (down) to deliver a reply."""
+    """Count what a SuperNode sends (up) and is answered (down) to deliver a reply."""
     node = Node(node_id=_DRAWN_ID)
     objects = get_all_nested_objects(message)
     up = PushMessagesRequest(

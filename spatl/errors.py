@@ -1,4 +1,4 @@
-"""The exceptions a user or a peer can cause; everything else is a bug and keeps its traceback.
+"""Exceptions that a user or a peer can cause; everything else is a bug and keeps its traceback.
 
 SpatlError
 ├── ConfigError        a key, a value or a combination of settings
@@ -21,39 +21,39 @@ from types import FrameType
 
 
 class SpatlError(Exception):
-    """Something the reader of the message can put right."""
+    """Error that the reader of its message can put right; base of all others."""
 
 
 class ConfigError(SpatlError):
-    """A key, a value or a combination of settings that is not allowed."""
+    """Error of a key, a value or a combination of settings that is not allowed."""
 
 
 class DataError(SpatlError):
-    """A data set that is not there, or a partition that cannot be drawn from it."""
+    """Error of a data set that is not there, or a partition that cannot be drawn from it."""
 
 
 class ModelError(SpatlError):
-    """A model that cannot be built, or a cut that does not fit it."""
+    """Error of a model that cannot be built, or a cut that does not fit it."""
 
 
 class BudgetError(SpatlError):
-    """A budget below what the smallest possible selection costs."""
+    """Error of a budget below the cost of the smallest possible selection."""
 
 
 class UpdateRejected(SpatlError):
-    """A received blob that must not be used; the message is the reason that is shown and counted."""
+    """Refusal of a received blob; the message is the reason that is shown and counted."""
 
 
 class ReferenceLost(UpdateRejected):
-    """Changes that start from a version of the encoder that the receiver does not hold, or lead elsewhere."""
+    """Loss of the encoder: changes start from a version that the receiver does not have, or lead elsewhere."""
 
 
 class DamagedState(SpatlError):
-    """Stored bytes that are not as they were written."""
+    """Damage of stored bytes: they are not as they were written."""
 
 
 class DivergedError(SpatlError):
-    """A run whose loss or weights are no longer finite."""
+    """Divergence of a run: its loss or weights are no longer finite."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -89,9 +89,9 @@ def traceback_of(error: BaseException) -> str:
 
 
 def from_outside(error: BaseException) -> bool:
-    """Whether an exception is none of ours, or a model or a loader of the user's caused it: its traceback tells more.
+    """Return whether an exception, or its cause, comes from code that is not ours, so that its traceback tells more.
 
-    So does a note, which is a traceback that came from another process.
+    So does a note, which is a traceback of another process.
     """
     if not isinstance(error, SpatlError) or getattr(error, "__notes__", []):
         return True
@@ -131,7 +131,7 @@ def _place(error: BaseException) -> str:
 
 
 def _users_frame(error: BaseException) -> tuple[FrameType, int] | None:
-    """The innermost place of an exception that is in the user's own code."""
+    """Return the innermost place of an exception that is in the user's own code."""
     others = _OURS | _LIBRARIES | sys.stdlib_module_names
     found = [each for each in traceback.walk_tb(error.__traceback__) if _package(each) not in others]
     return found[-1] if found else None

@@ -14,7 +14,7 @@ _FIXED_MODES: Final[Mapping[str, PredictorMode]] = {"encoder": "local", "all": "
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What distinguishes one federated method from another.
+    """Row of the table: the facts that distinguish one federated method from another.
 
     Attributes:
         title: Its name as people write it.
@@ -51,12 +51,12 @@ class Method:
 
     @property
     def budgeted(self) -> bool:
-        """Whether some channels stay behind, as the budget says."""
+        """Return whether some channels are not sent, as the budget says."""
         return self.selects or self.static_mask
 
     @property
     def predictor_mode(self) -> PredictorMode | None:
-        """What of the predictor is private whatever a config says; None where the config chooses."""
+        """Private part of the predictor whatever a config says; None where the config chooses."""
         return _FIXED_MODES.get(self.shares)
 
 

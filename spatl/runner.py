@@ -176,7 +176,7 @@ def _check_simulation(directory: Path) -> None:
 def _watched(
     config: ExperimentConfig, on_round: OnRound | None, on_round_alone: OnRound | None, progress: bool | None
 ) -> Iterator[tuple[OnRound, OnRound]]:
-    """What is called with every round, of the federation and of training alone: the caller's own, and what shows it."""
+    """Yield what is called with each round, of the federation and of training alone: the caller's own, and the display."""
     own = [each for each in (on_round, on_round_alone) if each is not None]
     console = watched_console() if progress is None and not own else None
     if progress:
@@ -211,7 +211,7 @@ def _run_all(
     pictures: bool,
     engine: Engine | None,
 ) -> RunResult:
-    """Run what is missing of a run, and draw it."""
+    """Run the missing parts of a run, and draw it."""
     _run_one(config, directory, on_round, engine)
     if config.report.compare_alone and config.method != "local":
         _run_one(alone(config), directory / "alone", on_round_alone)
@@ -229,7 +229,7 @@ def _run_all(
 def remarks_on(
     config: ExperimentConfig, blueprint: Blueprint | None, *, engine: Literal["inline", "ray", "deployment"]
 ) -> list[str]:
-    """Return what a user should know of a run before it starts: settings without effect, and how its data were read.
+    """Return the remarks on a run before it starts: settings without effect, and how its data were read.
 
     Where there is no blueprint yet, of data that lie on the devices, that is the settings.
     """
@@ -247,7 +247,7 @@ def _warn(directory: Path, lines: Sequence[str]) -> None:
 
 
 def alone(config: ExperimentConfig) -> ExperimentConfig:
-    """The same clients, splits, initial weights and epochs, without a federation."""
+    """Return the config of the same clients, splits, initial weights and epochs without a federation."""
     own = {"method": "local", "predictor": {}, "report": {"compare_alone": False}}
     return parse_config({**config.model_dump(), **own})
 

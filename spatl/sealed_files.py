@@ -68,7 +68,7 @@ def unseal(data: bytes, *, version: int, what: str) -> tuple[dict[str, Tensor], 
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether the bytes are as they were sealed."""
+    """Return whether the bytes are as they were sealed."""
     if _SEAL_MARK not in data:
         return False
     place = _seal_place(data)
@@ -92,7 +92,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sync_names(directory: Path) -> None:
-    """Have the names in a directory written to the disk; Windows does so by itself."""
+    """Write the names in a directory to the disk; Windows does so by itself."""
     if sys.platform == "win32":
         return
     opened = os.open(directory, os.O_RDONLY)
@@ -104,7 +104,7 @@ def sync_names(directory: Path) -> None:
 
 @contextmanager
 def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterator[None]:
-    """Keep other processes out of what a file stands for, which is made if it is not there; Windows has no such lock.
+    """Lock a file, which is made if it is not there, against other processes; Windows has no such lock.
 
     A process that is killed leaves the file, not the lock.
 
@@ -142,19 +142,19 @@ def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterato
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """The `__metadata__` of a safetensors blob: an 8-byte length, then that much JSON."""
+    """Return the `__metadata__` of a safetensors blob: an 8-byte length, then that much JSON."""
     length = int.from_bytes(data[:8], "little")
     metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
     return metadata
 
 
 def _seal_place(data: bytes) -> int:
-    """Where the seal's 64 hexadecimal digits begin."""
+    """Return the place at which the seal's 64 hexadecimal digits begin."""
     return data.index(_SEAL_MARK) + len(_SEAL_MARK)
 
 
 def _seal_of(data: bytes, place: int) -> bytes:
-    """The SHA-256 of everything but the seal, in hexadecimal digits."""
+    """Return the SHA-256 of everything but the seal, in hexadecimal digits."""
     digest = hashlib.sha256(memoryview(data)[:place])
     digest.update(memoryview(data)[place + len(_NO_SEAL) :])
     return digest.hexdigest().encode()

@@ -1,4 +1,4 @@
-"""One seed becomes independent generators, one per purpose, round and client.
+"""Seeding: independent generators from one seed, one per purpose, round and client.
 
 Every random draw in a run comes from a generator made here for a named purpose, so that no draw depends on what was
 drawn before it: a dropped client, another engine or a different order of replies leaves all other draws as they were.

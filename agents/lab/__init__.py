@@ -1,1 +1,1 @@
-"""The laboratory: what makes and judges the policy that clients run."""
+"""Laboratory: pre-training and evaluation of the policy that clients run."""

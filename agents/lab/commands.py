@@ -1,4 +1,4 @@
-"""`spatl agent pretrain` and `spatl agent evaluate`: what the command line calls by reference."""
+"""Commands `spatl agent pretrain` and `spatl agent evaluate`, which the command line calls by reference."""
 
 import argparse
 import os
@@ -58,7 +58,7 @@ def pretrain(options: argparse.Namespace, console: Console) -> None:
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> None:
-    """Print the honest table.
+    """Print the table of the agent beside every yardstick.
 
     Raises:
         SpatlError: A config, a budget or the policy does not work out.

@@ -1,4 +1,4 @@
-"""The gymnasium environment that the policy is trained in: one selection per episode."""
+"""Environment (gymnasium) that the policy is trained in: one selection per episode."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ Observation = dict[str, NDArray[np.float32]]
 
 @dataclass(eq=False)
 class Case:
-    """A trained network with everything a budget makes a problem of.
+    """Trained network, from which a budget makes a problem.
 
     Attributes:
         costs: What its channels cost.
@@ -39,7 +39,7 @@ class Case:
     _known: dict[Budget, tuple[Problem, Graph, Evaluation]] = field(default_factory=dict, repr=False)
 
     def under(self, budget: Budget) -> tuple[Problem, Graph, Evaluation]:
-        """The problem under a budget, the policy's view of it, and what the prior reaches; made once."""
+        """Return the problem under a budget, its graph, and the outcome of the prior; made once."""
         if budget not in self._known:
             problem = Problem(self.costs, budget, self.worth, self.objective)
             self._known[budget] = problem, make_graph(problem), self.trial(problem.prior())

@@ -1,4 +1,4 @@
-"""The honest table: the agent beside every yardstick, on networks, clients and budgets of the user's choice.
+"""Evaluation of the agent beside every yardstick, on networks, clients and budgets of the user's choice.
 
 For each config and seed a network is trained on all clients' training splits, then by each client alone for one round;
 every yardstick selects channels for it under every budget, looking at the validation split only; the pruned network's
@@ -47,7 +47,7 @@ OnNetwork = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Record:
-    """One selection: accuracies are shares in [0, 1].
+    """Record of one selection; accuracies are shares in [0, 1].
 
     Attributes:
         network: Which config, by its position, and title.
@@ -74,7 +74,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be compared.
+    """Plan of a comparison.
 
     Attributes:
         kind: The unit of the budgets.
@@ -103,7 +103,7 @@ class Plan:
 
 
 def title_of(config: ExperimentConfig) -> str:
-    """What a config's networks are called in the table."""
+    """Return the title of a config's networks in the table."""
     spread = f"alpha {config.partition.alpha:g}" if config.partition.name == "dirichlet" else config.partition.name
     return f"{config.model.name}, {config.data.name}, {spread}"
 
@@ -187,26 +187,26 @@ def _checked_tasks(
 
 
 def _pool(workers: int) -> Executor:
-    """One process of its own per worker; a single worker is a thread of this one."""
+    """Make a pool of one process per worker; a single worker is a thread of this one."""
     if workers == 1:
         return ThreadPoolExecutor(1)
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def networks_of(records: Sequence[Record]) -> list[str]:
-    """The titles of the networks, in order."""
+    """Return the titles of the networks, in order."""
     return list(dict.fromkeys(record.network for record in records))
 
 
 def budgets_of(records: Sequence[Record]) -> list[float]:
-    """The budgets, in order."""
+    """Return the budgets, in order."""
     return list(dict.fromkeys(record.budget for record in records))
 
 
 def per_network(
     records: Sequence[Record], yardstick: str, budget: float, *, network: str | None = None
 ) -> dict[tuple[str, int], float]:
-    """Mean accuracy over clients by (network, seed); of one config's networks, or of all."""
+    """Return the mean accuracy over clients by (network, seed); of one config's networks, or of all."""
     found: dict[tuple[str, int], list[float]] = {}
     for record in records:
         if record.yardstick == yardstick and record.budget == budget and network in (None, record.network):
@@ -217,7 +217,7 @@ def per_network(
 def difference(
     records: Sequence[Record], yardstick: str, reference: str, budget: float, *, network: str | None = None
 ) -> tuple[float, float | None]:
-    """Mean paired difference between two rows, and its standard error over networks and seeds (None for one)."""
+    """Return the mean paired difference between two rows, and its standard error over networks and seeds."""
     own = per_network(records, yardstick, budget, network=network)
     other = per_network(records, reference, budget, network=network)
     pairs = [own[key] - other[key] for key in own]
@@ -226,7 +226,7 @@ def difference(
 
 
 def curves(records: Sequence[Record], network: str) -> dict[str, list[tuple[float, float]]]:
-    """(budget, mean accuracy) of each row, for one config's networks."""
+    """Return (budget, mean accuracy) of each row, for one config's networks."""
     return {
         yardstick: [
             (budget, statistics.fmean(per_network(records, yardstick, budget, network=network).values()))
@@ -237,7 +237,7 @@ def curves(records: Sequence[Record], network: str) -> dict[str, list[tuple[floa
 
 
 def table_rows(records: Sequence[Record], *, network: str | None) -> list[list[str]]:
-    """The table's cells: name, evaluations; per budget cost, accuracy, and the differences to L2 and to the prior."""
+    """Return the table's cells: name, evaluations; per budget cost, accuracy, differences to L2 and to the prior."""
     rows = []
     for yardstick in (*YARDSTICKS, UNPRUNED):
         evaluations = [r.evaluations for r in records if r.yardstick == yardstick and network in (None, r.network)]
@@ -260,7 +260,7 @@ def table_rows(records: Sequence[Record], *, network: str | None) -> list[list[s
 
 
 def table_header(records: Sequence[Record]) -> list[str]:
-    """The names of the columns of `table_rows`."""
+    """Return the names of the columns of `table_rows`."""
     columns = ["row", "evaluations"]
     for budget in budgets_of(records):
         columns += ["spent", f"at {budget:.15g}", f"- {REFERENCE}", "- prior"]
@@ -283,7 +283,7 @@ def _markdown(records: Sequence[Record]) -> str:
 
 
 def _compare(network: str, config_json: str, plan: Plan) -> list[Record]:
-    """All selections of one network."""
+    """Make and measure all selections for one network."""
     config = config_from_json(config_json)
     blueprint = make_blueprint(config)
     policy = load_policy(Path(plan.policy) if plan.policy else None)

@@ -1,4 +1,4 @@
-"""Trained networks to choose channels of: one for all clients first, then each client's own local run from it.
+"""Training of networks to choose channels of: one for all clients first, then each client's own local run from it.
 
 That is the place an agent has in a federation: it sees an encoder that came from elsewhere, and what a client made of
 it. Pooling the clients' training splits stands for the rounds before, at a fraction of their cost.
@@ -30,7 +30,7 @@ _FINE = 0.1  # the last epochs' share of the learning rate
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """All tensors of a network by name, on the CPU."""
+    """Snapshot of a network: all its tensors by name, on the CPU."""
 
     tensors: Mapping[str, Tensor]
 
@@ -50,7 +50,7 @@ class Snapshot:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A client's network after local training.
+    """Network of a client after local training.
 
     Attributes:
         client: The client's partition id.
@@ -65,7 +65,7 @@ class Trained:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A trained network made ready for selections; `model` holds its weights.
+    """Candidate for selections: a trained network; `model` holds its weights.
 
     Attributes:
         model: The network.
@@ -159,7 +159,7 @@ def candidate(blueprint: Blueprint, trained: Trained) -> Candidate:
 def worth_and_trial(
     blueprint: Blueprint, made: Candidate, examples: Examples, objective: Objective
 ) -> tuple[Tensor, Trial]:
-    """Return what the channels are worth for an objective, and how selections are measured."""
+    """Return the worth of the channels for an objective, and the trial that measures selections."""
     if objective == "pruned":
         return made.signal, pruned_trial(made.model, blueprint.costs.trace, examples)
     layout = blueprint.layout

@@ -46,7 +46,7 @@ OnUpdate = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Source:
-    """One network to train: a built-in model on the digits, with noise of so many standard deviations."""
+    """Source of a network to train: a built-in model on the digits, with noise of so many standard deviations."""
 
     model: str
     width: float | None
@@ -196,7 +196,7 @@ def _case(blueprint: Blueprint, made: Candidate, objective: Objective) -> Case:
 
 
 def _scale(blueprint: Blueprint, trial: Trial) -> float:
-    """One over what the whole update gains, so that the reward is the share of it that a selection keeps."""
+    """Return one over the gain of the whole update, so that the reward is the share of it that a selection keeps."""
     whole = select_all(blueprint.layout)
     nothing = Selection(torch.zeros_like(whole.mask))
     return 1 / max(_LEAST_GAIN, reward(trial(whole), trial(nothing)))

@@ -1,4 +1,4 @@
-"""What an agent has to be compared with: every way of choosing that needs no learning.
+"""Yardsticks: the ways of choosing that an agent is compared with, most of which need no learning.
 
 Each yardstick gets a network, a budget and a number of evaluations that it may or may not use, and returns a selection.
 Those called global L2 rank channels by their weights, as pruning usually does; those called signal by what the layers
@@ -29,7 +29,7 @@ _LEVELS: Final = (0.25, 0.5, 0.75)
 
 @dataclass(eq=False)
 class Setting:
-    """One network under one budget, as every yardstick finds it.
+    """Setting of a choice: one network under one budget, the same for every yardstick.
 
     Attributes:
         problem: The agent's view: channels worth their signal.
@@ -51,7 +51,7 @@ class Setting:
     _measured: dict[bytes, Outcome] = field(default_factory=dict, repr=False)
 
     def measure(self, selection: Selection) -> Outcome:
-        """The trial, remembered: yardsticks meet the same selections."""
+        """Measure a selection, once however often it is asked for: yardsticks meet the same selections."""
         key = selection.mask.numpy().tobytes()
         if key not in self._measured:
             self._measured[key] = self.trial(selection)
@@ -59,12 +59,12 @@ class Setting:
 
     @property
     def by_magnitude(self) -> Problem:
-        """The same problem with channels worth their weights, at a price of one each: global L2 is its prior."""
+        """Return the problem with channels worth their weights, at a cost of one each: its prior is global L2."""
         return _GlobalL2(self.problem.costs, self.problem.budget, self.magnitude, self.problem.objective)
 
 
 class _GlobalL2(Problem):
-    """Global L2 ranks by weight alone, whatever a channel costs."""
+    """Problem in which channels are ranked by weight alone, whatever they cost: global L2."""
 
     def ranking(self) -> Tensor:
         return self.worth.argsort(descending=True, stable=True)
@@ -87,14 +87,14 @@ def global_l2(setting: Setting) -> Selection:
 
 
 def residual_rule(setting: Setting) -> Selection:
-    """Global L2 with half a logit more for groups that several layers write (residual streams)."""
+    """Rank by global L2 with half a logit more for groups that several layers write (residual streams)."""
     problem = setting.by_magnitude
     logits = torch.logit(problem.prior_ratios) + _STREAM_LOGIT * setting.streams
     return _ratios(setting, torch.sigmoid(logits), setting.magnitude)
 
 
 def search_from_l2(setting: Setting) -> Selection:
-    """Local search from global L2."""
+    """Search locally from global L2."""
     return _searched(setting, setting.by_magnitude)
 
 
@@ -135,22 +135,22 @@ def sensitivity(setting: Setting) -> Selection:
 
 
 def search_from_prior(setting: Setting) -> Selection:
-    """Local search from the agent's prior."""
+    """Search locally from the agent's prior."""
     return _searched(setting, setting.problem)
 
 
 def agent(setting: Setting) -> Selection:
-    """The policy's selection as it is: no evaluation."""
+    """Take the policy's selection as it is, without evaluation."""
     return setting.problem.selection(setting.policy.act(make_graph(setting.problem)))
 
 
 def agent_ppo(setting: Setting) -> Selection:
-    """The policy with its head fine-tuned by PPO, the best of prior, policy and samples."""
+    """Fine-tune the policy's head by PPO; take the best of prior, policy and samples."""
     return _tuned(setting, "ppo")
 
 
 def agent_search(setting: Setting) -> Selection:
-    """Local search from the policy's action, the best of prior, policy and samples."""
+    """Search locally from the policy's action; take the best of prior, policy and samples."""
     return _tuned(setting, "search")
 
 
@@ -171,7 +171,7 @@ YARDSTICKS: Final[dict[str, Callable[[Setting], Selection]]] = {
 
 
 def num_evaluations(name: str, *, samples: int, num_groups: int) -> int:
-    """How many evaluations on the validation split a yardstick uses, the prior's and the policy's own included."""
+    """Return how many evaluations on the validation split a yardstick uses, the prior's and the policy's included."""
     if name == "signal + sensitivity":
         return 3 * num_groups + 1
     if name.startswith("agent, fine-tuned"):
@@ -189,7 +189,7 @@ def _ratios(setting: Setting, ratios: Tensor, worth: Tensor) -> Selection:
 
 
 def _searched(setting: Setting, problem: Problem) -> Selection:
-    """The best that local search finds from a problem's prior, chosen as the fine-tuned agent chooses."""
+    """Return the best that local search finds from a problem's prior, chosen as the fine-tuned agent chooses."""
     proposal = propose(problem, GraphPolicy().double())  # untrained, it proposes the prior, which is measured once
     samples = setting.samples + 1
     return choose(proposal, setting.measure, samples=samples, tuning="search", generator=setting.generator).selection

@@ -1,1 +1,1 @@
-"""Programs that keep a device in the federation; those that wait hold the standard library alone."""
+"""Programs of a device in a federation; those that wait between messages load the standard library alone."""

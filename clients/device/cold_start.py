@@ -1,4 +1,4 @@
-"""What a message costs a device before its first batch, each starting a process: `spatl show cold-start`.
+"""Cost of a message on a device before its first batch, each starting a process: `spatl show cold-start`.
 
 Every figure is the least of several processes, which take turns, so that what else the machine does concerns all alike.
 """
@@ -64,7 +64,7 @@ _CONFIG = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process needs: wall-clock seconds, CPU seconds, and memory at its peak (resident, MB)."""
+    """Cost of a process: wall-clock seconds, CPU seconds, and memory at its peak (resident, MB)."""
 
     seconds: float
     cpu_seconds: float
@@ -106,7 +106,7 @@ def handle_in_fork() -> None:
 
 
 def measure(repeats: int = _REPEATS) -> dict[str, Cost]:
-    """Return what each step costs in a process of its own; the first of each, which compiles the sources, is not kept.
+    """Return the cost of each step in a process of its own, without the first of each, which compiles the sources.
 
     Raises:
         SpatlError: One of them fails.
@@ -143,7 +143,7 @@ def _warm_costs(repeats: int, directory: Path, settings: Mapping[str, str]) -> l
 
 
 def _printed_by(command: list[str], settings: Mapping[str, str]) -> list[float]:
-    """The numbers in the last line that a program prints.
+    """Return the numbers in the last line that a program prints.
 
     Raises:
         SpatlError: It fails.
@@ -156,7 +156,7 @@ def _printed_by(command: list[str], settings: Mapping[str, str]) -> list[float]:
 
 
 def rows() -> Iterable[tuple[str, ...]]:
-    """The rows of `spatl show cold-start`."""
+    """Yield the rows of `spatl show cold-start`."""
     times = measure()
     torch = times["import torch"]
     for name, cost in times.items():

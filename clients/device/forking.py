@@ -67,7 +67,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _become(connection: socket.socket, handle: Callable[[], None]) -> None:
-    """Be the process that asked, and say at the very end how it went."""
+    """Take the place of the process that asked, and send it the exit status at the end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     request, streams = _receive(connection)

@@ -12,12 +12,12 @@ import sys
 
 
 def command(path: os.PathLike[str]) -> list[str]:
-    """What runs this program, for a process that serves at a socket."""
+    """Return the command of this program, for a process that serves at a socket."""
     return [sys.executable, "-S", "-E", __file__, os.fspath(path)]
 
 
 def main() -> None:
-    """Knock, wait for the end, and exit with its status."""
+    """Hand the message over, wait for the end, and exit with its status."""
     path, arguments = sys.argv[1], sys.argv[2:]
     here = os.getcwd()
     request = {"arguments": ["flwr-clientapp", *arguments], "environment": dict(os.environ), "directory": here}

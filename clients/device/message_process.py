@@ -1,4 +1,4 @@
-"""Flower's `flwr-clientapp`, which handles one message, without what it never uses.
+"""Program that handles one message: Flower's `flwr-clientapp` without what it never uses.
 
 The package of Flower's own program imports the SuperNode, and with it a web server and a database: more than PyTorch.
 """
@@ -18,7 +18,7 @@ _runtime: Any = import_module("flwr.supernode.runtime.run_clientapp")
 
 
 def main() -> None:
-    """Take the arguments of Flower's program and do as it does."""
+    """Handle one message, by the arguments of Flower's program."""
     parser = argparse.ArgumentParser(prog="flwr-clientapp")
     parser.add_argument("--runtime-api-address", required=True)
     add_args_flwr_app_common(parser=parser)
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _unmark_when_answered(mark: Path) -> None:
-    """Take a mark away once the SuperNode has the whole reply: until then it waits, and for ever if none comes."""
+    """Delete a mark once the SuperNode has the whole reply: until then it waits, and for ever if none comes."""
     push = _runtime.push_message
 
     def push_and_unmark(*arguments: Any, **named: Any) -> None:

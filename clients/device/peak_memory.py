@@ -1,11 +1,11 @@
-"""How much memory a process has taken; imports nothing that would change the answer."""
+"""Peak memory of a process; imports nothing that would change the answer."""
 
 import resource
 from pathlib import Path
 
 
 def peak_megabytes() -> float:
-    """How much memory this process has had at most, resident, in MB; on Linux without its parent's."""
+    """Return the resident memory of this process at its peak, in MB; on Linux without its parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024 / 1e6

@@ -1,1 +1,1 @@
-"""The server of a deployment: its command, its SuperLink, its certificates."""
+"""Server of a deployment: its commands, its SuperLink, its certificates."""

@@ -1,4 +1,4 @@
-"""The secrets of a deployment: a certificate authority, the server's certificate, and a key for each SuperNode.
+"""Certificates and keys of a deployment: an authority, the server's certificate, and a key for each SuperNode.
 
 Elliptic curves throughout (P-384): Flower takes no other key for a SuperNode.
 """
@@ -19,7 +19,7 @@ _CLOCK_SKEW = datetime.timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority of its own: whoever trusts it trusts what it signed, and nothing else."""
+    """Authority that signs certificates: whoever trusts it trusts what it signed, and nothing else."""
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
@@ -27,7 +27,7 @@ class Authority:
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A private key and what is published of it, as files hold them."""
+    """Pair of a private key and its public part, as files hold them."""
 
     private: bytes
     public: bytes
@@ -70,12 +70,12 @@ def make_client_pair() -> KeyPair:
 
 
 def pem(certificate: x509.Certificate) -> bytes:
-    """A certificate as files hold it."""
+    """Return a certificate as files hold it."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as files hold it: PKCS 8, not encrypted."""
+    """Return a private key as files hold it: PKCS 8, not encrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -84,7 +84,7 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, issuers: ec.EllipticCurvePublicKey
 ) -> x509.CertificateBuilder:
-    """What every certificate says."""
+    """Return a builder with what every certificate says."""
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

@@ -1,4 +1,4 @@
-"""`spatl deploy init` and `spatl deploy server`: the keys of a federation, and the machine that runs it.
+"""Commands `spatl deploy init` and `spatl deploy server`: the keys of a federation, and the machine that runs it.
 
 The SuperLink is `server.deployment.superlink`'s, which shows the network its Fleet API alone.
 """
@@ -193,7 +193,7 @@ def _without_agreement(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _public_keys(directory: Path, num_clients: int) -> dict[int, bytes]:
-    """The keys of the clients (PEM).
+    """Return the public keys of the clients (PEM).
 
     Raises:
         SpatlError: One is missing, or is no key that Flower takes.
@@ -214,5 +214,5 @@ def _public_keys(directory: Path, num_clients: int) -> dict[int, bytes]:
 
 
 def _new_name() -> str:
-    """What the devices call a run, the same when it goes on."""
+    """Return a new name for a run, which its devices know it by, also when it goes on."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"

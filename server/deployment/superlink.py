@@ -58,7 +58,7 @@ class Gate:
         await send({"type": "http.response.body", "body": b""})
 
     def _status(self, scope: Scope) -> int | None:
-        """The status to answer with at once; None for a request to pass on."""
+        """Return the status to answer with at once; None for a request to pass on."""
         path, server = scope["path"], scope["server"]
         if server is None or server[1] != self._private_port:
             if not path.startswith(_FLEET):

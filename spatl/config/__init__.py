@@ -1,1 +1,1 @@
-"""Every setting: the sections of a config, the rules across them, and how one is read."""
+"""Config: every setting in its section, the rules across them, and how one is read."""

@@ -31,7 +31,7 @@ class AblationsConfig(Section):
 
 
 class BenchConfig(Section):
-    """What `spatl bench` compares; a single run does not look at it."""
+    """Comparison that `spatl bench` makes; a single run does not read it."""
 
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """The rows of the table by label, each with the settings in which it differs from the rest of the config. The label

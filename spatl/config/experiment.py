@@ -33,7 +33,7 @@ from spatl.wire.codec import CODECS
 
 
 class ExperimentConfig(Section):
-    """One run, whole."""
+    """Config of one run."""
 
     seed: Annotated[int, Field(ge=0)] = 1
     """Everything random in the run follows from it."""
@@ -115,16 +115,16 @@ class ExperimentConfig(Section):
 
     @property
     def num_participants(self) -> int:
-        """How many clients are asked in a round."""
+        """Number of clients that are asked in a round."""
         return max(1, round(self.server.fraction_train * self.partition.num_clients))
 
     def budget(self, client: int | None = None) -> Budget:
-        """The budget of a client, or of those that have none of their own."""
+        """Return the budget of a client, or of those that have none of their own."""
         return self.selection.budget(client) or Budget("keep_ratio", self.row.keep_ratio)
 
     @property
     def derives_control(self) -> bool:
-        """Whether clients derive c from the encoder's changes."""
+        """Return whether clients derive c from the encoder's changes."""
         return self.control.downlink == "derived" or (
             self.control.downlink == "auto" and CODECS[self.wire.downlink].relative
         )
@@ -140,34 +140,34 @@ class ExperimentConfig(Section):
 
     @property
     def has_own_data(self) -> bool:
-        """Whether each client is a device with data of its own."""
+        """Return whether each client is a device with data of its own."""
         return self.partition.name == OWN
 
     @property
     def shares_data_on_disk(self) -> bool:
-        """Whether clients get shares of one data set that each machine reads from its own disk."""
+        """Return whether clients get shares of one data set that each machine reads from its own disk."""
         from_disk = "path" in DATASETS[self.data.name].options and not self.data.options.get("hub")
         return from_disk and not self.has_own_data
 
     @property
     def row(self) -> Method:
-        """The facts of the method."""
+        """Row of the method in the table of methods."""
         return METHODS[self.method]
 
     @property
     def predictor_mode(self) -> PredictorMode:
-        """What of the predictor is private: as the method says, or this config where the method leaves it open."""
+        """Private part of the predictor: as the method says, or this config where the method leaves it open."""
         return self.row.predictor_mode or self.predictor.mode
 
     @property
     def shares(self) -> Literal["encoder", "all", "nothing"]:
-        """What the server averages; what is not part of the encoder stays with the clients."""
+        """Part of the model that the server averages; the rest stays with the clients."""
         if self.row.shares != "chosen":
             return self.row.shares
         return "encoder" if self.predictor.mode in ("local", "residual") else "all"
 
     def located(self, directory: Path) -> Self:
-        """The same with the data set's path counted from a directory, for processes that start in another one."""
+        """Return the config with an absolute path of the data set, for processes that start in another directory."""
         path = self.data.options.get("path", DATASETS[self.data.name].options.get("path"))
         if not isinstance(path, str) or not path or self.data.options.get("hub"):
             return self
@@ -175,9 +175,9 @@ class ExperimentConfig(Section):
         return self.model_copy(update={"data": self.data.model_copy(update={"options": options})})
 
     def to_json(self) -> str:
-        """The whole config as one JSON value, for Flower's flat `run_config`."""
+        """Return the whole config as one JSON value, for Flower's flat `run_config`."""
         return self.model_dump_json()
 
     def to_yaml(self) -> str:
-        """The whole config, resolved, in the form `load_config` reads."""
+        """Return the whole config, resolved, in the form that `load_config` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -171,7 +171,7 @@ def _with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[s
 
 
 def _line(error: Any) -> str:
-    """One line for one pydantic error: the key, what is wrong, what came."""
+    """Return one line for one pydantic error: the key, what is wrong, what came."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "config"
     if error["type"] == "extra_forbidden":

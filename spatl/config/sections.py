@@ -41,13 +41,13 @@ Momentum = Annotated[float, BeforeValidator(not_a_switch), Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """The base of all sections: unknown keys are errors, and nothing changes after construction."""
+    """Base of all sections: unknown keys are errors, and nothing changes after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AgreedConfig(Section):
-    """What devices with data of their own have agreed on (`partition.name: own`)."""
+    """Agreement of devices with data of their own (`partition.name: own`)."""
 
     classes: tuple[str, ...]
     """The names of all classes, in the order of the model's outputs."""
@@ -73,12 +73,12 @@ class AgreedConfig(Section):
         return self
 
     def agreement(self) -> Agreement:
-        """What `spatl.data` needs of this section."""
+        """Return this section as `spatl.data` takes it."""
         return Agreement(**self.model_dump())
 
 
 class DataConfig(Section):
-    """Which examples there are, and how each client divides its own."""
+    """Data set, and the division of each client's examples into splits."""
 
     name: str = "digits"
     """A row of `spatl show datasets`."""
@@ -98,7 +98,7 @@ class DataConfig(Section):
 
 
 class PartitionConfig(Section):
-    """How the examples are spread over the clients."""
+    """Partition of the examples among the clients."""
 
     name: str = "dirichlet"
     """A row of `spatl show partitioners`. `spatl deploy init` takes `own` where a config names none."""
@@ -120,7 +120,7 @@ class PartitionConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network and where it is cut into encoder and predictor."""
+    """Network, and its cut into encoder and predictor."""
 
     name: str = "cnn"
     """A row of `spatl show models`, or `package.module:factory`."""
@@ -136,7 +136,7 @@ class ModelConfig(Section):
 
 
 class PredictorConfig(Section):
-    """What of the predictor is a client's own, for methods that leave that open (`spatl show methods`: shares)."""
+    """Private part of the predictor, for methods that leave it open (`spatl show methods`: shares)."""
 
     mode: PredictorMode = "calibrated"
     """`calibrated` shares all parameters and keeps an offset on the logits private, the client's log class
@@ -151,7 +151,7 @@ class PredictorConfig(Section):
 
 
 class TrainingConfig(Section):
-    """What a client does in one round."""
+    """Local training of a client in one round."""
 
     local_epochs: Count = 2
     """Passes over the client's training split."""
@@ -197,7 +197,7 @@ class TrainingConfig(Section):
         return self
 
     def settings(self) -> LocalTraining:
-        """What `training.local` needs of this section."""
+        """Return the settings of `spatl.training.local` in this section."""
         return LocalTraining(
             epochs=self.local_epochs,
             steps=self.local_steps,
@@ -225,7 +225,7 @@ class ControlConfig(Section):
 
 
 class ServerConfig(Section):
-    """What the server does in one round."""
+    """Server's part of a round: sampling, aggregation, refusals and waiting."""
 
     learning_rate: Positive = 1.0
     """eta_g, the step along the averaged update."""
@@ -277,7 +277,7 @@ class PrivacyConfig(Section):
 
 
 class WireConfig(Section):
-    """How values are encoded, per direction."""
+    """Codecs of values, per direction."""
 
     target_ratio: Positive | None = None
     """How many times fewer bytes a message may take than the encoder in float32. One knob for both directions: it makes
@@ -295,7 +295,7 @@ class WireConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_knob(cls, values: Any) -> Any:
-        """A ratio alone means the codec that can meet it."""
+        """Take a ratio alone for the codec that can meet it."""
         if isinstance(values, Mapping) and values.get("target_ratio") is not None:
             return {"uplink": "adaptive", "downlink": "adaptive", **values}
         return values
@@ -310,7 +310,7 @@ class WireConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What one client occupies under `engine: ray`."""
+    """Resources of one client under `engine: ray`."""
 
     cpus_per_client: Count = 1
     """CPU cores."""
@@ -319,7 +319,7 @@ class ResourcesConfig(Section):
 
 
 class ReportConfig(Section):
-    """What a run shows when it ends."""
+    """Results that a run shows when it ends."""
 
     compare_alone: bool = False
     """Also train every client alone for as many epochs, and show both."""
@@ -330,7 +330,7 @@ class ReportConfig(Section):
 
 
 def one_of(name: str, table: Mapping[str, object], *, more: str = "") -> str:
-    """A name, if a table has it.
+    """Return a name that a table has.
 
     Raises:
         ValueError: It has not; the message lists those it has, and `more`, what else a name may be.

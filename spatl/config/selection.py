@@ -11,7 +11,7 @@ from spatl.selection.selectors import SELECTORS
 
 
 class BudgetConfig(Section):
-    """How much a client may spend in a round; at most one of the three is set."""
+    """Budget of a client in a round; at most one of the three is set."""
 
     keep_ratio: Ratio | None = None
     """Share of the encoder's entries. Where no budget is given it is the method's: 0.8 for SPATL's, 0.4 for others."""
@@ -28,13 +28,13 @@ class BudgetConfig(Section):
         return self
 
     def own_budget(self) -> Budget | None:
-        """The budget that is set here, if any."""
+        """Return the budget that is set here, if any."""
         given = [(kind, getattr(self, kind)) for kind in BUDGET_KINDS if getattr(self, kind) is not None]
         return Budget(given[0][0], float(given[0][1])) if given else None
 
 
 class SelectionConfig(BudgetConfig):
-    """Which channels travel, and how much a client may spend."""
+    """Selection of the channels that travel, and the budget it has to meet."""
 
     selector: str = "agent"
     """A row of `spatl show selectors`."""
@@ -56,13 +56,13 @@ class SelectionConfig(BudgetConfig):
         return clients
 
     def budget(self, client: int | None = None) -> Budget | None:
-        """The budget of a client, or of those that have none of their own; None where none is set."""
+        """Return the budget of a client, or of those that have none of their own; None where none is set."""
         own = self.clients[client].own_budget() if client in self.clients else None
         return own or self.own_budget()
 
 
 class AgentConfig(Section):
-    """How `selector: agent` chooses."""
+    """Agent's way to choose (`selector: agent`)."""
 
     reward: Literal["sent", "pruned"] = "sent"
     """What it maximises on the validation split: the accuracy of the server's encoder with what this client sends, or
@@ -79,5 +79,5 @@ class AgentConfig(Section):
     """A file written by `spatl agent pretrain`, relative to where the client runs; null for the policy that ships."""
 
     def settings(self) -> AgentSettings:
-        """What the agent needs of this section."""
+        """Return this section as the agent takes it."""
         return AgentSettings(**self.model_dump())

@@ -1,4 +1,4 @@
-"""Every setting there is, read from the classes of `config`: key, default, what is allowed, and what it means.
+"""Settings, all that there are, read from the classes of `config`: key, default, allowed values and meaning.
 
 The meaning is the string under the field, where it stands once; it is read from the source only when it is asked for.
 """
@@ -22,7 +22,7 @@ from spatl.methods import METHODS
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting.
+    """Setting of a config, with its default and its meaning.
 
     Attributes:
         key: As `--set` takes it: `training.learning_rate`.
@@ -40,7 +40,7 @@ class Setting:
 
     @property
     def section(self) -> str:
-        """The section it stands in; empty for those of the run itself."""
+        """Section that it stands in; empty for those of the run itself."""
         return self.key.rpartition(".")[0]
 
 
@@ -50,7 +50,7 @@ def setting_keys() -> list[str]:
 
 
 def section_meanings() -> dict[str, str]:
-    """Return what each section is about, the run itself (under the empty name) first."""
+    """Return the meaning of each section, that of the run itself (under the empty name) first."""
     own = {name: _summary(part) for name, part in _sections(ExperimentConfig)}
     return {"": _summary(ExperimentConfig), **own}
 
@@ -97,7 +97,7 @@ def _sections(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[BaseModel], str]]:
-    """Key, class and field name of every setting: those of the class itself, then those of its sections."""
+    """Yield key, class and field name of every setting: those of the class itself, then those of its sections."""
     plain = [(prefix + name, model, name) for name, i in model.model_fields.items() if _section_class(i) is None]
     for name, info in model.model_fields.items():
         if (part := _section_class(info)) is not None:
@@ -116,7 +116,7 @@ def _summary(model: type[BaseModel]) -> str:
 
 @cache
 def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """The strings under the fields of a class, and of those it inherits from."""
+    """Return the strings under the fields of a class, and of those it inherits from."""
     found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
         if not issubclass(owner, BaseModel) or owner is BaseModel:
@@ -132,7 +132,7 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _of_methods(key: str) -> dict[str, Any]:
-    """The values that go with methods in place of the default, by method."""
+    """Return the values that go with methods in place of the default, by method."""
     section, _, name = key.rpartition(".")
     found = {}
     for method, row in METHODS.items():
@@ -148,7 +148,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value in YAML's flow style."""
+    """Write a value in YAML's flow style."""
     if isinstance(value, str):
         return value if value.replace("-", "").replace("_", "").isalnum() else "'" + value.replace("'", "''") + "'"
     if value is None or isinstance(value, bool):
@@ -172,7 +172,7 @@ def _allowed(info: FieldInfo) -> str:
 
 
 def _kind(annotation: Any, metadata: Any = ()) -> str:
-    """What a value of a type may be, in words."""
+    """Describe the values of a type in words."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(parts[0], [each for part in parts[1:] for each in getattr(part, "metadata", [part])])

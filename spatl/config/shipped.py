@@ -1,4 +1,4 @@
-"""The configs that ship with SPATL, by name: `quickstart`, `bench/digits`, wherever one is.
+"""Configs that ship with SPATL, by name: `quickstart`, `bench/digits`, wherever one is.
 
 In a checkout they lie in `configs/`; a wheel holds the same files beside this module (pyproject.toml).
 """

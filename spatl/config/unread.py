@@ -1,4 +1,4 @@
-"""Which settings a run reads, so that one that was given and has no effect is told instead of believed.
+"""Settings without effect: which ones a run reads, so that one that it does not read is told instead of believed.
 
 One table says for every setting that not all runs read when it is read, and why not otherwise; all others stand in
 `ALWAYS_READ`. A setting that is in neither fails a test, so that none is forgotten.
@@ -34,7 +34,7 @@ ALWAYS_READ: Final = frozenset({
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What decides which settings are read; of a run that is not built yet, model and data set are None."""
+    """Facts that decide which settings are read; of a run that is not built yet, model and data set are None."""
 
     config: ExperimentConfig
     engine: Engine
@@ -47,18 +47,18 @@ class _Run:
 
     @property
     def chooses(self) -> bool:
-        """Whether its clients choose channels by a budget."""
+        """Return whether its clients choose channels by a budget."""
         return self.row.selects and self.config.selection.selector != "all"
 
     @property
     def private(self) -> bool:
-        """Whether some submodules are a client's own while others are shared."""
+        """Return whether some submodules are a client's own while others are shared."""
         return self.config.shares == "encoder"
 
 
 @dataclass(frozen=True, eq=False)
 class _Rule:
-    """When some settings are read, and what is told otherwise."""
+    """Condition under which some settings are read, and the message otherwise."""
 
     settings: tuple[str, ...]
     read: Callable[[_Run], bool]
@@ -168,7 +168,7 @@ def _of_the_partitioner(setting: str) -> _Rule:
 
 
 def _only_where(*settings: str, fact: Callable[[Method], bool], lacks: str) -> _Rule:
-    """Settings of what only some methods do."""
+    """Return the rules of settings that only some methods read."""
     return _Rule(settings, lambda run: fact(run.row), lambda run: f"{run.row.title} {lacks} {_methods(fact)}")
 
 

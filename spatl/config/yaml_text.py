@@ -12,7 +12,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class RepeatedKey(ValueError):
-    """A key that stands twice in one mapping; the message names it, and the lines."""
+    """Key that stands twice in one mapping; the message names it, and the lines."""
 
 
 def load_yaml(text: str) -> Any:
@@ -27,7 +27,7 @@ def load_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which looks at all keys first."""
+    """YAML's safe loader, with a check for repeated keys."""
 
     def construct_document(self, node: yaml.Node) -> Any:
         self._check_keys(node, "", set())

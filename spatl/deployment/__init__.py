@@ -1,1 +1,1 @@
-"""What a deployment's machines share: directories, addresses, and processes."""
+"""Deployments, as all their machines see them: directories, addresses, and processes."""

@@ -19,7 +19,7 @@ _LOOPBACK = "127.0.0.1,localhost"
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The environment of Flower's processes: this interpreter's programs and packages, and nothing phoned home."""
+    """Return the environment of Flower's processes: this interpreter's programs and packages, and no telemetry."""
     roots = [str(Path(__file__).resolve().parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
@@ -35,14 +35,14 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def past_proxies() -> dict[str, str]:
-    """The settings by which two programs of this machine reach each other where a proxy leads to the network."""
+    """Return the variables by which programs of this machine reach each other where a proxy leads to the network."""
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     value = f"{known},{_LOOPBACK}" if known else _LOOPBACK
     return {"no_proxy": value, "NO_PROXY": value}
 
 
 def script(name: str, *, needs: str = "flwr") -> str:
-    """The path of a program that was installed beside this interpreter.
+    """Return the path of a program that was installed beside this interpreter.
 
     Raises:
         SpatlError: It is not there; the message says to install `needs`.
@@ -54,7 +54,7 @@ def script(name: str, *, needs: str = "flwr") -> str:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on just now."""
+    """Return a port of loopback that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -74,7 +74,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_with_parent() -> None:
-    """From now on, end this process and all below it when the one that started it is gone, killed perhaps."""
+    """End this process and all below it, from now on, once the one that started it is gone."""
     threading.Thread(target=_watch, args=(os.getppid(),), name="spatl-parent", daemon=True).start()
 
 
@@ -87,7 +87,7 @@ def _watch(parent: int) -> None:
 
 
 def descendants(root: int) -> list[int]:
-    """The process ids below one, nearest first."""
+    """Return the process ids below one, nearest first."""
     children: dict[int, list[int]] = {}
     for number, parent in _parents():
         children.setdefault(parent, []).append(number)
@@ -98,7 +98,7 @@ def descendants(root: int) -> list[int]:
 
 
 def _parents() -> list[tuple[int, int]]:
-    """Each process of this machine with its parent; small container images have no `ps`, but /proc."""
+    """Return each process of this machine with its parent; small container images have no `ps`, but /proc."""
     if sys.platform == "linux":
         pairs = []
         for path in Path("/proc").glob("[0-9]*/stat"):

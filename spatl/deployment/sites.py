@@ -1,4 +1,4 @@
-"""The directories of a deployment: one for each machine, with all it needs and nothing of another's.
+"""Sites: the directories of a deployment, one for each machine, with all it needs and nothing of another's.
 
     DIR/ca/         ca.pem, ca.key       signs certificates; no machine needs its key
     DIR/server/     server.json, config.yaml, ca.pem, server.pem, server.key, clients/client-ID.pub
@@ -41,7 +41,7 @@ _LARGEST_PORT = 65535
 
 @dataclass(frozen=True)
 class Address:
-    """Where clients find the server: a host's name or IP address, and a TCP port."""
+    """Address at which clients find the server: a host's name or IP address, and a TCP port."""
 
     host: str
     port: int
@@ -67,12 +67,12 @@ class Address:
         return cls(bare, int(port))
 
     def __str__(self) -> str:
-        """The form `parse` reads."""
+        """Return the form that `parse` reads."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Return whether only this machine can reach it."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -81,7 +81,7 @@ class Address:
 
 @dataclass(frozen=True)
 class ServerSite:
-    """What `server.json` says.
+    """Content of `server.json`.
 
     Attributes:
         address: Where the clients call.
@@ -96,7 +96,7 @@ class ServerSite:
 
 @dataclass(frozen=True)
 class ClientSite:
-    """What `client.json` says.
+    """Content of `client.json`.
 
     Attributes:
         address: Where the server is.
@@ -117,7 +117,7 @@ def write_site(directory: Path, site: ServerSite | ClientSite) -> None:
 
 
 def read_server_site(directory: Path) -> ServerSite:
-    """Read what `spatl deploy init` wrote for the server.
+    """Read the site that `spatl deploy init` wrote for the server.
 
     Raises:
         ConfigError: The directory is none of a server.
@@ -127,7 +127,7 @@ def read_server_site(directory: Path) -> ServerSite:
 
 
 def read_client_site(directory: Path) -> ClientSite:
-    """Read what `spatl deploy init` wrote for a client.
+    """Read the site that `spatl deploy init` wrote for a client.
 
     Raises:
         ConfigError: The directory is none of a client.
@@ -137,12 +137,12 @@ def read_client_site(directory: Path) -> ClientSite:
 
 
 def write_run(run: Path, name: str, server: Path) -> None:
-    """Say in a run's directory what its devices call it, and that it is of the server of a directory."""
+    """Write into a run's directory the name that its devices know it by, and the directory of its server."""
     replace_file(run / RUN, (to_json({"run": name, "server": str(server)}, indent=2) + "\n").encode())
 
 
 def run_name(run: Path) -> str | None:
-    """What the devices call a run; None where it has no name yet.
+    """Return the name that the devices know a run by; None where it has none yet.
 
     Raises:
         SpatlError: Its file is damaged.
@@ -153,7 +153,7 @@ def run_name(run: Path) -> str | None:
 
 
 def is_deployment(directory: Path) -> bool:
-    """Whether a directory is a deployed server's, or the one of its run: nothing to simulate."""
+    """Return whether a directory is a deployed server's, or the one of its run: nothing to simulate."""
     try:
         return (directory / RUN).exists() or (directory / ServerSite.FILE).exists()
     except OSError:  # a name that the file system refuses
@@ -161,7 +161,7 @@ def is_deployment(directory: Path) -> bool:
 
 
 def resume_command(directory: Path) -> str:
-    """The command that goes on with the deployment of a directory that is a server's, or the one of its run."""
+    """Return the command that goes on with the deployment of a directory that is a server's, or the one of its run."""
     if (directory / ServerSite.FILE).exists():
         return shlex.join(["spatl", "deploy", "server", str(directory), "--resume"])
     # It may have been moved or copied since, with the server's directory around it.
@@ -199,7 +199,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def check_private(path: Path) -> None:
-    """Raise unless a file is there that others can neither read nor write.
+    """Raise a `SpatlError` unless a file is there that others can neither read nor write.
 
     Raises:
         SpatlError: It is missing, or open to others.

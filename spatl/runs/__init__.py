@@ -1,1 +1,1 @@
-"""What a run leaves behind, and how it is read again."""
+"""Files of a run: how they are written and read again."""

@@ -1,4 +1,4 @@
-"""Directory of a run: who has it, how far the run in it has come, and what its config is."""
+"""Directory of a run: its locks, how far the run in it has come, and its config."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +60,7 @@ def _holding(directory: Path, lock: str, *, otherwise: str) -> Iterator[None]:
 
 
 def is_running(directory: Path) -> bool:
-    """Whether a process of this machine runs what a run's directory holds; Windows does not tell."""
+    """Return whether a process of this machine runs what a run's directory holds; Windows does not tell."""
     return any(_is_taken(directory / name) for name in (_LOCK, _SERVERS_LOCK))
 
 
@@ -75,7 +75,7 @@ def _is_taken(lock: Path) -> bool:
 
 
 def has_rounds(directory: Path) -> bool:
-    """Whether a run has got anywhere: a round is over, or it has ended."""
+    """Return whether a round of a run is over, or the run has ended."""
     history = directory / "history.jsonl"
     ended = any((directory / name).exists() for name in ("summary.json", "server.checkpoint"))
     return ended or (history.exists() and bool(read_lines(history)))
@@ -95,7 +95,7 @@ def clear_start(directory: Path) -> bool:
 
 
 class _Taken(SpatlError):
-    """The lock is another process's."""
+    """Signal that another process has the lock."""
 
 
 def config_of(directory: Path) -> ExperimentConfig:

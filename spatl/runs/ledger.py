@@ -1,4 +1,4 @@
-"""The ledger: bytes per message, direction, client and round, as they were serialised, never as a formula says.
+"""Ledger: bytes per message, direction, client and round, as they were serialised, never as a formula says.
 
 `values`, `indices` and `control` are the sections of the packed blob; `other` is everything else a message puts on a
 deployment's socket but for HTTP's headers: names, metrics, Flower's metadata, object ids and requests.
@@ -13,7 +13,7 @@ Direction = Literal["uplink", "downlink"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One message.
+    """Entry of the ledger: the bytes of one message.
 
     Attributes:
         server_round: The round it belongs to.
@@ -39,11 +39,11 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
-        """The whole message, in its own direction."""
+        """Bytes of the whole message, in its own direction."""
         return self.values + self.indices + self.control + self.other
 
     def to_json(self) -> dict[str, int | str]:
-        """The entry as an object of `ledger.jsonl`."""
+        """Return the entry as an object of `ledger.jsonl`."""
         values = asdict(self)
         return {"round": values.pop("server_round"), **values, "bytes": self.num_bytes}
 

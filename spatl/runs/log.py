@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object per line, for whoever watches many of them with a program.
+"""Log of a run: one JSON object per line, for programs that watch many runs.
 
 Warnings and errors of every package are in it, Flower's too; what is worth knowing and no warning goes to `EVENTS`,
 which is silent where no run is logged. Facts that a program may want stand beside the message: `round`, `client`.
@@ -41,7 +41,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def traceback_in(record: logging.LogRecord) -> str:
-    """The traceback that a record carries, or that a client sent (`traceback`); empty for none."""
+    """Return the traceback that a record carries, or that a client sent (`traceback`); empty for none."""
     if record.exc_info:
         return "".join(traceback.format_exception(*record.exc_info))
     return str(getattr(record, "traceback", ""))

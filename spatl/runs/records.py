@@ -19,7 +19,7 @@ NOTABLE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class ClientRow:
-    """One client in one round: an object of `clients.jsonl`.
+    """Line of `clients.jsonl`: one client in one round.
 
     A client that only registered (round 1) or only received the final encoder (last round) has a row as well, so that
     the bytes of all rows are the bytes of the run; what it did not do is null. `missed` says that it was asked to train
@@ -49,7 +49,7 @@ class ClientRow:
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One round: an object of `history.jsonl`.
+    """Line of `history.jsonl`: one round.
 
     `accuracy` and `loss` are means over the round's participants of the encoder as it arrived, before training.
     `uplink` and `downlink` break the bytes down into values, indices, control and other. `left_out` names the clients
@@ -86,7 +86,7 @@ class HistoryRow:
 
 @dataclass(frozen=True)
 class TimingRow:
-    """Where one client's time went in one round: an object of `timings.jsonl`.
+    """Line of `timings.jsonl`: the time that one client took in one round.
 
     Apart from the other files, because time is what a repeated run does not repeat.
     """
@@ -99,7 +99,7 @@ class TimingRow:
 
 
 def excluded_line(summary: Mapping[str, Any]) -> str | None:
-    """What a run says of the clients that it refused or left out; None where they hold little.
+    """Return a line on the clients that a run refused or left out; None where they hold little.
 
     Args:
         summary: The object of `summary.json`.
@@ -117,13 +117,13 @@ def excluded_line(summary: Mapping[str, Any]) -> str | None:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The arithmetic mean, the same in any order, or None of nothing."""
+    """Return the arithmetic mean, the same in any order, or None of nothing."""
     numbers = list(values)
     return math.fsum(numbers) / len(numbers) if numbers else None
 
 
 def latest_accuracy(row: Mapping[str, Any]) -> float | None:
-    """A round's accuracy of all clients after the last round, where it was measured (0 is a value), or on arrival."""
+    """Return a row's accuracy: of all clients after the last round where it was measured (0 is a value), or on arrival."""
     final: float | None = row.get("final_accuracy")
     arrival: float | None = row.get("accuracy")
     return arrival if final is None else final
@@ -173,7 +173,7 @@ class Tail:
         self.bytes_read = 0
 
     def new_rows(self) -> list[dict[str, Any]]:
-        """The rows of the lines that are whole and were not there before.
+        """Return the rows of the lines that are whole and were not there before.
 
         A run that goes on cuts what a killed one wrote last. If the last line that was read is not there any more, the
         rows of its round and of later ones are new.
@@ -212,12 +212,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a row is there and finite: what a client did not do is null."""
+    """Return whether a value of a row is there and finite: what a client did not do is null."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def bytes_on_arrival(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The bytes, up and down, that each round's accuracy on arrival has cost: all earlier rounds and its own downlink.
+    """Return the bytes that each round's accuracy on arrival has cost: all earlier rounds, and its own downlink.
 
     The last round's downlink includes the final encoder for all clients, so its number is slightly too large.
     """

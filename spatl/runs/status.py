@@ -19,7 +19,7 @@ State = Literal["running", "finished", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class ClientHealth:
-    """One client, as far as the run has come.
+    """Health of one client, as far as the run has come.
 
     Attributes:
         client: Its partition id.
@@ -50,7 +50,7 @@ class ClientHealth:
 
 @dataclass(frozen=True)
 class Status:
-    """A run, as far as it has come.
+    """Status of a run, as far as it has come.
 
     Attributes:
         state: `running` while a process has its directory; `stopped` if none has it and it has not ended by itself.
@@ -88,7 +88,7 @@ class Status:
 
 
 def read_status(directory: Path) -> Status:
-    """Read what a run's directory says.
+    """Read the status of a run from its directory.
 
     Raises:
         SpatlError: The directory holds no run.
@@ -135,7 +135,7 @@ def _state(directory: Path) -> tuple[State, str | None]:
 
 
 def _way_on(directory: Path) -> str:
-    """What to do about a run that nobody has."""
+    """Return the command that goes on with a run that no process has."""
     if is_deployment(directory):
         command = resume_command(directory)
     else:
@@ -144,7 +144,7 @@ def _way_on(directory: Path) -> str:
 
 
 def _absent(directory: Path) -> dict[int, str]:
-    """Who takes no part in a deployment's run, with the reason."""
+    """Return the reasons of clients that take no part in a deployment's run."""
     path = directory / REGISTRATION
     return {int(client): why for client, why in read_json(path)["absent"].items()} if path.exists() else {}
 

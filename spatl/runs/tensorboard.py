@@ -1,4 +1,4 @@
-"""The rounds of a run as TensorBoard's scalars (`report.tensorboard`)."""
+"""Rounds of a run as TensorBoard's scalars (`report.tensorboard`)."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,7 @@ from spatl.runs.records import HistoryRow
 
 
 def check_tensorboard() -> None:
-    """Raise where scalars cannot be written.
+    """Raise a `SpatlError` where scalars cannot be written.
 
     Raises:
         ConfigError: TensorBoard is not installed.

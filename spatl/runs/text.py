@@ -2,7 +2,7 @@
 
 
 def human_bytes(num_bytes: int) -> str:
-    """A number of bytes in decimal units: `812 B`, `1.2 kB`, `3.4 MB`."""
+    """Write a number of bytes in decimal units: `812 B`, `1.2 kB`, `3.4 MB`."""
     if abs(num_bytes) < 1000:
         return f"{num_bytes} B"
     amount, units = float(num_bytes), iter(("kB", "MB", "GB", "TB", "PB"))
@@ -14,5 +14,5 @@ def human_bytes(num_bytes: int) -> str:
 
 
 def human_percent(value: float | None) -> str:
-    """A share as a percentage, or a dash for what is not known."""
+    """Write a share as a percentage, or a dash for one that is not known."""
     return "-" if value is None else f"{100 * value:.1f} %"
