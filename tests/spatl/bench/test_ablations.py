@@ -38,15 +38,15 @@ RUNS = {
 
 
 @pytest.fixture
-def plan(tmp_path):
+def ablation_plan(tmp_path):
     path = tmp_path / "bench.yaml"
     path.write_text(CONFIG)
     return make_plan([path], methods=["spatl", *IDEAS, "fedavg"])
 
 
 @pytest.fixture
-def finished(plan, tmp_path):
-    for row in plan.rows:
+def ablation_runs(ablation_plan, tmp_path):
+    for row in ablation_plan.rows:
         for seed in (1, 2, 3):
             accuracies, num_bytes = RUNS[row.label, seed]
             path = run_directory(tmp_path, row.label, seed)
@@ -55,9 +55,9 @@ def finished(plan, tmp_path):
 
 
 @pytest.fixture
-def records(plan, finished):
-    found, _ = collect(plan, finished)
-    add_ablations_(found, plan.bench.ablations)
+def records(ablation_plan, ablation_runs):
+    found, _ = collect(ablation_plan, ablation_runs)
+    add_ablations_(found, ablation_plan.bench.ablations)
     return found
 
 
@@ -119,9 +119,9 @@ def test_the_table_says_of_how_many_seeds_a_factor_is(records):
     assert ablation_rows(at_nine)[0]["reached"] == "not reached"
 
 
-def test_without_the_other_way_round_every_factor_turns_over(plan, finished):
+def test_without_the_other_way_round_every_factor_turns_over(ablation_plan, ablation_runs):
     """A law: what the full row is to the other, the other is to the full row."""
-    found, _ = collect(plan, finished)
+    found, _ = collect(ablation_plan, ablation_runs)
     for place in (0, 1):
         add_ablations_(found, AblationsConfig(full="spatl", without={"spatl-no-selection": "it"}))
         forth = ablations(found, "spatl-no-selection", place)
@@ -146,20 +146,20 @@ def test_a_seed_without_the_full_row_and_a_run_that_stopped_count_for_nothing(re
     assert ablation_rows([row])[0]["change of final accuracy"] == "−10.0 points, 1 of 3"
 
 
-def test_a_full_row_that_stopped_before_it_sent_anything_bounds_nothing(plan, finished):
-    path = run_directory(finished, "spatl", 1)
+def test_a_full_row_that_stopped_before_it_sent_anything_bounds_nothing(ablation_plan, ablation_runs):
+    path = run_directory(ablation_runs, "spatl", 1)
     for name in ("history.jsonl", "ledger.jsonl"):
         (path / name).write_text("")
     (path / "summary.json").unlink()
     (path / "error.json").write_text('{"error": "DivergedError", "message": "diverged in round 1"}')
-    found, _ = collect(plan, finished)
-    add_ablations_(found, plan.bench.ablations)
+    found, _ = collect(ablation_plan, ablation_runs)
+    add_ablations_(found, ablation_plan.bench.ablations)
     first = ablations(found, "spatl-no-selection", 0)[0]
     assert first == dict.fromkeys(("factor", "factor_at_least", "factor_at_most"))
 
 
-def test_without_ablations_or_their_full_row_there_is_no_table(plan, finished):
-    found, _ = collect(plan, finished)
+def test_without_ablations_or_their_full_row_there_is_no_table(ablation_plan, ablation_runs):
+    found, _ = collect(ablation_plan, ablation_runs)
     assert ablation_table(found, 0) == []
     add_ablations_(found, AblationsConfig())
     assert ablation_table(found, 0) == []
@@ -199,9 +199,13 @@ def test_a_bound_is_drawn_only_where_it_says_whether_the_idea_saves(records, at_
 
 
 @pytest.mark.slow
-def test_the_reports_hold_a_table_per_target_and_the_picture_of_the_one_that_is_shown(plan, finished, records):
-    write_reports(plan, records, collect(plan, finished)[1], finished, command="spatl bench")
-    text, page = ((finished / name).read_text() for name in ("bench.md", "report.html"))
+def test_the_reports_hold_a_table_per_target_and_the_picture_of_the_one_that_is_shown(
+    ablation_plan, ablation_runs, records
+):
+    write_reports(
+        ablation_plan, records, collect(ablation_plan, ablation_runs)[1], ablation_runs, command="spatl bench"
+    )
+    text, page = ((ablation_runs / name).read_text() for name in ("bench.md", "report.html"))
     for heading in ("80.0 %, held for 3 rounds", "80.0 %, first touch", "90.0 %, held for 3 rounds"):
         assert f"## What each idea is worth at {heading}" in text
     assert "| without selection | 2 of 3 | 250 B |" in text

@@ -20,20 +20,6 @@ from spatl.errors import ConfigError, SpatlError
 from tests.support.federations import tiny_config, without_seconds
 
 ROOT = Path(__file__).parents[3]
-TINY = """
-rounds: 3
-partition: {name: iid, num_clients: 4}
-model: {name: cnn, options: {channels: [4, 6], hidden: 12}}
-training: {local_steps: 3, batch_size: 16, device: cpu}
-bench: {seeds: [1, 2], targets: [0.3, 0.2], methods: {fedavg: {}, spatl: {selection: {selector: random}}, local: {}}}
-"""
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "bench.yaml"
-    path.write_text(TINY)
-    return path
 
 
 def finished(directory):
@@ -42,15 +28,15 @@ def finished(directory):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_repeated_and_a_new_seed_is_added(config, tmp_path):
+def test_a_finished_run_is_not_repeated_and_a_new_seed_is_added(bench_config, tmp_path):
     started = []
     stage = lambda title, number, done: lambda event: started.append(event.job) if event.kind == "started" else None  # noqa: E731
     out = tmp_path / "out"
-    bench(make_plan([config], seeds=[1]), out, workers=1, on_stage=stage)
+    bench(make_plan([bench_config], seeds=[1]), out, workers=1, on_stage=stage)
     before = finished(out)
     assert started == ["fedavg, seed 1", "spatl, seed 1", "local, seed 1"]
     started.clear()
-    records = bench(make_plan([config]), out, workers=1, on_stage=stage)
+    records = bench(make_plan([bench_config]), out, workers=1, on_stage=stage)
     assert started == ["fedavg, seed 2", "spatl, seed 2", "local, seed 2"]
     assert {path: finished(out)[path] for path in before} == before
     assert [(record["method"], record["seed"]) for record in records] == [
@@ -59,10 +45,10 @@ def test_a_finished_run_is_not_repeated_and_a_new_seed_is_added(config, tmp_path
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_runs_what_is_missing_and_ends_with_the_same_table(config, tmp_path):
+def test_killed_and_started_again_it_runs_what_is_missing_and_ends_with_the_same_table(bench_config, tmp_path):
     """SIGKILL of the command while runs are finished, under way and still to come."""
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "spatl", "bench", str(config), "--workers", "2", "--out", str(out),
+    command = [sys.executable, "-m", "spatl", "bench", str(bench_config), "--workers", "2", "--out", str(out),
                "--set", "rounds=12"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -80,16 +66,16 @@ def test_killed_and_started_again_it_runs_what_is_missing_and_ends_with_the_same
     assert {path: finished(out)[path] for path in kept} == kept
     assert list(out.glob("runs/*/*.unfinished")) == []
 
-    undisturbed = bench(make_plan([config], overrides=["rounds=12"]), tmp_path / "whole", workers=1)
+    undisturbed = bench(make_plan([bench_config], overrides=["rounds=12"]), tmp_path / "whole", workers=1)
     assert without_seconds(json.loads((out / "bench.json").read_text())) == without_seconds(undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_benchmark_ends_although_many_jobs_are_left(config, tmp_path, number):
+def test_an_interrupted_benchmark_ends_although_many_jobs_are_left(bench_config, tmp_path, number):
     """120 jobs are more than a pipe holds: a process that waited until they are taken would wait for ever."""
     out, seeds = tmp_path / "out", ",".join(map(str, range(60)))
-    command = [sys.executable, "-m", "spatl", "bench", str(config), "--workers", "2", "--out", str(out),
+    command = [sys.executable, "-m", "spatl", "bench", str(bench_config), "--workers", "2", "--out", str(out),
                "--methods", "fedavg,local", "--seeds", seeds]  # fmt: skip
     # A test run in the background of a shell ignores SIGINT, and so would all it starts.
     process = subprocess.Popen(
@@ -117,10 +103,10 @@ def _is_alive(directory):
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_is_a_result_and_the_others_go_on(config, tmp_path):
-    text = config.read_text().replace("fedavg: {}", "fedavg: {training: {learning_rate: 1.0e+30}}")
-    config.write_text(text)
-    records = bench(make_plan([config], seeds=[1]), tmp_path / "out", workers=1)
+def test_a_run_that_diverges_is_a_result_and_the_others_go_on(bench_config, tmp_path):
+    text = bench_config.read_text().replace("fedavg: {}", "fedavg: {training: {learning_rate: 1.0e+30}}")
+    bench_config.write_text(text)
+    records = bench(make_plan([bench_config], seeds=[1]), tmp_path / "out", workers=1)
     assert [record["stopped"] is None for record in records] == [False, True, True]
     assert "diverged in round 1" in records[0]["stopped"]
     assert not records[0]["reached"]
@@ -155,9 +141,9 @@ def test_a_run_from_before_there_was_a_setting_counts_as_one_with_its_default(tm
 
 
 @pytest.mark.slow
-def test_a_directory_of_another_config_is_refused(config, tmp_path):
-    bench(make_plan([config], methods=["local"], seeds=[1]), tmp_path / "out", workers=1)
-    plan = make_plan([config], overrides=["rounds=2"], methods=["local"], seeds=[1])
+def test_a_directory_of_another_config_is_refused(bench_config, tmp_path):
+    bench(make_plan([bench_config], methods=["local"], seeds=[1]), tmp_path / "out", workers=1)
+    plan = make_plan([bench_config], overrides=["rounds=2"], methods=["local"], seeds=[1])
     with pytest.raises(ConfigError, match=r"seed-1 was run with rounds 3, this benchmark wants 2: start it"):
         bench(plan, tmp_path / "out", workers=1)
 
@@ -171,41 +157,43 @@ def test_a_directory_of_another_config_is_refused(config, tmp_path):
         ({"methods": ["fedavg", "local"]}, True, "was started without --tune"),
     ],
 )
-def test_a_start_that_would_drop_or_mix_results_is_refused_and_changes_nothing(config, tmp_path, options, tune, line):
+def test_a_start_that_would_drop_or_mix_results_is_refused_and_changes_nothing(
+    bench_config, tmp_path, options, tune, line
+):
     out = tmp_path / "out"
-    bench(make_plan([config], methods=["fedavg", "local"], seeds=[1]), out, workers=1)
+    bench(make_plan([bench_config], methods=["fedavg", "local"], seeds=[1]), out, workers=1)
     before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
     with pytest.raises(ConfigError, match=line):
-        bench(make_plan([config], **{"seeds": [1], **options}), out, tune=tune, workers=1)
+        bench(make_plan([bench_config], **{"seeds": [1], **options}), out, tune=tune, workers=1)
     assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
-def test_what_the_reports_need_is_missed_before_the_runs(config, tmp_path, monkeypatch):
+def test_what_the_reports_need_is_missed_before_the_runs(bench_config, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else find_spec(name))
     with pytest.raises(SpatlError, match="a benchmark needs scipy, which is not installed: pip install"):
-        bench(make_plan([config]), tmp_path / "out", workers=1)
+        bench(make_plan([bench_config]), tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_a_start_that_was_killed_before_it_began_is_no_obstacle(config, tmp_path):
+def test_a_start_that_was_killed_before_it_began_is_no_obstacle(bench_config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".lock").touch()
-    assert len(bench(make_plan([config], methods=["local"], seeds=[1]), tmp_path / "out", workers=1)) == 1
+    assert len(bench(make_plan([bench_config], methods=["local"], seeds=[1]), tmp_path / "out", workers=1)) == 1
 
 
-def test_a_directory_that_holds_something_else_is_refused(config, tmp_path):
+def test_a_directory_that_holds_something_else_is_refused(bench_config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     with pytest.raises(ConfigError, match="is already there and holds no benchmark"):
-        bench(make_plan([config]), tmp_path / "out")
+        bench(make_plan([bench_config]), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.slow
-def test_two_benchmarks_do_not_share_a_directory(config, tmp_path):
-    plan = make_plan([config], methods=["local"], seeds=[1])
+def test_two_benchmarks_do_not_share_a_directory(bench_config, tmp_path):
+    plan = make_plan([bench_config], methods=["local"], seeds=[1])
 
     def stage(title, number, done):
         with pytest.raises(ConfigError, match="another process is at work in"):
@@ -215,8 +203,8 @@ def test_two_benchmarks_do_not_share_a_directory(config, tmp_path):
     bench(plan, tmp_path / "out", workers=1, on_stage=stage)
 
 
-def test_a_mistake_in_one_row_shows_before_any_run(config, tmp_path):
-    plan = make_plan([config], overrides=["selection.keep_ratio=0.0001"], methods=["fedavg", "spatl"])
+def test_a_mistake_in_one_row_shows_before_any_run(bench_config, tmp_path):
+    plan = make_plan([bench_config], overrides=["selection.keep_ratio=0.0001"], methods=["fedavg", "spatl"])
     with pytest.raises(SpatlError, match="already costs"):
         bench(plan, tmp_path / "out", workers=1)
     assert not (tmp_path / "out" / "runs").exists()

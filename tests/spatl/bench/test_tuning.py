@@ -33,14 +33,14 @@ bench: {{seeds: [1], targets: [0.3], {settings}}}
 
 
 @pytest.fixture
-def plan(plan_of):
+def tuning_plan(plan_of):
     return plan_of(
         "learning_rates: [0.001, 0.2, 1.0e+30], tune_seeds: [7, 8], tune_rounds: 2", methods=["fedavg", "local"]
     )
 
 
-def test_every_row_meets_every_rate_and_tuning_seed_on_the_validation_split(plan, tmp_path):
-    configs = [config_from_json(job.config_json) for job in tuning_jobs(plan, tmp_path)]
+def test_every_row_meets_every_rate_and_tuning_seed_on_the_validation_split(tuning_plan, tmp_path):
+    configs = [config_from_json(job.config_json) for job in tuning_jobs(tuning_plan, tmp_path)]
     assert len(configs) == 2 * 3 * 2
     assert {config.report.split for config in configs} == {"validation"}
     assert {config.rounds for config in configs} == {2}
@@ -49,19 +49,19 @@ def test_every_row_meets_every_rate_and_tuning_seed_on_the_validation_split(plan
     }
 
 
-def test_the_best_rate_is_the_one_with_the_largest_mean_over_rounds_and_seeds(plan, tmp_path):
+def test_the_best_rate_is_the_one_with_the_largest_mean_over_rounds_and_seeds(tuning_plan, tmp_path):
     """0.001 scores (0.2 + 0.4 + 0.6 + 0.8) / 4 = 0.5 with both seeds; 0.2 scores 0.9 and 0.3; 1e30 never ended.
 
     The accuracy before any training, the first of each list, does not count.
     """
     accuracies = {0.001: ([0.9, 0.2, 0.8], [0.9, 0.2, 0.8]), 0.2: ([0.0, 0.9, 0.9], [0.0, 0.2, 0.4])}
-    for job in tuning_jobs(plan, tmp_path):
+    for job in tuning_jobs(tuning_plan, tmp_path):
         config = config_from_json(job.config_json)
         if (values := accuracies.get(config.training.learning_rate)) is not None:
             write_run(job.directory, config, values[config.seed - 7], bytes_each_way=1)
         else:
             job.directory.mkdir(parents=True)
-    for tuned in tuned_rows(plan, tmp_path):
+    for tuned in tuned_rows(tuning_plan, tmp_path):
         scores = {pair.rate: score for pair, score in tuned.scores.items()}
         assert scores == {0.001: pytest.approx(0.5), 0.2: pytest.approx(0.6), 1e30: None}
         assert tuned.best == Pair(0.2)
@@ -76,17 +76,17 @@ def test_a_best_rate_at_either_end_of_the_grid_is_at_its_edge():
         assert not Tuned("fedavg", scores, Pair(0.2, momentum)).at_edge
 
 
-def test_a_row_that_diverges_everywhere_is_one_clear_line(plan, tmp_path):
-    for job in tuning_jobs(plan, tmp_path):
+def test_a_row_that_diverges_everywhere_is_one_clear_line(tuning_plan, tmp_path):
+    for job in tuning_jobs(tuning_plan, tmp_path):
         job.directory.mkdir(parents=True)
     with pytest.raises(SpatlError, match=r"fedavg diverged with every learning rate of bench\.learning_rates"):
-        tuned_rows(plan, tmp_path)
+        tuned_rows(tuning_plan, tmp_path)
 
 
-def test_the_tuned_pairs_replace_what_the_rows_have(plan):
+def test_the_tuned_pairs_replace_what_the_rows_have(tuning_plan):
     """0.5 with momentum 0.8 is 0.5 * (1 - 0.8) = 0.1."""
     best = {"fedavg": Pair(0.2), "local": Pair(0.5, 0.8)}
-    tuned = with_tuned(plan, [Tuned(label, {pair: 1.0}, pair) for label, pair in best.items()])
+    tuned = with_tuned(tuning_plan, [Tuned(label, {pair: 1.0}, pair) for label, pair in best.items()])
     trainings = [row.config(1).training for row in tuned.rows]
     assert [(training.learning_rate, training.momentum) for training in trainings] == [(0.2, 0.0), (0.1, 0.8)]
 
@@ -103,8 +103,8 @@ def test_every_momentum_meets_every_rate_at_the_same_effective_step(plan_of, tmp
     assert jobs[5].name == "fedavg, learning rate 0.4, momentum 0.9, seed 101"
 
 
-def test_without_momenta_jobs_are_called_and_stand_as_ever(plan, tmp_path):
-    job = tuning_jobs(plan, tmp_path)[0]
+def test_without_momenta_jobs_are_called_and_stand_as_ever(tuning_plan, tmp_path):
+    job = tuning_jobs(tuning_plan, tmp_path)[0]
     assert job.name == "fedavg, learning rate 0.001, seed 7"
     assert job.directory == tmp_path / "tuning" / "fedavg" / "learning-rate-0.001" / "seed-7"
 
@@ -134,14 +134,14 @@ def test_the_table_has_a_line_per_momentum_and_marks_one_pair():
 
 
 @pytest.mark.slow
-def test_tuning_comes_first_and_its_choice_is_run_and_reported(plan, tmp_path):
+def test_tuning_comes_first_and_its_choice_is_run_and_reported(tuning_plan, tmp_path):
     stages, ended, found = [], [], []
 
     def stage(title, number, done):
         stages.append((title, number, done))
         return lambda event: ended.append(event.job) if isinstance(event, Event) and event.kind == "ended" else None
 
-    records = bench(plan, tmp_path / "out", tune=True, workers=1, on_stage=stage, on_tuned=found.extend)
+    records = bench(tuning_plan, tmp_path / "out", tune=True, workers=1, on_stage=stage, on_tuned=found.extend)
     assert stages == [("tuning", 12, 0), ("runs", 2, 0)]
     assert len(ended) == 14
     assert [each.best for each in found] == [Pair(0.2), Pair(0.2)]

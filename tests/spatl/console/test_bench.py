@@ -11,22 +11,23 @@ from spatl.bench.plan import make_plan
 from spatl.bench.results import collect, run_directory
 from spatl.console.bench import _print_table, _Progress
 from spatl.console.main import main
-from tests.spatl.bench.test_jobs import TINY
 from tests.support.bench_runs import write_run
 from tests.support.terminals import pipe, shown, terminal, widest_line, words_of
 
 
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "bench.yaml"
-    path.write_text(TINY)
-    return str(path)
-
-
 @pytest.mark.slow
-def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(config, tmp_path, capsys):
+def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(bench_config, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["bench", config, "--methods", "fedavg,local,fedavg+float16", "--seeds", "3", "--target", "0.15"]
+    arguments = [
+        "bench",
+        str(bench_config),
+        "--methods",
+        "fedavg,local,fedavg+float16",
+        "--seeds",
+        "3",
+        "--target",
+        "0.15",
+    ]
     assert main([*arguments, "--out", str(out), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     for text in ("runs: 3/3  fedavg+float16, seed 3: accuracy", "digits, 4 clients, 1 seed", "15.0 %"):
@@ -48,9 +49,18 @@ def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(config, tm
 
 
 @pytest.mark.slow
-def test_a_benchmark_of_unequal_optimizers_says_so_on_the_terminal_and_in_its_reports(config, tmp_path, capsys):
+def test_a_benchmark_of_unequal_optimizers_says_so_on_the_terminal_and_in_its_reports(bench_config, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["bench", config, "--methods", "fedavg,spatl-no-selection", "--seeds", "3", "--target", "0.15"]
+    arguments = [
+        "bench",
+        str(bench_config),
+        "--methods",
+        "fedavg,spatl-no-selection",
+        "--seeds",
+        "3",
+        "--target",
+        "0.15",
+    ]
     assert main([*arguments, "--out", str(out), "--workers", "1"]) == 0
     assert "warning: the rows have unequal optimizers" in capsys.readouterr().out
     for name in ("bench.md", "report.html"):
@@ -58,11 +68,11 @@ def test_a_benchmark_of_unequal_optimizers_says_so_on_the_terminal_and_in_its_re
 
 
 @pytest.mark.slow
-def test_ablations_end_with_a_table_of_what_each_idea_is_worth(config, tmp_path, capsys, monkeypatch):
+def test_ablations_end_with_a_table_of_what_each_idea_is_worth(bench_config, tmp_path, capsys, monkeypatch):
     """Without selection every client sends all channels each round, so the same target costs more bytes."""
     monkeypatch.setenv("COLUMNS", "140")
     out = tmp_path / "out"
-    arguments = ["bench", config, "--seeds", "1", "--target", "0.05", "--workers", "1", "--out", str(out),
+    arguments = ["bench", str(bench_config), "--seeds", "1", "--target", "0.05", "--workers", "1", "--out", str(out),
                  "--set", "bench.methods={spatl: {selection: {selector: random}}, spatl-no-selection: {}, fedavg: {}}",
                  "--set", "bench.ablations.without={spatl-no-selection: '[b]selection'}"]  # fmt: skip
     assert main(arguments) == 0
@@ -78,9 +88,9 @@ def test_ablations_end_with_a_table_of_what_each_idea_is_worth(config, tmp_path,
 
 
 @pytest.mark.slow
-def test_tuning_prints_its_grid_and_warns_at_its_edge(config, tmp_path, capsys, monkeypatch):
+def test_tuning_prints_its_grid_and_warns_at_its_edge(bench_config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    arguments = ["bench", config, "--methods", "fedavg", "--seeds", "1", "--tune", "--workers", "1",
+    arguments = ["bench", str(bench_config), "--methods", "fedavg", "--seeds", "1", "--tune", "--workers", "1",
                  "--set", "bench.learning_rates=[0.001, 0.01]", "--set", "rounds=1"]  # fmt: skip
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
@@ -102,8 +112,8 @@ def test_tuning_prints_its_grid_and_warns_at_its_edge(config, tmp_path, capsys, 
         (["--workers", "-1"], "--workers must be 0 or more"),
     ],
 )
-def test_mistakes_are_one_clear_line_and_status_2(config, tmp_path, capsys, arguments, line):
-    assert main(["bench", config, "--out", str(tmp_path / "out"), *arguments]) == 2
+def test_mistakes_are_one_clear_line_and_status_2(bench_config, tmp_path, capsys, arguments, line):
+    assert main(["bench", str(bench_config), "--out", str(tmp_path / "out"), *arguments]) == 2
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
@@ -111,19 +121,19 @@ def test_mistakes_are_one_clear_line_and_status_2(config, tmp_path, capsys, argu
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_two_configs_that_differ_in_more_than_their_method_are_one_clear_line(config, tmp_path, capsys):
+def test_two_configs_that_differ_in_more_than_their_method_are_one_clear_line(bench_config, tmp_path, capsys):
     other = tmp_path / "other.yaml"
-    other.write_text(TINY.replace("num_clients: 4", "num_clients: 5") + "method: fedavg\n")
-    assert main(["bench", config, str(other), "--out", str(tmp_path / "out")]) == 2
+    other.write_text(bench_config.read_text().replace("num_clients: 4", "num_clients: 5") + "method: fedavg\n")
+    assert main(["bench", str(bench_config), str(other), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "fedavg differs from spatl in partition.num_clients (5 against 4)" in error
     assert error.count("\n") == 1
 
 
-def test_a_run_that_ends_at_zero_is_shown_at_zero(config):
+def test_a_run_that_ends_at_zero_is_shown_at_zero(bench_config):
     """Not at its accuracy on arrival in the last round."""
     console = Console(file=StringIO(), width=100, force_terminal=False)
-    progress = _Progress(console, make_plan([config], seeds=[1]))
+    progress = _Progress(console, make_plan([bench_config], seeds=[1]))
     show = progress.stage("runs", 1, 0)
     show(Event("fedavg, seed 1", "started"))
     show(Event("fedavg, seed 1", "round", row={"round": 1, "accuracy": 0.75, "final_accuracy": 0.0}))

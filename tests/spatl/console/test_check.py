@@ -3,15 +3,7 @@
 import pytest
 
 from spatl.console.main import main
-from tests.support.federations import tiny_config
 from tests.support.terminals import as_terminal, widest_line, words_of
-
-
-@pytest.fixture
-def config_path(tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(tiny_config(rounds=2).to_yaml())
-    return str(path)
 
 
 def lines(capsys):

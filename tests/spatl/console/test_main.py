@@ -14,15 +14,7 @@ from spatl.console.run import _print_seeds
 from spatl.report.result import RunResult
 from spatl.runs.records import read_lines
 from spatl.terminal.result import print_result
-from tests.support.federations import tiny_config
 from tests.support.terminals import pipe, shown, terminal, widest_line, words_of
-
-
-@pytest.fixture
-def config_path(tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(tiny_config(rounds=2, report={"compare_alone": True}).to_yaml())
-    return str(path)
 
 
 @pytest.mark.slow

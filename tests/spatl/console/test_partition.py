@@ -19,7 +19,7 @@ from tests.support.terminals import pipe, shown, terminal, widest_line
 
 
 @pytest.fixture
-def config_path(tmp_path: Path) -> str:
+def small_config_path(tmp_path: Path) -> str:
     path = tmp_path / "small.yaml"
     path.write_text(
         "data: {name: synthetic, options: {num_examples: 600, image_size: 8}}\npartition: {name: iid, num_clients: 6}\n"
@@ -42,10 +42,10 @@ def small(**partition: object) -> ExperimentConfig:
 
 
 def test_it_prints_a_row_per_client_and_the_path_of_the_picture(
-    config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "picture.png"
-    assert main(["partition", config_path, "--out", str(out)]) == 0
+    assert main(["partition", small_config_path, "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "synthetic, iid: 6 clients, seed 1" in lines[0]
     rows = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
@@ -58,19 +58,19 @@ def test_it_prints_a_row_per_client_and_the_path_of_the_picture(
 
 
 @pytest.mark.slow
-def test_many_classes_are_summed_up(config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_classes_are_summed_up(small_config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     override = "data.options.num_classes=30"
-    assert main(["partition", config_path, "--set", override, "--out", str(tmp_path / "a.png")]) == 0
+    assert main(["partition", small_config_path, "--set", override, "--out", str(tmp_path / "a.png")]) == 0
     printed = capsys.readouterr().out
     assert "largest class" in printed
     assert "of 30" in printed
 
 
 def test_the_picture_goes_below_runs_when_no_file_is_named(
-    config_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_config_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["partition", config_path, "--set", "seed=4"]) == 0
+    assert main(["partition", small_config_path, "--set", "seed=4"]) == 0
     assert (tmp_path / "runs" / "partition-synthetic-iid-6-4.png").exists()
     assert "runs/partition-synthetic-iid-6-4.png" in capsys.readouterr().out
 
@@ -124,9 +124,9 @@ def test_square_brackets_in_names_and_paths_are_printed_as_they_are(
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    config_path: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    small_config_path: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["partition", config_path, *arguments]) == 2
+    assert main(["partition", small_config_path, *arguments]) == 2
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
