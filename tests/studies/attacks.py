@@ -21,8 +21,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.errors import DivergedError
 from spatl.json_files import read_json
-from spatl.wire.protocol import section_bytes
-from tests.support.federations import blob_of, run_tiny, tampering
+from tests.support.federations import blob_of, run_tiny, scaled, tampering
 
 BAD = (3,)
 FACTORS = {"none": 1.0, "sign flipped": -1.0, "times 1000": 1000.0, "times -5": -5.0}
@@ -71,14 +70,6 @@ def config_of(
     )
 
 
-def scaled(factor: float, content: RecordDict) -> RecordDict:
-    """An update times a factor: its values are the last section, in float32."""
-    blob = blob_of(content)
-    start = len(blob) - section_bytes(blob)["values"]
-    values = np.frombuffer(blob[start:], "<f4") * np.float32(factor)
-    return blob_content(blob[:start] + values.tobytes())
-
-
 def accuracy_under(
     factor: float, config: ExperimentConfig, directory: Path, *, from_round: int = 1, bad: Collection[int] = BAD
 ) -> float:
@@ -86,7 +77,8 @@ def accuracy_under(
 
     def attack(client: int, content: RecordDict) -> RecordDict:
         (server_round,) = struct.unpack_from("<I", blob_of(content), 8)
-        return scaled(factor, content) if client in bad and factor != 1.0 and server_round >= from_round else content
+        bad_now = client in bad and factor != 1.0 and server_round >= from_round
+        return blob_content(scaled(blob_of(content), factor)) if bad_now else content
 
     try:
         run_tiny(config, directory, app=tampering(attack))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -22,7 +23,7 @@ from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from spatl.training.control import fading
-from spatl.wire.protocol import BLOB, RECORD, TrainReport, Update, unpack_update
+from spatl.wire.protocol import BLOB, RECORD, TrainReport, Update, section_bytes, unpack_update
 
 DENSE = {"uplink": "float32", "downlink": "float32"}
 COMPRESSED = {"uplink": "adaptive", "downlink": "adaptive"}
@@ -124,6 +125,12 @@ def blob_of(content: RecordDict) -> bytes:
     blob = content.config_records[RECORD][BLOB]
     assert isinstance(blob, bytes)
     return blob
+
+
+def scaled(blob: bytes, factor: float) -> bytes:
+    """An update with all its values times a factor; they are the last section, in float32."""
+    start = len(blob) - section_bytes(blob)["values"]
+    return blob[:start] + (np.frombuffer(blob[start:], "<f4") * np.float32(factor)).tobytes()
 
 
 def opened(blob: bytes, layout: EncoderLayout) -> Update:
