@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import spatl
 
@@ -15,9 +16,25 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [path for package in ("spatl", "clients", "server", "agents") for path in (ROOT / package).rglob("*.py")]
 
 
-def test_the_version_stands_in_two_places_and_is_the_same():
+def test_the_version_stands_in_four_places_and_is_the_same():
+    """And the newest release in the changelog has its date in the citation."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == spatl.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    changes = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert changes[0] == "Unreleased"
+    assert changes[1].split(" - ") == [citation["version"], citation["date-released"]]
+    assert project["version"] == spatl.__version__ == citation["version"]
+    assert project["license"] == citation["license"]
+
+
+def test_the_citation_has_what_its_format_requires_and_names_the_papers():
+    """By the Citation File Format 1.2.0, which asks of a reference for its type, title and authors."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys()
+    assert all({"type", "title", "authors"} <= reference.keys() for reference in citation["references"])
+    arxiv = [reference["url"].rpartition("/")[2] for reference in citation["references"]]
+    assert arxiv == ["2111.14345", "2108.01335"]
 
 
 def test_the_public_names_are_these():
