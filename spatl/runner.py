@@ -176,7 +176,7 @@ def _check_simulation(directory: Path) -> None:
 def _watched(
     config: ExperimentConfig, on_round: OnRound | None, on_round_alone: OnRound | None, progress: bool | None
 ) -> Iterator[tuple[OnRound, OnRound]]:
-    """Yield what is called with each round, of the federation and of training alone: the caller's own, and the display."""
+    """Yield what each round of the federation, and of training alone, is told to: the caller's own, and the display."""
     own = [each for each in (on_round, on_round_alone) if each is not None]
     console = watched_console() if progress is None and not own else None
     if progress:

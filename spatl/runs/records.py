@@ -123,7 +123,7 @@ def mean(values: Iterable[float]) -> float | None:
 
 
 def latest_accuracy(row: Mapping[str, Any]) -> float | None:
-    """Return a row's accuracy: of all clients after the last round where it was measured (0 is a value), or on arrival."""
+    """Return the accuracy of all clients after the last round where a row has it (0 is a value), or on arrival."""
     final: float | None = row.get("final_accuracy")
     arrival: float | None = row.get("accuracy")
     return arrival if final is None else final
