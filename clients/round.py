@@ -13,7 +13,7 @@ from clients.state import ClientState
 from spatl.channels.costs import BUDGET_KINDS, Budget, check_budget
 from spatl.channels.selection import Selection, select_all
 from spatl.data import ClientData
-from spatl.data.dataset import what_is_not
+from spatl.data.dataset import misfits
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import train_mode_
@@ -213,7 +213,7 @@ class Workplace:
         for name, images in (("training", data.train.images), ("test", data.test.images)):
             fits = images.isfinite().flatten(1).all(1).cpu().numpy()
             if not fits.all():
-                raise DataError(f"client {client}: its {name} images must be finite, got {what_is_not(fits)}")
+                raise DataError(f"client {client}: its {name} images must be finite, got {misfits(fits)}")
         untrained = not trained and result.finite_steps == 0 and not math.isfinite(result.loss)
         if untrained and not math.isfinite(arrival.loss):
             where = "both in training mode and in eval mode"
