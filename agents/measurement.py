@@ -65,20 +65,24 @@ def pruned_trial(model: nn.Module, trace: EncoderTrace, examples: Examples) -> T
 
 
 def sent_trial(
-    model: nn.Module, layout: EncoderLayout, *, received: Tensor, update: Tensor, examples: Examples
+    model: nn.Module, layout: EncoderLayout, *, trained: Tensor, update: Tensor, examples: Examples
 ) -> Trial:
     """Return the trial of the encoder as received plus what was selected of the update (x + m D).
 
     Args:
         model: The network after local training; trials leave it as it was.
         layout: Its encoder.
-        received: float32 [N], x.
+        trained: float32 [N], y.
         update: float32 [N], y - x.
         examples: At least two, on the model's device.
     """
 
     def trial(selection: Selection) -> Outcome:
-        weights = torch.where(selection.mask[layout.owner], received + update, received)
+        weights = torch.empty_like(trained)
+        for part, kept in selection.parts(layout):
+            received = trained[part] - update[part]
+            sent = received + update[part]
+            weights[part] = sent if kept is None else torch.where(kept, sent, received)
         device = examples.images.device
         return _measure(model, {name: view.to(device) for name, view in layout.unflatten(weights).items()}, examples)
 

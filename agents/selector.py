@@ -80,8 +80,7 @@ class AgentSelector:
         layout, costs, examples = request.costs.layout, request.costs, _some(request.validation)
         if self._settings.reward == "sent":
             problem = Problem(costs, request.budget, drawn_energy(request.update, layout, request.generator), "sent")
-            received = request.weights - request.update
-            trial = sent_trial(request.model, layout, received=received, update=request.update, examples=examples)
+            trial = sent_trial(request.model, layout, trained=request.weights, update=request.update, examples=examples)
         else:
             signal = channel_signal(request.model, layout, costs.trace.readers, request.train.images)
             problem = Problem(costs, request.budget, signal, "pruned")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clients.state import ClientState
 from spatl.channels.costs import BUDGET_KINDS, Budget, check_budget
 from spatl.channels.selection import Selection, select_all
+from spatl.channels.vectors import all_finite, give_back
 from spatl.data import ClientData
 from spatl.data.dataset import misfits
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
@@ -80,7 +81,13 @@ class Workplace:
         layout = self.blueprint.layout
         if (download.selection is not None) != self.config.row.static_mask:
             raise UpdateRejected("the server and this method disagree on whether only some channels are trained")
-        before = state or ClientState.initial(layout)
+        before = (state or ClientState.initial(layout)).settle(
+            acknowledged_round=download.acknowledged_round,
+            server_round=download.server_round,
+            half_life=self.config.control.half_life,
+        )
+        del state  # and with it the control variate that settling has dropped
+        give_back(layout.num_entries)
         fade = fading(self.config.control.half_life, 1)
         initial = self.blueprint.initial_encoder()
         encoder, held = follow(download, before.held, initial, layout, fading=fade)
@@ -126,17 +133,19 @@ class Workplace:
             start = self._loaded(model, received.encoder)
             arrival = self._evaluate(model, data, received.server_round, client)
             settings, method, layout = self.config.training, self.config.row, self.blueprint.layout
+            give_back(layout.num_entries)
             hooks: list[GradientHook] = []
             if method.proximal:
                 views = layout.unflatten(received.encoder)
                 names = self.blueprint.split.encoder_parameters(model)
                 hooks.append(proximal_hook({name: views[name] for name in names}, settings.proximal_mu))
             if method.controls and received.control is not None:
-                hooks.append(correction_hook(layout.unflatten(received.control - settled.control)))
+                hooks.append(correction_hook(layout.unflatten(received.control), layout.unflatten(settled.control)))
             if received.selection is not None:
-                kept = torch.zeros(layout.num_entries)
-                kept[received.selection.entries(layout)] = 1.0
-                hooks.append(masking_hook(layout.unflatten(kept[: layout.num_parameter_entries])))
+                kept = torch.ones(layout.num_parameter_entries)
+                for part, travels in received.selection.parts(layout, layout.num_parameter_entries):
+                    kept[part] = 1.0 if travels is None else travels.float()
+                hooks.append(masking_hook(layout.unflatten(kept)))
             if self.config.predictor_mode == "residual":
                 residual = self.blueprint.split.predictor_parameters(model)
                 zeros = {name: torch.zeros_like(parameter) for name, parameter in residual.items()}
@@ -155,7 +164,8 @@ class Workplace:
             check_parts(model, self.blueprint.model)
             weights = layout.flatten(encoder_tensors(model, self.blueprint.split))
             private = self._private(model)
-            finite = all(bool(torch.isfinite(tensor).all()) for tensor in (weights, *model.parameters()))
+            hooks.clear()
+            finite = all(map(all_finite, (weights, *model.parameters())))
             if not finite or not all(loss <= LARGEST_METRIC for loss in (arrival.loss, result.loss)):
                 self._blame(client, data, arrival, result, trained=received.version > 0)
                 raise DivergedError(
@@ -163,10 +173,13 @@ class Workplace:
                     f"{result.loss:g} in training): lower training.learning_rate"
                     f"{' or control.damping' if method.controls else ''}"
                 )
+            give_back(layout.num_entries)
             budget = self.budget(client, budget)
             selection_started = time.perf_counter()
             update = weights - start
+            del start
             choice = self._select(model, data, received, weights, update, settled, client, budget, result.num_steps)
+            del weights
             selection_seconds = time.perf_counter() - selection_started
             report = TrainReport(
                 num_examples=len(data.train),
@@ -185,14 +198,19 @@ class Workplace:
             )
             corrected = method.controls and received.control is not None
             raw = Update(
-                received.server_round, received.version, choice.selection, update,
+                received.server_round, received.version, choice.selection, choice.selection.take(update, layout),
                 result.step_weight, corrected, report,
             )  # fmt: skip
-            blob, sent = self._encode(raw, budget, client)
+            del update
+            give_back(layout.num_entries)
+            blob = self._packed(raw, budget, client)
+            del raw
 
         pending = replace(settled, private=private, selector=choice.state)
         if corrected:
             assert received.control is not None
+            # As the server will see it.
+            sent = unpack_update(blob, layout, server_round=received.server_round, base_version=received.version)
             refreshed = refresh_control(
                 settled.control, received.control, sent, self.blueprint.layout, damping=self.config.control.damping
             )
@@ -378,22 +396,18 @@ class Workplace:
         )
         return self._selector(request)
 
-    def _encode(self, whole: Update, budget: Budget | None, client: int) -> tuple[bytes, Update]:
-        """Pack an update, given with the values of all entries, and return it as the server will see it."""
-        layout = self.blueprint.layout
-        raw = replace(whole, values=whole.values[whole.selection.entries(layout)])
+    def _packed(self, raw: Update, budget: Budget | None, client: int) -> bytes:
+        """Pack an update."""
         limits = [self.blueprint.message_bytes]
         if budget is not None and budget.kind == "uplink_bytes":
             limits.append(int(budget.limit))
-        blob = pack_update(
+        return pack_update(
             raw,
-            layout,
+            self.blueprint.layout,
             CODECS[self.config.wire.uplink],
             generator=self._generator("rounding", raw.server_round, client),
             max_bytes=min((limit for limit in limits if limit is not None), default=None),
         )
-        seen = unpack_update(blob, layout, server_round=raw.server_round, base_version=raw.base_version)
-        return blob, seen
 
     def _private(self, model: nn.Module) -> dict[str, Tensor]:
         local = self.config.training.batch_norm == "local"

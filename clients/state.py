@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
@@ -21,7 +21,17 @@ from torch import Tensor
 from spatl.channels.layout import EncoderLayout
 from spatl.errors import DamagedState, SpatlError
 from spatl.rounds.downlink import Held
-from spatl.sealed_files import alone_in, replace_file, seal, sync_names, unseal, write_synced
+from spatl.sealed_files import (
+    StoredTensor,
+    alone_in,
+    as_tensor,
+    read_sealed,
+    replace_file,
+    seal,
+    sync_names,
+    unseal,
+    write_sealed,
+)
 from spatl.training.control import fading
 
 logger = logging.getLogger(__name__)
@@ -32,6 +42,7 @@ _PREVIOUS = "previous.safetensors"
 _TEMPORARY = "state.tmp"
 _LOCK = "state.lock"
 _AGREED = "agreed.json"
+_HELD = "held/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +83,10 @@ class ClientState:
         """
         folded = self.pending_round != 0 and acknowledged_round == self.pending_round
         control = self.pending_control if folded else self.control
-        passed = server_round - self.control_round if self.control_round else 0
+        fade = fading(half_life, server_round - self.control_round if self.control_round else 0)
         return replace(
             self,
-            control=control * fading(half_life, passed),
+            control=control if fade == 1.0 else control * fade,
             control_round=server_round,
             pending_round=0,
             pending_control=torch.zeros(0),
@@ -83,19 +94,26 @@ class ClientState:
 
     def to_bytes(self) -> bytes:
         """Serialise the state."""
-        tensors = {
+        return seal(*self._content(), version=_FORMAT)
+
+    def write(self, path: Path) -> None:
+        """Write what `to_bytes` returns to a file, some of it at a time, and wait until the disk has it."""
+        write_sealed(path, *self._content(), version=_FORMAT)
+
+    def _content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, int]]:
+        tensors: dict[str, Tensor | StoredTensor] = {
             "control": self.control,
             "pending_control": self.pending_control,
             **{f"private/{name}": tensor for name, tensor in self.private.items()},
             **{f"selector/{name}": tensor for name, tensor in self.selector.items()},
-            **{f"held/{version}": tensor for version, tensor in self.held.offsets.items()},
+            **{f"{_HELD}{version}": tensor for version, tensor in self.held.offsets.items()},
         }
         if self.held.base is not None:
             tensors["base"] = self.held.base
         if self.held.control is not None:
             tensors["held_control"] = self.held.control
         header = {"control_round": self.control_round, "pending_round": self.pending_round}
-        return seal(tensors, header, version=_FORMAT)
+        return tensors, header
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -105,18 +123,33 @@ class ClientState:
             DamagedState: The bytes are damaged.
             SpatlError: They are of another format.
         """
-        tensors, header = unseal(data, version=_FORMAT, what="the client's state")
+        return cls._of(*unseal(data, version=_FORMAT, what="the client's state"))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote, but for the versions of the encoder, which stay in the file until they are needed.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            DamagedState: It is damaged.
+            SpatlError: It is of another format.
+        """
+        return cls._of(*read_sealed(path, version=_FORMAT, what="the client's state"))
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any]) -> Self:
+        optional = {name: as_tensor(tensors[name]) for name in ("base", "held_control") if name in tensors}
         return cls(
             private=_below("private/", tensors),
-            control=tensors["control"],
+            control=as_tensor(tensors["control"]),
             control_round=header["control_round"],
             pending_round=header["pending_round"],
-            pending_control=tensors["pending_control"],
+            pending_control=as_tensor(tensors["pending_control"]),
             selector=_below("selector/", tensors),
             held=Held(
-                {int(version): offsets for version, offsets in _below("held/", tensors).items()},
-                tensors.get("base"),
-                tensors.get("held_control"),
+                {int(name.removeprefix(_HELD)): each for name, each in tensors.items() if name.startswith(_HELD)},
+                optional.get("base"),
+                optional.get("held_control"),
             ),
         )
 
@@ -222,14 +255,13 @@ class DirectoryStore:
 
     def save(self, state: ClientState) -> None:
         """Write to a temporary name, keep the state of the round before unless it is damaged, then rename."""
-        data = state.to_bytes()
         self._directory.mkdir(parents=True, exist_ok=True)
-        write_synced(self._temporary, data)
+        state.write(self._temporary)
         try:
-            before = self._read(self._path)
-        except SpatlError:
+            _, before = read_sealed(self._path, version=_FORMAT, what="the client's state")
+        except (SpatlError, FileNotFoundError):
             before = None
-        if before is not None and before.control_round < state.control_round:
+        if before is not None and before["control_round"] < state.control_round:
             os.replace(self._path, self._previous)
         os.replace(self._temporary, self._path)
         sync_names(self._directory)
@@ -249,7 +281,7 @@ class DirectoryStore:
     @staticmethod
     def _read(path: Path) -> ClientState | None:
         try:
-            return ClientState.from_bytes(path.read_bytes())
+            return ClientState.read(path)
         except FileNotFoundError:
             return None
 
@@ -318,5 +350,5 @@ def _lost_rounds(state: ClientState, before: int) -> SpatlError:
     )
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _below(prefix: str, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): as_tensor(tensor) for name, tensor in tensors.items() if name.startswith(prefix)}

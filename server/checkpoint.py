@@ -11,7 +11,7 @@ from torch import Tensor
 from server.planes import squeeze, unsqueeze
 from spatl.errors import SpatlError
 from spatl.rounds.admission import Admission, Size
-from spatl.sealed_files import replace_file, seal, unseal
+from spatl.sealed_files import replace_sealed, seal, unseal
 
 FILE = "server.checkpoint"
 _FORMAT = 4
@@ -72,6 +72,13 @@ class Checkpoint:
 
     def to_bytes(self) -> bytes:
         """Serialise the checkpoint."""
+        return seal(*self._content(), version=_FORMAT)
+
+    def write(self, path: Path) -> None:
+        """Put what `to_bytes` returns in the place of a file, some of it at a time."""
+        replace_sealed(path, *self._content(), version=_FORMAT)
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state = self.state
         tensors = {
             "encoder": state.encoder,
@@ -96,7 +103,7 @@ class Checkpoint:
         }
         tensors |= {name: squeeze(tensors[name]) for name in squeezed}
         header["squeezed"] = squeezed
-        return seal(tensors, header, version=_FORMAT)
+        return tensors, header
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Checkpoint":
@@ -143,7 +150,7 @@ def _named(by_client: Mapping[int, Any]) -> dict[str, Any]:
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     """Put a checkpoint in the place of the one before."""
-    replace_file(directory / FILE, checkpoint.to_bytes())
+    checkpoint.write(directory / FILE)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:

@@ -30,6 +30,7 @@ from server.questions import Questions, is_lost
 from server.recorder import Recorder
 from server.traffic import message_traffic
 from spatl.channels.selection import Selection, select_all
+from spatl.channels.vectors import all_finite, mean_square
 from spatl.errors import DivergedError, SpatlError, UpdateRejected, printable
 from spatl.rounds.admission import (
     Admission,
@@ -208,23 +209,24 @@ class Federation(FedAvg):
 
     def _open_round(self, server_round: int) -> None:
         """Lead the clients' encoder towards the server's, and let control variates fade."""
-        state, reference = self.state, self._reference
-        self._advance(server_round)
+        state = self.state
+        change = self._advance(server_round)
         if state.control is None or state.held_control is None:
             return
         fade = fading(self._config.control.half_life, 1)
-        control = state.control * fade
+        control = state.control if fade == 1.0 else state.control * fade
         derived = self._derived_control(valid=True)
         held = control
         if self._derives:
-            held = followed_control(state.held_control, reference.change, derived, fading=fade)
+            held = followed_control(state.held_control, change, derived, fading=fade)
         forgetting = fade * (1 - derived.damping)
         astray = {client: share * forgetting for client, share in state.astray.items()}
         self.state = replace(state, control=control, held_control=held, astray=astray)
 
-    def _advance(self, server_round: int) -> None:
+    def _advance(self, server_round: int) -> Tensor:
+        """What led the clients' encoder on, float32 [P]."""
         try:
-            self._reference.advance(
+            return self._reference.advance(
                 self.state.encoder,
                 generator=generator(self._config.seed, "rounding-server", server_round=server_round),
                 max_bytes=self._room(),
@@ -422,9 +424,8 @@ class Federation(FedAvg):
         """What this round's updates are measured by; None where nothing is known yet."""
         if largest is None or recent is None:
             return None
-        parameters = self.state.encoder[: self._blueprint.layout.num_parameter_entries].double()
-        encoder_rms = math.sqrt(float(parameters.square().mean())) if len(parameters) else 0.0
-        return Usual.of(largest, recent, encoder_rms=encoder_rms)
+        parameters = self.state.encoder[: self._blueprint.layout.num_parameter_entries]
+        return Usual.of(largest, recent, encoder_rms=math.sqrt(mean_square(parameters)))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -475,8 +476,10 @@ class Federation(FedAvg):
             decision_seconds=0.0,
             seconds=1.0,
         )
-        update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0, report=report)
-        blob = pack_update(update, layout, CODECS["float32"], generator=generator(self._config.seed, "measure"))
+        blob = pack_update(
+            Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0, report=report),
+            layout, CODECS["float32"], generator=generator(self._config.seed, "measure"),
+        )  # fmt: skip
         content = blob_content(blob)
         return message_traffic(content, direction="uplink", message_type=MessageType.TRAIN, group_id="1").num_bytes
 
@@ -610,7 +613,7 @@ class Federation(FedAvg):
             # Clients of one class each start with next to no loss, and those of a later round with a guess's.
             first_loss = max(loss, 1.0, math.log(self._blueprint.dataset.num_classes))
         self.state = replace(self.state, first_loss=first_loss)
-        finite = bool(torch.isfinite(encoder).all())
+        finite = all_finite(encoder)
         if loss > _DIVERGED_LOSS_FACTOR * first_loss or not finite:
             what = f"the median training loss is {loss:.3g}" if finite else "the average is not finite"
             damping = " or control.damping" if self._config.row.controls else ""
@@ -627,7 +630,7 @@ class Federation(FedAvg):
         raise error
 
     def _fingerprint(self) -> str:
-        return hashlib.blake2b(self.state.encoder.numpy().tobytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self.state.encoder.numpy(), digest_size=16).hexdigest()
 
 
 def blob_content(blob: bytes) -> RecordDict:

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from spatl.errors import DamagedState, SpatlError
@@ -25,16 +27,172 @@ if sys.platform != "win32":
 
 _SEAL_MARK = rb"\"seal\": \""  # as it stands in the header, which is JSON in JSON
 _NO_SEAL = b"0" * 64
+_PIECE = 1 << 20  # bytes at a time
+_LONGEST_HEADER = 100_000_000  # as the package has it
+_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn, "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16,
+    "BF16": torch.bfloat16, "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32, "C64": torch.complex64,
+    "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = {dtype: place for place, dtype in enumerate(_DTYPES.values())}  # the widest come first in a file
 
 
-def seal(tensors: Mapping[str, Tensor], header: Mapping[str, Any], *, version: int) -> bytes:
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor in a sealed file, read when it is needed.
+
+    Attributes:
+        path: The file.
+        identity: What tells it from another file of that name.
+        start: Where its bytes begin.
+        dtype: Of its numbers.
+        shape: Of the tensor.
+    """
+
+    path: Path
+    identity: tuple[int, ...]
+    start: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes it takes."""
+        return self.shape.numel() * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """The tensor.
+
+        Raises:
+            DamagedState: The file is not there any more, or another one.
+        """
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        place = 0
+        buffer = _bytes_of(tensor)
+        for piece in self.pieces():
+            buffer[place : place + len(piece)] = piece
+            place += len(piece)
+        return tensor
+
+    def pieces(self) -> Iterator[bytes]:
+        """Its bytes, some at a time.
+
+        Raises:
+            DamagedState: As of `read`.
+        """
+        try:
+            with self.path.open("rb") as file:
+                if _identity(file) != self.identity:
+                    raise DamagedState(f"{self.path} was replaced while it was in use")
+                file.seek(self.start)
+                left = self.num_bytes
+                while left:
+                    piece = file.read(min(left, _PIECE))
+                    if not piece:
+                        raise DamagedState(f"{self.path} ends too early")
+                    left -= len(piece)
+                    yield piece
+        except OSError as error:
+            raise DamagedState(f"cannot read {self.path}: {error.strerror}") from error
+
+
+def as_tensor(tensor: Tensor | StoredTensor) -> Tensor:
+    """A tensor, read from its file if it lies in one."""
+    return tensor.read() if isinstance(tensor, StoredTensor) else tensor
+
+
+def seal(tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int) -> bytes:
     """Serialise tensors and a header of JSON values, in a format of some version."""
-    content = {"format": version, "seal": _NO_SEAL.decode(), **header}
-    # Copies, because safetensors refuses tensors that share memory.
-    on_cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    data = bytes(save(on_cpu, metadata={"spatl": json.dumps(content)}))
-    place = _seal_place(data)
-    return b"".join((data[:place], _seal_of(data, place), data[place + len(_NO_SEAL) :]))
+    data = bytearray()
+    place, digest = 0, hashlib.sha256()
+    for piece in _sealed_pieces(tensors, header, version=version):
+        if not data:
+            place = _seal_place(piece)
+            digest.update(memoryview(piece)[:place])
+            digest.update(memoryview(piece)[place + len(_NO_SEAL) :])
+        else:
+            digest.update(piece)
+        data += piece
+    data[place : place + len(_NO_SEAL)] = digest.hexdigest().encode()
+    return bytes(data)
+
+
+def write_sealed(
+    path: Path, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int
+) -> None:
+    """Write what `seal` returns to a file, some of it at a time, and wait until the disk has it, as `write_synced`."""
+    place, digest = 0, hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in _sealed_pieces(tensors, header, version=version):
+            if not place:
+                place = _seal_place(piece)
+                digest.update(memoryview(piece)[:place])
+                digest.update(memoryview(piece)[place + len(_NO_SEAL) :])
+            else:
+                digest.update(piece)
+            file.write(piece)
+        file.seek(place)
+        file.write(digest.hexdigest().encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_sealed(
+    path: Path, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int
+) -> None:
+    """Put a sealed file in the place of an old one, as `replace_file`."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_sealed(temporary, tensors, header, version=version)
+    os.replace(temporary, path)
+    sync_names(path.parent)
+
+
+def read_sealed(path: Path, *, version: int, what: str) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """Check a file that `write_sealed` wrote; its tensors stay in it until they are read.
+
+    Args:
+        path: The file.
+        version: The version of the format that the caller reads.
+        what: What errors call it.
+
+    Returns:
+        The tensors, and the header.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        DamagedState: It is damaged.
+        SpatlError: It is of another version.
+    """
+    with path.open("rb") as file:
+        identity = _identity(file)
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(_LONGEST_HEADER, identity[-1] - 8):
+            raise DamagedState(f"{what} is damaged: it has no header")
+        head = length.to_bytes(8, "little") + file.read(length)
+        sealed = _SEAL_MARK in head  # an older version may have had no seal
+        if sealed:
+            place = _seal_place(head)
+            digest = hashlib.sha256(head[:place])
+            digest.update(head[place + len(_NO_SEAL) :])
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+            if head[place : place + len(_NO_SEAL)] != digest.hexdigest().encode():
+                raise DamagedState(f"{what} is damaged: its SHA-256 is not as written")
+    try:
+        content = json.loads(head[8:])
+        header: dict[str, Any] = json.loads(content.pop("__metadata__")["spatl"])
+        tensors = {
+            name: StoredTensor(
+                path, identity, 8 + length + each["data_offsets"][0], _DTYPES[each["dtype"]], torch.Size(each["shape"])
+            )
+            for name, each in content.items()
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedState(f"{what} is damaged: {type(error).__name__}: {error}") from error
+    _check_version(header, version, sealed=sealed, what=what)
+    return tensors, header
 
 
 def unseal(data: bytes, *, version: int, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -60,11 +218,15 @@ def unseal(data: bytes, *, version: int, what: str) -> tuple[dict[str, Tensor], 
         header: dict[str, Any] = json.loads(_metadata(data)["spatl"])
     except (SafetensorError, ValueError, KeyError) as error:
         raise DamagedState(f"{what} is damaged: {error}") from error
+    _check_version(header, version, sealed=sealed, what=what)
+    return tensors, header
+
+
+def _check_version(header: Mapping[str, Any], version: int, *, sealed: bool, what: str) -> None:
     if not sealed and header.get("format") == version:
         raise DamagedState(f"{what} is damaged: it has no seal")
     if header.get("format") != version:
         raise SpatlError(f"{what} has format {header.get('format')}, this version reads {version}")
-    return tensors, header
 
 
 def is_whole(data: bytes) -> bool:
@@ -139,6 +301,41 @@ def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterato
             fcntl.flock(opened, fcntl.LOCK_UN)  # closing is not enough where a forked process has it too
     finally:
         os.close(opened)
+
+
+def _sealed_pieces(
+    tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int
+) -> Iterator[bytes | memoryview]:
+    """A safetensors blob, byte by byte as the package writes it, with zeros for a seal: the head, then the tensors."""
+    content = {"format": version, "seal": _NO_SEAL.decode(), **header}
+    table: dict[str, Any] = {"__metadata__": {"spatl": json.dumps(content)}}
+    ordered = sorted(tensors.items(), key=lambda each: (-_ORDER[each[1].dtype], each[0]))
+    start = 0
+    for name, tensor in ordered:
+        end = start + tensor.shape.numel() * tensor.dtype.itemsize
+        table[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    head = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    yield len(head).to_bytes(8, "little") + head
+    for _, tensor in ordered:
+        if isinstance(tensor, StoredTensor):
+            yield from tensor.pieces()
+        else:
+            yield _bytes_of(tensor.detach().cpu().contiguous())
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, which are its own."""
+    flat = tensor.reshape(-1)
+    if flat.stride() != (1,):  # a single number, which is contiguous whatever its strides are
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _identity(file: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -163,8 +163,7 @@ def worth_and_trial(
     if objective == "pruned":
         return made.signal, pruned_trial(made.model, blueprint.costs.trace, examples)
     layout = blueprint.layout
-    received = made.weights - made.update
-    trial = sent_trial(made.model, layout, received=received, update=made.update, examples=examples)
+    trial = sent_trial(made.model, layout, trained=made.weights, update=made.update, examples=examples)
     return update_energy(made.update, layout), trial
 
 

@@ -4,13 +4,19 @@ Everything that travels or is averaged is arithmetic on this vector: the update,
 Both sides of a federation derive the same layout from the same config, and its fingerprint proves it.
 """
 
+import bisect
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
+
+from spatl.channels.vectors import parts_of
+
+_EXPANDED: Final = 2**19  # a layout of so many entries keeps what belongs to each, and looks it up
 
 
 @dataclass(frozen=True)
@@ -31,26 +37,113 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, eq=False)
+class Labels:
+    """One number for each entry of a tensor, of which most are alike: that of entry e is `pattern[(e // inner) % L]`.
+
+    So whole tensors are labelled along one of their dimensions, in as little memory as that has indices.
+
+    Attributes:
+        pattern: int64 [L].
+        inner: How many entries in a row have the same label.
+    """
+
+    pattern: Tensor
+    inner: int = 1
+
+    @classmethod
+    def along(cls, labels: Tensor, shape: torch.Size, dimension: int) -> "Labels":
+        """Labels (int64, one per index of a dimension) of a tensor of some shape; one for a tensor of no dimension."""
+        return cls(labels.reshape(-1), shape[dimension + 1 :].numel() if shape else 1)
+
+    def of(self, start: int, stop: int) -> Tensor:
+        """int64 [stop - start]: the labels of some entries in a row."""
+        first, last = start // self.inner, -(-stop // self.inner)
+        if last <= len(self.pattern):
+            labels = self.pattern[first:last]
+        else:
+            labels = self.pattern[torch.arange(first, last) % len(self.pattern)]
+        if self.inner == 1:
+            return labels
+        labels = labels[:, None].expand(-1, self.inner).reshape(-1)
+        return labels[start - first * self.inner : stop - first * self.inner]
+
+
 class Places:
     """Where values of the encoder belong, for codecs that treat alike what belongs together.
 
-    Attributes:
+    Args:
         channels: int64 [V], the channel of each value.
         tensors: int64 [V], the tensor of each value, counted in the layout's order.
     """
 
-    channels: Tensor
-    tensors: Tensor
+    def __init__(self, channels: Tensor, tensors: Tensor) -> None:
+        self._channels = channels
+        self._tensors = tensors
 
     def __len__(self) -> int:
-        return len(self.channels)
+        return len(self._tensors)
+
+    @property
+    def channels(self) -> Tensor:
+        """int64 [V], the channel of each value."""
+        return self._channels
+
+    @cached_property
+    def runs(self) -> tuple[Tensor, Tensor]:
+        """The values by runs of one tensor: the tensor of each run and its number of values, int64 [R] both."""
+        tensors, lengths = self._tensors.unique_consecutive(return_counts=True)
+        return tensors, lengths
 
     @cached_property
     def local_channels(self) -> Tensor:
         """int64 [V], the channels counted among those that have values, from 0."""
-        present = torch.zeros(int(self.channels.max()) + 1 if len(self) else 0, dtype=torch.bool)
-        present[self.channels] = True
-        return (present.cumsum(0) - 1)[self.channels]
+        channels = self.channels
+        present = torch.zeros(int(channels.max()) + 1 if len(self) else 0, dtype=torch.bool)
+        present[channels] = True
+        return (present.cumsum(0) - 1)[channels]
+
+
+class _PlacesOfTensors(Places):
+    """Places of which only the number of values of each tensor is known before anyone asks for channels.
+
+    Args:
+        lengths: int64 [T], how many values each tensor of the layout has.
+        layout: The encoder.
+        entries: int64 [V], where the values lie; the first of the layout if not given.
+    """
+
+    def __init__(self, lengths: Tensor, layout: "EncoderLayout", entries: "EntriesLike | None" = None) -> None:
+        self._lengths = lengths
+        self._number = int(lengths.sum())
+        self._layout = layout
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return self._number
+
+    @cached_property
+    def runs(self) -> tuple[Tensor, Tensor]:
+        tensors = self._lengths.nonzero().squeeze(1)
+        return tensors, self._lengths[tensors]
+
+    @cached_property
+    def channels(self) -> Tensor:  # type: ignore[override]  # kept, where it is asked for
+        found = [torch.zeros(0, dtype=torch.int64)]
+        if self._entries is None:
+            found += [self._layout.owner_in(part) for part in parts_of(self._number)]
+        else:
+            for part, kept in self._entries.parts(self._layout):
+                owner = self._layout.owner_in(part)
+                found.append(owner if kept is None else owner[kept])
+        return torch.cat(found)
+
+
+class EntriesLike(Protocol):
+    """What chooses entries of a layout (`spatl.channels.selection.Selection`)."""
+
+    def parts(self, layout: "EncoderLayout") -> Iterator[tuple[slice, Tensor | None]]:
+        """Some entries at a time, and which of them are chosen, bool; None for all of them."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,22 +156,70 @@ class EncoderLayout:
     Attributes:
         shapes: Shape by name, in the order of the vector; names are the model's own.
         num_parameter_entries: P, the length of the prefix that holds trainable parameters.
-        owner: int64 [N], the channel that owns each entry.
+        owners: By tensor in the order of `shapes`, the channel that owns each entry.
         groups: The channel groups, in the order of the model's layers.
-        reads: int64 [N], the channel that each entry is multiplied with, -1 where it is none or unknown; None if nobody
-            asked.
+        readings: Likewise, the channel that each entry is multiplied with, -1 where it is none or unknown; None if
+            nobody asked.
     """
 
     shapes: Mapping[str, torch.Size]
     num_parameter_entries: int
-    owner: Tensor
+    owners: tuple[Labels, ...]
     groups: tuple[ChannelGroup, ...]
-    reads: Tensor | None = None
+    readings: tuple[Labels, ...] | None = None
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each tensor begins in the flat vector, and, last, where the vector ends."""
+        ends = [0]
+        for shape in self.shapes.values():
+            ends.append(ends[-1] + shape.numel())
+        return tuple(ends)
 
     @property
     def num_entries(self) -> int:
         """N, the length of the flat vector."""
-        return self.owner.numel()
+        return self.starts[-1]
+
+    @property
+    def owner(self) -> Tensor:
+        """int64 [N], the channel that owns each entry: as a whole, which is twice as long as the encoder itself."""
+        return self.owner_in(slice(0, self.num_entries))
+
+    def owner_in(self, part: slice) -> Tensor:
+        """int64: the channel that owns each entry of a part of the vector."""
+        return self._owner[part] if self._owner is not None else self._labels(self.owners, part)
+
+    def reads_in(self, part: slice) -> Tensor:
+        """int64: the channel that each entry of a part of the vector is multiplied with, -1 where there is none."""
+        assert self.readings is not None
+        return self._reads[part] if self._reads is not None else self._labels(self.readings, part)
+
+    @cached_property
+    def _owner(self) -> Tensor | None:
+        return self._expanded(self.owners)
+
+    @cached_property
+    def _reads(self) -> Tensor | None:
+        return None if self.readings is None else self._expanded(self.readings)
+
+    def _expanded(self, labels: Sequence[Labels]) -> Tensor | None:
+        return self._labels(labels, slice(0, self.num_entries)) if self.num_entries <= _EXPANDED else None
+
+    def _labels(self, labels: Sequence[Labels], part: slice) -> Tensor:
+        found = [torch.zeros(0, dtype=torch.int64)]
+        for tensor, own in self.tensors_in(part):
+            found.append(labels[tensor].of(own.start - self.starts[tensor], own.stop - self.starts[tensor]))
+        return torch.cat(found)
+
+    def tensors_in(self, part: slice) -> Iterator[tuple[int, slice]]:
+        """The tensors that a part of the vector touches, by their number, and what of the vector lies in both."""
+        tensor = bisect.bisect_right(self.starts, part.start) - 1
+        while tensor < len(self.shapes) and self.starts[tensor] < part.stop:
+            own = slice(max(part.start, self.starts[tensor]), min(part.stop, self.starts[tensor + 1]))
+            if own.start < own.stop:
+                yield tensor, own
+            tensor += 1
 
     @property
     def num_channels(self) -> int:
@@ -88,7 +229,18 @@ class EncoderLayout:
     @cached_property
     def channel_sizes(self) -> Tensor:
         """int64 [C], how many entries each channel owns."""
-        return torch.bincount(self.owner, minlength=self.num_channels)
+        return self._count(self.num_entries)
+
+    @cached_property
+    def parameter_sizes(self) -> Tensor:
+        """int64 [C], how many trainable entries each channel owns."""
+        return self._count(self.num_parameter_entries)
+
+    def _count(self, length: int) -> Tensor:
+        counts = torch.zeros(self.num_channels, dtype=torch.int64)
+        for part in parts_of(length):
+            counts += torch.bincount(self.owner_in(part), minlength=self.num_channels)
+        return counts
 
     @cached_property
     def group_sizes(self) -> Tensor:
@@ -105,17 +257,21 @@ class EncoderLayout:
         """int64 [C], the group of each channel."""
         return torch.repeat_interleave(self.group_sizes)
 
-    @cached_property
-    def tensor_of(self) -> Tensor:
-        """int64 [N], the tensor of each entry, counted in the order of `shapes`."""
-        sizes = torch.tensor([shape.numel() for shape in self.shapes.values()], dtype=torch.int64)
-        return torch.repeat_interleave(sizes)
-
-    def places(self, entries: Tensor | None = None) -> Places:
-        """Where some entries (int64 [V]) belong, or all of them."""
+    def places(self, entries: EntriesLike | None = None) -> Places:
+        """Where chosen entries belong, or all of them."""
         if entries is None:
-            return Places(self.owner, self.tensor_of)
-        return Places(self.owner[entries], self.tensor_of[entries])
+            return self._first(self.num_entries)
+        lengths = torch.zeros(len(self.shapes), dtype=torch.int64)
+        for part, kept in entries.parts(self):
+            for tensor, own in self.tensors_in(part):
+                inside = slice(own.start - part.start, own.stop - part.start)
+                lengths[tensor] += own.stop - own.start if kept is None else int(kept[inside].sum())
+        return _PlacesOfTensors(lengths, self, entries)
+
+    def _first(self, length: int) -> Places:
+        """Where the first entries of the vector belong."""
+        ends = torch.tensor(self.starts).clamp(max=length)
+        return _PlacesOfTensors(ends[1:] - ends[:-1], self)
 
     @cached_property
     def variances(self) -> tuple[slice, ...]:
@@ -130,16 +286,17 @@ class EncoderLayout:
     @property
     def parameter_places(self) -> Places:
         """Where the trainable entries belong."""
-        return Places(self.owner[: self.num_parameter_entries], self.tensor_of[: self.num_parameter_entries])
+        return self._first(self.num_parameter_entries)
 
-    @property
+    @cached_property
     def fingerprint(self) -> bytes:
         """Eight bytes that differ when names, shapes, order or ownership differ."""
         digest = hashlib.blake2b(digest_size=8)
         for name, shape in self.shapes.items():
             digest.update(f"{name}:{tuple(shape)};".encode())
         digest.update(f"{self.num_parameter_entries};".encode())
-        digest.update(self.owner.to(torch.int32).numpy().tobytes())
+        for part in parts_of(self.num_entries):
+            digest.update(self.owner_in(part).to(torch.int32).numpy())
         return digest.digest()
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:

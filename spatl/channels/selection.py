@@ -1,5 +1,6 @@
 """A selection is one bit per channel; the entries that travel, their number and their share follow from it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
+from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
 
 
@@ -24,22 +26,67 @@ class Selection:
     closed: bool = False
 
     def entries(self, layout: EncoderLayout) -> Tensor:
-        """int64 [V]: positions in the layout's vector of the entries that travel, ascending."""
+        """int64 [V]: positions in the layout's vector of the entries that travel, ascending.
+
+        Twice as long as the values themselves, or more: what runs over a large encoder takes `parts`.
+        """
+        found = [torch.zeros(0, dtype=torch.int64)]
+        for part, kept in self.parts(layout):
+            positions = torch.arange(part.start, part.stop)
+            found.append(positions if kept is None else positions[kept])
+        return torch.cat(found)
+
+    def parts(self, layout: EncoderLayout, stop: int | None = None) -> Iterator[tuple[slice, Tensor | None]]:
+        """Some entries of the layout's vector at a time, and which of them travel, bool; None where all of them do.
+
+        Up to a position in the vector, or to its end.
+        """
+        length = layout.num_entries if stop is None else stop
         if bool(self.mask.all()):
-            return torch.arange(layout.num_entries)
-        travels = self.mask[layout.owner]
-        if self.closed:
-            assert layout.reads is not None
-            travels &= torch.cat([self.mask, torch.ones(1, dtype=torch.bool)])[layout.reads]  # -1 is the appended true
-        return travels.nonzero().squeeze(1)
+            for part in parts_of(length):
+                yield part, None
+            return
+        read = torch.cat([self.mask, torch.ones(1, dtype=torch.bool)])  # -1 is the appended true
+        for part in parts_of(length):
+            kept = self.mask[layout.owner_in(part)]
+            if self.closed:
+                kept &= read[layout.reads_in(part)]
+            yield part, kept
+
+    def value_parts(
+        self, layout: EncoderLayout, stop: int | None = None
+    ) -> Iterator[tuple[slice, Tensor | None, slice]]:
+        """As `parts`, and where the values of those that travel lie among all that do."""
+        start = 0
+        for part, kept in self.parts(layout, stop):
+            end = start + (part.stop - part.start if kept is None else int(kept.sum()))
+            yield part, kept, slice(start, end)
+            start = end
+
+    def num_entries(self, layout: EncoderLayout, stop: int | None = None) -> int:
+        """V, how many entries travel: of the whole vector, or of what lies before a position in it."""
+        length = layout.num_entries if stop is None else stop
+        if bool(self.mask.all()):
+            return length
+        sizes = {layout.num_entries: layout.channel_sizes, layout.num_parameter_entries: layout.parameter_sizes}
+        if not self.closed and length in sizes:
+            return int(sizes[length][self.mask].sum())
+        return sum(values.stop - values.start for _, _, values in self.value_parts(layout, stop))
+
+    def take(self, vector: Tensor, layout: EncoderLayout) -> Tensor:
+        """[V]: the values of a vector ([N]) that travel; the vector itself where all do."""
+        if bool(self.mask.all()):
+            return vector
+        taken = torch.empty(self.num_entries(layout), dtype=vector.dtype)
+        for part, kept, values in self.value_parts(layout):
+            taken[values] = vector[part] if kept is None else vector[part][kept]
+        return taken
 
     def keep_ratio(self, layout: EncoderLayout) -> float:
         """The share of the encoder's entries that travel, in [0, 1]; 1 for an encoder without entries."""
         if layout.num_entries == 0:
             return 1.0
-        if self.closed:
-            return len(self.entries(layout)) / layout.num_entries
-        return float(layout.channel_sizes[self.mask].sum()) / layout.num_entries
+        return self.num_entries(layout) / layout.num_entries
 
     def counts(self, layout: EncoderLayout) -> Tensor:
         """int64 [G]: how many channels of each group travel."""

@@ -27,7 +27,7 @@ from spatl.channels.flops import (
     measure_macs,
     whole_flops_model,
 )
-from spatl.channels.layout import ChannelGroup, EncoderLayout
+from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
 from spatl.channels.masking import along_inputs
 from spatl.channels.perturbation import Claims
 from spatl.channels.proof import refuted
@@ -108,18 +108,24 @@ def trace_groups(
     encoder_layers = {name.rpartition(".")[0] for name in parameters}
     flops = channels.flops_model(layout, {k: v for k, v in macs.items() if k in encoder_layers})
     readers = channels.readers()
-    return EncoderTrace(replace(layout, reads=_reads(network, layout, readers)), flops, readers, doubtful)
+    return EncoderTrace(replace(layout, readings=_readings(network, layout, readers)), flops, readers, doubtful)
 
 
-def _reads(network: nn.Module, layout: EncoderLayout, readers: Mapping[str, Tensor]) -> Tensor:
-    """int64 [N]: the channel behind each entry of a weight that reads channels, -1 for all other entries."""
-    reads = torch.full((layout.num_entries,), -1, dtype=torch.int64)
-    views = layout.unflatten(reads)
+def _readings(network: nn.Module, layout: EncoderLayout, readers: Mapping[str, Tensor]) -> tuple[Labels, ...]:
+    """By tensor, the channel behind each entry of a weight that reads channels, -1 for all other entries."""
+    readings = dict.fromkeys(layout.shapes, Labels(torch.full((1,), -1)))
     for name, channels in readers.items():
-        layer, view = network.get_submodule(name), views.get(f"{name}.weight")
-        if view is not None:
-            view.copy_(along_inputs(layer, view, channels).expand_as(view))
-    return reads
+        layer, weight = network.get_submodule(name), f"{name}.weight"
+        if weight not in layout.shapes:
+            continue
+        shape = layout.shapes[weight]
+        along = along_inputs(layer, torch.empty(shape, device="meta"), channels)
+        long = [dimension for dimension, size in enumerate(along.shape) if size > 1]
+        if len(long) <= 1:
+            readings[weight] = Labels.along(along, shape, long[0] if long else len(shape) - 1)
+        else:  # a grouped layer: each of its outputs has inputs of its own
+            readings[weight] = Labels(along.expand(shape).reshape(-1))
+    return tuple(readings.values())
 
 
 class _Channels:
@@ -193,17 +199,14 @@ class _Channels:
             groups.append(ChannelGroup(first_layer[root], len(self._index), len(group), entries))
             self._index.update({channel: len(self._index) + i for i, channel in enumerate(group)})
 
-        owner = []
+        owners = []
         for name, shape in shapes.items():
             dimension, owned = self._owned[name]
             length = shape[dimension] if shape else 1
             ids = torch.tensor([self._index[owned[index]] for index in range(length)])
-            view = [1] * len(shape)
-            if shape:
-                view[dimension] = length
-            owner.append(ids.view(view).expand(shape).reshape(-1))
+            owners.append(Labels.along(ids, shape, dimension))
         num_parameter_entries = sum(shape.numel() for shape in list(shapes.values())[:num_parameters])
-        return EncoderLayout(dict(shapes), num_parameter_entries, torch.cat(owner), tuple(groups))
+        return EncoderLayout(dict(shapes), num_parameter_entries, tuple(owners), tuple(groups))
 
     def flops_model(self, layout: EncoderLayout, macs: Mapping[str, int]) -> FlopsModel:
         group_of = torch.empty(layout.num_channels, dtype=torch.int64)
@@ -341,5 +344,5 @@ def _dependency_groups(
 
 def _empty_trace() -> EncoderTrace:
     none = torch.zeros(0, dtype=torch.float64)
-    empty = EncoderLayout({}, 0, torch.zeros(0, dtype=torch.int64), ())
+    empty = EncoderLayout({}, 0, (), ())
     return EncoderTrace(empty, FlopsModel(none, none, none.view(0, 0), none.view(0, 0), none, none, none), {})

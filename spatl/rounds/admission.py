@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from spatl.channels.layout import EncoderLayout
+from spatl.channels.vectors import mean_square
 from spatl.errors import UpdateRejected
 from spatl.wire.protocol import Update
 
@@ -130,8 +131,8 @@ class Admission:
 
 def size_of(update: Update, layout: EncoderLayout) -> Size:
     """The size of an update's parameters; 0 of none."""
-    values = update.values[update.selection.entries(layout) < layout.num_parameter_entries].double()
-    rms = math.sqrt(float(values.square().mean())) if len(values) else 0.0
+    number = update.selection.num_entries(layout, layout.num_parameter_entries)
+    rms = math.sqrt(mean_square(update.values[:number]))
     return Size(rms, rms / update.step_weight)
 
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
+from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
+from spatl.wire.multiples import Multiples
 from spatl.wire.protocol import Update
 
 _HIGH_BITS = 8  # the high limb counts units of 2**-8,
@@ -35,12 +37,12 @@ class ExactSum:
         self._low = torch.zeros(length, dtype=torch.int64)
         self._num_terms = 0
 
-    def add_(self, indices: Tensor, terms: Tensor) -> None:
-        """Add float64 `terms` [V] at `indices` int64 [V], which do not repeat."""
+    def add_(self, indices: Tensor | slice, terms: Tensor, part: slice = slice(None)) -> None:
+        """Add float64 `terms` [V] at `indices` of a part, which do not repeat: int64 [V], or bool, or a slice."""
         high = torch.floor(terms * 2.0**_HIGH_BITS)
         low = torch.round((terms - high * 2.0**-_HIGH_BITS) * 2.0**_LOW_BITS)
-        self._high[indices] += high.to(torch.int64)
-        self._low[indices] += low.to(torch.int64)
+        self._high[part][indices] += high.to(torch.int64)
+        self._low[part][indices] += low.to(torch.int64)
         self._num_terms += 1
         if self._num_terms % _TERMS_BETWEEN_CARRIES == 0:
             carry = self._low >> (_LOW_BITS - _HIGH_BITS)
@@ -94,8 +96,9 @@ class Aggregator:
         # A power of two, so that counts are scaled without rounding: of however many millions a client holds, what its
         # values may be is the same.
         self._unit = 2.0 ** -max(0, total_examples.bit_length() - _BITS_OF_EXAMPLES)
-        self._updates = ExactSum(layout.num_entries)
-        self._gradients = ExactSum(layout.num_parameter_entries if control is not None else 0)
+        self._waiting: list[tuple[Update, Multiples, int]] = []  # not summed yet: a few take less than their sums
+        self._updates: ExactSum | None = None
+        self._gradients: ExactSum | None = None
         self._examples = torch.zeros(layout.num_channels, dtype=torch.int64)  # over the clients that sent a channel
         self._corrected = torch.zeros(layout.num_channels, dtype=torch.int64)  # over those of them with control
         self._step_weights: list[tuple[int, float]] = []
@@ -117,33 +120,87 @@ class Aggregator:
         """
         if num_examples < 1:
             raise UpdateRejected(f"num-examples must be at least 1, got {num_examples}")
-        for _, terms, _, gradients in self._terms(update, num_examples):
+        for _, _, terms, gradients in self._terms(update, update.values.__getitem__, num_examples):
             for quantity in (terms, gradients):
                 if quantity.numel() and not float(quantity.abs().max()) < _LARGEST_TERM:
                     raise UpdateRejected(
                         f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}"
                     )
-        corrected = self._control is not None and update.corrected
-        for entries, terms, parameters, gradients in self._terms(update, num_examples):
-            self._updates.add_(entries, terms)
-            if corrected:
-                self._gradients.add_(parameters, gradients)
-        if corrected:
+        self._waiting.append((replace(update, values=torch.zeros(0)), Multiples.of(update.values), num_examples))
+        kept = sum(values.num_bytes for _, values, _ in self._waiting)
+        if self._updates is not None or kept > _WAITING_BYTES * self._layout.num_entries:
+            self._fold_()
+        if self._is_corrected(update):
             self._corrected[update.selection.mask] += num_examples
         self._examples[update.selection.mask] += num_examples
         self._step_weights.append((num_examples, update.step_weight))
 
-    def _terms(self, update: Update, num_examples: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Some entries at a time, in float64: which they are and what is added, of x and of the gradients."""
-        sent, weight = update.selection.entries(self._layout), num_examples * self._unit
-        for start in range(0, len(sent), _PART):
-            entries, values = sent[start : start + _PART], update.values[start : start + _PART].to(torch.float64)
+    def _is_corrected(self, update: Update) -> bool:
+        return self._control is not None and update.corrected
+
+    def _fold_(self) -> None:
+        """Add up what waits, over the whole vector."""
+        if self._updates is None or self._gradients is None:
+            controlled = self._layout.num_parameter_entries if self._control is not None else 0
+            self._updates, self._gradients = ExactSum(self._layout.num_entries), ExactSum(controlled)
+        while self._waiting:
+            update, values, num_examples = self._waiting.pop(0)
+            for part, kept, terms, gradients in self._terms(update, values.of_part, num_examples):
+                self._updates.add_(_where(kept), terms, part)
+                if self._is_corrected(update) and len(gradients):
+                    own = slice(part.start, min(part.stop, self._layout.num_parameter_entries))
+                    self._gradients.add_(_where(kept, own), gradients, own)
+
+    def _terms(
+        self, update: Update, values_of: Callable[[slice], Tensor], num_examples: int
+    ) -> Iterator[tuple[slice, Tensor | None, Tensor, Tensor]]:
+        """Some entries at a time: which they are, and what is added, in float64, of x and of the gradients."""
+        length, weight = self._layout.num_parameter_entries, num_examples * self._unit
+        for part, kept, own in update.selection.value_parts(self._layout):
+            values = values_of(own).to(torch.float64)
+            number = len(values)
+            if part.stop > length:
+                before = max(0, length - part.start)
+                number = before if kept is None else int(kept[:before].sum())
             terms = values * weight
-            is_parameter = entries < self._layout.num_parameter_entries
             if self._normalizes:
-                terms[is_parameter] /= update.step_weight
-            gradients = -values[is_parameter] / update.step_weight * weight
-            yield entries, terms, entries[is_parameter], gradients
+                terms[:number] /= update.step_weight
+            yield part, kept, terms, -values[:number] / update.step_weight * weight
+
+    def _totals(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some entries at a time, and the sums over all updates, float64."""
+        if self._updates is not None:
+            for part in parts_of(self._layout.num_entries):
+                yield part, self._updates.total(part) / self._unit
+            return
+        for part, summed in self._together():
+            total = ExactSum(part.stop - part.start)
+            for _, kept, terms, _ in summed:
+                total.add_(_where(kept), terms)
+            yield part, total.total() / self._unit
+
+    def _gradient_totals(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some parameters at a time, and the sums of the gradients over all corrected updates, float64."""
+        length = self._layout.num_parameter_entries
+        if self._gradients is not None:
+            for part in parts_of(length):
+                yield part, self._gradients.total(part) / self._unit
+            return
+        for part, summed in self._together():
+            own = slice(part.start, min(part.stop, length))
+            if own.start < own.stop:
+                total = ExactSum(own.stop - own.start)
+                for update, kept, _, gradients in summed:
+                    if self._is_corrected(update):
+                        total.add_(_where(kept, own), gradients)
+                yield own, total.total() / self._unit
+
+    def _together(self) -> Iterator[tuple[slice, list[tuple[Update, Tensor | None, Tensor, Tensor]]]]:
+        """Some entries at a time, of all updates that wait."""
+        all_terms = [self._terms(update, values.of_part, number) for update, values, number in self._waiting]
+        for part in parts_of(self._layout.num_entries):
+            found = [(update, *next(terms)[1:]) for (update, *_), terms in zip(self._waiting, all_terms, strict=True)]
+            yield part, found
 
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N]: entries nobody sent keep their bits.
@@ -153,12 +210,12 @@ class Aggregator:
         """
         encoder = self._encoder.clone()
         factor = self._learning_rate * self._mean_step_weight()
-        for part in _slices(self._layout.num_entries):
-            examples = self._examples[self._layout.owner[part]]
+        for part, total in self._totals():
+            examples = self._examples[self._layout.owner_in(part)]
             scale = torch.ones(len(examples), dtype=torch.float64)
             scale[: max(0, self._layout.num_parameter_entries - part.start)] = factor
             before = self._encoder[part]
-            moved = before.to(torch.float64) + scale * self._total(self._updates, part) / examples.clamp(min=1)
+            moved = before.to(torch.float64) + scale * total / examples.clamp(min=1)
             encoder[part] = torch.where(examples > 0, moved.to(torch.float32), before)
         return self._without_negative(encoder)
 
@@ -167,9 +224,6 @@ class Aggregator:
         for part in self._layout.variances:
             encoder[part] = torch.where(encoder[part] < 0, self._encoder[part] / 2, encoder[part])
         return encoder
-
-    def _total(self, sums: ExactSum, part: slice = slice(None)) -> Tensor:
-        return sums.total(part) / self._unit
 
     def _mean_step_weight(self) -> float:
         """What normalised updates are multiplied by: sum_i p_i a_i over the participants; 1 without normalisation."""
@@ -186,10 +240,10 @@ class Aggregator:
         if self._control is None or self._held_control is None:
             return None
         control = self._control.clone()
-        for part in _slices(len(control)):
-            examples = self._corrected[self._layout.owner[part]]
+        for part, total in self._gradient_totals():
+            examples = self._corrected[self._layout.owner_in(part)]
             before, held = (each[part].to(torch.float64) for each in (self._control, self._held_control))
-            change = (self._total(self._gradients, part) - held * examples) / self._total_examples
+            change = (total - held * examples) / self._total_examples
             moved = (before + self._damping * change).to(torch.float32)
             control[part] = torch.where(examples > 0, moved, self._control[part])
         return control
@@ -197,8 +251,7 @@ class Aggregator:
     def control_share(self) -> float:
         """The share of all clients' examples that stood behind the change of c, in the mean over its entries."""
         length = self._layout.num_parameter_entries
-        sizes = torch.bincount(self._layout.owner[:length], minlength=self._layout.num_channels)
-        examples = int((self._corrected * sizes).sum())
+        examples = int((self._corrected * self._layout.parameter_sizes).sum())
         return min(1.0, examples / length / self._total_examples) if length else 0.0
 
 
@@ -224,23 +277,21 @@ class RobustAggregator(Aggregator):
     def add(self, update: Update, num_examples: int) -> None:
         """As of `Aggregator`."""
         super().add(update, num_examples)
-        entries = update.selection.entries(self._layout)
-        values = update.values
+        length = self._layout.num_parameter_entries
+        spread = _spread(update, self._layout, self._layout.num_entries)
         if self._normalizes:
-            values = torch.where(entries < self._layout.num_parameter_entries, values / update.step_weight, values)
-        self._kept.append(_spread(values, entries, self._layout.num_entries))
+            spread[:length] /= update.step_weight
+        self._kept.append(spread)
 
     def encoder(self) -> Tensor:
         """As of `Aggregator`."""
-        scale = torch.ones(self._layout.num_entries, dtype=torch.float64)
-        scale[: self._layout.num_parameter_entries] = self._learning_rate * self._mean_step_weight()
-        moved = torch.zeros(self._layout.num_entries, dtype=torch.float64)
+        encoder, factor = self._encoder.clone(), self._learning_rate * self._mean_step_weight()
         for part, values in _in_parts(self._kept):
-            moved[part] = self._rule(*_ranked(values), self._trim_fraction)
-        sent = (self._examples > 0)[self._layout.owner]
-        return self._without_negative(
-            torch.where(sent, (self._encoder.double() + scale * moved).float(), self._encoder)
-        )
+            moved = self._rule(*_ranked(values), self._trim_fraction)
+            moved[: max(0, self._layout.num_parameter_entries - part.start)] *= factor
+            sent, before = (self._examples > 0)[self._layout.owner_in(part)], self._encoder[part]
+            encoder[part] = torch.where(sent, (before.double() + moved).float(), before)
+        return self._without_negative(encoder)
 
 
 class PrivateAggregator(Aggregator):
@@ -279,11 +330,12 @@ class PrivateAggregator(Aggregator):
 
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N]. Each call draws other noise and gives something away."""
-        noise = self._noise.standard_normal(self._layout.num_entries)
-        moved = self._total(self._updates) + self._noise_multiplier * self._clip * torch.from_numpy(noise)
-        return self._without_negative(
-            (self._encoder.double() + self._learning_rate / self._num_expected * moved).float()
-        )
+        encoder = torch.empty_like(self._encoder)
+        for part, total in self._totals():
+            noise = torch.from_numpy(self._noise.standard_normal(part.stop - part.start))
+            moved = total + self._noise_multiplier * self._clip * noise
+            encoder[part] = (self._encoder[part].double() + self._learning_rate / self._num_expected * moved).float()
+        return self._without_negative(encoder)
 
 
 def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: EncoderLayout) -> list[float]:
@@ -301,11 +353,7 @@ def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: Encod
     """
     if len(updates) < 2:
         return [0.0] * len(updates)
-    length, spread = layout.num_parameter_entries, []
-    for update in updates:
-        entries = update.selection.entries(layout)
-        is_parameter = entries < length
-        spread.append(_spread(update.values[is_parameter], entries[is_parameter], length))
+    spread = [_spread(update, layout, layout.num_parameter_entries) for update in updates]
     counts = torch.tensor(trusted if any(trusted) else [True] * len(updates))
     products, squares = (torch.zeros(len(updates), dtype=torch.float64) for _ in range(2))
     square_of_median = 0.0
@@ -319,21 +367,24 @@ def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: Encod
     return torch.where(lengths > 0, products / lengths.clamp(min=_SMALLEST_LENGTH), 0.0).clamp(-1, 1).tolist()
 
 
-def _slices(length: int) -> Iterator[slice]:
-    """A vector in parts, because what is between float32 and float32 takes many times as much memory."""
-    for start in range(0, length, _PART):
-        yield slice(start, min(length, start + _PART))
+def _where(kept: Tensor | None, own: slice | None = None) -> Tensor | slice:
+    """Which entries of a part travel, or of the beginning of it that is as long as a slice."""
+    if kept is None:
+        return slice(None)
+    return kept if own is None else kept[: own.stop - own.start]
 
 
-def _spread(values: Tensor, entries: Tensor, length: int) -> Tensor:
-    """float32 [length], NaN where there is no value."""
-    return torch.full((length,), math.nan).index_copy_(0, entries, values)
+def _spread(update: Update, layout: EncoderLayout, length: int) -> Tensor:
+    """float32 [length], an update's values of the first entries, NaN where there is none."""
+    spread = torch.full((length,), math.nan)
+    for part, kept, values in update.selection.value_parts(layout, length):
+        spread[part][_where(kept)] = update.values[values]
+    return spread
 
 
 def _in_parts(vectors: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
     """Some entries at a time of K vectors of one length, as float64 [K, V], and which they are."""
-    for start in range(0, len(vectors[0]) if vectors else 0, _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for part in parts_of(len(vectors[0]) if vectors else 0, _CHUNK):
         yield part, torch.stack([vector[part] for vector in vectors]).double()
 
 
@@ -360,7 +411,7 @@ def _median(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
 
 
 _CHUNK = 2**16
-_PART = 2**20  # entries at a time where only one vector is worked on
+_WAITING_BYTES = 8  # for each entry: two updates that send everything
 _ROUNDING = 1e-9
 _SMALLEST_LENGTH = 1e-300  # for nothing but not to divide by zero
 _RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}

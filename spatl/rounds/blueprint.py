@@ -67,8 +67,18 @@ class Blueprint:
         return self.costs.layout
 
     def initial_encoder(self) -> Tensor:
-        """float32 [N], x before the first round."""
-        return self.layout.flatten(encoder_tensors(self.model, self.split))
+        """float32 [N], x before the first round; nobody may change it, for the model's parameters may be views of it."""
+        return self._initial_encoder
+
+    @cached_property
+    def _initial_encoder(self) -> Tensor:
+        tensors = encoder_tensors(self.model, self.split)
+        encoder = self.layout.flatten(tensors)
+        views = self.layout.unflatten(encoder)
+        for name, parameter in self.split.encoder_parameters(self.model).items():
+            if name in views and _is_plain(parameter):
+                parameter.data = views[name]  # so that there is one copy of it, not two
+        return encoder
 
     @property
     def message_bytes(self) -> int | None:
@@ -293,6 +303,17 @@ def servers_blueprint(config_json: str) -> Blueprint:
     """Return the blueprint as the server needs it: without data where each device has its own."""
     config = config_from_json(config_json)
     return make_blueprint(config, has_data=False) if config.has_own_data else cached_blueprint(config_json)
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is all that uses its memory, and is laid out as in a flat vector of float32."""
+    return (
+        type(parameter) is nn.Parameter
+        and parameter.dtype == torch.float32
+        and parameter.device.type == "cpu"
+        and parameter.is_contiguous()
+        and parameter.untyped_storage().nbytes() == 4 * parameter.numel()
+    )
 
 
 def encoder_tensors(model: nn.Module, split: Split) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ client but the version it holds.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout, Places
-from spatl.channels.selection import Selection
+from spatl.channels.selection import Selection, select_all
+from spatl.channels.vectors import all_finite, parts_of
 from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
+from spatl.sealed_files import StoredTensor, as_tensor
 from spatl.wire import adaptive
 from spatl.wire.codec import Codec
 from spatl.wire.protocol import CHECK_BYTES, DerivedControl, Download
 
 _UNIT = 2.0**-adaptive.UNIT_BITS
-_PART = 2**20
 _LARGEST_OFFSET = 2**31 - 1
 _TOO_FAR = (
     "the run diverged: an entry of the encoder moved by more than 128 since it was made; lower training.learning_rate, "
@@ -45,8 +46,6 @@ class Reference:
 
     Attributes:
         version: How many changes led to the present.
-        encoder: float32 [N], x_hat.
-        change: float32 [P], what the last change was of the parameters; 0 for a codec that is not relative.
     """
 
     def __init__(
@@ -57,28 +56,36 @@ class Reference:
         *,
         selection: Selection | None = None,
     ) -> None:
-        self._entries = torch.arange(layout.num_entries) if selection is None else selection.entries(layout)
-        self._initial = torch.zeros_like(initial).index_copy_(0, self._entries, initial[self._entries])
+        self._chosen = select_all(layout) if selection is None else selection
+        self._initial = initial if selection is None else _only(initial, selection, layout)
         self._layout = layout
         self._codec = codec
         self._selection = selection
-        self._places = layout.places(None if selection is None else self._entries)
-        self._offsets = torch.zeros(len(self._entries), dtype=torch.int32)
+        self._places = layout.places(selection)
+        self._offsets = torch.zeros(len(self._places), dtype=torch.int32)
         self._changes: list[bytes] = []  # the last ones
         self._leading: dict[int, Download] = {}
         self._sums: dict[int, tuple[Tensor, bytes | None]] = {}
+        self._check: bytes | None = None
+        self._whole: Tensor | None = None  # x_hat, for a codec that is not relative
         self.version = 0
-        self.encoder = encoder_of(self._initial, self._offsets, self._entries)  # as a client does: -0.0 becomes 0.0
-        self.change = torch.zeros(layout.num_parameter_entries)
         if not codec.relative:
             self._set_whole(self._initial, generator=torch.Generator())
+
+    @property
+    def encoder(self) -> Tensor:
+        """float32 [N], x_hat: worked out anew each time, because it is as long as the offsets it follows from."""
+        if self._whole is not None:
+            return self._whole
+        # as a client does: -0.0 becomes 0.0
+        return encoder_of(self._initial, self._offsets, self._chosen, self._layout)
 
     @property
     def codec(self) -> Codec:
         """How changes are encoded."""
         return self._codec
 
-    def advance(self, encoder: Tensor, *, generator: torch.Generator, max_bytes: int | None = None) -> None:
+    def advance(self, encoder: Tensor, *, generator: torch.Generator, max_bytes: int | None = None) -> Tensor:
         """Move x_hat towards the server's encoder, by one encoded change.
 
         Args:
@@ -86,16 +93,21 @@ class Reference:
             generator: The source of stochastic rounding.
             max_bytes: How long the change may be, for a codec that can choose.
 
+        Returns:
+            float32 [P], what the change was of the parameters; 0 for a codec that is not relative.
+
         Raises:
             DivergedError: The encoder is too far from where it started, or not finite.
         """
-        self._leading, self._sums = {}, {}
+        self._leading, self._sums, self._check = {}, {}, None
         self.version += 1
         if not self._codec.relative:
             self._set_whole(encoder, generator=generator)
-            return
-        difference = (encoder - self.encoder)[self._entries]
-        if not bool(torch.isfinite(difference).all()):
+            return torch.zeros(self._layout.num_parameter_entries)
+        difference = torch.empty(len(self._offsets))
+        for part, kept, values, held in self._moved():
+            difference[values] = (encoder[part] if kept is None else encoder[part][kept]) - held
+        if not all_finite(difference):
             raise DivergedError("the run diverged: the encoder is not finite any more; lower training.learning_rate")
         while True:
             data = encode_change(difference, self._places, self._codec, generator=generator, max_bytes=max_bytes)
@@ -103,18 +115,22 @@ class Reference:
                 moved = offsets_of(data, self._places, self._codec)
             except UpdateRejected:
                 raise DivergedError(_TOO_FAR) from None
-            negative = self._negative(self._offsets + moved)
+            negative = self._negative(moved)
             if not bool((difference[negative] != 0).any()):
                 break
             difference[negative] = 0.0  # a variance that rounding takes below 0 stays for now; each pass has fewer
-        offsets = self._offsets + moved
-        if len(offsets) and int(offsets.abs().max()) > _LARGEST_OFFSET:
+        del difference
+        offsets = _sum(self._offsets, moved)
+        if offsets is None:
             raise DivergedError(_TOO_FAR)
-        self._offsets = offsets.to(torch.int32)
+        self._offsets = offsets
         self._changes.append(data)
         self._forget_()
-        self.change = change_of(moved, self._entries, self._layout)
-        self.encoder = encoder_of(self._initial, self._offsets, self._entries)
+        return change_of(moved, None, self._chosen, self._layout)
+
+    def _moved(self, *more: Tensor) -> Iterator[tuple[slice, Tensor | None, slice, Tensor]]:
+        """Some values of x_hat at a time, or of what further offsets make of it, as `encoder_parts`."""
+        return encoder_parts(self._initial, (self._offsets, *more), self._chosen, self._layout)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, and that does not follow from how this was made."""
@@ -127,11 +143,10 @@ class Reference:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on where another one, made alike, was when it gave its `tensors`: with the next `advance`."""
         self.version = int(tensors["version"])
-        self._leading, self._sums = {}, {}
+        self._leading, self._sums, self._check = {}, {}, None
         if not self._codec.relative:
             return
         self._offsets = tensors["offsets"]
-        self.encoder = encoder_of(self._initial, self._offsets, self._entries)
         number = sum(name.startswith("change/") for name in tensors)
         self._changes = [tensors[f"change/{place}"].numpy().tobytes() for place in range(number)]
 
@@ -163,21 +178,22 @@ class Reference:
             selection=self._selection,
         )
 
-    def _negative(self, offsets: Tensor) -> Tensor:
-        """int64: which of the entries that offsets (int64 [V]) are of would be variances below 0."""
-        if not self._layout.variances:
-            return torch.zeros(0, dtype=torch.int64)
-        encoder = encoder_of(self._initial, offsets, self._entries)
-        below = torch.zeros(len(encoder), dtype=torch.bool)
-        for part in self._layout.variances:
-            below[part] = encoder[part] < 0
-        return below[self._entries].nonzero().squeeze(1)
+    def _negative(self, moved: Tensor) -> Tensor:
+        """int64: which of the values that a change (int32 [V]) is of would be variances below 0."""
+        found = [torch.zeros(0, dtype=torch.int64)]
+        if self._layout.variances:
+            for part, kept, values, encoder in self._moved(moved):
+                is_variance = torch.zeros(part.stop - part.start, dtype=torch.bool)
+                for own in self._layout.variances:
+                    is_variance[max(0, own.start - part.start) : max(0, own.stop - part.start)] = True
+                below = (encoder < 0) & (is_variance if kept is None else is_variance[kept])
+                found.append(below.nonzero().squeeze(1) + values.start)
+        return torch.cat(found)
 
     def _set_whole(self, encoder: Tensor, *, generator: torch.Generator) -> None:
-        data = self._codec.encode(encoder[self._entries], self._places, generator=generator)
+        data = self._codec.encode(self._chosen.take(encoder, self._layout), self._places, generator=generator)
         self._changes = [data]  # nothing before it is needed
-        decoded = self._codec.decode(memoryview(data), self._places)
-        self.encoder = torch.zeros_like(self._initial).index_copy_(0, self._entries, decoded)
+        self._whole = _spread(self._codec.decode(memoryview(data), self._places), self._chosen, self._layout)
 
     def _shortest(self, held_version: int) -> Download:
         """The shortest of what leads from a version, or from the first one, to the present."""
@@ -203,9 +219,9 @@ class Reference:
             if start:
                 # From the longest sum there is of those that are part of it: every change is decoded once a round.
                 nearest = min((each for each in self._sums if start < each), default=self.version)
-                offsets = self._sums[nearest][0] if nearest < self.version else torch.zeros_like(offsets)
+                offsets = self._sums[nearest][0].clone() if nearest < self.version else torch.zeros_like(offsets)
                 for place in range(start - self.version, nearest - self.version):
-                    offsets = offsets + offsets_of(self._changes[place], self._places, self._codec)
+                    offsets += offsets_of(self._changes[place], self._places, self._codec)
             self._sums[start] = offsets, adaptive.encode_multiples(offsets.numpy(), self._places)
         return self._sums[start][1]
 
@@ -216,9 +232,11 @@ class Reference:
             kept -= len(self._changes.pop(0))
 
     def _leads(self, start: int, values: tuple[bytes, ...], snapshot: Tensor | None = None) -> Download:
+        if self._check is None:
+            self._check = check_of(self.encoder)
         return Download(
             server_round=0, version=self.version, base_version=start, acknowledged_round=0, codec=self._codec,
-            check=check_of(self.encoder), values=values, snapshot=snapshot, selection=self._selection,
+            check=self._check, values=values, snapshot=snapshot, selection=self._selection,
         )  # fmt: skip
 
 
@@ -229,12 +247,13 @@ class Held:
     Two of them while the server does not know yet that the newer one arrived.
 
     Attributes:
-        offsets: int32 [V] by version: what x_hat has changed by since version 0, in units of 2^-24.
+        offsets: int32 [V] by version: what x_hat has changed by since version 0, in units of 2^-24. They may lie in a
+            file, from which they are read when they are needed.
         base: float32 [N], version 0 where it was sent; None where this client builds it.
         control: float32 [P], c as of the newest version, where it follows from changes; None where it does not.
     """
 
-    offsets: Mapping[int, Tensor]
+    offsets: Mapping[int, Tensor | StoredTensor]
     base: Tensor | None = None
     control: Tensor | None = None
 
@@ -255,47 +274,54 @@ def follow(
         ReferenceLost: The client does not hold what the download starts from, or arrives elsewhere than it should.
         UpdateRejected: The download is damaged.
     """
-    entries = None if download.selection is None else download.selection.entries(layout)
-    places = layout.places(entries)
-    if entries is None:
-        entries = torch.arange(layout.num_entries)
+    chosen = select_all(layout) if download.selection is None else download.selection
+    places = layout.places(download.selection)
     codec = download.codec
     if not codec.relative:
         if len(download.values) != 1:
             raise UpdateRejected(f"expected one encoder in {codec.name}, got {len(download.values)}")
         decoded = codec.decode(memoryview(download.values[0]), places)
-        if not bool(torch.isfinite(decoded).all()):
+        if not all_finite(decoded):
             raise UpdateRejected("the values contain NaN or infinity")
-        encoder = torch.zeros(layout.num_entries).index_copy_(0, entries, decoded)
-        return _arrived(encoder, download, layout), Held({})
+        return _arrived(_spread(decoded, chosen, layout), download, layout), Held({})
     base = download.base if download.base is not None else held.base
-    start = base if base is not None else initial
-    start = torch.zeros_like(start).index_copy_(0, entries, start[entries])
-    offsets = _start(download, held, len(entries))
+    offsets = _start(download, held, len(places))
     if download.snapshot is not None:
-        offsets = download.snapshot.to(torch.int64)
+        offsets = download.snapshot.to(torch.int32)
     for data in download.values:
-        offsets = offsets + offsets_of(data, places, codec)
-    if len(offsets) and int(offsets.abs().max()) > _LARGEST_OFFSET:
-        raise UpdateRejected("the changes lead out of the range of 128")
-    encoder = _arrived(encoder_of(start, offsets, entries), download, layout)
-    kept = {version: each for version, each in held.offsets.items() if version == download.base_version}
-    kept[download.version] = offsets.to(torch.int32)
+        sum_of_both = _sum(offsets, offsets_of(data, places, codec))
+        if sum_of_both is None:
+            raise UpdateRejected("the changes lead out of the range of 128")
+        offsets = sum_of_both
     control = None
     if download.derived is not None:
-        control = torch.zeros(layout.num_parameter_entries)
-        before, previous = held.offsets.get(download.version - 1), held.control
-        if download.version == 1:  # everybody knows version 0, where c is 0
-            before, previous = torch.zeros_like(offsets), control
-        if before is not None and previous is not None:
-            change = change_of(offsets - before, entries, layout)
-            control = followed_control(previous, change, download.derived, fading=fading)
-            if not bool(torch.isfinite(control).all()):
-                raise UpdateRejected("the control variates that follow contain NaN or infinity")
-    return encoder, Held(kept, base, control)
+        control = _control(download, held, offsets, layout, fading=fading)
+    start = base if base is not None else initial
+    if download.selection is not None:
+        start = _only(start, download.selection, layout)
+    encoder = _arrived(encoder_of(start, offsets, chosen, layout), download, layout)
+    if control is not None and not all_finite(control):
+        raise UpdateRejected("the control variates that follow contain NaN or infinity")
+    kept = {version: each for version, each in held.offsets.items() if version == download.base_version}
+    return encoder, Held({**kept, download.version: offsets}, base, control)
 
 
-def followed_control(control: Tensor, change: Tensor, derived: DerivedControl, *, fading: float) -> Tensor:
+def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLayout, *, fading: float) -> Tensor:
+    """What a client holds for c once it has arrived at some offsets; 0 where it cannot follow."""
+    assert download.derived is not None
+    chosen = select_all(layout) if download.selection is None else download.selection
+    before, previous = held.offsets.get(download.version - 1), held.control
+    if download.version == 1:  # everybody knows version 0, where c is 0
+        before, previous = torch.zeros_like(offsets), torch.zeros(layout.num_parameter_entries)
+    if before is None or previous is None:
+        return torch.zeros(layout.num_parameter_entries)
+    control = change_of(offsets, as_tensor(before), chosen, layout)
+    return followed_control(previous, control, download.derived, fading=fading, into=control)
+
+
+def followed_control(
+    control: Tensor, change: Tensor, derived: DerivedControl, *, fading: float, into: Tensor | None = None
+) -> Tensor:
     """Return c after a round, float32 [P], from the change of x_hat that the round made.
 
     The server's c moves by rho times the weighted mean of (-D_i / a_i - c) over the clients (`Aggregator.control`), and
@@ -307,12 +333,12 @@ def followed_control(control: Tensor, change: Tensor, derived: DerivedControl, *
         change: float32 [P], x_hat after the round less x_hat before it.
         derived: How far c moves, and by what steps add up to.
         fading: The factor by which control variates fade in a round.
+        into: Where to write the result, which may be `change` or `control` itself; a new tensor if not given.
     """
+    followed = torch.empty_like(control) if into is None else into
     if derived.step_weight == 0:
-        return control * fading
-    followed = torch.empty_like(control)
-    for start in range(0, len(control), _PART):
-        part = slice(start, start + _PART)
+        return torch.mul(control, fading, out=followed)
+    for part in parts_of(len(control)):
         estimate, before = change[part].to(torch.float64) / -derived.step_weight, control[part].to(torch.float64)
         followed[part] = (fading * (before + derived.damping * (estimate - before))).to(torch.float32)
     return followed
@@ -328,38 +354,75 @@ def encode_change(
 
 
 def offsets_of(data: bytes, places: Places, codec: Codec) -> Tensor:
-    """Decode a change into whole numbers of 2^-24, int64 [V], rounding what is finer.
+    """Decode a change into whole numbers of 2^-24, int32 [V], rounding what is finer.
 
     Raises:
         UpdateRejected: The bytes are damaged, or a change is absurdly large.
     """
     decoded = codec.decode(memoryview(data), places)
-    if not bool((decoded.abs() < _LARGEST_OFFSET * _UNIT).all()):
-        raise UpdateRejected("a change of the encoder is not finite, or larger than 128")
-    offsets = torch.empty(len(decoded), dtype=torch.int64)
-    for start in range(0, len(decoded), _PART):
-        part = slice(start, start + _PART)
-        offsets[part] = torch.round(decoded[part].to(torch.float64) / _UNIT).to(torch.int64)
+    offsets = torch.empty(len(decoded), dtype=torch.int32)
+    for part in parts_of(len(decoded)):
+        values = decoded[part]
+        if not bool((values.abs() < _LARGEST_OFFSET * _UNIT).all()):
+            raise UpdateRejected("a change of the encoder is not finite, or larger than 128")
+        offsets[part] = torch.round(values.to(torch.float64) / _UNIT).to(torch.int32)
     return offsets
 
 
-def encoder_of(initial: Tensor, offsets: Tensor, entries: Tensor) -> Tensor:
-    """float32 [N]: the initial encoder moved by offsets (integers [V]) at `entries`."""
+def encoder_of(initial: Tensor, offsets: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
+    """float32 [N]: the initial encoder moved by offsets (int32 [V]) of the chosen entries."""
     encoder = initial.clone()
-    for start in range(0, len(entries), _PART):  # in parts, because what is in between takes six times as much memory
-        part = entries[start : start + _PART]
-        moved = initial[part].to(torch.float64) + offsets[start : start + _PART].to(torch.float64) * _UNIT
-        encoder.index_copy_(0, part, moved.to(torch.float32))
+    for part, kept, _, moved in encoder_parts(initial, (offsets,), chosen, layout):
+        encoder[part][slice(None) if kept is None else kept] = moved
     return encoder
 
 
-def change_of(moved: Tensor, entries: Tensor, layout: EncoderLayout) -> Tensor:
-    """float32 [P]: a change of offsets (integers [V]) at `entries`, as control follows from it on either side."""
-    change = torch.zeros(layout.num_entries)
-    for start in range(0, len(entries), _PART):
-        values = (moved[start : start + _PART].to(torch.float64) * _UNIT).to(torch.float32)
-        change.index_copy_(0, entries[start : start + _PART], values)
-    return change[: layout.num_parameter_entries]
+def encoder_parts(
+    initial: Tensor, offsets: Sequence[Tensor], chosen: Selection, layout: EncoderLayout
+) -> Iterator[tuple[slice, Tensor | None, slice, Tensor]]:
+    """The chosen values of the initial encoder moved by the sum of offsets (int32 [V] each), some at a time, float32.
+
+    With them come where they lie, as `Selection.value_parts` has it.
+    """
+    for part, kept, values in chosen.value_parts(layout):
+        start = initial[part] if kept is None else initial[part][kept]
+        moved = sum((each[values].to(torch.float64) for each in offsets), start=torch.zeros((), dtype=torch.float64))
+        yield part, kept, values, (start.to(torch.float64) + moved * _UNIT).to(torch.float32)
+
+
+def change_of(offsets: Tensor, before: Tensor | None, chosen: Selection, layout: EncoderLayout) -> Tensor:
+    """float32 [P]: offsets (int32 [V]) less those before, of the chosen entries, as control follows from it."""
+    change = torch.zeros(layout.num_parameter_entries)
+    for part, kept, values in chosen.value_parts(layout, layout.num_parameter_entries):
+        moved = offsets[values].to(torch.float64)
+        if before is not None:
+            moved -= before[values].to(torch.float64)
+        change[part][slice(None) if kept is None else kept] = (moved * _UNIT).to(torch.float32)
+    return change
+
+
+def _sum(one: Tensor, other: Tensor) -> Tensor | None:
+    """The sum of two offsets, int32 [V]; None where it leaves the range of 128 to either side."""
+    total = torch.empty_like(one)
+    for part in parts_of(len(one)):
+        exact = one[part].to(torch.int64) + other[part]
+        if int(exact.abs().max()) > _LARGEST_OFFSET:
+            return None
+        total[part] = exact.to(torch.int32)
+    return total
+
+
+def _only(vector: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
+    """A vector [N] with 0 in place of what is not chosen."""
+    return _spread(chosen.take(vector, layout), chosen, layout)
+
+
+def _spread(values: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
+    """float32 [N]: values [V] at the chosen entries, and 0 elsewhere."""
+    vector = torch.zeros(layout.num_entries)
+    for part, kept, own in chosen.value_parts(layout):
+        vector[part][slice(None) if kept is None else kept] = values[own]
+    return vector
 
 
 def _as_tensor(data: bytes) -> Tensor:
@@ -368,18 +431,18 @@ def _as_tensor(data: bytes) -> Tensor:
 
 def check_of(encoder: Tensor) -> bytes:
     """Eight bytes that differ when encoders do."""
-    return hashlib.blake2b(np.ascontiguousarray(encoder.numpy()).tobytes(), digest_size=CHECK_BYTES).digest()
+    return hashlib.blake2b(np.ascontiguousarray(encoder.numpy()), digest_size=CHECK_BYTES).digest()
 
 
 def _start(download: Download, held: Held, num_values: int) -> Tensor:
-    """The offsets that a download starts from, int64 [V]."""
+    """The offsets that a download starts from, int32 [V]."""
     version = download.base_version
     if version == 0:
-        return torch.zeros(num_values, dtype=torch.int64)
+        return torch.zeros(num_values, dtype=torch.int32)
     if version not in held.offsets:
         known = ", ".join(map(str, sorted(held.offsets))) or "none"
         raise ReferenceLost(f"the server's changes start from version {version}, this client holds {known}")
-    return held.offsets[version].to(torch.int64)
+    return as_tensor(held.offsets[version])
 
 
 def _arrived(encoder: Tensor, download: Download, layout: EncoderLayout) -> Tensor:

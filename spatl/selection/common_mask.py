@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spatl.channels.costs import Budget, BudgetKind, Costs, smallest_budget
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
+from spatl.channels.vectors import parts_of
 from spatl.data import Examples
 from spatl.errors import BudgetError
 from spatl.selection.projection import group_leaders, longest_prefix, rank_by_worth
@@ -45,9 +46,10 @@ def channel_saliency(
         name: torch.zeros_like(p) if gradient is None else (gradient * p).abs()
         for (name, p), gradient in zip(parameters.items(), gradients, strict=True)
     }
-    values = torch.cat([value.detach().reshape(-1).cpu().double() for value in sensitivity.values()])
+    values = torch.cat([value.detach().reshape(-1).cpu() for value in sensitivity.values()])
     saliency = torch.zeros(layout.num_channels, dtype=torch.float64)
-    saliency.index_add_(0, layout.owner[: layout.num_parameter_entries], values)
+    for part in parts_of(layout.num_parameter_entries):
+        saliency.index_add_(0, layout.owner_in(part), values[part].double())
     return saliency.to(torch.float32)
 
 
@@ -127,4 +129,4 @@ def _cost(mask: Tensor, costs: Costs, kind: BudgetKind) -> float:
         return costs.flops.ratio(selection.counts(layout))
     if kind == "keep_ratio":
         return selection.keep_ratio(layout)
-    return float(costs.update_bytes(len(selection.entries(layout)), int(mask.sum())))
+    return float(costs.update_bytes(selection.num_entries(layout), int(mask.sum())))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.masking import TRANSPOSED
+from spatl.channels.vectors import parts_of
 
 
 def mean_energy(values: Tensor, layout: EncoderLayout) -> Tensor:
@@ -19,16 +20,15 @@ def mean_energy(values: Tensor, layout: EncoderLayout) -> Tensor:
     Returns:
         float64 [C]; 0 for a channel without parameters.
     """
-    owner = layout.owner[: layout.num_parameter_entries]
     energy = torch.zeros(layout.num_channels, dtype=torch.float64)
-    energy.index_add_(0, owner, values.to(torch.float64).square())
-    return energy / torch.bincount(owner, minlength=layout.num_channels).clamp(min=1)
+    for part in parts_of(layout.num_parameter_entries):
+        energy.index_add_(0, layout.owner_in(part), values[part].to(torch.float64).square_())
+    return energy / layout.parameter_sizes.clamp(min=1)
 
 
 def update_energy(update: Tensor, layout: EncoderLayout) -> Tensor:
     """Return the energy of each channel's part of an update: the sum of squares over its parameters, float64 [C]."""
-    sizes = torch.bincount(layout.owner[: layout.num_parameter_entries], minlength=layout.num_channels)
-    return mean_energy(update[: layout.num_parameter_entries], layout) * sizes
+    return mean_energy(update[: layout.num_parameter_entries], layout) * layout.parameter_sizes
 
 
 def drawn_energy(update: Tensor, layout: EncoderLayout, generator: torch.Generator) -> Tensor:

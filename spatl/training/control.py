@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.channels.layout import EncoderLayout
+from spatl.channels.vectors import parts_of
 from spatl.wire.protocol import Update
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
@@ -40,9 +41,26 @@ class StepWeight:
         self.value += learning_rate * (gradient + self._momentum * velocity if self._nesterov else velocity)
 
 
-def correction_hook(correction: Mapping[str, Tensor]) -> GradientHook:
-    """Return a hook that adds a fixed tensor to each named gradient (the values move to the gradient's device)."""
-    return _hook_with(correction, torch.Tensor.add_)
+def correction_hook(control: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> GradientHook:
+    """Return a hook that adds c - c_i to each named gradient (which moves to the gradient's device)."""
+    elsewhere: dict[str, Tensor] = {}
+
+    def correct(parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, values in control.items():
+            gradient = parameters[name].grad
+            if gradient is None:
+                continue
+            if gradient.device == values.device and gradient.dtype == values.dtype and gradient.is_contiguous():
+                # Some entries at a time, so that the difference takes no memory between the steps, nor within one.
+                flat, common, private = (each.view(-1) for each in (gradient, values, own[name]))
+                for part in parts_of(len(flat)):
+                    flat[part] += common[part] - private[part]
+                continue
+            if name not in elsewhere:
+                elsewhere[name] = (values - own[name]).to(gradient.device, gradient.dtype)
+            gradient.add_(elsewhere[name])
+
+    return correct
 
 
 def proximal_hook(reference: Mapping[str, Tensor], mu: float) -> GradientHook:
@@ -102,11 +120,11 @@ def refresh_control(
     Returns:
         float32 [P], a new tensor.
     """
-    entries = update.selection.entries(layout)
-    is_parameter = entries < layout.num_parameter_entries
-    sent = entries[is_parameter]
-    estimate = -update.values[is_parameter].to(torch.float64) / update.step_weight
-    moved = client_control[sent].to(torch.float64) + damping * (estimate - control[sent].to(torch.float64))
     refreshed = client_control.clone()
-    refreshed[sent] = moved.to(torch.float32)
+    for part, kept, values in update.selection.value_parts(layout, layout.num_parameter_entries):
+        own, common = refreshed[part], control[part]
+        before, held = (own, common) if kept is None else (own[kept], common[kept])
+        estimate = -update.values[values].to(torch.float64) / update.step_weight
+        moved = (before.to(torch.float64) + damping * (estimate - held.to(torch.float64))).to(torch.float32)
+        own[slice(None) if kept is None else kept] = moved  # a view
     return refreshed

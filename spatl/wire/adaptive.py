@@ -11,7 +11,7 @@ Layout of the bytes: step f32 | one class (4 bits) for each tensor that has valu
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.channels.layout import Places
+from spatl.channels.vectors import SUMMED, all_finite, parts_of
 from spatl.errors import UpdateRejected
-from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
+from spatl.wire.entropy import LARGEST_INTEGER, Symbols, decode_symbols, encode_symbols
 
 _STEP: Final = struct.Struct("<f")
 _LARGEST_STEP: Final = 2.0**60
@@ -47,7 +48,7 @@ def encode_rounded(values: Tensor, places: Places, *, step: float, generator: to
         step: Greater than 0.
         generator: The source of the rounding.
     """
-    return _encode(_rounded(values, step, _uniform(len(values), generator)), places, step)
+    return _encode(values, places, step, lambda part: _uniform(part.stop - part.start, generator))
 
 
 def encode_within(values: Tensor, places: Places, *, max_bytes: int, generator: torch.Generator) -> bytes:
@@ -58,7 +59,7 @@ def encode_within(values: Tensor, places: Places, *, max_bytes: int, generator: 
     uniform = _uniform(len(values), generator)
     scale = root_mean_square(values)
     steps = [scale * _FINEST * 2 ** (place / _GRID) for place in range(round(_GRID * _OCTAVES))]
-    return _finest(steps, max_bytes, lambda step: _encode(_rounded(values, step, uniform), places, step))
+    return _finest(steps, max_bytes, lambda step: _encode(values, places, step, uniform.__getitem__))
 
 
 def encode_nearest(values: Tensor, places: Places, *, max_bytes: int | None = None) -> bytes:
@@ -70,7 +71,7 @@ def encode_nearest(values: Tensor, places: Places, *, max_bytes: int | None = No
     half = np.float32(0.5)
 
     def encode(step: float) -> bytes:
-        return _encode(_rounded(values, step, half), places, step)
+        return _encode(values, places, step, lambda _: half)
 
     scale = root_mean_square(values)
     if max_bytes is None:
@@ -91,7 +92,8 @@ def encode_multiples(offsets: NDArray[np.int64], places: Places) -> bytes | None
     multiples = offsets >> zeros
     if len(multiples) and np.abs(multiples).max() > LARGEST_INTEGER:
         return None
-    return _encode(multiples.astype(np.int32), places, math.ldexp(1.0, zeros - UNIT_BITS))
+    step = math.ldexp(1.0, zeros - UNIT_BITS)
+    return _encode_integers((multiples[part].astype(np.int32) for part in parts_of(len(multiples))), places, step)
 
 
 def decode(data: memoryview, places: Places) -> Tensor:
@@ -100,7 +102,7 @@ def decode(data: memoryview, places: Places) -> Tensor:
     Raises:
         UpdateRejected: The bytes are not V values of these places.
     """
-    runs = _Runs.of(places.tensors.numpy())
+    runs = _Runs.of(places)
     present = runs.present
     start = _STEP.size + (len(present) + 1) // 2
     if len(data) < start:
@@ -112,8 +114,11 @@ def decode(data: memoryview, places: Places) -> Tensor:
     nibbles = np.stack([packed & 15, packed >> 4], axis=1).ravel()
     if nibbles[len(present) :].any():
         raise UpdateRejected("there is a class for a tensor beyond the last")
-    integers = decode_integers(data[start:], runs.spread(nibbles[: len(present)]))
-    return torch.from_numpy(integers.astype(np.float32) * np.float32(step))
+    integers = decode_symbols(data[start:], runs.spread(nibbles[: len(present)]))
+    values = np.empty(len(integers), dtype=np.float32)
+    for part, own in integers.parts():
+        np.multiply(own.astype(np.float32), np.float32(step), out=values[part])
+    return torch.from_numpy(values)
 
 
 def planned_bytes(num_values: int) -> int:
@@ -123,7 +128,7 @@ def planned_bytes(num_values: int) -> int:
 
 def root_mean_square(values: Tensor) -> float:
     """The root mean square of values, never quite 0 and never so large that a step would not fit the wire."""
-    norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    norm = math.hypot(*(float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in values.split(SUMMED)))
     exact = norm / math.sqrt(len(values)) if len(values) else 0.0
     return max(min(_LARGEST_SCALE, exact), 1e-30)  # in this order, NaN gives the largest
 
@@ -147,25 +152,37 @@ def _finest(steps: Sequence[float], max_bytes: int, encode: Callable[[float], by
     return found
 
 
-def _rounded(values: Tensor, step: float, uniform: NDArray[np.float32] | np.float32) -> NDArray[np.int32]:
+def _encode(
+    values: Tensor, places: Places, step: float, uniform: Callable[[slice], NDArray[np.float32] | np.float32]
+) -> bytes:
+    """Round values to multiples of a step, up where `uniform` and the remainder exceed a step, and encode them."""
     exact = values.detach().to("cpu", torch.float32).numpy()
-    if not np.isfinite(exact).all():
-        return np.full(len(exact), LARGEST_INTEGER + 1, dtype=np.int32)
+    if not all_finite(torch.from_numpy(exact)):
+        return _refused(places)
+    rounded = (_rounded(exact[part], step, uniform(part)) for part in parts_of(len(exact)))
+    return _encode_integers(rounded, places, step)
+
+
+def _rounded(exact: NDArray[np.float32], step: float, uniform: NDArray[np.float32] | np.float32) -> NDArray[np.int32]:
     rounded = np.floor(exact / np.float32(step) + uniform)
     return np.clip(rounded, -LARGEST_INTEGER, LARGEST_INTEGER).astype(np.int32)
 
 
-def _encode(integers: NDArray[np.int32], places: Places, step: float) -> bytes:
-    runs = _Runs.of(places.tensors.numpy())
+def _refused(places: Places) -> bytes:
+    """What a receiver refuses."""
+    return _STEP.pack(math.nan) + bytes((len(_Runs.of(places).present) + 1) // 2)
+
+
+def _encode_integers(parts: Iterable[NDArray[np.int32]], places: Places, step: float) -> bytes:
+    runs = _Runs.of(places)
     present = runs.present
-    if len(integers) and integers.max() > LARGEST_INTEGER:
-        return _STEP.pack(math.nan) + bytes((len(present) + 1) // 2)
-    octaves = np.log2(runs.means(np.abs(integers)).clip(2.0 ** (_LOWEST_OCTAVE - 1))) - _LOWEST_OCTAVE
+    integers = Symbols.of(parts, len(places))
+    octaves = np.log2(runs.mean_magnitudes(integers).clip(2.0 ** (_LOWEST_OCTAVE - 1))) - _LOWEST_OCTAVE
     classes = np.floor(_CLASSES_PER_OCTAVE * octaves + 1).clip(0, _NUM_CLASSES - 1).astype(np.uint8)
     padded = np.zeros((len(present) + 1) // 2 * 2, dtype=np.uint8)
     padded[: len(present)] = classes
     packed = padded[::2] | padded[1::2] << 4
-    coded = encode_integers(integers, runs.spread(classes))
+    coded = encode_symbols(integers, runs.spread(classes))
     return b"".join([_STEP.pack(step), packed.astype(np.uint8).tobytes(), coded])
 
 
@@ -186,18 +203,20 @@ class _Runs:
     lengths: NDArray[np.int64]
 
     @classmethod
-    def of(cls, tensors: NDArray[np.int64]) -> "_Runs":
-        """The runs of values of the tensors int64 [V]."""
-        is_first = np.ones(len(tensors), dtype=bool)
-        np.not_equal(tensors[1:], tensors[:-1], out=is_first[1:])
-        begins = np.flatnonzero(is_first)
-        owners = tensors[begins]
+    def of(cls, places: Places) -> "_Runs":
+        """The runs of values at some places."""
+        owners, lengths = (each.numpy() for each in places.runs)
         present = np.flatnonzero(np.bincount(owners, minlength=1))
-        return cls(present, np.searchsorted(present, owners), begins, np.diff(begins, append=len(tensors)))
+        return cls(present, np.searchsorted(present, owners), lengths.cumsum() - lengths, lengths)
 
-    def means(self, values: NDArray[np.int32]) -> NDArray[np.float64]:
-        """float64 [T], the mean of each tensor's values int32 [V]."""
-        sums = np.add.reduceat(values, self.begins, dtype=np.int64) if len(self.begins) else self.begins
+    def mean_magnitudes(self, integers: Symbols) -> NDArray[np.float64]:
+        """float64 [T], the mean magnitude of each tensor's integers."""
+        sums = np.zeros(len(self.begins), dtype=np.int64)
+        for part, values in integers.parts():
+            first = np.searchsorted(self.begins, part.start, side="right") - 1
+            last = np.searchsorted(self.begins, part.stop, side="left")
+            begins = (self.begins[first:last] - part.start).clip(0)
+            sums[first:last] += np.add.reduceat(np.abs(values), begins, dtype=np.int64)
         totals, counts = (
             np.bincount(self.ranks, weights=each, minlength=len(self.present)) for each in (sums, self.lengths)
         )

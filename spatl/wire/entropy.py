@@ -27,12 +27,15 @@ of its own (two bytes a context) takes 1.4 % more than hazards as needed on 300,
 Laplace ones.
 """
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
 
 MAX_CONTEXTS: Final = 32
@@ -78,6 +81,70 @@ _BITS_IF_HIT: Final = np.log2(1 + _EVEN_ODDS / _ODDS)
 _BITS_IF_MISSED: Final = np.log2(1 + _ODDS / _EVEN_ODDS)
 
 
+@dataclass(frozen=True, eq=False)
+class Symbols:
+    """Integers in a quarter of their memory: most are small.
+
+    Attributes:
+        symbols: uint8 [V], each integer as an int8, or an escape.
+        escapes: int32 [E], the integers in whose place an escape stands, in order.
+    """
+
+    symbols: NDArray[np.uint8]
+    escapes: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @classmethod
+    def of(cls, parts: Iterable[NDArray[np.int32]], length: int) -> Self:
+        """So many integers, some of them at a time, at most `LARGEST_INTEGER` in magnitude.
+
+        Raises:
+            ValueError: One is larger.
+        """
+        symbols, escapes = np.empty(length, dtype=np.uint8), [np.zeros(0, dtype=np.int32)]
+        position = 0
+        for values in parts:
+            largest = max(int(values.max(initial=0)), -int(values.min(initial=0)))
+            if largest > LARGEST_INTEGER:
+                raise ValueError(f"an integer must be at most {LARGEST_INTEGER} in magnitude, got {largest}")
+            if largest > _LARGEST_SYMBOL:
+                escaped = np.abs(values) > _LARGEST_SYMBOL
+                escapes.append(values[escaped])
+                values = np.where(escaped, _ESCAPE, values)
+            symbols[position : position + len(values)] = values.astype(np.uint8)
+            position += len(values)
+        return cls(symbols, np.concatenate(escapes))
+
+    def parts(self) -> Iterator[tuple[slice, NDArray[np.int32]]]:
+        """The integers, int32, some of them at a time."""
+        for part in parts_of(len(self.symbols)):
+            yield part, self.of_part(part)
+
+    def of_part(self, part: slice) -> NDArray[np.int32]:
+        """Some of the integers, int32."""
+        symbols = self.symbols[part]
+        values = symbols.view(np.int8).astype(np.int32)
+        if len(self.escapes):
+            first, last = np.searchsorted(self._places, (part.start, part.stop))
+            values[self._places[first:last] - part.start] = self.escapes[first:last]
+        return values
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """Where escapes stand, int64 [E]."""
+        found = [part.start + np.flatnonzero(self.symbols[part] == _ESCAPE) for part in parts_of(len(self.symbols))]
+        return np.concatenate(found)
+
+    def integers(self) -> NDArray[np.int32]:
+        """All of them, int32 [V]."""
+        values = np.empty(len(self.symbols), dtype=np.int32)
+        for part, own in self.parts():
+            values[part] = own
+        return values
+
+
 def encode_integers(values: NDArray[np.int32], contexts: NDArray[np.uint8]) -> bytes:
     """Encode integers, best those within -127..127.
 
@@ -91,27 +158,42 @@ def encode_integers(values: NDArray[np.int32], contexts: NDArray[np.uint8]) -> b
     Raises:
         ValueError: A value or a context is too large.
     """
+    return encode_symbols(Symbols.of((values[part] for part in parts_of(len(values))), len(values)), contexts)
+
+
+def encode_symbols(integers: Symbols, contexts: NDArray[np.uint8]) -> bytes:
+    """Encode integers that are written as symbols; as `encode_integers`.
+
+    Raises:
+        ValueError: A context is too large.
+    """
     used = _used_contexts(contexts)
-    if len(values) == 0:
+    number = len(integers)
+    if number == 0:
         return b""
-    largest = max(int(values.max()), -int(values.min()))
-    if largest > LARGEST_INTEGER:
-        raise ValueError(f"an integer must be at most {LARGEST_INTEGER} in magnitude, got {largest}")
-    cells = (_rank_of_context(used) << np.uint16(_SYMBOL_BITS)).take(contexts)
-    cells |= (values if largest <= _LARGEST_SYMBOL else _escaped(values)).astype(np.uint8)
-    counts = np.bincount(cells, minlength=len(used) << _SYMBOL_BITS).reshape(len(used), -1)
+    first_cells = _rank_of_context(used) << np.uint16(_SYMBOL_BITS)
+    cells = np.empty(number, dtype=np.uint16)
+    counts = np.zeros(len(used) << _SYMBOL_BITS, dtype=np.int64)
+    for part in parts_of(number):
+        np.bitwise_or(first_cells.take(contexts[part]), integers.symbols[part], out=cells[part])
+        counts += np.bincount(cells[part], minlength=len(counts))
+    counts = counts.reshape(len(used), -1)
     levels = [_fit_levels(row) for row in counts]
     frequencies = np.stack([_frequencies(row) for row in levels])
-    cells = _with_escapes(cells, counts, frequencies)
-    escapes = values[(cells & np.uint16((1 << _SYMBOL_BITS) - 1)) == _ESCAPE]
-    if len(values) < _VALUES_OF_ONE_LANE:
+    replaced = _escapes_of_absent(counts, frequencies)
+    escapes = []
+    for part, values in integers.parts():
+        if replaced is not None:
+            cells[part] = replaced.take(cells[part])
+        escapes.append(values[(cells[part] & np.uint16((1 << _SYMBOL_BITS) - 1)) == _ESCAPE])
+    if number < _VALUES_OF_ONE_LANE:
         lane_bits = b""
         states, words = _encode_one_lane(cells, frequencies)
     else:
         lane_bits = bytes([_fit_lanes(counts, frequencies)])
-        states, words = _encode_lanes(cells, frequencies, num_lanes=len(values) >> lane_bits[0])
+        states, words = _encode_lanes(cells, frequencies, num_lanes=number >> lane_bits[0])
     tables = [bytes([*row[:-1], row[-1] | _LAST_LEVEL]) for row in levels]
-    raw = escapes.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :_ESCAPE_BYTES]
+    raw = np.concatenate(escapes).astype("<i4").view(np.uint8).reshape(-1, 4)[:, :_ESCAPE_BYTES]
     return b"".join([lane_bits, *tables, states.astype("<u4").tobytes(), words.astype("<u2").tobytes(), raw.tobytes()])
 
 
@@ -128,6 +210,11 @@ def decode_integers(data: memoryview, contexts: NDArray[np.uint8]) -> NDArray[np
     Raises:
         UpdateRejected: The bytes are not a message of V integers.
     """
+    return decode_symbols(data, contexts).integers()
+
+
+def decode_symbols(data: memoryview, contexts: NDArray[np.uint8]) -> Symbols:
+    """Decode integers as `decode_integers` does, and return them as symbols."""
     used = _used_contexts(contexts)
     num_lanes, data = _read_num_lanes(data, len(contexts))
     levels, start = _read_levels(data, len(used))
@@ -141,14 +228,15 @@ def decode_integers(data: memoryview, contexts: NDArray[np.uint8]) -> NDArray[np
     else:
         decode = _decode_lanes if num_lanes > 1 else _decode_one_lane
         frequencies = np.stack([_frequencies(row) for row in levels])
-        symbols, num_words = decode(states, words, _rank_of_context(used).take(contexts), frequencies)
-    values = symbols.view(np.int8).astype(np.int32)
-    escaped = np.flatnonzero(symbols == _ESCAPE)
+        ranks, rank_of_context = np.empty(len(contexts), dtype=np.uint16), _rank_of_context(used)
+        for part in parts_of(len(contexts)):
+            ranks[part] = rank_of_context.take(contexts[part])
+        symbols, num_words = decode(states, words, ranks, frequencies)
+    escaped = int(np.count_nonzero(symbols == _ESCAPE))
     raw = data[end + 2 * num_words :]
-    if len(raw) != _ESCAPE_BYTES * len(escaped):
-        raise UpdateRejected(f"expected {_ESCAPE_BYTES * len(escaped)} bytes after the coded integers, got {len(raw)}")
-    values[escaped] = _sign_extended(raw)
-    return values
+    if len(raw) != _ESCAPE_BYTES * escaped:
+        raise UpdateRejected(f"expected {_ESCAPE_BYTES * escaped} bytes after the coded integers, got {len(raw)}")
+    return Symbols(symbols, _sign_extended(raw))
 
 
 def _used_contexts(contexts: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -166,11 +254,6 @@ def _rank_of_context(used: NDArray[np.int64]) -> NDArray[np.uint16]:
     rank = np.zeros(MAX_CONTEXTS, dtype=np.uint16)
     rank[used] = np.arange(len(used))
     return rank
-
-
-def _escaped(values: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The values that are symbols, and escapes in place of the others."""
-    return np.where(np.abs(values) > _LARGEST_SYMBOL, _ESCAPE, values)
 
 
 def _fit_lanes(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> int:
@@ -194,15 +277,13 @@ def _read_num_lanes(data: memoryview, num_values: int) -> tuple[int, memoryview]
     return num_values >> data[0], data[1:]
 
 
-def _with_escapes(
-    cells: NDArray[np.uint16], counts: NDArray[np.int64], frequencies: NDArray[np.int64]
-) -> NDArray[np.uint16]:
-    """The cells, those of symbols without a frequency replaced by their context's escape."""
+def _escapes_of_absent(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> NDArray[np.uint16] | None:
+    """uint16 [K * 256]: each cell, or its context's escape where its symbol has no frequency; None if none occurs."""
     absent = frequencies == 0
     if not counts[absent].any():
-        return cells
+        return None
     cell = np.arange(absent.size, dtype=np.uint16).reshape(absent.shape)
-    return np.where(absent, cell[:, [_ESCAPE]], cell).ravel().take(cells)
+    return np.where(absent, cell[:, [_ESCAPE]], cell).ravel()
 
 
 def _sign_extended(raw: memoryview) -> NDArray[np.int32]:

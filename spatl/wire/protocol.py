@@ -19,6 +19,7 @@ from torch import Tensor
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
+from spatl.channels.vectors import all_finite
 from spatl.errors import UpdateRejected
 from spatl.wire.codec import CODECS_BY_NUMBER, Codec
 
@@ -264,7 +265,7 @@ def pack_update(
     if max_bytes is not None:
         spent = _HEADER.size + len(header) + _SECTION.size + sum(_SECTION.size + len(s) for s in sections.values())
         room = max_bytes - spent
-    places = layout.places(update.selection.entries(layout))
+    places = layout.places(update.selection)
     sections[_VALUES] = codec.encode(update.values, places, generator=generator, max_bytes=room)
     return _pack(_UPDATE, codec, update.server_round, layout, header, sections)
 
@@ -294,7 +295,7 @@ def unpack_update(blob: bytes, layout: EncoderLayout, *, server_round: int, base
         raise UpdateRejected(f"whether gradients were corrected must be 0 or 1, got {corrected}")
     selection = _take_selection(sections, layout)
     report = TrainReport.from_bytes(sections.pop(_REPORT)) if _REPORT in sections else None
-    values = codec.decode(_take(sections, _VALUES), layout.places(selection.entries(layout)))
+    values = codec.decode(_take(sections, _VALUES), layout.places(selection))
     _check_finite(values)
     _check_empty(sections)
     return Update(server_round, base, selection, values, step_weight, bool(corrected), report)
@@ -334,7 +335,7 @@ def unpack_download(blob: bytes, layout: EncoderLayout) -> Download:
     selection = None
     if sections.keys() & {_INDICES, _CLOSED_INDICES}:
         selection = _take_selection(sections, layout)
-    num_values = layout.num_entries if selection is None else len(selection.entries(layout))
+    num_values = layout.num_entries if selection is None else selection.num_entries(layout)
     base = snapshot = None
     if _BASE in sections:
         base = _take_numbers(sections, _BASE, "<f4", layout.num_entries).to(torch.float32)
@@ -508,7 +509,7 @@ def _indices_kind(selection: Selection) -> int:
 
 def _take_selection(sections: dict[int, memoryview], layout: EncoderLayout) -> Selection:
     closed = _CLOSED_INDICES in sections
-    if closed and layout.reads is None:
+    if closed and layout.readings is None:
         raise UpdateRejected("the blob's channels are gone for good, which this encoder does not know")
     bitmap = _take(sections, _CLOSED_INDICES if closed else _INDICES)
     return unpack_bitmap(bitmap, layout.num_channels, closed=closed)
@@ -526,5 +527,5 @@ def _check_empty(sections: Mapping[int, memoryview]) -> None:
 
 
 def _check_finite(values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
+    if not all_finite(values):
         raise UpdateRejected("the values contain NaN or infinity")

@@ -32,7 +32,7 @@ def accuracy(model):
 def test_what_is_sent_is_measured_as_the_server_would_apply_it():
     made = candidate_for("resnet8")
     received = made.weights - made.update
-    trial = sent_trial(made.model, LAYOUT, received=received, update=made.update, examples=EXAMPLES)
+    trial = sent_trial(made.model, LAYOUT, trained=made.weights, update=made.update, examples=EXAMPLES)
     for seed in range(3):
         applied = received.clone()
         entries = half(seed).entries(LAYOUT)
@@ -44,8 +44,7 @@ def test_what_is_sent_is_measured_as_the_server_would_apply_it():
 
 def test_sending_all_is_the_trained_network_and_pruning_nothing_too():
     made = candidate_for("resnet8")
-    received = made.weights - made.update
-    sent = sent_trial(made.model, LAYOUT, received=received, update=made.update, examples=EXAMPLES)
+    sent = sent_trial(made.model, LAYOUT, trained=made.weights, update=made.update, examples=EXAMPLES)
     pruned = pruned_trial(made.model, BLUEPRINT.costs.trace, EXAMPLES)
     everything = select_all(LAYOUT)
     assert sent(everything).accuracy == pruned(everything).accuracy == accuracy(made.model)
@@ -60,7 +59,7 @@ def test_a_trial_leaves_weights_buffers_modes_and_gradients_alone(kind, training
     next(model.parameters()).requires_grad_(False)
     before = copy.deepcopy(model)
     if kind == "sent":
-        trial = sent_trial(model, LAYOUT, received=made.weights - made.update, update=made.update, examples=EXAMPLES)
+        trial = sent_trial(model, LAYOUT, trained=made.weights, update=made.update, examples=EXAMPLES)
     else:
         trial = pruned_trial(model, BLUEPRINT.costs.trace, EXAMPLES)
     trial(half(1))

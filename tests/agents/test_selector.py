@@ -66,10 +66,10 @@ def request_with(*, budget=None, seed=0, num_validation=40, state=None, server_r
 def measured(request, reward, selection):
     """Accuracy of a selection and of the prior, on the validation split, by trials of the test's own."""
     if reward == "sent":
-        received = request.weights - request.update
         trial = sent_trial(
-            request.model, BLUEPRINT.layout, received=received, update=request.update, examples=request.validation
-        )
+            request.model, BLUEPRINT.layout, trained=request.weights, update=request.update,
+            examples=request.validation,
+        )  # fmt: skip
         draws = torch.Generator().manual_seed(request.generator.initial_seed())
         worth = drawn_energy(request.update, BLUEPRINT.layout, draws)
     else:

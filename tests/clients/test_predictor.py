@@ -96,7 +96,7 @@ def test_the_agents_trials_see_what_the_client_sees(mode):
         trial = sent_trial(
             request.model,
             blueprint.layout,
-            received=request.weights - request.update,
+            trained=request.weights,
             update=request.update,
             examples=request.validation,
         )

@@ -142,7 +142,7 @@ def local_run(start: float, minimum: float, steps: int, correction: float = 0.0)
         weight.grad = (weight - minimum).detach().clone()
 
     settings = LocalTraining(epochs=1, steps=steps, batch_size=2, learning_rate=0.5)
-    hooks = [quadratic, correction_hook({"layer0.p0": torch.tensor([correction])})]
+    hooks = [quadratic, correction_hook({"layer0.p0": torch.tensor([correction])}, {"layer0.p0": torch.zeros(1)})]
     result = train_(
         model, {"layer0.p0": model.weight}, SOME_EXAMPLES, settings, generator=torch.Generator(), hooks=hooks
     )

@@ -16,6 +16,7 @@ from spatl.errors import ConfigError
 from spatl.rounds.blueprint import Blueprint, make_blueprint
 from spatl.rounds.downlink import encoder_of
 from spatl.runs.records import read_lines
+from spatl.sealed_files import as_tensor
 from spatl.seeding import numpy_generator
 from spatl.wire.protocol import CLIENT_LOST, unpack_download
 from tests.server.test_traffic import record_bytes
@@ -64,10 +65,11 @@ class Watched:
             if ok:
                 held = state_of(directory, client).held
                 assert len(held.offsets) <= 2
-                entries = (download.selection or select_all(layout)).entries(layout)
+                chosen = download.selection or select_all(layout)
+                entries = chosen.entries(layout)
                 start = initial if held.base is None else held.base
                 start = torch.zeros_like(start).index_copy_(0, entries, start[entries])
-                encoder = encoder_of(start, held.offsets[download.version], entries)
+                encoder = encoder_of(start, as_tensor(held.offsets[download.version]), chosen, layout)
                 agrees = torch.equal(encoder, server._reference.encoder)
                 if held.control is not None:
                     control = torch.equal(held.control, server.state.held_control)

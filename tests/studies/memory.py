@@ -78,7 +78,7 @@ def bytes_per_parameter(method: str, hidden: int, directory: Path) -> dict[str, 
                 "data": {"name": "synthetic", "options": {"num_examples": 64, "image_size": 28}},
                 "partition": {"name": "iid", "num_clients": 2},
                 "model": {"name": "cnn", "options": {"hidden": units}},
-                "training": {"local_steps": 1, "batch_size": 8, "device": "cpu"},
+                "training": {"local_steps": 1, "batch_size": 8, "learning_rate": 0.01, "device": "cpu"},
             }
         )
         gc.collect()

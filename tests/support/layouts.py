@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from spatl.channels.layout import ChannelGroup, EncoderLayout
+from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
 from spatl.channels.selection import Selection
 from spatl.wire.protocol import Update
 
@@ -31,7 +31,7 @@ def interleaved_layout(groups: Sequence[tuple[int, int]], *, statistics: int = 0
     if statistics:
         shapes["layer0.running_mean"] = torch.Size([statistics])
         owner.append(torch.zeros(statistics, dtype=torch.int64))
-    return EncoderLayout(shapes, num_parameters, torch.cat(owner), tuple(made))
+    return EncoderLayout(shapes, num_parameters, tuple(map(Labels, owner)), tuple(made))
 
 
 def make_update(
@@ -45,3 +45,8 @@ def make_update(
     """An update of round 1 that sends `difference` [N] on the channels of `mask`, from corrected gradients."""
     selection = Selection(torch.tensor(mask))
     return Update(1, 0, selection, difference[selection.entries(layout)], step_weight, corrected)
+
+
+def split_labels(layout: EncoderLayout, labels: torch.Tensor) -> tuple[Labels, ...]:
+    """Labels of all entries of a layout, [N], by tensor."""
+    return tuple(Labels(own) for own in labels.split([shape.numel() for shape in layout.shapes.values()]))

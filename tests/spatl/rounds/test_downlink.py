@@ -22,7 +22,7 @@ LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
 N, P = LAYOUT.num_entries, LAYOUT.num_parameter_entries
 SOME = Selection(torch.arange(LAYOUT.num_channels) % 3 != 0)
 NONE = Selection(torch.zeros(LAYOUT.num_channels, dtype=torch.bool))
-EMPTY = EncoderLayout({}, 0, torch.zeros(0, dtype=torch.int64), ())
+EMPTY = EncoderLayout({}, 0, (), ())
 RELATIVE = ("int8", "int4", "ternary-entropy", "adaptive")
 WHOLE = ("float32", "float16")
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.channels.layout import ChannelGroup, EncoderLayout
+from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
 from spatl.rounds.admission import Size, clip_update
 from spatl.rounds.aggregation import Aggregator, PrivateAggregator, RobustAggregator
 from spatl.rounds.downlink import Held, Reference, follow
@@ -24,7 +24,7 @@ SHAPES = {
 LAYOUT = EncoderLayout(
     SHAPES,
     5 * SIZE,
-    torch.cat([torch.arange(SIZE).repeat_interleave(4), *3 * [torch.arange(SIZE)]]),
+    (Labels(torch.arange(SIZE), 4), *3 * [Labels(torch.arange(SIZE))]),
     (ChannelGroup("conv", 0, SIZE, 7),),
 )
 (VARIANCES,) = LAYOUT.variances

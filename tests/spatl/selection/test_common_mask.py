@@ -1,6 +1,7 @@
 """One set of channels for all clients: what is salient, and what the budget leaves of it."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from spatl.channels.costs import Budget
+from spatl.channels.layout import Labels
 from spatl.channels.masking import masked_weights
 from spatl.channels.selection import Selection
 from spatl.channels.tracing import trace_groups
@@ -39,8 +41,7 @@ def test_saliency_is_gradient_times_weight_added_up_over_a_channel():
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[2.0, 1.0], [2.0, 1.0]]))
-    layout = interleaved_layout([(2, 2)])
-    layout.owner[:] = torch.tensor([0, 0, 1, 1])
+    layout = replace(interleaved_layout([(2, 2)]), owners=(Labels(torch.tensor([0])), Labels(torch.tensor([1]))))
     examples = Examples(torch.tensor([1.0, 2.0]).view(1, 1, 1, 2), torch.tensor([0]))
     saliency = channel_saliency(model, {"1.weight": model[1].weight}, layout, examples)
     assert saliency.tolist() == pytest.approx([2.0, 2.0])

@@ -98,7 +98,9 @@ def test_the_correction_is_added_to_the_named_gradients_only():
     model = nn.Linear(2, 1)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    correction_hook({"weight": torch.tensor([[0.25, -3.0]])})(dict(model.named_parameters()))
+    correction_hook({"weight": torch.tensor([[0.5, -1.0]])}, {"weight": torch.tensor([[0.25, 2.0]])})(
+        dict(model.named_parameters())
+    )
     assert model.weight.grad.tolist() == [[1.25, -2.0]]
     assert model.bias.grad.tolist() == [1.0]
 

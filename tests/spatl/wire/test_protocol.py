@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.channels.layout import ChannelGroup, EncoderLayout
+from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
 from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
 from spatl.errors import UpdateRejected
 from spatl.wire.codec import CODECS
@@ -29,7 +29,7 @@ from spatl.wire.protocol import (
     unpack_update,
     update_bytes,
 )
-from tests.support.layouts import interleaved_layout, make_update
+from tests.support.layouts import interleaved_layout, make_update, split_labels
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
 FLOAT32 = CODECS["float32"]
@@ -194,8 +194,8 @@ def documented_blob() -> bytes:
 
 def test_the_documented_example_is_what_is_packed():
     layout = EncoderLayout(
-        {"weight": torch.Size([3, 2]), "bias": torch.Size([3])}, 9, torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 2]),
-        (ChannelGroup("weight", 0, 3, 3),),
+        {"weight": torch.Size([3, 2]), "bias": torch.Size([3])}, 9,
+        (Labels(torch.arange(3), 2), Labels(torch.arange(3))), (ChannelGroup("weight", 0, 3, 3),),
     )  # fmt: skip
     values = torch.tensor([127, -64, 1.5, -63.5, 0, 0.5]) * 2.0**-10
     update = Update(5, 4, Selection(torch.tensor([True, False, True])), values, 0.5)
@@ -217,7 +217,8 @@ def test_the_documented_lengths_are_those_of_the_code():
 
 
 SOME = Selection(torch.arange(LAYOUT.num_channels) % 2 == 0)
-CLOSED = replace(LAYOUT, reads=torch.arange(LAYOUT.num_entries) % (LAYOUT.num_channels + 1) - 1)
+READS = torch.arange(LAYOUT.num_entries) % (LAYOUT.num_channels + 1) - 1
+CLOSED = replace(LAYOUT, readings=split_labels(LAYOUT, READS))
 
 
 def download_of(**sections) -> Download:
