@@ -11,7 +11,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from pydantic import ValidationError
 
 from clients.round import Workplace
-from clients.state import ClientState, ContextStore, DirectoryStore, StateStore
+from clients.store import ContextStore, DirectoryStore, StateStore
 from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run, on_device, parse_budget, with_agreement
@@ -28,22 +28,11 @@ from spatl.errors import (
     traceback_of,
 )
 from spatl.rounds.blueprint import cached_blueprint, data_digest, describe_own
+from spatl.rounds.client_state import ClientState
 from spatl.rounds.downlink import check_of
-from spatl.wire.protocol import (
-    AGREED,
-    BLOB,
-    CLIENT_DIVERGED,
-    CLIENT_FAILED,
-    CLIENT_LOST,
-    CLIENT_REFUSED,
-    DESCRIPTION,
-    DIGEST,
-    RECORD,
-    REFUSED,
-    Download,
-    pack_saliency,
-    unpack_download,
-)
+from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_FAILED, CLIENT_LOST, CLIENT_REFUSED, RECORD
+from spatl.wire.download import Download, unpack_download
+from spatl.wire.registration import AGREED, DESCRIPTION, DIGEST, REFUSED, pack_saliency
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from clients.state import ClientState
 from spatl.channels.costs import BUDGET_KINDS, Budget, check_budget
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.vectors import all_finite, give_back
@@ -18,34 +17,23 @@ from spatl.data.dataset import misfits
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import train_mode_
-from spatl.rounds.blueprint import Blueprint, choose_device, encoder_tensors, load_encoder_, reproducible
+from spatl.rounds.blueprint import Blueprint, encoder_tensors, load_encoder_
+from spatl.rounds.client_state import ClientState
+from spatl.rounds.control import fading, refresh_control
 from spatl.rounds.downlink import follow
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.common_mask import channel_saliency
 from spatl.selection.protocol import Choice, SelectionRequest
 from spatl.selection.selectors import SELECTORS
 from spatl.training.calibration import calibrated, class_offset
-from spatl.training.control import (
-    GradientHook,
-    correction_hook,
-    fading,
-    masking_hook,
-    proximal_hook,
-    refresh_control,
-)
+from spatl.training.device import choose_device, reproducible
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
+from spatl.training.hooks import GradientHook, correction_hook, masking_hook, proximal_hook
 from spatl.training.local import TrainingResult, train_
-from spatl.wire.codec import CODECS
-from spatl.wire.protocol import (
-    LARGEST_METRIC,
-    Download,
-    EvaluateReport,
-    Model,
-    TrainReport,
-    Update,
-    pack_update,
-    unpack_update,
-)
+from spatl.wire.codecs import CODECS
+from spatl.wire.download import Download, Model
+from spatl.wire.reports import LARGEST_METRIC, EvaluateReport, TrainReport
+from spatl.wire.update import Update, pack_update, unpack_update
 
 
 class Workplace:

@@ -25,7 +25,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run
 from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
 from spatl.json_files import write_json
-from spatl.rounds.blueprint import Blueprint, reproducible, servers_blueprint
+from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.downlink import check_of
 from spatl.rounds.privacy import epsilon_of
 from spatl.runner import remarks_on
@@ -34,6 +34,7 @@ from spatl.runs.log import EVENTS, logged_to
 from spatl.runs.tensorboard import Scalars
 from spatl.sealed_files import replace_file
 from spatl.selection.common_mask import common_selection
+from spatl.training.device import reproducible
 
 logger = logging.getLogger(__name__)
 

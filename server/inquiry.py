@@ -13,7 +13,7 @@ from server.questions import Questions, is_lost
 from server.strategy import error_line
 from server.traffic import message_traffic
 from spatl.runs.ledger import Direction, Entry, entry
-from spatl.wire.protocol import BLOB, RECORD
+from spatl.wire.blob import BLOB, RECORD
 
 logger = logging.getLogger(__name__)
 

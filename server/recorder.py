@@ -14,7 +14,7 @@ from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
 from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, keep_rounds, mean
 from spatl.runs.tensorboard import Scalars
-from spatl.wire.protocol import EvaluateReport
+from spatl.wire.reports import EvaluateReport
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
 from spatl.json_files import to_json
 from spatl.models.copies import DIGEST_BYTES
 from spatl.rounds.blueprint import Blueprint, data_digest, servers_blueprint
-from spatl.wire.protocol import AGREED, BLOB, DESCRIPTION, DIGEST, RECORD, REFUSED, unpack_saliency
+from spatl.wire.blob import BLOB, RECORD
+from spatl.wire.registration import AGREED, DESCRIPTION, DIGEST, REFUSED, unpack_saliency
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.runs.ledger import Entry, total
 from spatl.runs.records import ClientRow, HistoryRow, TimingRow, mean
-from spatl.wire.protocol import EvaluateReport, TrainReport
+from spatl.wire.reports import EvaluateReport, TrainReport
 
 
 @dataclass

@@ -45,28 +45,16 @@ from spatl.rounds.admission import (
 )
 from spatl.rounds.aggregation import Aggregator, PrivateAggregator, RobustAggregator, agreements
 from spatl.rounds.blueprint import Blueprint
-from spatl.rounds.downlink import Reference, followed_control
+from spatl.rounds.control import fading, followed_control
+from spatl.rounds.downlink import Reference
 from spatl.rounds.sampling import sample_clients
 from spatl.runs.ledger import Direction, Entry, entry
 from spatl.seeding import generator
-from spatl.training.control import fading
-from spatl.wire.codec import CODECS
-from spatl.wire.protocol import (
-    BLOB,
-    CLIENT_DIVERGED,
-    CLIENT_LOST,
-    CLIENT_REFUSED,
-    RECORD,
-    DerivedControl,
-    EvaluateReport,
-    TrainReport,
-    Update,
-    download_overhead,
-    pack_download,
-    pack_update,
-    section_bytes,
-    unpack_update,
-)
+from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_LOST, CLIENT_REFUSED, RECORD, section_bytes
+from spatl.wire.codecs import CODECS
+from spatl.wire.download import DerivedControl, download_overhead, pack_download
+from spatl.wire.reports import EvaluateReport, TrainReport
+from spatl.wire.update import Update, pack_update, unpack_update
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.console.main import main
 from spatl.console.parser import make_parser
-from spatl.wire.protocol import VERSION
+from spatl.wire.blob import VERSION
 from tests.support.federations import tiny_config
 
 ROOT = Path(__file__).parents[1]

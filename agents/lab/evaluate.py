@@ -30,10 +30,11 @@ from spatl.config.loading import config_from_json
 from spatl.config.sections import PredictorConfig
 from spatl.errors import ConfigError
 from spatl.json_files import write_json
-from spatl.rounds.blueprint import make_blueprint, reproducible
+from spatl.rounds.blueprint import make_blueprint
 from spatl.runs.records import mean
 from spatl.seeding import generator
 from spatl.selection.energy import magnitude_scores
+from spatl.training.device import reproducible
 from spatl.training.evaluate import evaluate
 
 REFERENCE: Final = "global L2"

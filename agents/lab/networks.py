@@ -15,10 +15,11 @@ from agents.selection_problem import Objective
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
 from spatl.models.copies import duplicate, restore_
-from spatl.rounds.blueprint import Blueprint, encoder_tensors, reproducible
+from spatl.rounds.blueprint import Blueprint, encoder_tensors
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.energy import update_energy
 from spatl.selection.signal import channel_signal
+from spatl.training.device import reproducible
 from spatl.training.evaluate import recalibrate_
 from spatl.training.local import LocalTraining, train_
 

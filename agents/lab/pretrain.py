@@ -27,8 +27,9 @@ from spatl.config.loading import parse_config
 from spatl.data import Examples
 from spatl.errors import ConfigError
 from spatl.json_files import write_json
-from spatl.rounds.blueprint import Blueprint, make_blueprint, reproducible
+from spatl.rounds.blueprint import Blueprint, make_blueprint
 from spatl.seeding import derive, generator
+from spatl.training.device import reproducible
 
 DEFAULT_SEED: Final = 1
 DEFAULT_STEPS: Final = 32_768

@@ -19,11 +19,11 @@ from clients.app import workplace_of
 from clients.device import handover
 from clients.device.peak_memory import peak_megabytes
 from clients.round import Workplace
-from clients.state import DirectoryStore
+from clients.store import DirectoryStore
 from spatl.config.loading import parse_config
 from spatl.deployment.processes import environment
 from spatl.errors import SpatlError
-from spatl.wire.protocol import Model
+from spatl.wire.download import Model
 
 _REPEATS = 5
 _TIMEOUT_SECONDS = 300

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from spatl.channels.layout import Places
-from spatl.wire.codec import CODECS
+from spatl.wire.codecs import CODECS
 
 NUM_VALUES = 10_000_000
 _NUM_TENSORS = 20

@@ -17,7 +17,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config, read_config
 from spatl.errors import ConfigError, did_you_mean
 from spatl.methods import METHODS
-from spatl.wire.codec import CODECS
+from spatl.wire.codecs import CODECS
 
 REFERENCE: Final = "fedavg"
 """The row that costs are compared with."""

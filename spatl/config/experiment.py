@@ -29,7 +29,7 @@ from spatl.config.sections import (
 from spatl.config.selection import AgentConfig, SelectionConfig
 from spatl.data import DATASETS, OWN
 from spatl.methods import METHODS, Method, PredictorMode
-from spatl.wire.codec import CODECS
+from spatl.wire.codecs import CODECS
 
 
 class ExperimentConfig(Section):

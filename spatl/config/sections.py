@@ -15,7 +15,7 @@ from spatl.errors import DataError, did_you_mean
 from spatl.methods import PredictorMode
 from spatl.models import MODELS
 from spatl.training.local import LocalTraining
-from spatl.wire.codec import CODECS
+from spatl.wire.codecs import CODECS
 
 
 def not_a_switch(value: object) -> object:

@@ -19,11 +19,12 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
 from spatl.config.unread import settings_without_effect
 from spatl.console.partition import partition_name
-from spatl.rounds.blueprint import Blueprint, choose_device
+from spatl.rounds.blueprint import Blueprint
 from spatl.runner import check as checked
 from spatl.runs.tensorboard import check_tensorboard
 from spatl.runs.text import human_bytes
 from spatl.terminal.tables import print_line, print_table
+from spatl.training.device import choose_device
 
 
 def check(options: argparse.Namespace, console: Console) -> None:

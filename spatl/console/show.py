@@ -20,7 +20,7 @@ from spatl.methods import METHODS
 from spatl.models import MODELS
 from spatl.selection.selectors import SELECTORS
 from spatl.terminal.tables import print_line, print_table
-from spatl.wire.codec import CODECS
+from spatl.wire.codecs import CODECS
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import mean_square
 from spatl.errors import UpdateRejected
-from spatl.wire.protocol import Update
+from spatl.wire.update import Update
 
 _ROUNDS_REMEMBERED = 5
 _LEAST_BOUNDED = 0.1  # of the encoder: by the default bound, what changes it by no more than itself is not refused

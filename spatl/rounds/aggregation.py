@@ -17,7 +17,7 @@ from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
 from spatl.wire.multiples import Multiples
-from spatl.wire.protocol import Update
+from spatl.wire.update import Update
 
 _HIGH_BITS = 8  # the high limb counts units of 2**-8,
 _LOW_BITS = 58  # the low limb units of 2**-58

@@ -29,9 +29,11 @@ from spatl.models.copies import digests_of_the_rest
 from spatl.models.inputs import take_images_
 from spatl.seeding import generator
 from spatl.selection.common_mask import check_static_budget
+from spatl.training.device import reproducible
 from spatl.training.rehearsal import rehearse
-from spatl.wire import protocol
-from spatl.wire.codec import CODECS
+from spatl.wire.blob import RECORD_BYTES
+from spatl.wire.codecs import CODECS
+from spatl.wire.update import update_bytes
 
 _OWN_IN_A_SIMULATION = (
     "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "
@@ -67,7 +69,7 @@ class Blueprint:
         return self.costs.layout
 
     def initial_encoder(self) -> Tensor:
-        """float32 [N], x before the first round; nobody may change it, for the model's parameters may be views of it."""
+        """float32 [N], x before the first round; nobody may change it: the model's parameters may be views of it."""
         return self._initial_encoder
 
     @cached_property
@@ -84,7 +86,7 @@ class Blueprint:
     def message_bytes(self) -> int | None:
         """How long a blob may be in either direction; None where the config says nothing."""
         ratio = self.config.wire.target_ratio
-        return None if ratio is None else math.floor(4 * self.layout.num_entries / ratio) - protocol.RECORD_BYTES
+        return None if ratio is None else math.floor(4 * self.layout.num_entries / ratio) - RECORD_BYTES
 
     def client_data(self, client: int) -> ClientData:
         """The splits of one client, drawn once from the seed."""
@@ -275,10 +277,10 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
     )
     layout, codec = trace.layout, CODECS[config.wire.uplink]
 
-    def update_bytes(num_values: int, num_channels: int) -> int:
-        return protocol.update_bytes(layout, codec, num_values=num_values, num_channels=num_channels)
+    def bytes_of_update(num_values: int, num_channels: int) -> int:
+        return update_bytes(layout, codec, num_values=num_values, num_channels=num_channels)
 
-    blueprint = Blueprint(config, model, split, Costs(trace, update_bytes), dataset, parts)
+    blueprint = Blueprint(config, model, split, Costs(trace, bytes_of_update), dataset, parts)
     _check_message_bytes(blueprint)
     selects = config.row.selects and config.selection.selector != "all"
     if config.row.static_mask:
@@ -329,41 +331,6 @@ def load_encoder_(model: nn.Module, split: Split, layout: EncoderLayout, vector:
             tensors[name].copy_(values)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device a config names; `auto` takes CUDA, then Apple's, then the CPU.
-
-    Raises:
-        ConfigError: The device is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    available = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if (device.index or 0) >= available[device.type]:
-        raise ConfigError(
-            f"training.device is {name}, but this machine has {available[device.type]} {device.type} device(s); "
-            "use auto or cpu"
-        )
-    return device
-
-
-@contextmanager
-def reproducible(threads: int) -> Iterator[None]:
-    """Fix what makes floating-point results differ between runs: the number of threads, and cuDNN's choices."""
-    before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
-
-
 def _stand_in(config: ExperimentConfig) -> Dataset:
     """A batch of random images of the shape and the classes that were agreed upon."""
     agreed = config.data.agreed
@@ -380,9 +347,9 @@ def _check_message_bytes(blueprint: Blueprint) -> None:
     layout, limit = blueprint.layout, blueprint.message_bytes
     if limit is None or not layout.num_entries:
         return
-    overhead = protocol.update_bytes(layout, CODECS["float32"], num_values=0, num_channels=0) + 4 * len(layout.shapes)
+    overhead = update_bytes(layout, CODECS["float32"], num_values=0, num_channels=0) + 4 * len(layout.shapes)
     if limit < 2 * overhead:
-        most = 4 * layout.num_entries / (protocol.RECORD_BYTES + 2 * overhead)
+        most = 4 * layout.num_entries / (RECORD_BYTES + 2 * overhead)
         raise ConfigError(
             f"wire.target_ratio is {blueprint.config.wire.target_ratio:g}, which leaves messages of {limit} bytes, of "
             f"which {overhead} are overhead; for this encoder give at most {math.floor(most)}"

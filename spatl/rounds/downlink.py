@@ -22,13 +22,17 @@ from spatl.channels.layout import EncoderLayout, Places
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.vectors import all_finite, parts_of
 from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
+from spatl.rounds.control import followed_control
 from spatl.sealed_files import StoredTensor, as_tensor
-from spatl.wire import adaptive
+from spatl.wire.adaptive import UNIT_BITS
+from spatl.wire.blob import CHECK_BYTES
 from spatl.wire.codec import Codec
-from spatl.wire.protocol import CHECK_BYTES, DerivedControl, Download
+from spatl.wire.download import Download
 
-_UNIT = 2.0**-adaptive.UNIT_BITS
+_UNIT = 2.0**-UNIT_BITS
+
 _LARGEST_OFFSET = 2**31 - 1
+
 _TOO_FAR = (
     "the run diverged: an entry of the encoder moved by more than 128 since it was made; lower training.learning_rate, "
     "or server.learning_rate if it is above 1"
@@ -110,7 +114,7 @@ class Reference:
         if not all_finite(difference):
             raise DivergedError("the run diverged: the encoder is not finite any more; lower training.learning_rate")
         while True:
-            data = encode_change(difference, self._places, self._codec, generator=generator, max_bytes=max_bytes)
+            data = self._codec.encode_change(difference, self._places, generator=generator, max_bytes=max_bytes)
             try:
                 moved = offsets_of(data, self._places, self._codec)
             except UpdateRejected:
@@ -204,7 +208,7 @@ class Reference:
         num_missed = self.version - held_version
         missed = tuple(self._changes[-num_missed:]) if num_missed <= len(self._changes) else ()
         candidates = [self._leads(held_version, missed)] if 0 < len(missed) < 256 else []
-        if self._codec.name == "adaptive" and num_missed > 1:
+        if num_missed > 1:
             for start in {held_version, 0} if missed else {0}:
                 merged = self._merged(start)
                 if merged is not None:
@@ -222,7 +226,7 @@ class Reference:
                 offsets = self._sums[nearest][0].clone() if nearest < self.version else torch.zeros_like(offsets)
                 for place in range(start - self.version, nearest - self.version):
                     offsets += offsets_of(self._changes[place], self._places, self._codec)
-            self._sums[start] = offsets, adaptive.encode_multiples(offsets.numpy(), self._places)
+            self._sums[start] = offsets, self._codec.encode_sum(offsets.numpy(), self._places)
         return self._sums[start][1]
 
     def _forget_(self) -> None:
@@ -317,40 +321,6 @@ def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLay
         return torch.zeros(layout.num_parameter_entries)
     control = change_of(offsets, as_tensor(before), chosen, layout)
     return followed_control(previous, control, download.derived, fading=fading, into=control)
-
-
-def followed_control(
-    control: Tensor, change: Tensor, derived: DerivedControl, *, fading: float, into: Tensor | None = None
-) -> Tensor:
-    """Return c after a round, float32 [P], from the change of x_hat that the round made.
-
-    The server's c moves by rho times the weighted mean of (-D_i / a_i - c) over the clients (`Aggregator.control`), and
-    x by the mean of D_i: so c follows x, but for what each client left out. Nothing has to be sent for it but two
-    numbers.
-
-    Args:
-        control: float32 [P], c before the round.
-        change: float32 [P], x_hat after the round less x_hat before it.
-        derived: How far c moves, and by what steps add up to.
-        fading: The factor by which control variates fade in a round.
-        into: Where to write the result, which may be `change` or `control` itself; a new tensor if not given.
-    """
-    followed = torch.empty_like(control) if into is None else into
-    if derived.step_weight == 0:
-        return torch.mul(control, fading, out=followed)
-    for part in parts_of(len(control)):
-        estimate, before = change[part].to(torch.float64) / -derived.step_weight, control[part].to(torch.float64)
-        followed[part] = (fading * (before + derived.damping * (estimate - before))).to(torch.float32)
-    return followed
-
-
-def encode_change(
-    difference: Tensor, places: Places, codec: Codec, *, generator: torch.Generator, max_bytes: int | None = None
-) -> bytes:
-    """Encode x - x_hat, float32 [V], so that what is decoded is a whole number of 2^-24."""
-    if codec.name != "adaptive":
-        return codec.encode(difference, places, generator=generator)
-    return adaptive.encode_nearest(difference, places, max_bytes=max_bytes)
 
 
 def offsets_of(data: bytes, places: Places, codec: Codec) -> Tensor:

@@ -15,7 +15,8 @@ from torch.optim.sgd import sgd
 
 from spatl.data import Examples, batches
 from spatl.models.frozen import training_mode
-from spatl.training.control import GradientHook, StepWeight
+from spatl.training.hooks import GradientHook
+from spatl.training.step_weight import StepWeight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 from spatl.channels.layout import Places
 from spatl.channels.vectors import SUMMED, all_finite, parts_of
 from spatl.errors import UpdateRejected
+from spatl.wire.codec import Codec
 from spatl.wire.entropy import LARGEST_INTEGER, Symbols, decode_symbols, encode_symbols
 
 _STEP: Final = struct.Struct("<f")
@@ -37,6 +38,43 @@ _GRID: Final = 8  # steps to an octave
 NEAREST_STEP: Final = 2.0
 UNIT_BITS: Final = 24
 """Steps for `encode_multiples` are powers of two from 2^-24, so that sums of what was decoded are exact."""
+STEP: Final = 3.0
+"""The step of an update, in root mean squares of the values, where no length is given; by measurement."""
+
+
+class Adaptive(Codec):
+    """One step for all values, three times their root mean square or as fine as the bytes allow, entropy-coded."""
+
+    name = "adaptive"
+    number = 8
+    relative = True
+
+    def num_bytes(self, *, num_values: int, num_channels: int) -> int:
+        """About a bit and a half for each value."""
+        return planned_bytes(num_values)
+
+    def encode(
+        self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
+    ) -> bytes:
+        """Round up or down at random, and encode the integers."""
+        if max_bytes is not None:
+            return encode_within(values, places, max_bytes=max_bytes, generator=generator)
+        step = STEP * root_mean_square(values)
+        return encode_rounded(values, places, step=step, generator=generator)
+
+    def decode(self, data: memoryview, places: Places) -> Tensor:
+        """Read the integers, times the step."""
+        return decode(data, places)
+
+    def encode_change(
+        self, difference: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
+    ) -> bytes:
+        """Round to the nearest multiple of a power of two, so that what is decoded is a whole number of 2^-24."""
+        return encode_nearest(difference, places, max_bytes=max_bytes)
+
+    def encode_sum(self, offsets: NDArray[np.int64], places: Places) -> bytes | None:
+        """Encode the sum exactly, where its integers are not too large."""
+        return encode_multiples(offsets, places)
 
 
 def encode_rounded(values: Tensor, places: Places, *, step: float, generator: torch.Generator) -> bytes:

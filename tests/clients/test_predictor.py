@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from agents.measurement import sent_trial
 from clients.round import Workplace
-from clients.state import ClientState
 from spatl.channels.selection import select_all
 from spatl.config.unread import settings_without_effect
 from spatl.errors import ModelError
 from spatl.rounds.blueprint import load_encoder_, make_blueprint
+from spatl.rounds.client_state import ClientState
 from spatl.selection.protocol import Choice
 from spatl.training.calibration import class_offset
 from tests.clients.test_round import received

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from clients.round import Workplace
-from clients.state import ClientState
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
-from spatl.wire.protocol import Model, TrainReport, Update
+from spatl.rounds.client_state import ClientState
+from spatl.wire.download import Model
+from spatl.wire.reports import TrainReport
+from spatl.wire.update import Update
 from tests.support.federations import DENSE, blueprint_of, opened, parted, tiny_config
 
 

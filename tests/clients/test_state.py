@@ -16,8 +16,9 @@ from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.state import ClientState, ContextStore, DirectoryStore
+from clients.store import ContextStore, DirectoryStore
 from spatl.errors import DamagedState, SpatlError
+from spatl.rounds.client_state import ClientState
 from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(3, 2)])
@@ -110,7 +111,7 @@ def test_a_state_of_another_format_is_refused_in_one_line(tmp_path, monkeypatch)
     store = DirectoryStore(tmp_path)
     store.save(pending_state())
     with monkeypatch.context() as patch:
-        patch.setattr("clients.state._FORMAT", 9)
+        patch.setattr("spatl.rounds.client_state.FORMAT", 9)
         store.save(pending_state())
     with pytest.raises(SpatlError, match=r"^the client's state has format 9, this version reads 3$"):
         store.load()

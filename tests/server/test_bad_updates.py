@@ -8,7 +8,7 @@ import pytest
 
 from server.strategy import blob_content
 from spatl.runs.records import read_lines
-from spatl.wire.codec import CODECS
+from spatl.wire.codecs import CODECS
 from tests.support.federations import (
     COMPRESSED,
     assert_c_is_the_weighted_sum_of_the_c_i,

@@ -15,7 +15,7 @@ from spatl.config.loading import load_config
 from spatl.errors import DivergedError, SpatlError
 from spatl.rounds.downlink import Held, follow
 from spatl.runs.records import read_lines
-from spatl.wire.protocol import unpack_download
+from spatl.wire.download import unpack_download
 from tests.support.federations import (
     DENSE,
     blob_of,

@@ -18,13 +18,16 @@ from spatl.channels.selection import Selection, select_all
 from spatl.data import Examples, batches
 from spatl.errors import BudgetError, DivergedError, SpatlError
 from spatl.rounds.aggregation import Aggregator
-from spatl.rounds.blueprint import reproducible
+from spatl.rounds.control import refresh_control
 from spatl.rounds.downlink import Held, follow
 from spatl.runs.records import read_lines
 from spatl.seeding import generator
-from spatl.training.control import correction_hook, refresh_control
+from spatl.training.device import reproducible
+from spatl.training.hooks import correction_hook
 from spatl.training.local import LocalTraining, train_
-from spatl.wire.protocol import BLOB, RECORD, Model, Update, unpack_download
+from spatl.wire.blob import BLOB, RECORD
+from spatl.wire.download import Model, unpack_download
+from spatl.wire.update import Update
 from tests.support.federations import (
     blob_of,
     blueprint_of,

@@ -270,7 +270,7 @@ def test_c_stays_the_weighted_sum_of_the_c_i_when_one_comes_later_and_another_st
 
 
 def _check_control(devices, config, rounds):
-    from clients.state import DirectoryStore
+    from clients.store import DirectoryStore
 
     last = load_checkpoint(devices / "run")
     examples = {0: 120, 1: 72, 2: 36}

@@ -12,8 +12,9 @@ from flwr.app import ConfigRecord, RecordDict
 from server.strategy import blob_content
 from spatl.errors import DivergedError, SpatlError
 from spatl.runs.records import read_lines
-from spatl.wire.codec import CODECS
-from spatl.wire.protocol import pack_update, section_bytes
+from spatl.wire.blob import section_bytes
+from spatl.wire.codecs import CODECS
+from spatl.wire.update import pack_update
 from tests.support.federations import (
     COMPRESSED,
     DENSE,

@@ -10,13 +10,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import clients.state
 import pytest
 import torch
 
-import clients.state
 import server.strategy
 from clients.round import Workplace
-from clients.state import ClientState, DirectoryStore
+from clients.store import DirectoryStore
 from server.checkpoint import FILE, Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from server.engines import run_inline
 from server.recorder import Recorder
@@ -24,6 +24,7 @@ from server.strategy import Federation
 from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.rounds.aggregation import Aggregator
+from spatl.rounds.client_state import ClientState
 from spatl.runner import resume, run
 from spatl.runs.directory import alone_in_run
 from spatl.runs.records import read_lines

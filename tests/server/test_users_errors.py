@@ -18,7 +18,7 @@ from spatl.console.main import main
 from spatl.errors import SpatlError
 from spatl.rounds.blueprint import make_blueprint
 from spatl.runs.records import read_lines
-from spatl.wire.protocol import CLIENT_FAILED, RECORD
+from spatl.wire.blob import CLIENT_FAILED, RECORD
 from tests.clients.test_others_models import of_users
 from tests.support.federations import run_tiny, tiny_config
 

@@ -18,7 +18,8 @@ from spatl.rounds.downlink import encoder_of
 from spatl.runs.records import read_lines
 from spatl.sealed_files import as_tensor
 from spatl.seeding import numpy_generator
-from spatl.wire.protocol import CLIENT_LOST, unpack_download
+from spatl.wire.blob import CLIENT_LOST
+from spatl.wire.download import unpack_download
 from tests.server.test_traffic import record_bytes
 from tests.support.federations import COMPRESSED, blob_of, blueprint_of, losing, opened, run_tiny, state_of, tiny_config
 

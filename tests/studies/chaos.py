@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from clients.state import DirectoryStore
+from clients.store import DirectoryStore
 from server.checkpoint import load_checkpoint
 from spatl.config.experiment import ExperimentConfig
 from spatl.console.main import main as spatl

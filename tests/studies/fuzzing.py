@@ -22,17 +22,11 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.channels.selection import Selection
     from spatl.errors import UpdateRejected
     from spatl.rounds.downlink import Held, Reference, follow
-    from spatl.wire.codec import CODECS, CODECS_BY_NUMBER
+    from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
+    from spatl.wire.download import DerivedControl, pack_download, unpack_download
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
-    from spatl.wire.protocol import (
-        ROUNDING,
-        DerivedControl,
-        TrainReport,
-        pack_download,
-        pack_update,
-        unpack_download,
-        unpack_update,
-    )
+    from spatl.wire.reports import ROUNDING, TrainReport
+    from spatl.wire.update import pack_update, unpack_update
     from tests.support.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)

@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
-from clients.state import ClientState, DirectoryStore
+from clients.store import DirectoryStore
 from server.app import serve
 from server.checkpoint import ServerState
 from server.grids import InProcessGrid
@@ -20,10 +20,13 @@ from spatl.channels.layout import EncoderLayout
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
+from spatl.rounds.client_state import ClientState
+from spatl.rounds.control import fading
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
-from spatl.training.control import fading
-from spatl.wire.protocol import BLOB, RECORD, TrainReport, Update, section_bytes, unpack_update
+from spatl.wire.blob import BLOB, RECORD, section_bytes
+from spatl.wire.reports import TrainReport
+from spatl.wire.update import Update, unpack_update
 
 DENSE = {"uplink": "float32", "downlink": "float32"}
 COMPRESSED = {"uplink": "adaptive", "downlink": "adaptive"}

@@ -6,7 +6,7 @@ import torch
 
 from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
 from spatl.channels.selection import Selection
-from spatl.wire.protocol import Update
+from spatl.wire.update import Update
 
 
 def interleaved_layout(groups: Sequence[tuple[int, int]], *, statistics: int = 0) -> EncoderLayout:

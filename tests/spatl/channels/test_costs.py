@@ -11,8 +11,8 @@ from spatl.channels.tracing import trace_groups
 from spatl.errors import BudgetError
 from spatl.models import build_model, make_split
 from spatl.selection.projection import keep_top, project_ranking, project_ratios
-from spatl.wire.codec import CODECS
-from spatl.wire.protocol import update_bytes
+from spatl.wire.codecs import CODECS
+from spatl.wire.update import update_bytes
 
 
 def costs_of_resnet8() -> Costs:

@@ -21,7 +21,7 @@ from spatl.rounds.admission import (
     median_of,
     size_of,
 )
-from spatl.wire.protocol import Update
+from spatl.wire.update import Update
 from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(1, 2), (3, 1)], statistics=4)

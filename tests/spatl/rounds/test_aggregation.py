@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import UpdateRejected
 from spatl.rounds.aggregation import Aggregator, ExactSum, PrivateAggregator, RobustAggregator, agreements
-from spatl.training.control import refresh_control
-from spatl.wire.protocol import Update
+from spatl.rounds.control import refresh_control
+from spatl.wire.update import Update
 from tests.support.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(3, 4), (2, 5)])

@@ -13,9 +13,11 @@ from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
 from spatl.rounds.aggregation import Aggregator
-from spatl.rounds.downlink import Held, Reference, check_of, follow, followed_control
-from spatl.wire.codec import CODECS
-from spatl.wire.protocol import DerivedControl, Download, Update, pack_download, unpack_download
+from spatl.rounds.control import followed_control
+from spatl.rounds.downlink import Held, Reference, check_of, follow
+from spatl.wire.codecs import CODECS
+from spatl.wire.download import DerivedControl, Download, pack_download, unpack_download
+from spatl.wire.update import Update
 from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)

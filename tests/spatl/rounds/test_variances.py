@@ -12,8 +12,9 @@ from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
 from spatl.rounds.admission import Size, clip_update
 from spatl.rounds.aggregation import Aggregator, PrivateAggregator, RobustAggregator
 from spatl.rounds.downlink import Held, Reference, follow
-from spatl.wire.codec import CODECS
-from spatl.wire.protocol import pack_download, pack_update, unpack_download, unpack_update
+from spatl.wire.codecs import CODECS
+from spatl.wire.download import pack_download, unpack_download
+from spatl.wire.update import pack_update, unpack_update
 from tests.support.layouts import make_update
 
 SIZE, CLIENTS, ROUNDS = 8, 3, 3

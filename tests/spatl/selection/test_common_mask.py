@@ -19,7 +19,7 @@ from spatl.data import Examples
 from spatl.errors import BudgetError, UpdateRejected
 from spatl.models.resnet import ResNet
 from spatl.selection.common_mask import channel_saliency, check_static_budget, common_selection
-from spatl.wire.protocol import pack_saliency, unpack_saliency
+from spatl.wire.registration import pack_saliency, unpack_saliency
 from tests.support.federations import blueprint_of, tiny_config
 from tests.support.layouts import interleaved_layout
 from tests.support.networks import GroupedNet, MixedNet, TiedNet

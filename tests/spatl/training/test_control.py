@@ -6,13 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spatl.training.control import (
-    StepWeight,
-    correction_hook,
-    fading,
-    proximal_hook,
-    refresh_control,
-)
+from spatl.rounds.control import fading, refresh_control
+from spatl.training.hooks import correction_hook, proximal_hook
+from spatl.training.step_weight import StepWeight
 from tests.support.layouts import interleaved_layout, make_update
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from spatl.channels.layout import Places
 from spatl.errors import UpdateRejected
-from spatl.wire.codec import CODECS, CODECS_BY_NUMBER, dequantise, quantise
+from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
+from spatl.wire.quantised import dequantise, quantise
 
 FLOATS = ("float32", "float16")
 LEVELS = {"int8": 127, "int4": 7, "ternary": 1}

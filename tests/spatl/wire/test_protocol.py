@@ -14,21 +14,11 @@ from hypothesis import strategies as st
 from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
 from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
 from spatl.errors import UpdateRejected
-from spatl.wire.codec import CODECS
-from spatl.wire.protocol import (
-    DerivedControl,
-    Download,
-    EvaluateReport,
-    TrainReport,
-    Update,
-    download_overhead,
-    pack_download,
-    pack_update,
-    section_bytes,
-    unpack_download,
-    unpack_update,
-    update_bytes,
-)
+from spatl.wire.blob import section_bytes
+from spatl.wire.codecs import CODECS
+from spatl.wire.download import DerivedControl, Download, download_overhead, pack_download, unpack_download
+from spatl.wire.reports import EvaluateReport, TrainReport
+from spatl.wire.update import Update, pack_update, unpack_update, update_bytes
 from tests.support.layouts import interleaved_layout, make_update, split_labels
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)

@@ -1,157 +1,34 @@
-"""What a client keeps between rounds, and where: private, never sent, written whole or not at all.
+"""Store of a client's state: a directory of its own, or the memory that Flower keeps for the node.
 
 The state is one safetensors blob whose header carries the integers and a seal, the SHA-256 of all other bytes: one
-file is replaced atomically, and a damaged one is never used. It lies in the client's own directory, with the state of
-the round before beside it, or, where a run has none, in the memory that Flower keeps for the node. A round that the
-server asks for again, because it was killed in it, starts from the state of the round before.
+file is replaced atomically, and a damaged one is never used. The state of the round before lies beside it: a round that
+the server asks for again, because it was killed in it, starts from that one.
 """
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol
 
-import torch
 from flwr.app import ConfigRecord, RecordDict
-from torch import Tensor
 
-from spatl.channels.layout import EncoderLayout
 from spatl.errors import DamagedState, SpatlError
-from spatl.rounds.downlink import Held
-from spatl.sealed_files import (
-    StoredTensor,
-    alone_in,
-    as_tensor,
-    read_sealed,
-    replace_file,
-    seal,
-    sync_names,
-    unseal,
-    write_sealed,
-)
-from spatl.training.control import fading
+from spatl.rounds.client_state import FORMAT, ClientState
+from spatl.sealed_files import alone_in, read_sealed, replace_file, sync_names
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 3
 _FILE = "state.safetensors"
+
 _PREVIOUS = "previous.safetensors"
+
 _TEMPORARY = "state.tmp"
+
 _LOCK = "state.lock"
+
 _AGREED = "agreed.json"
-_HELD = "held/"
-
-
-@dataclass(frozen=True, eq=False)
-class ClientState:
-    """A client's state at the end of a round.
-
-    Attributes:
-        private: The predictor and whatever else of the model is not shared, by the model's names; empty at first.
-        control: float32 [P], c_i as of `control_round`, without the pending update.
-        control_round: The server round that `control` belongs to; it fades with every later one.
-        pending_round: The round whose update is under way, or 0.
-        pending_control: float32 [P], c_i of that round if the server folds the update in; empty without one.
-        selector: What the selector keeps.
-        held: The versions of the server's encoder that the client holds.
-    """
-
-    private: Mapping[str, Tensor]
-    control: Tensor
-    control_round: int = 0
-    pending_round: int = 0
-    pending_control: Tensor = field(default_factory=lambda: torch.zeros(0))
-    selector: Mapping[str, Tensor] = field(default_factory=dict)
-    held: Held = field(default_factory=lambda: Held({}))
-
-    @classmethod
-    def initial(cls, layout: EncoderLayout) -> Self:
-        """The state of a client that never trained: c_i = 0."""
-        return cls(private={}, control=torch.zeros(layout.num_parameter_entries))
-
-    def settle(self, *, acknowledged_round: int, server_round: int, half_life: float | None) -> "ClientState":
-        """Commit or drop the pending update, and let c_i fade to the present.
-
-        Args:
-            acknowledged_round: The last round of this client that the server folded in; the pending update is
-                committed if it is of that round.
-            server_round: The present.
-            half_life: Rounds in which control variates fade to a half, or None.
-        """
-        folded = self.pending_round != 0 and acknowledged_round == self.pending_round
-        control = self.pending_control if folded else self.control
-        fade = fading(half_life, server_round - self.control_round if self.control_round else 0)
-        return replace(
-            self,
-            control=control if fade == 1.0 else control * fade,
-            control_round=server_round,
-            pending_round=0,
-            pending_control=torch.zeros(0),
-        )
-
-    def to_bytes(self) -> bytes:
-        """Serialise the state."""
-        return seal(*self._content(), version=_FORMAT)
-
-    def write(self, path: Path) -> None:
-        """Write what `to_bytes` returns to a file, some of it at a time, and wait until the disk has it."""
-        write_sealed(path, *self._content(), version=_FORMAT)
-
-    def _content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, int]]:
-        tensors: dict[str, Tensor | StoredTensor] = {
-            "control": self.control,
-            "pending_control": self.pending_control,
-            **{f"private/{name}": tensor for name, tensor in self.private.items()},
-            **{f"selector/{name}": tensor for name, tensor in self.selector.items()},
-            **{f"{_HELD}{version}": tensor for version, tensor in self.held.offsets.items()},
-        }
-        if self.held.base is not None:
-            tensors["base"] = self.held.base
-        if self.held.control is not None:
-            tensors["held_control"] = self.held.control
-        header = {"control_round": self.control_round, "pending_round": self.pending_round}
-        return tensors, header
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read what `to_bytes` wrote.
-
-        Raises:
-            DamagedState: The bytes are damaged.
-            SpatlError: They are of another format.
-        """
-        return cls._of(*unseal(data, version=_FORMAT, what="the client's state"))
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read what `write` wrote, but for the versions of the encoder, which stay in the file until they are needed.
-
-        Raises:
-            FileNotFoundError: It is not there.
-            DamagedState: It is damaged.
-            SpatlError: It is of another format.
-        """
-        return cls._of(*read_sealed(path, version=_FORMAT, what="the client's state"))
-
-    @classmethod
-    def _of(cls, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any]) -> Self:
-        optional = {name: as_tensor(tensors[name]) for name in ("base", "held_control") if name in tensors}
-        return cls(
-            private=_below("private/", tensors),
-            control=as_tensor(tensors["control"]),
-            control_round=header["control_round"],
-            pending_round=header["pending_round"],
-            pending_control=as_tensor(tensors["pending_control"]),
-            selector=_below("selector/", tensors),
-            held=Held(
-                {int(name.removeprefix(_HELD)): each for name, each in tensors.items() if name.startswith(_HELD)},
-                optional.get("base"),
-                optional.get("held_control"),
-            ),
-        )
 
 
 class StateStore(Protocol):
@@ -258,7 +135,7 @@ class DirectoryStore:
         self._directory.mkdir(parents=True, exist_ok=True)
         state.write(self._temporary)
         try:
-            _, before = read_sealed(self._path, version=_FORMAT, what="the client's state")
+            _, before = read_sealed(self._path, version=FORMAT, what="the client's state")
         except (SpatlError, FileNotFoundError):
             before = None
         if before is not None and before["control_round"] < state.control_round:
@@ -348,7 +225,3 @@ def _lost_rounds(state: ClientState, before: int) -> SpatlError:
         f"the server asks for round {before}, this client has been in round {state.control_round} and keeps no older "
         "state: the server goes on from too old a checkpoint"
     )
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): as_tensor(tensor) for name, tensor in tensors.items() if name.startswith(prefix)}

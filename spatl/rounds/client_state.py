@@ -1,0 +1,131 @@
+"""State of a client between rounds, private and never sent, and its form as sealed bytes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from spatl.channels.layout import EncoderLayout
+from spatl.rounds.control import fading
+from spatl.rounds.downlink import Held
+from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
+
+FORMAT = 3
+
+_HELD = "held/"
+
+
+@dataclass(frozen=True, eq=False)
+class ClientState:
+    """A client's state at the end of a round.
+
+    Attributes:
+        private: The predictor and whatever else of the model is not shared, by the model's names; empty at first.
+        control: float32 [P], c_i as of `control_round`, without the pending update.
+        control_round: The server round that `control` belongs to; it fades with every later one.
+        pending_round: The round whose update is under way, or 0.
+        pending_control: float32 [P], c_i of that round if the server folds the update in; empty without one.
+        selector: What the selector keeps.
+        held: The versions of the server's encoder that the client holds.
+    """
+
+    private: Mapping[str, Tensor]
+    control: Tensor
+    control_round: int = 0
+    pending_round: int = 0
+    pending_control: Tensor = field(default_factory=lambda: torch.zeros(0))
+    selector: Mapping[str, Tensor] = field(default_factory=dict)
+    held: Held = field(default_factory=lambda: Held({}))
+
+    @classmethod
+    def initial(cls, layout: EncoderLayout) -> Self:
+        """The state of a client that never trained: c_i = 0."""
+        return cls(private={}, control=torch.zeros(layout.num_parameter_entries))
+
+    def settle(self, *, acknowledged_round: int, server_round: int, half_life: float | None) -> "ClientState":
+        """Commit or drop the pending update, and let c_i fade to the present.
+
+        Args:
+            acknowledged_round: The last round of this client that the server folded in; the pending update is
+                committed if it is of that round.
+            server_round: The present.
+            half_life: Rounds in which control variates fade to a half, or None.
+        """
+        folded = self.pending_round != 0 and acknowledged_round == self.pending_round
+        control = self.pending_control if folded else self.control
+        fade = fading(half_life, server_round - self.control_round if self.control_round else 0)
+        return replace(
+            self,
+            control=control if fade == 1.0 else control * fade,
+            control_round=server_round,
+            pending_round=0,
+            pending_control=torch.zeros(0),
+        )
+
+    def to_bytes(self) -> bytes:
+        """Serialise the state."""
+        return seal(*self._content(), version=FORMAT)
+
+    def write(self, path: Path) -> None:
+        """Write what `to_bytes` returns to a file, some of it at a time, and wait until the disk has it."""
+        write_sealed(path, *self._content(), version=FORMAT)
+
+    def _content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, int]]:
+        tensors: dict[str, Tensor | StoredTensor] = {
+            "control": self.control,
+            "pending_control": self.pending_control,
+            **{f"private/{name}": tensor for name, tensor in self.private.items()},
+            **{f"selector/{name}": tensor for name, tensor in self.selector.items()},
+            **{f"{_HELD}{version}": tensor for version, tensor in self.held.offsets.items()},
+        }
+        if self.held.base is not None:
+            tensors["base"] = self.held.base
+        if self.held.control is not None:
+            tensors["held_control"] = self.held.control
+        header = {"control_round": self.control_round, "pending_round": self.pending_round}
+        return tensors, header
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            DamagedState: The bytes are damaged.
+            SpatlError: They are of another format.
+        """
+        return cls._of(*unseal(data, version=FORMAT, what="the client's state"))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote, but for the versions of the encoder, which stay in the file until they are needed.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            DamagedState: It is damaged.
+            SpatlError: It is of another format.
+        """
+        return cls._of(*read_sealed(path, version=FORMAT, what="the client's state"))
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any]) -> Self:
+        optional = {name: as_tensor(tensors[name]) for name in ("base", "held_control") if name in tensors}
+        return cls(
+            private=_below("private/", tensors),
+            control=as_tensor(tensors["control"]),
+            control_round=header["control_round"],
+            pending_round=header["pending_round"],
+            pending_control=as_tensor(tensors["pending_control"]),
+            selector=_below("selector/", tensors),
+            held=Held(
+                {int(name.removeprefix(_HELD)): each for name, each in tensors.items() if name.startswith(_HELD)},
+                optional.get("base"),
+                optional.get("held_control"),
+            ),
+        )
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): as_tensor(tensor) for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,73 @@
+"""Control variates of a shared encoder whose clients send only some channels (SCAFFOLD, Karimireddy et al. 2020).
+
+A client adds c - c_i to the encoder's gradients (eq. 3) and re-estimates c_i from what it sent (option II). The
+estimate divides the update by what its steps really added up to, which is K times the learning rate only for plain SGD.
+"""
+
+import torch
+from torch import Tensor
+
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.vectors import parts_of
+from spatl.wire.download import DerivedControl
+from spatl.wire.update import Update
+
+
+def fading(half_life: float | None, num_rounds: int) -> float:
+    """The factor by which control variates fade in `num_rounds` server rounds; 1 for a `half_life` of None.
+
+    c and every c_i fade alike, wherever they are, so that c stays the weighted sum of the c_i while what nobody
+    refreshes is forgotten. (Correcting fresh channels only would do so too, but then option II no longer returns the
+    gradient on the others, and their c_i grow without bound.)
+    """
+    return 1.0 if half_life is None else 0.5 ** (num_rounds / half_life)
+
+
+def refresh_control(
+    client_control: Tensor, control: Tensor, update: Update, layout: EncoderLayout, *, damping: float
+) -> Tensor:
+    """Return c_i after a round: c_i + rho * (-D_i / a_i - c) on the entries that were sent, c_i elsewhere.
+
+    Args:
+        client_control: float32 [P], c_i before the round.
+        control: float32 [P], c as the client holds it.
+        update: The update as the server decodes it.
+        layout: The encoder.
+        damping: rho in (0, 1]; 1 is SCAFFOLD's option II.
+
+    Returns:
+        float32 [P], a new tensor.
+    """
+    refreshed = client_control.clone()
+    for part, kept, values in update.selection.value_parts(layout, layout.num_parameter_entries):
+        own, common = refreshed[part], control[part]
+        before, held = (own, common) if kept is None else (own[kept], common[kept])
+        estimate = -update.values[values].to(torch.float64) / update.step_weight
+        moved = (before.to(torch.float64) + damping * (estimate - held.to(torch.float64))).to(torch.float32)
+        own[slice(None) if kept is None else kept] = moved  # a view
+    return refreshed
+
+
+def followed_control(
+    control: Tensor, change: Tensor, derived: DerivedControl, *, fading: float, into: Tensor | None = None
+) -> Tensor:
+    """Return c after a round, float32 [P], from the change of x_hat that the round made.
+
+    The server's c moves by rho times the weighted mean of (-D_i / a_i - c) over the clients (`Aggregator.control`), and
+    x by the mean of D_i: so c follows x, but for what each client left out. Nothing has to be sent for it but two
+    numbers.
+
+    Args:
+        control: float32 [P], c before the round.
+        change: float32 [P], x_hat after the round less x_hat before it.
+        derived: How far c moves, and by what steps add up to.
+        fading: The factor by which control variates fade in a round.
+        into: Where to write the result, which may be `change` or `control` itself; a new tensor if not given.
+    """
+    followed = torch.empty_like(control) if into is None else into
+    if derived.step_weight == 0:
+        return torch.mul(control, fading, out=followed)
+    for part in parts_of(len(control)):
+        estimate, before = change[part].to(torch.float64) / -derived.step_weight, control[part].to(torch.float64)
+        followed[part] = (fading * (before + derived.damping * (estimate - before))).to(torch.float32)
+    return followed

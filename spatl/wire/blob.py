@@ -1,0 +1,205 @@
+"""Blob of a message: a header, a table of sections and the sections, checked before anything of it is used.
+
+All of it is little-endian; `docs/wire-format.md` has every byte. Both kinds of blob begin alike: magic, version of the
+format, kind, codec, round, the layout's fingerprint (so that both sides mean the same entries by the same positions). A
+download (the server's) goes on with the version of the encoder it leads to and the one it starts from; an update (a
+client's) with the version it was computed from.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from torch import Tensor
+
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import Selection, unpack_bitmap
+from spatl.channels.vectors import all_finite
+from spatl.errors import UpdateRejected
+from spatl.wire.codec import Codec
+from spatl.wire.codecs import CODECS_BY_NUMBER
+
+CLIENT_REFUSED: Final = 100  # error codes of a client's reply, beyond Flower's own
+
+CLIENT_DIVERGED: Final = 101
+
+CLIENT_LOST: Final = 102
+"""The client does not hold what the server's changes start from."""
+
+CLIENT_FAILED: Final = 103
+"""An exception of the model's, or a bug: its reason goes on with a traceback."""
+
+RECORD, BLOB = "spatl", "blob"
+"""Where a message has its blob: a bytes value of a config record, which costs 183 bytes and two objects around it; an
+array would cost 485 and four."""
+
+RECORD_BYTES: Final = 190
+"""What Flower's records add to a blob, at most."""
+
+MAGIC: Final = b"SPTL"
+VERSION: Final = 3
+"""The version of the format."""
+CHECK_BYTES: Final = 8
+"""The length of the check value by which a client knows that it arrived at the server's encoder."""
+
+# What every blob begins with, what an update or a download goes on with, a line of the table of sections, and a length.
+HEADER = struct.Struct("<4sBBBBI8sQ")
+DOWNLOAD_HEADER = struct.Struct(f"<III{CHECK_BYTES}s")
+UPDATE_HEADER = struct.Struct("<IdB")
+SECTION = struct.Struct("<BQ")
+LENGTH = struct.Struct("<I")
+
+DOWNLOAD, UPDATE = 1, 2
+"""The kinds of blob."""
+VALUES, INDICES, CONTROL, CLOSED_INDICES, REPORT, BASE, SNAPSHOT, DERIVED = 1, 2, 3, 4, 5, 6, 7, 8
+"""The kinds of section."""
+SECTION_NAMES = {
+    VALUES: "values",
+    INDICES: "indices",
+    CONTROL: "control",
+    CLOSED_INDICES: "indices",
+    REPORT: "report",
+    BASE: "values",
+    SNAPSHOT: "values",
+    DERIVED: "control",
+}
+
+_COUNTED: Final = ("values", "indices", "control")  # by name in the ledger; the rest is overhead
+
+
+def section_bytes(blob: bytes) -> dict[str, int]:
+    """Return the bytes of a blob's values, indices and control sections, by name; the rest is overhead.
+
+    Raises:
+        UpdateRejected: The blob is damaged.
+    """
+    _, _, sections = open_sections(blob)
+    lengths = dict.fromkeys(_COUNTED, 0)
+    for kind, data in sections.items():
+        if SECTION_NAMES[kind] in lengths:
+            lengths[SECTION_NAMES[kind]] += len(data)
+    return lengths
+
+
+@dataclass(frozen=True)
+class Header:
+    """Header of a blob, as it stands before the kind's own."""
+
+    magic: bytes
+    version: int
+    kind: int
+    codec: int
+    num_sections: int
+    server_round: int
+    fingerprint: bytes
+    payload_bytes: int
+
+
+_OWN_HEADERS = {DOWNLOAD: DOWNLOAD_HEADER, UPDATE: UPDATE_HEADER}
+
+
+def pack_blob(
+    kind: int, codec: Codec, server_round: int, layout: EncoderLayout, own_header: bytes, sections: Mapping[int, bytes]
+) -> bytes:
+    """Pack sections, by kind of section, behind the common header and the kind's own."""
+    payload_bytes = sum(len(data) for data in sections.values())
+    header = HEADER.pack(
+        MAGIC, VERSION, kind, codec.number, len(sections), server_round, layout.fingerprint, payload_bytes
+    )
+    table = [SECTION.pack(section, len(data)) for section, data in sections.items()]
+    return b"".join([header, own_header, *table, *sections.values()])
+
+
+def open_blob(blob: bytes, kind: int, layout: EncoderLayout) -> tuple[Header, Codec, memoryview, dict[int, memoryview]]:
+    """Check the header against what was expected; return it, the kind's own header and views of the sections."""
+    header, own_header, sections = open_sections(blob)
+    if header.kind != kind:
+        raise UpdateRejected(f"blob kind {header.kind}, expected {kind}")
+    if header.fingerprint != layout.fingerprint:
+        raise UpdateRejected(
+            f"the model's fingerprint is {header.fingerprint.hex()}, expected {layout.fingerprint.hex()}: "
+            "the two sides were built from different configs"
+        )
+    codec = CODECS_BY_NUMBER.get(header.codec)
+    if codec is None:
+        raise UpdateRejected(f"unknown codec number {header.codec}")
+    return header, codec, own_header, sections
+
+
+def open_sections(blob: bytes) -> tuple[Header, memoryview, dict[int, memoryview]]:
+    """Check that a blob is one, and whole; return its header, its kind's own and views of its sections by kind."""
+    if len(blob) < HEADER.size:
+        raise UpdateRejected(f"the blob has {len(blob)} bytes, fewer than a header's {HEADER.size}")
+    header = Header(*HEADER.unpack_from(blob))
+    if header.magic != MAGIC:
+        raise UpdateRejected(f"not a SPATL blob: it starts with {header.magic!r}")
+    if header.version != VERSION:
+        raise UpdateRejected(f"blob format version {header.version}, expected {VERSION}")
+    if header.kind not in _OWN_HEADERS:
+        raise UpdateRejected(f"blob kind {header.kind}, expected one of {', '.join(map(str, _OWN_HEADERS))}")
+    table = HEADER.size + _OWN_HEADERS[header.kind].size
+    start = table + header.num_sections * SECTION.size
+    if len(blob) != start + header.payload_bytes:
+        raise UpdateRejected(f"the blob has {len(blob)} bytes, its header promises {start + header.payload_bytes}")
+    sections: dict[int, memoryview] = {}
+    for position in range(header.num_sections):
+        kind, length = SECTION.unpack_from(blob, table + position * SECTION.size)
+        if kind in sections or kind not in SECTION_NAMES:
+            raise UpdateRejected(f"section {kind} is unknown or repeated")
+        if start + length > len(blob):
+            raise UpdateRejected(f"section {kind} runs over the end of the blob")
+        sections[kind] = memoryview(blob)[start : start + length]
+        start += length
+    if start != len(blob):
+        raise UpdateRejected(f"{len(blob) - start} bytes belong to no section")
+    return header, memoryview(blob)[HEADER.size : table], sections
+
+
+def indices_kind(selection: Selection) -> int:
+    """The kind of section that holds a selection's bitmap."""
+    return CLOSED_INDICES if selection.closed else INDICES
+
+
+def take_selection(sections: dict[int, memoryview], layout: EncoderLayout) -> Selection:
+    """Take the selection out of the sections.
+
+    Raises:
+        UpdateRejected: There is none, or it is not of this layout.
+    """
+    closed = CLOSED_INDICES in sections
+    if closed and layout.readings is None:
+        raise UpdateRejected("the blob's channels are gone for good, which this encoder does not know")
+    bitmap = take_section(sections, CLOSED_INDICES if closed else INDICES)
+    return unpack_bitmap(bitmap, layout.num_channels, closed=closed)
+
+
+def take_section(sections: dict[int, memoryview], kind: int) -> memoryview:
+    """Take a section out of the others.
+
+    Raises:
+        UpdateRejected: It is not there.
+    """
+    if kind not in sections:
+        raise UpdateRejected(f"the blob has no {SECTION_NAMES[kind]} section")
+    return sections.pop(kind)
+
+
+def check_all_read(sections: Mapping[int, memoryview]) -> None:
+    """Raise unless every section was taken.
+
+    Raises:
+        UpdateRejected: One was not.
+    """
+    if sections:
+        raise UpdateRejected(f"unexpected {SECTION_NAMES[next(iter(sections))]} section")
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise unless all values are finite.
+
+    Raises:
+        UpdateRejected: One is not.
+    """
+    if not all_finite(values):
+        raise UpdateRejected("the values contain NaN or infinity")

@@ -1,0 +1,196 @@
+"""Download of a client: what leads it to the server's encoder and control variate, in one blob."""
+
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import Selection, pack_bitmap
+from spatl.errors import UpdateRejected
+from spatl.wire.blob import (
+    BASE,
+    CLOSED_INDICES,
+    CONTROL,
+    DERIVED,
+    DOWNLOAD,
+    DOWNLOAD_HEADER,
+    HEADER,
+    INDICES,
+    LENGTH,
+    SECTION,
+    SECTION_NAMES,
+    SNAPSHOT,
+    VALUES,
+    check_all_read,
+    check_finite,
+    indices_kind,
+    open_blob,
+    pack_blob,
+    take_section,
+    take_selection,
+)
+from spatl.wire.codec import Codec
+
+_DERIVED_CONTROL = struct.Struct("<ffB")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What a client works with in a round, once it has followed the server's changes.
+
+    Attributes:
+        server_round: The round it opens.
+        version: The version of the encoder: how many times changes were sent out.
+        encoder: float32 [N], x as the clients hold it.
+        control: float32 [P], c as the clients hold it; None where this client's gradients are not corrected.
+        selection: The channels that travel and are trained, where all clients have the same; x is zero elsewhere.
+    """
+
+    server_round: int
+    version: int
+    encoder: Tensor
+    control: Tensor | None
+    selection: Selection | None = None
+
+
+@dataclass(frozen=True)
+class DerivedControl:
+    """What the change of c follows from, beside the change of the encoder (`reference.followed_control`).
+
+    Attributes:
+        damping: rho times the share of the clients' weight that stood behind the last change, in [0, 1].
+        step_weight: The clients' mean step weight; 0 while there is nothing to follow from.
+        valid: Whether this client holds c; one that missed a change does not, for a while.
+    """
+
+    damping: float
+    step_weight: float
+    valid: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Download:
+    """What the server sends to one client: the encoder, or what leads to it from a version the client holds.
+
+    Attributes:
+        server_round: The round it opens.
+        version: The version it leads to.
+        base_version: The version it starts from; 0 is the initial encoder, which everybody builds from the seed.
+        acknowledged_round: The last round of this client that the server has folded in, 0 for none.
+        codec: How values and control are encoded.
+        check: 8 bytes of a digest of the encoder it leads to.
+        values: Encoded values. For a codec of whole values one string; for a codec of changes one for each change, in
+            order; none at all with a snapshot.
+        snapshot: int32 [V], the change since version 0 in units of 2^-24, where nothing shorter leads there.
+        base: float32 [N], the initial encoder, for a client that cannot build it.
+        control: Encoded c; None where it is not sent.
+        derived: What c follows from; None where it does not.
+        selection: The channels that are trained at all, where all clients have the same.
+    """
+
+    server_round: int
+    version: int
+    base_version: int
+    acknowledged_round: int
+    codec: Codec
+    check: bytes
+    values: tuple[bytes, ...]
+    snapshot: Tensor | None = None
+    base: Tensor | None = None
+    control: bytes | None = None
+    derived: DerivedControl | None = None
+    selection: Selection | None = None
+
+
+def pack_download(download: Download, layout: EncoderLayout) -> bytes:
+    """Pack what the server sends to a client."""
+    sections: dict[int, bytes] = {}
+    if download.selection is not None:
+        sections[indices_kind(download.selection)] = pack_bitmap(download.selection)
+    if download.base is not None:
+        sections[BASE] = download.base.numpy().astype("<f4", copy=False).tobytes()
+    if download.snapshot is not None:
+        sections[SNAPSHOT] = download.snapshot.numpy().astype("<i4", copy=False).tobytes()
+    if download.values:
+        lengths = b"".join(LENGTH.pack(len(each)) for each in download.values[:-1])
+        sections[VALUES] = b"".join([bytes([len(download.values)]), lengths, *download.values])
+    if download.control is not None:
+        sections[CONTROL] = download.control
+    if download.derived is not None:
+        derived = download.derived
+        sections[DERIVED] = _DERIVED_CONTROL.pack(derived.damping, derived.step_weight, derived.valid)
+    header = DOWNLOAD_HEADER.pack(download.base_version, download.version, download.acknowledged_round, download.check)
+    return pack_blob(DOWNLOAD, download.codec, download.server_round, layout, header, sections)
+
+
+def unpack_download(blob: bytes, layout: EncoderLayout) -> Download:
+    """Check what the server sends; what it encoded is checked when it is followed (`spatl.rounds.downlink`).
+
+    Raises:
+        UpdateRejected: The reason why the blob must not be used.
+    """
+    header, codec, own, sections = open_blob(blob, DOWNLOAD, layout)
+    base_version, version, acknowledged_round, check = DOWNLOAD_HEADER.unpack(own)
+    if base_version > version:
+        raise UpdateRejected(f"the download leads from version {base_version} back to {version}")
+    selection = None
+    if sections.keys() & {INDICES, CLOSED_INDICES}:
+        selection = take_selection(sections, layout)
+    num_values = layout.num_entries if selection is None else selection.num_entries(layout)
+    base = snapshot = None
+    if BASE in sections:
+        base = _take_numbers(sections, BASE, "<f4", layout.num_entries).to(torch.float32)
+        check_finite(base)
+    if SNAPSHOT in sections:
+        snapshot = _take_numbers(sections, SNAPSHOT, "<i4", num_values).to(torch.int32)
+    values = _split(sections.pop(VALUES)) if VALUES in sections else ()
+    control = bytes(sections.pop(CONTROL)) if CONTROL in sections else None
+    derived = None
+    if DERIVED in sections:
+        derived = _derived_control(sections.pop(DERIVED))
+    check_all_read(sections)
+    return Download(
+        header.server_round, version, base_version, acknowledged_round, codec, check, values, snapshot, base, control,
+        derived, selection,
+    )  # fmt: skip
+
+
+def _split(data: memoryview) -> tuple[bytes, ...]:
+    """The encoded values of a download, each apart."""
+    count = data[0] if len(data) else 0
+    start = 1 + LENGTH.size * (count - 1)
+    if count == 0 or len(data) < start:
+        raise UpdateRejected(f"{len(data)} bytes are no list of encoded values")
+    ends = [start]
+    for position in range(count - 1):
+        ends.append(ends[-1] + LENGTH.unpack_from(data, 1 + LENGTH.size * position)[0])
+    if ends[-1] > len(data):
+        raise UpdateRejected("the encoded values run over the end of their section")
+    return tuple(bytes(data[one:other]) for one, other in zip(ends, [*ends[1:], len(data)], strict=True))
+
+
+def _take_numbers(sections: dict[int, memoryview], kind: int, dtype: str, number: int) -> Tensor:
+    data = take_section(sections, kind)
+    if len(data) != 4 * number:
+        raise UpdateRejected(f"expected {4 * number} bytes of {SECTION_NAMES[kind]}, got {len(data)}")
+    numbers = np.frombuffer(data, dtype=dtype)
+    return torch.from_numpy(numbers.astype(numbers.dtype.newbyteorder("=")))
+
+
+def _derived_control(data: memoryview) -> DerivedControl:
+    if len(data) != _DERIVED_CONTROL.size:
+        raise UpdateRejected(f"expected {_DERIVED_CONTROL.size} bytes that control follows from, got {len(data)}")
+    damping, step_weight, valid = _DERIVED_CONTROL.unpack(data)
+    if not (0 <= damping <= 1 and 0 <= step_weight < math.inf and valid in (0, 1)):
+        raise UpdateRejected(f"control cannot follow from damping {damping} and step weight {step_weight}")
+    return DerivedControl(damping, step_weight, bool(valid))
+
+
+def download_overhead(*, controls: bool) -> int:
+    """The length of a download of one change without the change itself, for a client that missed nothing."""
+    control = SECTION.size + _DERIVED_CONTROL.size if controls else 0
+    return HEADER.size + DOWNLOAD_HEADER.size + SECTION.size + 1 + control

@@ -1,0 +1,120 @@
+"""Update of a client: the values of the channels that it sends, with its report, in one blob."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import Selection, pack_bitmap
+from spatl.errors import UpdateRejected
+from spatl.wire.blob import (
+    HEADER,
+    REPORT,
+    SECTION,
+    UPDATE,
+    UPDATE_HEADER,
+    VALUES,
+    check_all_read,
+    check_finite,
+    indices_kind,
+    open_blob,
+    pack_blob,
+    take_section,
+    take_selection,
+)
+from spatl.wire.codec import Codec
+from spatl.wire.reports import TrainReport
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What a client sends: `values` of the selected entries, as the receiver decodes them.
+
+    Attributes:
+        server_round: The round it answers.
+        base_version: The version of the encoder it was computed from.
+        selection: The channels that travel (m_i).
+        values: float32 [V], D_i at the selection's entries.
+        step_weight: a_i, the accumulated step weight of the local run (greater than 0).
+        corrected: Whether its gradients were corrected, and its c_i follows from it.
+        report: What the client tells of its round; None where nobody asks.
+    """
+
+    server_round: int
+    base_version: int
+    selection: Selection
+    values: Tensor
+    step_weight: float
+    corrected: bool = False
+    report: "TrainReport | None" = None
+
+
+def pack_update(
+    update: Update,
+    layout: EncoderLayout,
+    codec: Codec,
+    *,
+    generator: torch.Generator,
+    max_bytes: int | None = None,
+) -> bytes:
+    """Pack an update; `unpack_update` of the result gives the values the server will see.
+
+    Args:
+        update: What is sent, `values` as they are.
+        layout: The encoder.
+        codec: How values are encoded.
+        generator: The source of stochastic rounding.
+        max_bytes: How long the blob may be, for a codec that can choose; see `update_bytes` for the others.
+    """
+    sections = {indices_kind(update.selection): pack_bitmap(update.selection)}
+    if update.report is not None:
+        sections[REPORT] = update.report.to_bytes()
+    header = UPDATE_HEADER.pack(update.base_version, update.step_weight, update.corrected)
+    room = None
+    if max_bytes is not None:
+        spent = HEADER.size + len(header) + SECTION.size + sum(SECTION.size + len(s) for s in sections.values())
+        room = max_bytes - spent
+    places = layout.places(update.selection)
+    sections[VALUES] = codec.encode(update.values, places, generator=generator, max_bytes=room)
+    return pack_blob(UPDATE, codec, update.server_round, layout, header, sections)
+
+
+def unpack_update(blob: bytes, layout: EncoderLayout, *, server_round: int, base_version: int) -> Update:
+    """Check and decode a client's update.
+
+    Args:
+        blob: The received bytes.
+        layout: The encoder it must fit.
+        server_round: The round it must answer.
+        base_version: The version it must have been computed from.
+
+    Raises:
+        UpdateRejected: The reason why the blob must not be used.
+    """
+    header, codec, own, sections = open_blob(blob, UPDATE, layout)
+    base, step_weight, corrected = UPDATE_HEADER.unpack(own)
+    if (header.server_round, base) != (server_round, base_version):
+        raise UpdateRejected(
+            f"the update answers round {header.server_round} from version {base}, "
+            f"expected round {server_round} from version {base_version}"
+        )
+    if not (math.isfinite(step_weight) and step_weight > 0):
+        raise UpdateRejected(f"the step weight must be positive and finite, got {step_weight}")
+    if corrected not in (0, 1):
+        raise UpdateRejected(f"whether gradients were corrected must be 0 or 1, got {corrected}")
+    selection = take_selection(sections, layout)
+    report = TrainReport.from_bytes(sections.pop(REPORT)) if REPORT in sections else None
+    values = codec.decode(take_section(sections, VALUES), layout.places(selection))
+    check_finite(values)
+    check_all_read(sections)
+    return Update(server_round, base, selection, values, step_weight, bool(corrected), report)
+
+
+def update_bytes(layout: EncoderLayout, codec: Codec, *, num_values: int, num_channels: int) -> int:
+    """The length of a packed update with so many values of so many channels: the largest, where it varies."""
+    bitmap = 0 if num_channels == layout.num_channels else (layout.num_channels + 7) // 8
+    values = codec.num_bytes(num_values=num_values, num_channels=num_channels)
+    overhead = HEADER.size + UPDATE_HEADER.size + 3 * SECTION.size + TrainReport.num_bytes()
+    return overhead + bitmap + values
