@@ -1,4 +1,4 @@
-"""Flower's ClientApp: takes a message apart, has `clients.round` do the work, puts the reply together."""
+"""Flower's ClientApp: takes a message apart, has `spatl.rounds.client` do the work, puts the reply together."""
 
 import logging
 import re
@@ -10,7 +10,6 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from pydantic import ValidationError
 
-from clients.round import Workplace
 from clients.store import ContextStore, DirectoryStore, StateStore
 from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.config.experiment import ExperimentConfig
@@ -28,8 +27,10 @@ from spatl.errors import (
     traceback_of,
 )
 from spatl.rounds.blueprint import cached_blueprint, data_digest, describe_own
+from spatl.rounds.client import evaluate_round, receive, train_round
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.downlink import check_of
+from spatl.rounds.workplace import Workplace
 from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_FAILED, CLIENT_LOST, CLIENT_REFUSED, RECORD
 from spatl.wire.download import Download, unpack_download
 from spatl.wire.registration import AGREED, DESCRIPTION, DIGEST, REFUSED, pack_saliency
@@ -128,10 +129,10 @@ def train(message: Message, context: Context) -> Message:
     workplace, client, store = workplace_of(context), _client(context), _store(context)
     download = _download(message, workplace)
     with store.locked():
-        model, state = workplace.receive(download, _load(store, download, workplace, before=download.server_round))
-        blob, state = workplace.train(
-            client, model, state, acknowledged_round=download.acknowledged_round, budget=_own_budget(context)
-        )
+        stored = _load(store, download, workplace, before=download.server_round)
+        model, state = receive(workplace, download, stored)
+        del stored  # what the state does not hold any more
+        blob, state = train_round(workplace, client, model, state, budget=_own_budget(context))
         store.save(state)
     return Message(_content(blob), reply_to=message)
 
@@ -143,8 +144,8 @@ def evaluate(message: Message, context: Context) -> Message:
     workplace, client, store = workplace_of(context), _client(context), _store(context)
     download = _download(message, workplace)
     with store.locked():
-        model, state = workplace.receive(download, _load(store, download, workplace))
-        report, state = workplace.evaluate(client, model, state, acknowledged_round=download.acknowledged_round)
+        model, state = receive(workplace, download, _load(store, download, workplace))
+        report, state = evaluate_round(workplace, client, model, state)
         store.save(state)
     return Message(_content(report.to_bytes()), reply_to=message)
 

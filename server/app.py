@@ -19,7 +19,8 @@ from server.checkpoint import Checkpoint, load_checkpoint
 from server.grids import InProcessGrid, StreamingGrid
 from server.recorder import Recorder
 from server.registration import Registered, register
-from server.strategy import Federation
+from server.strategy import FederationStrategy
+from server.traffic import whole_update_bytes
 from spatl.channels.selection import Selection
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run
@@ -27,6 +28,7 @@ from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_
 from spatl.json_files import write_json
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.downlink import check_of
+from spatl.rounds.federation import Federation
 from spatl.rounds.privacy import epsilon_of
 from spatl.runner import remarks_on
 from spatl.runs.directory import REGISTRATION, alone_in_run, config_of
@@ -139,27 +141,27 @@ def serve(
     if strategy.num_rounds_left:
         _run_rounds(strategy, grid, config)
     facts = _facts(registered, recorder, engine=_engine_name(grid, config))
-    whole = strategy.whole_update_bytes() if blueprint.layout.num_entries else 0
+    most_examples = max(strategy.state.num_examples.values())
+    whole = whole_update_bytes(blueprint, most_examples) if blueprint.layout.num_entries else 0
     return recorder.write_summary(facts, whole_update_bytes=whole)
 
 
 def _strategy(
     registered: Registered, recorder: Recorder, selection: Selection | None, checkpoint: Checkpoint | None
-) -> Federation:
+) -> FederationStrategy:
     initial = check_of(registered.blueprint.initial_encoder())
     clients = registered.clients
-    return Federation(
-        registered.blueprint,
+    return FederationStrategy(
+        Federation(registered.blueprint, frozenset(clients), agreed=selection),
         nodes={client: registration.node_id for client, registration in clients.items()},
         num_examples=registered.num_examples,
         recorder=recorder,
-        selection=selection,
         cannot_build=[client for client, registration in clients.items() if registration.initial != initial],
         checkpoint=checkpoint,
     )
 
 
-def _run_rounds(strategy: Federation, grid: Grid, config: ExperimentConfig) -> None:
+def _run_rounds(strategy: FederationStrategy, grid: Grid, config: ExperimentConfig) -> None:
     """Run the rounds that are left by Flower's own loop."""
     with reproducible(config.training.threads):
         strategy.start(

@@ -1,7 +1,7 @@
 """What the server knows between rounds, and its file: written after every round, so that a killed run goes on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +11,17 @@ from torch import Tensor
 from server.planes import squeeze, unsqueeze
 from spatl.errors import SpatlError
 from spatl.rounds.admission import Admission, Size
+from spatl.rounds.downlink import Versions
+from spatl.rounds.server_state import ServerState
 from spatl.sealed_files import replace_sealed, seal, unseal
 
 FILE = "server.checkpoint"
 _FORMAT = 4
-_BY_CLIENT = ("folded", "held", "astray", "num_examples")
+_BY_CLIENT = {"folded": "folded", "held": "held", "astray": "control_staleness", "num_examples": "num_examples"}
+"""The name in the file, and in the state."""
 _OF_ADMISSION = ("failures", "away", "trust")
 _SQUEEZED = (torch.float32, torch.int32)
 _OPTIONAL = ("control", "held_control")
-
-
-@dataclass(frozen=True, eq=False)
-class ServerState:
-    """What the server knows between rounds.
-
-    Attributes:
-        encoder: float32 [N], x.
-        control: float32 [P], c; None where the method does not correct gradients.
-        held_control: float32 [P], c as the clients hold it; None as above.
-        control_share: The share of all clients' weight that stood behind the last change of c.
-        folded: The last round of each client that is part of x and c.
-        held: The version of the encoder that each client is known to hold, 0 for the initial one; once a client is sent
-            something, the version that it starts from.
-        astray: How much of the c that each client derived is not c, at most: 1 for a client that missed a version.
-        cannot_build: The clients whose initial encoder is another one.
-        first_loss: The median training loss of the first round with an update, at least 1 and that of a guess among all
-            classes; None before it.
-        useless_rounds: How many rounds in a row had nothing usable.
-        admission: What decides who is let in.
-        num_examples: The training examples of each client that ever registered: what c is the weighted sum over.
-    """
-
-    encoder: Tensor
-    control: Tensor | None
-    held_control: Tensor | None
-    control_share: float
-    folded: Mapping[int, int]
-    held: Mapping[int, int]
-    astray: Mapping[int, float]
-    cannot_build: frozenset[int]
-    first_loss: float | None = None
-    useless_rounds: int = 0
-    admission: Admission = field(default_factory=Admission)
-    num_examples: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +31,10 @@ class Checkpoint:
     Attributes:
         server_round: The round that is over.
         state: The server's state.
-        reference: The encoder as the clients hold it (`Reference.tensors`).
     """
 
     server_round: int
     state: ServerState
-    reference: Mapping[str, Tensor]
 
     def to_bytes(self) -> bytes:
         """Serialise the checkpoint."""
@@ -83,12 +49,12 @@ class Checkpoint:
         tensors = {
             "encoder": state.encoder,
             **{name: value for name in _OPTIONAL if (value := getattr(state, name)) is not None},
-            **{f"reference/{name}": tensor for name, tensor in self.reference.items()},
+            **{f"reference/{name}": tensor for name, tensor in state.versions.tensors().items()},
         }
         header = {
             "server_round": self.server_round,
             "control_share": state.control_share,
-            **{name: _named(getattr(state, name)) for name in _BY_CLIENT},
+            **{name: _named(getattr(state, own)) for name, own in _BY_CLIENT.items()},
             "cannot_build": sorted(state.cannot_build),
             "first_loss": state.first_loss,
             "useless_rounds": state.useless_rounds,
@@ -116,15 +82,16 @@ class Checkpoint:
         tensors, header = unseal(data, version=_FORMAT, what="the server's checkpoint")
         for name, dtype in header["squeezed"].items():
             tensors[name] = unsqueeze(tensors[name], getattr(torch, dtype))
-        by_client, of_admission = (
-            {name: {int(client): value for client, value in header[name].items()} for name in names}
-            for names in (_BY_CLIENT, _OF_ADMISSION)
-        )
+        by_client = {own: _by_client(header[name]) for name, own in _BY_CLIENT.items()}
+        of_admission = {name: _by_client(header[name]) for name in _OF_ADMISSION}
+        prefix = "reference/"
+        versions = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
         state = ServerState(
             encoder=tensors["encoder"],
             control=tensors.get("control"),
             held_control=tensors.get("held_control"),
             control_share=header["control_share"],
+            versions=Versions.of_tensors(versions),
             cannot_build=frozenset(header["cannot_build"]),
             first_loss=header["first_loss"],
             useless_rounds=header["useless_rounds"],
@@ -135,9 +102,7 @@ class Checkpoint:
             ),
             **by_client,
         )
-        prefix = "reference/"
-        reference = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-        return cls(header["server_round"], state, reference)
+        return cls(header["server_round"], state)
 
 
 def _pair(size: Size) -> list[float]:
@@ -146,6 +111,10 @@ def _pair(size: Size) -> list[float]:
 
 def _named(by_client: Mapping[int, Any]) -> dict[str, Any]:
     return {str(client): value for client, value in sorted(by_client.items())}
+
+
+def _by_client(named: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(client): value for client, value in named.items()}
 
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:

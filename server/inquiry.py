@@ -10,7 +10,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from server.questions import Questions, is_lost
-from server.strategy import error_line
+from server.replies import error_line
 from server.traffic import message_traffic
 from spatl.runs.ledger import Direction, Entry, entry
 from spatl.wire.blob import BLOB, RECORD

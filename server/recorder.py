@@ -88,7 +88,7 @@ class Recorder:
         )  # fmt: skip
         self.history.append(row)
         self._warn_of_excluded(record)
-        self._participations.update(record.trained.keys())
+        self._participations.update(record.outcome.trained.keys())
         self._final = record.final
         self._count_updates(record.entries)
         self._round = RoundRecord(server_round=record.server_round + 1)
@@ -135,7 +135,7 @@ class Recorder:
 
     def _warn_of_excluded(self, record: RoundRecord) -> None:
         """Warn once of the same clients that a round lacks many of the training examples."""
-        excluded = {*record.rejected, *record.left_out}
+        excluded = {*record.outcome.rejected, *record.left_out}
         share = self._share_of_examples(excluded)
         if share > NOTABLE_SHARE and not excluded <= self._warned_of:
             self._warned_of |= excluded

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from server.inquiry import Inquiry
 from server.recorder import Recorder
-from server.strategy import error_line, error_traceback
+from server.replies import error_line, error_traceback
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import with_agreement
 from spatl.data.own import Description, agree

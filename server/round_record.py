@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from spatl.channels.costs import BUDGET_KINDS
+from spatl.rounds.answers import Outcome
 from spatl.runs.ledger import Entry, total
 from spatl.runs.records import ClientRow, HistoryRow, TimingRow, mean
-from spatl.wire.reports import EvaluateReport, TrainReport
+from spatl.wire.reports import EvaluateReport
 
 
 @dataclass
@@ -17,14 +18,9 @@ class RoundRecord:
     Attributes:
         server_round: Its number, from 1.
         participants: The clients that were asked to train.
-        trained: Reports of those whose updates were folded in.
         left_out: Clients that were not asked, for they had failed too often.
         late: Replies that came after their round, or that nobody asked for.
-        skipped: Whether too few updates were usable.
-        rejected: Reasons by client whose update was refused.
-        tracebacks: Tracebacks by client that an exception stopped.
-        diverged: Those of `rejected` whose training diverged, or whose update is too large.
-        lost: Those of `rejected` that could not follow the encoder, so that they hold no version of it.
+        outcome: What came of it.
         final: Reports of all clients on the encoder after the last round.
         entries: Messages for the ledger.
         started: `time.perf_counter()` at its beginning, in seconds.
@@ -32,14 +28,9 @@ class RoundRecord:
 
     server_round: int
     participants: tuple[int, ...] = ()
-    trained: dict[int, TrainReport] = field(default_factory=dict)
     left_out: tuple[int, ...] = ()
     late: int = 0
-    skipped: bool = False
-    rejected: dict[int, str] = field(default_factory=dict)
-    tracebacks: dict[int, str] = field(default_factory=dict)
-    diverged: set[int] = field(default_factory=set)
-    lost: set[int] = field(default_factory=set)
+    outcome: Outcome = field(default_factory=Outcome)
     final: dict[int, EvaluateReport] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -47,7 +38,7 @@ class RoundRecord:
 
 def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
     """Return the line of `history.jsonl` for a round that ends now."""
-    trained = list(record.trained.values())
+    trained = list(record.outcome.trained.values())
     final = list(record.final.values())
     uplink, downlink = total(record.entries, "uplink"), total(record.entries, "downlink")
     return HistoryRow(
@@ -57,8 +48,8 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
         loss=mean(report.loss for report in trained),
         train_loss=mean(report.train_loss for report in trained),
         participants=len(trained),
-        rejected=len(record.rejected),
-        missing=len(record.participants) - len(trained) - len(record.rejected),
+        rejected=len(record.outcome.rejected),
+        missing=len(record.participants) - len(trained) - len(record.outcome.rejected),
         keep_ratio=mean(report.keep_ratio for report in trained),
         flops_ratio=mean(report.flops_ratio for report in trained),
         uplink_bytes=uplink.pop("bytes"),
@@ -68,10 +59,12 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
         encoder_fingerprint=encoder_fingerprint,
         validation_gain=mean(report.validation_gain for report in trained),
         seconds=time.perf_counter() - record.started,
-        rejections=tuple({"client": client, "reason": reason} for client, reason in sorted(record.rejected.items())),
+        rejections=tuple(
+            {"client": client, "reason": reason} for client, reason in sorted(record.outcome.rejected.items())
+        ),
         left_out=record.left_out,
         late=record.late,
-        skipped=record.skipped,
+        skipped=record.outcome.skipped,
         final_accuracy=mean(report.accuracy for report in final),
         final_accuracy_min=min((report.accuracy for report in final), default=None),
         final_loss=mean(report.loss for report in final),
@@ -84,12 +77,12 @@ def client_rows(record: RoundRecord, num_examples: Mapping[int, int]) -> Iterabl
     for entry in record.entries:
         entries.setdefault(entry.client, []).append(entry)
     for client, own in sorted(entries.items()):
-        trained, final = record.trained.get(client), record.final.get(client)
+        trained, final = record.outcome.trained.get(client), record.final.get(client)
         yield ClientRow(
             round=record.server_round,
             client=client,
             participated=trained is not None,
-            missed=client in record.participants and trained is None and client not in record.rejected,
+            missed=client in record.participants and trained is None and client not in record.outcome.rejected,
             accuracy=trained.accuracy if trained else None,
             loss=trained.loss if trained else None,
             train_loss=trained.train_loss if trained else None,
@@ -102,7 +95,7 @@ def client_rows(record: RoundRecord, num_examples: Mapping[int, int]) -> Iterabl
             uplink_bytes=total(own, "uplink")["bytes"],
             downlink_bytes=total(own, "downlink")["bytes"],
             seconds=trained.seconds if trained else None,
-            rejected=record.rejected.get(client),
+            rejected=record.outcome.rejected.get(client),
             final_accuracy=final.accuracy if final else None,
             final_loss=final.loss if final else None,
         )
@@ -110,7 +103,7 @@ def client_rows(record: RoundRecord, num_examples: Mapping[int, int]) -> Iterabl
 
 def timing_rows(record: RoundRecord) -> Iterable[TimingRow]:
     """Yield the lines of `timings.jsonl` for a round: those of the clients whose updates were folded in."""
-    for client, report in sorted(record.trained.items()):
+    for client, report in sorted(record.outcome.trained.items()):
         yield TimingRow(
             round=record.server_round,
             client=client,

@@ -10,7 +10,8 @@ HTTP headers (840 bytes up and 130 down per call on flwr 1.41, most of them the 
 
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
+import torch
+from flwr.app import Message, MessageType, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.serde import message_to_proto
@@ -32,7 +33,14 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 
 from server.grids import SERVER_NODE_ID
+from server.replies import blob_content
+from spatl.channels.selection import select_all
+from spatl.rounds.blueprint import Blueprint
 from spatl.runs.ledger import Direction
+from spatl.seeding import generator
+from spatl.wire.codecs import CODECS
+from spatl.wire.reports import TrainReport
+from spatl.wire.update import Update, pack_update
 
 _DRAWN_ID = 1 << 63  # Flower draws 64 random bits for nodes, runs and tasks: ten bytes each, half of them need nine
 _HASH = "0" * 64  # SHA-256 in hexadecimal
@@ -125,3 +133,32 @@ def _sent(message: Message) -> Traffic:
         ).ByteSize()
         down += PushObjectResponse(stored=True).ByteSize()
     return Traffic(num_bytes=up, opposite=down)
+
+
+def whole_update_bytes(blueprint: Blueprint, num_examples: int) -> int:
+    """Return the bytes of a reply that sends every entry in float32: packed and serialised for real, and measured.
+
+    Args:
+        blueprint: The federation.
+        num_examples: The most training examples that a client has.
+    """
+    layout = blueprint.layout
+    report = TrainReport(
+        num_examples=num_examples,
+        accuracy=1.0,
+        loss=1.0,
+        train_loss=1.0,
+        keep_ratio=1.0,
+        flops_ratio=1.0,
+        budget_kind=0,
+        budget_limit=1.0,
+        validation_gain=0.0,
+        training_seconds=1.0,
+        selection_seconds=1.0,
+        decision_seconds=0.0,
+        seconds=1.0,
+    )
+    update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0, report=report)
+    blob = pack_update(update, layout, CODECS["float32"], generator=generator(blueprint.config.seed, "measure"))
+    traffic = message_traffic(blob_content(blob), direction="uplink", message_type=MessageType.TRAIN, group_id="1")
+    return traffic.num_bytes

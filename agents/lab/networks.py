@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agents.measurement import Trial, pruned_trial, sent_trial
 from agents.selection_problem import Objective
+from spatl.config.sections import TrainingConfig
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
 from spatl.models.copies import duplicate, restore_
@@ -21,7 +22,7 @@ from spatl.selection.energy import update_energy
 from spatl.selection.signal import channel_signal
 from spatl.training.device import reproducible
 from spatl.training.evaluate import recalibrate_
-from spatl.training.local import LocalTraining, train_
+from spatl.training.local import train_
 
 OnEpoch = Callable[[int], None]
 _BATCH_SIZE = 64
@@ -105,8 +106,8 @@ def pooled_training(
     fine_from = stages[-1] - stages[-1] // 5
     with reproducible(blueprint.config.training.threads), seeded_globals(seed, "agent-layers"):
         for epoch in range(1, stages[-1] + 1):
-            settings = LocalTraining(
-                epochs=1,
+            settings = TrainingConfig(
+                local_epochs=1,
                 batch_size=_BATCH_SIZE,
                 learning_rate=_LEARNING_RATE * (_FINE if epoch > fine_from else 1),
                 momentum=0.9,
@@ -126,7 +127,7 @@ def local_training(blueprint: Blueprint, start: Snapshot, clients: Sequence[int]
     Raises:
         DivergedError: A weight is no longer finite.
     """
-    settings, seed = blueprint.config.training.settings(), blueprint.config.seed
+    settings, seed = blueprint.config.training, blueprint.config.seed
     model = duplicate(blueprint.model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = []

@@ -18,11 +18,13 @@ from flwr.app import Context, RecordDict
 from clients.app import workplace_of
 from clients.device import handover
 from clients.device.peak_memory import peak_megabytes
-from clients.round import Workplace
 from clients.store import DirectoryStore
 from spatl.config.loading import parse_config
 from spatl.deployment.processes import environment
 from spatl.errors import SpatlError
+from spatl.rounds.client import train_round
+from spatl.rounds.client_state import ClientState
+from spatl.rounds.workplace import Workplace
 from spatl.wire.download import Model
 
 _REPEATS = 5
@@ -95,7 +97,8 @@ def handle() -> None:
     with tempfile.TemporaryDirectory(prefix="spatl-") as scratch:
         store = DirectoryStore(Path(scratch) / "state")
         with store.locked():
-            _, state = workplace.train(0, received, store.load(before=1), acknowledged_round=0)
+            state = store.load(before=1) or ClientState.initial(workplace.blueprint.layout)
+            _, state = train_round(workplace, 0, received, state)
             store.save(state)
 
 

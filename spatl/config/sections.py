@@ -14,7 +14,6 @@ from spatl.data.own import Agreement, check_classes, check_shape
 from spatl.errors import DataError, did_you_mean
 from spatl.methods import PredictorMode
 from spatl.models import MODELS
-from spatl.training.local import LocalTraining
 from spatl.wire.codecs import CODECS
 
 
@@ -195,19 +194,6 @@ class TrainingConfig(Section):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0")
         return self
-
-    def settings(self) -> LocalTraining:
-        """Return the settings of `spatl.training.local` in this section."""
-        return LocalTraining(
-            epochs=self.local_epochs,
-            steps=self.local_steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-            precision=self.precision,
-        )
 
 
 class ControlConfig(Section):

@@ -6,7 +6,6 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.config.sections import Count, Ratio, Section, not_a_switch, one_of
-from spatl.selection.protocol import AgentSettings
 from spatl.selection.selectors import SELECTORS
 
 
@@ -77,7 +76,3 @@ class AgentConfig(Section):
     """What measuring may cost, as a share of the local training, counted in forward passes of examples."""
     policy: str | None = None
     """A file written by `spatl agent pretrain`, relative to where the client runs; null for the policy that ships."""
-
-    def settings(self) -> AgentSettings:
-        """Return this section as the agent takes it."""
-        return AgentSettings(**self.model_dump())

@@ -6,8 +6,9 @@ depend on the order they came in, because sums are kept in fixed point, where ad
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -56,6 +57,16 @@ class ExactSum:
         low = self._low[part] - (carry << (_LOW_BITS - _HIGH_BITS))
         high = self._high[part] + carry
         return high.to(torch.float64) * 2.0**-_HIGH_BITS + low.to(torch.float64) * 2.0**-_LOW_BITS
+
+
+class AverageSettings(TypedDict, total=False):
+    """Keywords of every `Aggregator`, with its defaults."""
+
+    held_control: Tensor | None
+    total_examples: Required[int]
+    learning_rate: float
+    damping: float
+    normalizes: bool
 
 
 class Aggregator:
@@ -265,11 +276,23 @@ class RobustAggregator(Aggregator):
     Args:
         rule: `median` or `trimmed-mean`.
         trim_fraction: The share of the senders that a trimmed mean leaves out at either end, in [0, 0.5).
-        arguments: As of `Aggregator`.
+        layout: As of `Aggregator`.
+        encoder: Likewise.
+        control: Likewise.
+        settings: Likewise.
     """
 
-    def __init__(self, *arguments: Any, rule: str, trim_fraction: float, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(
+        self,
+        layout: EncoderLayout,
+        encoder: Tensor,
+        control: Tensor | None,
+        *,
+        rule: str,
+        trim_fraction: float,
+        **settings: Unpack[AverageSettings],
+    ) -> None:
+        super().__init__(layout, encoder, control, **settings)
         self._rule = _RULES[rule]
         self._trim_fraction = trim_fraction
         self._kept: list[Tensor] = []
@@ -306,14 +329,25 @@ class PrivateAggregator(Aggregator):
         noise_multiplier: The noise's standard deviation, in units of `clip`.
         num_expected: How many clients are asked in a round: the divisor, whoever answers.
         noise: Draws the noise; nobody but the server may be able to repeat it.
-        arguments: As of `Aggregator`; there is no control variate.
+        layout: As of `Aggregator`.
+        encoder: Likewise.
+        control: None; there is no control variate.
+        settings: As of `Aggregator`.
     """
 
     def __init__(
-        self, *arguments: Any, clip: float, noise_multiplier: float, num_expected: int, noise: np.random.Generator,
-        **named: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(*arguments, **named)
+        self,
+        layout: EncoderLayout,
+        encoder: Tensor,
+        control: Tensor | None,
+        *,
+        clip: float,
+        noise_multiplier: float,
+        num_expected: int,
+        noise: np.random.Generator,
+        **settings: Unpack[AverageSettings],
+    ) -> None:
+        super().__init__(layout, encoder, control, **settings)
         if self._control is not None or self._normalizes:
             raise ValueError("a private average has no control variate and no normalisation")
         self._clip = clip
@@ -415,3 +449,57 @@ _WAITING_BYTES = 8  # for each entry: two updates that send everything
 _ROUNDING = 1e-9
 _SMALLEST_LENGTH = 1e-300  # for nothing but not to divide by zero
 _RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}
+
+
+class MakeAggregator(Protocol):
+    """Maker of a round's aggregator; arguments as of `Aggregator` and `RobustAggregator`."""
+
+    def __call__(
+        self,
+        layout: EncoderLayout,
+        encoder: Tensor,
+        control: Tensor | None,
+        *,
+        trim_fraction: float,
+        **settings: Unpack[AverageSettings],
+    ) -> Aggregator:
+        """Return what the round's updates are folded into."""
+        ...
+
+
+@dataclass(frozen=True)
+class AggregationRule:
+    """One row of `AGGREGATION_RULES`.
+
+    Attributes:
+        make: Makes a round's aggregator.
+        compares: Whether a round's updates are compared with each other before any is folded in (`agreements`).
+    """
+
+    make: MakeAggregator
+    compares: bool = False
+
+
+def _mean(
+    layout: EncoderLayout,
+    encoder: Tensor,
+    control: Tensor | None,
+    *,
+    trim_fraction: float,
+    **settings: Unpack[AverageSettings],
+) -> Aggregator:
+    return Aggregator(layout, encoder, control, **settings)
+
+
+AGGREGATION_RULES: dict[str, AggregationRule] = {
+    "mean": AggregationRule(_mean),
+    "agreement": AggregationRule(_mean, compares=True),
+    "median": AggregationRule(partial(RobustAggregator, rule="median")),
+    "trimmed-mean": AggregationRule(partial(RobustAggregator, rule="trimmed-mean")),
+}
+"""What `server.aggregation` can name."""
+
+
+def aggregation_rule(name: str) -> AggregationRule:
+    """Return the rule of a name."""
+    return AGGREGATION_RULES[name]

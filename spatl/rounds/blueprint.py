@@ -128,7 +128,7 @@ class Blueprint:
                 self.model,
                 self.dataset.images,
                 self.dataset.labels,
-                self.config.training.settings(),
+                self.config.training,
                 num_classes=self.dataset.num_classes,
                 client_sizes=num_examples,
                 seed=self.config.seed,

@@ -13,6 +13,7 @@ client but the version it holds.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -39,17 +40,52 @@ _TOO_FAR = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Versions:
+    """Versions of x_hat that the server can lead clients along.
+
+    Attributes:
+        version: How many changes led to the present one.
+        offsets: int32 [V], what x_hat has changed by since version 0, in units of 2^-24; empty for a codec that is not
+            relative.
+        changes: The last changes as they were encoded; for a codec that is not relative, the whole encoder.
+    """
+
+    version: int
+    offsets: Tensor
+    changes: tuple[bytes, ...] = ()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that `of_tensors` needs to lead clients on after the next change."""
+        version = torch.tensor([self.version], dtype=torch.int32)
+        if not len(self.offsets):  # the next one sends the whole encoder, and nothing else is needed for it
+            return {"version": version}
+        changes = {f"change/{place}": _as_tensor(data) for place, data in enumerate(self.changes)}
+        return {"version": version, "offsets": self.offsets, **changes}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the versions that `tensors` was made of, from which the next change leads on."""
+        number = sum(name.startswith("change/") for name in tensors)
+        return cls(
+            int(tensors["version"]),
+            tensors.get("offsets", torch.zeros(0, dtype=torch.int32)),
+            tuple(tensors[f"change/{place}"].numpy().tobytes() for place in range(number)),
+        )
+
+
 class Reference:
-    """The server's side: x_hat, its version, and the changes that led there.
+    """The encoder as the clients hold it, x_hat, at one version, and what leads them there.
 
     Args:
         initial: float32 [N], what every client builds from the seed.
         layout: The encoder.
         codec: How changes are encoded; one that is not relative sends the whole encoder each time.
         selection: The channels that are trained at all, where all clients have the same; the others stay zero.
+        versions: The versions so far; the initial encoder alone if not given.
 
     Attributes:
-        version: How many changes led to the present.
+        versions: The same.
     """
 
     def __init__(
@@ -59,6 +95,7 @@ class Reference:
         codec: Codec,
         *,
         selection: Selection | None = None,
+        versions: Versions | None = None,
     ) -> None:
         self._chosen = select_all(layout) if selection is None else selection
         self._initial = initial if selection is None else _only(initial, selection, layout)
@@ -66,31 +103,33 @@ class Reference:
         self._codec = codec
         self._selection = selection
         self._places = layout.places(selection)
-        self._offsets = torch.zeros(len(self._places), dtype=torch.int32)
-        self._changes: list[bytes] = []  # the last ones
+        if versions is None:
+            offsets = torch.zeros(len(self._places) if codec.relative else 0, dtype=torch.int32)
+            versions = Versions(0, offsets, () if codec.relative else (self._whole_encoded(self._initial, None),))
+        self.versions = versions
+        # What leads to the present version, made when it is asked for.
         self._leading: dict[int, Download] = {}
         self._sums: dict[int, tuple[Tensor, bytes | None]] = {}
         self._check: bytes | None = None
-        self._whole: Tensor | None = None  # x_hat, for a codec that is not relative
-        self.version = 0
-        if not codec.relative:
-            self._set_whole(self._initial, generator=torch.Generator())
+
+    @property
+    def version(self) -> int:
+        """How many changes led here."""
+        return self.versions.version
 
     @property
     def encoder(self) -> Tensor:
         """float32 [N], x_hat: worked out anew each time, because it is as long as the offsets it follows from."""
-        if self._whole is not None:
-            return self._whole
+        if not self._codec.relative:
+            last = self.versions.changes[-1] if self.versions.changes else self._whole_encoded(self._initial, None)
+            return _spread(self._codec.decode(memoryview(last), self._places), self._chosen, self._layout)
         # as a client does: -0.0 becomes 0.0
-        return encoder_of(self._initial, self._offsets, self._chosen, self._layout)
+        return encoder_of(self._initial, self.versions.offsets, self._chosen, self._layout)
 
-    @property
-    def codec(self) -> Codec:
-        """How changes are encoded."""
-        return self._codec
-
-    def advance(self, encoder: Tensor, *, generator: torch.Generator, max_bytes: int | None = None) -> Tensor:
-        """Move x_hat towards the server's encoder, by one encoded change.
+    def advance(
+        self, encoder: Tensor, *, generator: torch.Generator, max_bytes: int | None = None
+    ) -> "tuple[Reference, Tensor]":
+        """Return x_hat one version on: moved towards the server's encoder by one encoded change.
 
         Args:
             encoder: float32 [N], x.
@@ -98,17 +137,17 @@ class Reference:
             max_bytes: How long the change may be, for a codec that can choose.
 
         Returns:
-            float32 [P], what the change was of the parameters; 0 for a codec that is not relative.
+            The next version, and what the change was of the parameters, float32 [P]; 0 for a codec that is not
+            relative.
 
         Raises:
             DivergedError: The encoder is too far from where it started, or not finite.
         """
-        self._leading, self._sums, self._check = {}, {}, None
-        self.version += 1
+        version, before = self.version + 1, self.versions
         if not self._codec.relative:
-            self._set_whole(encoder, generator=generator)
-            return torch.zeros(self._layout.num_parameter_entries)
-        difference = torch.empty(len(self._offsets))
+            whole = Versions(version, before.offsets, (self._whole_encoded(encoder, generator),))
+            return self._at(whole), torch.zeros(self._layout.num_parameter_entries)
+        difference = torch.empty(len(before.offsets))
         for part, kept, values, held in self._moved():
             difference[values] = (encoder[part] if kept is None else encoder[part][kept]) - held
         if not all_finite(difference):
@@ -124,35 +163,19 @@ class Reference:
                 break
             difference[negative] = 0.0  # a variance that rounding takes below 0 stays for now; each pass has fewer
         del difference
-        offsets = _sum(self._offsets, moved)
+        offsets = _sum(before.offsets, moved)
         if offsets is None:
             raise DivergedError(_TOO_FAR)
-        self._offsets = offsets
-        self._changes.append(data)
-        self._forget_()
-        return change_of(moved, None, self._chosen, self._layout)
+        changes = _remembered((*before.changes, data), 4 * len(offsets))
+        change = change_of(moved, None, self._chosen, self._layout)
+        return self._at(Versions(version, offsets, changes)), change
+
+    def _at(self, versions: Versions) -> "Reference":
+        return Reference(self._initial, self._layout, self._codec, selection=self._selection, versions=versions)
 
     def _moved(self, *more: Tensor) -> Iterator[tuple[slice, Tensor | None, slice, Tensor]]:
         """Some values of x_hat at a time, or of what further offsets make of it, as `encoder_parts`."""
-        return encoder_parts(self._initial, (self._offsets, *more), self._chosen, self._layout)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that `restore` needs, and that does not follow from how this was made."""
-        version = torch.tensor([self.version], dtype=torch.int32)
-        if not self._codec.relative:  # the next one sends the whole encoder, and nothing else is needed for it
-            return {"version": version}
-        changes = {f"change/{place}": _as_tensor(data) for place, data in enumerate(self._changes)}
-        return {"version": version, "offsets": self._offsets, **changes}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on where another one, made alike, was when it gave its `tensors`: with the next `advance`."""
-        self.version = int(tensors["version"])
-        self._leading, self._sums, self._check = {}, {}, None
-        if not self._codec.relative:
-            return
-        self._offsets = tensors["offsets"]
-        number = sum(name.startswith("change/") for name in tensors)
-        self._changes = [tensors[f"change/{place}"].numpy().tobytes() for place in range(number)]
+        return encoder_parts(self._initial, (self.versions.offsets, *more), self._chosen, self._layout)
 
     def download(
         self, held_version: int, *, server_round: int, acknowledged_round: int, cannot_build: bool
@@ -194,46 +217,41 @@ class Reference:
                 found.append(below.nonzero().squeeze(1) + values.start)
         return torch.cat(found)
 
-    def _set_whole(self, encoder: Tensor, *, generator: torch.Generator) -> None:
-        data = self._codec.encode(self._chosen.take(encoder, self._layout), self._places, generator=generator)
-        self._changes = [data]  # nothing before it is needed
-        self._whole = _spread(self._codec.decode(memoryview(data), self._places), self._chosen, self._layout)
+    def _whole_encoded(self, encoder: Tensor, generator: torch.Generator | None) -> bytes:
+        """The whole encoder, for a codec that is not relative."""
+        values = self._chosen.take(encoder, self._layout)
+        return self._codec.encode(values, self._places, generator=generator or torch.Generator())
 
     def _shortest(self, held_version: int) -> Download:
         """The shortest of what leads from a version, or from the first one, to the present."""
         if not self._codec.relative:
-            return self._leads(0, (self._changes[-1],))
+            return self._leads(0, (self.versions.changes[-1],))
         if held_version == self.version:
             return self._leads(held_version, ())
         num_missed = self.version - held_version
-        missed = tuple(self._changes[-num_missed:]) if num_missed <= len(self._changes) else ()
+        missed = self.versions.changes[-num_missed:] if num_missed <= len(self.versions.changes) else ()
         candidates = [self._leads(held_version, missed)] if 0 < len(missed) < 256 else []
-        if num_missed > 1:
+        if self._codec.sums and num_missed > 1:
             for start in {held_version, 0} if missed else {0}:
                 merged = self._merged(start)
                 if merged is not None:
                     candidates.append(self._leads(start, (merged,)))
-        candidates.append(self._leads(0, (), snapshot=self._offsets))
+        candidates.append(self._leads(0, (), snapshot=self.versions.offsets))
         return min(candidates, key=_num_bytes)
 
     def _merged(self, start: int) -> bytes | None:
         """The sum of all changes since a version as one change; None where that cannot be encoded."""
         if start not in self._sums:
-            offsets = self._offsets.to(torch.int64)
+            offsets = self.versions.offsets.to(torch.int64)
             if start:
                 # From the longest sum there is of those that are part of it: every change is decoded once a round.
-                nearest = min((each for each in self._sums if start < each), default=self.version)
-                offsets = self._sums[nearest][0].clone() if nearest < self.version else torch.zeros_like(offsets)
-                for place in range(start - self.version, nearest - self.version):
-                    offsets += offsets_of(self._changes[place], self._places, self._codec)
+                present = self.version
+                nearest = min((each for each in self._sums if start < each), default=present)
+                offsets = self._sums[nearest][0].clone() if nearest < present else torch.zeros_like(offsets)
+                for place in range(start - present, nearest - present):
+                    offsets += offsets_of(self.versions.changes[place], self._places, self._codec)
             self._sums[start] = offsets, self._codec.encode_sum(offsets.numpy(), self._places)
         return self._sums[start][1]
-
-    def _forget_(self) -> None:
-        """Drop the oldest changes while all of them together are longer than a snapshot, which is sent instead."""
-        kept = sum(len(data) for data in self._changes)
-        while len(self._changes) > 1 and kept > 4 * len(self._offsets):
-            kept -= len(self._changes.pop(0))
 
     def _leads(self, start: int, values: tuple[bytes, ...], snapshot: Tensor | None = None) -> Download:
         if self._check is None:
@@ -380,6 +398,15 @@ def _sum(one: Tensor, other: Tensor) -> Tensor | None:
             return None
         total[part] = exact.to(torch.int32)
     return total
+
+
+def _remembered(changes: tuple[bytes, ...], snapshot_bytes: int) -> tuple[bytes, ...]:
+    """The last changes, without the oldest while all together are longer than a snapshot, which is sent instead."""
+    length = sum(map(len, changes))
+    while len(changes) > 1 and length > snapshot_bytes:
+        length -= len(changes[0])
+        changes = changes[1:]
+    return changes
 
 
 def _only(vector: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:

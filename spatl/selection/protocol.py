@@ -63,9 +63,8 @@ class Choice:
     gain: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class AgentSettings:
-    """How the agent selects.
+class AgentSettings(Protocol):
+    """Settings of the agent, as the section `agent` of a config has them.
 
     Attributes:
         reward: What it maximises: the accuracy the server's encoder gains by what is `"sent"`, or that of the
@@ -77,12 +76,18 @@ class AgentSettings:
         policy: A file with its weights, or None for those that ship with the package.
     """
 
-    reward: Literal["sent", "pruned"]
-    samples: int
-    tuning: Literal["search", "ppo"]
-    tuning_rounds: int | None
-    max_share: float
-    policy: str | None
+    @property
+    def reward(self) -> Literal["sent", "pruned"]: ...  # noqa: D102
+    @property
+    def samples(self) -> int: ...  # noqa: D102
+    @property
+    def tuning(self) -> Literal["search", "ppo"]: ...  # noqa: D102
+    @property
+    def tuning_rounds(self) -> int | None: ...  # noqa: D102
+    @property
+    def max_share(self) -> float: ...  # noqa: D102
+    @property
+    def policy(self) -> str | None: ...  # noqa: D102
 
 
 class Selector(Protocol):

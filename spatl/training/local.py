@@ -16,48 +16,7 @@ from torch.optim.sgd import sgd
 from spatl.data import Examples, batches
 from spatl.models.frozen import training_mode
 from spatl.training.hooks import GradientHook
-from spatl.training.step_weight import StepWeight
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalTraining:
-    """How long and how fast a client trains in one round.
-
-    Attributes:
-        epochs: Passes over the training split; ignored when `steps` is given.
-        steps: Number of optimizer steps, or None.
-        batch_size: Examples per step.
-        learning_rate: Of SGD.
-        momentum: Of SGD.
-        weight_decay: Of SGD, on all trained parameters.
-        nesterov: Whether momentum is Nesterov's.
-        precision: `"float32"`, or `"bf16"` for bfloat16 autocast of the forward pass.
-    """
-
-    epochs: int
-    steps: int | None = None
-    batch_size: int
-    learning_rate: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    precision: str = "float32"
-
-    def num_steps(self, num_examples: int) -> int:
-        """How many optimizer steps a client with so many training examples takes."""
-        if self.steps is not None:
-            return self.steps
-        num_batches = -(-num_examples // self.batch_size)
-        if self.batch_size > 1 and num_batches > 1 and num_examples % self.batch_size == 1:
-            num_batches -= 1  # `batches` merges a last batch of one into the one before it
-        return self.epochs * num_batches
-
-    def step_weight(self, num_examples: int) -> float:
-        """a_i of a client with so many training examples: common knowledge, so that a server can check it."""
-        weight = StepWeight(momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
-        for _ in range(self.num_steps(num_examples)):
-            weight.step(self.learning_rate)
-        return weight.value
+from spatl.training.step_weight import StepWeight, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -77,10 +36,12 @@ def train_(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     examples: Examples,
-    settings: LocalTraining,
+    settings: TrainingSettings,
     *,
     generator: torch.Generator,
     hooks: Sequence[GradientHook] = (),
+    epochs: int | None = None,
+    steps: int | None = None,
 ) -> TrainingResult:
     """Train a model in place with SGD on the cross-entropy, in training mode; modes are restored afterwards.
 
@@ -93,17 +54,21 @@ def train_(
         settings: How long and how fast.
         generator: Draws the order of the examples.
         hooks: Called in order after each backward pass.
+        epochs: Passes over the split in place of the settings' epochs and steps.
+        steps: Optimizer steps in place of both.
 
     Returns:
         Loss, step weight and number of steps.
     """
+    if epochs is None and steps is None:
+        epochs, steps = settings.local_epochs, settings.local_steps
     velocities: dict[str, Tensor] = {}
     step_weight = StepWeight(momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
     total_loss = torch.zeros((), device=examples.images.device)
     finite_steps = torch.zeros((), dtype=torch.int64, device=examples.images.device)
     num_examples = num_steps = 0
     with training_mode(model):
-        for images, labels in _stream(examples, settings, generator):
+        for images, labels in _stream(examples, settings.batch_size, generator, epochs=epochs, steps=steps):
             for parameter in parameters.values():
                 parameter.grad = None
             with autocast(images.device, settings.precision):
@@ -128,7 +93,7 @@ def _wide(logits: Tensor, precision: str) -> Tensor:
 
 
 @torch.no_grad()
-def _step_(parameters: Mapping[str, nn.Parameter], velocities: dict[str, Tensor], settings: LocalTraining) -> None:
+def _step_(parameters: Mapping[str, nn.Parameter], velocities: dict[str, Tensor], settings: TrainingSettings) -> None:
     """One step of PyTorch's SGD, on the parameters that have a gradient.
 
     Its function, because its class imports PyTorch's compiler, which takes longer than all that a device imports
@@ -157,8 +122,10 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def _stream(examples: Examples, settings: LocalTraining, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of as many epochs as the settings ask for, cut after `steps` when that is given."""
-    epochs = itertools.count() if settings.steps is not None else range(settings.epochs)
-    stream = (batch for _ in epochs for batch in batches(examples, batch_size=settings.batch_size, generator=generator))
-    return itertools.islice(stream, settings.steps)
+def _stream(
+    examples: Examples, batch_size: int, generator: torch.Generator, *, epochs: int | None, steps: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of so many epochs, or of as many as `steps` takes when that is given."""
+    passes = itertools.repeat(None) if steps is not None or epochs is None else range(epochs)
+    stream = (batch for _ in passes for batch in batches(examples, batch_size=batch_size, generator=generator))
+    return itertools.islice(stream, steps)

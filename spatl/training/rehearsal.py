@@ -9,7 +9,6 @@ leaves behind can be put back for the next one.
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from spatl.errors import ModelError, told
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import modes_kept
 from spatl.seeding import seeded_globals
-from spatl.training.local import LocalTraining, train_
+from spatl.training.local import train_
+from spatl.training.step_weight import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def rehearse(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    settings: LocalTraining,
+    settings: TrainingSettings,
     *,
     num_classes: int,
     client_sizes: Iterable[int],
@@ -83,13 +83,13 @@ def rehearse(
         )
 
 
-def batch_lengths(num_examples: int, settings: LocalTraining) -> set[int]:
+def batch_lengths(num_examples: int, settings: TrainingSettings) -> set[int]:
     """How long the batches are that a client with so many training examples sees (`spatl.data.batches`)."""
     length = settings.batch_size
     whole, rest = divmod(num_examples, length)
     if rest == 1 and whole:
         whole, rest = whole - 1, length + 1
-    if settings.steps is not None and whole >= settings.steps:  # the other one comes last
+    if settings.local_steps is not None and whole >= settings.local_steps:  # the other one comes last
         return {length}
     return ({length} if whole else set()) | ({rest} if rest else set())
 
@@ -97,7 +97,7 @@ def batch_lengths(num_examples: int, settings: LocalTraining) -> set[int]:
 def _step_(
     probe: nn.Module,
     batch: Examples,
-    settings: LocalTraining,
+    settings: TrainingSettings,
     num_classes: int,
     *,
     model: nn.Module,
@@ -111,8 +111,7 @@ def _step_(
     length = len(batch)
     try:
         result = train_(
-            probe, parameters, batch, replace(settings, epochs=1, steps=1, batch_size=length),
-            generator=torch.Generator().manual_seed(0),
+            probe, parameters, batch, settings, generator=torch.Generator().manual_seed(0), steps=1
         )  # fmt: skip
     except ModelError:
         raise

@@ -1,5 +1,57 @@
 """Accumulated step weight (a_i): what the gradients of a local run add up to in its displacement."""
 
+from typing import Protocol
+
+
+class TrainingSettings(Protocol):
+    """Settings of local training, as the section `training` of a config has them.
+
+    Attributes:
+        local_epochs: Passes over the training split; ignored when `local_steps` is given.
+        local_steps: Number of optimizer steps, or None.
+        batch_size: Examples per step.
+        learning_rate: Of SGD.
+        momentum: Of SGD.
+        weight_decay: Of SGD, on all trained parameters.
+        nesterov: Whether momentum is Nesterov's.
+        precision: `"float32"`, or `"bf16"` for bfloat16 autocast of the forward pass.
+    """
+
+    @property
+    def local_epochs(self) -> int: ...  # noqa: D102
+    @property
+    def local_steps(self) -> int | None: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def learning_rate(self) -> float: ...  # noqa: D102
+    @property
+    def momentum(self) -> float: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+    @property
+    def nesterov(self) -> bool: ...  # noqa: D102
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+
+
+def num_steps(settings: TrainingSettings, num_examples: int) -> int:
+    """Return how many optimizer steps a client with so many training examples takes."""
+    if settings.local_steps is not None:
+        return settings.local_steps
+    num_batches = -(-num_examples // settings.batch_size)
+    if settings.batch_size > 1 and num_batches > 1 and num_examples % settings.batch_size == 1:
+        num_batches -= 1  # `batches` merges a last batch of one into the one before it
+    return settings.local_epochs * num_batches
+
+
+def accumulated_step_weight(settings: TrainingSettings, num_examples: int) -> float:
+    """Return a_i of a client with so many training examples: common knowledge, so that a server can check it."""
+    weight = StepWeight(momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
+    for _ in range(num_steps(settings, num_examples)):
+        weight.step(settings.learning_rate)
+    return weight.value
+
 
 class StepWeight:
     """Accumulates a = the sum of the coefficients with which each step's gradient enters the final displacement.

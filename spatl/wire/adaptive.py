@@ -48,6 +48,7 @@ class Adaptive(Codec):
     name = "adaptive"
     number = 8
     relative = True
+    sums = True
 
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         """About a bit and a half for each value."""

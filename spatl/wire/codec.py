@@ -24,11 +24,13 @@ class Codec(ABC):
         number: For the wire.
         relative: Whether it is too coarse for weights themselves and is given their changes instead; what it loses of
             one change stays in the difference and goes into the next.
+        sums: Whether a sum of changes can be encoded as one (`encode_sum`).
     """
 
     name: str
     number: int
     relative: bool
+    sums: bool = False
 
     @abstractmethod
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:

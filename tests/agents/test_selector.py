@@ -13,10 +13,11 @@ from agents.policy import save_policy
 from agents.selection_problem import Problem
 from agents.selector import AgentSelector, choose, personal, propose
 from spatl.channels.costs import Budget
+from spatl.config.selection import AgentConfig
 from spatl.data import Examples
 from spatl.errors import SpatlError
 from spatl.selection.energy import drawn_energy
-from spatl.selection.protocol import AgentSettings, SelectionRequest
+from spatl.selection.protocol import SelectionRequest
 from spatl.selection.signal import channel_signal
 from tests.support.problems import blueprint_for, candidate_for, drawn_policy
 
@@ -40,7 +41,7 @@ def settings_with(**changes):
         "max_share": 1.0,
         "policy": None,
     }
-    return AgentSettings(**{**values, **changes})
+    return AgentConfig(**{**values, **changes})
 
 
 def request_with(*, budget=None, seed=0, num_validation=40, state=None, server_round=1, num_steps=40):

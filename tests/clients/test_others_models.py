@@ -6,13 +6,15 @@ import dataclasses
 import pytest
 import torch
 
-from clients.round import Workplace
+from spatl.config.sections import TrainingConfig
 from spatl.errors import ModelError
 from spatl.models.copies import duplicate, restore_
 from spatl.rounds.blueprint import make_blueprint
+from spatl.rounds.workplace import Workplace
 from spatl.training.evaluate import forward_with_batch_statistics
-from spatl.training.local import LocalTraining, train_
+from spatl.training.local import train_
 from tests.clients.test_round import received
+from tests.support.clients import evaluate, settle, train
 from tests.support.federations import blueprint_of, opened, parted, run_tiny, tiny_config
 from tests.support.users_nets import FROZEN
 
@@ -29,10 +31,10 @@ def two_rounds(workplace, client, others=()):
     state, sent = None, []
     for server_round in (1, 2):
         for other in others:
-            workplace.train(other, received(blueprint, server_round=server_round), None, acknowledged_round=0)
-            workplace.evaluate(other, received(blueprint, server_round=server_round), None, acknowledged_round=0)
+            train(workplace, other, received(blueprint, server_round=server_round), None, acknowledged_round=0)
+            evaluate(workplace, other, received(blueprint, server_round=server_round), None, acknowledged_round=0)
         model = received(blueprint, server_round=server_round)
-        blob, state = workplace.train(client, model, state, acknowledged_round=server_round - 1)
+        blob, state = train(workplace, client, model, state, acknowledged_round=server_round - 1)
         body, report = parted(blob, blueprint.layout)
         sent += [body, (report.accuracy, report.loss, report.train_loss)]
     return sent, state.to_bytes()
@@ -60,13 +62,14 @@ def test_a_client_does_the_same_whoever_trained_on_the_instance_before(name, met
 def test_what_a_client_gathers_in_a_private_buffer_is_there_in_its_next_round():
     config = of_users("Forgetful", predictor={"mode": "local"})
     workplace = Workplace(blueprint_of(config))
-    _, state = workplace.train(0, received(workplace.blueprint), None, acknowledged_round=0)
+    _, state = train(workplace, 0, received(workplace.blueprint), None, acknowledged_round=0)
     assert float(state.private["moving"]) != 0
-    workplace.train(1, received(workplace.blueprint), None, acknowledged_round=0)
-    with workplace._prepared(0, received(workplace.blueprint, server_round=2), state, 0) as (model, _, _):
-        assert torch.equal(model.moving, state.private["moving"])
-        assert (model.steps, model.average, hasattr(model, "later")) == (0, [0.0], False)
-        assert model.blocks[0] is model.conv
+    train(workplace, 1, received(workplace.blueprint), None, acknowledged_round=0)
+    model = received(workplace.blueprint, server_round=2)
+    with workplace.prepared(0, model, settle(workplace, model, state, 0)) as own:
+        assert torch.equal(own.model.moving, state.private["moving"])
+        assert (own.model.steps, own.model.average, hasattr(own.model, "later")) == (0, [0.0], False)
+        assert own.model.blocks[0] is own.model.conv
 
 
 def test_a_part_that_comes_late_costs_that_client_and_nobody_after_it():
@@ -74,10 +77,10 @@ def test_a_part_that_comes_late_costs_that_client_and_nobody_after_it():
     blueprint, fewer = blueprint_of(config), of_users("GrowingLate", training={"local_steps": 3})
     shared = Workplace(blueprint)
     with pytest.raises(ModelError, match="parts in training: module 'late' was not there and is there"):
-        shared.train(1, received(blueprint), None, acknowledged_round=0)
-    shared.config = fewer
-    after = shared.train(0, received(blueprint), None, acknowledged_round=0)
-    alone = Workplace(blueprint_of(fewer)).train(0, received(blueprint), None, acknowledged_round=0)
+        train(shared, 1, received(blueprint), None, acknowledged_round=0)
+    shared.blueprint = blueprint_of(fewer)
+    after = train(shared, 0, received(blueprint), None, acknowledged_round=0)
+    alone = train(Workplace(blueprint_of(fewer)), 0, received(blueprint), None, acknowledged_round=0)
     assert parted(after[0], blueprint.layout)[0] == parted(alone[0], blueprint.layout)[0]
 
 
@@ -112,9 +115,9 @@ def test_frozen_statistics_are_neither_gathered_nor_estimated_nor_sent(name, bat
     config = of_users(name, training={"batch_norm": batch_norm, "learning_rate": 0.05})
     blueprint = blueprint_of(config)
     workplace = Workplace(blueprint)
-    workplace.evaluate(1, received(blueprint), None, acknowledged_round=0)
-    _, state = workplace.train(0, received(blueprint), None, acknowledged_round=0)
-    statistics = workplace._model.norm
+    evaluate(workplace, 1, received(blueprint), None, acknowledged_round=0)
+    _, state = train(workplace, 0, received(blueprint), None, acknowledged_round=0)
+    statistics = workplace.model.norm
     assert torch.equal(statistics.running_mean, torch.full((6,), 0.25))
     assert torch.equal(statistics.running_var, torch.full((6,), 4.0))
     assert not any("running" in entry for entry in blueprint.layout.shapes)
@@ -130,7 +133,7 @@ def test_a_frozen_layer_normalises_by_its_statistics_in_training_and_in_trials_t
     seen = []
     model.norm.register_forward_hook(lambda layer, inputs, output: seen.append((inputs[0].detach(), output.detach())))
     examples = blueprint.client_data(0).train
-    settings = LocalTraining(epochs=1, steps=2, batch_size=16, learning_rate=0.01)
+    settings = TrainingConfig(local_epochs=1, local_steps=2, batch_size=16, learning_rate=0.01)
     train_(model, dict(model.named_parameters()), examples, settings, generator=torch.Generator())
     forward_with_batch_statistics(model, examples.images[:8])
     assert len(seen) == 3
@@ -144,8 +147,8 @@ def test_a_dropout_in_eval_mode_drops_nothing_in_training():
     blueprint = make_blueprint(of_users("dropout_in_eval_mode"))
     workplace = Workplace(blueprint)
     seen = []
-    workplace._model.drop.register_forward_hook(lambda layer, inputs, output: seen.append(output is inputs[0]))
-    workplace.train(0, received(blueprint), None, acknowledged_round=0)
+    workplace.model.drop.register_forward_hook(lambda layer, inputs, output: seen.append(output is inputs[0]))
+    train(workplace, 0, received(blueprint), None, acknowledged_round=0)
     assert seen
     assert all(seen)
 
@@ -175,7 +178,7 @@ def test_a_float64_network_trains_as_its_float32_twin_does_but_for_rounding():
     )
     twin = dataclasses.replace(received(one.blueprint), encoder=received(other.blueprint).encoder)
     reports = [
-        parted(each.train(0, twin, None, acknowledged_round=0)[0], each.blueprint.layout)[1] for each in (one, other)
+        parted(train(each, 0, twin, None, acknowledged_round=0)[0], each.blueprint.layout)[1] for each in (one, other)
     ]
     assert reports[0].train_loss == pytest.approx(reports[1].train_loss, rel=1e-4)
 
@@ -193,7 +196,7 @@ def test_a_round_in_half_precision_that_learns_nothing_sends_nothing():
     )  # fmt: skip
     blueprint = blueprint_of(config)
     model = dataclasses.replace(received(blueprint), encoder=received(blueprint).encoder + 1e-5)
-    blob, _ = Workplace(blueprint).train(0, model, None, acknowledged_round=0)
+    blob, _ = train(Workplace(blueprint), 0, model, None, acknowledged_round=0)
     assert not bool(opened(blob, blueprint.layout).values.any())
 
 

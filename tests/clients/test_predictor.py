@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from agents.measurement import sent_trial
-from clients.round import Workplace
 from spatl.channels.selection import select_all
 from spatl.config.unread import settings_without_effect
 from spatl.errors import ModelError
 from spatl.rounds.blueprint import load_encoder_, make_blueprint
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.workplace import Workplace
 from spatl.selection.protocol import Choice
 from spatl.training.calibration import class_offset
 from tests.clients.test_round import received
+from tests.support.clients import evaluate, train
 from tests.support.federations import blueprint_of, parted, tiny_config
 
 SKEWED = {"name": "dirichlet", "num_clients": 5, "alpha": 0.1}
@@ -29,7 +30,7 @@ def skewed_config(mode, **sections):
 def one_round(config, client=0):
     """The bytes of a first update but for its report, the report and the state."""
     blueprint = blueprint_of(config)
-    blob, state = Workplace(blueprint).train(client, received(blueprint), None, acknowledged_round=0)
+    blob, state = train(Workplace(blueprint), client, received(blueprint), None, acknowledged_round=0)
     return *parted(blob, blueprint.layout), state
 
 
@@ -66,7 +67,7 @@ def test_a_client_is_evaluated_with_the_offset_of_its_training_labels():
     workplace = Workplace(blueprint)
     for client in (0, 1):
         test = blueprint.client_data(client).test
-        report, _ = workplace.evaluate(client, received(blueprint), None, acknowledged_round=0)
+        report, _ = evaluate(workplace, client, received(blueprint), None, acknowledged_round=0)
         logits = blueprint.model(test.images).detach() + offset_of(config, client)
         assert report.loss == pytest.approx(float(F.cross_entropy(logits, test.labels)), rel=1e-5)
     assert not torch.equal(offset_of(config, 0), offset_of(config, 1))
@@ -76,10 +77,10 @@ def test_nothing_of_the_offset_is_left_on_the_model():
     config = skewed_config("calibrated")
     blueprint = blueprint_of(config)
     workplace = Workplace(blueprint)
-    workplace.train(1, received(blueprint), None, acknowledged_round=0)
-    workplace.evaluate(2, received(blueprint), None, acknowledged_round=0)
-    assert not workplace._model._forward_hooks
-    after_others = workplace.train(0, received(blueprint), None, acknowledged_round=0)
+    train(workplace, 1, received(blueprint), None, acknowledged_round=0)
+    evaluate(workplace, 2, received(blueprint), None, acknowledged_round=0)
+    assert not workplace.model._forward_hooks
+    after_others = train(workplace, 0, received(blueprint), None, acknowledged_round=0)
     assert parted(after_others[0], blueprint.layout)[0] == one_round(config)[0]
     assert not blueprint.model._forward_hooks
 
@@ -103,8 +104,8 @@ def test_the_agents_trials_see_what_the_client_sees(mode):
         measured.append((request.weights, trial(select_all(blueprint.layout)).loss))
         return Choice(select_all(blueprint.layout))
 
-    workplace._selector = selector
-    workplace.train(0, received(blueprint), None, acknowledged_round=0)
+    workplace.selector = selector
+    train(workplace, 0, received(blueprint), None, acknowledged_round=0)
     ((weights, loss),) = measured
     model = copy.deepcopy(blueprint.model)
     load_encoder_(model, blueprint.split, blueprint.layout, weights)
@@ -148,9 +149,9 @@ RESIDUAL = {"classifier.private.weight", "classifier.private.bias"}
 def test_a_residual_starts_as_the_calibrated_network_and_never_travels():
     config = skewed_config("residual")
     blueprint = blueprint_of(config)
-    arrival, _ = Workplace(blueprint).evaluate(0, received(blueprint), None, acknowledged_round=0)
+    arrival, _ = evaluate(Workplace(blueprint), 0, received(blueprint), None, acknowledged_round=0)
     plain = blueprint_of(skewed_config("calibrated"))
-    assert arrival == Workplace(plain).evaluate(0, received(plain), None, acknowledged_round=0)[0]
+    assert arrival == evaluate(Workplace(plain), 0, received(plain), None, acknowledged_round=0)[0]
     assert torch.equal(blueprint.initial_encoder(), plain.initial_encoder())
     assert not RESIDUAL & blueprint.layout.shapes.keys()
     blob, _, state = one_round(config)
@@ -172,7 +173,7 @@ def test_shrinkage_pulls_the_residual_towards_zero_by_hand():
             ClientState.initial(blueprint.layout),
             private={name: torch.full_like(parameter, 2.0) for name, parameter in parameters.items()},
         )
-        blob, state = Workplace(blueprint).train(0, received(blueprint), start, acknowledged_round=0)
+        blob, state = train(Workplace(blueprint), 0, received(blueprint), start, acknowledged_round=0)
         results.append((parted(blob, blueprint.layout)[0], state.private))
     (blob, free), (pulled_blob, pulled) = results
     assert free.keys() == RESIDUAL
@@ -184,8 +185,8 @@ def test_shrinkage_pulls_the_residual_towards_zero_by_hand():
 def test_a_residual_of_no_strength_has_no_offset():
     config = skewed_config("residual", predictor={"strength": 0})
     blueprint, plain = blueprint_of(config), blueprint_of(skewed_config("shared"))
-    arrival, _ = Workplace(blueprint).evaluate(0, received(blueprint), None, acknowledged_round=0)
-    assert arrival == Workplace(plain).evaluate(0, received(plain), None, acknowledged_round=0)[0]
+    arrival, _ = evaluate(Workplace(blueprint), 0, received(blueprint), None, acknowledged_round=0)
+    assert arrival == evaluate(Workplace(plain), 0, received(plain), None, acknowledged_round=0)[0]
 
 
 def test_a_residual_needs_a_cut_of_one_submodule():

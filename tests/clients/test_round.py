@@ -6,13 +6,14 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from clients.round import Workplace
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.workplace import Workplace
 from spatl.wire.download import Model
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update
+from tests.support.clients import evaluate, train
 from tests.support.federations import DENSE, blueprint_of, opened, parted, tiny_config
 
 
@@ -34,8 +35,8 @@ def trained(config, *, client=0, change=lambda data: data, control=None) -> Roun
     """One round in a workplace of its own, on data that went through `change`."""
     blueprint = blueprint_of(config)
     workplace = Workplace(blueprint)
-    workplace._data[client] = change(blueprint.client_data(client))
-    blob, state = workplace.train(client, received(blueprint, control=control), None, acknowledged_round=0)
+    workplace.data[client] = change(blueprint.client_data(client))
+    blob, state = train(workplace, client, received(blueprint, control=control), None, acknowledged_round=0)
     return Round(workplace, opened(blob, blueprint.layout), *parted(blob, blueprint.layout), state)
 
 
@@ -99,10 +100,10 @@ def test_nothing_of_one_client_is_left_in_the_next():
     config = tiny_config(model={"name": "resnet8", "options": {"width": 0.25}})
     blueprint = blueprint_of(config)
     shared = Workplace(blueprint)
-    shared.train(1, received(blueprint), None, acknowledged_round=0)
-    shared.evaluate(2, received(blueprint), None, acknowledged_round=0)
-    after_others = shared.train(0, received(blueprint), None, acknowledged_round=0)
-    alone = Workplace(blueprint).train(0, received(blueprint), None, acknowledged_round=0)
+    train(shared, 1, received(blueprint), None, acknowledged_round=0)
+    evaluate(shared, 2, received(blueprint), None, acknowledged_round=0)
+    after_others = train(shared, 0, received(blueprint), None, acknowledged_round=0)
+    alone = train(Workplace(blueprint), 0, received(blueprint), None, acknowledged_round=0)
     assert parted(after_others[0], blueprint.layout)[0] == parted(alone[0], blueprint.layout)[0]
     assert after_others[1].to_bytes() == alone[1].to_bytes()
 
@@ -140,8 +141,8 @@ def test_a_client_evaluates_the_encoder_as_it_arrived():
     config = tiny_config()
     blueprint = blueprint_of(config)
     workplace = Workplace(blueprint)
-    arrival, _ = workplace.evaluate(0, received(blueprint), None, acknowledged_round=0)
-    blob, _ = workplace.train(0, received(blueprint), None, acknowledged_round=0)
+    arrival, _ = evaluate(workplace, 0, received(blueprint), None, acknowledged_round=0)
+    blob, _ = train(workplace, 0, received(blueprint), None, acknowledged_round=0)
     report = opened(blob, blueprint.layout).report
     assert (report.accuracy, report.loss) == (arrival.accuracy, arrival.loss)
 
@@ -153,7 +154,7 @@ def test_a_frozen_parameter_neither_moves_nor_travels():
     blueprint = blueprint_of(config)
     after = trained(config)
     assert not any(name.startswith("stem") for name in blueprint.layout.shapes)
-    assert torch.equal(after.workplace._model.stem.weight, blueprint.model.stem.weight)
+    assert torch.equal(after.workplace.model.stem.weight, blueprint.model.stem.weight)
     assert not any(name.startswith("stem") for name in after.state.private)
 
 
@@ -167,7 +168,7 @@ def test_a_loss_that_is_finite_but_absurd_is_a_divergence_too():
     blueprint = blueprint_of(tiny_config())
     huge = Model(1, 0, blueprint.initial_encoder() * 1e5, None)
     with pytest.raises(DivergedError, match="client 0 diverged in round 1"):
-        Workplace(blueprint).train(0, huge, None, acknowledged_round=0)
+        train(Workplace(blueprint), 0, huge, None, acknowledged_round=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -189,8 +190,8 @@ def test_buffers_that_are_not_persistent_are_not_left_to_the_next_client():
     config = tiny_config(model={"name": "tests.support.networks:CountingNet", "options": {}, "cut": ["head"]})
     blueprint = blueprint_of(config)
     shared = Workplace(blueprint)
-    shared.train(1, received(blueprint), None, acknowledged_round=0)
-    after_another = shared.train(0, received(blueprint), None, acknowledged_round=0)
+    train(shared, 1, received(blueprint), None, acknowledged_round=0)
+    after_another = train(shared, 0, received(blueprint), None, acknowledged_round=0)
     assert parted(after_another[0], blueprint.layout)[0] == trained(config).sent
 
 

@@ -200,7 +200,7 @@ def test_a_save_that_fails_at_any_step_leaves_a_whole_state(tmp_path, monkeypatc
 SAVER = """
 import os, sys
 from pathlib import Path
-from clients.state import DirectoryStore
+from clients.store import DirectoryStore
 from tests.clients.test_state import numbered
 for line in sys.stdin:
     child = os.fork()

@@ -2,17 +2,17 @@
 
 import pytest
 
-from server.strategy import Federation
+from server.strategy import FederationStrategy
 
 
 @pytest.fixture
-def strategies(monkeypatch) -> list[Federation]:
+def strategies(monkeypatch) -> list[FederationStrategy]:
     """The strategies that are made from now on."""
-    made, truly = [], Federation.__init__
+    made, truly = [], FederationStrategy.__init__
 
     def kept(self, *args, **kwargs):
         truly(self, *args, **kwargs)
         made.append(self)
 
-    monkeypatch.setattr(Federation, "__init__", kept)
+    monkeypatch.setattr(FederationStrategy, "__init__", kept)
     return made

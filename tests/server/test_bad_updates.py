@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from server.strategy import blob_content
+from server.replies import blob_content
 from spatl.runs.records import read_lines
 from spatl.wire.codecs import CODECS
 from tests.support.federations import (

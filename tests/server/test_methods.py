@@ -11,23 +11,25 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedProx
 
 from clients.app import app as client_app
-from clients.round import Workplace
 from server.grids import InProcessGrid
-from server.strategy import blob_content
+from server.replies import blob_content
 from spatl.channels.selection import Selection, select_all
+from spatl.config.sections import TrainingConfig
 from spatl.data import Examples, batches
 from spatl.errors import BudgetError, DivergedError, SpatlError
 from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.control import refresh_control
 from spatl.rounds.downlink import Held, follow
+from spatl.rounds.workplace import Workplace
 from spatl.runs.records import read_lines
 from spatl.seeding import generator
 from spatl.training.device import reproducible
 from spatl.training.hooks import correction_hook
-from spatl.training.local import LocalTraining, train_
+from spatl.training.local import train_
 from spatl.wire.blob import BLOB, RECORD
 from spatl.wire.download import Model, unpack_download
 from spatl.wire.update import Update
+from tests.support.clients import train
 from tests.support.federations import (
     blob_of,
     blueprint_of,
@@ -144,7 +146,7 @@ def local_run(start: float, minimum: float, steps: int, correction: float = 0.0)
         weight = parameters["layer0.p0"]
         weight.grad = (weight - minimum).detach().clone()
 
-    settings = LocalTraining(epochs=1, steps=steps, batch_size=2, learning_rate=0.5)
+    settings = TrainingConfig(local_epochs=1, local_steps=steps, batch_size=2, learning_rate=0.5)
     hooks = [quadratic, correction_hook({"layer0.p0": torch.tensor([correction])}, {"layer0.p0": torch.zeros(1)})]
     result = train_(
         model, {"layer0.p0": model.weight}, SOME_EXAMPLES, settings, generator=torch.Generator(), hooks=hooks
@@ -230,12 +232,12 @@ def test_fedrep_trains_the_head_under_the_encoder_that_arrived_and_then_the_enco
     """Collins et al., algorithm 1: recomputed with two plain runs of SGD over one half of the parameters each."""
     config = tiny_config(method="fedrep", training={"head_epochs": 3})
     blueprint = blueprint_of(config)
-    blob, state = Workplace(blueprint).train(0, received(blueprint), None, acknowledged_round=0)
+    blob, state = train(Workplace(blueprint), 0, received(blueprint), None, acknowledged_round=0)
 
     model, data = copy.deepcopy(blueprint.model), blueprint.client_data(0)
     head = {name: p for name, p in model.named_parameters() if name.startswith("classifier")}
     body = {name: p for name, p in model.named_parameters() if name not in head}
-    settings = config.training.settings()
+    settings = config.training
     for parameters, purpose, how in (
         (head, "head", replace(settings, epochs=3, steps=None)),
         (body, "batches", settings),
@@ -316,7 +318,7 @@ def test_a_budget_that_does_not_pay_for_the_classes_is_one_clear_line(tmp_path):
 def test_an_update_of_other_channels_than_were_agreed_on_is_refused(tmp_path):
     config = tiny_config(method="ssfl", selection={"keep_ratio": 0.3}, rounds=1)
     whole = tiny_config(method="fedavg")
-    forged, _ = Workplace(blueprint_of(whole)).train(2, received(blueprint_of(whole)), None, acknowledged_round=0)
+    forged, _ = train(Workplace(blueprint_of(whole)), 2, received(blueprint_of(whole)), None, acknowledged_round=0)
 
     def forge(client, content):
         return blob_content(forged) if client == 2 else content

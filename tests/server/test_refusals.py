@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from server.strategy import blob_content
+from server.replies import blob_content
 from spatl.errors import DivergedError, SpatlError
 from spatl.runs.records import read_lines
 from spatl.wire.blob import section_bytes

@@ -10,17 +10,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import clients.state
 import pytest
 import torch
 
+import clients.app
+import clients.store
 import server.strategy
-from clients.round import Workplace
 from clients.store import DirectoryStore
 from server.checkpoint import FILE, Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from server.engines import run_inline
 from server.recorder import Recorder
-from server.strategy import Federation
+from server.strategy import FederationStrategy
 from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.rounds.aggregation import Aggregator
@@ -47,14 +47,14 @@ class Killed(BaseException):
 
 
 INSTANTS = {
-    "a round opens": (Federation, "configure_train", "before"),
+    "a round opens": (FederationStrategy, "configure_train", "before"),
     "a client has trained": (DirectoryStore, "save", "before"),
     "a client has saved": (DirectoryStore, "save", "after"),
     "a client's file is being replaced": (os, "replace", "before"),
     "an update is folded in": (Aggregator, "add", "after"),
     "the round is being written": (server.strategy, "save_checkpoint", "before"),
     "the round is written": (server.strategy, "save_checkpoint", "after"),
-    "a client has evaluated the final encoder": (Workplace, "evaluate", "after"),
+    "a client has evaluated the final encoder": (clients.app, "evaluate_round", "after"),
     "the summary is missing": (Recorder, "write_summary", "before"),
 }
 
@@ -270,7 +270,7 @@ def kill(*args):
 def test_a_run_without_an_answer_to_its_final_encoder_can_be_resumed(tmp_path, monkeypatch):
     config = tiny_config(rounds=2)
     with monkeypatch.context() as patch:
-        patch.setattr(Workplace, "evaluate", refuse)
+        patch.setattr(clients.app, "evaluate_round", refuse)
         with pytest.raises(SpatlError, match="no client could evaluate"):
             run_inline(config, tmp_path)
     assert (tmp_path / "error.json").exists()
@@ -349,7 +349,7 @@ def numbered(number):
 def test_a_repeated_round_starts_from_the_state_of_the_round_before(tmp_path, saved, before, expected):
     from flwr.app import RecordDict
 
-    for store in (DirectoryStore(tmp_path), clients.state.ContextStore(RecordDict())):
+    for store in (DirectoryStore(tmp_path), clients.store.ContextStore(RecordDict())):
         for number in saved:
             store.save(numbered(number))
         if expected == "lost":

@@ -12,11 +12,11 @@ from flwr.common.constant import ErrorCode
 
 from clients.app import _reporting
 from clients.app import app as client_app
-from clients.round import Workplace
-from server.strategy import error_line, error_traceback
+from server.replies import error_line, error_traceback
 from spatl.console.main import main
 from spatl.errors import SpatlError
 from spatl.rounds.blueprint import make_blueprint
+from spatl.rounds.workplace import Workplace
 from spatl.runs.records import read_lines
 from spatl.wire.blob import CLIENT_FAILED, RECORD
 from tests.clients.test_others_models import of_users
@@ -165,7 +165,7 @@ def test_models_that_are_built_alike_have_the_same_digests_in_another_process_to
     done = subprocess.run([sys.executable, "-c", code, config.to_json()], capture_output=True, text=True, check=True)
     blueprint = make_blueprint(config)
     assert done.stdout.strip() == b"".join(blueprint.rest.values()).hex()
-    Workplace(blueprint)._model(blueprint.dataset.images[:4])
+    Workplace(blueprint).model(blueprint.dataset.images[:4])
     assert make_blueprint(config).rest == blueprint.rest
     assert {"steps", "average", "scale", "moving"} <= blueprint.rest.keys()
     assert not any(name.startswith("norm.running") for name in blueprint.rest)

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
 from server.grids import InProcessGrid
-from server.strategy import Federation
+from server.strategy import FederationStrategy
 from spatl.channels.selection import select_all
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import Blueprint, make_blueprint
@@ -59,7 +59,7 @@ class Watched:
             client = context.node_config["partition-id"]
             before(client, message)
             reply = call(message, context)
-            server: Federation = strategies[-1]
+            server: FederationStrategy = strategies[-1]
             download = unpack_download(blob_of(message.content), layout)
             phase, ok = str(message.metadata.message_type), not reply.has_error()
             update, agrees, control = None, False, None
@@ -71,7 +71,7 @@ class Watched:
                 start = initial if held.base is None else held.base
                 start = torch.zeros_like(start).index_copy_(0, entries, start[entries])
                 encoder = encoder_of(start, as_tensor(held.offsets[download.version]), chosen, layout)
-                agrees = torch.equal(encoder, server._reference.encoder)
+                agrees = torch.equal(encoder, server.federation.reference(server.state).encoder)
                 if held.control is not None:
                     control = torch.equal(held.control, server.state.held_control)
                 if phase == "train":

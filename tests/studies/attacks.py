@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from server.strategy import blob_content
+from server.replies import blob_content
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.errors import DivergedError

@@ -102,7 +102,7 @@ def download_seeds() -> list[bytes]:
             reference = Reference(INITIAL, LAYOUT, codec, selection=selection)
             for _ in range(4):
                 difference = 0.1 * torch.randn(LAYOUT.num_entries, generator=draw)
-                reference.advance(reference.encoder + difference, generator=draw)
+                reference, _ = reference.advance(reference.encoder + difference, generator=draw)
             for held in (0, 2, 3):
                 download = reference.download(
                     held, server_round=5, acknowledged_round=3, cannot_build=held == 0 and selection is None

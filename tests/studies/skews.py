@@ -169,7 +169,7 @@ def _measured() -> Iterator[list[float]]:
         times.append(size.times(usual) if usual is not None else 0.0)
         check_size(size, usual, bound)
 
-    with mock.patch("server.strategy.check_size", look):
+    with mock.patch("spatl.rounds.answers.check_size", look):
         yield times
 
 

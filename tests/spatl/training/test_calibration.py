@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from spatl.config.sections import TrainingConfig
 from spatl.data import Examples
 from spatl.training.calibration import calibrated, class_offset
 from spatl.training.evaluate import evaluate, forward_with_batch_statistics
-from spatl.training.local import LocalTraining, train_
+from spatl.training.local import train_
 
 OFFSET = torch.tensor([1.0, -2.0, 0.5])
 IMAGES = torch.linspace(-1, 1, 8).view(2, 1, 2, 2)
@@ -79,7 +80,7 @@ def test_the_gradient_of_training_is_that_of_the_shifted_logits():
     """One step at 1 from zero logits: the bias moves by one-hot minus softmax(offset), here for the one label 0."""
     model, examples = network(), Examples(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64))
     nn.init.zeros_(model[1].bias)
-    settings = LocalTraining(epochs=1, batch_size=2, learning_rate=1.0)
+    settings = TrainingConfig(local_epochs=1, batch_size=2, learning_rate=1.0)
     with calibrated(model, OFFSET):
         train_(model, dict(model.named_parameters()), examples, settings, generator=torch.Generator())
     torch.testing.assert_close(model[1].bias.detach(), torch.tensor([1.0, 0, 0]) - OFFSET.softmax(0))

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from spatl.config.sections import TrainingConfig
 from spatl.data import Examples, batches
 from spatl.training.evaluate import evaluate, recalibrate_
-from spatl.training.local import LocalTraining, train_
+from spatl.training.local import train_
+from spatl.training.step_weight import accumulated_step_weight, num_steps
 
 
 def examples(number=50, seed=0) -> Examples:
@@ -41,7 +43,7 @@ def train(model, settings, data=None, hooks=(), seed=5):
     [{}, {"momentum": 0.9, "weight_decay": 0.01}, {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}],
 )
 def test_training_is_torchs_own_sgd_over_the_batches(more):
-    settings = LocalTraining(epochs=2, batch_size=16, learning_rate=0.1, **more)
+    settings = TrainingConfig(local_epochs=2, batch_size=16, learning_rate=0.1, **more)
     model, reference = network(), network()
     torch.manual_seed(1)
     result = train(model, settings)
@@ -81,7 +83,7 @@ def test_a_round_imports_neither_a_compiler_nor_what_trains_agents():
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 11])
 def test_steps_are_counted_across_epochs(steps):
-    settings = LocalTraining(epochs=99, steps=steps, batch_size=16, learning_rate=0.1)
+    settings = TrainingConfig(local_epochs=99, local_steps=steps, batch_size=16, learning_rate=0.1)
     assert train(network(), settings).num_steps == steps
 
 
@@ -89,7 +91,7 @@ def test_steps_are_counted_across_epochs(steps):
 def test_training_restores_the_mode_and_trains_in_training_mode(training):
     model = network().train(training)
     before = model[1].running_mean.clone()
-    train(model, LocalTraining(epochs=1, batch_size=16, learning_rate=0.1))
+    train(model, TrainingConfig(local_epochs=1, batch_size=16, learning_rate=0.1))
     assert model.training is training
     assert not torch.equal(model[1].running_mean, before)
 
@@ -98,7 +100,7 @@ def test_only_the_named_parameters_move():
     model = network()
     before = copy.deepcopy(model)
     head = {name: p for name, p in model.named_parameters() if name.startswith("5.")}
-    settings = LocalTraining(epochs=1, batch_size=16, learning_rate=0.1, weight_decay=0.1)
+    settings = TrainingConfig(local_epochs=1, batch_size=16, learning_rate=0.1, weight_decay=0.1)
     train_(model, head, examples(), settings, generator=torch.Generator())
     for (name, now), was in zip(model.named_parameters(), before.parameters(), strict=True):
         assert torch.equal(now, was) != name.startswith("5.")
@@ -172,8 +174,10 @@ def test_recalibration_never_sees_a_batch_of_one(batch_size):
 )
 def test_the_step_weight_is_common_knowledge(number, batch_size, epochs, steps, momentum):
     """What a client reports is what a server computes from the number of examples alone, to the last bit."""
-    settings = LocalTraining(epochs=epochs, steps=steps, batch_size=batch_size, learning_rate=0.01, momentum=momentum)
+    settings = TrainingConfig(
+        local_epochs=epochs, local_steps=steps, batch_size=batch_size, learning_rate=0.01, momentum=momentum
+    )
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     result = train(model, settings, examples(number))
-    assert result.num_steps == settings.num_steps(number)
-    assert result.step_weight == settings.step_weight(number)
+    assert result.num_steps == num_steps(settings, number)
+    assert result.step_weight == accumulated_step_weight(settings, number)

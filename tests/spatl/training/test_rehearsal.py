@@ -8,11 +8,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from spatl.config.sections import TrainingConfig
 from spatl.console.main import main
 from spatl.data import Examples, batches
 from spatl.errors import ModelError
 from spatl.rounds.blueprint import make_blueprint
-from spatl.training.local import LocalTraining
 from spatl.training.rehearsal import batch_lengths, rehearse
 from tests.clients.test_others_models import of_users
 from tests.support.federations import tiny_config
@@ -97,7 +97,7 @@ def test_the_lengths_are_those_of_the_batches(number, batch_size, steps, epochs)
         for _ in range(num_epochs)
         for _, labels in batches(examples, batch_size=batch_size, generator=generator)
     ]
-    settings = LocalTraining(epochs=epochs, steps=steps, batch_size=batch_size, learning_rate=0.1)
+    settings = TrainingConfig(local_epochs=epochs, local_steps=steps, batch_size=batch_size, learning_rate=0.1)
     assert batch_lengths(number, settings) == set(stream[:steps])
 
 
@@ -131,7 +131,7 @@ def test_a_rehearsal_takes_three_steps(monkeypatch):
     seen = []
     model = blueprint.model
     handle = model.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, len(inputs[0]))))
-    settings = blueprint.config.training.settings()
+    settings = blueprint.config.training
     rehearse(
         model, blueprint.dataset.images, blueprint.dataset.labels, settings, num_classes=10, client_sizes=[35], seed=1
     )

@@ -1,0 +1,327 @@
+"""A round of a client: follow the server, evaluate, train, choose, send (SPATL, section IV; SCAFFOLD, algorithm 1).
+
+State goes in and comes out. The new state's control variate is pending: it counts once the server says that it has
+folded the update in (`ClientState.settle`).
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from spatl.channels.costs import BUDGET_KINDS, Budget
+from spatl.channels.selection import Selection, select_all
+from spatl.channels.vectors import all_finite
+from spatl.data.dataset import misfits
+from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
+from spatl.models.copies import check_parts, duplicate, restore_
+from spatl.rounds.blueprint import Blueprint, encoder_tensors
+from spatl.rounds.client_state import ClientState
+from spatl.rounds.control import fading, refresh_control
+from spatl.rounds.downlink import follow
+from spatl.rounds.workplace import ClientRound, Workplace
+from spatl.selection.protocol import Choice, SelectionRequest
+from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
+from spatl.training.hooks import GradientHook, correction_hook, masking_hook, proximal_hook
+from spatl.training.local import TrainingResult, train_
+from spatl.wire.codecs import CODECS
+from spatl.wire.download import Download, Model
+from spatl.wire.reports import LARGEST_METRIC, EvaluateReport, TrainReport
+from spatl.wire.update import Update, pack_update, unpack_update
+
+
+def receive(workplace: Workplace, download: Download, state: ClientState | None) -> tuple[Model, ClientState]:
+    """Follow what the server sent.
+
+    Args:
+        workplace: Where the client trains.
+        download: What came.
+        state: The client's state, None before its first round.
+
+    Returns:
+        The model of the round, and the state, settled for it, that holds the model.
+
+    Raises:
+        UpdateRejected: The download is damaged, of another method, or starts from what this client does not hold.
+    """
+    config, layout = workplace.config, workplace.blueprint.layout
+    if (download.selection is not None) != config.row.static_mask:
+        raise UpdateRejected("the server and this method disagree on whether only some channels are trained")
+    settled = (state or ClientState.initial(layout)).settle(
+        acknowledged_round=download.acknowledged_round,
+        server_round=download.server_round,
+        half_life=config.control.half_life,
+    )
+    del state  # and with it the control variate that settling has dropped
+    fade = fading(config.control.half_life, 1)
+    encoder, held = follow(download, settled.held, workplace.blueprint.initial_encoder(), layout, fading=fade)
+    control = None
+    if download.control is not None:
+        control = download.codec.decode(memoryview(download.control), layout.parameter_places)
+        if not all_finite(control):
+            raise UpdateRejected("the control variates contain NaN or infinity")
+    elif download.derived is not None and download.derived.valid:
+        control = held.control
+    model = Model(download.server_round, download.version, encoder, control, download.selection)
+    return model, replace(settled, held=held)
+
+
+def train_round(
+    workplace: Workplace, client: int, received: Model, state: ClientState, *, budget: Budget | None = None
+) -> tuple[bytes, ClientState]:
+    """Do one round of local training.
+
+    Args:
+        workplace: Where the client trains.
+        client: The client's partition id.
+        received: The server's model, as `receive` returns it.
+        state: The client's state, likewise.
+        budget: The device's own budget; the config's if not given.
+
+    Returns:
+        The packed update, its report in it, and the new state, whose control variate is pending until acknowledged.
+
+    Raises:
+        DivergedError: The local training left the finite numbers.
+        ModelError: The model changed its parts in training.
+        BudgetError: No selection meets the device's own budget.
+    """
+    watch = StopWatch()
+    with workplace.prepared(client, received, state, own_budget=budget) as own:
+        start = own.start()
+        arrival = _evaluated(own, received.server_round)
+        with watch.timed("training"):
+            result = _trained_(own)
+        weights = own.blueprint.layout.flatten(encoder_tensors(own.model, own.blueprint.split))
+        private = _private_part(own)
+        _check_finite(own, arrival, result, weights)
+        update = weights - start
+        del start
+        with watch.timed("selection"):
+            choice = _chosen(own, weights, update, result.num_steps)
+        del weights
+        report = _report(own, arrival, result, choice, watch)
+        blob = _packed(own, choice.selection, update, result.step_weight, report)
+        del update
+    control = _refreshed_control(own, blob)
+    state = replace(state, private=private, selector=choice.state)
+    if control is not None:
+        state = replace(state, pending_round=received.server_round, pending_control=control)
+    return blob, state
+
+
+def evaluate_round(
+    workplace: Workplace, client: int, received: Model, state: ClientState
+) -> tuple[EvaluateReport, ClientState]:
+    """Evaluate a received encoder under the client's own predictor on its test split; arguments as of `train_round`."""
+    with workplace.prepared(client, received, state) as own:
+        result = _evaluated(own, received.server_round + 1)
+    return EvaluateReport(num_examples=len(own.data.train), accuracy=result.accuracy, loss=result.loss), state
+
+
+class StopWatch:
+    """Seconds that parts of a round took, by name, and all of it so far."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Take the time of a part."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - started
+
+    @property
+    def total(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._started
+
+
+def _evaluated(own: ClientRound, server_round: int) -> Evaluation:
+    """The model as it arrived for a round, evaluated; for a method that fine-tunes, a little later."""
+    config, model = own.blueprint.config, own.model
+    examples = own.data.test if config.report.split == "test" else own.data.validation
+    arrived = duplicate(model) if config.row.fine_tunes else None
+    if arrived is not None:
+        _train_epochs_(own, own.trainable(), config.training.finetune_epochs, "fine-tuning", server_round)
+    if config.training.batch_norm == "local":
+        recalibrate_(model, own.data.train, batch_size=config.training.batch_size)
+    result = evaluate(model, examples, precision=config.training.precision)
+    if arrived is not None:
+        restore_(model, arrived)
+    return result
+
+
+def _trained_(own: ClientRound) -> TrainingResult:
+    """Local training, in place, with the encoder's gradients g + c - c_i where the method corrects them."""
+    config = own.blueprint.config
+    parameters, hooks = own.trainable(), _gradient_hooks(own)
+    order = own.generator("batches")
+    if config.row.head_first:
+        encoder = own.blueprint.split.encoder_parameters(own.model)
+        head = {name: p for name, p in parameters.items() if name not in encoder}
+        parameters = {name: p for name, p in parameters.items() if name in encoder}
+        # FedRep, algorithm 1. BatchNorm uses the batches' own statistics here too, and gathers them.
+        _train_epochs_(own, head, config.training.head_epochs, "head", own.received.server_round)
+    result = train_(own.model, parameters, own.data.train, config.training, generator=order, hooks=hooks)
+    check_parts(own.model, own.blueprint.model)
+    return result
+
+
+def _gradient_hooks(own: ClientRound) -> list[GradientHook]:
+    """What changes the gradients of local training, in the order in which it does."""
+    config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
+    hooks: list[GradientHook] = []
+    if config.row.proximal:
+        views = layout.unflatten(received.encoder)
+        names = own.blueprint.split.encoder_parameters(own.model)
+        hooks.append(proximal_hook({name: views[name] for name in names}, config.training.proximal_mu))
+    if config.row.controls and received.control is not None:
+        hooks.append(correction_hook(layout.unflatten(received.control), layout.unflatten(own.state.control)))
+    if received.selection is not None:
+        kept = torch.ones(layout.num_parameter_entries)
+        for part, travels in received.selection.parts(layout, layout.num_parameter_entries):
+            kept[part] = 1.0 if travels is None else travels.float()
+        hooks.append(masking_hook(layout.unflatten(kept)))
+    if config.predictor_mode == "residual":
+        residual = own.blueprint.split.predictor_parameters(own.model)
+        zeros = {name: torch.zeros_like(parameter) for name, parameter in residual.items()}
+        hooks.append(proximal_hook(zeros, config.predictor.shrinkage))
+    return hooks
+
+
+def _train_epochs_(
+    own: ClientRound, parameters: Mapping[str, nn.Parameter], epochs: int, purpose: str, server_round: int
+) -> None:
+    """Train some parameters for so many epochs beside the round's own training, with batches of their own."""
+    settings, order = own.blueprint.config.training, own.generator(purpose, server_round)
+    train_(own.model, parameters, own.data.train, settings, generator=order, epochs=epochs)
+
+
+def _private_part(own: ClientRound) -> dict[str, Tensor]:
+    """What of the model never travels (theta_i), on the CPU."""
+    local = own.blueprint.config.training.batch_norm == "local"
+    state = own.blueprint.split.private_state(own.model, statistics=local)
+    return {name: tensor.cpu() for name, tensor in state.items()}
+
+
+def _check_finite(own: ClientRound, arrival: Evaluation, result: TrainingResult, weights: Tensor) -> None:
+    """Raise where training left the finite numbers, for the reason that it did.
+
+    Raises:
+        DataError: Images are not finite.
+        ModelError: Finite images and weights make a loss that is not, before any step was taken.
+        DivergedError: It diverged.
+    """
+    finite = all(map(all_finite, (weights, *own.model.parameters())))
+    if finite and all(loss <= LARGEST_METRIC for loss in (arrival.loss, result.loss)):
+        return
+    for name, images in (("training", own.data.train.images), ("test", own.data.test.images)):
+        fits = images.isfinite().flatten(1).all(1).cpu().numpy()
+        if not fits.all():
+            raise DataError(f"client {own.client}: its {name} images must be finite, got {misfits(fits)}")
+    where = _where_the_model_fails(own, arrival, result)
+    if where is not None:
+        raise ModelError(
+            f"client {own.client}: the loss is {result.loss:g} on the first batch, before any step, {where}; images "
+            "and weights are finite, so that it is the model's forward pass that makes it so, and no learning rate "
+            "helps"
+        )
+    raise DivergedError(
+        f"client {own.client} diverged in round {own.received.server_round} (loss {arrival.loss:g} on arrival, "
+        f"{result.loss:g} in training): lower training.learning_rate"
+        f"{' or control.damping' if own.blueprint.config.row.controls else ''}"
+    )
+
+
+def _where_the_model_fails(own: ClientRound, arrival: Evaluation, result: TrainingResult) -> str | None:
+    """In which mode the model as it was made has a loss that is not finite; None where training came before that."""
+    untrained = own.received.version == 0 and result.finite_steps == 0 and not math.isfinite(result.loss)
+    if untrained and not math.isfinite(arrival.loss):
+        return "both in training mode and in eval mode"
+    if untrained and not own.blueprint.config.row.head_first:  # whose head was trained before
+        return "in training mode, though not in eval mode: its normalisation may divide by a variance of 0"
+    return None
+
+
+def _chosen(own: ClientRound, weights: Tensor, update: Tensor, num_steps: int) -> Choice:
+    """The channels to send (m_i), under the client's budget."""
+    budget = own.budget
+    if budget is None:
+        return Choice(own.received.selection or select_all(own.blueprint.layout))
+    request = SelectionRequest(
+        model=own.model,
+        weights=weights,
+        update=update,
+        costs=own.blueprint.costs,
+        budget=budget,
+        train=own.data.train,
+        validation=own.data.validation,
+        num_steps=num_steps,
+        batch_size=own.blueprint.config.training.batch_size,
+        server_round=own.received.server_round,
+        generator=own.generator("selection"),
+        state=own.state.selector,
+    )
+    return own.workplace.selector(request)
+
+
+def _report(
+    own: ClientRound, arrival: Evaluation, result: TrainingResult, choice: Choice, watch: StopWatch
+) -> TrainReport:
+    """What the client tells of its round beside the update."""
+    layout, budget = own.blueprint.layout, own.budget
+    return TrainReport(
+        num_examples=len(own.data.train),
+        accuracy=arrival.accuracy,
+        loss=arrival.loss,
+        train_loss=result.loss,
+        keep_ratio=choice.selection.keep_ratio(layout),
+        flops_ratio=_flops_ratio(own.blueprint, choice.selection),
+        budget_kind=1 + BUDGET_KINDS.index(budget.kind) if budget else 0,
+        budget_limit=budget.limit if budget else 0.0,
+        validation_gain=choice.gain,
+        training_seconds=watch.seconds["training"],
+        selection_seconds=watch.seconds["selection"],
+        decision_seconds=choice.decision_seconds,
+        seconds=watch.total,
+    )
+
+
+def _flops_ratio(blueprint: Blueprint, selection: Selection) -> float:
+    if not blueprint.layout.groups:
+        return 1.0
+    return blueprint.costs.flops.ratio(selection.counts(blueprint.layout))
+
+
+def _packed(own: ClientRound, selection: Selection, update: Tensor, step_weight: float, report: TrainReport) -> bytes:
+    """The update of the chosen channels, encoded (m_i, D_i, a_i and the report in one blob)."""
+    config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
+    corrected = config.row.controls and received.control is not None
+    values = selection.take(update, layout)
+    raw = Update(received.server_round, received.version, selection, values, step_weight, corrected, report)
+    limits = [own.blueprint.message_bytes]
+    if own.budget is not None and own.budget.kind == "uplink_bytes":
+        limits.append(int(own.budget.limit))
+    return pack_update(
+        raw,
+        layout,
+        CODECS[config.wire.uplink],
+        generator=own.generator("rounding"),
+        max_bytes=min((limit for limit in limits if limit is not None), default=None),
+    )
+
+
+def _refreshed_control(own: ClientRound, blob: bytes) -> Tensor | None:
+    """c_i after the round, from the values that the server will decode; None where gradients were not corrected."""
+    received, layout, config = own.received, own.blueprint.layout, own.blueprint.config
+    if not config.row.controls or received.control is None:
+        return None
+    sent = unpack_update(blob, layout, server_round=received.server_round, base_version=received.version)
+    return refresh_control(own.state.control, received.control, sent, layout, damping=config.control.damping)

@@ -1,0 +1,60 @@
+"""A federation as its server knows it: what holds for all rounds of a run."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from spatl.channels.selection import Selection
+from spatl.rounds.blueprint import Blueprint
+from spatl.rounds.downlink import Reference
+from spatl.rounds.server_state import ServerState
+from spatl.training.step_weight import accumulated_step_weight
+from spatl.wire.codecs import CODECS
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """A federation as its server knows it: what holds for all rounds of a run.
+
+    Attributes:
+        blueprint: What every side builds from the config.
+        clients: Who takes part.
+        agreed: The channels that all clients train and send, for a method that agrees on them; the rest is zero.
+    """
+
+    blueprint: Blueprint
+    clients: frozenset[int]
+    agreed: Selection | None = None
+    _step_weights: dict[int, float] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def derives_control(self) -> bool:
+        """Whether clients derive c from the encoder's changes instead of being sent it."""
+        return self.blueprint.config.row.controls and self.blueprint.config.derives_control
+
+    @property
+    def norm_bound(self) -> float | None:
+        """How many times the usual size an update may be; any where it must not depend on another client's."""
+        config = self.blueprint.config
+        return None if config.privacy.noise_multiplier is not None else config.server.norm_bound
+
+    def step_weight(self, num_examples: int) -> float:
+        """The accumulated step weight a_i of a client with so many training examples; common knowledge."""
+        if num_examples not in self._step_weights:
+            training = self.blueprint.config.training
+            self._step_weights[num_examples] = accumulated_step_weight(training, num_examples)
+        return self._step_weights[num_examples]
+
+    def mean_step_weight(self, num_examples: Mapping[int, int]) -> float:
+        """sum_i p_i a_i over clients with so many training examples each."""
+        weighted = math.fsum(number * self.step_weight(number) for number in num_examples.values())
+        return weighted / sum(num_examples.values())
+
+    def reference(self, state: ServerState) -> Reference:
+        """The encoder as the clients hold it."""
+        codec = CODECS[self.blueprint.config.wire.downlink]
+        return Reference(
+            self.blueprint.initial_encoder(), self.blueprint.layout, codec, selection=self.agreed,
+            versions=state.versions,
+        )  # fmt: skip

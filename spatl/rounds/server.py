@@ -1,0 +1,331 @@
+"""A round of the server: open it, admit what comes, close it (SPATL, section IV; SCAFFOLD, algorithm 1).
+
+State goes in and comes out: each step takes a `ServerState` and returns another one, with what to send or what came of
+it. Which messages carry the blobs, and when they come, is somebody else's affair; so is what is written down.
+"""
+
+import logging
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatl.errors import UpdateRejected
+from spatl.rounds.admission import Size
+from spatl.rounds.aggregation import Aggregator, PrivateAggregator, aggregation_rule
+from spatl.rounds.answers import (
+    Answer,
+    Outcome,
+    admit,
+    agreeing_candidates,
+    checked_candidates,
+    knows_control,
+    question_of,
+    refuse_,
+    usual_sizes,
+)
+from spatl.rounds.control import fading, followed_control
+from spatl.rounds.downlink import Reference
+from spatl.rounds.federation import Federation
+from spatl.rounds.progress import checked_progress
+from spatl.rounds.sampling import sample_clients
+from spatl.rounds.server_state import ServerState
+from spatl.seeding import generator
+from spatl.wire.codecs import CODECS
+from spatl.wire.download import DerivedControl, download_overhead, pack_download
+
+__all__ = [
+    "admit",
+    "choose_clients",
+    "close_round",
+    "first_state",
+    "open_evaluation",
+    "open_round",
+    "question_of",
+    "rejoined",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def first_state(
+    federation: Federation, num_examples: Mapping[int, int], *, cannot_build: Collection[int] = ()
+) -> ServerState:
+    """Return the state before the first round.
+
+    Args:
+        federation: What holds for all rounds.
+        num_examples: Training examples of each client (n_i).
+        cannot_build: The clients whose initial encoder is another one than the server's, so that it is sent to them.
+    """
+    blueprint = federation.blueprint
+    control = torch.zeros(blueprint.layout.num_parameter_entries) if blueprint.config.row.controls else None
+    codec = CODECS[blueprint.config.wire.downlink]
+    reference = Reference(blueprint.initial_encoder(), blueprint.layout, codec, selection=federation.agreed)
+    return ServerState(
+        encoder=reference.encoder,
+        control=control,
+        held_control=control,
+        control_share=0.0,
+        versions=reference.versions,
+        folded={},
+        held=dict.fromkeys(num_examples, 0),
+        control_staleness=dict.fromkeys(num_examples, 0.0),
+        num_examples=num_examples,
+        cannot_build=frozenset(cannot_build),
+    )
+
+
+def rejoined(state: ServerState, num_examples: Mapping[int, int], *, cannot_build: Collection[int] = ()) -> ServerState:
+    """Return the state of a run that goes on, once its clients have registered again; arguments as of `first_state`.
+
+    Who is away for a while has a share in c as before. The c_i of one that is new is 0, and p_i is less for all others.
+    """
+    known = state.num_examples
+    everyone = {**known, **num_examples}
+    control = state.control
+    if control is not None and known:
+        control = control * (sum(known.values()) / sum(everyone.values()))
+    return replace(
+        state,
+        control=control,
+        num_examples=everyone,
+        held={**dict.fromkeys(everyone, 0), **state.held},
+        control_staleness={**dict.fromkeys(everyone, 1.0), **state.control_staleness},
+        cannot_build=state.cannot_build | frozenset(cannot_build),
+    )
+
+
+def choose_clients(federation: Federation, state: ServerState, server_round: int) -> tuple[tuple[int, ...], set[int]]:
+    """Return the clients to ask in a round, and those that are left out because they keep failing."""
+    config = federation.blueprint.config
+    admitted = state.admission.admitted(sorted(federation.clients), server_round)
+    chosen = sample_clients(
+        admitted, fraction=config.server.fraction_train, seed=config.seed, server_round=server_round
+    )
+    return chosen, set(federation.clients) - set(admitted)
+
+
+def open_round(
+    federation: Federation, state: ServerState, server_round: int, clients: Iterable[int]
+) -> tuple[ServerState, dict[int, bytes]]:
+    """Lead what the clients hold towards the server's, and pack a download for each client of the round.
+
+    Args:
+        federation: What holds for all rounds.
+        state: The server's, between two rounds.
+        server_round: The round, from 1.
+        clients: Who is asked.
+
+    Returns:
+        The state in the round, and one blob by client.
+
+    Raises:
+        DivergedError: The encoder has left all bounds.
+    """
+    reference = federation.reference(state)
+    if server_round > 1:
+        reference, change = _advanced(federation, state, reference, server_round)
+        state = replace(_with_control_opened(federation, state, change), versions=reference.versions)
+    sent_control = None
+    if state.control is not None and not federation.derives_control:
+        sent_control, held_control = _encoded_control(federation, state.control, server_round)
+        state = replace(state, held_control=held_control)
+    downloads = {}
+    for client in clients:
+        state, downloads[client] = _download(federation, state, reference, server_round, client, control=sent_control)
+    return state, downloads
+
+
+def open_evaluation(
+    federation: Federation, state: ServerState, server_round: int, clients: Iterable[int]
+) -> tuple[ServerState, dict[int, bytes]]:
+    """Lead what the clients hold to the encoder after the last round, for them to evaluate; as `open_round`."""
+    reference, _ = _advanced(federation, state, federation.reference(state), server_round + 1)
+    state = replace(state, versions=reference.versions)
+    downloads = {}
+    for client in clients:
+        state, downloads[client] = _download(federation, state, reference, server_round, client, trains=False)
+    return state, downloads
+
+
+def close_round(
+    federation: Federation, state: ServerState, server_round: int, answers: Iterable[Answer]
+) -> tuple[ServerState, Outcome]:
+    """Check every answer, fold the good ones in as they come, and move x and c.
+
+    x_j += eta_g * sum p_i D_ij / sum p_i over the clients that sent entry j, and
+    c_j += rho * sum_i p_i (-D_ij / a_i - c_j).
+
+    Args:
+        federation: What holds for all rounds.
+        state: The server's, in the round.
+        server_round: The round.
+        answers: Each client that answered, once, in any order.
+
+    Returns:
+        The state after the round, and what came of it; where that says that the run cannot go on, the state is the one
+        before.
+    """
+    outcome = Outcome()
+    aggregator = _aggregator(federation, state)
+    held, sizes, unclipped = dict(state.held), dict[int, Size](), set[int]()
+    usual, answers = usual_sizes(federation, state, server_round, answers)
+    candidates = checked_candidates(federation, state, server_round, answers, usual, outcome)
+    admission = state.admission
+    if aggregation_rule(federation.blueprint.config.server.aggregation).compares:
+        candidates, admission = agreeing_candidates(federation, admission, list(candidates), server_round, outcome)
+    for candidate in candidates:
+        client = candidate.client
+        try:
+            aggregator.add(candidate.update, state.num_examples[client])
+        except UpdateRejected as error:
+            refuse_(outcome, client, error, server_round)
+            continue
+        outcome.trained[client] = candidate.report
+        held[client], sizes[client] = state.versions.version, candidate.size
+        if not candidate.clipped:
+            unclipped.add(client)
+    encoder = aggregator.encoder()
+    closed, outcome.ending = checked_progress(federation, state, server_round, outcome, encoder)
+    if outcome.ending is not None:
+        return state, outcome
+    server = federation.blueprint.config.server
+    # A client that lost its way starts from the initial encoder; one that did so in vain cannot build that.
+    closed = replace(
+        closed,
+        held=held | dict.fromkeys(outcome.lost, 0),
+        cannot_build=state.cannot_build | {client for client in outcome.lost if held[client] == 0},
+        control_share=0.0,
+        admission=admission.after(
+            server_round, folded=sizes, refused=outcome.rejected,
+            max_failures=server.max_failures, rounds_away=server.rounds_away,
+        ),
+    )  # fmt: skip
+    if aggregator.num_updates < server.min_replies:
+        outcome.skipped = True
+        logger.warning(
+            "round %d: %d usable replies, fewer than server.min_replies = %d; the round changes nothing",
+            server_round, aggregator.num_updates, server.min_replies, extra={"round": server_round},
+        )  # fmt: skip
+        return closed, outcome
+    # One that was clipped is not acknowledged: c does not contain it, so that c_i must not either.
+    folded = {**state.folded, **dict.fromkeys(sorted(unclipped), server_round)}
+    return replace(
+        closed, encoder=encoder, control=aggregator.control(), control_share=aggregator.control_share(), folded=folded
+    ), outcome
+
+
+def _advanced(
+    federation: Federation, state: ServerState, reference: Reference, server_round: int
+) -> tuple[Reference, Tensor]:
+    """x_hat one version on, and what the change was of the parameters, float32 [P]."""
+    return reference.advance(
+        state.encoder,
+        generator=generator(federation.blueprint.config.seed, "rounding-server", server_round=server_round),
+        max_bytes=_room(federation),
+    )
+
+
+def _room(federation: Federation) -> int | None:
+    """How long the change in a download may be, and c where it is sent beside it: as long; None for any length."""
+    limit, controls = federation.blueprint.message_bytes, federation.blueprint.config.row.controls
+    if limit is None:
+        return None
+    room = limit - download_overhead(controls=controls)
+    return room // 2 if controls and not federation.derives_control else room
+
+
+def _with_control_opened(federation: Federation, state: ServerState, change: Tensor) -> ServerState:
+    """The state with c and what is known of the clients' c as of a round that opens: faded, and derived anew."""
+    if state.control is None or state.held_control is None:
+        return state
+    fade = fading(federation.blueprint.config.control.half_life, 1)
+    control = state.control if fade == 1.0 else state.control * fade
+    derived = _derived_control(federation, state, valid=True)
+    held = control
+    if federation.derives_control:
+        held = followed_control(state.held_control, change, derived, fading=fade)
+    forgetting = fade * (1 - derived.damping)
+    staleness = {client: share * forgetting for client, share in state.control_staleness.items()}
+    return replace(state, control=control, held_control=held, control_staleness=staleness)
+
+
+def _derived_control(federation: Federation, state: ServerState, *, valid: bool) -> DerivedControl:
+    """What the clients' c follows from; as float32, which is what they see of it."""
+    damping = federation.blueprint.config.control.damping * state.control_share
+    step_weight = federation.mean_step_weight(state.num_examples)
+    return DerivedControl(_as_float32(damping), _as_float32(step_weight), valid)
+
+
+def _encoded_control(federation: Federation, control: Tensor, server_round: int) -> tuple[bytes, Tensor]:
+    """C encoded, and as the clients decode it, which is what c moves from."""
+    config, layout = federation.blueprint.config, federation.blueprint.layout
+    codec, places = CODECS[config.wire.downlink], layout.parameter_places
+    rounding = generator(config.seed, "rounding-control", server_round=server_round)
+    data = codec.encode(control, places, generator=rounding, max_bytes=_room(federation))
+    return data, codec.decode(memoryview(data), places)
+
+
+def _download(
+    federation: Federation,
+    state: ServerState,
+    reference: Reference,
+    server_round: int,
+    client: int,
+    *,
+    control: bytes | None = None,
+    trains: bool = True,
+) -> tuple[ServerState, bytes]:
+    """What one client is sent, and the state that knows of it."""
+    version = reference.version
+    download = reference.download(
+        state.held[client],
+        server_round=server_round,
+        acknowledged_round=state.folded.get(client, 0),
+        cannot_build=client in state.cannot_build and state.held[client] == 0,
+    )
+    if trains and federation.derives_control:
+        if version > 0 and state.held[client] != version - 1:
+            state = replace(state, control_staleness={**state.control_staleness, client: 1.0})
+        valid = knows_control(federation, state, client)
+        download = replace(download, derived=_derived_control(federation, state, valid=valid))
+    elif trains and control is not None:
+        download = replace(download, control=control)
+    if download.base_version != state.held[client]:
+        # The client keeps what it was led from and what it is led to, and nothing else.
+        state = replace(state, held={**state.held, client: download.base_version})
+    return state, pack_download(download, federation.blueprint.layout)
+
+
+def _aggregator(federation: Federation, state: ServerState) -> Aggregator:
+    """What this round's updates are folded into."""
+    config, layout = federation.blueprint.config, federation.blueprint.layout
+    total_examples = sum(state.num_examples.values())
+    if config.privacy.noise_multiplier is not None:
+        return PrivateAggregator(
+            layout, state.encoder, state.control,
+            total_examples=total_examples,
+            learning_rate=config.server.learning_rate,
+            clip=config.privacy.clip,
+            noise_multiplier=config.privacy.noise_multiplier,
+            num_expected=config.num_participants,
+            noise=np.random.default_rng(secrets.randbits(256)),  # not the run's seed, which the clients know
+        )  # fmt: skip
+    return aggregation_rule(config.server.aggregation).make(
+        layout, state.encoder, state.control,
+        held_control=state.held_control,
+        total_examples=total_examples,
+        learning_rate=config.server.learning_rate,
+        damping=config.control.damping,
+        normalizes=config.row.normalizes,
+        trim_fraction=config.server.trim_fraction,
+    )  # fmt: skip
+
+
+def _as_float32(number: float) -> float:
+    """A number as the other side reads it from four bytes."""
+    return float(torch.tensor(number, dtype=torch.float32))

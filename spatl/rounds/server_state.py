@@ -1,0 +1,47 @@
+"""State of the server between two rounds: all it knows, as one frozen value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from spatl.rounds.admission import Admission
+from spatl.rounds.downlink import Versions
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """State of the server between two rounds.
+
+    Attributes:
+        encoder: float32 [N], x.
+        control: float32 [P], c; None where the method does not correct gradients.
+        held_control: float32 [P], c as the clients hold it; None as above.
+        control_share: The share of all clients' weight that stood behind the last change of c, in [0, 1].
+        versions: The encoder as the clients hold it, x_hat, and the changes that lead to it.
+        folded: The last round of each client that is part of x and c.
+        held: The version of x_hat that each client is known to hold, 0 for the initial one; once a client is sent
+            something, the version that it starts from.
+        control_staleness: An upper bound in [0, 1] on the stale share of the c that each client derives; 1 once it
+            missed a version.
+        num_examples: The training examples of each client that ever registered (n_i): c is the weighted sum over them.
+        cannot_build: The clients whose initial encoder is another one than the server's.
+        first_loss: The median training loss of the first round with an update, at least 1 and that of a guess among all
+            classes; None before it.
+        useless_rounds: How many rounds in a row had nothing usable.
+        admission: What decides which updates are let in.
+    """
+
+    encoder: Tensor
+    control: Tensor | None
+    held_control: Tensor | None
+    control_share: float
+    versions: Versions
+    folded: Mapping[int, int]
+    held: Mapping[int, int]
+    control_staleness: Mapping[int, float]
+    num_examples: Mapping[int, int]
+    cannot_build: frozenset[int] = frozenset()
+    first_loss: float | None = None
+    useless_rounds: int = 0
+    admission: Admission = field(default_factory=Admission)

@@ -1,0 +1,186 @@
+"""Workplace of a process: one model instance on one device, and the data of the clients that train on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spatl.channels.costs import Budget, check_budget
+from spatl.config.experiment import ExperimentConfig
+from spatl.data import ClientData
+from spatl.errors import ModelError
+from spatl.models.copies import duplicate, restore_
+from spatl.models.frozen import train_mode_
+from spatl.rounds.blueprint import Blueprint, encoder_tensors, load_encoder_
+from spatl.rounds.client_state import ClientState
+from spatl.seeding import generator, seeded_globals
+from spatl.selection.common_mask import channel_saliency
+from spatl.selection.selectors import SELECTORS
+from spatl.training.calibration import calibrated, class_offset
+from spatl.training.device import choose_device, reproducible
+from spatl.wire.download import Model
+
+
+class Workplace:
+    """One model instance on one device, and the data of the clients that train on it, shared by all of a process.
+
+    Args:
+        blueprint: The federation.
+
+    Attributes:
+        blueprint: The same.
+        device: Where the model and the data lie.
+        model: The model instance, as the last client left it.
+        data: The splits of the clients that have trained here.
+        selector: What chooses the channels that travel.
+    """
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self.blueprint = blueprint
+        self.device = choose_device(self.config.training.device)
+        # Only where it is used: the agent reads its policy's file.
+        name = self.config.selection.selector if self.config.row.selects else "all"
+        self.selector = SELECTORS[name].make(self.config.agent)
+        self.model = duplicate(blueprint.model).to(self.device)
+        self.data: dict[int, ClientData] = {}
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The run's config."""
+        return self.blueprint.config
+
+    def num_examples(self, client: int) -> int:
+        """The number of training examples of a client (n_i)."""
+        return len(self.client_data(client).train)
+
+    def client_data(self, client: int) -> ClientData:
+        """The splits of a client, on the device."""
+        if client not in self.data:
+            data = self.blueprint.client_data(client)
+            self.data[client] = ClientData(
+                data.train.to(self.device), data.validation.to(self.device), data.test.to(self.device)
+            )
+        return self.data[client]
+
+    def budget(self, client: int, own: Budget | None = None) -> Budget | None:
+        """Return what a client may spend, or None where nothing is selected by budget.
+
+        Args:
+            client: The client's partition id.
+            own: What the device itself says, which goes before the config.
+
+        Raises:
+            BudgetError: No selection meets the device's own budget.
+        """
+        if not self.config.row.selects or self.config.selection.selector == "all":
+            return None
+        if own is not None:
+            check_budget(own, self.blueprint.costs, source=f"client {client}: the node's")
+        return own or self.config.budget(client)
+
+    def saliency(self, client: int) -> Tensor:
+        """How much the client's loss depends on each channel of the initial encoder, float32 [C].
+
+        For methods that agree on a mask before the first round (`spatl.selection.common_mask`).
+        """
+        with reproducible(self.config.training.threads), seeded_globals(self.config.seed, "layers", client=client):
+            self._renew()
+            parameters = self.blueprint.split.encoder_parameters(self.model)
+            return channel_saliency(self.model, parameters, self.blueprint.layout, self.client_data(client).train)
+
+    @contextmanager
+    def prepared(
+        self, client: int, received: Model, state: ClientState, *, own_budget: Budget | None = None
+    ) -> Iterator["ClientRound"]:
+        """The shared model instance, loaded for one client's round; nothing of another client is left in it.
+
+        Args:
+            client: The client's partition id.
+            received: The server's model.
+            state: The client's state, settled for this round.
+            own_budget: The device's own budget; the config's if not given.
+
+        Raises:
+            BudgetError: No selection meets the device's own budget.
+        """
+        budget = self.budget(client, own_budget)
+        with (
+            reproducible(self.config.training.threads),
+            seeded_globals(self.config.seed, "layers", server_round=received.server_round, client=client),
+        ):
+            self._renew()
+            train_mode_(self.model)
+            load_encoder_(self.model, self.blueprint.split, self.blueprint.layout, received.encoder)
+            if state.private:
+                self.blueprint.split.load_private_state_(self.model, state.private)
+            data = self.client_data(client)
+            with calibrated(self.model, self._offset(data)):
+                yield ClientRound(self, client, self.model, data, received, state, budget)
+
+    def _offset(self, data: ClientData) -> Tensor | None:
+        """What a client adds to the logits of its classes, or None for a predictor without such an offset."""
+        predictor = self.config.predictor
+        if self.config.predictor_mode not in ("calibrated", "residual") or predictor.strength == 0:
+            return None
+        return class_offset(
+            data.train.labels,
+            num_classes=self.blueprint.dataset.num_classes,
+            strength=predictor.strength,
+            smoothing=predictor.smoothing,
+        )
+
+    def _renew(self) -> None:
+        """Put the model instance back to the blueprint's; one that another client left in pieces is made anew."""
+        try:
+            restore_(self.model, self.blueprint.model)
+        except ModelError:
+            self.model = duplicate(self.blueprint.model).to(self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class ClientRound:
+    """One client's round: the model loaded for it, and all that the steps of the round read.
+
+    Attributes:
+        workplace: Where it takes place.
+        client: The client's partition id.
+        model: The model instance, with the received encoder and the client's own part.
+        data: The client's splits, on the model's device.
+        received: The server's model.
+        state: The client's state, settled for this round.
+        budget: What the client may spend; None where nothing is selected by budget.
+    """
+
+    workplace: Workplace
+    client: int
+    model: nn.Module
+    data: ClientData
+    received: Model
+    state: ClientState
+    budget: Budget | None
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """The federation."""
+        return self.workplace.blueprint
+
+    def start(self) -> Tensor:
+        """float32 [N]: the encoder as the model holds it before training, which in half precision is a rounded one.
+
+        Local training starts there, and an update is what training did.
+        """
+        tensors = encoder_tensors(self.model, self.blueprint.split)
+        if all(tensors[name].dtype in (torch.float32, torch.float64) for name in self.blueprint.layout.shapes):
+            return self.received.encoder
+        return self.blueprint.layout.flatten(tensors)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that have a gradient to step along, by name: a frozen one has none."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def generator(self, purpose: str, server_round: int | None = None) -> torch.Generator:
+        """The random numbers of this client for one purpose, in this round or another one."""
+        server_round = self.received.server_round if server_round is None else server_round
+        return generator(self.blueprint.config.seed, purpose, server_round=server_round, client=self.client)
