@@ -47,7 +47,7 @@ def test_every_setting_is_shown_with_default_and_meaning(width, capsys, monkeypa
 def test_settings_are_shown_by_section(capsys):
     assert main(["show", "settings", "training"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("training: What a client does in one round.\n")
+    assert printed.startswith("training: Local training of a client in one round.\n")
     assert "training.learning_rate = 0.1; 0.02 with spatl, " in printed
     assert "server." not in printed
 
