@@ -1,4 +1,4 @@
-"""The federated methods as rows of one table: a method is a handful of facts, not a trainer of its own (DESIGN 2.5).
+"""Methods as rows of one table: a federated method is a handful of facts, not a trainer of its own (docs/methods.md).
 
 One client round and one strategy read these facts; nothing else in the product asks for a method by name.
 """

@@ -1,4 +1,4 @@
-"""Index-based averaging of sparse updates, and the control variate that follows from it (DESIGN 2.3).
+"""Index-based averaging of sparse updates, and the control variate that follows from it.
 
 Replies are folded in one by one and released: memory does not grow with the number of clients. The result does not
 depend on the order they came in, because sums are kept in fixed point, where addition is associative.
@@ -271,7 +271,7 @@ class RobustAggregator(Aggregator):
 
     Numbers of examples do not count, because they are the client's word. Every update is kept until the end, dense:
     as many encoders in float32 as there are replies. Only x is robust: c stays the weighted sum of the c_i, for a
-    client whose update is folded in goes on with its own c_i (DESIGN 2.3).
+    client whose update is folded in goes on with its own c_i.
 
     Args:
         rule: `median` or `trimmed-mean`.

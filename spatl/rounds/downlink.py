@@ -1,4 +1,4 @@
-"""The encoder as the clients hold it, and what leads them from one version of it to the next (DESIGN 3).
+"""The encoder as the clients hold it, and what leads them from one version of it to the next (docs/wire-format.md).
 
 The server does not send its encoder x again and again. All clients hold the same x_hat, which starts as the initial
 encoder that everybody builds from the seed; each round the server sends the change that brings x_hat nearer to x, as
