@@ -31,7 +31,8 @@ from spatl.rounds.downlink import check_of
 from spatl.rounds.federation import Federation
 from spatl.rounds.privacy import epsilon_of
 from spatl.runner import remarks_on
-from spatl.runs.directory import REGISTRATION, alone_in_run, config_of
+from spatl.runs.directory import alone_in_run, config_of
+from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, REGISTRATION, SUMMARY, TENSORBOARD
 from spatl.runs.log import EVENTS, logged_to
 from spatl.runs.tensorboard import Scalars
 from spatl.sealed_files import replace_file
@@ -56,13 +57,13 @@ def main(grid: Grid, context: Context) -> None:
     config = config_from_run(context.run_config)
     directory = Path(str(context.run_config.get("out", "")) or f"runs/flwr-{context.run_id}").absolute()
     resume = bool(context.run_config.get("resume", False))
-    used = [name for name in ("history.jsonl", "summary.json", "error.json") if (directory / name).exists()]
+    used = [name for name in (HISTORY, SUMMARY, ERROR) if (directory / name).exists()]
     if used and not resume:
         raise ConfigError(
             f"{directory} holds the {used[0]} of another run; choose another directory for this one (out)"
         )
     opened = time.time()
-    with alone_in_run(directory), logged_to(directory / "log.jsonl"):
+    with alone_in_run(directory), logged_to(directory / LOG):
         try:
             if not config.has_own_data:
                 for record in servers_blueprint(config.to_json()).warnings:
@@ -82,7 +83,7 @@ def main(grid: Grid, context: Context) -> None:
             EVENTS.error("%s", told(error), exc_info=error if detailed else None)
             # For whoever started this process and cannot see its exceptions.
             content = {"error": type(error).__name__, "message": told(error)}
-            write_json(directory / "error.json", content | ({"traceback": traceback_of(error)} if detailed else {}))
+            write_json(directory / ERROR, content | ({"traceback": traceback_of(error)} if detailed else {}))
             raise
 
 
@@ -115,17 +116,17 @@ def serve(
         raise ConfigError(f"{directory} was run with another config; resume it with its own config.yaml")
     checkpoint = load_checkpoint(directory) if resume else None
     done = checkpoint.server_round if checkpoint else 0
-    scalars = Scalars(directory / "tensorboard", done=done) if config.report.tensorboard else None
+    scalars = Scalars(directory / TENSORBOARD, done=done) if config.report.tensorboard else None
     recorder = Recorder(directory, done=done, scalars=scalars)
     if resume:
-        (directory / "error.json").unlink(missing_ok=True)
-    replace_file(directory / "config.yaml", config.to_yaml().encode())
+        (directory / ERROR).unlink(missing_ok=True)
+    replace_file(directory / CONFIG, config.to_yaml().encode())
     known = checkpoint.state.num_examples if checkpoint else {}
     registered = register(
         grid, config, recorder if checkpoint is None else None, keys=keys or {}, known=known, devices=devices
     )
     config, blueprint, clients = registered.config, registered.blueprint, registered.clients
-    replace_file(directory / "config.yaml", config.to_yaml().encode())  # with what the clients have agreed on
+    replace_file(directory / CONFIG, config.to_yaml().encode())  # with what the clients have agreed on
     if config.server.aggregation == "agreement":
         _warn_of_label_skew(blueprint)
     if config.has_own_data:

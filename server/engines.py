@@ -23,6 +23,7 @@ from spatl.deployment.processes import environment, free_port, script, stop
 from spatl.errors import DivergedError, SpatlError
 from spatl.json_files import read_json
 from spatl.runs.directory import alone_in_run
+from spatl.runs.files import ERROR, FLOWER_LOG, SUMMARY
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) 
     if torch.cuda.is_available() and config.resources.gpus_per_client == 0 and config.training.device != "cpu":
         logger.warning("Ray hides the GPUs from clients that ask for none: set resources.gpus_per_client, e.g. to 0.25")
     with alone_in_run(directory):  # what a killed one left may still be at work; the ServerApp locks it for good
-        (directory / "error.json").unlink(missing_ok=True)
-    log_path = directory / "flower.log"
+        (directory / ERROR).unlink(missing_ok=True)
+    log_path = directory / FLOWER_LOG
     with tempfile.TemporaryDirectory(prefix="spatl-") as scratch, log_path.open("ab") as log:
         home, app = Path(scratch) / "flwr", Path(scratch) / "app"
         home.mkdir()
@@ -96,14 +97,14 @@ def check_outcome(directory: Path, *, otherwise: str) -> None:
     Raises:
         SpatlError: The run has no summary.
     """
-    error = directory / "error.json"
+    error = directory / ERROR
     if error.exists():
         content = read_json(error)
         ending = (DivergedError if content["error"] == DivergedError.__name__ else SpatlError)(content["message"])
         if "traceback" in content:
             ending.add_note(content["traceback"])
         raise ending
-    if not (directory / "summary.json").exists():
+    if not (directory / SUMMARY).exists():
         raise SpatlError(otherwise)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from server.round_record import RoundRecord, client_rows, history_row, timing_rows
 from spatl.json_files import write_json
+from spatl.runs.files import CLIENTS, HISTORY, LEDGER, SUMMARY, TIMINGS
 from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
 from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, keep_rounds, mean
@@ -17,8 +18,6 @@ from spatl.runs.tensorboard import Scalars
 from spatl.wire.reports import EvaluateReport
 
 logger = logging.getLogger(__name__)
-
-_FILES = ("history", "clients", "ledger", "timings")
 
 
 class Recorder:
@@ -39,7 +38,9 @@ class Recorder:
         self._scalars = scalars
         self.num_examples: dict[int, int] = {}
         directory.mkdir(parents=True, exist_ok=True)
-        history, clients, ledger, _ = (keep_rounds(directory / f"{name}.jsonl", done) for name in _FILES)
+        history, clients, ledger, _ = (
+            keep_rounds(directory / name, done) for name in (HISTORY, CLIENTS, LEDGER, TIMINGS)
+        )
         self.history = [
             HistoryRow(**{**row, "rejections": tuple(row["rejections"]), "left_out": tuple(row["left_out"])})
             for row in history
@@ -75,10 +76,10 @@ class Recorder:
         """Write the round's lines and open the next."""
         record = self._round
         row = history_row(record, encoder_fingerprint)
-        append_lines(self.directory / "ledger.jsonl", (entry.to_json() for entry in record.entries))
-        append_lines(self.directory / "clients.jsonl", (asdict(row) for row in client_rows(record, self.num_examples)))
-        append_lines(self.directory / "timings.jsonl", (asdict(row) for row in timing_rows(record)))
-        append_lines(self.directory / "history.jsonl", [asdict(row)])
+        append_lines(self.directory / LEDGER, (entry.to_json() for entry in record.entries))
+        append_lines(self.directory / CLIENTS, (asdict(row) for row in client_rows(record, self.num_examples)))
+        append_lines(self.directory / TIMINGS, (asdict(row) for row in timing_rows(record)))
+        append_lines(self.directory / HISTORY, [asdict(row)])
         if self._scalars is not None:
             self._scalars.write(row)
         EVENTS.info(
@@ -130,7 +131,7 @@ class Recorder:
             "seconds": sum(row.seconds for row in self.history),
             "clients": {str(client): accuracy for client, accuracy in accuracies.items()},
         }
-        write_json(self.directory / "summary.json", summary)
+        write_json(self.directory / SUMMARY, summary)
         return summary
 
     def _warn_of_excluded(self, record: RoundRecord) -> None:

@@ -25,6 +25,7 @@ from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.runs.directory import clear_start, config_of
+from spatl.runs.files import ALONE, CONFIG, CURVES, HISTORY, LOG, REPORT, SUMMARY, TIMINGS
 from spatl.runs.log import logged_to
 from spatl.runs.records import Tail
 from spatl.runs.tensorboard import check_tensorboard
@@ -136,7 +137,7 @@ def resume(
     if engine is None:
         _check_simulation(directory)
     config = config_of(directory)
-    if (directory / "summary.json").exists() and (directory / "report.html").exists():
+    if (directory / SUMMARY).exists() and (directory / REPORT).exists():
         raise ConfigError(f"the run in {directory} is finished; there is nothing to resume")
     with _watched(config, on_round, on_round_alone, progress) as told:
         return _run_all(config, directory, *told, command=command, pictures=pictures, engine=engine)
@@ -214,13 +215,13 @@ def _run_all(
     """Run the missing parts of a run, and draw it."""
     _run_one(config, directory, on_round, engine)
     if config.report.compare_alone and config.method != "local":
-        _run_one(alone(config), directory / "alone", on_round_alone)
+        _run_one(alone(config), directory / ALONE, on_round_alone)
     result = read_run(directory)
     if not pictures:
         return result
     try:
-        draw_curves(result, directory / "curves.png")
-        write_report(result, directory / "report.html", config_yaml=config.to_yaml(), command=command)
+        draw_curves(result, directory / CURVES)
+        write_report(result, directory / REPORT, config_yaml=config.to_yaml(), command=command)
     except SpatlError as error:  # the numbers are there; pictures need an extra that a bare install lacks
         logger.warning("no curves.png and no report.html: %s", error)
     return result
@@ -241,7 +242,7 @@ def remarks_on(
 def _warn(directory: Path, lines: Sequence[str]) -> None:
     if not lines:
         return
-    with logged_to(directory / "log.jsonl"):
+    with logged_to(directory / LOG):
         for line in lines:
             logger.warning("%s", line)
 
@@ -300,8 +301,8 @@ def _numbered_directory(path: Path) -> Path:
 
 def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound, engine: Engine | None = None) -> None:
     """Run a federation, or go on with what its directory holds of it, unless that is all."""
-    finished = (directory / "summary.json").exists()
-    begun = (directory / "config.yaml").exists()
+    finished = (directory / SUMMARY).exists()
+    begun = (directory / CONFIG).exists()
     runs = engine or _engine(config.engine)
     over = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="spatl-follow") as pool:
@@ -322,7 +323,7 @@ def _engine(name: str) -> Engine:
 
 def _follow(directory: Path, on_round: OnRound, over: threading.Event) -> None:
     """Pass on each line of a growing history once, with the round's timings, which are written before it."""
-    history, timings = Tail(directory / "history.jsonl"), Tail(directory / "timings.jsonl")
+    history, timings = Tail(directory / HISTORY), Tail(directory / TIMINGS)
     parts = ("training_seconds", "selection_seconds", "decision_seconds")
     of_round: dict[int, list[dict[str, Any]]] = {}  # those that were written and not passed on yet
     while True:

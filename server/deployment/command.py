@@ -47,7 +47,8 @@ from spatl.errors import ConfigError, SpatlError
 from spatl.report.result import read_run
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.runner import resume, run
-from spatl.runs.directory import REGISTRATION, alone_in_run, config_of, has_rounds, serving_run
+from spatl.runs.directory import alone_in_run, config_of, has_rounds, serving_run
+from spatl.runs.files import ERROR, REGISTRATION, REPORT, SUMMARY
 from spatl.sealed_files import replace_file
 from spatl.terminal.progress import progress_of
 from spatl.terminal.result import print_result
@@ -145,7 +146,7 @@ def serve(options: Namespace, console: Console) -> None:
         with alone_in_run(
             run_directory
         ):  # what a killed one left may still be at work; the ServerApp locks it for good
-            for name in ("error.json", REGISTRATION):
+            for name in (ERROR, REGISTRATION):
                 (run_directory / name).unlink(missing_ok=True)
             write_run(run_directory, run_name(run_directory) or _new_name(), directory)
             replace_file(run_directory / CONFIG, config.to_yaml().encode())  # for whoever looks while clients come
@@ -159,7 +160,7 @@ def serve(options: Namespace, console: Console) -> None:
             link.run(config, run_directory, say, resume=resume, nodes=nodes)
 
     command = shlex.join(["spatl", "deploy", "server", options.directory])
-    if options.resume and (out / "summary.json").exists() and (out / "report.html").exists():
+    if options.resume and (out / SUMMARY).exists() and (out / REPORT).exists():
         print_result(console, read_run(out))  # a service that is started again has nothing left to do
         return
     with serving_run(out), progress_of(console, config) as progress:

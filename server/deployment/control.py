@@ -30,7 +30,7 @@ from spatl.deployment.processes import environment, free_port, stop
 from spatl.deployment.sites import CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY, Address, check_private, run_name
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
-from spatl.runs.directory import REGISTRATION
+from spatl.runs.files import ERROR, FLOWER_LOG, REGISTRATION, SUMMARY
 
 _START_SECONDS = 90.0
 _FINISH_SECONDS = 10.0
@@ -65,7 +65,7 @@ def started_superlink(
         "--ssl-keyfile", str(directory / SERVER_KEY),
         "--enable-supernode-auth",
     ]  # fmt: skip
-    port, token, log_path = free_port(), secrets.token_hex(32), run_directory / "flower.log"
+    port, token, log_path = free_port(), secrets.token_hex(32), run_directory / FLOWER_LOG
     command = [
         sys.executable, "-m", "server.deployment.superlink", "--fleet-host", bind.host, "--fleet-port", str(bind.port),
         "--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess",
@@ -179,7 +179,7 @@ class StartedSuperLink:
             content = build_fab_from_disk(Path(app))
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         run_id = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
-        over = [directory / name for name in ("summary.json", "error.json")]
+        over = [directory / name for name in (SUMMARY, ERROR)]
         said = False
         while not any(path.exists() for path in over) and not self._is_finished(run_id):
             self._check_alive()

@@ -24,6 +24,7 @@ from spatl.config.loading import config_from_json, parse_config
 from spatl.errors import ConfigError, DivergedError, SpatlError, from_outside, told
 from spatl.json_files import write_json
 from spatl.runner import run
+from spatl.runs.files import CONFIG, ERROR
 from spatl.runs.log import TextFormatter
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def missing_jobs(jobs: Sequence[Job]) -> list[Job]:
         if not job.directory.exists():
             missing.append(job)
             continue
-        path = job.directory / "config.yaml"
+        path = job.directory / CONFIG
         done = _resolved(yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {})
         wanted = yaml.safe_load(config_from_json(job.config_json).to_yaml())
         if done != wanted:
@@ -205,7 +206,7 @@ def _run(job: Job, on_event: OnEvent) -> str | None:
                 warn=False,
             )
         except DivergedError as error:
-            write_json(unfinished / "error.json", {"error": type(error).__name__, "message": str(error)})
+            write_json(unfinished / ERROR, {"error": type(error).__name__, "message": str(error)})
         except Exception as error:  # a user's mistake, a full disk, or a bug: the other runs go on
             shutil.rmtree(unfinished, ignore_errors=True)
             if not from_outside(error):

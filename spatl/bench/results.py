@@ -19,6 +19,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.report.figures import PART_COLORS
+from spatl.runs.files import ERROR, HISTORY, LEDGER, SUMMARY
 from spatl.runs.records import mean, read_lines
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
@@ -83,15 +84,15 @@ def compressed(config: ExperimentConfig) -> bool:
 def _phases(path: Path) -> Counter[tuple[str, str]]:
     """Return the bytes of a run by phase (`query`, `train`, `evaluate`) and direction, from its ledger."""
     sums: Counter[tuple[str, str]] = Counter()
-    for entry in read_lines(path / "ledger.jsonl"):
+    for entry in read_lines(path / LEDGER):
         sums[entry["phase"], entry["direction"]] += entry["bytes"]
         sums[entry["phase"], _OPPOSITE[entry["direction"]]] += entry.get("opposite", 0)  # older ledgers have none
     return sums
 
 
 def _curve(label: str, seed: int, path: Path, phases: Counter[tuple[str, str]]) -> Curve:
-    history = read_lines(path / "history.jsonl")
-    summary = read_json(path / "summary.json") if (path / "summary.json").exists() else {}
+    history = read_lines(path / HISTORY)
+    summary = read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
     points = trajectory(history, final_downlink_bytes=phases["evaluate", "downlink"])
     return Curve(label, seed, tuple(points), summary.get("clients", {}))
 
@@ -100,8 +101,8 @@ def _record(
     row: Row, seed: int, path: Path, curve: Curve, phases: Counter[tuple[str, str]], targets: Iterable[float]
 ) -> Record:
     config = row.config(seed)
-    history = read_lines(path / "history.jsonl")
-    stopped = read_json(path / "error.json")["message"] if (path / "error.json").exists() else None
+    history = read_lines(path / HISTORY)
+    stopped = read_json(path / ERROR)["message"] if (path / ERROR).exists() else None
     accuracies = list(curve.clients.values())
     uplink, downlink = (sum(each[f"{way}_bytes"] for each in history) for way in _WAYS)
     replies = sum(each["participants"] for each in history)

@@ -18,6 +18,7 @@ from spatl.bench.costs import trajectory
 from spatl.bench.jobs import Job
 from spatl.bench.plan import Plan, Row, merged
 from spatl.errors import SpatlError
+from spatl.runs.files import HISTORY, SUMMARY
 from spatl.runs.records import mean, read_lines
 
 logger = logging.getLogger(__name__)
@@ -130,9 +131,9 @@ def _score(directory: Path, label: str, pair: Pair, seeds: tuple[int, ...]) -> f
     scores = []
     for seed in seeds:
         path = _directory(directory, label, pair, seed)
-        points = trajectory(read_lines(path / "history.jsonl"))
+        points = trajectory(read_lines(path / HISTORY))
         score = mean(point.accuracy for point in points if point.rounds > 0)
-        if score is None or not (path / "summary.json").exists():
+        if score is None or not (path / SUMMARY).exists():
             return None
         scores.append(score)
     return mean(scores)

@@ -8,6 +8,7 @@ from typing import Any
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.report.page import facts
+from spatl.runs.files import ALONE, CLIENTS, CURVES, HISTORY, SUMMARY
 from spatl.runs.records import read_lines
 from spatl.runs.text import human_bytes, human_percent
 
@@ -38,7 +39,7 @@ class RunResult:
     def _repr_html_(self) -> str:
         """Return the result as a notebook shows it: a table, and the curves where they were drawn."""
         shown = facts([("", self._title()), *self._outcome(), ("files", str(self.directory))])
-        curves = self.directory / "curves.png"
+        curves = self.directory / CURVES
         if not curves.is_file():
             return shown
         data = base64.b64encode(curves.read_bytes()).decode("ascii")
@@ -69,14 +70,14 @@ def read_run(directory: str | Path) -> RunResult:
         SpatlError: The directory holds none.
     """
     directory = Path(directory)
-    path = directory / "summary.json"
+    path = directory / SUMMARY
     if not path.exists():
         raise SpatlError(f"{directory} holds no finished run: {path.name} is not there")
-    alone = directory / "alone" / "summary.json"
+    alone = directory / ALONE / SUMMARY
     return RunResult(
         directory=directory,
         summary=read_json(path),
-        history=read_lines(directory / "history.jsonl"),
-        clients=read_lines(directory / "clients.jsonl"),
+        history=read_lines(directory / HISTORY),
+        clients=read_lines(directory / CLIENTS),
         alone=read_json(alone) if alone.exists() else None,
     )

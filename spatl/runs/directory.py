@@ -6,23 +6,25 @@ from pathlib import Path
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
+from spatl.deployment.sites import RUN
 from spatl.errors import ConfigError, SpatlError
+from spatl.runs.files import (
+    CHECKPOINT,
+    CONFIG,
+    ERROR,
+    FLOWER_LOG,
+    HISTORY,
+    LOCK,
+    LOG,
+    REGISTRATION,
+    SERVERS_LOCK,
+    SUMMARY,
+    TENSORBOARD,
+)
 from spatl.runs.records import read_lines
 from spatl.sealed_files import alone_in
 
-_LOCK = ".lock"
-
-_SERVERS_LOCK = ".server.lock"
-
-REGISTRATION = "registration.json"
-"""Who takes part in a deployment's run (`num_examples` by client), and who does not (`absent`: why, by client)."""
-
-_OF_A_START = frozenset(
-    {
-        _LOCK, _SERVERS_LOCK, REGISTRATION, "config.yaml", "deployment.json", "error.json", "flower.log", "log.jsonl",
-        "tensorboard",
-    }
-)  # fmt: skip
+_OF_A_START = frozenset({LOCK, SERVERS_LOCK, REGISTRATION, CONFIG, RUN, ERROR, FLOWER_LOG, LOG, TENSORBOARD})
 """What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
 
 
@@ -33,7 +35,7 @@ def alone_in_run(directory: Path) -> Iterator[None]:
     Raises:
         SpatlError: Another process runs it, or it cannot be made.
     """
-    with _holding(directory, _LOCK, otherwise=f"another process is running {directory}; wait for it, or stop it"):
+    with _holding(directory, LOCK, otherwise=f"another process is running {directory}; wait for it, or stop it"):
         yield
 
 
@@ -44,7 +46,7 @@ def serving_run(directory: Path) -> Iterator[None]:
     Raises:
         SpatlError: Another process has it, or it cannot be made.
     """
-    with _holding(directory, _SERVERS_LOCK, otherwise=f"another process serves {directory}; wait for it, or stop it"):
+    with _holding(directory, SERVERS_LOCK, otherwise=f"another process serves {directory}; wait for it, or stop it"):
         yield
 
 
@@ -61,7 +63,7 @@ def _holding(directory: Path, lock: str, *, otherwise: str) -> Iterator[None]:
 
 def is_running(directory: Path) -> bool:
     """Return whether a process of this machine runs what a run's directory holds; Windows does not tell."""
-    return any(_is_taken(directory / name) for name in (_LOCK, _SERVERS_LOCK))
+    return any(_is_taken(directory / name) for name in (LOCK, SERVERS_LOCK))
 
 
 def _is_taken(lock: Path) -> bool:
@@ -76,8 +78,8 @@ def _is_taken(lock: Path) -> bool:
 
 def has_rounds(directory: Path) -> bool:
     """Return whether a round of a run is over, or the run has ended."""
-    history = directory / "history.jsonl"
-    ended = any((directory / name).exists() for name in ("summary.json", "server.checkpoint"))
+    history = directory / HISTORY
+    ended = any((directory / name).exists() for name in (SUMMARY, CHECKPOINT))
     return ended or (history.exists() and bool(read_lines(history)))
 
 
@@ -87,9 +89,9 @@ def clear_start(directory: Path) -> bool:
     Logs stay. A directory of other files is left alone, and so is one that another process is about to run.
     """
     names = {path.name.removesuffix(".tmp") for path in directory.iterdir()}
-    if not names <= _OF_A_START or not names & {_LOCK, _SERVERS_LOCK} or _is_taken(directory / _LOCK):
+    if not names <= _OF_A_START or not names & {LOCK, SERVERS_LOCK} or _is_taken(directory / LOCK):
         return not names
-    for name in ("config.yaml", "error.json", REGISTRATION):
+    for name in (CONFIG, ERROR, REGISTRATION):
         (directory / name).unlink(missing_ok=True)
     return True
 
@@ -104,7 +106,7 @@ def config_of(directory: Path) -> ExperimentConfig:
     Raises:
         SpatlError: The directory holds none.
     """
-    path = directory / "config.yaml"
+    path = directory / CONFIG
     if not path.is_file():
         raise ConfigError(f"{directory} holds no run to resume: {path.name} is not there")
     return load_config(path)

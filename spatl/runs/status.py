@@ -11,7 +11,8 @@ from typing import Any, Literal
 from spatl.deployment.sites import DEFAULT_RUN, ServerSite, is_deployment, resume_command
 from spatl.errors import ConfigError
 from spatl.json_files import read_json
-from spatl.runs.directory import REGISTRATION, config_of, has_rounds, is_running
+from spatl.runs.directory import config_of, has_rounds, is_running
+from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
 from spatl.runs.records import latest_accuracy, read_lines
 
 State = Literal["running", "finished", "failed", "stopped"]
@@ -95,15 +96,15 @@ def read_status(directory: Path) -> Status:
     """
     if (directory / ServerSite.FILE).exists():  # a deployed server's, whose run lies below
         directory = directory / DEFAULT_RUN
-    if not (directory / "config.yaml").is_file():
+    if not (directory / CONFIG).is_file():
         raise ConfigError(f"{directory} holds no run: config.yaml is not there")
     config = config_of(directory)
-    history, rows = (read_lines(directory / name) for name in ("history.jsonl", "clients.jsonl"))
+    history, rows = (read_lines(directory / name) for name in (HISTORY, CLIENTS))
     state, message = _state(directory)
     last: Mapping[str, Any] = history[-1] if history else {}
     seconds = math.fsum(row["seconds"] for row in history) / len(history) if history else None
     left = None if seconds is None else seconds * (config.rounds - len(history)) if state == "running" else 0.0
-    written = directory / "history.jsonl"
+    written = directory / HISTORY
     return Status(
         state=state,
         message=message,
@@ -124,12 +125,12 @@ def read_status(directory: Path) -> Status:
 
 
 def _state(directory: Path) -> tuple[State, str | None]:
-    if (directory / "summary.json").exists():
+    if (directory / SUMMARY).exists():
         return "finished", None
     if is_running(directory):
         return "running", None
-    if (directory / "error.json").exists():
-        failure: str = read_json(directory / "error.json")["message"]
+    if (directory / ERROR).exists():
+        failure: str = read_json(directory / ERROR)["message"]
         return "failed", f"{failure} ({_way_on(directory)})" if is_deployment(directory) else failure
     return "stopped", _way_on(directory)
 

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spatl.report.result import RunResult
+from spatl.runs.files import CLIENTS, CURVES, HISTORY, LEDGER, REPORT, SUMMARY
 from spatl.runs.records import excluded_line
 from spatl.runs.text import human_bytes, human_percent
 from spatl.terminal.tables import print_line, print_table
@@ -45,6 +46,6 @@ def print_result(console: Console, result: RunResult) -> None:
         print_line(console, f"client {client} took no part: {reason}")
     if (excluded := excluded_line(summary)) is not None:
         print_line(console, excluded)
-    for name in ("report.html", "curves.png", "summary.json", "history.jsonl", "clients.jsonl", "ledger.jsonl"):
+    for name in (REPORT, CURVES, SUMMARY, HISTORY, CLIENTS, LEDGER):
         if (result.directory / name).exists():
             print_line(console, str(result.directory / name))
