@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.masking import masked_weights
 from spatl.channels.selection import Selection
-from spatl.channels.tracing import EncoderTrace
+from spatl.channels.trace import EncoderTrace
 from spatl.data import Examples
 from spatl.training.evaluate import Evaluation, forward_with_batch_statistics
 

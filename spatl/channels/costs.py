@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spatl.channels.flops import FlopsModel
 from spatl.channels.layout import EncoderLayout
-from spatl.channels.tracing import EncoderTrace
+from spatl.channels.trace import EncoderTrace
 from spatl.errors import BudgetError
 
 BudgetKind = Literal["keep_ratio", "flops_ratio", "uplink_bytes"]

@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 import torch_pruning as tp
@@ -31,29 +31,11 @@ from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
 from spatl.channels.masking import along_inputs
 from spatl.channels.perturbation import Claims
 from spatl.channels.proof import refuted
+from spatl.channels.trace import EncoderTrace
 from spatl.errors import ModelError
 from spatl.models.copies import duplicate
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class EncoderTrace:
-    """What one trace of a network tells.
-
-    Attributes:
-        layout: The encoder's entries and who owns them.
-        flops: What channels cost to compute.
-        readers: int64 [I] by layer name, for every convolution and linear layer of the whole network that reads
-            channels of the encoder: the channel behind each of its inputs, -1 where there is none. All of it is proved.
-        doubtful: By name of a group whose readers could not be proved, why. Nobody is said to read its channels, and
-            they cost the same however many of them are kept: they may stay out of an update, and are never pruned.
-    """
-
-    layout: EncoderLayout
-    flops: FlopsModel
-    readers: Mapping[str, Tensor]
-    doubtful: Mapping[str, str] = field(default_factory=dict)
 
 
 def trace_groups(
