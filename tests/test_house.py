@@ -1,6 +1,7 @@
 """Things that hold of the repository as a whole."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import spatl
+from spatl.runs import files
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for package in ("spatl", "clients", "server", "agents") for path in (ROOT / package).rglob("*.py")]
@@ -110,3 +112,152 @@ def test_a_client_imports_no_package_of_an_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def _constants(path):
+    """The strings of a module, without its docstrings."""
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+
+
+def test_every_reference_by_string_resolves_and_stands_in_one_of_these_files():
+    """import-linter cannot see `"package.module:name"`; a moved module shows here, and not when a user needs it."""
+    reference = re.compile(r"(spatl|clients|server|agents)(\.\w+)+:\w+")
+    found = {
+        str(path.relative_to(ROOT)): {text for text in _constants(path) if reference.fullmatch(text)}
+        for path in SOURCES
+    }
+    project = (ROOT / "pyproject.toml").read_text()
+    found["pyproject.toml"] = {text for text in re.findall(r'"([^"\n]*)"', project) if reference.fullmatch(text)}
+    assert {name for name, texts in found.items() if texts} == {
+        "pyproject.toml",  # the command, and the apps that Flower loads
+        "spatl/console/parser.py",  # the commands
+        "spatl/runner.py", "server/engines.py",  # the engines, and the apps that they run
+    }  # fmt: skip
+    for text in set().union(*found.values()):
+        module, _, name = text.partition(":")
+        assert hasattr(importlib.import_module(module), name), text
+
+
+def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files():
+    """What a new release of Flower may break. Public are `flwr.app`, `flwr.clientapp` and `flwr.serverapp`."""
+    allowed = {
+        "clients/app.py": {"clientapp.typing"},
+        "clients/deploy.py": {
+            "common.constant", "proto.fleet_pb2", "supercore.interceptors.http.runtime_version",
+            "supercore.primitives.asymmetric", "supercore.protobuf.client", "supernode.fleet_http_client",
+            "supernode.node_auth_http_interceptor",
+        },
+        "clients/device/cold_start.py": {
+            "supercore.cli.flower_superexec", "supernode.cli.flower_supernode", "supernode.main",
+        },
+        "clients/device/message_process.py": {"common.args", "supercore.tls", "supernode.runtime.run_clientapp"},
+        "server/deployment/command.py": {"supercore.primitives.asymmetric"},
+        "server/deployment/control.py": {
+            "cli.build", "common.serde", "proto.control_pb2", "supercore.control", "supercore.fab",
+            "supercore.interceptors.http.runtime_version", "supercore.protobuf.client",
+        },
+        "server/deployment/superlink.py": {
+            "supercore.http_logging", "superlink.cli.flower_superlink", "superlink.main",
+        },
+        "server/grids.py": {"common.constant", "supercore.run", "supercore.task_identity"},
+        "server/inquiry.py": {"common.constant"},
+        "server/questions.py": {"common.constant"},
+        "server/strategy.py": {"serverapp.strategy"},
+        "server/traffic.py": {
+            "app.message", "app.metadata", "common.serde", "proto.fleet_pb2", "proto.message_pb2", "proto.node_pb2",
+            "supercore.inflatable.inflatable_object",
+        },
+    }  # fmt: skip
+
+    def modules(path):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [name for text in _constants(path) for name in re.findall(r"(?<![\w.\"'\[])flwr(?:\.\w+)+", text)]
+        public = {"flwr", "flwr.app", "flwr.clientapp", "flwr.serverapp"}
+        return {name.removeprefix("flwr.") for name in names if re.match(r"flwr\b", name) and name not in public}
+
+    found = {str(path.relative_to(ROOT)): modules(path) for path in SOURCES}
+    assert {name: own for name, own in found.items() if own} == allowed
+
+
+def test_the_package_loads_neither_flower_nor_torch_pruning():
+    """A device pays for what it imports with every message; a user of the config, when the shell asks for help."""
+    code = "import sys, spatl; bad = {'flwr', 'torch_pruning'} & set(sys.modules); assert not bad, bad"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def _public(node, name=""):
+    """Every public module, class and function below a node of the syntax tree, itself included, with its name."""
+    yield name, node
+    for child in getattr(node, "body", []):
+        named = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if named and (not child.name.startswith("_") or child.name.startswith("__")):
+            yield from _public(child, f"{name}.{child.name}" if name else child.name)
+
+
+def test_public_docstrings_begin_with_a_noun_or_a_verb():
+    """The rooms that do not do so yet; one that does is taken off the list."""
+    to_be_done = {"clients", "server", "spatl/channels", "spatl/rounds", "spatl/selection", "spatl/training",
+                  "spatl/wire"}  # fmt: skip
+    questions = {"What", "Who", "Where", "How", "Whether", "When", "Why", "Likewise"}
+    found = {}
+    for path in SOURCES:
+        room = str(path.relative_to(ROOT).parent)
+        for name, node in _public(ast.parse(path.read_text())):
+            first = (ast.get_docstring(node) or "-").split()[0].strip(",:;")
+            if first in questions:
+                found.setdefault(room, []).append(f"{path.relative_to(ROOT)}: {name}: {first}")
+    assert {room: own for room, own in found.items() if room not in to_be_done} == {}
+    assert to_be_done - found.keys() == set(), "done: take it off the list"
+
+
+def test_modules_classes_and_functions_have_a_size_that_can_be_read():
+    """What is larger yet; what is not any more is taken off the list."""
+    to_be_done = {
+        "clients/round.py", "clients/round.py: Workplace", "clients/round.py: Workplace.train",
+        "server/strategy.py", "server/strategy.py: Federation", "spatl/rounds/blueprint.py",
+        "spatl/wire/codec.py", "spatl/wire/entropy.py", "spatl/wire/protocol.py",
+    }  # fmt: skip
+    most = {ast.Module: 400, ast.ClassDef: 200, ast.FunctionDef: 60}
+    found = set()
+
+    def look(node, name):
+        lines = node.end_lineno - node.lineno + 1 if name[1:] else len(Path(ROOT, name[0]).read_text().splitlines())
+        if lines > most[type(node)]:
+            found.add(": ".join([name[0], *([".".join(name[1:])] if name[1:] else [])]))
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef):
+                look(child, (*name, child.name))
+
+    for path in SOURCES:
+        look(ast.parse(path.read_text()), (str(path.relative_to(ROOT)),))
+    assert found - to_be_done == set()
+    assert to_be_done - found == set(), "done: take it off the list"
+    assert len(list((ROOT / "spatl").glob("*.py"))) <= 8
+
+
+def test_the_names_of_a_runs_files_stand_in_one_place():
+    names = {value for name, value in vars(files).items() if name.isupper()} - {files.ALONE, files.TENSORBOARD}
+    others = {
+        "spatl/deployment/sites.py": {files.CONFIG},  # of a server's directory
+        "spatl/bench/report.py": {files.CURVES, files.REPORT}, "spatl/console/bench.py": {files.CURVES, files.REPORT},
+        "spatl/bench/run.py": {files.LOCK}, "server/checkpoint.py": {files.CHECKPOINT},
+    }  # fmt: skip
+    found = {str(path.relative_to(ROOT)): names & set(_constants(path)) for path in SOURCES}
+    del found["spatl/runs/files.py"]
+    assert {name: own for name, own in found.items() if own} == others
+
+
+def test_nothing_refers_to_a_document_that_is_not_in_the_repository():
+    outside = re.compile(r"\b(" + "|".join(["DESIGN", "HOUSE", "STYLE"]) + r")\b|\b[Ii]ssue #?\d")
+    texts = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *SOURCES, *(ROOT / "tests").rglob("*.py"))
+    found = [str(path.relative_to(ROOT)) for path in texts if outside.search(path.read_text(encoding="utf-8"))]
+    assert found == ["tests/test_house.py"]  # this line's neighbours
