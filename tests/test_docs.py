@@ -1,6 +1,8 @@
 """What the documentation says can be typed can be typed."""
 
 import configparser
+import importlib
+import pkgutil
 import re
 import shlex
 import shutil
@@ -11,18 +13,24 @@ from pathlib import Path
 import pytest
 import yaml
 
+import spatl
 from clients.deploy import _key
 from server.deployment.command import _public_keys
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
+from spatl.config.settings import all_settings
 from spatl.console.main import main
 from spatl.console.parser import make_parser
 from spatl.wire.blob import VERSION
 from tests.support.federations import tiny_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+PATHS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS}
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
+CHECKED = ("algorithm.md", "architecture.md", "glossary.md", "index.md", "CONTRIBUTING.md")
+ROOMS = [each.name for each in pkgutil.iter_modules(spatl.__path__)]
+SECTIONS = {setting.key.partition(".")[0] for setting in all_settings() if "." in setting.key}
 WORD = re.compile(r"\b[A-Z]{2,}\b|\.\.\.|\|")  # as in `spatl status RUN`, `spatl deploy init|server|client`
 
 
@@ -62,6 +70,66 @@ def test_a_file_that_a_page_names_is_there(page):
     assert [name for name in names if not WORD.search(name) and not (ROOT / name).exists()] == []
     links = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", PAGES[page])
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def anchors(path: Path) -> set[str]:
+    """What links may name of a page, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text()), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_heading_that_a_link_names_is_there(page):
+    links = re.findall(r"\]\(([^)#:]*)#([\w-]+)\)", PAGES[page].replace("\n", " "))
+    paths = [((ROOT / page).parent / name if name else ROOT / page, anchor) for name, anchor in links]
+    assert [(path, anchor) for path, anchor in paths if anchor not in anchors(path)] == []
+
+
+def named_in_code(name: str) -> bool:
+    """Whether a dotted name is one of the code, below `spatl` or from a package on."""
+    for start in (f"spatl.{name}", name):
+        parts = start.split(".")
+        for length in range(len(parts), 0, -1):
+            try:
+                found = importlib.import_module(".".join(parts[:length]))
+            except ModuleNotFoundError:
+                continue
+            for part in parts[length:]:
+                found = getattr(found, part, None)
+            if found is not None:
+                return True
+            break
+    return False
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if name.split("/")[-1] in CHECKED])
+def test_a_dotted_name_on_a_page_about_the_code_is_a_setting_or_a_name_of_the_code(page):
+    first = "|".join([*ROOMS, "spatl", "clients", "server", "agents", *SECTIONS])
+    found = set(re.findall(rf"(?<![\w/.-])(?:{first})(?:\.\w+)+(?!\w*[/(])", PAGES[page]))
+    names = {name for name in found if name.rpartition(".")[2] not in ("md", "py", "json", "yaml")}
+    settings = {setting.key for setting in all_settings()}
+    assert sorted(name for name in names if name not in settings and not named_in_code(name)) == []
+
+
+def test_the_rooms_on_the_page_are_those_that_the_contract_has_in_this_order():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract.get("exhaustive")]
+    page = PAGES["docs/architecture.md"].partition("## The rooms of `spatl`")[2].partition("\n## ")[0]
+    rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in page.splitlines() if row.startswith("| `")]
+    assert rows == [layer.split(" | ") for layer in layers]
+
+
+def test_an_update_enters_no_room_twice_on_its_way():
+    way = PAGES["docs/architecture.md"].partition("## One update's way")[2].partition("\n## ")[0]
+    client, server = (re.findall(r"^\d\. `(\w+)`:", side, re.M) for side in way.split("\nOn the server,"))
+    for rooms in (client, server):
+        assert len(set(rooms)) == len(rooms) > 1
+        assert set(rooms) <= set(ROOMS)
+
+
+def test_every_page_is_in_the_index():
+    links = set(re.findall(r"\]\(([\w-]+\.md)\)", PAGES["docs/index.md"]))
+    assert links == {path.name for path in ROOT.glob("docs/*.md")} - {"index.md"}
 
 
 @pytest.mark.parametrize(("page", "text"), [(page, text) for page in PAGES for text in fences(page, "yaml")])
