@@ -4,16 +4,15 @@ The choice by name happens here and nowhere else. All that a user can get wrong 
 line; what went wrong inside the user's own code stays attached as its cause.
 """
 
-import importlib
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
-from spatl.errors import ModelError, did_you_mean, told
+from spatl.errors import ModelError, told
+from spatl.extensions.references import Door, arguments_for, is_reference, resolve, unknown_name
 from spatl.models.cnn import cnn
 from spatl.models.frozen import mark_frozen_
 from spatl.models.mobilenet import mobilenet
@@ -25,6 +24,14 @@ from spatl.seeding import seeded_globals
 logger = logging.getLogger(__name__)
 
 Factory = Callable[..., nn.Module]
+
+MODEL_DOOR: Final = Door(
+    noun="model",
+    setting="model.name",
+    form="package.module:factory",
+    expected="a class or function that builds the network",
+    error=ModelError,
+)
 
 
 @dataclass(frozen=True)
@@ -128,14 +135,17 @@ def build_model(
         >>> model, cut = build_model("resnet20", num_classes=10, in_channels=3, image_size=32, seed=1)
         >>> split = make_split(model, cut)
     """
-    if ":" in name:
+    if is_reference(name):
         # Imported before the seed is set: a module that draws numbers on its first import would shift the weights.
-        factory, cut_in_force = _imported_factory(name), cut
+        factory, cut_in_force = resolve(name, MODEL_DOOR, accepts=_is_factory), cut
     else:
         entry = _known_entry(name)
         factory, cut_in_force = entry.factory, entry.cut if cut is None else cut
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    arguments = _accepted_arguments(name, factory, sizes=sizes, options=options or {})
+    arguments = arguments_for(
+        factory, what=f"model {name!r}", offered=sizes, options=options, given_by="data", section="model.options",
+        error=ModelError,
+    )  # fmt: skip
     with seeded_globals(seed, "model"):
         model = _made_by(factory, name, arguments)
     model, wrappers = _unwrapped(model)
@@ -172,64 +182,12 @@ def _mark_frozen_(model: nn.Module, name: str) -> None:
 
 def _known_entry(name: str) -> ModelEntry:
     if name not in MODELS:
-        raise ModelError(
-            f"unknown model {name!r}{did_you_mean(name, MODELS)}; the known ones are {', '.join(MODELS)}, "
-            'or "package.module:factory" for your own (configs: model.name)'
-        )
+        raise unknown_name(name, MODELS, MODEL_DOOR)
     return MODELS[name]
 
 
-def _imported_factory(reference: str) -> Factory:
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
-        raise ModelError(f'a model of your own is written "package.module:factory", got {reference!r}')
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"model {reference!r}: {_import_failure(module_name, error)}") from error
-    factory: Factory | None = getattr(module, attribute, None)
-    if factory is None:
-        hint = did_you_mean(attribute, vars(module))
-        raise ModelError(f"model {reference!r}: module {module_name!r} has no {attribute!r}{hint}")
-    if not callable(factory) or isinstance(factory, nn.Module):
-        raise ModelError(
-            f"model {reference!r}: {attribute!r} must be a class or function that builds the network, "
-            f"got an object of type {type(factory).__name__}"
-        )
-    return factory
-
-
-def _import_failure(module_name: str, error: BaseException) -> str:
-    """Tell a module that is not there from a module that is there but misses another one, or fails by itself."""
-    if not isinstance(error, ModuleNotFoundError) or error.name is None:
-        return f"module {module_name!r} cannot be imported: {told(error)}"
-    if f"{module_name}.".startswith(f"{error.name}."):
-        return f"no module named {error.name!r}: is it installed, or its folder on PYTHONPATH?"
-    return f"module {module_name!r} cannot be imported: it needs the module {error.name!r}, which is not installed"
-
-
-def _accepted_arguments(
-    name: str, factory: Factory, *, sizes: Mapping[str, int], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the sizes that the factory accepts, plus all options; an option that it does not accept is an error."""
-    if clash := [option for option in options if option in sizes]:
-        raise ModelError(f"{clash[0]!r} is given by the data and cannot be an option (configs: model.options)")
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except ValueError:  # a callable written in C may have no signature: let it judge for itself
-        return {**sizes, **options}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return {**sizes, **options}
-    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    accepted = [parameter.name for parameter in parameters if parameter.kind in by_keyword]
-    taken = [option for option in accepted if option not in sizes]
-    for option in options:
-        if option not in taken:
-            raise ModelError(
-                f"model {name!r} has no option {option!r}{did_you_mean(option, taken)}; "
-                f"it takes {', '.join(taken) or 'none'} (configs: model.options)"
-            )
-    return {size: value for size, value in sizes.items() if size in accepted} | dict(options)
+def _is_factory(found: object) -> bool:
+    return callable(found) and not isinstance(found, nn.Module)
 
 
 def _made_by(factory: Factory, name: str, arguments: Mapping[str, Any]) -> nn.Module:
