@@ -33,7 +33,7 @@ from spatl.rounds.downlink import check_of
 from spatl.rounds.workplace import Workplace
 from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_FAILED, CLIENT_LOST, CLIENT_REFUSED, RECORD
 from spatl.wire.download import Download, unpack_download
-from spatl.wire.registration import AGREED, DESCRIPTION, DIGEST, REFUSED, pack_saliency
+from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, pack_saliency
 
 logger = logging.getLogger(__name__)
 
@@ -80,46 +80,43 @@ def register(message: Message, context: Context) -> Message:
     """
     client = _client(context)
     try:
-        metrics, own = _registration(message, context, client)
+        answer = _registration(message, context, client)
     except SpatlError as error:
         if _is_device(context):
             logger.error("client %d takes no part in this run: %s", client, error,
                          exc_info=error if from_outside(error) else None)  # fmt: skip
         elif from_outside(error):  # the server's log is to have the traceback
             raise
-        metrics, own = {}, ConfigRecord({REFUSED: str(error)})
-    records = RecordDict({"metrics": MetricRecord({"partition-id": client, **metrics}), RECORD: own})
-    return Message(records, reply_to=message)
+        answer = RegistrationAnswer(client, refused=str(error))
+    numbers, fields = MetricRecord(dict(answer.numbers())), ConfigRecord(dict(answer.fields()))
+    return Message(RecordDict({"metrics": numbers, RECORD: fields}), reply_to=message)
 
 
-def _registration(message: Message, context: Context, client: int) -> tuple[dict[str, int], ConfigRecord]:
-    """What a client says of itself, in numbers and in bytes."""
+def _registration(message: Message, context: Context, client: int) -> RegistrationAnswer:
+    """What a client says of itself."""
     store = _store(context)  # a state that has no place is refused before any work
     config = _config(context)
     if config.has_own_data and config.data.agreed is None:
-        agreed = message.content.config_records[RECORD].get(AGREED)
+        agreed = RegistrationQuestion.of_fields(message.content.config_records[RECORD]).agreed
         if agreed is None:
             description = describe_own(config, client)
-            return {"num-examples": description.num_examples}, ConfigRecord({DESCRIPTION: description.to_bytes()})
-        with_agreement(config, _agreement(str(agreed)))
-        store.save_agreed(str(agreed))
+            return RegistrationAnswer(client, description.num_examples, description=description.to_bytes())
+        with_agreement(config, _agreement(agreed))
+        store.save_agreed(agreed)
     workplace = workplace_of(context)
     budget = _own_budget(context)
     if workplace.budget(client, budget) is None and budget is not None:  # an impossible one is refused, before any work
         logger.warning("client %d: this run sends whole updates, its budget of %s is not kept", client, budget)
-    own = ConfigRecord(
-        {
-            "fingerprint": workplace.blueprint.layout.fingerprint,
-            "initial": check_of(workplace.blueprint.initial_encoder()),
-        }
+    blueprint, masked = workplace.blueprint, workplace.config.row.static_mask
+    return RegistrationAnswer(
+        client,
+        workplace.num_examples(client),
+        fingerprint=blueprint.layout.fingerprint,
+        initial=check_of(blueprint.initial_encoder()),
+        rest=b"".join(blueprint.rest.values()) or None,
+        saliency=pack_saliency(workplace.saliency(client)) if masked else None,
+        digest=data_digest(config) if _is_device(context) and config.shares_data_on_disk else None,
     )
-    if rest := workplace.blueprint.rest:
-        own["rest"] = b"".join(rest.values())
-    if workplace.config.row.static_mask:
-        own[BLOB] = pack_saliency(workplace.saliency(client))
-    if _is_device(context) and config.shares_data_on_disk:
-        own[DIGEST] = data_digest(config)
-    return {"num-examples": workplace.num_examples(client)}, own
 
 
 @app.train()

@@ -8,7 +8,7 @@ device only: it is named with the reason and left out, as long as enough are the
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -26,12 +26,11 @@ from spatl.json_files import to_json
 from spatl.models.copies import DIGEST_BYTES
 from spatl.rounds.blueprint import Blueprint, data_digest, servers_blueprint
 from spatl.wire.blob import BLOB, RECORD
-from spatl.wire.registration import AGREED, DESCRIPTION, DIGEST, REFUSED, unpack_saliency
+from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, unpack_saliency
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_REASON = 500
-_MOST_EXAMPLES = 1 << 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +154,12 @@ class _Registrar:
     def describe(self, nodes: Iterable[int]) -> dict[int, tuple[int, Description]]:
         """Ask devices for descriptions of their data; return the node of each client, and its description."""
         described: dict[int, tuple[int, Description]] = {}
-        for node, reply in self._answers(RecordDict({RECORD: ConfigRecord({"fingerprint": b""})}), nodes):
+        for node, reply in self._answers(RegistrationQuestion(), nodes):
             client = None
             try:
-                client, own = self._opened(node, reply, described)
-                description = Description.from_bytes(_bytes(client, own, DESCRIPTION))
-                if description.num_examples != _num_examples(client, reply):
+                client, answer = self._opened(node, reply, described)
+                description = Description.from_bytes(_present(client, answer.description, "description"))
+                if description.num_examples != answer.num_examples:
                     raise DataError("it says two numbers of training examples")
                 described[client] = node, description
             except SpatlError as error:
@@ -169,20 +168,22 @@ class _Registrar:
 
     def register(self, nodes: Iterable[int], blueprint: Blueprint, known: Mapping[int, int]) -> dict[int, Registration]:
         """Ask nodes for their registrations; return them by client."""
-        question = ConfigRecord({"fingerprint": blueprint.layout.fingerprint})
+        question = RegistrationQuestion(blueprint.layout.fingerprint)
         if blueprint.config.data.agreed is not None and self.config.data.agreed is None:  # new to the devices
-            question[AGREED] = to_json(asdict(blueprint.config.data.agreed.agreement()), ensure_ascii=False)
+            agreed = to_json(asdict(blueprint.config.data.agreed.agreement()), ensure_ascii=False)
+            question = replace(question, agreed=agreed)
         shared = data_digest(blueprint.config) if self.devices and blueprint.config.shares_data_on_disk else None
         clients: dict[int, Registration] = {}
         holders: dict[bytes, list[int]] = {}
-        for node, reply in self._answers(RecordDict({RECORD: question}), nodes):
+        for node, reply in self._answers(question, nodes):
             client = None
             try:
-                client, own = self._opened(node, reply, clients)
-                registration = _registration(client, node, reply, own, blueprint)
+                client, answer = self._opened(node, reply, clients)
+                registration = _registration(node, answer, blueprint)
                 if shared is not None:
-                    holders.setdefault(_bytes(client, own, DIGEST), []).append(client)
-                    _check_digest(client, _bytes(client, own, DIGEST), shared, blueprint.config)
+                    digest = _present(client, answer.digest, "data")
+                    holders.setdefault(digest, []).append(client)
+                    _check_digest(client, digest, shared, blueprint.config)
                 if registration.num_examples != known.get(client, registration.num_examples):
                     raise SpatlError(
                         f"client {client} has {registration.num_examples} training examples, in the rounds before it "
@@ -224,9 +225,9 @@ class _Registrar:
                 f"{self._enough} (server.min_replies){told}"
             )
 
-    def _answers(self, content: RecordDict, nodes: Iterable[int]) -> Iterator[tuple[int, Message]]:
+    def _answers(self, question: RegistrationQuestion, nodes: Iterable[int]) -> Iterator[tuple[int, Message]]:
         """Yield the reply of each node; a node that cannot be asked is refused."""
-        for node, reply in self.inquiry.ask(content, nodes):
+        for node, reply in self.inquiry.ask(RecordDict({RECORD: ConfigRecord(dict(question.fields()))}), nodes):
             if isinstance(reply, Message):
                 yield node, reply
             else:
@@ -238,8 +239,8 @@ class _Registrar:
         logger.warning("client %d takes no part: %s", client, reason,
                        extra={"client": client, **({"traceback": found} if found else {})})  # fmt: skip
 
-    def _opened(self, node: int, reply: Message, others: Mapping[int, object]) -> tuple[int, ConfigRecord]:
-        """Return the client that an answer is of, and the record in it.
+    def _opened(self, node: int, reply: Message, others: Mapping[int, object]) -> tuple[int, RegistrationAnswer]:
+        """Return the client that an answer is of, and the answer.
 
         Raises:
             SpatlError: It is an error, says why the client cannot take part, or that it is another client.
@@ -250,8 +251,8 @@ class _Registrar:
                 refused.add_note(found)
             raise refused
         try:
-            client = reply.content.metric_records["metrics"]["partition-id"]
-            own = reply.content.config_records[RECORD]
+            numbers, fields = reply.content.metric_records["metrics"], reply.content.config_records[RECORD]
+            client = RegistrationAnswer.client_of(numbers)
         except KeyError as error:
             raise SpatlError(f"a client's registration lacks {error}") from error
         num_clients = self.config.partition.num_clients
@@ -262,46 +263,47 @@ class _Registrar:
             raise ConfigError(f"the node with the key of client {owner} says that it holds partition {client}")
         if client in others:
             raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")
-        if REFUSED in own:
-            reason = " ".join(str(own[REFUSED]).split())[:_LONGEST_REASON]
+        try:
+            answer = RegistrationAnswer.of_fields(client, numbers, fields)
+        except UpdateRejected as error:
+            raise SpatlError(f"client {client} {error}") from error
+        if answer.refused is not None:
+            reason = " ".join(answer.refused.split())[:_LONGEST_REASON]
             raise SpatlError(reason if self.devices else f"client {client} could not register: {reason}")
-        return client, own
+        return client, answer
 
 
-def _registration(client: int, node: int, reply: Message, own: ConfigRecord, blueprint: Blueprint) -> Registration:
-    examples = _num_examples(client, reply)
-    if own.get("fingerprint") != blueprint.layout.fingerprint:
+def _registration(node: int, answer: RegistrationAnswer, blueprint: Blueprint) -> Registration:
+    """Return the registration of a client whose answer holds what the server builds too."""
+    client = answer.client
+    if answer.fingerprint != blueprint.layout.fingerprint:
         raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
-    _check_rest(client, own.get("rest", b""), blueprint)
+    _check_rest(client, answer.rest or b"", blueprint)
     saliency = torch.zeros(0)
     if blueprint.config.row.static_mask:
         try:
-            saliency = unpack_saliency(_bytes(client, own, BLOB), blueprint.layout)
+            saliency = unpack_saliency(_present(client, answer.saliency, BLOB), blueprint.layout)
         except UpdateRejected as error:
             raise SpatlError(f"client {client} could not register: {error}") from error
-    return Registration(node, examples, _bytes(client, own, "initial"), saliency)
+    assert answer.num_examples is not None  # of an answer that was not refused
+    return Registration(node, answer.num_examples, _present(client, answer.initial, "initial"), saliency)
 
 
-def _num_examples(client: int, reply: Message) -> int:
-    examples = reply.content.metric_records["metrics"].get("num-examples")
-    if not isinstance(examples, int) or not 1 <= examples < _MOST_EXAMPLES:
-        raise SpatlError(f"client {client} registered with {examples} training examples, expected at least 1")
-    return examples
+def _present(client: int, part: bytes | None, name: str) -> bytes:
+    """Return a part of a client's answer.
+
+    Raises:
+        SpatlError: It is not there.
+    """
+    if part is None:
+        raise SpatlError(f"client {client}: a client's registration lacks {name!r}")
+    return part
 
 
-def _bytes(client: int, own: ConfigRecord, key: str) -> bytes:
-    value = own.get(key)
-    if value is None:
-        raise SpatlError(f"client {client}: a client's registration lacks {key!r}")
-    if not isinstance(value, bytes):
-        raise SpatlError(f"client {client} registered with other than bytes where bytes are expected")
-    return value
-
-
-def _check_rest(client: int, digests: object, blueprint: Blueprint) -> None:
+def _check_rest(client: int, digests: bytes, blueprint: Blueprint) -> None:
     """Raise where a client's model differs from the server's in something that no message carries, and name it."""
     rest = blueprint.rest
-    if not isinstance(digests, bytes) or len(digests) != DIGEST_BYTES * len(rest):
+    if len(digests) != DIGEST_BYTES * len(rest):
         raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
     for number, (name, own) in enumerate(rest.items()):
         if digests[DIGEST_BYTES * number : DIGEST_BYTES * (number + 1)] != own:

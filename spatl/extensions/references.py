@@ -87,9 +87,7 @@ def unknown_name(name: object, known: Iterable[str], door: Door) -> SpatlError:
     """
     names = list(known)
     close = did_you_mean(str(name), names)
-    return door.error(
-        f"unknown {door.noun} {name!r}{close}; known: {', '.join(names)}, {door.more}"
-    )
+    return door.error(f"unknown {door.noun} {name!r}{close}; known: {', '.join(names)}, {door.more}")
 
 
 def arguments_for(

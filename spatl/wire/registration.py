@@ -1,6 +1,8 @@
 """Registration of a client: what it says of itself before the first round."""
 
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 import numpy as np
 import torch
@@ -8,12 +10,103 @@ from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
 from spatl.errors import UpdateRejected
-
-AGREED, DESCRIPTION, DIGEST, REFUSED = "agreed", "description", "data", "refused"
-"""What else the record of a registration may have: what the clients have agreed on, as JSON; what a device's own data
-are like (`spatl.data.own`); the digest of a data set that is shared out; why a client cannot take part."""
+from spatl.wire.blob import BLOB
 
 _LARGEST_SALIENCY: Final = 1e30
+_MOST_EXAMPLES: Final = 1 << 32
+_CLIENT, _EXAMPLES = "partition-id", "num-examples"
+_FINGERPRINT, _AGREED, _REFUSED = "fingerprint", "agreed", "refused"
+_FIELDS: Final = {
+    _FINGERPRINT: "fingerprint", "initial": "initial", "rest": "rest", BLOB: "saliency", "data": "digest",
+    "description": "description",
+}  # fmt: skip
+"""The key of each part of an answer that is bytes, and its name here."""
+
+
+@dataclass(frozen=True)
+class RegistrationQuestion:
+    """Question of the server to a client before the first round.
+
+    Attributes:
+        fingerprint: The layout's; empty where devices are asked for a description of their own data first.
+        agreed: What the clients have agreed on, as JSON; None where it is not new to them.
+    """
+
+    fingerprint: bytes = b""
+    agreed: str | None = None
+
+    def fields(self) -> dict[str, bytes | str]:
+        """Return what a message carries, by key."""
+        return {_FINGERPRINT: self.fingerprint} | ({} if self.agreed is None else {_AGREED: self.agreed})
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, object]) -> Self:
+        """Return the question that a message carries; a client reads no more of it than the agreement."""
+        agreed = fields.get(_AGREED)
+        return cls(agreed=None if agreed is None else str(agreed))
+
+
+@dataclass(frozen=True)
+class RegistrationAnswer:
+    """Answer of a client: its partition, how many examples it trains on, and what it would build.
+
+    Attributes:
+        client: Its partition id.
+        num_examples: Its training examples (n_i); None where it cannot take part.
+        fingerprint: The layout's, as it builds it.
+        initial: Check of the initial encoder that it builds.
+        rest: Digests of all else that both sides build and no message carries.
+        saliency: Worth of each channel on its data (`pack_saliency`), for methods with one mask for all.
+        digest: Digest of the data set that is shared out.
+        description: What a device's own data are like (`spatl.data.own`).
+        refused: Why it cannot take part, in one line.
+    """
+
+    client: int
+    num_examples: int | None = None
+    fingerprint: bytes | None = None
+    initial: bytes | None = None
+    rest: bytes | None = None
+    saliency: bytes | None = None
+    digest: bytes | None = None
+    description: bytes | None = None
+    refused: str | None = None
+
+    def numbers(self) -> dict[str, int]:
+        """Return what a message carries as numbers, by key."""
+        return {_CLIENT: self.client} | ({} if self.num_examples is None else {_EXAMPLES: self.num_examples})
+
+    def fields(self) -> dict[str, bytes | str]:
+        """Return what else a message carries, by key."""
+        values = {key: getattr(self, name) for key, name in _FIELDS.items()} | {_REFUSED: self.refused}
+        return {key: value for key, value in values.items() if value is not None}
+
+    @staticmethod
+    def client_of(numbers: Mapping[str, object]) -> object:
+        """Return the partition that a message says it is of, as it stands there."""
+        return numbers[_CLIENT]
+
+    @classmethod
+    def of_fields(cls, client: int, numbers: Mapping[str, object], fields: Mapping[str, object]) -> Self:
+        """Return the answer that a message of a client carries.
+
+        Raises:
+            UpdateRejected: A part of it has another type or range than it must have.
+        """
+        if _REFUSED in fields:
+            return cls(client, refused=str(fields[_REFUSED]))
+        examples = numbers.get(_EXAMPLES)
+        if not isinstance(examples, int) or not 1 <= examples < _MOST_EXAMPLES:
+            raise UpdateRejected(f"registered with {examples} training examples, expected at least 1")
+        answer = cls(client, examples)
+        for key, name in _FIELDS.items():
+            part = fields.get(key)
+            if part is None:
+                continue
+            if not isinstance(part, bytes):
+                raise UpdateRejected("registered with other than bytes where bytes are expected")
+            answer = replace(answer, **{name: part})
+        return answer
 
 
 def pack_saliency(saliency: Tensor) -> bytes:
