@@ -1,7 +1,7 @@
 """Registration of a client: what it says of itself before the first round."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
@@ -98,15 +98,23 @@ class RegistrationAnswer:
         examples = numbers.get(_EXAMPLES)
         if not isinstance(examples, int) or not 1 <= examples < _MOST_EXAMPLES:
             raise UpdateRejected(f"registered with {examples} training examples, expected at least 1")
-        answer = cls(client, examples)
+        parts: dict[str, bytes] = {}
         for key, name in _FIELDS.items():
             part = fields.get(key)
-            if part is None:
-                continue
-            if not isinstance(part, bytes):
+            if isinstance(part, bytes):
+                parts[name] = part
+            elif part is not None:
                 raise UpdateRejected("registered with other than bytes where bytes are expected")
-            answer = replace(answer, **{name: part})
-        return answer
+        return cls(
+            client,
+            examples,
+            fingerprint=parts.get("fingerprint"),
+            initial=parts.get("initial"),
+            rest=parts.get("rest"),
+            saliency=parts.get("saliency"),
+            digest=parts.get("digest"),
+            description=parts.get("description"),
+        )
 
 
 def pack_saliency(saliency: Tensor) -> bytes:
