@@ -28,6 +28,25 @@ Evaluate = Callable[[Tensor], float]
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """Start of a search.
+
+    Attributes:
+        policy: The policy with the client's head; not changed.
+        graph: The problem.
+        action: float32 [G], the action to start from.
+        reward: Its reward.
+        evaluate: Measures the reward of an action.
+    """
+
+    policy: GraphPolicy
+    graph: Graph
+    action: Tensor
+    reward: float
+    evaluate: Evaluate
+
+
+@dataclass(frozen=True, eq=False)
 class Tuned:
     """Result of a few evaluations.
 
@@ -42,60 +61,39 @@ class Tuned:
     rewards: Tensor
 
 
-def local_search(
-    policy: GraphPolicy,
-    graph: Graph,
-    start: Tensor,
-    start_reward: float,
-    evaluate: Evaluate,
-    *,
-    samples: int,
-    generator: torch.Generator,
-) -> Tuned:
-    """Climb from `start`: move half of the groups by random amounts, and stay where it is better.
+def local_search(start: Start, *, samples: int, generator: torch.Generator) -> Tuned:
+    """Climb from the start: move half of the groups by random amounts, and stay where it is better.
 
     Args:
-        policy: The policy with the client's head; not changed.
-        graph: The problem.
-        start: float32 [G], the action to start from.
-        start_reward: Its reward.
-        evaluate: Measures the reward of an action.
+        start: Where it begins, and how actions are measured.
         samples: How many actions may be measured.
         generator: Draws the moves.
 
     Returns:
-        The measured actions, and the head refitted to the best of them and `start` by ridge regression.
+        The measured actions, and the head refitted to the best of them and the start by ridge regression.
     """
-    best, best_reward = start, start_reward
+    best, best_reward = start.action, start.reward
     actions, rewards = [], []
     for _ in range(samples):
-        moved = torch.rand(start.shape, generator=generator) < _MOVED
-        action = (best + _SPREAD * torch.randn(start.shape, generator=generator) * moved).clamp(-1, 1)
-        reward = evaluate(action)
+        moved = torch.rand(best.shape, generator=generator) < _MOVED
+        action = (best + _SPREAD * torch.randn(best.shape, generator=generator) * moved).clamp(-1, 1)
+        reward = start.evaluate(action)
         actions.append(action)
         rewards.append(reward)
         if reward > best_reward:
             best, best_reward = action, reward
-    head = refitted(policy, graph, best) if best_reward > start_reward else _head(policy.head)
-    return Tuned(head, _stacked(actions, start), torch.tensor(rewards, dtype=torch.float64))
+    found = best_reward > start.reward
+    head = refitted(start.policy, start.graph, best) if found else _head(start.policy.head)
+    return Tuned(head, _stacked(actions, start.action), torch.tensor(rewards, dtype=torch.float64))
 
 
-def tune_head(
-    policy: GraphPolicy,
-    graph: Graph,
-    start: Tensor,
-    start_reward: float,
-    evaluate: Evaluate,
-    *,
-    samples: int,
-    generator: torch.Generator,
-) -> Tuned:
+def tune_head(start: Start, *, samples: int, generator: torch.Generator) -> Tuned:
     """Fine-tune the head by PPO on one-step episodes; arguments and result as of `local_search`.
 
-    The samples are drawn around the head's own action; `start` is that action, and its reward part of the baseline.
+    The samples are drawn around the head's own action; the start is that action, and its reward part of the baseline.
     """
-    tuned = copy.deepcopy(policy)
-    features = _features(policy, graph)
+    tuned = copy.deepcopy(start.policy)
+    features = _features(start.policy, start.graph)
     optimizer = torch.optim.Adam(tuned.head.parameters(), lr=_LEARNING_RATE)
     std = float(tuned.log_std.detach().exp())
     actions: list[Tensor] = []
@@ -107,13 +105,13 @@ def tune_head(
             (means + std * torch.randn(means.shape, generator=generator)).clamp(-1, 1)
             for _ in range(min(_BATCH, samples - len(actions)))
         ]
-        found = [evaluate(action) for action in batch]
+        found = [start.evaluate(action) for action in batch]
         actions += batch
         rewards += found
-        known = torch.tensor([start_reward, *rewards])
+        known = torch.tensor([start.reward, *rewards])
         advantages = (torch.tensor(found) - known.mean()) / known.std(correction=0).clamp(min=1e-6)
         _ascend(tuned.head, optimizer, features, means, torch.stack(batch), advantages, std)
-    return Tuned(_head(tuned.head), _stacked(actions, start), torch.tensor(rewards, dtype=torch.float64))
+    return Tuned(_head(tuned.head), _stacked(actions, start.action), torch.tensor(rewards, dtype=torch.float64))
 
 
 def _ascend(

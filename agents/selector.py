@@ -18,7 +18,7 @@ from torch import Tensor
 from agents.graph import Graph, make_graph
 from agents.measurement import Trial, pruned_trial, reward, sent_trial
 from agents.policy import GraphPolicy, load_policy
-from agents.search import local_search, refitted, tune_head
+from agents.search import Start, local_search, refitted, tune_head
 from agents.selection_problem import Problem
 from spatl.channels.selection import Selection
 from spatl.data import Examples
@@ -163,12 +163,12 @@ def choose(proposal: Proposal, trial: Trial, *, samples: int, tuning: str, gener
 
     head: dict[str, Tensor] = {}
     if samples:
-        policy, start, own = proposal.policy, proposal.action, reward(measured[1][1], prior)
+        policy, action, own = proposal.policy, proposal.action, reward(measured[1][1], prior)
         if own < 0:  # what is worse than the prior is no place to start from, nor to come back to
-            start, own = torch.zeros_like(start), 0.0
-            policy = personal(policy, refitted(policy, proposal.graph, start))
-        tuned = _TUNING[tuning](policy, proposal.graph, start, own, evaluate, samples=samples, generator=generator)
-        head = tuned.head
+            action, own = torch.zeros_like(action), 0.0
+            policy = personal(policy, refitted(policy, proposal.graph, action))
+        start = Start(policy, proposal.graph, action, own, evaluate)
+        head = _TUNING[tuning](start, samples=samples, generator=generator).head
     allowed = [(selection, found) for selection, found in measured if found.accuracy >= prior.accuracy]
     selection, found = max(allowed, key=lambda each: each[1].advantage(prior))
     return Best(selection, head, found.accuracy - prior.accuracy)

@@ -59,17 +59,14 @@ class Registered:
         blueprint: The model, the layout and the costs that it describes.
         clients: Registrations of the clients that take part.
         absent: Reasons by client that does not.
+        num_examples: Training examples by client that takes part.
     """
 
     config: ExperimentConfig
     blueprint: Blueprint
     clients: Mapping[int, Registration]
     absent: Mapping[int, str]
-
-    @property
-    def num_examples(self) -> dict[int, int]:
-        """Training examples by client."""
-        return {client: registration.num_examples for client, registration in self.clients.items()}
+    num_examples: Mapping[int, int]
 
 
 def register(
@@ -111,11 +108,15 @@ def register(
             config = with_agreement(config, agreement)
     registrar.check_enough(len(nodes))
     blueprint = servers_blueprint(config.to_json())
-    clients = registrar.register(nodes, blueprint, known)
+    clients = dict(sorted(registrar.register(nodes, blueprint, known).items()))
     registrar.check_enough(len(clients))
     if recorder is not None:
         recorder.round.entries.extend(inquiry.entries({each.node_id: client for client, each in clients.items()}))
-    return Registered(config, blueprint, dict(sorted(clients.items())), dict(sorted(registrar.absent.items())))
+    return Registered(
+        config, blueprint, clients,
+        absent=dict(sorted(registrar.absent.items())),
+        num_examples={client: registration.num_examples for client, registration in clients.items()},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

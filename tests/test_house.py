@@ -260,4 +260,4 @@ def test_nothing_refers_to_a_document_that_is_not_in_the_repository():
     outside = re.compile(r"\b(" + "|".join(["DESIGN", "HOUSE", "STYLE"]) + r")\b|\b[Ii]ssue #?\d")
     texts = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *SOURCES, *(ROOT / "tests").rglob("*.py"))
     found = [str(path.relative_to(ROOT)) for path in texts if outside.search(path.read_text(encoding="utf-8"))]
-    assert found == ["tests/test_house.py"]  # this line's neighbours
+    assert found == ["tests/test_house.py"]  # which names them

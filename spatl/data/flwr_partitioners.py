@@ -7,6 +7,7 @@ when a config names one of these rows.
 """
 
 import warnings
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -30,22 +31,13 @@ def dirichlet(rng: np.random.Generator, request: Request) -> Integers:
     Raises:
         DataError: In the library's eleven draws there was always a client that is too small.
     """
-    partitioner = _library().DirichletPartitioner(
-        num_partitions=request.num_clients,
-        partition_by="label",
-        alpha=float(request.alpha),
-        min_partition_size=request.min_examples,
-        shuffle=False,
-        seed=_seed(rng),
+    settings = {"alpha": float(request.alpha), "min_partition_size": request.min_examples}
+    otherwise = (
+        f"flwr-dirichlet: flwr-datasets drew 11 times, and some client always had fewer than {request.min_examples}"
+        f" examples (num_clients={request.num_clients}, alpha={request.alpha}): raise alpha, lower num_clients or "
+        "min_examples, or use dirichlet, which draws 1000 times"
     )
-    try:
-        return _assign(rng, request, partitioner)
-    except ValueError as error:
-        raise DataError(
-            f"flwr-dirichlet: flwr-datasets drew 11 times, and some client always had fewer than {request.min_examples}"
-            f" examples (num_clients={request.num_clients}, alpha={request.alpha}): raise alpha, lower num_clients or "
-            "min_examples, or use dirichlet, which draws 1000 times"
-        ) from error
+    return _assign(rng, request, _by_label("DirichletPartitioner", rng, request, settings), otherwise=otherwise)
 
 
 def labels(rng: np.random.Generator, request: Request) -> Integers:
@@ -63,22 +55,13 @@ def labels(rng: np.random.Generator, request: Request) -> Integers:
             f"labels_per_client must be in [1, {len(class_sizes)}], the number of classes with examples, got "
             f"{request.labels_per_client}"
         )
-    partitioner = _library().PathologicalPartitioner(
-        num_partitions=request.num_clients,
-        partition_by="label",
-        num_classes_per_partition=request.labels_per_client,
-        class_assignment_mode="first-deterministic",
-        shuffle=False,
-        seed=_seed(rng),
+    settings = {"num_classes_per_partition": request.labels_per_client, "class_assignment_mode": "first-deterministic"}
+    otherwise = (
+        f"labels: some class has fewer examples than clients that should have it (num_clients="
+        f"{request.num_clients}, labels_per_client={request.labels_per_client}): lower num_clients or "
+        "labels_per_client"
     )
-    try:
-        return _assign(rng, request, partitioner)
-    except ValueError as error:
-        raise DataError(
-            f"labels: some class has fewer examples than clients that should have it (num_clients="
-            f"{request.num_clients}, labels_per_client={request.labels_per_client}): lower num_clients or "
-            "labels_per_client"
-        ) from error
+    return _assign(rng, request, _by_label("PathologicalPartitioner", rng, request, settings), otherwise=otherwise)
 
 
 def quantity(rng: np.random.Generator, request: Request) -> Integers:
@@ -104,8 +87,18 @@ def quantity(rng: np.random.Generator, request: Request) -> Integers:
     )
 
 
-def _assign(rng: np.random.Generator, request: Request, partitioner: Any) -> Integers:
-    """Return the owner of each example: the client whose partition of the shuffled table holds its position."""
+def _by_label(name: str, rng: np.random.Generator, request: Request, settings: Mapping[str, Any]) -> Any:
+    """Make a partitioner of the library that looks at labels."""
+    make = getattr(_library(), name)
+    return make(num_partitions=request.num_clients, partition_by="label", shuffle=False, seed=_seed(rng), **settings)
+
+
+def _assign(rng: np.random.Generator, request: Request, partitioner: Any, *, otherwise: str | None = None) -> Integers:
+    """Return the owner of each example: the client whose partition of the shuffled table holds its position.
+
+    Raises:
+        DataError: The library finds no partition; the message is `otherwise`.
+    """
     import datasets  # which flwr-datasets is built on
 
     positions = rng.permutation(np.arange(len(request.labels)))
@@ -117,7 +110,12 @@ def _assign(rng: np.random.Generator, request: Request, partitioner: Any) -> Int
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="flwr_datasets")
         for client in range(request.num_clients):
-            rows = partitioner.load_partition(client).with_format("numpy")[:]
+            try:
+                rows = partitioner.load_partition(client).with_format("numpy")[:]
+            except ValueError as error:
+                if otherwise is None:
+                    raise
+                raise DataError(otherwise) from error
             owners[rows["position"]] = client
     return owners
 

@@ -51,7 +51,14 @@ class ModelEntry:
     source: str
 
 
-_RESNET_SOURCE = "He et al. 2016, arXiv 1512.03385, section 4.2, with projection shortcuts"
+def _resnet(factory: Factory, *, blocks: str) -> ModelEntry:
+    return ModelEntry(
+        factory=factory,
+        cut=("fc",),
+        description=f"residual network, {blocks} per stage; options: width",
+        source="He et al. 2016, arXiv 1512.03385, section 4.2, with projection shortcuts",
+    )
+
 
 MODELS: dict[str, ModelEntry] = {
     "cnn": ModelEntry(
@@ -60,30 +67,10 @@ MODELS: dict[str, ModelEntry] = {
         description="two 5x5 convolutions and a hidden layer; options: channels, hidden",
         source="McMahan et al. 2017, arXiv 1602.05629; LEAF, arXiv 1812.01097, with hidden 2048",
     ),
-    "resnet8": ModelEntry(
-        factory=resnet8,
-        cut=("fc",),
-        description="residual network, 1 block per stage; options: width",
-        source=_RESNET_SOURCE,
-    ),
-    "resnet20": ModelEntry(
-        factory=resnet20,
-        cut=("fc",),
-        description="residual network, 3 blocks per stage; options: width",
-        source=_RESNET_SOURCE,
-    ),
-    "resnet32": ModelEntry(
-        factory=resnet32,
-        cut=("fc",),
-        description="residual network, 5 blocks per stage; options: width",
-        source=_RESNET_SOURCE,
-    ),
-    "resnet56": ModelEntry(
-        factory=resnet56,
-        cut=("fc",),
-        description="residual network, 9 blocks per stage; options: width",
-        source=_RESNET_SOURCE,
-    ),
+    "resnet8": _resnet(resnet8, blocks="1 block"),
+    "resnet20": _resnet(resnet20, blocks="3 blocks"),
+    "resnet32": _resnet(resnet32, blocks="5 blocks"),
+    "resnet56": _resnet(resnet56, blocks="9 blocks"),
     "vgg11": ModelEntry(
         factory=vgg11,
         cut=("classifier",),

@@ -51,16 +51,6 @@ class VGG(nn.Module):
 
 
 def vgg11(*, num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> VGG:
-    """Return a VGG-11 with BatchNorm.
-
-    Args:
-        num_classes: Number of classes, at least 2.
-        in_channels: Channels of the images.
-        image_size: Side of the square images, at least 8.
-        width: Multiplies the number of channels of every layer.
-
-    Raises:
-        ModelError: If a size is out of range.
-    """
+    """Return a VGG-11 with BatchNorm (arguments as in `mobilenet`)."""
     check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     return VGG(num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)

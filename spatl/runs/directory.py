@@ -1,7 +1,7 @@
 """Directory of a run: its locks, how far the run in it has come, and its config."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from spatl.config.experiment import ExperimentConfig
@@ -28,31 +28,23 @@ _OF_A_START = frozenset({LOCK, SERVERS_LOCK, REGISTRATION, CONFIG, RUN, ERROR, F
 """What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
 
 
-@contextmanager
-def alone_in_run(directory: Path) -> Iterator[None]:
+def alone_in_run(directory: Path) -> AbstractContextManager[None]:
     """Keep other processes from running what a run's directory holds; the directory is made if it is not there.
 
     Raises:
         SpatlError: Another process runs it, or it cannot be made.
     """
-    with _holding(directory, LOCK, otherwise=f"another process is running {directory}; wait for it, or stop it"):
-        yield
+    return _locked(directory, LOCK, otherwise=f"another process is running {directory}; wait for it, or stop it")
+
+
+def serving_run(directory: Path) -> AbstractContextManager[None]:
+    """Keep other servers from a deployment's run, while clients are waited for too (errors as of `alone_in_run`)."""
+    return _locked(directory, SERVERS_LOCK, otherwise=f"another process serves {directory}; wait for it, or stop it")
 
 
 @contextmanager
-def serving_run(directory: Path) -> Iterator[None]:
-    """Keep other servers from a deployment's run, while clients are waited for too; the directory is made.
-
-    Raises:
-        SpatlError: Another process has it, or it cannot be made.
-    """
-    with _holding(directory, SERVERS_LOCK, otherwise=f"another process serves {directory}; wait for it, or stop it"):
-        yield
-
-
-@contextmanager
-def _holding(directory: Path, lock: str, *, otherwise: str) -> Iterator[None]:
-    """Hold one of the locks of a run's directory, which is made; `otherwise` is said where another process has it."""
+def _locked(directory: Path, lock: str, *, otherwise: str) -> Iterator[None]:
+    """Take one of the locks of a run's directory, which is made; `otherwise` is said where another process has it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

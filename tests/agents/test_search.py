@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.graph import make_graph
-from agents.search import local_search, tune_head
+from agents.search import Start, local_search, tune_head
 from agents.selector import personal
 from spatl.channels.costs import Budget
 from tests.support.problems import drawn_policy, problem_for
@@ -22,9 +22,9 @@ def closeness(action):
 
 def tuned(method, samples, seed=0):
     policy = drawn_policy(3, scale=0.15)
-    start = policy.act(GRAPH)
-    draws = torch.Generator().manual_seed(seed)
-    return policy, method(policy, GRAPH, start, closeness(start), closeness, samples=samples, generator=draws)
+    action = policy.act(GRAPH)
+    start = Start(policy, GRAPH, action, closeness(action), closeness)
+    return policy, method(start, samples=samples, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.slow
