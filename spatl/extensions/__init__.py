@@ -1,1 +1,1 @@
-"""What a config names by `package.module:name`: code of the user's own, found and called in one way."""
+"""Extensions: code of the user's own that a config names by `package.module:name`, found and called in one way."""

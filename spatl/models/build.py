@@ -142,12 +142,21 @@ def build_model(
         )
         cut_in_force = cut_in_force and _without_wrappers(cut_in_force)
     _mark_frozen_(model, name)
-    if cut_in_force is None:
+    return model, known_cut(model, _given_cut(cut_in_force, model, name))
+
+
+def _given_cut(cut: Sequence[str] | None, model: nn.Module, name: str) -> Sequence[str]:
+    """Return a cut, if there is one.
+
+    Raises:
+        ModelError: There is none; the message lists the submodules.
+    """
+    if cut is None:
         raise ModelError(
             f"say which submodules of {name} form the private predictor with model.cut in the config, a list of names "
             f"([] for none); its top-level submodules are {top_level_names(model)}"
         )
-    return model, known_cut(model, cut_in_force)
+    return cut
 
 
 def _mark_frozen_(model: nn.Module, name: str) -> None:
