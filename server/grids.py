@@ -122,6 +122,11 @@ class InProcessGrid(Grid):
         run_config: Flower's run config, the same for every node.
         loses: Whether the reply of a node to a message is lost on its way, for tests of faults: called with the
             partition id and the message after the client has done its work.
+
+    Attributes:
+        contexts: What each node knows of itself and keeps between messages, by its id; a node whose entry is taken out
+            is not connected.
+        queue: The messages that no client has worked on yet, by their id.
     """
 
     def __init__(
@@ -137,9 +142,9 @@ class InProcessGrid(Grid):
         TaskIdentity.node_id = SERVER_NODE_ID
         self._client_app = client_app
         self._loses = loses
-        self._queue: OrderedDict[str, Message] = OrderedDict()
+        self.queue: OrderedDict[str, Message] = OrderedDict()
         self._num_messages = 0
-        self._contexts = {
+        self.contexts = {
             SERVER_NODE_ID + 1 + client: Context(
                 run_id=1,
                 node_id=SERVER_NODE_ID + 1 + client,
@@ -166,7 +171,7 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all nodes, ascending."""
-        return list(self._contexts)
+        return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages."""
@@ -175,18 +180,18 @@ class InProcessGrid(Grid):
             self._num_messages += 1
             message_id = f"message-{self._num_messages}"
             message.metadata.__dict__["_message_id"] = message_id  # no setter; Flower's own grids do the same
-            self._queue[message_id] = message
+            self.queue[message_id] = message
             ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Run the next queued message that is asked for, and return its reply (nothing if it was lost)."""
         wanted = set(message_ids)
-        for message_id in self._queue:
+        for message_id in self.queue:
             if message_id in wanted:
-                message = self._queue.pop(message_id)
+                message = self.queue.pop(message_id)
                 reply = self._call(message)
-                client = self._contexts[message.metadata.dst_node_id].node_config["partition-id"]
+                client = self.contexts[message.metadata.dst_node_id].node_config["partition-id"]
                 assert isinstance(client, int)
                 return [] if self._loses(client, message) else [reply]
         return []
@@ -198,7 +203,7 @@ class InProcessGrid(Grid):
 
     def _call(self, message: Message) -> Message:
         try:
-            return self._client_app(message, self._contexts[message.metadata.dst_node_id])
+            return self._client_app(message, self.contexts[message.metadata.dst_node_id])
         except Exception as error:  # as in Flower's runtimes, what a client raises reaches the server as a reply
             # As Flower's runtimes put it.
             return Message(

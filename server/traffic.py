@@ -5,7 +5,7 @@ call per object (PullObject) and a confirmation; a reply leaves the same way (Pu
 the protobuf bodies of these calls, made by Flower's own functions with ids of a fixed length in place of those it
 draws. Not counted is what no message causes (polling, heartbeats, the app's download), and what carries the bodies: the
 HTTP headers (840 bytes up and 130 down per call on flwr 1.41, most of them the node's key and signature), TLS, TCP.
-`tests/server/test_socket.py` compares the count with a real deployment's socket.
+`tests/server/deployment/test_socket.py` compares the count with a real deployment's socket.
 """
 
 from dataclasses import dataclass

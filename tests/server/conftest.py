@@ -1,8 +1,11 @@
 """What the tests of the server share."""
 
+from pathlib import Path
+
 import pytest
 
 from server.strategy import FederationStrategy
+from tests.support.own_data import CLASSES, NUMBERS, write_data
 
 
 @pytest.fixture
@@ -16,3 +19,11 @@ def strategies(monkeypatch) -> list[FederationStrategy]:
 
     monkeypatch.setattr(FederationStrategy, "__init__", kept)
     return made
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Path:
+    """Three devices with unequal numbers of examples, the last without class 2."""
+    for client, (number, classes) in enumerate(zip(NUMBERS, CLASSES, strict=True)):
+        write_data(tmp_path / f"{client}.npz", number, classes, seed=client)
+    return tmp_path

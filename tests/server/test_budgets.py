@@ -24,7 +24,7 @@ def run_with_node_config(config, directory, client, **values):
         run_config={"config": config.to_json(), "out": str(directory)},
         loses=lambda client, message: False,
     )
-    for context in grid._contexts.values():
+    for context in grid.contexts.values():
         if context.node_config["partition-id"] == client:
             context.node_config.update(values)
     serve(grid, config, directory)

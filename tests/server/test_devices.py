@@ -16,7 +16,7 @@ def run_on_devices(config, directory, devices, **run_config):
     """Each client's node with a config of its own."""
     values = {"config": config.to_json(), "out": str(directory), **run_config}
     grid = InProcessGrid(client_app, num_clients=config.partition.num_clients, run_config=values)
-    for context in grid._contexts.values():
+    for context in grid.contexts.values():
         context.node_config.update(devices.get(context.node_config["partition-id"], {}))
     serve(grid, config, directory)
 

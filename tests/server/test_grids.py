@@ -34,11 +34,11 @@ class Slow(InProcessGrid):
 
     def __init__(self, clock, seconds):
         super().__init__(echo, num_clients=len(seconds), run_config={})
-        self._clock, self._ready = clock, dict(zip(self._contexts, seconds, strict=True))
+        self._clock, self._ready = clock, dict(zip(self.contexts, seconds, strict=True))
 
     def pull_messages(self, message_ids):
         for message_id in message_ids:
-            message = self._queue.get(message_id)
+            message = self.queue.get(message_id)
             ready = self._ready[message.metadata.dst_node_id] if message else None
             if ready is not None and ready <= self._clock.now:
                 return super().pull_messages([message_id])

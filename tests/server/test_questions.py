@@ -128,9 +128,9 @@ class Vanishing(InProcessGrid):
 
     def pull_messages(self, message_ids):
         for message_id in message_ids:
-            if self._queue[message_id].metadata.dst_node_id == 2:
+            if self.queue[message_id].metadata.dst_node_id == 2:
                 return super().pull_messages([message_id])
-        return [flowers_error(self._queue[message_id], says_which=False)]
+        return [flowers_error(self.queue[message_id], says_which=False)]
 
 
 def test_one_error_for_two_lost_messages_ends_the_waiting_for_both():

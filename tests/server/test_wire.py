@@ -101,10 +101,10 @@ class Lossy(InProcessGrid):
     def push_messages(self, messages):
         ids = list(super().push_messages(messages))
         for message_id in ids:
-            metadata = self._queue[message_id].metadata
-            client = self._contexts[metadata.dst_node_id].node_config["partition-id"]
+            metadata = self.queue[message_id].metadata
+            client = self.contexts[metadata.dst_node_id].node_config["partition-id"]
             if metadata.message_type == "train" and self.misses(client, int(metadata.group_id)):
-                del self._queue[message_id]
+                del self.queue[message_id]
         return ids
 
 

@@ -13,9 +13,9 @@ from spatl.deployment.processes import free_port
 from spatl.json_files import read_json
 from spatl.runs.records import read_lines
 from spatl.runs.status import read_status
-from tests.server.test_own_data import CLASSES, NUMBERS, unreadable, write_data
 from tests.support.deployments import started
 from tests.support.federations import tiny_config
+from tests.support.own_data import NUMBERS, unreadable
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def deployed(base: Path, config: ExperimentConfig, *, away: tuple[int, ...] = ()
     return Deployed(federation, {path.stem: path.read_text() for path in base.glob("*.log")})
 
 
-def own_config(**sections) -> ExperimentConfig:
+def deployed_config(**sections) -> ExperimentConfig:
     values = {
         "data": {"name": "npz"}, "partition": {"name": "own", "num_clients": 3}, "rounds": 5, "method": "spatl",
         "selection": {"selector": "update"}, "training": {"local_steps": None, "local_epochs": 6},
@@ -62,15 +62,8 @@ def own_config(**sections) -> ExperimentConfig:
     return tiny_config(**{**values, **sections})
 
 
-@pytest.fixture
-def data(tmp_path) -> Path:
-    for client, (number, classes) in enumerate(zip(NUMBERS, CLASSES, strict=True)):
-        write_data(tmp_path / f"{client}.npz", number, classes, seed=client)
-    return tmp_path
-
-
-def test_devices_with_data_of_their_own_train_on_all_of_it_and_end_well(data):
-    done = deployed(data, own_config())
+def test_devices_with_data_of_their_own_train_on_all_of_it_and_end_well(devices):
+    done = deployed(devices, deployed_config())
     rows = read_lines(done.run / "clients.jsonl")
     assert {row["client"]: row["num_examples"] for row in rows} == {0: 120, 1: 72, 2: 36}  # 60 % of what each has
     summary = read_json(done.run / "summary.json")
@@ -80,9 +73,9 @@ def test_devices_with_data_of_their_own_train_on_all_of_it_and_end_well(data):
     assert not list((done.federation / "server").rglob("*.npz"))
 
 
-def test_a_bad_file_and_a_device_that_is_away_cost_those_two_only(data):
-    unreadable(data / "1.npz")
-    done = deployed(data, own_config(rounds=2), away=(2,), wait=25.0)
+def test_a_bad_file_and_a_device_that_is_away_cost_those_two_only(devices):
+    unreadable(devices / "1.npz")
+    done = deployed(devices, deployed_config(rounds=2), away=(2,), wait=25.0)
     summary = read_json(done.run / "summary.json")
     assert sorted(summary["absent"]) == ["1", "2"]
     assert "is not a file that numpy.savez wrote" in summary["absent"]["1"]
