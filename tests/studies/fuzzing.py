@@ -27,16 +27,11 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
     from spatl.wire.reports import ROUNDING, TrainReport
     from spatl.wire.update import pack_update, unpack_update
-    from tests.support.layouts import interleaved_layout, make_update
+    from tests.support.layouts import make_update
+    from tests.support.messages import LAYOUT, REPORT
 
-LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
 MASKS = ([True] * LAYOUT.num_channels, [True, False] * 6 + [True])
 INITIAL = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(1))
-REPORT = TrainReport(
-    num_examples=100, accuracy=0.5, loss=1.25, train_loss=0.75, keep_ratio=0.5, flops_ratio=0.25, budget_kind=1,
-    budget_limit=0.5, validation_gain=0.125, training_seconds=2.0, selection_seconds=1.0, decision_seconds=0.5,
-    seconds=4.0,
-)  # fmt: skip
 HEADER, SECTION = 28, 9
 OWN_HEADER = {1: 20, 2: 13}
 

@@ -14,7 +14,9 @@ from spatl.channels.proof import refuted
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.tracing import trace_groups
 from spatl.models import build_model, make_split
-from tests.support.families import FAMILIES, Family, Flip, LinearViewedTransposed
+from tests.support.families import FAMILIES
+from tests.support.families.base import Family
+from tests.support.families.rearranged import Flip, LinearViewedTransposed
 from tests.support.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
 
 NETWORKS = {each.__name__: each for each in (CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet)}

@@ -56,7 +56,7 @@ def test_every_line_of_a_log_is_one_object(tmp_path):
 @pytest.mark.parametrize("made_before", [True, False])
 def test_what_is_said_while_a_run_is_prepared_is_in_its_log_once_and_on_screen(tmp_path, caplog, made_before):
     """Channels whose readers cannot be proved, as `spatl run` sees them before there is a directory."""
-    model = {"name": "tests.support.families:Flip", "options": {}, "cut": ["head"]}
+    model = {"name": "tests.support.families.rearranged:Flip", "options": {}, "cut": ["head"]}
     config = tiny_config(model=model, rounds=1, seed=4 + made_before)
     if made_before:
         blueprint_of(config)

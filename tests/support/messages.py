@@ -1,0 +1,55 @@
+"""Small messages, and what their headers are refused for."""
+
+from dataclasses import replace
+
+import torch
+from hypothesis import strategies as st
+
+from spatl.wire.codecs import CODECS
+from spatl.wire.download import Download
+from spatl.wire.reports import TrainReport
+from spatl.wire.update import Update, pack_update, unpack_update
+from tests.support.layouts import interleaved_layout, make_update
+
+LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
+FLOAT32 = CODECS["float32"]
+GENERATOR = torch.Generator()
+REPORT = TrainReport(
+    num_examples=100, accuracy=0.5, loss=1.25, train_loss=0.75, keep_ratio=0.5, flops_ratio=0.25, budget_kind=1,
+    budget_limit=0.5, validation_gain=0.125, training_seconds=2.0, selection_seconds=1.0, decision_seconds=0.5,
+    seconds=4.0,
+)  # fmt: skip
+
+masks = st.lists(st.booleans(), min_size=LAYOUT.num_channels, max_size=LAYOUT.num_channels)
+
+
+def packed(mask, *, seed=0, step_weight=0.5, report=REPORT) -> tuple[bytes, Update]:
+    values = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(seed))
+    update = replace(make_update(LAYOUT, mask, values, step_weight=step_weight), corrected=True, report=report)
+    return pack_update(update, LAYOUT, FLOAT32, generator=GENERATOR), update
+
+
+def unpack(blob: bytes) -> Update:
+    return unpack_update(blob, LAYOUT, server_round=1, base_version=0)
+
+
+HEADER_CASES = [
+    (0, "4s", b"EVIL", "not a SPATL blob"),
+    (4, "B", 1, "format version 1, expected 3"),
+    (4, "B", 99, "format version 99"),
+    (5, "B", 0, "kind 0"),
+    (6, "B", 200, "codec number 200"),
+    (7, "B", 255, "promises"),
+    (12, "8s", b"otherone", "fingerprint"),
+    (20, "Q", 2**63, "promises"),
+    (20, "Q", 0, "promises"),
+]
+"""What both kinds of blob begin with: offset, form, a wrong value, and why it is refused."""
+
+
+def download_of(**sections) -> Download:
+    """A download of round 3 from version 1 to 2, without sections but for those that are given."""
+    return Download(
+        server_round=3, version=2, base_version=1, acknowledged_round=1, codec=CODECS["int8"], check=bytes(range(8)),
+        **{"values": (), **sections},
+    )  # fmt: skip
