@@ -43,7 +43,7 @@ _PATH = re.compile(r'File "[^"\n]*[/\\](?=[^"\n]*")')
 _CODES: dict[type[SpatlError], int] = {DivergedError: CLIENT_DIVERGED, ReferenceLost: CLIENT_LOST}
 
 
-def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
+def reporting(handle: ClientAppCallable) -> ClientAppCallable:
     """Answer with an error that says why, in one line, where the work cannot be done.
 
     What the model or a bug raised goes on with its traceback, for the server's `log.jsonl`; a device's own log has it
@@ -71,7 +71,7 @@ def _reporting(handle: ClientAppCallable) -> ClientAppCallable:
 
 
 @app.query()
-@_reporting
+@reporting
 def register(message: Message, context: Context) -> Message:
     """Say which partition this node holds, how many examples it trains on, and what model it would build.
 
@@ -120,7 +120,7 @@ def _registration(message: Message, context: Context, client: int) -> Registrati
 
 
 @app.train()
-@_reporting
+@reporting
 def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
     workplace, client, store = workplace_of(context), _client(context), _store(context)
@@ -135,7 +135,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
-@_reporting
+@reporting
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the encoder that was sent, under this client's own predictor."""
     workplace, client, store = workplace_of(context), _client(context), _store(context)

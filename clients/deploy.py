@@ -71,7 +71,7 @@ def start(options: Namespace, console: Console) -> None:
         command.append("--insecure")
     else:
         ca, key = directory / CA_CERTIFICATE, directory / CLIENT_KEY
-        _check_server(address, ca, _key(key))
+        _check_server(address, ca, read_private_key(key))
         command += ["--root-certificates", str(ca), "--auth-supernode-private-key", str(key)]
     home = directory / "flower"
     if not home.exists():
@@ -149,7 +149,7 @@ def _programs(home: Path, marks: Path, warm: Path | None) -> Path:
     return directory
 
 
-def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Return this client's key.
 
     Raises:

@@ -77,7 +77,7 @@ def main(grid: Grid, context: Context) -> None:
                 grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid, patience=config.server.patience)
             )
             devices = bool(context.run_config.get("run"))
-            serve(streaming, config, directory, resume=resume, keys=_keys_of(context.run_config), devices=devices)
+            serve(streaming, config, directory, resume=resume, keys=keys_of(context.run_config), devices=devices)
         except Exception as error:
             detailed = from_outside(error)
             EVENTS.error("%s", told(error), exc_info=error if detailed else None)
@@ -247,7 +247,7 @@ def _engine_name(grid: Grid, config: ExperimentConfig) -> str:
     return config.engine if config.engine != "inline" else "flower"
 
 
-def _keys_of(run_config: Mapping[str, Any]) -> dict[int, int]:
+def keys_of(run_config: Mapping[str, Any]) -> dict[int, int]:
     """Return the client whose key each node holds, by node id; nothing where nodes are not authenticated."""
     nodes: dict[str, int] = json.loads(str(run_config.get("nodes", "{}")))
     return {node_id: int(client) for client, node_id in nodes.items()}

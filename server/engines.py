@@ -73,7 +73,7 @@ def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) 
         app.mkdir()
         write_app(app, config, directory, resume=resume)
         settings = environment(home)
-        with _superlink(home, settings, log_path) as address:
+        with running_superlink(home, settings, log_path) as address:
             (home / "config.toml").write_text(
                 f'[superlink]\ndefault = "spatl"\n\n[superlink.spatl]\naddress = "{address}"\ninsecure = true\n',
                 encoding="utf-8",
@@ -153,7 +153,7 @@ def write_app(
 
 
 @contextlib.contextmanager
-def _superlink(home: Path, settings: dict[str, str], log_path: Path) -> Iterator[str]:
+def running_superlink(home: Path, settings: dict[str, str], log_path: Path) -> Iterator[str]:
     """Start a SuperLink in simulation mode on loopback, and stop it and all it started afterwards."""
     port, control_port = free_port(), free_port()
     command = [

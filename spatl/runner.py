@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import itertools
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +24,9 @@ from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.runs.directory import clear_start, config_of
-from spatl.runs.files import ALONE, CONFIG, CURVES, HISTORY, LOG, REPORT, SUMMARY, TIMINGS
+from spatl.runs.files import ALONE, CONFIG, CURVES, LOG, REPORT, SUMMARY
+from spatl.runs.following import follow
 from spatl.runs.log import logged_to
-from spatl.runs.records import Tail
 from spatl.runs.tensorboard import check_tensorboard
 from spatl.terminal.progress import progress_of, watched_console
 
@@ -41,8 +40,6 @@ Engine = Callable[..., None]
 """`engine(config, directory, *, resume)` runs a federation or goes on with one, and leaves its files in `directory`."""
 
 OnRound = Callable[[dict[str, Any]], None]
-
-_POLL_SECONDS = 0.2
 
 
 def run(
@@ -103,7 +100,7 @@ def run(
         _warn(directory, remarks_on(config, blueprint, engine="deployment" if engine else config.engine))
     config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
     with _watched(config, on_round, on_round_alone, progress) as told:
-        return _run_all(config, directory, *told, command=command, pictures=pictures, engine=engine)
+        return run_missing(config, directory, *told, command=command, pictures=pictures, engine=engine)
 
 
 def resume(
@@ -140,7 +137,7 @@ def resume(
     if (directory / SUMMARY).exists() and (directory / REPORT).exists():
         raise ConfigError(f"the run in {directory} is finished; there is nothing to resume")
     with _watched(config, on_round, on_round_alone, progress) as told:
-        return _run_all(config, directory, *told, command=command, pictures=pictures, engine=engine)
+        return run_missing(config, directory, *told, command=command, pictures=pictures, engine=engine)
 
 
 def as_config(config: ExperimentConfig | Mapping[str, Any] | str | Path) -> ExperimentConfig:
@@ -202,7 +199,7 @@ def _both(first: OnRound, second: OnRound | None) -> OnRound:
     return called
 
 
-def _run_all(
+def run_missing(
     config: ExperimentConfig,
     directory: Path,
     on_round: OnRound,
@@ -306,7 +303,7 @@ def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound, engin
     runs = engine or _engine(config.engine)
     over = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="spatl-follow") as pool:
-        following = pool.submit(_follow, directory, on_round, over)
+        following = pool.submit(follow, directory, on_round, over)
         try:
             if not finished:
                 runs(config, directory, resume=begun)
@@ -319,20 +316,3 @@ def _engine(name: str) -> Engine:
     module, _, attribute = ENGINES[name].partition(":")
     engine: Engine = getattr(importlib.import_module(module), attribute)
     return engine
-
-
-def _follow(directory: Path, on_round: OnRound, over: threading.Event) -> None:
-    """Pass on each line of a growing history once, with the round's timings, which are written before it."""
-    history, timings = Tail(directory / HISTORY), Tail(directory / TIMINGS)
-    parts = ("training_seconds", "selection_seconds", "decision_seconds")
-    of_round: dict[int, list[dict[str, Any]]] = {}  # those that were written and not passed on yet
-    while True:
-        last_look = over.wait(_POLL_SECONDS)
-        rows = history.new_rows()
-        for timing in timings.new_rows() if rows else ():
-            of_round.setdefault(timing["round"], []).append(timing)
-        for row in rows:
-            own = of_round.pop(row["round"], [])
-            on_round({**row, **{part: math.fsum(timing[part] for timing in own) for part in parts}})
-        if last_look:
-            return

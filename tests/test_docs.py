@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import spatl
-from clients.deploy import _key
-from server.deployment.command import _public_keys
+from clients.deploy import read_private_key
+from server.deployment.command import read_public_keys
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.config.settings import all_settings
@@ -174,9 +174,9 @@ def test_a_device_may_make_its_own_key_as_the_guide_says(tmp_path):
     (client / "client.key").unlink()
     subprocess.run(shlex.split(line), cwd=client, check=True, stdout=subprocess.DEVNULL)
     server = tmp_path / "made" / "server"
-    before = _public_keys(server, tiny_config().partition.num_clients)
+    before = read_public_keys(server, tiny_config().partition.num_clients)
     (client / "client.key.pub").replace(server / "clients" / "client-0.pub")
     (server / "clients" / "client-0.pub").chmod(0o600)
-    after = _public_keys(server, tiny_config().partition.num_clients)
+    after = read_public_keys(server, tiny_config().partition.num_clients)
     assert [name for name in before if before[name] != after[name]] == [0]
-    assert _key(client / "client.key").curve.key_size == 384
+    assert read_private_key(client / "client.key").curve.key_size == 384

@@ -150,7 +150,7 @@ def serve(options: Namespace, console: Console) -> None:
                 (run_directory / name).unlink(missing_ok=True)
             write_run(run_directory, run_name(run_directory) or _new_name(), directory)
             replace_file(run_directory / CONFIG, config.to_yaml().encode())  # for whoever looks while clients come
-        keys = {} if options.insecure else _public_keys(directory, site.num_clients)
+        keys = {} if options.insecure else read_public_keys(directory, site.num_clients)
         with started_superlink(directory, run_directory, bind, insecure=options.insecure) as link:
             nodes = link.register(keys)
             link.open()
@@ -193,7 +193,7 @@ def _without_agreement(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"agreed": None})})
 
 
-def _public_keys(directory: Path, num_clients: int) -> dict[int, bytes]:
+def read_public_keys(directory: Path, num_clients: int) -> dict[int, bytes]:
     """Return the public keys of the clients (PEM).
 
     Raises:

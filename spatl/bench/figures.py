@@ -129,11 +129,11 @@ def stretches(curves: Curves) -> bool:
 
 def loss_svg(curves: Curves) -> str:
     """Draw the mean test loss of every row against rounds of training; `<svg>` as above, empty if none was measured."""
-    if not _losses(curves):
+    if not mean_losses(curves):
         return ""
 
     def draw(axes: "Axes") -> None:
-        shown = _losses(curves)
+        shown = mean_losses(curves)
         for title, (rounds, losses, style) in shown.items():
             axes.plot(rounds, losses, label=title, linewidth=2, **style)
         axes.locator_params(axis="x", integer=True)
@@ -151,7 +151,7 @@ def loss_svg(curves: Curves) -> str:
     return figure_svg(draw, width=12, height=5, legend_columns=4)
 
 
-def _losses(curves: Curves) -> "dict[str, tuple[list[int], list[float], dict[str, Any]]]":
+def mean_losses(curves: Curves) -> "dict[str, tuple[list[int], list[float], dict[str, Any]]]":
     """Return rounds, mean losses over the seeds and style by row, of the rows that measured any."""
     found = {}
     for (title, own), style in zip(curves.items(), _styles(), strict=False):

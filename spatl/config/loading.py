@@ -52,7 +52,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         content = {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")
-    return _with_overrides(content, overrides)
+    return with_overrides(content, overrides)
 
 
 def parse_config(values: Mapping[str, Any]) -> ExperimentConfig:
@@ -148,7 +148,12 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return a config's values with those of `section.key=value` put in their places, the last one of a key.
+
+    Raises:
+        ConfigError: One is not of this form, its value is not YAML, or its section is none.
+    """
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:

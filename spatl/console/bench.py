@@ -43,7 +43,7 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
     if not options.tune and (note := unequal_optimizers(plan)):
         console.print(f"warning: {note}", highlight=False, markup=False, soft_wrap=True)
     directory = Path(options.out).absolute() if options.out else fresh_directory(None, name="bench")
-    with _Progress(console, plan) as progress:
+    with BenchProgress(console, plan) as progress:
         records = bench(
             plan,
             directory,
@@ -53,7 +53,7 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
             on_stage=progress.stage,
             on_tuned=progress.tuned,
         )
-    _print_table(console, plan, records)
+    print_records(console, plan, records)
     for name in ("report.html", "bench.md", "bench.json", "curves.png", "bytes.png"):
         print_line(console, str(directory / name))
 
@@ -68,7 +68,7 @@ def _command(options: argparse.Namespace) -> str:
     return shlex.join([*parts, *(["--tune"] if options.tune else [])])
 
 
-class _Progress:
+class BenchProgress:
     """Progress of the runs: live bars on a terminal, a line per finished run elsewhere."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
@@ -79,7 +79,7 @@ class _Progress:
         self._bars = live_progress(console, transient=True)
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "BenchProgress":
         if self._live:
             self._bars.start()
         return self
@@ -128,7 +128,7 @@ class _Progress:
                 )  # fmt: skip
 
 
-def _print_table(console: Console, plan: Plan, records: Sequence[Record]) -> None:
+def print_records(console: Console, plan: Plan, records: Sequence[Record]) -> None:
     """Print one row per method: the headline target, held, and the final accuracy."""
     config = plan.first
     place = shown_target(records)

@@ -32,7 +32,7 @@ def partition(options: argparse.Namespace, console: Console) -> None:
     config = load_config(options.config, options.overrides)
     path = _picture_path(config, options.out)
     counts, num_examples = count_partition(config)
-    _print(console, _table(counts), counts)
+    print_counts(console, counts_table(counts), counts)
     left_out = num_examples - int(counts.counts.sum())
     if left_out:
         console.print(f"{left_out:,} of {num_examples:,} examples belong to no client", highlight=False)
@@ -87,7 +87,7 @@ def _title(config: ExperimentConfig) -> str:
     return f"{config.data.name}, {name}: {section.num_clients} clients, seed {config.seed}"
 
 
-def _table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
+def counts_table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
     """Return a row per client, then the sums: a column per class, or only the number of classes and the largest.
 
     Names are the data set's own: as `Text`, square brackets in them are not taken for rich's markup.
@@ -116,8 +116,8 @@ def _table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
     return table
 
 
-def _print(console: Console, table: Table, counts: PartitionCounts) -> None:
+def print_counts(console: Console, table: Table, counts: PartitionCounts) -> None:
     """Print the table whole; in a terminal too narrow for a column per class the short one."""
     if console.is_terminal and natural_width(console, table) > console.width:
-        table = _table(counts, each_class=False)
+        table = counts_table(counts, each_class=False)
     print_table(console, table)

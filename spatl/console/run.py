@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for seed in options.seeds:
         console.rule(f"seed {seed}")
         results.append(_run_one(console, options.config, [*overrides, f"seed={seed}"], directory / f"seed-{seed}"))
-    _print_seeds(console, results, directory)
+    print_seeds(console, results, directory)
 
 
 def _run_one(console: Console, path: str, overrides: Sequence[str], directory: str | Path | None) -> RunResult:
@@ -64,7 +64,7 @@ def _resume(console: Console, options: argparse.Namespace) -> RunResult:
         )
 
 
-def _print_seeds(console: Console, results: Sequence[RunResult], directory: Path) -> None:
+def print_seeds(console: Console, results: Sequence[RunResult], directory: Path) -> None:
     """Print one row per seed, then mean and sample standard deviation; also written as `seeds.json`."""
     title, with_alone = results[0].summary["title"], all(result.alone for result in results)
     columns: dict[str, list[float]] = {

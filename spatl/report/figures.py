@@ -153,7 +153,7 @@ def _save(result: RunResult, target: Path | StringIO, **options: Any) -> None:
         axes = figure.subplot_mosaic([["rounds", "bytes"], ["loss", "parts"], ["clients", "clients"]])
         _draw_accuracy_per_round(axes["rounds"], result)
         _draw_accuracy_per_byte(axes["bytes"], result)
-        _draw_loss_per_round(axes["loss"], result)
+        draw_loss_per_round(axes["loss"], result)
         _draw_bytes_per_round(axes["parts"], result)
         _draw_clients(axes["clients"], result)
         handles, labels = axes["rounds"].get_legend_handles_labels()
@@ -227,7 +227,7 @@ def _draw_accuracy(axes: "Axes", result: RunResult, places: Sequence[float], *, 
     axes.set_ylabel("accuracy (fraction correct)")
 
 
-def _draw_loss_per_round(axes: "Axes", result: RunResult) -> None:
+def draw_loss_per_round(axes: "Axes", result: RunResult) -> None:
     """Draw the loss on the clients' test splits on arrival and at the end, and that of their training."""
     rounds = [row["round"] for row in result.history]
     shown = False

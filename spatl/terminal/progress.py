@@ -46,7 +46,7 @@ class RunProgress(Protocol):
 def progress_of(console: Console, config: ExperimentConfig) -> RunProgress:
     """Return the display of a run's progress that suits a console."""
     if console.is_jupyter:
-        return _Notebook(config)
+        return NotebookProgress(config)
     return (_Live if console.is_terminal else _Lines)(console, config)
 
 
@@ -206,7 +206,7 @@ class _Lines:
         print_line(self._console, "  ".join(filter(None, parts)))
 
 
-class _Notebook:
+class NotebookProgress:
     """Display of a line for each part of the run below a notebook's cell, renewed with every round."""
 
     def __init__(self, config: ExperimentConfig) -> None:
@@ -226,11 +226,13 @@ class _Notebook:
         pass
 
     def on_round(self, row: dict[str, Any]) -> None:
+        """Show a round of the run."""
         self._bytes += row["uplink_bytes"] + row["downlink_bytes"]
         notes = (_accuracy(row), *_troubles(row), human_bytes(self._bytes))
         self._show(self._config.row.title, row["round"], *notes)
 
     def on_round_alone(self, row: dict[str, Any]) -> None:
+        """Show a round of the clients that train alone."""
         self._show("training alone", row["round"], _accuracy(row))
 
     def _show(self, name: str, done: int, *notes: str) -> None:

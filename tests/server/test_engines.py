@@ -61,7 +61,7 @@ def test_flwr_run_works_in_a_checkout_with_nothing_installed(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from server.engines import _superlink
+from server.engines import running_superlink
 from spatl.deployment.processes import environment, script
 import subprocess
 home = Path({str(tmp_path)!r}) / "home"
@@ -69,7 +69,7 @@ home.mkdir()
 settings = environment(home)
 settings["PYTHONPATH"] = ""
 log = Path({str(tmp_path)!r}) / "log"
-with _superlink(home, settings, log) as address:
+with running_superlink(home, settings, log) as address:
     (home / "config.toml").write_text(
         f'[superlink]\\ndefault = "test"\\n[superlink.test]\\naddress = "{{address}}"\\ninsecure = true\\n'
     )

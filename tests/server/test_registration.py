@@ -44,7 +44,7 @@ def test_a_client_with_the_key_of_another_is_named_and_the_run_does_not_start(tm
     values = {"config": config.to_json(), "out": str(tmp_path)}
     grid = InProcessGrid(client_app, num_clients=5, run_config=values)
     nodes = dict(enumerate(sorted(grid.get_node_ids())))
-    keys = server.app._keys_of({"nodes": json.dumps(nodes)})
+    keys = server.app.keys_of({"nodes": json.dumps(nodes)})
     assert keys == {node: client for client, node in nodes.items()}
     keys[nodes[liar]] = 2
     with pytest.raises(ConfigError, match=f"the key of client 2 says that it holds partition {liar}"):

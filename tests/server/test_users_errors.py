@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from clients.app import _reporting
 from clients.app import app as client_app
+from clients.app import reporting
 from server.replies import error_line, error_traceback
 from spatl.console.main import main
 from spatl.errors import SpatlError
@@ -114,7 +114,7 @@ def test_a_devices_error_carries_no_path_of_the_device_and_stands_whole_in_its_o
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
     node = {"partition-id": 0, "state-dir": str(tmp_path)}
     context = Context(run_id=1, node_id=2, node_config=node, state=RecordDict(), run_config={})
-    reply = _reporting(fails)(message, context)
+    reply = reporting(fails)(message, context)
     assert error_line(reply.error).startswith("RuntimeError: out of luck (test_users_errors.py:")
     assert 'File "test_users_errors.py", line' in reply.error.reason
     assert str(Path(__file__).parent) not in reply.error.reason

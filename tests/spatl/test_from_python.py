@@ -54,7 +54,7 @@ def quick(monkeypatch):
         on_round_alone({"round": 1, **row})
         return "ended"
 
-    monkeypatch.setattr(runner, "_run_all", run_all)
+    monkeypatch.setattr(runner, "run_missing", run_all)
     return engine
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from server.recorder import Recorder
-from spatl import runner
+from spatl.runs.following import follow
 from spatl.runs.ledger import Entry
 from spatl.runs.records import ClientRow, HistoryRow, TimingRow
 
@@ -60,7 +60,7 @@ def main() -> None:
             if row["round"] == rounds:
                 threading.Timer(_WATCHED_SECONDS, over.set).start()
 
-        runner._follow(directory, on_round, over)
+        follow(directory, on_round, over)
         print(f"until the caller was told of them: {told[0] - started:.2f} s")
         print(f"of {_WATCHED_SECONDS:g} s of watching: {time.process_time() - told[0]:.2f} s")
 

@@ -3,8 +3,16 @@
 import pytest
 
 from spatl.bench.costs import Point
-from spatl.bench.figures import STRETCHED, axis_words, curve_words, draw_accuracy, draw_parts, loss_svg, part_words
-from spatl.bench.figures import _losses as losses_of
+from spatl.bench.figures import (
+    STRETCHED,
+    axis_words,
+    curve_words,
+    draw_accuracy,
+    draw_parts,
+    loss_svg,
+    mean_losses,
+    part_words,
+)
 from spatl.bench.results import Curve, PartsRow
 from spatl.report.figures import new_figure
 
@@ -81,7 +89,7 @@ def with_losses(label, seed, losses):
 def test_the_loss_is_the_mean_over_the_seeds_where_all_measured_it():
     curves = {"SPATL": [with_losses("spatl", 1, [2.0, 1.0, None]), with_losses("spatl", 2, [1.0, 0.5, 0.25])],
               "FedAvg": [with_losses("fedavg", 1, [None, None])]}  # fmt: skip
-    ((title, (rounds, losses, _)),) = losses_of(curves).items()
+    ((title, (rounds, losses, _)),) = mean_losses(curves).items()
     assert (title, rounds, losses) == ("SPATL", [0, 1], [1.5, 0.75])
     assert loss_svg(curves).startswith("<svg")
     assert loss_svg({"FedAvg": curves["FedAvg"]}) == ""

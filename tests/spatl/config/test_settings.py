@@ -3,7 +3,7 @@
 import pytest
 
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import _with_overrides, parse_config
+from spatl.config.loading import parse_config, with_overrides
 from spatl.config.settings import all_settings, find_settings, section_meanings, setting_keys
 from spatl.errors import ConfigError
 from spatl.methods import METHODS
@@ -33,7 +33,7 @@ def test_every_setting_and_section_says_what_it_means():
 
 @pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.key)
 def test_a_default_can_be_set_as_it_is_shown_and_is_the_default(setting):
-    values = _with_overrides({}, [f"{setting.key}={setting.default}"])
+    values = with_overrides({}, [f"{setting.key}={setting.default}"])
     # A method's own default goes before the general one only where nothing is said, so compare with one that has none.
     plain = {"method": "fedavg-calibrated"} if setting.key != "method" else {}
     assert parse_config({**plain, **values}) == parse_config(plain)
@@ -46,7 +46,7 @@ def test_the_defaults_of_methods_are_those_that_a_run_has():
             value = whole
             for part in setting.key.split("."):
                 value = getattr(value, part)
-            given = _with_overrides({}, [f"{setting.key}={shown}"])
+            given = with_overrides({}, [f"{setting.key}={shown}"])
             assert parse_config({**given, "method": method}) == whole, (setting.key, method)
     (rate,) = find_settings(["training.learning_rate"])
     assert rate.of_methods.keys() == {

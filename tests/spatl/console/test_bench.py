@@ -9,7 +9,7 @@ from rich.console import Console
 from spatl.bench.jobs import Event
 from spatl.bench.plan import make_plan
 from spatl.bench.results import collect, run_directory
-from spatl.console.bench import _print_table, _Progress
+from spatl.console.bench import BenchProgress, print_records
 from spatl.console.main import main
 from tests.support.bench_runs import write_run
 from tests.support.terminals import pipe, shown, terminal, widest_line, words_of
@@ -133,7 +133,7 @@ def test_two_configs_that_differ_in_more_than_their_method_are_one_clear_line(be
 def test_a_run_that_ends_at_zero_is_shown_at_zero(bench_config):
     """Not at its accuracy on arrival in the last round."""
     console = Console(file=StringIO(), width=100, force_terminal=False)
-    progress = _Progress(console, make_plan([bench_config], seeds=[1]))
+    progress = BenchProgress(console, make_plan([bench_config], seeds=[1]))
     show = progress.stage("runs", 1, 0)
     show(Event("fedavg, seed 1", "started"))
     show(Event("fedavg, seed 1", "round", row={"round": 1, "accuracy": 0.75, "final_accuracy": 0.0}))
@@ -153,7 +153,7 @@ def test_the_last_table_is_whole_at_every_width(width, tmp_path):
             write_run(path, row.config(seed), accuracies, bytes_each_way=1000 * (place + seed))
     records, _ = collect(plan, tmp_path)
     console = pipe() if width is None else terminal(width)
-    _print_table(console, plan, records)
+    print_records(console, plan, records)
     lines = shown(console).splitlines()[1:]
     text = "\n".join(lines)
     assert "…" not in text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spatl.console.main import main
-from spatl.console.run import _print_seeds
+from spatl.console.run import print_seeds
 from spatl.report.result import RunResult
 from spatl.runs.records import read_lines
 from spatl.terminal.result import print_result
@@ -99,7 +99,7 @@ def test_the_table_of_a_run_is_whole_at_every_width(width, alone, tmp_path):
     console = pipe() if width is None else terminal(width)
     result = a_result(tmp_path, alone=alone)
     print_result(console, result)
-    _print_seeds(console, [result, result], tmp_path)
+    print_seeds(console, [result, result], tmp_path)
     text = "\n".join(line for line in shown(console).splitlines() if str(tmp_path) not in line)
     assert "…" not in text
     words = " ".join(words_of(text))

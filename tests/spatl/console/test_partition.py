@@ -12,7 +12,7 @@ from PIL import Image
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.console.main import main
-from spatl.console.partition import _print, _table, count_partition
+from spatl.console.partition import count_partition, counts_table, print_counts
 from spatl.report.partition_figure import PartitionCounts
 from spatl.rounds.blueprint import load_clients, split_client
 from tests.support.terminals import pipe, shown, terminal, widest_line
@@ -164,7 +164,7 @@ def test_the_table_is_whole_at_every_width(width: int | None, classes: int) -> N
     splits = np.stack([numbers.sum(axis=1)] * 3, axis=1)
     counts = PartitionCounts("a title", tuple(f"class-{number}" for number in range(classes)), numbers, splits)
     console = pipe() if width is None else terminal(width)
-    _print(console, _table(counts), counts)
+    print_counts(console, counts_table(counts), counts)
     text = shown(console)
     assert "…" not in text
     assert f"{splits[:, 0].sum():,}" in text

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.errors import SpatlError
-from spatl.report.figures import _draw_loss_per_round, curves_svg, draw_curves, final_accuracies, new_figure, run_title
+from spatl.report.figures import curves_svg, draw_curves, draw_loss_per_round, final_accuracies, new_figure, run_title
 from spatl.report.result import RunResult
 from spatl.runs.records import bytes_on_arrival, is_number
 from spatl.runs.text import human_bytes
@@ -93,7 +93,7 @@ def test_the_loss_is_drawn_as_it_was_recorded() -> None:
     history = [round_row(1, loss=2.0, train_loss=1.5), round_row(2, loss=None, train_loss=1.0, final_loss=0.5)]
     with new_figure(5, 5) as figure:
         axes = figure.subplots()
-        _draw_loss_per_round(axes, result(history))
+        draw_loss_per_round(axes, result(history))
         lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
     assert lines["test, on arrival"][0] == [1.0, 2.0]
     assert math.isnan(lines["test, on arrival"][1][1])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.methods import METHODS
-from spatl.terminal.progress import TaskLine, _Notebook, progress_of, watched_console
+from spatl.terminal.progress import NotebookProgress, TaskLine, progress_of, watched_console
 from tests.support.terminals import pipe, shown, terminal, widest_line
 
 ROW = {
@@ -106,7 +106,7 @@ def test_a_notebook_gets_one_output_that_is_renewed(monkeypatch):
     display = Display()
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     config = parse_config({"rounds": 40})
-    with _Notebook(config) as progress:
+    with NotebookProgress(config) as progress:
         progress.on_round(ROW)
         progress.on_round_alone({**ROW, "round": 8})
     started, first, last = display.shown
