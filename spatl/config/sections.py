@@ -223,7 +223,7 @@ class ServerConfig(Section):
     """An update is refused if it is more than so many times larger than usual, both in its root mean square and in that
     per accumulated step weight, so that neither many examples nor few make a client's update large. Usual is the
     largest median of the rounds before (in the first round, its own), and at least a tenth of the encoder's own root
-    mean square. Null for no bound. Honest clients of unusual data stayed below 4 (docs/robustness.md)."""
+    mean square. Null for no bound. Honest clients of unusual data stayed below 5 (docs/robustness.md)."""
     aggregation: Literal["mean", "agreement", "median", "trimmed-mean"] = "mean"
     """How the clients' updates become one, for each entry over those that sent it: their mean, weighted by their
     numbers of examples; `agreement`, the same without the clients whose updates have pointed against the others' over

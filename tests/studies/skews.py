@@ -84,6 +84,9 @@ SITUATIONS = {
         f"{method}, one of 900, nine of 30": one_large(900, 30, method=method)
         for method in ("fedavg", "fedprox", "fednova", "scaffold", "fedrep", "ssfl", "spatl-paper")
     },
+    "fednova, server rate 0.2, one of 900, nine of 30": one_large(
+        900, 30, method="fednova", server={"learning_rate": 0.2}
+    ),
     "fedavg, momentum, one of 900, nine of 18": one_large(900, 18, method="fedavg", training=_MOMENTUM),
     "fedavg, 100 steps each, one of 900, nine of 30": one_large(
         900, 30, method="fedavg", training={"local_steps": 100}
