@@ -9,6 +9,29 @@ from typing import Any, Final, Literal
 
 PredictorMode = Literal["local", "calibrated", "residual", "shared"]
 """What of the predictor is private (docs/methods.md, "The predictor")."""
+
+
+@dataclass(frozen=True)
+class PredictorRow:
+    """One row of `PREDICTORS`: what of the predictor travels, and what a client adds to it.
+
+    Attributes:
+        shares: What the server averages where it is the config that says so: `"encoder"`, or `"all"`.
+        offset: Whether a client adds an offset to the logits, computed from its own class frequencies.
+        residual: Whether a client adds an output of its own to a shared predictor's.
+    """
+
+    shares: Literal["encoder", "all"]
+    offset: bool = False
+    residual: bool = False
+
+
+PREDICTORS: Final[Mapping[PredictorMode, PredictorRow]] = {
+    "local": PredictorRow("encoder"),
+    "calibrated": PredictorRow("all", offset=True),
+    "residual": PredictorRow("encoder", offset=True, residual=True),
+    "shared": PredictorRow("all"),
+}
 _FIXED_MODES: Final[Mapping[str, PredictorMode]] = {"encoder": "local", "all": "shared", "nothing": "local"}
 
 

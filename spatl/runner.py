@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config
 from spatl.config.unread import settings_without_effect
@@ -32,9 +33,6 @@ from spatl.terminal.progress import progress_of, watched_console
 
 logger = logging.getLogger(__name__)
 
-
-# By reference, so that this package stays free of Flower.
-ENGINES = {"inline": "server.engines:run_inline", "ray": "server.engines:run_ray"}
 
 Engine = Callable[..., None]
 """`engine(config, directory, *, resume)` runs a federation or goes on with one, and leaves its files in `directory`."""
@@ -313,6 +311,6 @@ def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound, engin
 
 
 def _engine(name: str) -> Engine:
-    module, _, attribute = ENGINES[name].partition(":")
+    module, _, attribute = ENGINES[name].reference.partition(":")
     engine: Engine = getattr(importlib.import_module(module), attribute)
     return engine

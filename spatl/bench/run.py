@@ -17,6 +17,7 @@ from spatl.bench.plan import Plan
 from spatl.bench.report import write_reports
 from spatl.bench.results import Record, collect, run_directory
 from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, warn_of_replaced_momenta, with_tuned
+from spatl.config.engines import ENGINES
 from spatl.config.loading import config_from_json
 from spatl.config.unread import given_in, setting_names, settings_without_effect
 from spatl.errors import ConfigError, SpatlError
@@ -158,7 +159,9 @@ def _workers(plan: Plan) -> int:
     """Return the number of runs at a time: one where they would share a GPU or Ray spreads a run, else one per core."""
     config = plan.first
     device = config.training.device
-    if config.engine != "inline" or not (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
+    if not ENGINES[config.engine].in_process or not (
+        device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    ):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // config.training.threads)

@@ -28,7 +28,7 @@ from spatl.config.sections import (
 )
 from spatl.config.selection import AgentConfig, SelectionConfig
 from spatl.data import DATASETS, OWN
-from spatl.methods import METHODS, Method, PredictorMode
+from spatl.methods import METHODS, PREDICTORS, Method, PredictorMode, PredictorRow
 from spatl.wire.codecs import CODECS
 
 
@@ -160,11 +160,16 @@ class ExperimentConfig(Section):
         return self.row.predictor_mode or self.predictor.mode
 
     @property
+    def predictor_row(self) -> PredictorRow:
+        """The facts of that mode."""
+        return PREDICTORS[self.predictor_mode]
+
+    @property
     def shares(self) -> Literal["encoder", "all", "nothing"]:
         """Part of the model that the server averages; the rest stays with the clients."""
         if self.row.shares != "chosen":
             return self.row.shares
-        return "encoder" if self.predictor.mode in ("local", "residual") else "all"
+        return PREDICTORS[self.predictor.mode].shares
 
     def located(self, directory: Path) -> Self:
         """Return the config with an absolute path of the data set, for processes that start in another directory."""

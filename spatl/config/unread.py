@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from spatl.channels.costs import BUDGET_KINDS
+from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.sections import Section
 from spatl.data import PARTITIONERS, Dataset
@@ -49,6 +50,16 @@ class _Run:
     def chooses(self) -> bool:
         """Return whether its clients choose channels by a budget."""
         return self.row.selects and self.config.selection.selector != "all"
+
+    @property
+    def in_process(self) -> bool:
+        """Return whether the clients are run by the process that runs the server."""
+        return self.engine in ENGINES and ENGINES[self.engine].in_process
+
+    @property
+    def shares_resources(self) -> bool:
+        """Return whether the section `resources` says what a client may use of the machine."""
+        return self.engine in ENGINES and ENGINES[self.engine].shares_resources
 
     @property
     def private(self) -> bool:
@@ -195,7 +206,7 @@ def _has_statistics(run: _Run) -> bool:
 
 
 def _calibrated(run: _Run) -> bool:
-    return run.config.predictor_mode in ("calibrated", "residual")
+    return run.config.predictor_row.offset
 
 
 def _has_no(split: str) -> Callable[[_Run], bool]:
@@ -242,7 +253,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("predictor.shrinkage",),
-        lambda run: run.config.predictor_mode == "residual",
+        lambda run: run.config.predictor_row.residual,
         lambda run: f"the predictor is {run.config.predictor_mode}, not residual",
     ),
     _Rule(
@@ -293,7 +304,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("server.connect_timeout_seconds", "server.round_timeout_seconds", "server.patience"),
-        lambda run: run.engine != "inline",
+        lambda run: not run.in_process,
         lambda run: "clients in one process neither connect nor are waited for (engine inline)",
     ),
     _Rule(
@@ -303,7 +314,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("resources.cpus_per_client", "resources.gpus_per_client"),
-        lambda run: run.engine == "ray",
+        lambda run: run.shares_resources,
         lambda run: "only engine ray shares out a machine's resources",
     ),
     _Rule(

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.bench.plan import make_plan
+from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
 from spatl.config.unread import settings_without_effect
@@ -36,7 +37,7 @@ def check(options: argparse.Namespace, console: Console) -> None:
     with _collected_warnings() as warnings:
         config = load_config(options.config, options.overrides)
         blueprint = checked(config)
-        device = choose_device(config.training.device) if config.engine == "inline" else config.training.device
+        device = choose_device(config.training.device) if ENGINES[config.engine].in_process else config.training.device
         if config.report.tensorboard:
             check_tensorboard()
         rows = describe(blueprint, device=str(device))

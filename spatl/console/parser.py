@@ -10,6 +10,7 @@ from rich.console import Console
 
 from spatl import __version__
 from spatl.channels.costs import BUDGET_KINDS
+from spatl.config.engines import ENGINES
 from spatl.console.arguments import Parser
 from spatl.console.completion import SHELLS
 from spatl.console.show import SHOWN
@@ -47,7 +48,9 @@ def _add_run(parser: Parser) -> None:
     parser.add_argument(
         "config", metavar="CONFIG", nargs="?", help="a YAML file, or a config that ships (spatl show configs)"
     )
-    parser.add_argument("--engine", choices=("inline", "ray"), help="in this process, or Flower's simulation runtime")
+    parser.add_argument(
+        "--engine", choices=tuple(ENGINES), help=", or ".join(each.description for each in ENGINES.values())
+    )
     parser.add_argument("--out", metavar="DIR", help="a new directory for what the run leaves behind")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",

@@ -265,7 +265,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
     )
     _check_weights(model)
     _check_output(model, dataset)
-    if config.predictor_mode == "residual":
+    if config.predictor_row.residual:
         cut = add_residual_(model, cut, example)
     split = _SPLITS[config.shares](model, cut)
     shared = config.training.batch_norm == "shared"

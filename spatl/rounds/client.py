@@ -189,7 +189,7 @@ def _gradient_hooks(own: ClientRound) -> list[GradientHook]:
         for part, travels in received.selection.parts(layout, layout.num_parameter_entries):
             kept[part] = 1.0 if travels is None else travels.float()
         hooks.append(masking_hook(layout.unflatten(kept)))
-    if config.predictor_mode == "residual":
+    if config.predictor_row.residual:
         residual = own.blueprint.split.predictor_parameters(own.model)
         zeros = {name: torch.zeros_like(parameter) for name, parameter in residual.items()}
         hooks.append(proximal_hook(zeros, config.predictor.shrinkage))

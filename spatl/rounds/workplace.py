@@ -122,7 +122,7 @@ class Workplace:
     def _offset(self, data: ClientData) -> Tensor | None:
         """What a client adds to the logits of its classes, or None for a predictor without such an offset."""
         predictor = self.config.predictor
-        if self.config.predictor_mode not in ("calibrated", "residual") or predictor.strength == 0:
+        if not self.config.predictor_row.offset or predictor.strength == 0:
             return None
         return class_offset(
             data.train.labels,
