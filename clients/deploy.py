@@ -82,14 +82,14 @@ def start(options: Namespace, console: Console) -> None:
     console.print(f"client {site.client} of {site.num_clients}, server {address}, state in {node['state-dir']}",
                   markup=False, highlight=False, soft_wrap=True)  # fmt: skip
     settings = environment(home)
-    warm = None if options.cold else home / "warm.sock"
+    preloaded = None if options.cold else home / "preloaded.sock"
     marks = home / _MARKS
     marks.mkdir(exist_ok=True)
-    settings["PATH"] = os.pathsep.join([str(_programs(home, marks, warm)), settings["PATH"]])
+    settings["PATH"] = os.pathsep.join([str(_programs(home, marks, preloaded)), settings["PATH"]])
     os.chdir(home)
     programs = [*command, "--node-config", str(home / _NODE_FILE)]
-    if warm is not None:  # the process that this one becomes is its parent
-        programs += ["--", sys.executable, "-m", "clients.device.preloaded", str(warm), str(os.getpid())]
+    if preloaded is not None:  # the process that this one becomes is its parent
+        programs += ["--", sys.executable, "-m", "clients.device.preloaded", str(preloaded), str(os.getpid())]
     os.execve(sys.executable, [sys.executable, "-S", "-E", supervisor.__file__, str(marks), *programs], settings)
 
 
@@ -127,7 +127,7 @@ def node_config(
     return node
 
 
-def _programs(home: Path, marks: Path, warm: Path | None) -> Path:
+def _programs(home: Path, marks: Path, preloaded: Path | None) -> Path:
     """Make a directory of programs that go before Flower's, each of which leaves its process id in a mark.
 
     `flwr-clientapp` is `clients.device.handover`, or `clients.device.message_process`; its mark goes when the SuperNode
@@ -135,7 +135,9 @@ def _programs(home: Path, marks: Path, warm: Path | None) -> Path:
     """
     directory = home / "bin"
     directory.mkdir(exist_ok=True)
-    message = [sys.executable, "-m", "clients.device.message_process"] if warm is None else handover.command(warm)
+    message = (
+        [sys.executable, "-m", "clients.device.message_process"] if preloaded is None else handover.command(preloaded)
+    )
     for name, command in (("flwr-clientapp", message), ("flower-superexec", [script("flower-superexec")])):
         program, mark = directory / name, shlex.quote(str(marks / name))
         lines = [

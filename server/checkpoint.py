@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.planes import squeeze, unsqueeze
+from server.planes import pack_planes, unpack_planes
 from spatl.errors import SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.rounds.downlink import Versions
@@ -67,7 +67,7 @@ class Checkpoint:
             for name, each in sorted(tensors.items())  # so that equal states are equal bytes
             if each.dtype in _SQUEEZED
         }
-        tensors |= {name: squeeze(tensors[name]) for name in squeezed}
+        tensors |= {name: pack_planes(tensors[name]) for name in squeezed}
         header["squeezed"] = squeezed
         return tensors, header
 
@@ -81,7 +81,7 @@ class Checkpoint:
         """
         tensors, header = unseal(data, version=_FORMAT, what="the server's checkpoint")
         for name, dtype in header["squeezed"].items():
-            tensors[name] = unsqueeze(tensors[name], getattr(torch, dtype))
+            tensors[name] = unpack_planes(tensors[name], getattr(torch, dtype))
         by_client = {own: _by_client(header[name]) for name, own in _BY_CLIENT.items()}
         of_admission = {name: _by_client(header[name]) for name in _OF_ADMISSION}
         prefix = "reference/"

@@ -24,8 +24,8 @@ _SAMPLE = 1 << 14
 _WORTH = 0.95  # a plane is deflated if the sample gets shorter than this share
 
 
-def squeeze(values: Tensor) -> Tensor:
-    """Return the bytes, uint8 [B], that `unsqueeze` reads.
+def pack_planes(values: Tensor) -> Tensor:
+    """Return the bytes, uint8 [B], that `unpack_planes` reads.
 
     Args:
         values: float32 or int32 [V], on the CPU.
@@ -37,8 +37,8 @@ def squeeze(values: Tensor) -> Tensor:
     return torch.frombuffer(data, dtype=torch.uint8)
 
 
-def unsqueeze(data: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the values, [V] of float32 or int32, of what `squeeze` returned.
+def unpack_planes(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the values, [V] of float32 or int32, of what `pack_planes` returned.
 
     Raises:
         DamagedState: The bytes are no such.

@@ -37,10 +37,10 @@ _STEPS = {
     "ready, in Flower's process": "from clients.device import cold_start, message_process; cold_start.ready()",
     "between messages: SuperNode": "import flwr.supernode.cli.flower_supernode, flwr.supernode.main",
     "between messages: SuperExec": "import flwr.supercore.cli.flower_superexec",
-    "between messages: warm": "import clients.device.preloaded",
+    "between messages: preloaded": "import clients.device.preloaded",
 }
-_WARM = "a whole message, in a fork"
-_WARM_PROGRAM = """
+_IN_FORK = "a whole message, in a fork"
+_FORKING_PROGRAM = """
 import sys
 from pathlib import Path
 from clients.device import cold_start, forking, preloaded
@@ -122,14 +122,14 @@ def measure(repeats: int = _REPEATS) -> dict[str, Cost]:
             for name, step in _STEPS.items():
                 command = [sys.executable, "-c", _PROGRAM.format(step=step)]
                 found[name].append(Cost(*_printed_by(command, settings)))
-        found[_WARM] = _warm_costs(1 + repeats, Path(home), settings)
+        found[_IN_FORK] = _costs_in_forks(1 + repeats, Path(home), settings)
     return {name: Cost(*map(min, zip(*map(astuple, each[1:]), strict=True))) for name, each in found.items()}
 
 
-def _warm_costs(repeats: int, directory: Path, settings: Mapping[str, str]) -> list[Cost]:
-    """What messages cost in forks, from the start of the process that Flower would start to its end."""
-    path = directory / "warm.sock"
-    process = subprocess.Popen([sys.executable, "-c", _WARM_PROGRAM, str(path), str(os.getpid())], env=settings)
+def _costs_in_forks(repeats: int, directory: Path, settings: Mapping[str, str]) -> list[Cost]:
+    """Return the costs of messages in forks, from the start of the process that Flower would start to its end."""
+    path = directory / "preloaded.sock"
+    process = subprocess.Popen([sys.executable, "-c", _FORKING_PROGRAM, str(path), str(os.getpid())], env=settings)
     try:
         deadline = time.monotonic() + _TIMEOUT_SECONDS
         while not path.exists() and process.poll() is None and time.monotonic() < deadline:

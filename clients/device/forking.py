@@ -1,4 +1,4 @@
-"""Forks of this process, for processes that ask for one: each becomes the one that asked, with all that is loaded here.
+"""Forks of this process, one for each process that asks: it takes the place of that one, with all that is loaded here.
 
 `clients.device.handover` hands over its arguments, environment, directory and standard streams, on a socket in a
 directory that no other user can enter. A process that serves has one thread and has not touched a GPU; the forks share
@@ -47,7 +47,7 @@ def serve(path: Path, handle: Callable[[], None], *, parent: int) -> None:
             continue
         if os.fork() == 0:
             listener.close()
-            _become(connection, handle)
+            _take_over(connection, handle)
             return
         connection.close()
 
@@ -66,7 +66,7 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _become(connection: socket.socket, handle: Callable[[], None]) -> None:
+def _take_over(connection: socket.socket, handle: Callable[[], None]) -> None:
     """Take the place of the process that asked, and send it the exit status at the end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,7 +78,7 @@ def _become(connection: socket.socket, handle: Callable[[], None]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
     sys.argv = request["arguments"]
-    threading.Thread(target=_obey, args=(connection,), name="spatl-handover", daemon=True).start()
+    threading.Thread(target=_forward_signals, args=(connection,), name="spatl-handover", daemon=True).start()
     status = 1
     atexit.register(lambda: connection.sendall(bytes([status])))  # registered first, so it is the last
     try:
@@ -98,8 +98,8 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return json.loads(data), list(streams)
 
 
-def _obey(connection: socket.socket) -> None:
-    """Take the signals of the process that asked; if it goes before this one, it was killed."""
+def _forward_signals(connection: socket.socket) -> None:
+    """Pass the signals of the process that asked on to this one; end with it if it was killed."""
     while number := connection.recv(1):
         os.kill(os.getpid(), number[0])
     os.kill(os.getpid(), signal.SIGKILL)

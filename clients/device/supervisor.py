@@ -1,8 +1,8 @@
-"""Keeps programs running on a device: `python -S -E clients/device/supervisor.py MARKS COMMAND ... [-- COMMAND ...]`.
+"""Supervisor of the programs of a device: `python -S -E clients/device/supervisor.py MARKS COMMAND ... [-- COMMAND ...]`.
 
-Each is started again when it has ended, as a SuperNode does when its server was started anew. The first also when a
-process that it waits for is gone: each file in MARKS holds the id of one. A program of the standard library alone, for
-it stays in memory all the time.
+Each is started again when it has ended, as a SuperNode does when its server was started anew. The first one is also
+started again when a process that it waits for is gone: each file in MARKS holds the id of one. A program of the standard library alone, for it stays in
+memory all the time.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 MARK_VARIABLE = "SPATL_MARK"
-"""Tells the process of a mark where it is, so that it can take it away when nothing waits for it any more."""
+"""Environment variable with the path of a process's mark, which it deletes when nothing waits for it any more."""
 WAIT_SECONDS = 5.0
-"""How long after the end of a program it is started again."""
+"""Time from the end of a program to its next start."""
 POLL_SECONDS = 0.25
-"""How long between two looks at the programs."""
+"""Time between two checks of the programs."""
 _STOP_SECONDS = 10.0
 _DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
-class Kept:
-    """A program that is started again when it ends.
+class Supervised:
+    """Program that is started again when it ends.
 
     Args:
         command: What to start.
@@ -42,16 +42,16 @@ class Kept:
     def _start(self) -> None:
         for mark in self._marked():
             mark.unlink(missing_ok=True)
-        self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, preexec_fn=_dies_with_parent())
+        self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, preexec_fn=_kill_with_parent())
 
     def _marked(self) -> list[Path]:
         return [] if self._marks is None else sorted(self._marks.glob("*"))  # nothing if it was deleted
 
-    def tend(self) -> None:
-        """Start it again if it has ended and its time has come; end it if it waits for what is gone."""
+    def check(self) -> None:
+        """Start the program again if it ended a while ago; stop it if a process that it waits for is gone."""
         status = self.process.poll()
         if status is None:
-            if any(map(_is_of_gone, self._marked())):
+            if any(map(_has_ended, self._marked())):
                 self._say("waits for a process that is gone")
                 _stop([self.process])
         elif self._due is None:
@@ -66,8 +66,8 @@ class Kept:
         print(f"{self._command[0]} {what}", file=sys.stderr, flush=True)
 
 
-def _is_of_gone(mark: Path) -> bool:
-    """Whether the process of a mark has ended, be it that nobody has asked how."""
+def _has_ended(mark: Path) -> bool:
+    """Return whether the process of a mark has ended; one whose status nobody has asked for has."""
     try:
         number = int(mark.read_text())
         os.kill(number, 0)
@@ -92,8 +92,8 @@ def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def _dies_with_parent() -> Callable[[], object] | None:
-    """What a new process calls so that it is killed when this one ends; None where the system has no such thing."""
+def _kill_with_parent() -> Callable[[], object] | None:
+    """Return what a new process calls so that it is killed when this one ends; None where there is no such call."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
@@ -111,22 +111,22 @@ def _commands(arguments: Sequence[str]) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    """Keep them running until this is told to stop, and stop them then."""
+    """Run the programs until a signal comes, and stop them then."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    programs: list[Kept] = []
+    programs: list[Supervised] = []
     try:
         first, *others = _commands(sys.argv[2:])
-        programs.append(Kept(first, Path(sys.argv[1])))
-        programs += map(Kept, others)
+        programs.append(Supervised(first, Path(sys.argv[1])))
+        programs += map(Supervised, others)
         while True:
             time.sleep(POLL_SECONDS)
             for program in programs:
-                program.tend()
+                program.check()
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)

@@ -109,7 +109,7 @@ def draw_accuracy(
         axes.locator_params(axis="x", integer=True)
     axes.set(xlabel=_AXIS[against], ylabel="accuracy (fraction correct)")
     if best > _NEAR_ONE:
-        axes.set_yscale("function", functions=(_spread, _gathered))
+        axes.set_yscale("function", functions=(_stretched, _unstretched))
         axes.set_yticks(_ACCURACIES, [f"{accuracy:g}" for accuracy in _ACCURACIES])
         axes.set_ylim(0.0, 1.0)
         axes.set_ylabel(STRETCHED)
@@ -167,13 +167,13 @@ def mean_losses(curves: Curves) -> "dict[str, tuple[list[int], list[float], dict
     return found
 
 
-def _spread(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+def _stretched(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the place of an accuracy on an axis on which every halving of the errors takes the same room."""
     return -np.log(_LEAST_ERROR + 1 - np.minimum(accuracy, 1))
 
 
-def _gathered(place: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the accuracy at a place: the inverse of `_spread`."""
+def _unstretched(place: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the accuracy at a place: the inverse of `_stretched`."""
     return _LEAST_ERROR + 1 - np.exp(-np.asarray(place))
 
 

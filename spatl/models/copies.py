@@ -158,7 +158,7 @@ def digests_of_the_rest(model: nn.Module, split: Split, travelling: Iterable[str
             if prefix + name not in travels and not split.in_predictor(prefix + name):
                 found[prefix + name] = _digest(tensor)
         for name, value in _plain_attributes(module).items():
-            if not _tells(value):
+            if not _holds_numbers(value):
                 continue
             if type(module).__module__.startswith("torch."):
                 settings.update(f"{prefix}{name}:".encode() + _digest(value))
@@ -196,12 +196,12 @@ def _is_constant(value: Any) -> bool:
     return isinstance(value, _ATOMS)
 
 
-def _tells(value: Any) -> bool:
+def _holds_numbers(value: Any) -> bool:
     """Return whether a value is a tensor, an array or a number, or holds one."""
     if isinstance(value, Mapping):
-        return any(_tells(each) for each in value.values())
+        return any(_holds_numbers(each) for each in value.values())
     if isinstance(value, list | tuple):
-        return any(_tells(each) for each in value)
+        return any(_holds_numbers(each) for each in value)
     return isinstance(value, Tensor | np.ndarray | int | float | complex)
 
 

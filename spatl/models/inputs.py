@@ -23,13 +23,13 @@ def take_images_(model: nn.Module, images: Tensor) -> Any:
         Exception: Whatever it raised on float32.
     """
     try:
-        return _said(model, images)
+        return _output(model, images)
     except Exception:
         others = {p.dtype: None for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32}
         for dtype in others:
             handle = model.register_forward_pre_hook(CastInputs(dtype))
             try:
-                return _said(model, images)
+                return _output(model, images)
             except Exception:
                 handle.remove()
         raise
@@ -48,6 +48,6 @@ class CastInputs:
         )
 
 
-def _said(model: nn.Module, images: Tensor) -> Any:
+def _output(model: nn.Module, images: Tensor) -> Any:
     with torch.no_grad():
         return duplicate(model).eval()(images)

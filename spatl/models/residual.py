@@ -55,7 +55,7 @@ def add_residual_(model: nn.Module, cut: Sequence[str], example: Tensor) -> tupl
     shared = model.get_submodule(name)
     before = _output(model, example)
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, ResidualPredictor(shared, _silent_copy(shared)))
+    setattr(model.get_submodule(parent), child, ResidualPredictor(shared, _zero_output_copy(shared)))
     try:
         same = torch.equal(before, _output(model, example))
     except Exception as error:
@@ -74,7 +74,7 @@ def _one(cut: Sequence[str]) -> Sequence[str]:
     return cut
 
 
-def _silent_copy(module: nn.Module) -> nn.Module:
+def _zero_output_copy(module: nn.Module) -> nn.Module:
     """Return a copy whose last layer with parameters has zeros only."""
     silent = duplicate(module)
     layers = [layer for layer in silent.modules() if any(True for _ in layer.parameters(recurse=False))]

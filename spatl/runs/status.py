@@ -131,11 +131,11 @@ def _state(directory: Path) -> tuple[State, str | None]:
         return "running", None
     if (directory / ERROR).exists():
         failure: str = read_json(directory / ERROR)["message"]
-        return "failed", f"{failure} ({_way_on(directory)})" if is_deployment(directory) else failure
-    return "stopped", _way_on(directory)
+        return "failed", f"{failure} ({_next_command(directory)})" if is_deployment(directory) else failure
+    return "stopped", _next_command(directory)
 
 
-def _way_on(directory: Path) -> str:
+def _next_command(directory: Path) -> str:
     """Return the command that goes on with a run that no process has."""
     if is_deployment(directory):
         command = resume_command(directory)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.planes import squeeze, unsqueeze
+from server.planes import pack_planes, unpack_planes
 from spatl.errors import DamagedState
 
 
@@ -17,7 +17,7 @@ def same_bits(one, other):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
 def test_every_bit_comes_back_those_of_nan_and_of_zeros_of_either_sign_too(dtype, bits, times):
     values = torch.tensor(bits, dtype=torch.int32).repeat(times).view(dtype)
-    assert same_bits(unsqueeze(squeeze(values), dtype), values)
+    assert same_bits(unpack_planes(pack_planes(values), dtype), values)
 
 
 @pytest.mark.parametrize(("name", "most"), [("weights", 3.45), ("zeros", 0.02), ("offsets", 2.0), ("noise", 4.001)])
@@ -31,13 +31,13 @@ def test_weights_take_less_than_three_and_a_half_bytes_and_offsets_half(name, mo
         "offsets": (normal.round() * 2**15).to(torch.int32),
         "noise": torch.randint(-(2**31), 2**31, (2**18,), generator=draw, dtype=torch.int64).to(torch.int32),
     }[name]
-    data = squeeze(values)
+    data = pack_planes(values)
     assert len(data) <= most * len(values)
-    assert same_bits(unsqueeze(data, values.dtype), values)
+    assert same_bits(unpack_planes(data, values.dtype), values)
 
 
 def test_what_is_cut_off_or_no_such_bytes_is_damaged():
-    data = squeeze(torch.randn(1000, generator=torch.Generator().manual_seed(1)))
+    data = pack_planes(torch.randn(1000, generator=torch.Generator().manual_seed(1)))
     for damaged in (data[:-1], data[:20], data[:0], torch.cat([data, data[:1]])):
         with pytest.raises(DamagedState, match="is damaged"):
-            unsqueeze(damaged, torch.float32)
+            unpack_planes(damaged, torch.float32)
