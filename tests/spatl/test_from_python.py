@@ -1,8 +1,4 @@
-"""Running from Python: what `run` takes, what it shows, and what it returns."""
-
-import base64
-from html import escape
-from pathlib import Path
+"""Running from Python: what `run` takes and what it shows."""
 
 import pytest
 
@@ -10,7 +6,6 @@ from spatl import runner
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
 from spatl.errors import ConfigError
-from spatl.report.result import RunResult
 from spatl.runner import as_config, run
 from tests.support.federations import tiny_config
 from tests.support.terminals import shown, terminal
@@ -78,25 +73,3 @@ def test_a_terminal_shows_the_run_unless_the_caller_does(quick, tmp_path, monkey
     run(tiny_config(rounds=2), tmp_path / "out", **arguments)
     assert ("round 2/2  accuracy 50.0 %" in shown(console)) == is_shown
     assert rounds == ([1, 2] if "on_round" in arguments else [])
-
-
-def result(directory: Path) -> RunResult:
-    summary = {"method": "spatl", "title": "SPATL <b>", "data": "digits", "num_clients": 20, "rounds": 40,
-               "accuracy": 0.981, "accuracy_min": 0.0, "uplink_bytes": 3_300_000, "downlink_bytes": 812}  # fmt: skip
-    return RunResult(directory, summary, [{"round": 1}] * 40, [{"client": 1}] * 800, {"accuracy": 0.887})
-
-
-def test_a_result_says_what_came_out_in_one_line():
-    assert repr(result(Path("runs/x"))) == (
-        "<RunResult SPATL <b> on digits, 20 clients: rounds 40, accuracy 98.1 %, worst client 0.0 %, up 3.3 MB, "
-        "down 812 B, training alone 88.7 %; runs/x>"
-    )
-
-
-def test_a_notebook_shows_a_result_as_a_table_and_its_curves(tmp_path):
-    without = result(tmp_path)._repr_html_()
-    assert escape("SPATL <b>") in without
-    assert "98.1 %" in without
-    assert "<img" not in without
-    (tmp_path / "curves.png").write_bytes(b"picture")
-    assert base64.b64encode(b"picture").decode() in result(tmp_path)._repr_html_()
