@@ -13,16 +13,9 @@ from spatl.rounds.blueprint import make_blueprint
 from spatl.rounds.workplace import Workplace
 from spatl.training.evaluate import forward_with_batch_statistics
 from spatl.training.local import train_
-from tests.clients.test_round import received
-from tests.support.clients import evaluate, settle, train
-from tests.support.federations import blueprint_of, opened, parted, run_tiny, tiny_config
+from tests.support.clients import evaluate, received, settle, train
+from tests.support.federations import blueprint_of, of_users, opened, parted, run_tiny
 from tests.support.users_nets import FROZEN
-
-
-def of_users(name, *, cut=("head",), options=None, **sections):
-    return tiny_config(
-        model={"name": f"tests.support.users_nets:{name}", "options": options or {}, "cut": list(cut)}, **sections
-    )  # fmt: skip
 
 
 def two_rounds(workplace, client, others=()):

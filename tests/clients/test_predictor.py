@@ -16,8 +16,7 @@ from spatl.rounds.client_state import ClientState
 from spatl.rounds.workplace import Workplace
 from spatl.selection.protocol import Choice
 from spatl.training.calibration import class_offset
-from tests.clients.test_round import received
-from tests.support.clients import evaluate, train
+from tests.support.clients import evaluate, received, train
 from tests.support.federations import blueprint_of, parted, tiny_config
 
 SKEWED = {"name": "dirichlet", "num_clients": 5, "alpha": 0.1}

@@ -13,12 +13,8 @@ from spatl.rounds.workplace import Workplace
 from spatl.wire.download import Model
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update
-from tests.support.clients import evaluate, train
+from tests.support.clients import evaluate, received, train
 from tests.support.federations import DENSE, blueprint_of, opened, parted, tiny_config
-
-
-def received(blueprint, *, server_round=1, control=None) -> Model:
-    return Model(server_round, server_round - 1, blueprint.initial_encoder(), control)
 
 
 class Round(NamedTuple):

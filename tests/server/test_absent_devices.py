@@ -9,7 +9,7 @@ from spatl.console.main import main
 from spatl.errors import SpatlError
 from spatl.runs.records import read_lines
 from spatl.runs.status import read_status
-from tests.server.test_questions import flowers_error
+from tests.support.flower import flowers_error
 from tests.support.own_data import own_config, serve_devices, unreadable, write_data
 
 

@@ -2,18 +2,10 @@
 
 import pytest
 from flwr.app import Message, RecordDict
-from flwr.clientapp import ClientApp
 
 import server.grids
 from server.grids import InProcessGrid, StreamingGrid
-
-echo = ClientApp()
-
-
-@echo.query()
-@echo.train()
-def answer(message, context):
-    return Message(RecordDict(), reply_to=message)
+from tests.support.flower import echo
 
 
 class Clock:

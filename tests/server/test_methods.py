@@ -27,9 +27,9 @@ from spatl.training.device import reproducible
 from spatl.training.hooks import correction_hook
 from spatl.training.local import train_
 from spatl.wire.blob import BLOB, RECORD
-from spatl.wire.download import Model, unpack_download
+from spatl.wire.download import unpack_download
 from spatl.wire.update import Update
-from tests.support.clients import train
+from tests.support.clients import received, train
 from tests.support.federations import (
     blob_of,
     blueprint_of,
@@ -222,10 +222,6 @@ def test_the_head_of_fedrep_never_leaves_its_client(tmp_path):
     assert len(blobs) == 3 * 2 * 5 + 5  # rounds, directions, clients, and the final encoder
     for blob in blobs:
         assert not any(row.numpy().tobytes() in blob for head in heads for row in head)
-
-
-def received(blueprint) -> Model:
-    return Model(1, 0, blueprint.initial_encoder(), None)
 
 
 def test_fedrep_trains_the_head_under_the_encoder_that_arrived_and_then_the_encoder_under_that_head():

@@ -7,10 +7,7 @@ from hypothesis import strategies as st
 
 from server.planes import pack_planes, unpack_planes
 from spatl.errors import DamagedState
-
-
-def same_bits(one, other):
-    return one.dtype == other.dtype and torch.equal(one.view(torch.int32), other.view(torch.int32))
+from tests.support.bits import same_bits
 
 
 @given(bits=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=200), times=st.sampled_from([1, 1000]))

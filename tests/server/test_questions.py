@@ -13,19 +13,8 @@ from server.questions import Questions, is_lost
 from spatl.runs.log import logged_to
 from spatl.runs.records import read_lines
 from spatl.runs.status import read_status
-from tests.server.test_grids import echo
 from tests.support.federations import run_tiny, tiny_config
-
-
-def flowers_error(message, *, says_which=True, code=ErrorCode.NODE_UNAVAILABLE):
-    """What a SuperLink answers in place of a node that is gone."""
-    asked = message.metadata
-    metadata = Metadata(
-        run_id=1, message_id="error", src_node_id=SERVER_NODE_ID, dst_node_id=SERVER_NODE_ID,
-        reply_to_message_id=asked.message_id if says_which else "", group_id=asked.group_id if says_which else "",
-        created_at=1.0, ttl=1.0, message_type=asked.message_type if says_which else "system",
-    )  # fmt: skip
-    return make_message(metadata=metadata, error=Error(code=code, reason="Error: Node Unavailable"))
+from tests.support.flower import echo, flowers_error
 
 
 class Gone(InProcessGrid):

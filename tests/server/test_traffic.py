@@ -1,17 +1,13 @@
 """What a message costs on a deployment's socket follows from its records, not from what Flower draws."""
 
 from flwr.app import ConfigRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from server.traffic import message_traffic
+from tests.support.flower import record_bytes
 
 
 def content(length: int) -> RecordDict:
     return RecordDict({"config": ConfigRecord({"blob": bytes(length)})})
-
-
-def record_bytes(records: RecordDict) -> int:
-    return sum(len(item.deflate()) for item in get_all_nested_objects(records).values())
 
 
 def test_a_message_of_three_objects_by_hand():

@@ -19,8 +19,7 @@ from spatl.rounds.blueprint import make_blueprint
 from spatl.rounds.workplace import Workplace
 from spatl.runs.records import read_lines
 from spatl.wire.blob import CLIENT_FAILED, RECORD
-from tests.clients.test_others_models import of_users
-from tests.support.federations import run_tiny, tiny_config
+from tests.support.federations import of_users, run_tiny, tiny_config
 
 
 def log_of(directory):

@@ -20,8 +20,8 @@ from spatl.sealed_files import as_tensor
 from spatl.seeding import numpy_generator
 from spatl.wire.blob import CLIENT_LOST
 from spatl.wire.download import unpack_download
-from tests.server.test_traffic import record_bytes
 from tests.support.federations import COMPRESSED, blob_of, blueprint_of, losing, opened, run_tiny, state_of, tiny_config
+from tests.support.flower import record_bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ RULES = {
 }
 
 
-_SMALL = {"name": "cnn", "options": {"channels": [8, 16], "hidden": 32}}
+SMALL = {"name": "cnn", "options": {"channels": [8, 16], "hidden": 32}}
 _IMAGES = {"num_examples": 3000, "difficulty": 0.3, "image_size": 16}
 
 
@@ -46,7 +46,7 @@ def config_of(
     images: bool = False,
 ) -> ExperimentConfig:  # fmt: skip
     """Ten clients, Dirichlet 0.5 if nothing else is said, on the digits or with a ResNet-8 on synthetic images."""
-    network = {"name": "resnet8", "options": {"width": 0.5}} if images else _SMALL
+    network = {"name": "resnet8", "options": {"width": 0.5}} if images else SMALL
     return parse_config(
         {
             "seed": seed,

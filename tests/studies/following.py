@@ -22,7 +22,7 @@ from spatl.runs.records import ClientRow, HistoryRow, TimingRow
 _WATCHED_SECONDS = 5.0
 
 
-def write_run(directory: Path, rounds: int, num_clients: int) -> None:
+def write_long_run(directory: Path, rounds: int, num_clients: int) -> None:
     """Write the files of a run in which every client is in every round."""
     parts = {"values": 1, "indices": 1, "control": 0, "other": 5}
     message = Entry(1, 0, "uplink", "train", **parts, opposite=1).to_json()
@@ -48,7 +48,7 @@ def main() -> None:
     over = threading.Event()
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        write_run(directory, rounds, num_clients)
+        write_long_run(directory, rounds, num_clients)
         started = time.process_time()
         Recorder(directory, done=rounds)
         print(f"until {rounds} rounds are read to go on: {time.process_time() - started:.2f} s")

@@ -22,10 +22,10 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.data import load_dataset
 from spatl.rounds.admission import Size, check_size
+from tests.studies.attacks import SMALL
 from tests.support.federations import run_tiny
 
 ALL = tuple(range(10))
-_SMALL = {"name": "cnn", "options": {"channels": [8, 16], "hidden": 32}}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def write_owners(path: Path, owners: Sequence[tuple[int, Sequence[int]]], *, see
 
 def config_of(situation: Situation, path: Path, *, seed: int, norm_bound: float | None = 10.0) -> ExperimentConfig:
     """The config of a situation; its digits, if it deals them out, are put to `path`."""
-    values: dict[str, Any] = {"model": _SMALL, **situation.settings, "seed": seed}
+    values: dict[str, Any] = {"model": SMALL, **situation.settings, "seed": seed}
     if situation.owners:
         write_owners(path, situation.owners, seed=seed)
         values["data"] = {"name": "npz", "options": {"path": str(path)}}

@@ -1,11 +1,19 @@
 """Rounds of one client, without a server and its downloads."""
 
+from torch import Tensor
+
 from spatl.channels.costs import Budget
+from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.client import evaluate_round, train_round
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.workplace import Workplace
 from spatl.wire.download import Model
 from spatl.wire.reports import EvaluateReport
+
+
+def received(blueprint: Blueprint, *, server_round: int = 1, control: Tensor | None = None) -> Model:
+    """What a download leads to: the initial encoder."""
+    return Model(server_round, server_round - 1, blueprint.initial_encoder(), control)
 
 
 def train(

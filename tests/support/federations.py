@@ -1,7 +1,7 @@
 """Small federations for tests: a config that runs in a second or two, and ways to look into a run."""
 
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ def tiny_config(**sections: Any) -> ExperimentConfig:
         old = values.get(key)
         values[key] = {**old, **value} if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return parse_config(values)
+
+
+def of_users(name: str, *, cut: Sequence[str] = ("head",), options: Any = None, **sections: Any) -> ExperimentConfig:
+    """A config like `tiny_config` with a network of `tests.support.users_nets`."""
+    model = {"name": f"tests.support.users_nets:{name}", "options": options or {}, "cut": list(cut)}
+    return tiny_config(model=model, **sections)
 
 
 def run_tiny(

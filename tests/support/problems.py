@@ -4,12 +4,14 @@ from functools import cache
 
 import torch
 
+from agents.lab.environment import Case
 from agents.lab.networks import Candidate, Snapshot, Trained, candidate
 from agents.policy import GraphPolicy
 from agents.selection_problem import Problem
 from spatl.channels.costs import Budget
 from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import Blueprint, make_blueprint
+from spatl.training.evaluate import Evaluation
 
 
 @cache
@@ -57,3 +59,17 @@ def drawn_policy(seed: int = 0, *, scale: float = 0.3) -> GraphPolicy:
         for parameter in policy.parameters():
             parameter.copy_(scale * torch.randn(parameter.shape, generator=draws))
     return policy.double().eval()
+
+
+def case_of(model, counting=None, **options):
+    """A case whose trial needs no network: what is kept of the last group is the accuracy."""
+    costs = blueprint_for(model, **options).costs
+
+    def trial(selection):
+        """The more of the last group, the better."""
+        if counting is not None:
+            counting.append(selection)
+        kept = int(selection.counts(costs.layout)[-1]) / costs.layout.groups[-1].size
+        return Evaluation(kept, 1 - kept)
+
+    return Case(costs, candidate_for(model, **options).signal, trial, "pruned")

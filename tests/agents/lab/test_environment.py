@@ -5,26 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from agents.lab.environment import Case, SelectionEnv
+from agents.lab.environment import SelectionEnv
 from agents.measurement import reward
 from spatl.channels.costs import Budget
 from spatl.training.evaluate import Evaluation
-from tests.support.problems import blueprint_for, candidate_for
+from tests.support.problems import case_of
 
 BUDGETS = (Budget("flops_ratio", 0.3), Budget("keep_ratio", 0.5))
-
-
-def case_of(model, counting=None, **options):
-    costs = blueprint_for(model, **options).costs
-
-    def trial(selection):
-        """The more of the last group, the better."""
-        if counting is not None:
-            counting.append(selection)
-        kept = int(selection.counts(costs.layout)[-1]) / costs.layout.groups[-1].size
-        return Evaluation(kept, 1 - kept)
-
-    return Case(costs, candidate_for(model, **options).signal, trial, "pruned")
 
 
 def test_gymnasiums_own_checker_is_content():

@@ -9,7 +9,7 @@ from agents.lab.environment import SelectionEnv
 from agents.lab.ppo import train_policy
 from agents.policy import GraphPolicy
 from spatl.channels.costs import Budget
-from tests.agents.lab.test_environment import case_of
+from tests.support.problems import case_of
 
 BUDGETS = (Budget("flops_ratio", 0.3), Budget("keep_ratio", 0.3))
 

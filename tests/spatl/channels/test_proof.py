@@ -12,12 +12,12 @@ from spatl.channels.masking import masked_weights
 from spatl.channels.perturbation import Claims, is_layer
 from spatl.channels.proof import refuted
 from spatl.channels.selection import Selection, select_all
-from spatl.channels.tracing import trace_groups
-from spatl.models import build_model, make_split
+from spatl.models import build_model
 from tests.support.families import FAMILIES
 from tests.support.families.base import Family
 from tests.support.families.rearranged import Flip, LinearViewedTransposed
 from tests.support.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
+from tests.support.traces import trace_of
 
 NETWORKS = {each.__name__: each for each in (CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet)}
 ALL = {**FAMILIES, **{f"tests.support.networks {name}": make for name, make in NETWORKS.items()}}
@@ -31,15 +31,11 @@ def made(name):
     return ALL[name](num_classes=5, in_channels=1)
 
 
-def traced(model, cut=("head",), shape=(1, 1, 8, 8)):
-    return trace_groups(model, torch.zeros(shape), parameters=list(make_split(model, cut).encoder_parameters(model)))
-
-
 def believed(model, monkeypatch):
     """The trace if the dependency graph were taken at its word."""
     with monkeypatch.context() as patch:
         patch.setattr(tracing, "refuted", lambda *_: {})
-        return traced(model)
+        return trace_of(model)
 
 
 def sources(model, layout):
@@ -128,7 +124,7 @@ def test_a_reading_is_claimed_only_where_autograd_confirms_it_and_each_other_is_
     model = made(name)
     graph = believed(model, monkeypatch)
     caplog.clear()
-    trace = traced(model)
+    trace = trace_of(model)
     assert trace.layout.fingerprint == graph.layout.fingerprint
     found = sources(model, trace.layout)
     read = read_channels(graph)
@@ -146,7 +142,7 @@ def test_a_reading_is_claimed_only_where_autograd_confirms_it_and_each_other_is_
 def test_what_a_dropped_channel_consists_of_does_not_matter_to_the_masked_network(name):
     """So that a network cut physically gives the same: nothing but the masked weights reads what would be cut."""
     model, draw = made(name).eval(), torch.Generator().manual_seed(3)
-    trace = traced(model)
+    trace = trace_of(model)
     dropped = read_channels(trace) & (torch.rand(trace.layout.num_channels, generator=draw) < 0.5)
     masked = masked_weights(model, trace.readers, Selection(~dropped))
     tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -166,7 +162,7 @@ def test_what_a_dropped_channel_consists_of_does_not_matter_to_the_masked_networ
 
 @pytest.mark.parametrize("name", FEWER)
 def test_multiply_accumulates_become_fewer_with_proved_channels_only(name):
-    trace = traced(made(name))
+    trace = trace_of(made(name))
     layout, flops = trace.layout, trace.flops
     counts = select_all(layout).counts(layout)
     for row, group in enumerate(layout.groups):
@@ -193,7 +189,7 @@ def test_built_in_networks_keep_their_layout_and_all_readers(name, size, expecte
     """Fingerprint, groups and reading layers as before readings were proved: messages and histories rest on them."""
     channels = 3 if size == 32 else 1
     model, cut = build_model(name, num_classes=10, in_channels=channels, image_size=size, seed=1)
-    trace = traced(model, cut, (1, channels, size, size))
+    trace = trace_of(model, cut, shape=(1, channels, size, size))
     found = trace.layout.fingerprint.hex(), len(trace.layout.groups), len(trace.readers)
     assert " ".join(str(each) for each in found) == expected
     assert not trace.doubtful
@@ -202,7 +198,7 @@ def test_built_in_networks_keep_their_layout_and_all_readers(name, size, expecte
 
 def test_a_transposed_convolution_behind_a_viewed_linear_layer_by_hand(caplog):
     """Output 16 c + k of `project` is pixel k of map c, which `up` reads; the graph says that it reads output c."""
-    trace = traced(LinearViewedTransposed())
+    trace = trace_of(LinearViewedTransposed())
     assert set(trace.readers) == {"project", "after.0", "head"}
     assert "those of project (other channels reach layer up than the graph says)" in caplog.text
     layout = trace.layout
@@ -214,7 +210,7 @@ def test_a_transposed_convolution_behind_a_viewed_linear_layer_by_hand(caplog):
 def test_the_proof_draws_from_no_global_generator_and_leaves_the_model_alone():
     model = Flip()
     before, state, threads = copy.deepcopy(model.state_dict()), torch.get_rng_state(), torch.get_num_threads()
-    traced(model)
+    trace_of(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -247,7 +243,7 @@ class Picky(Family):
 def test_a_network_that_cannot_be_tried_has_no_readers_and_says_why(make, reason, caplog):
     model = make()
     nn.init.zeros_(model.stem[1].weight)
-    trace = traced(model)
+    trace = trace_of(model)
     assert trace.readers == {}
     assert trace.doubtful == {"stem.0": reason}
     assert reason in caplog.text

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from spatl.errors import ModelError
 from spatl.models import MODELS, build_model, make_split
+from tests.support.bits import same_states
 from tests.support.user_net import UserNet
 
 USER = "tests.support.user_net:"
@@ -21,11 +22,6 @@ def build(name: str, *, seed: int = 1, **keywords: object) -> nn.Module:
 
 def user(factory: str, **keywords: object) -> nn.Module:
     return build(f"{USER}{factory}", **({"cut": ()} | keywords))  # type: ignore[arg-type]  # as above
-
-
-def same_bits(first: nn.Module, second: nn.Module) -> bool:
-    left, right = first.state_dict(), second.state_dict()
-    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.slow
@@ -58,7 +54,7 @@ def test_the_largest_images_fit(name: str) -> None:
 def test_one_seed_gives_the_same_weights_and_another_others(name: str) -> None:
     model = build(name, cut=())
     torch.rand(7)  # what was drawn before must not matter
-    assert same_bits(model, build(name, cut=()))
+    assert same_states(model.state_dict(), build(name, cut=()).state_dict())
     other = build(name, cut=(), seed=2).state_dict()
     drawn = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     assert not any(torch.equal(model.state_dict()[name], other[name]) for name in drawn)
@@ -144,7 +140,7 @@ def test_a_module_that_draws_numbers_when_imported_does_not_shift_the_weights(
     (tmp_path / "draws_on_import.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     first, again = (build("draws_on_import:net", cut=()) for _ in range(2))
-    assert same_bits(first, again)
+    assert same_states(first.state_dict(), again.state_dict())
 
 
 def test_a_users_model_without_a_cut_is_told_how_to_give_one() -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from spatl.errors import ModelError
 from spatl.models import MODELS, Split, build_model, make_split
+from tests.support.bits import same_states
 
 
 class Tiny(nn.Module):
@@ -38,12 +39,6 @@ def scramble_(model: nn.Module) -> None:
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(1)
-
-
-def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return list(first) == list(second) and all(
-        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
-    )
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -110,7 +105,7 @@ def test_private_state_is_a_detached_copy() -> None:
     state = make_split(model, ["head"]).private_state(model, statistics=True)
     before = {name: tensor.clone() for name, tensor in state.items()}
     scramble_(model)
-    assert same_bits(state, before)
+    assert same_states(state, before)
     assert not any(tensor.requires_grad for tensor in state.values())
 
 
@@ -123,7 +118,7 @@ def test_private_state_round_trips_bit_for_bit_and_touches_nothing_else(statisti
     scramble_(model)
     expected = snapshot(model) | state
     split.load_private_state_(model, state)
-    assert same_bits(snapshot(model), expected)
+    assert same_states(snapshot(model), expected)
 
 
 def test_loading_keeps_the_parameters_the_optimiser_holds() -> None:
@@ -230,4 +225,4 @@ def test_a_private_state_that_does_not_fit_is_refused_whole(changes: dict[str, T
     before = snapshot(model)
     with pytest.raises(ModelError, match=message):
         split.load_private_state_(model, {name: tensor for name, tensor in changed.items() if tensor is not None})
-    assert same_bits(snapshot(model), before)
+    assert same_states(snapshot(model), before)

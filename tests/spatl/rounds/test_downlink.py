@@ -18,6 +18,7 @@ from spatl.rounds.downlink import Held, Reference, check_of, follow
 from spatl.wire.codecs import CODECS
 from spatl.wire.download import DerivedControl, Download, pack_download, unpack_download
 from spatl.wire.update import Update
+from tests.support.bits import same_bits
 from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
@@ -55,10 +56,6 @@ def sent(reference: Reference, held_version: int, layout: EncoderLayout = LAYOUT
     """What a client receives: a download that went over the wire."""
     options = {"server_round": 9, "acknowledged_round": 0, "cannot_build": False, **options}
     return unpack_download(pack_download(reference.download(held_version, **options), layout), layout)
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
 @pytest.mark.slow

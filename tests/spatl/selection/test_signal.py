@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from spatl.channels.tracing import trace_groups
-from spatl.models import build_model, make_split
+from spatl.models import build_model
 from spatl.selection.signal import channel_signal
 from tests.support.networks import CountingNet, GroupedNet, MixedNet, RecurrentNet, ShuffleNet, TiedNet
+from tests.support.traces import trace_of
 
 
 class TwoLayers(nn.Module):
@@ -28,15 +28,10 @@ class TwoLayers(nn.Module):
         return self.head(self.second(self.first(images)).mean((2, 3)))
 
 
-def traced(model, cut, shape):
-    parameters = list(make_split(model, cut).encoder_parameters(model))
-    return trace_groups(model, torch.zeros(1, *shape), parameters=parameters)
-
-
 def test_the_shares_of_two_channels_by_hand():
     """Energies through `second`: 3^2 * 1^2 and 1^2 * 2^2 times E[a^2], so 9/13 and 4/13; its own channel alone is 1."""
     model = TwoLayers()
-    trace = traced(model, ("head",), (1, 4, 4))
+    trace = trace_of(model, ("head",), shape=(1, 1, 4, 4))
     signal = channel_signal(model, trace.layout, trace.readers, torch.randn(8, 1, 4, 4))
     torch.testing.assert_close(signal, torch.tensor([9 / 13, 4 / 13, 1.0], dtype=torch.float64))
 
@@ -47,7 +42,7 @@ def test_measuring_leaves_mode_buffers_gradients_and_hooks_as_they_were(make, tr
     model = make(num_classes=4, in_channels=1).train(training)
     model.head.requires_grad_(False)
     model.head.eval()
-    trace = traced(model, (), (1, 8, 8))
+    trace = trace_of(model, (), shape=(1, 1, 8, 8))
     before = copy.deepcopy(model)
     channel_signal(model, trace.layout, trace.readers, torch.randn(6, 1, 8, 8))
     for (name, old), new in zip(before.named_buffers(), dict(model.named_buffers()).values(), strict=True):
@@ -60,7 +55,7 @@ def test_measuring_leaves_mode_buffers_gradients_and_hooks_as_they_were(make, tr
 
 def test_the_order_of_the_examples_and_copies_of_them_change_nothing():
     model, cut = build_model("resnet8", num_classes=10, in_channels=1, image_size=8, seed=1)
-    trace = traced(model, cut, (1, 8, 8))
+    trace = trace_of(model, cut, shape=(1, 1, 8, 8))
     images = torch.randn(8, 1, 8, 8)
     signal = channel_signal(model, trace.layout, trace.readers, images)
     again = channel_signal(model, trace.layout, trace.readers, torch.cat([images, images])[torch.randperm(16)])
@@ -70,7 +65,7 @@ def test_the_order_of_the_examples_and_copies_of_them_change_nothing():
 def test_each_reading_layer_hands_out_one_whole():
     """In a network without depthwise layers every reader's shares add up to one, its inputs being all channels."""
     model, cut = build_model("resnet8", num_classes=10, in_channels=1, image_size=8, seed=1)
-    trace = traced(model, cut, (1, 8, 8))
+    trace = trace_of(model, cut, shape=(1, 1, 8, 8))
     signal = channel_signal(model, trace.layout, trace.readers, torch.randn(8, 1, 8, 8))
     assert float(signal.sum()) == pytest.approx(len(trace.readers), rel=1e-5)
     assert bool((signal >= 0).all())
@@ -80,7 +75,7 @@ def test_a_dead_channel_has_none():
     model, cut = build_model("cnn", num_classes=10, in_channels=1, image_size=8, seed=1)
     with torch.no_grad():
         model.conv1.weight[3], model.conv1.bias[3] = 0, 0
-    trace = traced(model, cut, (1, 8, 8))
+    trace = trace_of(model, cut, shape=(1, 1, 8, 8))
     signal = channel_signal(model, trace.layout, trace.readers, torch.randn(8, 1, 8, 8))
     assert signal[3] == 0
     assert bool((signal[[2, 4]] > 0).all())
@@ -89,7 +84,7 @@ def test_a_dead_channel_has_none():
 def test_a_channel_that_nothing_known_reads_gets_the_mean_of_the_others():
     """The logits of a shared predictor travel like any other channel instead of never."""
     model, cut = build_model("cnn", num_classes=10, in_channels=1, image_size=8, seed=1)
-    trace = traced(model, (), (1, 8, 8))
+    trace = trace_of(model, (), shape=(1, 1, 8, 8))
     signal = channel_signal(model, trace.layout, trace.readers, torch.randn(8, 1, 8, 8))
     logits = trace.layout.groups[-1]
     assert logits.size == 10
@@ -100,7 +95,7 @@ def test_a_channel_that_nothing_known_reads_gets_the_mean_of_the_others():
 
 def test_without_any_reader_all_channels_are_worth_the_same():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    trace = traced(model, (), (1, 2, 2))
+    trace = trace_of(model, (), shape=(1, 1, 2, 2))
     assert channel_signal(model, trace.layout, trace.readers, torch.randn(4, 1, 2, 2)).tolist() == [1.0] * 3
 
 
@@ -108,7 +103,7 @@ def test_a_grouped_convolution_reads_its_inputs_through_its_own_groups_weights()
     model = GroupedNet(num_classes=3, in_channels=1)
     with torch.no_grad():
         model.grouped.weight[:3] = 0  # the outputs of the first of four groups, which reads channels 0 and 1
-    trace = traced(model, ("head",), (1, 8, 8))
+    trace = trace_of(model, ("head",), shape=(1, 1, 8, 8))
     signal = channel_signal(model, trace.layout, trace.readers, torch.randn(8, 1, 8, 8))
     assert signal[:2].tolist() == [0.0, 0.0]
     assert bool((signal[2:8] > 0).all())
@@ -119,6 +114,6 @@ def test_a_network_that_overflows_gives_finite_signals():
     model = TwoLayers()
     with torch.no_grad():
         model.first.weight.mul_(1e30)
-    trace = traced(model, ("head",), (1, 4, 4))
+    trace = trace_of(model, ("head",), shape=(1, 1, 4, 4))
     signal = channel_signal(model, trace.layout, trace.readers, 1e10 * torch.randn(4, 1, 4, 4))
     assert bool(signal.isfinite().all())

@@ -14,8 +14,7 @@ from spatl.data import Examples, batches
 from spatl.errors import ModelError
 from spatl.rounds.blueprint import make_blueprint
 from spatl.training.rehearsal import batch_lengths, rehearse
-from tests.clients.test_others_models import of_users
-from tests.support.federations import tiny_config
+from tests.support.federations import of_users, tiny_config
 
 BEFORE_ANYTHING = {
     "Auxiliary": r"in training the model must return logits of shape \(16, 10\) for a batch of 16, got tuple of "
