@@ -170,7 +170,7 @@ class FederationStrategy(Strategy):
         ]
         self._questions = Questions(messages, connected)
         self._sent_entries = {
-            client: self._entry(client, message, "downlink")
+            client: _entry(self._recorder.round.server_round, client, message, "downlink")
             for client, message in zip(downloads, messages, strict=True)
         }
         return messages
@@ -212,23 +212,8 @@ class FederationStrategy(Strategy):
         """Enter a reply into the ledger; one that is an error has no bytes that anyone counts."""
         client = self._clients.get(reply.metadata.src_node_id)
         if client is not None and reply.has_content():
-            self._recorder.round.entries.append(self._entry(client, reply, "uplink"))
-
-    def _entry(self, client: int, message: Message, direction: Direction) -> Entry:
-        """What a message is in the ledger."""
-        phase = str(message.metadata.message_type)
-        traffic = message_traffic(
-            message.content, direction=direction, message_type=phase, group_id=message.metadata.group_id
-        )
-        return entry(
-            server_round=self._recorder.round.server_round,
-            client=client,
-            direction=direction,
-            phase=phase,
-            num_bytes=traffic.num_bytes,
-            opposite=traffic.opposite,
-            sections=content_sections(message.content),
-        )
+            record = self._recorder.round
+            record.entries.append(_entry(record.server_round, client, reply, "uplink"))
 
     def _stop(self, error: SpatlError) -> NoReturn:
         """Write the round as far as it went, then raise."""
@@ -245,3 +230,20 @@ def _content(reply: Message) -> bytes | UpdateRejected:
         return blob_of(reply)
     except UpdateRejected as error:
         return error
+
+
+def _entry(server_round: int, client: int, message: Message, direction: Direction) -> Entry:
+    """What a message is in the ledger."""
+    phase = str(message.metadata.message_type)
+    traffic = message_traffic(
+        message.content, direction=direction, message_type=phase, group_id=message.metadata.group_id
+    )
+    return entry(
+        server_round=server_round,
+        client=client,
+        direction=direction,
+        phase=phase,
+        num_bytes=traffic.num_bytes,
+        opposite=traffic.opposite,
+        sections=content_sections(message.content),
+    )

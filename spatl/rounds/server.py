@@ -18,6 +18,7 @@ from spatl.rounds.admission import Size
 from spatl.rounds.aggregation import Aggregator, PrivateAggregator, aggregation_rule
 from spatl.rounds.answers import (
     Answer,
+    Candidate,
     Outcome,
     admit,
     agreeing_candidates,
@@ -172,23 +173,13 @@ def close_round(
     """
     outcome = Outcome()
     aggregator = _aggregator(federation, state)
-    held, sizes, unclipped = dict(state.held), dict[int, Size](), set[int]()
     usual, answers = usual_sizes(federation, state, server_round, answers)
     candidates = checked_candidates(federation, state, server_round, answers, usual, outcome)
     admission = state.admission
     if aggregation_rule(federation.blueprint.config.server.aggregation).compares:
         candidates, admission = agreeing_candidates(federation, admission, list(candidates), server_round, outcome)
-    for candidate in candidates:
-        client = candidate.client
-        try:
-            aggregator.add(candidate.update, state.num_examples[client])
-        except UpdateRejected as error:
-            refuse_(outcome, client, error, server_round)
-            continue
-        outcome.trained[client] = candidate.report
-        held[client], sizes[client] = state.versions.version, candidate.size
-        if not candidate.clipped:
-            unclipped.add(client)
+    sizes, unclipped = _fold_(aggregator, candidates, state.num_examples, server_round, outcome)
+    held = {**state.held, **dict.fromkeys(sizes, state.versions.version)}
     encoder = aggregator.encoder()
     closed, outcome.ending = checked_progress(federation, state, server_round, outcome, encoder)
     if outcome.ending is not None:
@@ -217,6 +208,28 @@ def close_round(
     return replace(
         closed, encoder=encoder, control=aggregator.control(), control_share=aggregator.control_share(), folded=folded
     ), outcome
+
+
+def _fold_(
+    aggregator: Aggregator,
+    candidates: Iterable[Candidate],
+    num_examples: Mapping[int, int],
+    server_round: int,
+    outcome: Outcome,
+) -> tuple[dict[int, Size], set[int]]:
+    """Fold the candidates in as they come; return their sizes by client, and the clients that were not clipped."""
+    sizes, unclipped = dict[int, Size](), set[int]()
+    for candidate in candidates:
+        client = candidate.client
+        try:
+            aggregator.add(candidate.update, num_examples[client])
+        except UpdateRejected as error:
+            refuse_(outcome, client, error, server_round)
+            continue
+        outcome.trained[client], sizes[client] = candidate.report, candidate.size
+        if not candidate.clipped:
+            unclipped.add(client)
+    return sizes, unclipped
 
 
 def _advanced(
