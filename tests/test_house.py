@@ -222,8 +222,8 @@ def test_public_docstrings_begin_with_a_noun_or_a_verb():
 def test_modules_classes_and_functions_have_a_size_that_can_be_read():
     """What is larger yet; what is not any more is taken off the list."""
     to_be_done = {
-        "server/strategy.py: FederationStrategy", "spatl/rounds/aggregation.py", "spatl/rounds/blueprint.py",
-        "spatl/rounds/downlink.py", "spatl/rounds/server.py: close_round", "spatl/wire/entropy.py",
+        "spatl/rounds/aggregation.py", "spatl/rounds/blueprint.py",
+        "spatl/rounds/downlink.py", "spatl/wire/entropy.py",
     }  # fmt: skip
     most = {ast.Module: 400, ast.ClassDef: 200, ast.FunctionDef: 60}
     found = set()

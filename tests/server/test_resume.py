@@ -25,6 +25,7 @@ from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.downlink import Versions
 from spatl.runner import resume, run
 from spatl.runs.directory import alone_in_run
 from spatl.runs.records import read_lines
@@ -301,8 +302,9 @@ def test_one_process_at_a_time_runs_a_directory(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path):
-    state = ServerState(torch.ones(4), None, None, 0.0, {}, {0: 0}, {0: 0.0}, frozenset())
-    save_checkpoint(Checkpoint(3, state, {}), tmp_path)
+    versions = Versions(2, torch.zeros(0, dtype=torch.int32))
+    state = ServerState(torch.ones(4), None, None, 0.0, versions, {}, {0: 0}, {0: 0.0}, {0: 5})
+    save_checkpoint(Checkpoint(3, state), tmp_path)
     path = tmp_path / FILE
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedState, match=r"the server's checkpoint is damaged: its SHA-256 is not as written"):
@@ -312,16 +314,22 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path):
 def test_a_checkpoint_reads_as_it_was_written(tmp_path):
     """None stays None, and tensors that are one in memory are two in the file."""
     vector = torch.arange(4.0)
+    versions = Versions(4, torch.arange(3, dtype=torch.int32), (b"change", b""))
     for control in (None, vector):
         state = ServerState(
-            vector, control, control, 0.25, {1: 7, 0: 6}, {0: 3, 1: 4}, {0: 0.5, 1: 1e-9}, frozenset({1}), 2.5, 1,
+            vector, control, control, 0.25, versions, {1: 7, 0: 6}, {0: 3, 1: 4}, {0: 0.5, 1: 1e-9}, {0: 5, 1: 6},
+            frozenset({1}), 2.5, 1,
             Admission((Size(1.5, 0.1),), Size(2.5, 1 / 3), {1: 2}, {1: 9}, {0: 0.1, 1: -1 / 3}),
         )  # fmt: skip
-        written = Checkpoint(7, state, {"offsets": torch.arange(3), "change/0": torch.zeros(0, dtype=torch.uint8)})
+        written = Checkpoint(7, state)
         read = Checkpoint.from_bytes(written.to_bytes())
         assert read.to_bytes() == written.to_bytes()
         assert (read.state.control is None) == (control is None)
-        assert (read.state.folded, read.state.held, read.state.astray) == (state.folded, state.held, state.astray)
+        assert (read.state.folded, read.state.held) == (state.folded, state.held)
+        assert (read.state.versions.version, read.state.versions.changes) == (4, (b"change", b""))
+        assert torch.equal(read.state.versions.offsets, versions.offsets)
+        assert read.state.num_examples == {0: 5, 1: 6}
+        assert read.state.control_staleness == state.control_staleness
         assert read.state.admission == state.admission
         first = replace(written, state=replace(state, admission=Admission()))
         assert Checkpoint.from_bytes(first.to_bytes()).state.admission == Admission()
