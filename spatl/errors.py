@@ -100,7 +100,9 @@ def from_outside(error: BaseException) -> bool:
         return False
     if isinstance(cause, SpatlError):
         return from_outside(cause)
-    return isinstance(error, ModelError) or (isinstance(error, DataError) and _users_frame(cause) is not None)
+    return isinstance(error, ModelError) or (
+        isinstance(error, DataError | ConfigError) and _users_frame(cause) is not None
+    )
 
 
 def printable(text: str) -> str:
@@ -112,7 +114,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u
 _LONGEST_LINE = 300
 _LONGEST_TRACEBACK = 15_000
 _OURS = frozenset({"agents", "clients", "server", "spatl"})
-_LIBRARIES = frozenset({"flwr", "numpy", "PIL", "ray", "rich", "safetensors", "torch", "torch_pruning"})
+_LIBRARIES = frozenset(
+    {"flwr", "numpy", "PIL", "pydantic", "ray", "rich", "safetensors", "torch", "torch_pruning", "yaml"}
+)
 
 
 def _first_line(message: str) -> str:

@@ -12,8 +12,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from spatl.data import DATASETS, PARTITIONERS
 from spatl.data.own import Agreement, check_classes, check_shape
 from spatl.errors import DataError, did_you_mean
+from spatl.extensions.references import Door, is_reference
 from spatl.methods import PredictorMode
-from spatl.models import MODELS
+from spatl.models import MODEL_DOOR, MODELS
 from spatl.wire.codecs import CODECS
 
 
@@ -131,7 +132,7 @@ class ModelConfig(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return name if ":" in name else one_of(name, MODELS, more="package.module:factory")
+        return one_of(name, MODELS, door=MODEL_DOOR)
 
 
 class PredictorConfig(Section):
@@ -315,13 +316,18 @@ class ReportConfig(Section):
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 
 
-def one_of(name: str, table: Mapping[str, object], *, more: str = "") -> str:
-    """Return a name that a table has.
+def one_of(name: str, table: Mapping[str, object], *, door: Door | None = None) -> str:
+    """Return a name that a table has, or that is a reference to something of the user's, which is looked up later.
+
+    Args:
+        name: What the config says.
+        table: What there is.
+        door: What a reference would lead to; None where there can be none.
 
     Raises:
-        ValueError: It has not; the message lists those it has, and `more`, what else a name may be.
+        ValueError: It is neither; the message lists the known names, and how a reference is written.
     """
-    if name in table:
+    if name in table or (door is not None and is_reference(name)):
         return name
-    known = ", ".join(table) + (f", {more}" if more else "")
+    known = ", ".join(table) + (f', or "{door.form}" for your own' if door is not None else "")
     raise ValueError(f"unknown name {name!r}{did_you_mean(name, table)}; known: {known}")

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.config.sections import Count, Ratio, Section, not_a_switch, one_of
 from spatl.selection.selectors import SELECTORS
+from spatl.selection.users import SELECTOR_DOOR
 
 
 class BudgetConfig(Section):
@@ -36,7 +37,7 @@ class SelectionConfig(BudgetConfig):
     """Selection of the channels that travel, and the budget it has to meet."""
 
     selector: str = "agent"
-    """A row of `spatl show selectors`."""
+    """A row of `spatl show selectors`, or `package.module:selector`."""
     clients: dict[Annotated[int, Field(ge=0)], BudgetConfig] = Field(default_factory=dict)
     """Budgets of single clients, by partition id, where they differ. A deployed client sets its own: in its node's
     config, as keep-ratio, flops-ratio or uplink-bytes."""
@@ -44,7 +45,7 @@ class SelectionConfig(BudgetConfig):
     @field_validator("selector")
     @classmethod
     def _known(cls, selector: str) -> str:
-        return one_of(selector, SELECTORS)
+        return one_of(selector, SELECTORS, door=SELECTOR_DOOR)
 
     @field_validator("clients")
     @classmethod

@@ -24,11 +24,13 @@ from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
 from spatl.errors import ConfigError, DataError, ModelError, told
+from spatl.extensions.references import is_reference
 from spatl.models import Split, add_residual_, build_model, make_split
-from spatl.models.copies import digests_of_the_rest
+from spatl.models.copies import digests_of_the_rest, duplicate
 from spatl.models.inputs import take_images_
 from spatl.seeding import generator
 from spatl.selection.common_mask import check_static_budget
+from spatl.selection.users import UsersSelector, rehearse_selector
 from spatl.training.device import reproducible
 from spatl.training.rehearsal import rehearse
 from spatl.wire.blob import RECORD_BYTES
@@ -108,7 +110,9 @@ class Blueprint:
         Raises:
             DataError: A client has too few examples to split.
             ModelError: The model fails in a training step on batches like theirs.
-            ConfigError: The clients are devices with data of their own, whether they have registered or not.
+            BudgetError: A selector of the user's chooses more than the budget pays for.
+            ConfigError: The clients are devices with data of their own, whether they have registered or not; or a
+                selector of the user's does not answer as it must.
         """
         check_simulated(self.config)
         self._clients_checked  # noqa: B018  # once per blueprint
@@ -116,6 +120,14 @@ class Blueprint:
     @cached_property
     def _clients_checked(self) -> None:
         self.check_training({len(self.client_data(each).train) for each in range(self.config.partition.num_clients)})
+        name = self.config.selection.selector
+        if self.config.row.selects and is_reference(name):
+            with reproducible(self.config.training.threads):
+                rehearse_selector(
+                    UsersSelector(name), duplicate(self.model), self.initial_encoder(), self.costs,
+                    self.config.budget(0), self.client_data(0),
+                    batch_size=self.config.training.batch_size, seed=self.config.seed,
+                )  # fmt: skip
 
     def check_training(self, num_examples: Iterable[int]) -> None:
         """Raise unless clients with so many training examples can train (`spatl.training.rehearsal`).

@@ -17,7 +17,7 @@ from spatl.rounds.blueprint import Blueprint, encoder_tensors, load_encoder_
 from spatl.rounds.client_state import ClientState
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.common_mask import channel_saliency
-from spatl.selection.selectors import SELECTORS
+from spatl.selection.selectors import make_selector
 from spatl.training.calibration import calibrated, class_offset
 from spatl.training.device import choose_device, reproducible
 from spatl.wire.download import Model
@@ -42,7 +42,7 @@ class Workplace:
         self.device = choose_device(self.config.training.device)
         # Only where it is used: the agent reads its policy's file.
         name = self.config.selection.selector if self.config.row.selects else "all"
-        self.selector = SELECTORS[name].make(self.config.agent)
+        self.selector = make_selector(name, self.config.agent)
         self.model = duplicate(blueprint.model).to(self.device)
         self.data: dict[int, ClientData] = {}
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from spatl.channels.selection import select_all
+from spatl.extensions.references import is_reference, unknown_name
 from spatl.selection.energy import drawn_energy, magnitude_scores, mean_energy
 from spatl.selection.projection import project_ranking, rank_by_worth
 from spatl.selection.protocol import AgentSettings, Choice, SelectionRequest, Selector
 from spatl.selection.signal import channel_signal
+from spatl.selection.users import SELECTOR_DOOR, UsersSelector
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,20 @@ SELECTORS: dict[str, SelectorEntry] = {
     "signal": SelectorEntry(lambda _: rank_signal, "most read by the next layers, per cost, across all layers"),
     "update": SelectorEntry(lambda _: rank_update, "largest update energy per byte, across all layers"),
 }
+
+
+def make_selector(name: str, settings: AgentSettings) -> Selector:
+    """Return a selector.
+
+    Args:
+        name: A key of `SELECTORS`, or `"package.module:name"` for one of the user's.
+        settings: What the agent needs.
+
+    Raises:
+        ConfigError: There is none of this name, or the user's is not there, or none.
+    """
+    if is_reference(name):
+        return UsersSelector(name)
+    if name not in SELECTORS:
+        raise unknown_name(name, SELECTORS, SELECTOR_DOOR)
+    return SELECTORS[name].make(settings)
