@@ -5,7 +5,10 @@ One client round and one strategy read these facts; nothing else in the product 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
+
+from spatl.errors import ConfigError
+from spatl.extensions.references import Door, is_reference, resolve, unknown_name
 
 PredictorMode = Literal["local", "calibrated", "residual", "shared"]
 """What of the predictor is private (docs/methods.md, "The predictor")."""
@@ -35,6 +38,18 @@ PREDICTORS: Final[Mapping[PredictorMode, PredictorRow]] = {
 _FIXED_MODES: Final[Mapping[str, PredictorMode]] = {"encoder": "local", "all": "shared", "nothing": "local"}
 
 
+Shares = Literal["encoder", "all", "nothing", "chosen"]
+"""What the server averages."""
+
+METHOD_DOOR: Final = Door(
+    noun="method",
+    setting="method",
+    form="package.module:ROW",
+    expected="a spatl.methods.Method, the row itself and not what makes it",
+    error=ConfigError,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Row of the table: the facts that distinguish one federated method from another.
@@ -56,11 +71,14 @@ class Method:
         keep_ratio: The budget of those who choose channels, where a config sets none: a share of the encoder's entries.
         baseline: Whether it is a method that others published, for comparisons; the rows of SPATL are not.
         defaults: Settings that go with the method where a config does not say otherwise, by section.
+
+    Raises:
+        ConfigError: Facts exclude each other, or one is out of range.
     """
 
     title: str
     source: str
-    shares: Literal["encoder", "all", "nothing", "chosen"]
+    shares: Shares
     selects: bool = False
     controls: bool = False
     normalizes: bool = False
@@ -71,6 +89,23 @@ class Method:
     keep_ratio: float = 0.4
     baseline: bool = True
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.shares not in get_args(Shares):
+            raise self._error(f"shares must be one of {', '.join(get_args(Shares))}, got {self.shares!r}")
+        if not isinstance(self.keep_ratio, int | float) or not 0 < self.keep_ratio <= 1:
+            raise self._error(f"keep_ratio must be in (0, 1], got {self.keep_ratio!r}")
+        if self.selects and self.static_mask:
+            raise self._error("selects and static_mask exclude each other: clients choose channels, or have one set")
+        if self.shares == "nothing" and (self.selects or self.static_mask or self.controls or self.normalizes):
+            raise self._error("what shares nothing has neither channels to select nor updates to correct or normalise")
+        if self.head_first and self.shares != "encoder":
+            raise self._error(f"head_first needs a private predictor, shares='encoder', got {self.shares!r}")
+        if not all(isinstance(values, Mapping) for values in self.defaults.values()):
+            raise self._error(f"defaults must be settings by section, got {self.defaults!r:.80}")
+
+    def _error(self, found: str) -> ConfigError:
+        return ConfigError(f"the method {self.title!r}: {found}")
 
     @property
     def budgeted(self) -> bool:
@@ -144,3 +179,20 @@ METHODS: dict[str, Method] = {
     ),
     "local": Method(title="Training alone", source="the baseline without a federation", shares="nothing"),
 }  # fmt: skip
+
+
+def find_method(name: str) -> Method:
+    """Return the facts of a method.
+
+    Args:
+        name: A key of `METHODS`, or `"package.module:ROW"` for one of the user's.
+
+    Raises:
+        ConfigError: There is none of this name, or the user's is not there, or none.
+    """
+    if is_reference(name):
+        row: Method = resolve(name, METHOD_DOOR, accepts=lambda found: isinstance(found, Method))
+        return row
+    if name not in METHODS:
+        raise unknown_name(name, METHODS, METHOD_DOOR)
+    return METHODS[name]

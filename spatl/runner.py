@@ -82,7 +82,7 @@ def run(
     config = as_config(config)
     if engine is None and directory is not None:
         _check_simulation(Path(directory))
-    name = f"{config.method}-{config.seed}"
+    name = config.run_name
     if directory is not None:
         directory = fresh_directory(directory, name=name)
     # Where each device has its own data, there is nothing to build before they have registered.

@@ -21,7 +21,7 @@ from server.deployment.certificates import make_authority, make_client_pair, mak
 from server.deployment.control import started_superlink
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config, read_config
-from spatl.data import DATASETS, OWN
+from spatl.data import OWN, is_read_from_path
 from spatl.deployment.processes import past_proxies
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
@@ -72,7 +72,7 @@ def init(options: Namespace, console: Console) -> None:
     if not given:
         values["partition"] = {**section, "name": OWN}
     config = parse_config(values).located(Path.cwd())
-    if config.has_own_data and "path" not in DATASETS[config.data.name].options:
+    if config.has_own_data and not is_read_from_path(config.data.name):
         raise ConfigError(
             f"partition.name: own{'' if given else ' (the default here)'} is for data that lie on the devices, but "
             f"data set {config.data.name!r} is read from no path: name a partitioner, e.g. --set partition.name=iid"

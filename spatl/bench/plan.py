@@ -16,6 +16,7 @@ from spatl.config.bench import BenchConfig
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config, read_config
 from spatl.errors import ConfigError, did_you_mean
+from spatl.extensions.references import is_reference
 from spatl.methods import METHODS
 from spatl.wire.codecs import CODECS
 
@@ -152,17 +153,19 @@ def _rows_of(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     """Return each row's own settings, its method among them."""
     rows = {}
     for label, own in (config.bench.methods or {name: {} for name in METHODS}).items():
-        if not isinstance(own.get("method", label), str) or own.get("method", label) not in METHODS:
-            raise ConfigError(_unknown(str(own.get("method", label)), ()))
+        method = own.get("method", label)
+        if not isinstance(method, str) or (method not in METHODS and not is_reference(method)):
+            raise ConfigError(_unknown(str(method), ()))
         rows[label] = {"method": label, **own}
     return rows
 
 
 def _labels(paths: Sequence[str | Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Call each config by its method, or by its file where a method comes twice."""
+    """Call each config by its method, or by its file where a method comes twice or is the user's own."""
     methods = [parse_config(values).method for values in configs]
     labels = [
-        method if methods.count(method) == 1 else Path(path).stem for path, method in zip(paths, methods, strict=True)
+        method if methods.count(method) == 1 and not is_reference(method) else Path(path).stem
+        for path, method in zip(paths, methods, strict=True)
     ]
     return _distinct(labels)
 

@@ -27,8 +27,9 @@ from spatl.config.sections import (
     one_of,
 )
 from spatl.config.selection import AgentConfig, SelectionConfig
-from spatl.data import DATASETS, OWN
-from spatl.methods import METHODS, PREDICTORS, Method, PredictorMode, PredictorRow
+from spatl.data import DATASETS, OWN, is_read_from_path
+from spatl.extensions.references import is_reference
+from spatl.methods import METHOD_DOOR, METHODS, PREDICTORS, Method, PredictorMode, PredictorRow, find_method
 from spatl.wire.codecs import CODECS
 
 
@@ -40,7 +41,7 @@ class ExperimentConfig(Section):
     rounds: Count = 20
     """Rounds of training."""
     method: str = "spatl"
-    """A row of `spatl show methods`."""
+    """A row of `spatl show methods`, or `package.module:ROW`."""
     engine: Literal["inline", "ray"] = "inline"
     """`inline` runs in this process; `ray` uses Flower's simulation runtime."""
     data: DataConfig = DataConfig()
@@ -64,9 +65,10 @@ class ExperimentConfig(Section):
         """Fill in what goes with the method where nothing else is said."""
         if not isinstance(values, Mapping):
             return values
-        row = METHODS.get(str(values.get("method", cls.model_fields["method"].default)))
-        if row is None:
+        method = str(values.get("method", cls.model_fields["method"].default))
+        if method not in METHODS and not is_reference(method):  # which is then told
             return values
+        row = find_method(method)
         filled = dict(values)
         fixed = {"predictor": {"mode": row.predictor_mode}} if row.predictor_mode else {}
         for section, own in {**fixed, **row.defaults}.items():
@@ -78,7 +80,7 @@ class ExperimentConfig(Section):
     @field_validator("method")
     @classmethod
     def _known(cls, method: str) -> str:
-        return one_of(method, METHODS)
+        return one_of(method, METHODS, door=METHOD_DOOR)
 
     @model_validator(mode="after")
     def _enough_replies(self) -> Self:
@@ -146,13 +148,18 @@ class ExperimentConfig(Section):
     @property
     def shares_data_on_disk(self) -> bool:
         """Return whether clients get shares of one data set that each machine reads from its own disk."""
-        from_disk = "path" in DATASETS[self.data.name].options and not self.data.options.get("hub")
-        return from_disk and not self.has_own_data
+        from_hub = not is_reference(self.data.name) and bool(self.data.options.get("hub"))
+        return is_read_from_path(self.data.name) and not from_hub and not self.has_own_data
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run's directory, without the time: its method, as a name of a file, and its seed."""
+        return f"{self.method.replace(':', '-')}-{self.seed}"
 
     @property
     def row(self) -> Method:
         """Row of the method in the table of methods."""
-        return METHODS[self.method]
+        return find_method(self.method)
 
     @property
     def predictor_mode(self) -> PredictorMode:
@@ -173,7 +180,8 @@ class ExperimentConfig(Section):
 
     def located(self, directory: Path) -> Self:
         """Return the config with an absolute path of the data set, for processes that start in another directory."""
-        path = self.data.options.get("path", DATASETS[self.data.name].options.get("path"))
+        default = None if is_reference(self.data.name) else DATASETS[self.data.name].options.get("path")
+        path = self.data.options.get("path", default)
         if not isinstance(path, str) or not path or self.data.options.get("hub"):
             return self
         options = {**self.data.options, "path": str(directory / os.path.expanduser(path))}

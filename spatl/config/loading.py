@@ -14,7 +14,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.selection import BudgetConfig
 from spatl.config.shipped import config_path, shipped_configs
 from spatl.config.yaml_text import RepeatedKey, load_yaml
-from spatl.data import DATASETS
+from spatl.data import is_read_from_path
 from spatl.data.own import Agreement
 from spatl.errors import ConfigError, did_you_mean
 
@@ -133,7 +133,7 @@ def on_device(config: ExperimentConfig, *, device: str | None = None, data: str 
         training = parse_config({"training": {"device": device}}).training
         config = config.model_copy(update={"training": config.training.model_copy(update={"device": training.device})})
     if data is not None:
-        if "path" not in DATASETS[config.data.name].options:
+        if not is_read_from_path(config.data.name):
             raise ConfigError(f"data set {config.data.name!r} is read from no path; leave out {data}")
         options = {key: value for key, value in config.data.options.items() if key != "hub"} | {"path": data}
         config = config.model_copy(update={"data": config.data.model_copy(update={"options": options})})

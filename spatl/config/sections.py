@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from spatl.data import DATASETS, PARTITIONERS
+from spatl.data import DATASET_DOOR, DATASETS, PARTITIONER_DOOR, PARTITIONERS
 from spatl.data.own import Agreement, check_classes, check_shape
 from spatl.errors import DataError, did_you_mean
 from spatl.extensions.references import Door, is_reference
@@ -81,7 +81,7 @@ class DataConfig(Section):
     """Data set, and the division of each client's examples into splits."""
 
     name: str = "digits"
-    """A row of `spatl show datasets`."""
+    """A row of `spatl show datasets`, or `package.module:load`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What that data set takes, e.g. `difficulty` of `synthetic`, `path` or `hub` of `cifar10`."""
     validation_fraction: Fraction = 0.15
@@ -94,14 +94,15 @@ class DataConfig(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return one_of(name, DATASETS)
+        return one_of(name, DATASETS, door=DATASET_DOOR)
 
 
 class PartitionConfig(Section):
     """Partition of the examples among the clients."""
 
     name: str = "dirichlet"
-    """A row of `spatl show partitioners`. `spatl deploy init` takes `own` where a config names none."""
+    """A row of `spatl show partitioners`, or `package.module:split`. `spatl deploy init` takes `own` where a config
+    names none."""
     num_clients: Count = 20
     """Number of clients in the federation."""
     alpha: Positive = 0.5
@@ -116,7 +117,7 @@ class PartitionConfig(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return one_of(name, PARTITIONERS)
+        return one_of(name, PARTITIONERS, door=PARTITIONER_DOOR)
 
 
 class ModelConfig(Section):

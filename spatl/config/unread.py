@@ -15,7 +15,8 @@ from spatl.channels.costs import BUDGET_KINDS
 from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.sections import Section
-from spatl.data import PARTITIONERS, Dataset
+from spatl.data import PARTITIONERS, Dataset, partition_settings
+from spatl.extensions.references import is_reference
 from spatl.methods import METHODS, Method
 
 Engine = Literal["inline", "ray", "deployment"]
@@ -172,10 +173,16 @@ def _methods(fact: Callable[[Method], bool]) -> str:
 def _of_the_partitioner(setting: str) -> _Rule:
     readers = [name for name, entry in PARTITIONERS.items() if setting in entry.settings]
 
+    def read(run: _Run) -> bool:
+        name = run.config.partition.name
+        if is_reference(name) and run.dataset is None:  # not imported yet
+            return True
+        return setting in partition_settings(name)
+
     def otherwise(run: _Run) -> str:
         return f"the partition {run.config.partition.name} does not read it ({', '.join(readers)} do)"
 
-    return _Rule((f"partition.{setting}",), lambda run: run.config.partition.name in readers, otherwise)
+    return _Rule((f"partition.{setting}",), read, otherwise)
 
 
 def _only_where(*settings: str, fact: Callable[[Method], bool], lacks: str) -> _Rule:
@@ -230,7 +237,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     _Rule(
         ("model.cut",),
         # A factory of the user's must be given one, whether it is used or not.
-        lambda run: run.private or ":" in run.config.model.name,
+        lambda run: run.private or is_reference(run.config.model.name),
         lambda run: f"under {run.row.title} a client shares nothing" if run.row.shares == "nothing"
         else f"no part of the model is a client's own with a predictor that is {run.config.predictor_mode}",
     ),

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
-from spatl.data import PARTITIONERS
+from spatl.data import partition_settings
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.partition_figure import SPLITS, PartitionCounts, draw_partition
 from spatl.rounds.blueprint import check_simulated, load_clients, split_client
@@ -65,7 +65,7 @@ def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
 
 def _picture_path(config: ExperimentConfig, out: str | None) -> Path:
     section = config.partition
-    name = f"partition-{config.data.name}-{section.name}-{section.num_clients}-{config.seed}.png"
+    name = f"partition-{config.data.name}-{section.name}-{section.num_clients}-{config.seed}.png".replace(":", "-")
     path = (Path("runs") / name if out is None else Path(out)).absolute()
     if path.suffix != ".png" or path.is_dir():
         raise ConfigError(f"--out must name a .png file, got {out}")
@@ -75,7 +75,7 @@ def _picture_path(config: ExperimentConfig, out: str | None) -> Path:
 def partition_name(config: ExperimentConfig) -> str:
     """Return the partitioner of a config with what it reads: `dirichlet (alpha 0.5)`."""
     section = config.partition
-    read = (setting for setting in PARTITIONERS[section.name].settings if setting != "min_examples")
+    read = (setting for setting in partition_settings(section.name) if setting != "min_examples")
     settings = [f"{setting} {getattr(section, setting):g}" for setting in read]
     if section.feature_noise:
         settings.append(f"feature_noise {section.feature_noise:g}")

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         return
     config = load_config(options.config, [*overrides, f"seed={options.seeds[0]}"])
     runner.check(config)  # before a directory is made
-    directory = runner.fresh_directory(options.out, name=f"{config.method}-{config.seed}")
+    directory = runner.fresh_directory(options.out, name=config.run_name)
     results = []
     for seed in options.seeds:
         console.rule(f"seed {seed}")

@@ -14,21 +14,24 @@ from rich.text import Text
 from spatl.bench.codecs import measure_codecs
 from spatl.config.settings import Setting, find_settings, section_meanings
 from spatl.config.shipped import opening_words, shipped_configs
-from spatl.data import DATASETS, PARTITIONERS
+from spatl.data import DATASET_DOOR, DATASETS, PARTITIONER_DOOR, PARTITIONERS
 from spatl.errors import ConfigError, did_you_mean
-from spatl.methods import METHODS
-from spatl.models import MODELS
+from spatl.extensions.references import Door
+from spatl.methods import METHOD_DOOR, METHODS
+from spatl.models import MODEL_DOOR, MODELS
 from spatl.selection.selectors import SELECTORS
+from spatl.selection.users import SELECTOR_DOOR
 from spatl.terminal.tables import print_line, print_table
 from spatl.wire.codecs import CODECS
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """Table that can be shown: the names of its columns, and the function that makes its rows."""
+    """Table that can be shown: the names of its columns, what makes its rows, and what else a config may name there."""
 
     columns: tuple[str, ...]
     rows: Callable[[], Iterable[tuple[str, ...]]]
+    door: Door | None = None
 
 
 def show(options: argparse.Namespace, console: Console) -> None:
@@ -53,6 +56,10 @@ def show(options: argparse.Namespace, console: Console) -> None:
         if not options.names or row[0] in options.names:
             table.add_row(*map(Text, row))
     print_table(console, table)
+    if listing.door is not None and not options.names and console.is_terminal:  # a pipe gets the table alone
+        _say(
+            console, f'"{listing.door.form}" names one of your own (configs: {listing.door.setting}; docs/extending.md)'
+        )
 
 
 def _show_settings(console: Console, names: list[str]) -> None:
@@ -114,24 +121,29 @@ _COMMANDS: Mapping[str, str] = {
 """What a config is for, by the folder it lies in."""
 
 LISTINGS: Mapping[str, _Listing] = {
-    "methods": _Listing(("name", "title", "shares", "and", "settings of its own", "source"), _method_rows),
+    "methods": _Listing(("name", "title", "shares", "and", "settings of its own", "source"), _method_rows, METHOD_DOOR),
     "models": _Listing(
         ("name", "description", "predictor", "source"),
         lambda: ((name, e.description, ", ".join(e.cut), e.source) for name, e in MODELS.items()),
+        MODEL_DOOR,
     ),
     "datasets": _Listing(
         ("name", "description", "source"),
         lambda: ((name, e.description, e.source) for name, e in DATASETS.items()),
+        DATASET_DOOR,
     ),
     "partitioners": _Listing(
         ("name", "description", "settings", "source"),
         lambda: ((name, e.description, ", ".join(e.settings), e.source) for name, e in PARTITIONERS.items()),
+        PARTITIONER_DOOR,
     ),
     "codecs": _Listing(
         ("name", "number on the wire", "description"),
         lambda: ((name, str(c.number), " ".join((type(c).__doc__ or "").split())) for name, c in CODECS.items()),
     ),
-    "selectors": _Listing(("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items())),
+    "selectors": _Listing(
+        ("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items()), SELECTOR_DOOR
+    ),
     "configs": _Listing(("name", "command", "what it is"), _config_rows),
     "codec-times": _Listing(
         ("name", "bits per value", "seconds to encode", "seconds to decode", "times the least work"),

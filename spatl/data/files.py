@@ -8,15 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spatl.data.arrays import dataset_of_arrays, misfit
 from spatl.data.checks import check_choice, check_integer, check_switch, one_line, path_option
-from spatl.data.dataset import SPLITS, Dataset, misfits
+from spatl.data.dataset import SPLITS, Dataset
 from spatl.data.folders import LAYOUTS, each_of, filed_images
-from spatl.data.images import CHANNELS, LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
-from spatl.data.labels import MAX_CLASSES, class_labels, class_order
+from spatl.data.images import CHANNELS, decode_images, numbered, standardise
+from spatl.data.labels import MAX_CLASSES, class_order
 from spatl.errors import DataError
 
 _LAYOUTS = ("auto", "channels-first", "channels-last")
-_USUAL_CHANNELS = (1, 3, 4)
 _ARRAYS_OF_SPLITS = tuple(
     [pair for name in names for pair in ((f"x_{name}", f"y_{name}"), (f"{name}_images", f"{name}_labels"))]
     for names in (("train",), ("val", "valid", "validation"), ("test",))
@@ -110,26 +110,14 @@ def npz(
         check_integer("npz", "num_classes", num_classes, 2, MAX_CLASSES)
     file = path_option("npz", path, expected="a file written by numpy.savez, with the arrays images and labels")
     arrays, splits = _pooled(file, _read_arrays(file))
-    labels, groups = arrays["labels"], arrays.get("groups")
-    images, notes = _shaped(file, arrays["images"], layout)
+    notes: tuple[str, ...] = ()
     if splits is not None and not pool:
         counts = ", ".join(f"{int((splits == place).sum()):,} of {split}" for place, split in enumerate(SPLITS))
-        notes = (*notes, f"npz: the splits are kept as they are in {file.name}: {counts} (data.options.pool)")
-    if labels.shape[:1] != images.shape[:1]:
-        raise _misfit(file, f"labels must be whole numbers or texts [{len(images)}], one per image", labels)
-    if groups is not None and (groups.dtype.kind not in "iuU" or groups.shape != images.shape[:1]):
-        raise _misfit(file, f"groups must be whole numbers or texts [{len(images)}], one per image", groups)
-    classes = class_labels("npz", labels, num_classes=num_classes)
-    return Dataset(
-        "npz",
-        torch.from_numpy(standardise(images) if images.dtype == np.uint8 else standardise_values(images)),
-        torch.from_numpy(classes.numbers),
-        num_classes=len(classes.names),
-        groups=None if groups is None else torch.from_numpy(numbered(groups)[0]),
-        class_names=classes.names,
-        notes=(*notes, *classes.notes),
-        splits=None if pool else splits,
-    )
+        notes = (f"npz: the splits are kept as they are in {file.name}: {counts} (data.options.pool)",)
+    return dataset_of_arrays(
+        "npz", arrays["images"], arrays["labels"], groups=arrays.get("groups"), splits=None if pool else splits,
+        num_classes=num_classes, layout=layout, where=f"npz: {file}", notes=notes,
+    )  # fmt: skip
 
 
 def _pooled(file: Path, arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], Tensor | None]:
@@ -147,15 +135,14 @@ def _pooled(file: Path, arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDAr
             f"npz: {file} must hold the arrays images and labels, or x_train and y_train with those of other splits, "
             f"got {', '.join(arrays) or 'none'}"
         )
+    where, alike = f"npz: {file}", found[0][1]
     for _, images, labels in found:
-        if images.shape[1:] != found[0][1].shape[1:] or images.dtype != found[0][1].dtype:
-            raise _misfit(
-                file, f"the images of all splits must be {found[0][1].dtype} {list(found[0][1].shape)}", images
-            )
+        if images.shape[1:] != alike.shape[1:] or images.dtype != alike.dtype:
+            raise misfit(where, f"the images of all splits must be {alike.dtype} {list(alike.shape)}", images)
         if labels.shape[:1] != images.shape[:1]:
-            raise _misfit(file, f"labels must be whole numbers or texts [{len(images)}], one per image", labels)
+            raise misfit(where, f"labels must be whole numbers or texts [{len(images)}], one per image", labels)
         if labels.shape[1:] != found[0][2].shape[1:]:
-            raise _misfit(file, f"the labels of all splits must be alike, e.g. {list(found[0][2].shape)}", labels)
+            raise misfit(where, f"the labels of all splits must be alike, e.g. {list(found[0][2].shape)}", labels)
     splits = torch.cat([torch.full((len(labels),), place) for place, _, labels in found])
     pooled = {
         "images": np.concatenate([images for _, images, _ in found]),
@@ -186,47 +173,3 @@ def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
                 f"{one_line(error)}"
             ) from error
     return arrays
-
-
-def _shaped(file: Path, images: NDArray[Any], layout: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Return images as `[N, C, H, W]`, and what to tell of a guess."""
-    expected = "images must be uint8 or floating point, [N, H, W] or [N, C, H, W] with no empty dimension"
-    if images.ndim not in (3, 4) or images.size == 0 or (images.dtype != np.uint8 and images.dtype.kind != "f"):
-        raise _misfit(file, expected, images)
-    if images.dtype != np.uint8:
-        fits = (np.abs(images) <= LARGEST_VALUE).reshape(len(images), -1).all(axis=1)  # NaN does not, either
-        if not fits.all():
-            first = images[fits.argmin()].ravel()
-            value = first[~(np.abs(first) <= LARGEST_VALUE)][0]
-            raise DataError(
-                f"npz: {file}: images must be finite and at most {LARGEST_VALUE:g} in size, got {misfits(fits)}, "
-                f"which holds {value:g}"
-            )
-    if images.ndim == 3:
-        return images[:, None], ()
-    notes: tuple[str, ...] = ()
-    if layout == "auto":
-        layout, notes = _likely_layout(images.shape)
-    return (images.transpose(0, 3, 1, 2) if layout == "channels-last" else images), notes
-
-
-def _likely_layout(shape: tuple[int, ...]) -> tuple[str, tuple[str, ...]]:
-    """Return which of the two layouts speaks for itself, and what to tell of it.
-
-    Images are mostly square, and have mostly 1, 3 or 4 channels; each speaks for the layout that makes them so. Where
-    that tells nothing, the channels are first, as documented.
-    """
-    one, two, three = shape[1:]
-    first = (two == three) + (one in _USUAL_CHANNELS)
-    last = (one == two) + (three in _USUAL_CHANNELS)
-    layout = "channels-last" if last > first else "channels-first"
-    if last < first or not last:
-        return layout, ()
-    channels, size = (three, f"{one} x {two}") if last > first else (one, f"{two} x {three}")
-    told = f"npz: the array images {list(shape)} is read as images of {size}, channels: {channels} ({layout})"
-    other = "channels-first" if last > first else "channels-last"
-    return layout, (f"{told}: set data.options.layout to {layout} or {other} to say what it is",)
-
-
-def _misfit(file: Path, expected: str, found: NDArray[Any]) -> DataError:
-    return DataError(f"npz: {file}: {expected}, got {found.dtype} {list(found.shape)}")

@@ -18,7 +18,9 @@ from torch import Tensor
 from spatl.data import flwr_partitioners
 from spatl.data.own import OWN
 from spatl.data.partition_request import NOBODY, Integers, Request
-from spatl.errors import DataError, SpatlError, did_you_mean, told
+from spatl.data.users import PARTITIONER_DOOR, settings_of, split_as_users
+from spatl.errors import DataError, SpatlError, told
+from spatl.extensions.references import is_reference, unknown_name
 from spatl.seeding import numpy_generator
 
 _MAX_DRAWS = 1000
@@ -40,7 +42,7 @@ def partition(
 
     Args:
         labels: `[N]`, int64.
-        name: A key of `PARTITIONERS`.
+        name: A key of `PARTITIONERS`, or `"package.module:split"` for a function of the user's (`spatl.data.users`).
         num_clients: How many clients, at least 1.
         seed: The run's seed.
         alpha: Concentration of the Dirichlet distribution, in [0.001, 1000000], for the partitioners that draw from it.
@@ -56,23 +58,23 @@ def partition(
         DataError: The name is unknown, a value is out of range, a package is missing, or the examples do not suffice
             for the clients.
     """
-    entry = _known_entry(name)
     _check_values(labels, num_clients=num_clients, alpha=alpha, min_examples=min_examples)
-    request = Request(
-        labels=labels.cpu().numpy(),
-        groups=None if groups is None else groups.cpu().numpy(),
-        num_clients=num_clients,
-        alpha=alpha,
-        labels_per_client=labels_per_client,
-        min_examples=min_examples,
-    )
-    try:
-        owners = entry.partitioner(numpy_generator(seed, "partition"), request)
-    except SpatlError:
-        raise
-    except Exception as error:  # a partitioner of the user's own
-        raise DataError(f"the partitioner {name} failed: {told(error)}") from error
-    parts = tuple(torch.from_numpy(np.flatnonzero(owners == client)) for client in range(num_clients))
+    if is_reference(name):
+        parts = split_as_users(
+            name, num_clients=num_clients, seed=seed, labels=labels.cpu(), alpha=alpha,
+            labels_per_client=labels_per_client, min_examples=min_examples, groups=groups,
+        )  # fmt: skip
+    else:
+        request = Request(
+            labels=labels.cpu().numpy(),
+            groups=None if groups is None else groups.cpu().numpy(),
+            num_clients=num_clients,
+            alpha=alpha,
+            labels_per_client=labels_per_client,
+            min_examples=min_examples,
+        )
+        owners = _owners(name, request, seed)
+        parts = tuple(torch.from_numpy(np.flatnonzero(owners == client)) for client in range(num_clients))
     smallest = min(range(num_clients), key=lambda client: len(parts[client]))
     if len(parts[smallest]) < min_examples:
         raise DataError(
@@ -82,11 +84,29 @@ def partition(
     return parts
 
 
-def _known_entry(name: str) -> "PartitionerEntry":
+def partition_settings(name: str) -> tuple[str, ...]:
+    """Return the settings of the config's section `partition` that a partitioner reads, beside the number of clients.
+
+    One of the user's is imported for that: it reads those that its signature names, and `min_examples`.
+
+    Raises:
+        DataError: The user's is not there, or none.
+    """
+    if is_reference(name):
+        return (*settings_of(name, ("alpha", "labels_per_client")), "min_examples")
+    return PARTITIONERS[name].settings
+
+
+def _owners(name: str, request: Request, seed: int) -> Integers:
+    """Return the client `[N]` of each example by a row of the table."""
     if name not in PARTITIONERS:
-        suggestion = did_you_mean(str(name), PARTITIONERS)
-        raise DataError(f"unknown partitioner {name!r}{suggestion}; known: {', '.join(sorted(PARTITIONERS))}")
-    return PARTITIONERS[name]
+        raise unknown_name(name, sorted(PARTITIONERS), PARTITIONER_DOOR)
+    try:
+        return PARTITIONERS[name].partitioner(numpy_generator(seed, "partition"), request)
+    except SpatlError:
+        raise
+    except Exception as error:  # of a library that a partitioner is taken from
+        raise DataError(f"the partitioner {name} failed: {told(error)}") from error
 
 
 def _check_values(labels: Tensor, *, num_clients: int, alpha: float, min_examples: int) -> None:

@@ -21,9 +21,11 @@ from spatl.data.files import folder, npz
 from spatl.data.hub import huggingface
 from spatl.data.leaf import femnist
 from spatl.data.synthetic import synthetic
+from spatl.data.users import DATASET_DOOR, load_users_dataset
 from spatl.errors import DataError, SpatlError, did_you_mean, told
+from spatl.extensions.references import is_reference, unknown_name
 
-__all__ = ["DATASETS", "Dataset", "DatasetEntry", "digits", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "DatasetEntry", "digits", "is_read_from_path", "load_dataset"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = No
     """Return the data set of that name.
 
     Args:
-        name: A key of `DATASETS`.
+        name: A key of `DATASETS`, or `"package.module:load"` for a function of the user's (`spatl.data.users`).
         seed: The run's seed; a source of fixed images ignores it.
         options: The loader's options that differ from their defaults, e.g. `{"difficulty": 0.3}`.
 
@@ -62,18 +64,10 @@ def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = No
         DataError: The name or an option is unknown, a value is out of range, an optional package is missing, or the
             data cannot be read or do not fit in memory.
     """
-    if name not in DATASETS:
-        raise DataError(
-            f"unknown data set {name!r}{did_you_mean(name, DATASETS)}; known: {', '.join(sorted(DATASETS))}"
-        )
-    entry = DATASETS[name]
-    given, known = dict(options or {}), entry.options
-    for option in given:
-        if option not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise DataError(f"data set {name!r} has no option {option!r}{did_you_mean(option, known)}; {takes}")
     try:
-        return entry.loader(seed, **given)
+        if is_reference(name):
+            return load_users_dataset(name, seed=seed, options=options or {})
+        return _known_loader(name, options or {})(seed, **(options or {}))
     except OSError as error:  # of the path itself: too long, or behind a directory that must not be read
         if error.filename is None:
             raise DataError(f"{name}: its files cannot be read: {one_line(error)}") from error
@@ -84,6 +78,26 @@ def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = No
         raise
     except Exception as error:  # a loader of the user's own
         raise DataError(f"{name}: its loader failed: {told(error)}") from error
+
+
+def _known_loader(name: str, options: Mapping[str, Any]) -> Callable[..., Dataset]:
+    """Return the loader of a row of the table, if it takes the options."""
+    if name not in DATASETS:
+        raise unknown_name(name, sorted(DATASETS), DATASET_DOOR)
+    known = DATASETS[name].options
+    for option in options:
+        if option not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise DataError(f"data set {name!r} has no option {option!r}{did_you_mean(option, known)}; {takes}")
+    return DATASETS[name].loader
+
+
+def is_read_from_path(name: str) -> bool:
+    """Return whether a data set is read from a path: a row with that option, or any of the user's.
+
+    The user's is not imported to find out; one that takes no `path` says so when it is given one.
+    """
+    return is_reference(name) or "path" in DATASETS[name].options
 
 
 def digits(seed: int) -> Dataset:

@@ -100,7 +100,7 @@ class Blueprint:
 
         Everything of that is given by its name and version.
         """
-        if ":" not in self.config.model.name or not self.layout.num_entries:
+        if not is_reference(self.config.model.name) or not self.layout.num_entries:
             return {}
         return digests_of_the_rest(self.model, self.split, self.layout.shapes)
 

@@ -1,13 +1,14 @@
 """Selectors, data sets, partitioners and methods as users write them, and the ways in which they can be wrong."""
 
 import random
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spatl.channels.selection import Selection, select_all
+from spatl.data import Dataset
+from spatl.methods import METHODS, Method
 from spatl.selection.protocol import Choice, SelectionRequest
 
 A_NUMBER = 3
@@ -79,6 +80,89 @@ def changes_the_model(request: SelectionRequest) -> Tensor:
     return by_norm(request)
 
 
-def any_of() -> list[Any]:
-    """What the test's data sets draw, from each of the global generators."""
-    return [torch.rand(1).item(), float(np.random.rand()), random.random()]
+def stripes(seed: int, *, num_examples: int = 200, slant: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Two classes of 8x8 images, of which one has brighter upper rows; drawn from each of the global generators."""
+    labels = torch.tensor([random.randrange(2) for _ in range(num_examples)])
+    images = torch.rand(num_examples, 8, 8) + torch.from_numpy(np.random.rand(num_examples, 1, 1))
+    images[labels == 1, :4] += slant
+    return images, labels
+
+
+def whole(seed: int) -> Dataset:
+    images, labels = stripes(seed)
+    return Dataset("stripes", images[:, None].float(), labels, num_classes=3, class_names=("low", "high", "none"))
+
+
+def from_a_path(*, path: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path, allow_pickle=False) as content:
+        return content["images"], content["labels"]
+
+
+def images_alone(seed: int) -> Tensor:
+    return stripes(seed)[0]
+
+
+def uneven(seed: int) -> tuple[Tensor, Tensor]:
+    images, labels = stripes(seed)
+    return images, labels[1:]
+
+
+def broken(seed: int) -> Dataset:
+    raise KeyError("pixels")
+
+
+def by_turns(labels: Tensor, num_clients: int) -> list[Tensor]:
+    """Every client its turn."""
+    return [torch.arange(client, len(labels), num_clients) for client in range(num_clients)]
+
+
+def shuffled(labels: Tensor, num_clients: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Equal shares, drawn from NumPy's global generator."""
+    return tuple(np.array_split(np.random.permutation(len(labels)), num_clients))
+
+
+def by_label(labels: Tensor, num_clients: int, alpha: float) -> list[list[int]]:
+    """A client for each remainder of the label; alpha is read and does nothing."""
+    return [(labels % num_clients == client).nonzero().squeeze(1).tolist() for client in range(num_clients)]
+
+
+def one_too_few(labels: Tensor, num_clients: int) -> list[Tensor]:
+    return by_turns(labels, num_clients)[1:]
+
+
+def shared(labels: Tensor, num_clients: int) -> list[Tensor]:
+    return [torch.arange(20)] * num_clients
+
+
+def doubled(labels: Tensor, num_clients: int) -> list[Tensor]:
+    first, *others = by_turns(labels, num_clients)
+    return [torch.cat([first, first[:1]]), *others]
+
+
+def beyond(labels: Tensor, num_clients: int) -> list[Tensor]:
+    return [*by_turns(labels, num_clients)[:-1], torch.arange(10, 10 + len(labels))]
+
+
+def fractions(labels: Tensor, num_clients: int) -> list[Tensor]:
+    return [part.float() for part in by_turns(labels, num_clients)]
+
+
+def small_first(labels: Tensor, num_clients: int) -> list[Tensor]:
+    first, *others = by_turns(labels, num_clients)
+    return [first[:3], *others]
+
+
+def wants_more(labels: Tensor, clients: int) -> list[Tensor]:
+    return by_turns(labels, clients)
+
+
+def fails_to_split(labels: Tensor, num_clients: int) -> list[Tensor]:
+    raise IndexError("out of examples")
+
+
+ROW = Method(
+    title="Half FedAvg", source="a test", shares="all", selects=True, keep_ratio=0.5,
+    defaults={"training": {"learning_rate": 0.03}, "selection": {"selector": "update"}},
+)  # fmt: skip
+AS_FEDAVG = METHODS["fedavg"]
+WRONG_DEFAULTS = Method(title="Typo", source="a test", shares="all", defaults={"training": {"learning_rat": 0.03}})

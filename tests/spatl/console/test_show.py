@@ -58,6 +58,16 @@ def test_lines_of_a_list_are_shown_by_name(capsys):
     assert [line.split()[0] for line in printed.splitlines()[2:]] == ["fedavg", "scaffold"]
 
 
+@pytest.mark.parametrize("what", ["methods", "models", "datasets", "partitioners", "selectors"])
+def test_a_list_says_how_one_of_your_own_is_named(what, capsys, monkeypatch):
+    as_terminal(monkeypatch, 80)
+    assert main(["show", what]) == 0
+    door = LISTINGS[what].door
+    assert f'"{door.form}" names one of your own (configs: {door.setting}; docs/extending.md)' in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 @pytest.mark.parametrize("what", ["methods", "settings", "configs"])
 def test_an_unknown_name_is_one_line_and_status_2(what, capsys):
     assert main(["show", what, "nothing-of-this-name"]) == 2
