@@ -307,11 +307,17 @@ def _check_rest(client: int, digests: bytes, blueprint: Blueprint) -> None:
     if len(digests) != DIGEST_BYTES * len(rest):
         raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
     for number, (name, own) in enumerate(rest.items()):
-        if digests[DIGEST_BYTES * number : DIGEST_BYTES * (number + 1)] != own:
+        if digests[DIGEST_BYTES * number : DIGEST_BYTES * (number + 1)] == own:
+            continue
+        if name in blueprint.users_parts:
             raise SpatlError(
-                f"client {client}'s model has another {name} than the server's, which no message carries: a frozen "
-                "parameter, a buffer or an attribute must come out the same wherever the model is built"
+                f"client {client} has another {name} than the server: the module must be the same on every machine, "
+                "and give the same for the same seed"
             )
+        raise SpatlError(
+            f"client {client}'s model has another {name} than the server's, which no message carries: a frozen "
+            "parameter, a buffer or an attribute must come out the same wherever the model is built"
+        )
 
 
 def _check_digest(client: int, digest: bytes, shared: bytes, config: ExperimentConfig) -> None:

@@ -4,7 +4,7 @@ One client round and one strategy read these facts; nothing else in the product 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from spatl.errors import ConfigError
@@ -106,6 +106,10 @@ class Method:
 
     def _error(self, found: str) -> ConfigError:
         return ConfigError(f"the method {self.title!r}: {found}")
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides what is computed, by name; a config holds the defaults already."""
+        return {key: value for key, value in asdict(self).items() if key not in ("title", "source", "defaults")}
 
     @property
     def budgeted(self) -> bool:

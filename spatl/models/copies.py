@@ -156,14 +156,14 @@ def digests_of_the_rest(model: nn.Module, split: Split, travelling: Iterable[str
             tensors |= dict(module.named_buffers(recurse=False))
         for name, tensor in tensors.items():
             if prefix + name not in travels and not split.in_predictor(prefix + name):
-                found[prefix + name] = _digest(tensor)
+                found[prefix + name] = digest_of(tensor)
         for name, value in _plain_attributes(module).items():
             if not _holds_numbers(value):
                 continue
             if type(module).__module__.startswith("torch."):
-                settings.update(f"{prefix}{name}:".encode() + _digest(value))
+                settings.update(f"{prefix}{name}:".encode() + digest_of(value))
             else:
-                found[prefix + name] = _digest(value)
+                found[prefix + name] = digest_of(value)
     return {**found, "(the settings of its layers)": settings.digest()}
 
 
@@ -205,7 +205,7 @@ def _holds_numbers(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray | int | float | complex)
 
 
-def _digest(value: Any) -> bytes:
+def digest_of(value: Any) -> bytes:
     """Return a digest of the tensors and numbers in a value."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     if isinstance(value, Tensor):
@@ -216,10 +216,10 @@ def _digest(value: Any) -> bytes:
         digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
     elif isinstance(value, Mapping):
         for key, each in value.items():
-            digest.update(f"{key!r}:".encode() + _digest(each))
+            digest.update(f"{key!r}:".encode() + digest_of(each))
     elif isinstance(value, list | tuple):
         for each in value:
-            digest.update(_digest(each))
+            digest.update(digest_of(each))
     elif isinstance(value, int | float | complex):
         digest.update(repr(value).encode())
     return digest.digest()

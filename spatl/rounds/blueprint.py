@@ -26,7 +26,7 @@ from spatl.data.own import Description, as_found, describe, fit
 from spatl.errors import ConfigError, DataError, ModelError, told
 from spatl.extensions.references import is_reference
 from spatl.models import Split, add_residual_, build_model, make_split
-from spatl.models.copies import digests_of_the_rest, duplicate
+from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, duplicate
 from spatl.models.inputs import take_images_
 from spatl.seeding import generator
 from spatl.selection.common_mask import check_static_budget
@@ -96,13 +96,28 @@ class Blueprint:
 
     @cached_property
     def rest(self) -> dict[str, bytes]:
-        """Digests by name of what a forward pass depends on and no message carries; nothing for a built-in network.
+        """Digests by name of what both sides build and no message carries; nothing for what is built in.
 
         Everything of that is given by its name and version.
         """
+        return {**self.users_parts, **self._rest_of_the_model}
+
+    @cached_property
+    def _rest_of_the_model(self) -> dict[str, bytes]:
+        """Digests by name of what a forward pass depends on beside what travels."""
         if not is_reference(self.config.model.name) or not self.layout.num_entries:
             return {}
         return digests_of_the_rest(self.model, self.split, self.layout.shapes)
+
+    @cached_property
+    def users_parts(self) -> dict[str, bytes]:
+        """Digests of what the user's own method says and partitioner made, by what they are called in messages."""
+        found = {}
+        if is_reference(self.config.method):
+            found[f"method {self.config.method!r}"] = _digest_of_text(repr(self.config.row.facts()))
+        if is_reference(self.config.partition.name) and self.partition:
+            found[f"partition by {self.config.partition.name!r}"] = digest_of(self.partition)
+        return found
 
     def check_clients(self) -> None:
         """Check all clients of a simulation; a device need not look at the others.
@@ -341,6 +356,10 @@ def load_encoder_(model: nn.Module, split: Split, layout: EncoderLayout, vector:
     with torch.no_grad():
         for name, values in layout.unflatten(vector).items():
             tensors[name].copy_(values)
+
+
+def _digest_of_text(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def _stand_in(config: ExperimentConfig) -> Dataset:

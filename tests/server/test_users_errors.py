@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from spatl.rounds.blueprint import make_blueprint
 from spatl.rounds.workplace import Workplace
 from spatl.runs.records import read_lines
 from spatl.wire.blob import CLIENT_FAILED, RECORD
+from tests.support import users_parts
 from tests.support.federations import of_users, run_tiny, tiny_config
 
 
@@ -151,6 +153,37 @@ def test_a_client_whose_model_differs_in_what_does_not_travel_is_refused_by_name
         return reply
 
     with pytest.raises(SpatlError, match=f"client 2's model has another {KINDS[kind]} than the server's"):
+        run_tiny(config, tmp_path, app=app)
+
+
+@pytest.mark.parametrize(
+    ("sections", "what"),
+    [
+        ({"method": "tests.support.users_parts:AS_FEDAVG"}, "method 'tests.support.users_parts:AS_FEDAVG'"),
+        ({"partition": {"name": "tests.support.users_parts:by_turns"}},
+         "partition by 'tests.support.users_parts:by_turns'"),
+    ],
+)  # fmt: skip
+def test_a_client_whose_method_or_partition_is_another_is_refused_by_name(tmp_path, monkeypatch, sections, what):
+    """Client 2's machine has another version of the module; in the same place, so that nothing else tells."""
+    config = tiny_config(rounds=1, **sections)
+    other = replace(users_parts.AS_FEDAVG, fine_tunes=True)
+    monkeypatch.setattr(users_parts, "AS_FEDAVG", other)
+    monkeypatch.setattr(users_parts, "by_turns", lambda labels, num_clients: list(labels.argsort().chunk(num_clients)))
+    elsewhere = b"".join(make_blueprint(config).rest.values())
+    monkeypatch.undo()
+
+    app = ClientApp()
+
+    @app.query()
+    def register(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if context.node_config["partition-id"] == 2:
+            own = ConfigRecord({**reply.content[RECORD], "rest": elsewhere})
+            return Message(RecordDict({**reply.content, RECORD: own}), reply_to=message)
+        return reply
+
+    with pytest.raises(SpatlError, match=f"client 2 has another {what} than the server: the module must be the same"):
         run_tiny(config, tmp_path, app=app)
 
 
