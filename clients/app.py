@@ -126,9 +126,8 @@ def train(message: Message, context: Context) -> Message:
     workplace, client, store = workplace_of(context), _client(context), _store(context)
     download = _download(message, workplace)
     with store.locked():
-        stored = _load(store, download, workplace, before=download.server_round)
-        model, state = receive(workplace, download, stored)
-        del stored  # what the state does not hold any more
+        # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
+        model, state = receive(workplace, download, _load(store, download, workplace, before=download.server_round))
         blob, state = train_round(workplace, client, model, state, budget=_own_budget(context))
         store.save(state)
     return Message(_content(blob), reply_to=message)
@@ -148,8 +147,11 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _download(message: Message, workplace: Workplace) -> Download:
+    record = message.content.get(RECORD)  # `config_records` would make a cycle, and keep it until the next collection
+    if not isinstance(record, ConfigRecord):
+        raise UpdateRejected(f"the server's message lacks {RECORD!r}")
     try:
-        blob = message.content.config_records[RECORD][BLOB]
+        blob = record[BLOB]
     except KeyError as error:
         raise UpdateRejected(f"the server's message lacks {error}") from error
     if not isinstance(blob, bytes):

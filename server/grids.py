@@ -198,7 +198,9 @@ class InProcessGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages and yield the replies; `timeout` is not needed, since every client answers at once."""
-        for message_id in self.push_messages(messages):
+        ids = self.push_messages(messages)
+        del messages  # each goes once it is answered
+        for message_id in ids:
             yield from self.pull_messages([message_id])
 
     def _call(self, message: Message) -> Message:

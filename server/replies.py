@@ -52,8 +52,8 @@ def content_sections(content: RecordDict) -> Mapping[str, int]:
 
 
 def _blob_in(content: RecordDict) -> bytes | None:
-    record = content.config_records.get(RECORD)
-    blob = record.get(BLOB) if record is not None else None
+    record = content.get(RECORD)  # `config_records` would make a cycle, and keep it until the next collection
+    blob = record.get(BLOB) if isinstance(record, ConfigRecord) else None
     return blob if isinstance(blob, bytes) else None
 
 

@@ -194,6 +194,7 @@ class FederationStrategy(Strategy):
             elif client in waiting and client not in gone:
                 waiting.discard(client)
                 yield client, reply
+                del reply  # another client may train before the next one is here
             else:
                 source = self._clients.get(reply.metadata.src_node_id)
                 whose = "a reply" if source is None else f"a reply of client {source}"
@@ -221,7 +222,7 @@ class FederationStrategy(Strategy):
         raise error
 
     def _fingerprint(self) -> str:
-        return hashlib.blake2b(self.state.encoder.numpy(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self.state.encoder.numpy().data, digest_size=16).hexdigest()
 
 
 def _content(reply: Message) -> bytes | UpdateRejected:

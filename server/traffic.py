@@ -35,6 +35,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from server.grids import SERVER_NODE_ID
 from server.replies import blob_content
 from spatl.channels.selection import select_all
+from spatl.channels.vectors import give_back
 from spatl.rounds.blueprint import Blueprint
 from spatl.runs.ledger import Direction
 from spatl.seeding import generator
@@ -160,5 +161,6 @@ def whole_update_bytes(blueprint: Blueprint, num_examples: int) -> int:
     )
     update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0, report=report)
     blob = pack_update(update, layout, CODECS["float32"], generator=generator(blueprint.config.seed, "measure"))
+    give_back(layout.num_entries)
     traffic = message_traffic(blob_content(blob), direction="uplink", message_type=MessageType.TRAIN, group_id="1")
     return traffic.num_bytes

@@ -5,11 +5,12 @@ damaged is noticed, and nothing in it is ever executed.
 """
 
 import hashlib
+import io
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,36 +106,17 @@ def as_tensor(tensor: Tensor | StoredTensor) -> Tensor:
 
 def seal(tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int) -> bytes:
     """Serialise tensors and a header of JSON values, in a format of some version."""
-    data = bytearray()
-    place, digest = 0, hashlib.sha256()
-    for piece in _sealed_pieces(tensors, header, version=version):
-        if not data:
-            place = _seal_place(piece)
-            digest.update(memoryview(piece)[:place])
-            digest.update(memoryview(piece)[place + len(_NO_SEAL) :])
-        else:
-            digest.update(piece)
-        data += piece
-    data[place : place + len(_NO_SEAL)] = digest.hexdigest().encode()
-    return bytes(data)
+    file = io.BytesIO()
+    _write(file, tensors, header, version=version)
+    return file.getvalue()
 
 
 def write_sealed(
     path: Path, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int
 ) -> None:
     """Write what `seal` returns to a file, some of it at a time, and wait until the disk has it, as `write_synced`."""
-    place, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
-        for piece in _sealed_pieces(tensors, header, version=version):
-            if not place:
-                place = _seal_place(piece)
-                digest.update(memoryview(piece)[:place])
-                digest.update(memoryview(piece)[place + len(_NO_SEAL) :])
-            else:
-                digest.update(piece)
-            file.write(piece)
-        file.seek(place)
-        file.write(digest.hexdigest().encode())
+        _write(file, tensors, header, version=version)
         file.flush()
         os.fsync(file.fileno())
 
@@ -303,10 +285,10 @@ def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterato
         os.close(opened)
 
 
-def _sealed_pieces(
-    tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int
-) -> Iterator[bytes | memoryview]:
-    """A safetensors blob, byte by byte as the package writes it, with zeros for a seal: the head, then the tensors."""
+def _write(
+    file: BinaryIO, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int
+) -> None:
+    """Write a safetensors blob, byte by byte as the package writes it, and then its seal into it."""
     content = {"format": version, "seal": _NO_SEAL.decode(), **header}
     table: dict[str, Any] = {"__metadata__": {"spatl": json.dumps(content)}}
     ordered = sorted(tensors.items(), key=lambda each: (-_ORDER[each[1].dtype], each[0]))
@@ -315,14 +297,22 @@ def _sealed_pieces(
         end = start + tensor.shape.numel() * tensor.dtype.itemsize
         table[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
-    head = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    yield len(head).to_bytes(8, "little") + head
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    place = _seal_place(head)
+    file.write(head)
+    digest = hashlib.sha256(head[:place])
+    digest.update(head[place + len(_NO_SEAL) :])
     for _, tensor in ordered:
-        if isinstance(tensor, StoredTensor):
-            yield from tensor.pieces()
-        else:
-            yield _bytes_of(tensor.detach().cpu().contiguous())
+        pieces: Iterable[bytes | memoryview] = (
+            tensor.pieces() if isinstance(tensor, StoredTensor) else (_bytes_of(tensor.detach().cpu().contiguous()),)
+        )
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+    file.seek(place)
+    file.write(digest.hexdigest().encode())
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -330,7 +320,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.reshape(-1)
     if flat.stride() != (1,):  # a single number, which is contiguous whatever its strides are
         flat = flat.clone(memory_format=torch.contiguous_format)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _identity(file: BinaryIO) -> tuple[int, ...]:

@@ -91,7 +91,7 @@ class Places:
     @cached_property
     def runs(self) -> tuple[Tensor, Tensor]:
         """The values by runs of one tensor: the tensor of each run and its number of values, int64 [R] both."""
-        tensors, lengths = self._tensors.unique_consecutive(return_counts=True)
+        tensors, lengths = torch.unique_consecutive(self._tensors, return_counts=True)
         return tensors, lengths
 
     @cached_property
@@ -127,7 +127,7 @@ class _PlacesOfTensors(Places):
         return tensors, self._lengths[tensors]
 
     @cached_property
-    def channels(self) -> Tensor:  # type: ignore[override]  # kept, where it is asked for
+    def channels(self) -> Tensor:
         found = [torch.zeros(0, dtype=torch.int64)]
         if self._entries is None:
             found += [self._layout.owner_in(part) for part in parts_of(self._number)]
@@ -296,7 +296,7 @@ class EncoderLayout:
             digest.update(f"{name}:{tuple(shape)};".encode())
         digest.update(f"{self.num_parameter_entries};".encode())
         for part in parts_of(self.num_entries):
-            digest.update(self.owner_in(part).to(torch.int32).numpy())
+            digest.update(self.owner_in(part).to(torch.int32).numpy().data)
         return digest.digest()
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -178,15 +178,28 @@ def checked_candidates(
     """Open the answers as they come, and pass on the updates that can be used and are not too large."""
     for client, content in answers:
         try:
-            update, report = _opened(federation, state, server_round, client, content)
-            size = size_of(update, federation.blueprint.layout)
-            check_size(size, usual.bounded if usual else None, federation.norm_bound)
+            candidate = _candidate(federation, state, server_round, client, content, usual)
         except UpdateRejected as error:
             refuse_(outcome, client, error, server_round)
             continue
-        factor = federation.blueprint.config.server.clip
-        clipped = clip_update(update, size, usual.clipped if usual else None, factor)
-        yield Candidate(client, clipped, report, size, clipped is not update)
+        yield candidate
+        del candidate, content  # as large as the encoder, and another client may train before the next one is here
+
+
+def _candidate(
+    federation: Federation,
+    state: ServerState,
+    server_round: int,
+    client: int,
+    content: bytes | UpdateRejected,
+    usual: Usual | None,
+) -> Candidate:
+    update, report = _opened(federation, state, server_round, client, content)
+    size = size_of(update, federation.blueprint.layout)
+    check_size(size, usual.bounded if usual else None, federation.norm_bound)
+    factor = federation.blueprint.config.server.clip
+    clipped = clip_update(update, size, usual.clipped if usual else None, factor)
+    return Candidate(client, clipped, report, size, clipped is not update)
 
 
 def agreeing_candidates(

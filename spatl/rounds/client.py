@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.channels.selection import Selection, select_all
-from spatl.channels.vectors import all_finite
+from spatl.channels.vectors import all_finite, give_back
 from spatl.data.dataset import misfits
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.rounds.blueprint import Blueprint, encoder_tensors
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.control import fading, refresh_control
-from spatl.rounds.downlink import follow
+from spatl.rounds.downlink import encoder_again, follow
 from spatl.rounds.workplace import ClientRound, Workplace
 from spatl.selection.protocol import Choice, SelectionRequest
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
@@ -57,8 +57,11 @@ def receive(workplace: Workplace, download: Download, state: ClientState | None)
         half_life=config.control.half_life,
     )
     del state  # and with it the control variate that settling has dropped
-    fade = fading(config.control.half_life, 1)
-    encoder, held = follow(download, settled.held, workplace.blueprint.initial_encoder(), layout, fading=fade)
+    if not config.row.controls:
+        settled = replace(settled, control=torch.zeros(1).expand(layout.num_parameter_entries))  # in no memory
+    give_back(layout.num_entries)
+    fade, initial = fading(config.control.half_life, 1), workplace.blueprint.initial_encoder()
+    encoder, held = follow(download, settled.held, initial, layout, fading=fade)
     control = None
     if download.control is not None:
         control = download.codec.decode(memoryview(download.control), layout.parameter_places)
@@ -66,7 +69,8 @@ def receive(workplace: Workplace, download: Download, state: ClientState | None)
             raise UpdateRejected("the control variates contain NaN or infinity")
     elif download.derived is not None and download.derived.valid:
         control = held.control
-    model = Model(download.server_round, download.version, encoder, control, download.selection)
+    x = encoder_again(download, held, initial, layout) or encoder
+    model = Model(download.server_round, download.version, x, control, download.selection)
     return model, replace(settled, held=held)
 
 
@@ -92,21 +96,26 @@ def train_round(
     """
     watch = StopWatch()
     with workplace.prepared(client, received, state, own_budget=budget) as own:
-        start = own.start()
+        start = own.rounded_start()
         arrival = _evaluated(own, received.server_round)
+        give_back(own.blueprint.layout.num_entries)
         with watch.timed("training"):
             result = _trained_(own)
         weights = own.blueprint.layout.flatten(encoder_tensors(own.model, own.blueprint.split))
         private = _private_part(own)
         _check_finite(own, arrival, result, weights)
-        update = weights - start
+        give_back(own.blueprint.layout.num_entries)
+        start = received.start() if start is None else start
+        update = weights - start if own.budget else weights.sub_(start)  # only a selector looks at the weights as well
         del start
         with watch.timed("selection"):
             choice = _chosen(own, weights, update, result.num_steps)
         del weights
         report = _report(own, arrival, result, choice, watch)
+        give_back(own.blueprint.layout.num_entries)
         blob = _packed(own, choice.selection, update, result.step_weight, report)
         del update
+        give_back(own.blueprint.layout.num_entries)
     control = _refreshed_control(own, blob)
     state = replace(state, private=private, selector=choice.state)
     if control is not None:
@@ -179,7 +188,7 @@ def _gradient_hooks(own: ClientRound) -> list[GradientHook]:
     config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
     hooks: list[GradientHook] = []
     if config.row.proximal:
-        views = layout.unflatten(received.encoder)
+        views = layout.unflatten(received.start())
         names = own.blueprint.split.encoder_parameters(own.model)
         hooks.append(proximal_hook({name: views[name] for name in names}, config.training.proximal_mu))
     if config.row.controls and received.control is not None:

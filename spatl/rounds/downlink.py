@@ -11,8 +11,9 @@ client but the version it holds.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -328,6 +329,20 @@ def follow(
     return encoder, Held({**kept, download.version: offsets}, base, control)
 
 
+def encoder_again(
+    download: Download, held: Held, initial: Tensor, layout: EncoderLayout
+) -> Callable[[], Tensor] | None:
+    """Return what makes the encoder that a client arrived at once more, from the offsets that it holds in any case.
+
+    None where it does not follow from these.
+    """
+    offsets = held.offsets.get(download.version)
+    if not isinstance(offsets, Tensor) or download.selection is not None:
+        return None
+    start = initial if held.base is None else held.base
+    return partial(encoder_of, start, offsets, select_all(layout), layout)
+
+
 def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLayout, *, fading: float) -> Tensor:
     """What a client holds for c once it has arrived at some offsets; 0 where it cannot follow."""
     assert download.derived is not None
@@ -341,7 +356,7 @@ def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLay
     return followed_control(previous, control, download.derived, fading=fading, into=control)
 
 
-def offsets_of(data: bytes, places: Places, codec: Codec) -> Tensor:
+def offsets_of(data: bytes | memoryview, places: Places, codec: Codec) -> Tensor:
     """Decode a change into whole numbers of 2^-24, int32 [V], rounding what is finer.
 
     Raises:
@@ -415,7 +430,9 @@ def _only(vector: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
 
 
 def _spread(values: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
-    """float32 [N]: values [V] at the chosen entries, and 0 elsewhere."""
+    """float32 [N]: values [V] at the chosen entries, and 0 elsewhere; the values themselves where all are chosen."""
+    if len(values) == layout.num_entries:
+        return values
     vector = torch.zeros(layout.num_entries)
     for part, kept, own in chosen.value_parts(layout):
         vector[part][slice(None) if kept is None else kept] = values[own]
@@ -428,7 +445,7 @@ def _as_tensor(data: bytes) -> Tensor:
 
 def check_of(encoder: Tensor) -> bytes:
     """Eight bytes that differ when encoders do."""
-    return hashlib.blake2b(np.ascontiguousarray(encoder.numpy()), digest_size=CHECK_BYTES).digest()
+    return hashlib.blake2b(np.ascontiguousarray(encoder.numpy()).data, digest_size=CHECK_BYTES).digest()
 
 
 def _start(download: Download, held: Held, num_values: int) -> Tensor:

@@ -225,10 +225,11 @@ def _fold_(
             aggregator.add(candidate.update, num_examples[client])
         except UpdateRejected as error:
             refuse_(outcome, client, error, server_round)
-            continue
-        outcome.trained[client], sizes[client] = candidate.report, candidate.size
-        if not candidate.clipped:
-            unclipped.add(client)
+        else:
+            outcome.trained[client], sizes[client] = candidate.report, candidate.size
+            if not candidate.clipped:
+                unclipped.add(client)
+        del candidate  # as large as the encoder, and another client may train before the next one is here
     return sizes, unclipped
 
 

@@ -112,7 +112,7 @@ class Workplace:
         ):
             self._renew()
             train_mode_(self.model)
-            load_encoder_(self.model, self.blueprint.split, self.blueprint.layout, received.encoder)
+            load_encoder_(self.model, self.blueprint.split, self.blueprint.layout, received.start())
             if state.private:
                 self.blueprint.split.load_private_state_(self.model, state.private)
             data = self.client_data(client)
@@ -166,14 +166,14 @@ class ClientRound:
         """The federation."""
         return self.workplace.blueprint
 
-    def start(self) -> Tensor:
-        """float32 [N]: the encoder as the model holds it before training, which in half precision is a rounded one.
+    def rounded_start(self) -> Tensor | None:
+        """float32 [N]: the encoder as a model in half precision holds it; None where it is the one that arrived.
 
         Local training starts there, and an update is what training did.
         """
         tensors = encoder_tensors(self.model, self.blueprint.split)
         if all(tensors[name].dtype in (torch.float32, torch.float64) for name in self.blueprint.layout.shapes):
-            return self.received.encoder
+            return None
         return self.blueprint.layout.flatten(tensors)
 
     def trainable(self) -> dict[str, nn.Parameter]:

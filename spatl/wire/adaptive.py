@@ -167,7 +167,9 @@ def planned_bytes(num_values: int) -> int:
 
 def root_mean_square(values: Tensor) -> float:
     """The root mean square of values, never quite 0 and never so large that a step would not fit the wire."""
-    norm = math.hypot(*(float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in values.split(SUMMED)))
+    norm = math.hypot(
+        *(float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in torch.split(values, SUMMED))
+    )
     exact = norm / math.sqrt(len(values)) if len(values) else 0.0
     return max(min(_LARGEST_SCALE, exact), 1e-30)  # in this order, NaN gives the largest
 
@@ -204,7 +206,8 @@ def _encode(
 
 def _rounded(exact: NDArray[np.float32], step: float, uniform: NDArray[np.float32] | np.float32) -> NDArray[np.int32]:
     rounded = np.floor(exact / np.float32(step) + uniform)
-    return np.clip(rounded, -LARGEST_INTEGER, LARGEST_INTEGER).astype(np.int32)
+    integers: NDArray[np.int32] = np.clip(rounded, -LARGEST_INTEGER, LARGEST_INTEGER).astype(np.int32)
+    return integers
 
 
 def _refused(places: Places) -> bytes:

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,16 +46,21 @@ class Model:
     Attributes:
         server_round: The round it opens.
         version: The version of the encoder: how many times changes were sent out.
-        encoder: float32 [N], x as the clients hold it.
+        encoder: float32 [N], x as the clients hold it; or what makes it anew whenever it is needed, so that it takes no
+            memory while the client trains.
         control: float32 [P], c as the clients hold it; None where this client's gradients are not corrected.
         selection: The channels that travel and are trained, where all clients have the same; x is zero elsewhere.
     """
 
     server_round: int
     version: int
-    encoder: Tensor
+    encoder: Tensor | Callable[[], Tensor]
     control: Tensor | None
     selection: Selection | None = None
+
+    def start(self) -> Tensor:
+        """float32 [N], x, where local training starts."""
+        return self.encoder if isinstance(self.encoder, Tensor) else self.encoder()
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Download:
     acknowledged_round: int
     codec: Codec
     check: bytes
-    values: tuple[bytes, ...]
+    values: tuple[bytes | memoryview, ...]
     snapshot: Tensor | None = None
     base: Tensor | None = None
     control: bytes | None = None
@@ -159,7 +165,7 @@ def unpack_download(blob: bytes, layout: EncoderLayout) -> Download:
     )  # fmt: skip
 
 
-def _split(data: memoryview) -> tuple[bytes, ...]:
+def _split(data: memoryview) -> tuple[memoryview, ...]:
     """The encoded values of a download, each apart."""
     count = data[0] if len(data) else 0
     start = 1 + LENGTH.size * (count - 1)
@@ -170,7 +176,7 @@ def _split(data: memoryview) -> tuple[bytes, ...]:
         ends.append(ends[-1] + LENGTH.unpack_from(data, 1 + LENGTH.size * position)[0])
     if ends[-1] > len(data):
         raise UpdateRejected("the encoded values run over the end of their section")
-    return tuple(bytes(data[one:other]) for one, other in zip(ends, [*ends[1:], len(data)], strict=True))
+    return tuple(data[one:other] for one, other in zip(ends, [*ends[1:], len(data)], strict=True))
 
 
 def _take_numbers(sections: dict[int, memoryview], kind: int, dtype: str, number: int) -> Tensor:

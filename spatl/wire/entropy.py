@@ -173,11 +173,11 @@ def encode_symbols(integers: Symbols, contexts: NDArray[np.uint8]) -> bytes:
         return b""
     first_cells = _rank_of_context(used) << np.uint16(_SYMBOL_BITS)
     cells = np.empty(number, dtype=np.uint16)
-    counts = np.zeros(len(used) << _SYMBOL_BITS, dtype=np.int64)
+    flat_counts = np.zeros(len(used) << _SYMBOL_BITS, dtype=np.int64)
     for part in parts_of(number):
         np.bitwise_or(first_cells.take(contexts[part]), integers.symbols[part], out=cells[part])
-        counts += np.bincount(cells[part], minlength=len(counts))
-    counts = counts.reshape(len(used), -1)
+        flat_counts += np.bincount(cells[part], minlength=len(flat_counts))
+    counts = flat_counts.reshape(len(used), -1)
     levels = [_fit_levels(row) for row in counts]
     frequencies = np.stack([_frequencies(row) for row in levels])
     replaced = _escapes_of_absent(counts, frequencies)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spatl.channels.layout import Places
+from spatl.channels.vectors import parts_of
 from spatl.wire.codec import Codec, check_length
 
 
@@ -25,8 +26,13 @@ class _Float(Codec):
     def encode(
         self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
     ) -> bytes:
-        limited = values.detach().cpu().clamp(-self._largest, self._largest)
-        return limited.numpy().astype(self._dtype, copy=False).tobytes()
+        exact = values.detach().cpu().numpy()
+        if math.isinf(self._largest):
+            return exact.astype(self._dtype, copy=False).tobytes()
+        rounded = np.empty(len(exact), dtype=self._dtype)
+        for part in parts_of(len(exact)):
+            rounded[part] = exact[part].clip(-self._largest, self._largest)
+        return rounded.tobytes()
 
     def decode(self, data: memoryview, places: Places) -> Tensor:
         check_length(data, self.num_bytes(num_values=len(places), num_channels=0), self.name)

@@ -1,7 +1,7 @@
 """Values that are whole multiples of one step, as those of an update mostly are, in a quarter of their memory.
 
-What the codec `adaptive` decodes are whole numbers times a step. Whoever keeps such values for a while keeps the numbers,
-one byte each but for few, and makes the same values of them again, to the bit.
+What the codec `adaptive` decodes are whole numbers times a step. Whoever keeps such values for a while keeps the
+numbers, one byte each but for few, and makes the same values of them again, to the bit.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ class Multiples:
 
     Attributes:
         values: The values, or None where there are numbers.
-        step: What the numbers count.
+        step: What the numbers count; None where there are values.
         numbers: The numbers, or None where there are values.
     """
 
     values: Tensor | None
-    step: np.float32 = np.float32(1)
+    step: np.float32 | None = None
     numbers: Symbols | None = None
 
     @classmethod
@@ -41,6 +41,7 @@ class Multiples:
         exact = values.numpy()
         magnitudes = (np.abs(exact[part]) for part in parts_of(len(exact)))
         step = min(np.min(each, where=each > 0, initial=np.float32(np.inf)) for each in magnitudes)
+        step = step if np.isfinite(step) else np.float32(1)  # all are zeros, or no numbers
         try:
             numbers = Symbols.of((_whole(exact[part], step) for part in parts_of(len(exact))), len(exact))
         except ValueError:
@@ -59,7 +60,7 @@ class Multiples:
 
     def of_part(self, part: slice) -> Tensor:
         """Some of the values."""
-        if self.numbers is None:
+        if self.numbers is None or self.step is None:
             assert self.values is not None
             return self.values[part]
         return torch.from_numpy(self.numbers.of_part(part).astype(np.float32) * self.step)
@@ -75,7 +76,7 @@ def _whole(exact: NDArray[np.float32], step: np.float32) -> NDArray[np.int32]:
         quotients = np.rint(exact / step)
     if not (np.abs(quotients) <= LARGEST_INTEGER).all():
         raise ValueError("a value is too large")
-    numbers = quotients.astype(np.int32)
+    numbers: NDArray[np.int32] = quotients.astype(np.int32)
     again = numbers.astype(np.float32) * step
     if not np.array_equal(again.view(np.int32), exact.view(np.int32)):
         raise ValueError("a value is no whole multiple")

@@ -1,4 +1,9 @@
-"""What a run leaves on the disk for a network of some size."""
+"""What a run takes in memory and leaves on the disk for a network of some size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +25,16 @@ def test_a_checkpoint_takes_at_most_twelve_bytes_a_parameter(method, most, tmp_p
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint.state.encoder.shape == (number,)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("method", ["spatl", "fedavg"])
+def test_two_clients_and_their_server_take_at_most_sixty_bytes_a_parameter(method):
+    """A process of its own, with what a tiny run takes left out: `python -m tests.studies.memory large METHOD`."""
+    arguments = [sys.executable, "-m", "tests.studies.memory", "large", method]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
+    title, sizes = done.stdout.splitlines()[-2:]
+    assert title.startswith(f"{method}, 10,124,106 parameters")
+    assert 20 < float(sizes.split()[1]) <= 60
