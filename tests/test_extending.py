@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from clients.state import DirectoryStore
 
+from clients.store import DirectoryStore
 from spatl import RunResult, parse_config, run
 from spatl.bench.plan import merged
 from spatl.rounds.blueprint import Blueprint, make_blueprint
