@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from clients.store import DirectoryStore
-
 from spatl.console.main import main
 from spatl.errors import BudgetError, ConfigError, SpatlError, from_outside
 from spatl.rounds.blueprint import make_blueprint
