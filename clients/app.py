@@ -156,7 +156,7 @@ def _download(message: Message, workplace: Workplace) -> Download:
         raise UpdateRejected(f"the server's message lacks {error}") from error
     if not isinstance(blob, bytes):
         raise UpdateRejected(f"the server's blob must be bytes, got {type(blob).__name__}")
-    return unpack_download(blob, workplace.blueprint.layout)
+    return unpack_download(blob, workplace.blueprint.layout, workplace.blueprint.codecs.downlink)
 
 
 def _load(

@@ -54,7 +54,7 @@ def one_round() -> Round:
     opened, downloads = open_round(federation, before, 1, num_examples)
     blobs, states, updates = {}, {}, {}
     for client, blob in downloads.items():
-        received, state = receive(workplace, unpack_download(blob, layout), None)
+        received, state = receive(workplace, unpack_download(blob, layout, blueprint.codecs.downlink), None)
         blobs[client], states[client] = train_round(workplace, client, received, state)
         # The server does this inside `close_round`, too; here it shows what travels.
         update, report = admit(federation, blobs[client], question_of(federation, opened, 1, client))

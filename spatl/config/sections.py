@@ -16,6 +16,7 @@ from spatl.extensions.references import Door, is_reference
 from spatl.methods import PredictorMode
 from spatl.models import MODEL_DOOR, MODELS
 from spatl.wire.codecs import CODECS
+from spatl.wire.users import CODEC_DOOR
 
 
 def not_a_switch(value: object) -> object:
@@ -271,14 +272,14 @@ class WireConfig(Section):
     """How many times fewer bytes a message may take than the encoder in float32. One knob for both directions: it makes
     `adaptive` as coarse as that asks. A client that missed rounds gets what it missed beside that."""
     uplink: str = "float32"
-    """A row of `spatl show codecs`."""
+    """A row of `spatl show codecs`, or `package.module:Codec`."""
     downlink: str = "float32"
-    """A row of `spatl show codecs`."""
+    """A row of `spatl show codecs`, or `package.module:Codec`."""
 
     @field_validator("uplink", "downlink")
     @classmethod
     def _known(cls, codec: str) -> str:
-        return one_of(codec, CODECS)
+        return one_of(codec, CODECS, door=CODEC_DOOR)
 
     @model_validator(mode="before")
     @classmethod

@@ -130,8 +130,9 @@ def admit(federation: Federation, blob: bytes, question: Question) -> tuple[Upda
         UpdateRejected: The blob is damaged, or answers another question.
     """
     update = unpack_update(
-        blob, federation.blueprint.layout, server_round=question.server_round, base_version=question.base_version
-    )
+        blob, federation.blueprint.layout, federation.blueprint.codecs.uplink,
+        server_round=question.server_round, base_version=question.base_version,
+    )  # fmt: skip
     report = update.report
     if report is None:
         raise UpdateRejected("the update has no report")

@@ -36,6 +36,7 @@ from spatl.training.rehearsal import rehearse
 from spatl.wire.blob import RECORD_BYTES
 from spatl.wire.codecs import CODECS
 from spatl.wire.update import update_bytes
+from spatl.wire.users import WireCodecs, rehearse_codecs, wire_codecs
 
 _OWN_IN_A_SIMULATION = (
     "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "
@@ -54,6 +55,7 @@ class Blueprint:
         costs: The encoder's layout and what selections of it cost.
         dataset: All examples.
         partition: Indices of each client's examples.
+        codecs: The codecs of its messages.
         warnings: What was said while it was made, for a log that was opened later (of `cached_blueprint` only).
     """
 
@@ -63,6 +65,7 @@ class Blueprint:
     costs: Costs
     dataset: Dataset
     partition: tuple[Tensor, ...]
+    codecs: WireCodecs
     warnings: tuple[logging.LogRecord, ...] = ()
 
     @property
@@ -111,12 +114,14 @@ class Blueprint:
 
     @cached_property
     def users_parts(self) -> dict[str, bytes]:
-        """Digests of what the user's own method says and partitioner made, by what they are called in messages."""
+        """Digests of what the user's method says, and partitioner and codecs made, by what messages call them."""
         found = {}
         if is_reference(self.config.method):
             found[f"method {self.config.method!r}"] = _digest_of_text(repr(self.config.row.facts()))
         if is_reference(self.config.partition.name) and self.partition:
             found[f"partition by {self.config.partition.name!r}"] = digest_of(self.partition)
+        for name, decoded in rehearse_codecs(self.codecs, self.layout, seed=self.config.seed).items():
+            found[f"codec {name!r}"] = digest_of(decoded)
         return found
 
     def check_clients(self) -> None:
@@ -302,12 +307,13 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
         parameters=list(split.encoder_parameters(model)),
         statistics=list(split.encoder_statistics(model)) if shared else [],
     )
-    layout, codec = trace.layout, CODECS[config.wire.uplink]
+    layout, codecs = trace.layout, wire_codecs(config.wire.uplink, config.wire.downlink)
 
     def bytes_of_update(num_values: int, num_channels: int) -> int:
-        return update_bytes(layout, codec, num_values=num_values, num_channels=num_channels)
+        return update_bytes(layout, codecs.uplink, num_values=num_values, num_channels=num_channels)
 
-    blueprint = Blueprint(config, model, split, Costs(trace, bytes_of_update), dataset, parts)
+    blueprint = Blueprint(config, model, split, Costs(trace, bytes_of_update), dataset, parts, codecs)
+    _check_codecs(blueprint)
     _check_message_bytes(blueprint)
     selects = config.row.selects and config.selection.selector != "all"
     if config.row.static_mask:
@@ -371,6 +377,16 @@ def _stand_in(config: ExperimentConfig) -> Dataset:
     images = torch.rand((number, *agreed.shape), generator=generator(config.seed, "stand-in")) * 2 - 1
     labels = torch.arange(number) % len(agreed.classes)
     return Dataset(config.data.name, images, labels, num_classes=len(agreed.classes), class_names=agreed.classes)
+
+
+def _check_codecs(blueprint: Blueprint) -> None:
+    """Raise unless codecs of the user's do as they must, which a config does not look at."""
+    config = blueprint.config
+    if config.row.controls and config.control.downlink == "derived" and not blueprint.codecs.downlink.relative:
+        raise ConfigError(
+            f"control.downlink: derived needs a wire.downlink that sends changes; {config.wire.downlink} does not"
+        )
+    blueprint.users_parts  # noqa: B018  # once per blueprint; it rehearses them
 
 
 def _check_message_bytes(blueprint: Blueprint) -> None:

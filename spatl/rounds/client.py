@@ -28,7 +28,6 @@ from spatl.selection.protocol import Choice, SelectionRequest
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
 from spatl.training.hooks import GradientHook, correction_hook, masking_hook, proximal_hook
 from spatl.training.local import TrainingResult, train_
-from spatl.wire.codecs import CODECS
 from spatl.wire.download import Download, Model
 from spatl.wire.reports import LARGEST_METRIC, EvaluateReport, TrainReport
 from spatl.wire.update import Update, pack_update, unpack_update
@@ -321,7 +320,7 @@ def _packed(own: ClientRound, selection: Selection, update: Tensor, step_weight:
     return pack_update(
         raw,
         layout,
-        CODECS[config.wire.uplink],
+        own.blueprint.codecs.uplink,
         generator=own.generator("rounding"),
         max_bytes=min((limit for limit in limits if limit is not None), default=None),
     )
@@ -332,5 +331,8 @@ def _refreshed_control(own: ClientRound, blob: bytes) -> Tensor | None:
     received, layout, config = own.received, own.blueprint.layout, own.blueprint.config
     if not config.row.controls or received.control is None:
         return None
-    sent = unpack_update(blob, layout, server_round=received.server_round, base_version=received.version)
+    sent = unpack_update(
+        blob, layout, own.blueprint.codecs.uplink,
+        server_round=received.server_round, base_version=received.version,
+    )  # fmt: skip
     return refresh_control(own.state.control, received.control, sent, layout, damping=config.control.damping)

@@ -10,7 +10,6 @@ from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.downlink import Reference
 from spatl.rounds.server_state import ServerState
 from spatl.training.step_weight import accumulated_step_weight
-from spatl.wire.codecs import CODECS
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +30,11 @@ class Federation:
     @cached_property
     def derives_control(self) -> bool:
         """Whether clients derive c from the encoder's changes instead of being sent it."""
-        return self.blueprint.config.row.controls and self.blueprint.config.derives_control
+        config = self.blueprint.config
+        wanted = config.control.downlink
+        return config.row.controls and (
+            wanted == "derived" or (wanted == "auto" and self.blueprint.codecs.downlink.relative)
+        )
 
     @property
     def norm_bound(self) -> float | None:
@@ -53,8 +56,7 @@ class Federation:
 
     def reference(self, state: ServerState) -> Reference:
         """The encoder as the clients hold it."""
-        codec = CODECS[self.blueprint.config.wire.downlink]
         return Reference(
-            self.blueprint.initial_encoder(), self.blueprint.layout, codec, selection=self.agreed,
+            self.blueprint.initial_encoder(), self.blueprint.layout, self.blueprint.codecs.downlink, selection=self.agreed,
             versions=state.versions,
         )  # fmt: skip

@@ -35,7 +35,6 @@ from spatl.rounds.progress import checked_progress
 from spatl.rounds.sampling import sample_clients
 from spatl.rounds.server_state import ServerState
 from spatl.seeding import generator
-from spatl.wire.codecs import CODECS
 from spatl.wire.download import DerivedControl, download_overhead, pack_download
 
 __all__ = [
@@ -64,8 +63,9 @@ def first_state(
     """
     blueprint = federation.blueprint
     control = torch.zeros(blueprint.layout.num_parameter_entries) if blueprint.config.row.controls else None
-    codec = CODECS[blueprint.config.wire.downlink]
-    reference = Reference(blueprint.initial_encoder(), blueprint.layout, codec, selection=federation.agreed)
+    reference = Reference(
+        blueprint.initial_encoder(), blueprint.layout, blueprint.codecs.downlink, selection=federation.agreed
+    )
     return ServerState(
         encoder=reference.encoder,
         control=control,
@@ -278,7 +278,7 @@ def _derived_control(federation: Federation, state: ServerState, *, valid: bool)
 def _encoded_control(federation: Federation, control: Tensor, server_round: int) -> tuple[bytes, Tensor]:
     """C encoded, and as the clients decode it, which is what c moves from."""
     config, layout = federation.blueprint.config, federation.blueprint.layout
-    codec, places = CODECS[config.wire.downlink], layout.parameter_places
+    codec, places = federation.blueprint.codecs.downlink, layout.parameter_places
     rounding = generator(config.seed, "rounding-control", server_round=server_round)
     data = codec.encode(control, places, generator=rounding, max_bytes=_room(federation))
     return data, codec.decode(memoryview(data), places)

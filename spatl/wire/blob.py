@@ -18,7 +18,6 @@ from spatl.channels.selection import Selection, unpack_bitmap
 from spatl.channels.vectors import all_finite
 from spatl.errors import UpdateRejected
 from spatl.wire.codec import Codec
-from spatl.wire.codecs import CODECS_BY_NUMBER
 
 CLIENT_REFUSED: Final = 100  # error codes of a client's reply, beyond Flower's own
 
@@ -111,7 +110,9 @@ def pack_blob(
     return b"".join([header, own_header, *table, *sections.values()])
 
 
-def open_blob(blob: bytes, kind: int, layout: EncoderLayout) -> tuple[Header, Codec, memoryview, dict[int, memoryview]]:
+def open_blob(
+    blob: bytes, kind: int, layout: EncoderLayout, codec: Codec
+) -> tuple[Header, memoryview, dict[int, memoryview]]:
     """Check the header against what was expected; return it, the kind's own header and views of the sections."""
     header, own_header, sections = open_sections(blob)
     if header.kind != kind:
@@ -121,10 +122,11 @@ def open_blob(blob: bytes, kind: int, layout: EncoderLayout) -> tuple[Header, Co
             f"the model's fingerprint is {header.fingerprint.hex()}, expected {layout.fingerprint.hex()}: "
             "the two sides were built from different configs"
         )
-    codec = CODECS_BY_NUMBER.get(header.codec)
-    if codec is None:
-        raise UpdateRejected(f"unknown codec number {header.codec}")
-    return header, codec, own_header, sections
+    if header.codec != codec.number:
+        raise UpdateRejected(
+            f"the values are written with codec number {header.codec}, expected {codec.number} ({codec.name})"
+        )
+    return header, own_header, sections
 
 
 def open_sections(blob: bytes) -> tuple[Header, memoryview, dict[int, memoryview]]:

@@ -133,13 +133,18 @@ def pack_download(download: Download, layout: EncoderLayout) -> bytes:
     return pack_blob(DOWNLOAD, download.codec, download.server_round, layout, header, sections)
 
 
-def unpack_download(blob: bytes, layout: EncoderLayout) -> Download:
+def unpack_download(blob: bytes, layout: EncoderLayout, codec: Codec) -> Download:
     """Check what the server sends; what it encoded is checked when it is followed (`spatl.rounds.downlink`).
+
+    Args:
+        blob: The received bytes.
+        layout: The encoder it must fit.
+        codec: The codec it must be written with.
 
     Raises:
         UpdateRejected: The reason why the blob must not be used.
     """
-    header, codec, own, sections = open_blob(blob, DOWNLOAD, layout)
+    header, own, sections = open_blob(blob, DOWNLOAD, layout, codec)
     base_version, version, acknowledged_round, check = DOWNLOAD_HEADER.unpack(own)
     if base_version > version:
         raise UpdateRejected(f"the download leads from version {base_version} back to {version}")

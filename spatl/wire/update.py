@@ -81,19 +81,20 @@ def pack_update(
     return pack_blob(UPDATE, codec, update.server_round, layout, header, sections)
 
 
-def unpack_update(blob: bytes, layout: EncoderLayout, *, server_round: int, base_version: int) -> Update:
+def unpack_update(blob: bytes, layout: EncoderLayout, codec: Codec, *, server_round: int, base_version: int) -> Update:
     """Check and decode a client's update.
 
     Args:
         blob: The received bytes.
         layout: The encoder it must fit.
+        codec: The codec it must be written with.
         server_round: The round it must answer.
         base_version: The version it must have been computed from.
 
     Raises:
         UpdateRejected: The reason why the blob must not be used.
     """
-    header, codec, own, sections = open_blob(blob, UPDATE, layout)
+    header, own, sections = open_blob(blob, UPDATE, layout, codec)
     base, step_weight, corrected = UPDATE_HEADER.unpack(own)
     if (header.server_round, base) != (server_round, base_version):
         raise UpdateRejected(

@@ -133,7 +133,7 @@ def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategie
     Where x itself goes down, these are the bits that the clients get.
     """
     config = tiny_config(selection={"selector": "random", "keep_ratio": 0.3}, wire=wire)
-    layout = blueprint_of(config).layout
+    layout, codec = blueprint_of(config).layout, blueprint_of(config).codecs.downlink
     models, sent = [], []
 
     class Watching(InProcessGrid):
@@ -141,7 +141,7 @@ def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategie
             messages = list(messages)
             if messages and messages[0].metadata.message_type != "query":
                 models.append(strategies[-1].state.encoder)
-                download = unpack_download(blob_of(messages[0].content), layout)
+                download = unpack_download(blob_of(messages[0].content), layout, codec)
                 if wire == DENSE:
                     received, _ = follow(download, Held({}), torch.zeros(layout.num_entries), layout)
                     assert torch.equal(received.view(torch.int32), models[-1].view(torch.int32))

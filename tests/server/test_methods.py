@@ -258,7 +258,7 @@ def test_fine_tuning_shows_in_the_accuracies_and_nowhere_else(tmp_path):
 
 def test_with_a_static_mask_all_train_and_send_one_set_of_channels_and_the_rest_is_zero(tmp_path, strategies):
     config = tiny_config(method="ssfl", selection={"keep_ratio": 0.3}, training={"weight_decay": 0.01, "momentum": 0.5})
-    layout = blueprint_of(config).layout
+    layout, codec = blueprint_of(config).layout, blueprint_of(config).codecs.downlink
     models, selections = [], []
 
     class Watching(InProcessGrid):
@@ -268,7 +268,7 @@ def test_with_a_static_mask_all_train_and_send_one_set_of_channels_and_the_rest_
                 if message.metadata.message_type != "query":
                     blob = blob_of(message.content)
                     assert len(blob) < 0.3 * 4 * layout.num_entries + 200  # down as well as up
-                    download = unpack_download(blob, layout)
+                    download = unpack_download(blob, layout, codec)
                     selections.append(download.selection)
                     models.append(follow(download, Held({}), torch.zeros(layout.num_entries), layout)[0])
             return super().push_messages(messages)

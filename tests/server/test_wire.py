@@ -52,7 +52,7 @@ class Watched:
     def __init__(self, config, directory, strategies, *, before=lambda client, message: None, call=client_app):
         self.calls: list[Call] = []
         self.app = ClientApp()
-        layout = blueprint_of(config).layout
+        layout, codec = blueprint_of(config).layout, blueprint_of(config).codecs.downlink
         initial = blueprint_of(config).initial_encoder()
 
         def watched(message: Message, context: Context) -> Message:
@@ -60,7 +60,7 @@ class Watched:
             before(client, message)
             reply = call(message, context)
             server: FederationStrategy = strategies[-1]
-            download = unpack_download(blob_of(message.content), layout)
+            download = unpack_download(blob_of(message.content), layout, codec)
             phase, ok = str(message.metadata.message_type), not reply.has_error()
             update, agrees, control = None, False, None
             if ok:

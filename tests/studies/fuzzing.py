@@ -26,9 +26,9 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.wire.download import DerivedControl, pack_download, unpack_download
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
     from spatl.wire.reports import ROUNDING, TrainReport
-    from spatl.wire.update import pack_update, unpack_update
+    from spatl.wire.update import pack_update
     from tests.support.layouts import make_update
-    from tests.support.messages import LAYOUT, REPORT
+    from tests.support.messages import LAYOUT, REPORT, codec_of, unpack
 
 MASKS = ([True] * LAYOUT.num_channels, [True, False] * 6 + [True])
 INITIAL = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(1))
@@ -54,7 +54,7 @@ def with_whole_payload(data: bytes) -> bytes:
 
 
 def decode_update(data: bytes) -> None:
-    update = unpack_update(with_whole_payload(data), LAYOUT, server_round=1, base_version=0)
+    update = unpack(with_whole_payload(data), codec_of(data))
     assert torch.isfinite(update.values).all()
     assert len(update.values) == len(update.selection.entries(LAYOUT))
     assert 0 < update.step_weight < float("inf")
@@ -73,7 +73,7 @@ def update_seeds() -> list[bytes]:
 
 def follow_download(data: bytes) -> None:
     """By a client that holds versions 2 and 3; what the bytes lead to is taken for the right encoder."""
-    download = unpack_download(with_whole_payload(data), LAYOUT)
+    download = unpack_download(with_whole_payload(data), LAYOUT, codec_of(data))
     num_values = len(entries_of(download.selection))
     offsets = {version: torch.arange(num_values, dtype=torch.int32) << version for version in (2, 3)}
     held = Held(offsets, control=torch.ones(LAYOUT.num_parameter_entries))

@@ -27,6 +27,7 @@ from spatl.seeding import numpy_generator
 from spatl.wire.blob import BLOB, RECORD, section_bytes
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update, unpack_update
+from tests.support.messages import codec_of
 
 DENSE = {"uplink": "float32", "downlink": "float32"}
 COMPRESSED = {"uplink": "adaptive", "downlink": "adaptive"}
@@ -143,9 +144,9 @@ def scaled(blob: bytes, factor: float) -> bytes:
 
 
 def opened(blob: bytes, layout: EncoderLayout) -> Update:
-    """A client's update, of whatever round and version it says."""
+    """A client's update, of whatever codec, round and version it says."""
     server_round, _, _, base_version = struct.unpack_from("<I8sQI", blob, 8)
-    return unpack_update(blob, layout, server_round=server_round, base_version=base_version)
+    return unpack_update(blob, layout, codec_of(blob), server_round=server_round, base_version=base_version)
 
 
 def parted(blob: bytes, layout: EncoderLayout) -> tuple[bytes, TrainReport]:

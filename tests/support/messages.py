@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from hypothesis import strategies as st
 
-from spatl.wire.codecs import CODECS
+from spatl.wire.codec import Codec
+from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
 from spatl.wire.download import Download
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update, pack_update, unpack_update
@@ -29,8 +30,13 @@ def packed(mask, *, seed=0, step_weight=0.5, report=REPORT) -> tuple[bytes, Upda
     return pack_update(update, LAYOUT, FLOAT32, generator=GENERATOR), update
 
 
-def unpack(blob: bytes) -> Update:
-    return unpack_update(blob, LAYOUT, server_round=1, base_version=0)
+def unpack(blob: bytes, codec: Codec = FLOAT32) -> Update:
+    return unpack_update(blob, LAYOUT, codec, server_round=1, base_version=0)
+
+
+def codec_of(blob: bytes) -> Codec:
+    """The codec that a blob says it is written with; float32 where it is none of ours."""
+    return CODECS_BY_NUMBER.get(blob[6], FLOAT32) if len(blob) > 6 else FLOAT32
 
 
 HEADER_CASES = [

@@ -55,7 +55,8 @@ def advance(
 def sent(reference: Reference, held_version: int, layout: EncoderLayout = LAYOUT, **options) -> Download:
     """What a client receives: a download that went over the wire."""
     options = {"server_round": 9, "acknowledged_round": 0, "cannot_build": False, **options}
-    return unpack_download(pack_download(reference.download(held_version, **options), layout), layout)
+    download = reference.download(held_version, **options)
+    return unpack_download(pack_download(download, layout), layout, download.codec)
 
 
 @pytest.mark.slow

@@ -72,7 +72,8 @@ def test_variances_stay_at_zero_or_above_on_the_server_and_as_clients_hold_them(
         download = reference.download(
             max(held.offsets, default=0), server_round=server_round, acknowledged_round=0, cannot_build=False
         )
-        arrived, held = follow(unpack_download(pack_download(download, LAYOUT), LAYOUT), held, initial, LAYOUT)
+        received = unpack_download(pack_download(download, LAYOUT), LAYOUT, CODECS[downlink])
+        arrived, held = follow(received, held, initial, LAYOUT)
         assert torch.equal(arrived, reference.encoder)
         assert bool((arrived[VARIANCES] >= 0).all())
         average = aggregator(rule, encoder, learning_rate)
@@ -83,7 +84,9 @@ def test_variances_stay_at_zero_or_above_on_the_server_and_as_clients_hold_them(
             update = make_update(LAYOUT, mask.tolist(), trained - arrived)
             update = replace(update, server_round=server_round, base_version=reference.version)
             blob = pack_update(update, LAYOUT, CODECS[uplink], generator=draw)
-            seen = unpack_update(blob, LAYOUT, server_round=server_round, base_version=reference.version)
+            seen = unpack_update(
+                blob, LAYOUT, CODECS[uplink], server_round=server_round, base_version=reference.version
+            )
             average.add(clip_update(seen, Size(1.0, 1.0), Size(1.0, 1.0), clip), 10)
         encoder = average.encoder()
         assert bool((encoder[VARIANCES] >= 0).all())

@@ -9,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
 from spatl.errors import UpdateRejected
 from spatl.wire.blob import section_bytes
+from spatl.wire.codecs import CODECS
 from spatl.wire.download import DerivedControl, Download, download_overhead, pack_download, unpack_download
 from tests.support.layouts import split_labels
 from tests.support.messages import HEADER_CASES, LAYOUT, download_of
@@ -19,6 +21,10 @@ from tests.support.messages import HEADER_CASES, LAYOUT, download_of
 SOME = Selection(torch.arange(LAYOUT.num_channels) % 2 == 0)
 READS = torch.arange(LAYOUT.num_entries) % (LAYOUT.num_channels + 1) - 1
 CLOSED = replace(LAYOUT, readings=split_labels(LAYOUT, READS))
+
+
+def unpack(blob: bytes, layout: EncoderLayout) -> Download:
+    return unpack_download(blob, layout, CODECS["int8"])
 
 
 def whole_download() -> Download:
@@ -62,7 +68,7 @@ def test_a_download_comes_through_with_every_combination_of_sections(closed, val
         sections = dict(zip(choices, chosen, strict=True))
         sent = download_of(values=values, selection=selection, **sections)
         blob = pack_download(sent, layout)
-        assert_same(unpack_download(blob, layout), sent)
+        assert_same(unpack(blob, layout), sent)
         assert section_bytes(blob)["control"] == len(sections["control"] or b"") + (9 if sections["derived"] else 0)
 
 
@@ -73,12 +79,10 @@ def test_rounds_and_versions_of_32_bits_come_through_or_are_refused(numbers):
         download_of(), server_round=server_round, base_version=min(one, other), version=max(one, other),
         acknowledged_round=acknowledged_round,
     )  # fmt: skip
-    assert_same(unpack_download(pack_download(sent, LAYOUT), LAYOUT), sent)
+    assert_same(unpack(pack_download(sent, LAYOUT), LAYOUT), sent)
     if one != other:
         with pytest.raises(UpdateRejected, match="back to"):
-            unpack_download(
-                pack_download(replace(sent, base_version=sent.version, version=sent.base_version), LAYOUT), LAYOUT
-            )
+            unpack(pack_download(replace(sent, base_version=sent.version, version=sent.base_version), LAYOUT), LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +104,7 @@ def test_every_header_field_of_a_download_is_checked(offset, layout, value, reas
     blob = bytearray(pack_download(whole_download(), LAYOUT))
     struct.pack_into("<" + layout, blob, offset, value)
     with pytest.raises(UpdateRejected, match=reason):
-        unpack_download(bytes(blob), LAYOUT)
+        unpack(bytes(blob), LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_every_header_field_of_a_download_is_checked(offset, layout, value, reas
 )
 def test_every_section_of_a_download_is_checked(sections, reason):
     with pytest.raises(UpdateRejected, match=reason):
-        unpack_download(pack_download(download_of(**sections), LAYOUT), LAYOUT)
+        unpack(pack_download(download_of(**sections), LAYOUT), LAYOUT)
 
 
 def with_section(kind: int, data: bytes) -> bytes:
@@ -147,13 +151,13 @@ def with_section(kind: int, data: bytes) -> bytes:
 )
 def test_a_list_of_values_that_is_none_is_refused(data, reason):
     with pytest.raises(UpdateRejected, match=reason):
-        unpack_download(with_section(1, data), LAYOUT)
+        unpack(with_section(1, data), LAYOUT)
 
 
 @pytest.mark.parametrize("length", [0, 8, 10])
 def test_numbers_that_control_follows_from_have_one_length(length):
     with pytest.raises(UpdateRejected, match=f"expected 9 bytes that control follows from, got {length}"):
-        unpack_download(with_section(8, bytes(length)), LAYOUT)
+        unpack(with_section(8, bytes(length)), LAYOUT)
 
 
 def test_a_truncated_extended_or_changed_download_is_refused_or_well_formed():
@@ -161,14 +165,14 @@ def test_a_truncated_extended_or_changed_download_is_refused_or_well_formed():
     blob = pack_download(sent, LAYOUT)
     for length in range(len(blob)):
         with pytest.raises(UpdateRejected):
-            unpack_download(blob[:length], LAYOUT)
+            unpack(blob[:length], LAYOUT)
     with pytest.raises(UpdateRejected):
-        unpack_download(blob + b"\0", LAYOUT)
+        unpack(blob + b"\0", LAYOUT)
     for position, mask in product(range(len(blob)), (1, 0x80, 0xFF)):
         changed = bytearray(blob)
         changed[position] ^= mask
         try:
-            seen = unpack_download(bytes(changed), LAYOUT)
+            seen = unpack(bytes(changed), LAYOUT)
         except UpdateRejected:
             continue
         assert bool(torch.isfinite(seen.base).all())

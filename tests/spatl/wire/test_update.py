@@ -130,7 +130,7 @@ def test_values_that_are_not_finite_are_refused(value):
 
 def test_neither_kind_of_blob_is_taken_for_the_other():
     with pytest.raises(UpdateRejected, match="kind 2, expected 1"):
-        unpack_download(packed([True] * LAYOUT.num_channels)[0], LAYOUT)
+        unpack_download(packed([True] * LAYOUT.num_channels)[0], LAYOUT, FLOAT32)
     with pytest.raises(UpdateRejected, match="kind 1, expected 2"):
         unpack(pack_download(download_of(), LAYOUT))
 
@@ -155,7 +155,7 @@ def test_the_documented_example_is_what_is_packed():
     update = Update(5, 4, Selection(torch.tensor([True, False, True])), values, 0.5)
     blob = documented_blob()
     assert pack_update(update, layout, CODECS["int8"], generator=GENERATOR) == blob
-    seen = unpack_update(blob, layout, server_round=5, base_version=4)
+    seen = unpack_update(blob, layout, CODECS["int8"], server_round=5, base_version=4)
     assert torch.equal(seen.values, values)
     assert seen.selection.mask.tolist() == [True, False, True]
     assert (seen.step_weight, seen.corrected, seen.report) == (0.5, False, None)
@@ -182,7 +182,7 @@ def test_an_update_keeps_to_the_bytes_it_may_take_unless_hardly_a_value_is_left(
         for max_bytes in (0, limit)
     )
     assert len(limited) <= max(limit, len(coarsest))
-    unpack(limited)
+    unpack(limited, CODECS["adaptive"])
 
 
 def test_a_bitmap_beyond_the_last_channel_is_refused():
