@@ -1,8 +1,8 @@
-"""Supervisor of the programs of a device: `python -S -E clients/device/supervisor.py MARKS COMMAND ... [-- COMMAND ...]`.
+"""Supervisor of a device's programs: `python -S -E clients/device/supervisor.py MARKS COMMAND ... [-- COMMAND ...]`.
 
 Each is started again when it has ended, as a SuperNode does when its server was started anew. The first one is also
-started again when a process that it waits for is gone: each file in MARKS holds the id of one. A program of the standard library alone, for it stays in
-memory all the time.
+started again when a process that it waits for is gone: each file in MARKS holds the id of one. A program of the
+standard library alone, for it stays in memory all the time.
 """
 
 import contextlib
