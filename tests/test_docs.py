@@ -181,3 +181,19 @@ def test_a_device_may_make_its_own_key_as_the_guide_says(tmp_path):
     after = read_public_keys(server, tiny_config().partition.num_clients)
     assert [name for name in before if before[name] != after[name]] == [0]
     assert read_private_key(client / "client.key").curve.key_size == 384
+
+
+def test_the_glossary_has_each_term_once_in_order_with_the_module_that_defines_it():
+    page = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^- \*\*(.+?)\*\*(.*?)(?=^- \*\*|\Z)", page, re.M | re.S)
+    terms = [term for term, _ in entries]
+    assert terms == sorted(set(terms), key=str.lower)
+    for term, text in entries:
+        assert re.search(r"\((`\w+(/\w+)+\.py`(, )?)+\)\.\s*$", text), term  # that it is there another test holds
+    assert {
+        "accumulated step weight", "agent", "blueprint", "budget", "calibrated predictor", "channel", "channel group",
+        "client", "codec", "control variate", "cut", "download", "downlink", "encoder", "entry", "federation",
+        "fingerprint", "keep ratio", "layout", "ledger", "method", "node", "owner", "partition", "predictor", "reading",
+        "registration", "round", "row", "salient", "selection", "selector", "server state", "snapshot", "step",
+        "update", "uplink", "version",
+    } <= set(terms)  # fmt: skip
