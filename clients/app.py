@@ -26,10 +26,11 @@ from spatl.errors import (
     told,
     traceback_of,
 )
-from spatl.rounds.blueprint import cached_blueprint, data_digest, describe_own
+from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.client import evaluate_round, receive, train_round
+from spatl.rounds.client_data import data_digest, describe_own
 from spatl.rounds.client_state import ClientState
-from spatl.rounds.downlink import check_of
+from spatl.rounds.offsets import check_of
 from spatl.rounds.workplace import Workplace
 from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_FAILED, CLIENT_LOST, CLIENT_REFUSED, RECORD
 from spatl.wire.download import Download, unpack_download

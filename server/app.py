@@ -27,8 +27,8 @@ from spatl.config.loading import config_from_run
 from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
 from spatl.json_files import write_json
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
-from spatl.rounds.downlink import check_of
 from spatl.rounds.federation import Federation
+from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
 from spatl.runner import remarks_on
 from spatl.runs.directory import alone_in_run, config_of

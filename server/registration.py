@@ -24,7 +24,8 @@ from spatl.data.own import Description, agree
 from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
 from spatl.json_files import to_json
 from spatl.models.copies import DIGEST_BYTES
-from spatl.rounds.blueprint import Blueprint, data_digest, servers_blueprint
+from spatl.rounds.blueprint import Blueprint, servers_blueprint
+from spatl.rounds.client_data import data_digest
 from spatl.wire.blob import BLOB, RECORD
 from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, unpack_saliency
 

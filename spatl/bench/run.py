@@ -22,7 +22,8 @@ from spatl.config.loading import config_from_json
 from spatl.config.unread import given_in, setting_names, settings_without_effect
 from spatl.errors import ConfigError, SpatlError
 from spatl.json_files import write_json
-from spatl.rounds.blueprint import cached_blueprint, check_simulated
+from spatl.rounds.blueprint import cached_blueprint
+from spatl.rounds.client_data import check_simulated
 from spatl.sealed_files import alone_in
 
 logger = logging.getLogger(__name__)

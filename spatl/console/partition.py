@@ -15,7 +15,7 @@ from spatl.config.loading import load_config
 from spatl.data import partition_settings
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.partition_figure import SPLITS, PartitionCounts, draw_partition
-from spatl.rounds.blueprint import check_simulated, load_clients, split_client
+from spatl.rounds.client_data import check_simulated, load_clients, split_client
 from spatl.terminal.tables import natural_width, print_line, print_table
 
 logger = logging.getLogger(__name__)

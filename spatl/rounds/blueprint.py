@@ -6,7 +6,7 @@ Server and clients never send each other the structure of anything; they build i
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -20,14 +20,13 @@ from spatl.channels.layout import EncoderLayout
 from spatl.channels.tracing import trace_groups
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
-from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
-from spatl.data.official import training_indices, with_official
-from spatl.data.own import Description, as_found, describe, fit
-from spatl.errors import ConfigError, DataError, ModelError, told
+from spatl.data import ClientData, Dataset
+from spatl.errors import ConfigError, ModelError, told
 from spatl.extensions.references import is_reference
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, duplicate
 from spatl.models.inputs import take_images_
+from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_clients, split_client
 from spatl.seeding import generator
 from spatl.selection.common_mask import check_static_budget
 from spatl.selection.users import UsersSelector, rehearse_selector
@@ -37,11 +36,6 @@ from spatl.wire.blob import RECORD_BYTES
 from spatl.wire.codecs import CODECS
 from spatl.wire.update import update_bytes
 from spatl.wire.users import WireCodecs, rehearse_codecs, wire_codecs
-
-_OWN_IN_A_SIMULATION = (
-    "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "
-    "for all clients: take natural where it says whose its examples are, or dirichlet, iid"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,111 +161,6 @@ class Blueprint:
             )
 
 
-def check_simulated(config: ExperimentConfig) -> None:
-    """Raise where each client is a device with data of its own: what lies here is no client's, or one's alone.
-
-    Raises:
-        ConfigError: That is so.
-    """
-    if config.has_own_data:
-        raise ConfigError(_OWN_IN_A_SIMULATION)
-
-
-def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]:
-    """Return all examples, and the indices of each client's.
-
-    Raises:
-        DataError: The data set is not there, or cannot be partitioned like this.
-    """
-    if config.has_own_data:
-        if config.data.agreed is None:
-            raise ConfigError(_OWN_IN_A_SIMULATION)
-        dataset = fit(load_own(config), config.data.agreed.agreement())
-        return dataset, (torch.arange(len(dataset)),) * config.partition.num_clients
-    dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
-    if dataset.num_classes < 2:  # of one device's own data this may be so
-        raise DataError(
-            f"data set {dataset.name!r}: expected two classes or more, got {dataset.class_names[0]!r} alone"
-        )
-    dealt = training_indices(dataset)
-    parts = partition(
-        dataset.labels[dealt],
-        name=config.partition.name,
-        num_clients=config.partition.num_clients,
-        seed=config.seed,
-        alpha=config.partition.alpha,
-        labels_per_client=config.partition.labels_per_client,
-        min_examples=config.partition.min_examples,
-        groups=None if dataset.groups is None else dataset.groups[dealt],
-    )
-    parts = tuple(dealt[part] for part in parts)
-    return dataset, with_official(dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural")
-
-
-def load_own(config: ExperimentConfig) -> Dataset:
-    """Return the data that lie on this device, as found: their values are not scaled yet.
-
-    Raises:
-        DataError: They are not there, or too few.
-    """
-    with as_found():
-        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
-    if len(dataset) < config.partition.min_examples:
-        raise DataError(
-            f"{len(dataset)} examples lie here, expected at least {config.partition.min_examples} "
-            "(partition.min_examples)"
-        )
-    return dataset
-
-
-def describe_own(config: ExperimentConfig, client: int) -> Description:
-    """Return what a device tells of its data before the clients agree on a model and a scale.
-
-    Raises:
-        DataError: The data are not there, too few, or none that anybody could agree upon.
-    """
-    dataset = load_own(config)
-    data = client_data(
-        dataset, torch.arange(len(dataset)), client=client, seed=config.seed,
-        validation_fraction=config.data.validation_fraction, test_fraction=config.data.test_fraction,
-    )  # fmt: skip
-    return Description.from_bytes(describe(dataset, data.train.images).to_bytes())  # by the same rules as the server's
-
-
-def data_digest(config: ExperimentConfig) -> bytes:
-    """Return a digest of the data set that lies here, of which clients get shares (SHA-256).
-
-    Of the values as found, so that it depends on no library but those that decode images.
-
-    Raises:
-        DataError: It is not there.
-    """
-    with as_found():
-        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
-    digest = hashlib.sha256(repr((dataset.images.shape, dataset.class_names)).encode())
-    for tensor in (dataset.images, dataset.labels, dataset.groups, dataset.splits):
-        digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
-    return digest.digest()
-
-
-def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor], client: int) -> ClientData:
-    """Return the splits of one client, given what `load_clients` returned.
-
-    Raises:
-        DataError: The client has too few examples to split.
-    """
-    noise_variance = config.partition.feature_noise * (client + 1) / len(parts)
-    return client_data(
-        dataset,
-        parts[client],
-        client=client,
-        seed=config.seed,
-        validation_fraction=config.data.validation_fraction,
-        test_fraction=config.data.test_fraction,
-        noise_variance=noise_variance,
-    )
-
-
 def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Blueprint:
     """Build and check what a config describes, but for the clients' splits (`Blueprint.check_clients`).
 
@@ -372,7 +261,7 @@ def _stand_in(config: ExperimentConfig) -> Dataset:
     """A batch of random images of the shape and the classes that were agreed upon."""
     agreed = config.data.agreed
     if agreed is None:
-        raise ConfigError(_OWN_IN_A_SIMULATION)
+        raise ConfigError(OWN_IN_A_SIMULATION)
     number = max(2, config.training.batch_size)
     images = torch.rand((number, *agreed.shape), generator=generator(config.seed, "stand-in")) * 2 - 1
     labels = torch.arange(number) % len(agreed.classes)

@@ -22,7 +22,7 @@ from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.rounds.blueprint import Blueprint, encoder_tensors
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.control import fading, refresh_control
-from spatl.rounds.downlink import encoder_again, follow
+from spatl.rounds.following import encoder_again, follow
 from spatl.rounds.workplace import ClientRound, Workplace
 from spatl.selection.protocol import Choice, SelectionRequest
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_

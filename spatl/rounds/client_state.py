@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
 from spatl.rounds.control import fading
-from spatl.rounds.downlink import Held
+from spatl.rounds.following import Held
 from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
 
 FORMAT = 3

@@ -10,30 +10,29 @@ remembers the last changes as they were encoded, as many as are together no long
 client but the version it holds.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from spatl.channels.layout import EncoderLayout, Places
+from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, select_all
-from spatl.channels.vectors import all_finite, parts_of
-from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
-from spatl.rounds.control import followed_control
-from spatl.sealed_files import StoredTensor, as_tensor
-from spatl.wire.adaptive import UNIT_BITS
-from spatl.wire.blob import CHECK_BYTES
+from spatl.channels.vectors import all_finite
+from spatl.errors import DivergedError, UpdateRejected
+from spatl.rounds.offsets import (
+    change_of,
+    check_of,
+    encoder_of,
+    encoder_parts,
+    offsets_of,
+    only_chosen,
+    spread_values,
+    sum_of_offsets,
+)
 from spatl.wire.codec import Codec
 from spatl.wire.download import Download
-
-_UNIT = 2.0**-UNIT_BITS
-
-_LARGEST_OFFSET = 2**31 - 1
 
 _TOO_FAR = (
     "the run diverged: an entry of the encoder moved by more than 128 since it was made; lower training.learning_rate, "
@@ -99,7 +98,7 @@ class Reference:
         versions: Versions | None = None,
     ) -> None:
         self._chosen = select_all(layout) if selection is None else selection
-        self._initial = initial if selection is None else _only(initial, selection, layout)
+        self._initial = initial if selection is None else only_chosen(initial, selection, layout)
         self._layout = layout
         self._codec = codec
         self._selection = selection
@@ -123,7 +122,7 @@ class Reference:
         """float32 [N], x_hat: worked out anew each time, because it is as long as the offsets it follows from."""
         if not self._codec.relative:
             last = self.versions.changes[-1] if self.versions.changes else self._whole_encoded(self._initial, None)
-            return _spread(self._codec.decode(memoryview(last), self._places), self._chosen, self._layout)
+            return spread_values(self._codec.decode(memoryview(last), self._places), self._chosen, self._layout)
         # as a client does: -0.0 becomes 0.0
         return encoder_of(self._initial, self.versions.offsets, self._chosen, self._layout)
 
@@ -164,7 +163,7 @@ class Reference:
                 break
             difference[negative] = 0.0  # a variance that rounding takes below 0 stays for now; each pass has fewer
         del difference
-        offsets = _sum(before.offsets, moved)
+        offsets = sum_of_offsets(before.offsets, moved)
         if offsets is None:
             raise DivergedError(_TOO_FAR)
         changes = _remembered((*before.changes, data), 4 * len(offsets))
@@ -263,158 +262,6 @@ class Reference:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Held:
-    """The client's side: versions of x_hat that it holds.
-
-    Two of them while the server does not know yet that the newer one arrived.
-
-    Attributes:
-        offsets: int32 [V] by version: what x_hat has changed by since version 0, in units of 2^-24. They may lie in a
-            file, from which they are read when they are needed.
-        base: float32 [N], version 0 where it was sent; None where this client builds it.
-        control: float32 [P], c as of the newest version, where it follows from changes; None where it does not.
-    """
-
-    offsets: Mapping[int, Tensor | StoredTensor]
-    base: Tensor | None = None
-    control: Tensor | None = None
-
-
-def follow(
-    download: Download, held: Held, initial: Tensor, layout: EncoderLayout, *, fading: float = 1.0
-) -> tuple[Tensor, Held]:
-    """Return x_hat, float32 [N], as a download leads to it, and what the client holds afterwards.
-
-    Args:
-        download: What the server sent.
-        held: What the client holds.
-        initial: float32 [N], version 0 as this client builds it.
-        layout: The encoder.
-        fading: The factor by which control variates fade in a round.
-
-    Raises:
-        ReferenceLost: The client does not hold what the download starts from, or arrives elsewhere than it should.
-        UpdateRejected: The download is damaged.
-    """
-    chosen = select_all(layout) if download.selection is None else download.selection
-    places = layout.places(download.selection)
-    codec = download.codec
-    if not codec.relative:
-        if len(download.values) != 1:
-            raise UpdateRejected(f"expected one encoder in {codec.name}, got {len(download.values)}")
-        decoded = codec.decode(memoryview(download.values[0]), places)
-        if not all_finite(decoded):
-            raise UpdateRejected("the values contain NaN or infinity")
-        return _arrived(_spread(decoded, chosen, layout), download, layout), Held({})
-    base = download.base if download.base is not None else held.base
-    offsets = _start(download, held, len(places))
-    if download.snapshot is not None:
-        offsets = download.snapshot.to(torch.int32)
-    for data in download.values:
-        sum_of_both = _sum(offsets, offsets_of(data, places, codec))
-        if sum_of_both is None:
-            raise UpdateRejected("the changes lead out of the range of 128")
-        offsets = sum_of_both
-    control = None
-    if download.derived is not None:
-        control = _control(download, held, offsets, layout, fading=fading)
-    start = base if base is not None else initial
-    if download.selection is not None:
-        start = _only(start, download.selection, layout)
-    encoder = _arrived(encoder_of(start, offsets, chosen, layout), download, layout)
-    if control is not None and not all_finite(control):
-        raise UpdateRejected("the control variates that follow contain NaN or infinity")
-    kept = {version: each for version, each in held.offsets.items() if version == download.base_version}
-    return encoder, Held({**kept, download.version: offsets}, base, control)
-
-
-def encoder_again(
-    download: Download, held: Held, initial: Tensor, layout: EncoderLayout
-) -> Callable[[], Tensor] | None:
-    """Return what makes the encoder that a client arrived at once more, from the offsets that it holds in any case.
-
-    None where it does not follow from these.
-    """
-    offsets = held.offsets.get(download.version)
-    if not isinstance(offsets, Tensor) or download.selection is not None:
-        return None
-    start = initial if held.base is None else held.base
-    return partial(encoder_of, start, offsets, select_all(layout), layout)
-
-
-def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLayout, *, fading: float) -> Tensor:
-    """What a client holds for c once it has arrived at some offsets; 0 where it cannot follow."""
-    assert download.derived is not None
-    chosen = select_all(layout) if download.selection is None else download.selection
-    before, previous = held.offsets.get(download.version - 1), held.control
-    if download.version == 1:  # everybody knows version 0, where c is 0
-        before, previous = torch.zeros_like(offsets), torch.zeros(layout.num_parameter_entries)
-    if before is None or previous is None:
-        return torch.zeros(layout.num_parameter_entries)
-    control = change_of(offsets, as_tensor(before), chosen, layout)
-    return followed_control(previous, control, download.derived, fading=fading, into=control)
-
-
-def offsets_of(data: bytes | memoryview, places: Places, codec: Codec) -> Tensor:
-    """Decode a change into whole numbers of 2^-24, int32 [V], rounding what is finer.
-
-    Raises:
-        UpdateRejected: The bytes are damaged, or a change is absurdly large.
-    """
-    decoded = codec.decode(memoryview(data), places)
-    offsets = torch.empty(len(decoded), dtype=torch.int32)
-    for part in parts_of(len(decoded)):
-        values = decoded[part]
-        if not bool((values.abs() < _LARGEST_OFFSET * _UNIT).all()):
-            raise UpdateRejected("a change of the encoder is not finite, or larger than 128")
-        offsets[part] = torch.round(values.to(torch.float64) / _UNIT).to(torch.int32)
-    return offsets
-
-
-def encoder_of(initial: Tensor, offsets: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
-    """float32 [N]: the initial encoder moved by offsets (int32 [V]) of the chosen entries."""
-    encoder = initial.clone()
-    for part, kept, _, moved in encoder_parts(initial, (offsets,), chosen, layout):
-        encoder[part][slice(None) if kept is None else kept] = moved
-    return encoder
-
-
-def encoder_parts(
-    initial: Tensor, offsets: Sequence[Tensor], chosen: Selection, layout: EncoderLayout
-) -> Iterator[tuple[slice, Tensor | None, slice, Tensor]]:
-    """The chosen values of the initial encoder moved by the sum of offsets (int32 [V] each), some at a time, float32.
-
-    With them come where they lie, as `Selection.value_parts` has it.
-    """
-    for part, kept, values in chosen.value_parts(layout):
-        start = initial[part] if kept is None else initial[part][kept]
-        moved = sum((each[values].to(torch.float64) for each in offsets), start=torch.zeros((), dtype=torch.float64))
-        yield part, kept, values, (start.to(torch.float64) + moved * _UNIT).to(torch.float32)
-
-
-def change_of(offsets: Tensor, before: Tensor | None, chosen: Selection, layout: EncoderLayout) -> Tensor:
-    """float32 [P]: offsets (int32 [V]) less those before, of the chosen entries, as control follows from it."""
-    change = torch.zeros(layout.num_parameter_entries)
-    for part, kept, values in chosen.value_parts(layout, layout.num_parameter_entries):
-        moved = offsets[values].to(torch.float64)
-        if before is not None:
-            moved -= before[values].to(torch.float64)
-        change[part][slice(None) if kept is None else kept] = (moved * _UNIT).to(torch.float32)
-    return change
-
-
-def _sum(one: Tensor, other: Tensor) -> Tensor | None:
-    """The sum of two offsets, int32 [V]; None where it leaves the range of 128 to either side."""
-    total = torch.empty_like(one)
-    for part in parts_of(len(one)):
-        exact = one[part].to(torch.int64) + other[part]
-        if int(exact.abs().max()) > _LARGEST_OFFSET:
-            return None
-        total[part] = exact.to(torch.int32)
-    return total
-
-
 def _remembered(changes: tuple[bytes, ...], snapshot_bytes: int) -> tuple[bytes, ...]:
     """The last changes, without the oldest while all together are longer than a snapshot, which is sent instead."""
     length = sum(map(len, changes))
@@ -424,47 +271,8 @@ def _remembered(changes: tuple[bytes, ...], snapshot_bytes: int) -> tuple[bytes,
     return changes
 
 
-def _only(vector: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
-    """A vector [N] with 0 in place of what is not chosen."""
-    return _spread(chosen.take(vector, layout), chosen, layout)
-
-
-def _spread(values: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
-    """float32 [N]: values [V] at the chosen entries, and 0 elsewhere; the values themselves where all are chosen."""
-    if len(values) == layout.num_entries:
-        return values
-    vector = torch.zeros(layout.num_entries)
-    for part, kept, own in chosen.value_parts(layout):
-        vector[part][slice(None) if kept is None else kept] = values[own]
-    return vector
-
-
 def _as_tensor(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8)
-
-
-def check_of(encoder: Tensor) -> bytes:
-    """Eight bytes that differ when encoders do."""
-    return hashlib.blake2b(np.ascontiguousarray(encoder.numpy()).data, digest_size=CHECK_BYTES).digest()
-
-
-def _start(download: Download, held: Held, num_values: int) -> Tensor:
-    """The offsets that a download starts from, int32 [V]."""
-    version = download.base_version
-    if version == 0:
-        return torch.zeros(num_values, dtype=torch.int32)
-    if version not in held.offsets:
-        known = ", ".join(map(str, sorted(held.offsets))) or "none"
-        raise ReferenceLost(f"the server's changes start from version {version}, this client holds {known}")
-    return as_tensor(held.offsets[version])
-
-
-def _arrived(encoder: Tensor, download: Download, layout: EncoderLayout) -> Tensor:
-    if check_of(encoder) != download.check:
-        raise ReferenceLost(f"version {download.version} of the encoder does not arrive as the server has it")
-    if any(bool((encoder[part] < 0).any()) for part in layout.variances):
-        raise UpdateRejected("a running variance is below 0")
-    return encoder
 
 
 def _num_bytes(download: Download) -> int:

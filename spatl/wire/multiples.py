@@ -15,8 +15,8 @@ from torch import Tensor
 from spatl.channels.vectors import parts_of
 from spatl.wire.entropy import LARGEST_INTEGER, Symbols
 
-_FEWEST: Final = 2**19  # values that are worth it
-_MOST_ESCAPES: Final = 0.05
+FEWEST: Final = 2**19  # values that are worth it
+MOST_ESCAPES: Final = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Multiples:
     @classmethod
     def of(cls, values: Tensor) -> Self:
         """Keep values (float32 [V]; of another type as they are)."""
-        if values.dtype != torch.float32 or len(values) < _FEWEST:
+        if values.dtype != torch.float32 or len(values) < FEWEST:
             return cls(values)
         exact = values.numpy()
         magnitudes = (np.abs(exact[part]) for part in parts_of(len(exact)))
@@ -46,7 +46,7 @@ class Multiples:
             numbers = Symbols.of((_whole(exact[part], step) for part in parts_of(len(exact))), len(exact))
         except ValueError:
             return cls(values)
-        if len(numbers.escapes) > _MOST_ESCAPES * len(exact):
+        if len(numbers.escapes) > MOST_ESCAPES * len(exact):
             return cls(values)
         return cls(None, step, numbers)
 

@@ -13,7 +13,7 @@ from server.grids import InProcessGrid, StreamingGrid
 from server.traffic import message_traffic
 from spatl.config.loading import load_config
 from spatl.errors import DivergedError, SpatlError
-from spatl.rounds.downlink import Held, follow
+from spatl.rounds.following import Held, follow
 from spatl.runs.records import read_lines
 from spatl.wire.download import unpack_download
 from tests.support.federations import (

@@ -18,7 +18,7 @@ from spatl.data import Examples, batches
 from spatl.errors import BudgetError, DivergedError, SpatlError
 from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.control import refresh_control
-from spatl.rounds.downlink import Held, follow
+from spatl.rounds.following import Held, follow
 from spatl.rounds.workplace import Workplace
 from spatl.runs.records import read_lines
 from spatl.seeding import generator

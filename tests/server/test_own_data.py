@@ -14,7 +14,8 @@ from spatl.config.loading import load_config, on_device
 from spatl.data.own import fit
 from spatl.errors import ConfigError
 from spatl.json_files import read_json
-from spatl.rounds.blueprint import load_own, make_blueprint
+from spatl.rounds.blueprint import make_blueprint
+from spatl.rounds.client_data import load_own
 from spatl.runs.records import read_lines
 from tests.support.federations import COMPRESSED
 from tests.support.own_data import own_config, serve_devices, write_data

@@ -14,7 +14,7 @@ from server.strategy import FederationStrategy
 from spatl.channels.selection import select_all
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import Blueprint, make_blueprint
-from spatl.rounds.downlink import encoder_of
+from spatl.rounds.offsets import encoder_of
 from spatl.runs.records import read_lines
 from spatl.sealed_files import as_tensor
 from spatl.seeding import numpy_generator

@@ -21,7 +21,8 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.channels.layout import Places
     from spatl.channels.selection import Selection
     from spatl.errors import UpdateRejected
-    from spatl.rounds.downlink import Held, Reference, follow
+    from spatl.rounds.downlink import Reference
+    from spatl.rounds.following import Held, follow
     from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
     from spatl.wire.download import DerivedControl, pack_download, unpack_download
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
@@ -77,7 +78,7 @@ def follow_download(data: bytes) -> None:
     num_values = len(entries_of(download.selection))
     offsets = {version: torch.arange(num_values, dtype=torch.int32) << version for version in (2, 3)}
     held = Held(offsets, control=torch.ones(LAYOUT.num_parameter_entries))
-    with patch("spatl.rounds.downlink.check_of", lambda encoder: download.check):
+    with patch("spatl.rounds.offsets.check_of", lambda encoder: download.check):
         encoder, after = follow(download, held, INITIAL, LAYOUT, fading=0.5)
     assert len(encoder) == LAYOUT.num_entries
     assert torch.isfinite(encoder).all()

@@ -14,7 +14,7 @@ from spatl.config.loading import parse_config
 from spatl.console.main import main
 from spatl.console.partition import count_partition, counts_table, print_counts
 from spatl.report.partition_figure import PartitionCounts
-from spatl.rounds.blueprint import load_clients, split_client
+from spatl.rounds.client_data import load_clients, split_client
 from tests.support.terminals import pipe, shown, terminal, widest_line
 
 

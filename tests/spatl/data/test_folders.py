@@ -9,7 +9,7 @@ from spatl.config.loading import parse_config
 from spatl.data import Dataset, load_dataset
 from spatl.data.dataset import SPLITS
 from spatl.errors import DataError
-from spatl.rounds.blueprint import load_clients, split_client
+from spatl.rounds.client_data import load_clients, split_client
 from tests.support.formats import png, random_pixels
 from tests.support.refusals import message
 

@@ -14,7 +14,9 @@ from spatl.channels.selection import Selection, select_all
 from spatl.errors import DivergedError, ReferenceLost, UpdateRejected
 from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.control import followed_control
-from spatl.rounds.downlink import Held, Reference, check_of, follow
+from spatl.rounds.downlink import Reference
+from spatl.rounds.following import Held, follow
+from spatl.rounds.offsets import check_of
 from spatl.wire.codecs import CODECS
 from spatl.wire.download import DerivedControl, Download, pack_download, unpack_download
 from spatl.wire.update import Update

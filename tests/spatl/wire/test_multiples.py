@@ -11,8 +11,8 @@ NUMBERS = torch.tensor([0, 1, -1, 3, 127, -127, 128, -40_000, 2, 0] * 30)
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
-    monkeypatch.setattr(multiples, "_FEWEST", 1)
-    monkeypatch.setattr(multiples, "_MOST_ESCAPES", 1.0)
+    monkeypatch.setattr(multiples, "FEWEST", 1)
+    monkeypatch.setattr(multiples, "MOST_ESCAPES", 1.0)
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -51,5 +51,5 @@ def test_zeros_are_multiples_of_anything():
 
 
 def test_a_vector_of_many_large_numbers_is_kept_as_it_is(monkeypatch):
-    monkeypatch.setattr(multiples, "_MOST_ESCAPES", 0.1)
+    monkeypatch.setattr(multiples, "MOST_ESCAPES", 0.1)
     assert Multiples.of(NUMBERS.float()).values is not None

@@ -1,0 +1,123 @@
+"""Data of clients: shares of one data set in a simulation, what lies on a device in a deployment."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spatl.config.experiment import ExperimentConfig
+from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
+from spatl.data.official import training_indices, with_official
+from spatl.data.own import Description, as_found, describe, fit
+from spatl.errors import ConfigError, DataError
+
+OWN_IN_A_SIMULATION = (
+    "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "
+    "for all clients: take natural where it says whose its examples are, or dirichlet, iid"
+)
+
+
+def check_simulated(config: ExperimentConfig) -> None:
+    """Raise where each client is a device with data of its own: what lies here is no client's, or one's alone.
+
+    Raises:
+        ConfigError: That is so.
+    """
+    if config.has_own_data:
+        raise ConfigError(OWN_IN_A_SIMULATION)
+
+
+def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]:
+    """Return all examples, and the indices of each client's.
+
+    Raises:
+        DataError: The data set is not there, or cannot be partitioned like this.
+    """
+    if config.has_own_data:
+        if config.data.agreed is None:
+            raise ConfigError(OWN_IN_A_SIMULATION)
+        dataset = fit(load_own(config), config.data.agreed.agreement())
+        return dataset, (torch.arange(len(dataset)),) * config.partition.num_clients
+    dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+    if dataset.num_classes < 2:  # of one device's own data this may be so
+        raise DataError(
+            f"data set {dataset.name!r}: expected two classes or more, got {dataset.class_names[0]!r} alone"
+        )
+    dealt = training_indices(dataset)
+    parts = partition(
+        dataset.labels[dealt],
+        name=config.partition.name,
+        num_clients=config.partition.num_clients,
+        seed=config.seed,
+        alpha=config.partition.alpha,
+        labels_per_client=config.partition.labels_per_client,
+        min_examples=config.partition.min_examples,
+        groups=None if dataset.groups is None else dataset.groups[dealt],
+    )
+    parts = tuple(dealt[part] for part in parts)
+    return dataset, with_official(dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural")
+
+
+def load_own(config: ExperimentConfig) -> Dataset:
+    """Return the data that lie on this device, as found: their values are not scaled yet.
+
+    Raises:
+        DataError: They are not there, or too few.
+    """
+    with as_found():
+        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+    if len(dataset) < config.partition.min_examples:
+        raise DataError(
+            f"{len(dataset)} examples lie here, expected at least {config.partition.min_examples} "
+            "(partition.min_examples)"
+        )
+    return dataset
+
+
+def describe_own(config: ExperimentConfig, client: int) -> Description:
+    """Return what a device tells of its data before the clients agree on a model and a scale.
+
+    Raises:
+        DataError: The data are not there, too few, or none that anybody could agree upon.
+    """
+    dataset = load_own(config)
+    data = client_data(
+        dataset, torch.arange(len(dataset)), client=client, seed=config.seed,
+        validation_fraction=config.data.validation_fraction, test_fraction=config.data.test_fraction,
+    )  # fmt: skip
+    return Description.from_bytes(describe(dataset, data.train.images).to_bytes())  # by the same rules as the server's
+
+
+def data_digest(config: ExperimentConfig) -> bytes:
+    """Return a digest of the data set that lies here, of which clients get shares (SHA-256).
+
+    Of the values as found, so that it depends on no library but those that decode images.
+
+    Raises:
+        DataError: It is not there.
+    """
+    with as_found():
+        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+    digest = hashlib.sha256(repr((dataset.images.shape, dataset.class_names)).encode())
+    for tensor in (dataset.images, dataset.labels, dataset.groups, dataset.splits):
+        digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
+    return digest.digest()
+
+
+def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor], client: int) -> ClientData:
+    """Return the splits of one client, given what `load_clients` returned.
+
+    Raises:
+        DataError: The client has too few examples to split.
+    """
+    noise_variance = config.partition.feature_noise * (client + 1) / len(parts)
+    return client_data(
+        dataset,
+        parts[client],
+        client=client,
+        seed=config.seed,
+        validation_fraction=config.data.validation_fraction,
+        test_fraction=config.data.test_fraction,
+        noise_variance=noise_variance,
+    )

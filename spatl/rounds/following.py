@@ -1,0 +1,129 @@
+"""Following of the server: how a client gets from the versions of x_hat that it holds to the present one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import select_all
+from spatl.channels.vectors import all_finite
+from spatl.errors import ReferenceLost, UpdateRejected
+from spatl.rounds.control import followed_control
+from spatl.rounds.offsets import change_of, check_of, encoder_of, offsets_of, only_chosen, spread_values, sum_of_offsets
+from spatl.sealed_files import StoredTensor, as_tensor
+from spatl.wire.download import Download
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The client's side: versions of x_hat that it holds.
+
+    Two of them while the server does not know yet that the newer one arrived.
+
+    Attributes:
+        offsets: int32 [V] by version: what x_hat has changed by since version 0, in units of 2^-24. They may lie in a
+            file, from which they are read when they are needed.
+        base: float32 [N], version 0 where it was sent; None where this client builds it.
+        control: float32 [P], c as of the newest version, where it follows from changes; None where it does not.
+    """
+
+    offsets: Mapping[int, Tensor | StoredTensor]
+    base: Tensor | None = None
+    control: Tensor | None = None
+
+
+def follow(
+    download: Download, held: Held, initial: Tensor, layout: EncoderLayout, *, fading: float = 1.0
+) -> tuple[Tensor, Held]:
+    """Return x_hat, float32 [N], as a download leads to it, and what the client holds afterwards.
+
+    Args:
+        download: What the server sent.
+        held: What the client holds.
+        initial: float32 [N], version 0 as this client builds it.
+        layout: The encoder.
+        fading: The factor by which control variates fade in a round.
+
+    Raises:
+        ReferenceLost: The client does not hold what the download starts from, or arrives elsewhere than it should.
+        UpdateRejected: The download is damaged.
+    """
+    chosen = select_all(layout) if download.selection is None else download.selection
+    places = layout.places(download.selection)
+    codec = download.codec
+    if not codec.relative:
+        if len(download.values) != 1:
+            raise UpdateRejected(f"expected one encoder in {codec.name}, got {len(download.values)}")
+        decoded = codec.decode(memoryview(download.values[0]), places)
+        if not all_finite(decoded):
+            raise UpdateRejected("the values contain NaN or infinity")
+        return _arrived(spread_values(decoded, chosen, layout), download, layout), Held({})
+    base = download.base if download.base is not None else held.base
+    offsets = _start(download, held, len(places))
+    if download.snapshot is not None:
+        offsets = download.snapshot.to(torch.int32)
+    for data in download.values:
+        sum_of_both = sum_of_offsets(offsets, offsets_of(data, places, codec))
+        if sum_of_both is None:
+            raise UpdateRejected("the changes lead out of the range of 128")
+        offsets = sum_of_both
+    control = None
+    if download.derived is not None:
+        control = _control(download, held, offsets, layout, fading=fading)
+    start = base if base is not None else initial
+    if download.selection is not None:
+        start = only_chosen(start, download.selection, layout)
+    encoder = _arrived(encoder_of(start, offsets, chosen, layout), download, layout)
+    if control is not None and not all_finite(control):
+        raise UpdateRejected("the control variates that follow contain NaN or infinity")
+    kept = {version: each for version, each in held.offsets.items() if version == download.base_version}
+    return encoder, Held({**kept, download.version: offsets}, base, control)
+
+
+def encoder_again(
+    download: Download, held: Held, initial: Tensor, layout: EncoderLayout
+) -> Callable[[], Tensor] | None:
+    """Return what makes the encoder that a client arrived at once more, from the offsets that it holds in any case.
+
+    None where it does not follow from these.
+    """
+    offsets = held.offsets.get(download.version)
+    if not isinstance(offsets, Tensor) or download.selection is not None:
+        return None
+    start = initial if held.base is None else held.base
+    return partial(encoder_of, start, offsets, select_all(layout), layout)
+
+
+def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLayout, *, fading: float) -> Tensor:
+    """What a client holds for c once it has arrived at some offsets; 0 where it cannot follow."""
+    assert download.derived is not None
+    chosen = select_all(layout) if download.selection is None else download.selection
+    before, previous = held.offsets.get(download.version - 1), held.control
+    if download.version == 1:  # everybody knows version 0, where c is 0
+        before, previous = torch.zeros_like(offsets), torch.zeros(layout.num_parameter_entries)
+    if before is None or previous is None:
+        return torch.zeros(layout.num_parameter_entries)
+    control = change_of(offsets, as_tensor(before), chosen, layout)
+    return followed_control(previous, control, download.derived, fading=fading, into=control)
+
+
+def _start(download: Download, held: Held, num_values: int) -> Tensor:
+    """The offsets that a download starts from, int32 [V]."""
+    version = download.base_version
+    if version == 0:
+        return torch.zeros(num_values, dtype=torch.int32)
+    if version not in held.offsets:
+        known = ", ".join(map(str, sorted(held.offsets))) or "none"
+        raise ReferenceLost(f"the server's changes start from version {version}, this client holds {known}")
+    return as_tensor(held.offsets[version])
+
+
+def _arrived(encoder: Tensor, download: Download, layout: EncoderLayout) -> Tensor:
+    if check_of(encoder) != download.check:
+        raise ReferenceLost(f"version {download.version} of the encoder does not arrive as the server has it")
+    if any(bool((encoder[part] < 0).any()) for part in layout.variances):
+        raise UpdateRejected("a running variance is below 0")
+    return encoder

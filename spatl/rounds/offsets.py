@@ -1,0 +1,99 @@
+"""Offsets of the encoder: its changes since the initial one as whole numbers of 2^-24, whose sums are exact."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatl.channels.layout import EncoderLayout, Places
+from spatl.channels.selection import Selection
+from spatl.channels.vectors import parts_of
+from spatl.errors import UpdateRejected
+from spatl.wire.adaptive import UNIT_BITS
+from spatl.wire.blob import CHECK_BYTES
+from spatl.wire.codec import Codec
+
+UNIT = 2.0**-UNIT_BITS
+
+LARGEST_OFFSET = 2**31 - 1
+
+
+def offsets_of(data: bytes | memoryview, places: Places, codec: Codec) -> Tensor:
+    """Decode a change into whole numbers of 2^-24, int32 [V], rounding what is finer.
+
+    Raises:
+        UpdateRejected: The bytes are damaged, or a change is absurdly large.
+    """
+    decoded = codec.decode(memoryview(data), places)
+    offsets = torch.empty(len(decoded), dtype=torch.int32)
+    for part in parts_of(len(decoded)):
+        values = decoded[part]
+        if not bool((values.abs() < LARGEST_OFFSET * UNIT).all()):
+            raise UpdateRejected("a change of the encoder is not finite, or larger than 128")
+        offsets[part] = torch.round(values.to(torch.float64) / UNIT).to(torch.int32)
+    return offsets
+
+
+def encoder_of(initial: Tensor, offsets: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
+    """float32 [N]: the initial encoder moved by offsets (int32 [V]) of the chosen entries."""
+    encoder = initial.clone()
+    for part, kept, _, moved in encoder_parts(initial, (offsets,), chosen, layout):
+        encoder[part][slice(None) if kept is None else kept] = moved
+    return encoder
+
+
+def encoder_parts(
+    initial: Tensor, offsets: Sequence[Tensor], chosen: Selection, layout: EncoderLayout
+) -> Iterator[tuple[slice, Tensor | None, slice, Tensor]]:
+    """The chosen values of the initial encoder moved by the sum of offsets (int32 [V] each), some at a time, float32.
+
+    With them come where they lie, as `Selection.value_parts` has it.
+    """
+    for part, kept, values in chosen.value_parts(layout):
+        start = initial[part] if kept is None else initial[part][kept]
+        moved = sum((each[values].to(torch.float64) for each in offsets), start=torch.zeros((), dtype=torch.float64))
+        yield part, kept, values, (start.to(torch.float64) + moved * UNIT).to(torch.float32)
+
+
+def change_of(offsets: Tensor, before: Tensor | None, chosen: Selection, layout: EncoderLayout) -> Tensor:
+    """float32 [P]: offsets (int32 [V]) less those before, of the chosen entries, as control follows from it."""
+    change = torch.zeros(layout.num_parameter_entries)
+    for part, kept, values in chosen.value_parts(layout, layout.num_parameter_entries):
+        moved = offsets[values].to(torch.float64)
+        if before is not None:
+            moved -= before[values].to(torch.float64)
+        change[part][slice(None) if kept is None else kept] = (moved * UNIT).to(torch.float32)
+    return change
+
+
+def sum_of_offsets(one: Tensor, other: Tensor) -> Tensor | None:
+    """The sum of two offsets, int32 [V]; None where it leaves the range of 128 to either side."""
+    total = torch.empty_like(one)
+    for part in parts_of(len(one)):
+        exact = one[part].to(torch.int64) + other[part]
+        if int(exact.abs().max()) > LARGEST_OFFSET:
+            return None
+        total[part] = exact.to(torch.int32)
+    return total
+
+
+def only_chosen(vector: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
+    """A vector [N] with 0 in place of what is not chosen."""
+    return spread_values(chosen.take(vector, layout), chosen, layout)
+
+
+def spread_values(values: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
+    """float32 [N]: values [V] at the chosen entries, and 0 elsewhere; the values themselves where all are chosen."""
+    if len(values) == layout.num_entries:
+        return values
+    vector = torch.zeros(layout.num_entries)
+    for part, kept, own in chosen.value_parts(layout):
+        vector[part][slice(None) if kept is None else kept] = values[own]
+    return vector
+
+
+def check_of(encoder: Tensor) -> bytes:
+    """Eight bytes that differ when encoders do."""
+    return hashlib.blake2b(np.ascontiguousarray(encoder.numpy()).data, digest_size=CHECK_BYTES).digest()

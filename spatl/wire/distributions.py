@@ -1,0 +1,104 @@
+"""Distributions of symbols by a few levels each, fitted to counts, as an encoded stream carries them."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatl.errors import UpdateRejected
+from spatl.wire.lanes import TOTAL
+
+LARGEST_SYMBOL: Final = 127
+
+ESCAPE: Final = 128
+
+_KNOTS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96)
+
+_SEGMENT_OF_MAGNITUDE: Final = np.searchsorted(_KNOTS, np.arange(LARGEST_SYMBOL + 1), side="right") - 1
+
+LAST_LEVEL: Final = 0x80
+
+_LEVELS: Final = np.arange(LAST_LEVEL)
+
+_LEVELS_PER_OCTAVE: Final = 6
+
+_ODDS: Final = (_LEVELS_PER_OCTAVE + _LEVELS % _LEVELS_PER_OCTAVE) << (_LEVELS // _LEVELS_PER_OCTAVE)
+
+_EVEN_ODDS: Final = _LEVELS_PER_OCTAVE << 8
+
+_MASS_BITS: Final = 32
+
+_BITS_IF_HIT: Final = np.log2(1 + _EVEN_ODDS / _ODDS)
+
+_BITS_IF_MISSED: Final = np.log2(1 + _ODDS / _EVEN_ODDS)
+
+
+# The distribution of a context.
+
+
+def read_levels(data: memoryview, num_contexts: int) -> tuple[list[list[int]], int]:
+    """Read a context's levels up to the marked one, for each context, and return them and where they end."""
+    levels: list[list[int]] = []
+    position = 0
+    for _ in range(num_contexts):
+        row: list[int] = []
+        while not row or row[-1] < LAST_LEVEL:
+            if position == len(data) or len(row) == len(_KNOTS):
+                raise UpdateRejected("the hazards of coded integers have no end")
+            row.append(data[position])
+            position += 1
+        row[-1] -= LAST_LEVEL
+        levels.append(row)
+    return levels, position
+
+
+def frequencies_of(levels: list[int]) -> NDArray[np.int64]:
+    """How often each symbol is expected in `TOTAL`, int64 [256]; from integers only, as both sides must agree.
+
+    The mass that is left at magnitude m loses its share h_m to that magnitude, half to either sign. Rounding the
+    cumulated mass, not each part of it, leaves a rare symbol without a frequency only now and then.
+    """
+    odds = _ODDS[np.array(levels)[np.minimum(_SEGMENT_OF_MAGNITUDE, len(levels) - 1)]]
+    left = 1 << _MASS_BITS
+    masses = []
+    for share in odds.tolist():
+        mass = left * share // (share + _EVEN_ODDS)
+        masses.append(mass)
+        left -= mass
+    cumulated = np.cumsum([0, *masses[1:]], dtype=np.int64) * (TOTAL - 1)
+    either_sign = np.diff(cumulated >> (_MASS_BITS + 1))
+    zero = [masses[0] * (TOTAL - 1) >> _MASS_BITS]
+    escape = [TOTAL - zero[0] - 2 * int(either_sign.sum())]
+    return np.concatenate([zero, either_sign, escape, either_sign[::-1]])
+
+
+def fit_levels(counts: NDArray[np.int64]) -> list[int]:
+    """The levels that take the fewest bits, those that describe them included.
+
+    Args:
+        counts: int64 [256], how often each symbol occurs.
+    """
+    magnitudes = counts[: LARGEST_SYMBOL + 1].copy()
+    magnitudes[1:] += counts[:ESCAPE:-1]
+    reached = magnitudes[::-1].cumsum()[::-1] + counts[ESCAPE]
+    hits = np.add.reduceat(magnitudes, _KNOTS)
+    misses = np.add.reduceat(reached, _KNOTS) - hits
+    best: list[int] = []
+    best_bits = np.inf
+    levels: list[int] = []
+    bits = 0.0
+    for segment in range(len(_KNOTS)):
+        level, bits_of_rest = _fit_level(hits[segment:].sum(), misses[segment:].sum())
+        levels.append(level)
+        if bits + bits_of_rest + 8 * len(levels) < best_bits:
+            best, best_bits = levels.copy(), bits + bits_of_rest + 8 * len(levels)
+        levels[-1], bits_of_segment = _fit_level(hits[segment], misses[segment])
+        bits += bits_of_segment
+    return best
+
+
+def _fit_level(hits: int, misses: int) -> tuple[int, float]:
+    """The level of a hazard that held `hits` times and did not `misses` times, and the bits of telling which."""
+    bits = hits * _BITS_IF_HIT + misses * _BITS_IF_MISSED
+    level = int(bits.argmin())
+    return level, float(bits[level])
