@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from spatl.rounds.rules import aggregation_rule
 
 import spatl
 from server.checkpoint import Checkpoint, load_checkpoint
@@ -112,6 +113,7 @@ def serve(
     """
     if not config.has_own_data:
         servers_blueprint(config.to_json()).check_clients()
+    aggregation_rule(config.server.aggregation)  # one that is not there shows before any client is waited for
     if resume and config_of(directory) != config:
         raise ConfigError(f"{directory} was run with another config; resume it with its own config.yaml")
     checkpoint = load_checkpoint(directory) if resume else None
@@ -131,6 +133,7 @@ def serve(
         _warn_of_label_skew(blueprint)
     if config.has_own_data:
         blueprint.check_training(registered.num_examples.values())
+        blueprint.check_rule()
     if devices:
         absent = _by_name(registered.absent)
         write_json(directory / REGISTRATION, {"num_examples": registered.num_examples, "absent": absent})

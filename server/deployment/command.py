@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from rich.console import Console
+from spatl.rounds.rules import aggregation_rule
 
 from server.deployment.certificates import make_authority, make_client_pair, make_server_pair, pem, private_pem
 from server.deployment.control import started_superlink
@@ -80,6 +81,7 @@ def init(options: Namespace, console: Console) -> None:
     if config.report.compare_alone:
         logger.warning("report.compare_alone is not kept: a deployment's clients train together only")
         config = config.model_copy(update={"report": config.report.model_copy(update={"compare_alone": False})})
+    aggregation_rule(config.server.aggregation)
     if not config.has_own_data:  # a mistake in the config shows here, before anything is written
         cached_blueprint(config.to_json()).check_clients()
     num_clients = config.partition.num_clients

@@ -4,19 +4,29 @@ Every default of the product stands here or in `spatl.config.selection`, and now
 """
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from spatl.data import DATASET_DOOR, DATASETS, PARTITIONER_DOOR, PARTITIONERS
 from spatl.data.own import Agreement, check_classes, check_shape
-from spatl.errors import DataError, did_you_mean
+from spatl.errors import ConfigError, DataError, did_you_mean
 from spatl.extensions.references import Door, is_reference
 from spatl.methods import PredictorMode
 from spatl.models import MODEL_DOOR, MODELS
 from spatl.wire.codecs import CODECS
 from spatl.wire.users import CODEC_DOOR
+
+AGGREGATIONS: Final = ("mean", "agreement", "median", "trimmed-mean")
+"""The rules of aggregation, which are made above this room (`spatl.rounds.rules`)."""
+AGGREGATION_DOOR: Final = Door(
+    noun="aggregation rule",
+    setting="server.aggregation",
+    form="package.module:rule",
+    expected="a function of a round's updates, or a class derived from spatl.rounds.aggregation.Aggregator",
+    error=ConfigError,
+)
 
 
 def not_a_switch(value: object) -> object:
@@ -227,12 +237,13 @@ class ServerConfig(Section):
     per accumulated step weight, so that neither many examples nor few make a client's update large. Usual is the
     largest median of the rounds before (in the first round, its own), and at least a tenth of the encoder's own root
     mean square. Null for no bound. Honest clients of unusual data stayed below 5 (docs/robustness.md)."""
-    aggregation: Literal["mean", "agreement", "median", "trimmed-mean"] = "mean"
+    aggregation: str = "mean"
     """How the clients' updates become one, for each entry over those that sent it: their mean, weighted by their
     numbers of examples; `agreement`, the same without the clients whose updates have pointed against the others' over
     the rounds, which wants `clip` beside it where rounds are small, and clients that have most classes in common: it
-    throws honest ones out that hold one or two each; or by rank, each alike. All but the mean are for federations with
-    a few bad clients (docs/robustness.md) and keep every update in memory until the round is over."""
+    throws honest ones out that hold one or two each; or by rank, each alike (`median`, `trimmed-mean`). All but the
+    mean are for federations with a few bad clients (docs/robustness.md) and keep every update in memory until the
+    round is over. `spatl show aggregation-rules` lists them; `package.module:rule` is one of your own."""
     trim_fraction: Annotated[float, BeforeValidator(not_a_switch), Field(ge=0, lt=0.5)] = 0.2
     """The share of the senders that a trimmed mean leaves out at either end, rounded up."""
     clip: Positive | None = None
@@ -252,6 +263,11 @@ class ServerConfig(Section):
     """For fleets: once half of a round's replies are in, the others are waited for at most so many times as long as
     these took. Null for the timeout alone; with it, what a run gives depends on who is fast: under `local_epochs` a
     client with many times the examples of the others is late in every round, under `local_steps` it is not."""
+
+    @field_validator("aggregation")
+    @classmethod
+    def _known(cls, rule: str) -> str:
+        return one_of(rule, AGGREGATIONS, door=AGGREGATION_DOOR)
 
 
 class PrivacyConfig(Section):
@@ -318,7 +334,7 @@ class ReportConfig(Section):
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 
 
-def one_of(name: str, table: Mapping[str, object], *, door: Door | None = None) -> str:
+def one_of(name: str, table: Collection[str], *, door: Door | None = None) -> str:
     """Return a name that a table has, or that is a reference to something of the user's, which is looked up later.
 
     Args:

@@ -306,7 +306,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("server.trim_fraction",),
-        lambda run: run.config.server.aggregation == "trimmed-mean",
+        lambda run: run.config.server.aggregation == "trimmed-mean" or is_reference(run.config.server.aggregation),
         lambda run: f"server.aggregation is {run.config.server.aggregation}, not trimmed-mean",
     ),
     _Rule(

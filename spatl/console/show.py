@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.bench.codecs import measure_codecs
+from spatl.config.sections import AGGREGATION_DOOR
 from spatl.config.settings import Setting, find_settings, section_meanings
 from spatl.config.shipped import opening_words, shipped_configs
 from spatl.data import DATASET_DOOR, DATASETS, PARTITIONER_DOOR, PARTITIONERS
@@ -19,10 +20,12 @@ from spatl.errors import ConfigError, did_you_mean
 from spatl.extensions.references import Door
 from spatl.methods import METHOD_DOOR, METHODS
 from spatl.models import MODEL_DOOR, MODELS
+from spatl.rounds.rules import AGGREGATION_RULES
 from spatl.selection.selectors import SELECTORS
 from spatl.selection.users import SELECTOR_DOOR
 from spatl.terminal.tables import print_line, print_table
 from spatl.wire.codecs import CODECS
+from spatl.wire.users import CODEC_DOOR
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,12 @@ LISTINGS: Mapping[str, _Listing] = {
     "codecs": _Listing(
         ("name", "number on the wire", "description"),
         lambda: ((name, str(c.number), " ".join((type(c).__doc__ or "").split())) for name, c in CODECS.items()),
+        CODEC_DOOR,
+    ),
+    "aggregation-rules": _Listing(
+        ("name", "description"),
+        lambda: ((name, rule.description) for name, rule in AGGREGATION_RULES.items()),
+        AGGREGATION_DOOR,
     ),
     "selectors": _Listing(
         ("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items()), SELECTOR_DOOR

@@ -6,9 +6,8 @@ depend on the order they came in, because sums are kept in fixed point, where ad
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol, Required, TypedDict, Unpack
+from dataclasses import replace
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -301,7 +300,7 @@ class RobustAggregator(Aggregator):
         """As of `Aggregator`."""
         super().add(update, num_examples)
         length = self._layout.num_parameter_entries
-        spread = _spread(update, self._layout, self._layout.num_entries)
+        spread = spread_of(update, self._layout, self._layout.num_entries)
         if self._normalizes:
             spread[:length] /= update.step_weight
         self._kept.append(spread)
@@ -387,7 +386,7 @@ def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: Encod
     """
     if len(updates) < 2:
         return [0.0] * len(updates)
-    spread = [_spread(update, layout, layout.num_parameter_entries) for update in updates]
+    spread = [spread_of(update, layout, layout.num_parameter_entries) for update in updates]
     counts = torch.tensor(trusted if any(trusted) else [True] * len(updates))
     products, squares = (torch.zeros(len(updates), dtype=torch.float64) for _ in range(2))
     square_of_median = 0.0
@@ -408,7 +407,7 @@ def _where(kept: Tensor | None, own: slice | None = None) -> Tensor | slice:
     return kept if own is None else kept[: own.stop - own.start]
 
 
-def _spread(update: Update, layout: EncoderLayout, length: int) -> Tensor:
+def spread_of(update: Update, layout: EncoderLayout, length: int) -> Tensor:
     """float32 [length], an update's values of the first entries, NaN where there is none."""
     spread = torch.full((length,), math.nan)
     for part, kept, values in update.selection.value_parts(layout, length):
@@ -449,57 +448,3 @@ _WAITING_BYTES = 8  # for each entry: two updates that send everything
 _ROUNDING = 1e-9
 _SMALLEST_LENGTH = 1e-300  # for nothing but not to divide by zero
 _RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}
-
-
-class MakeAggregator(Protocol):
-    """Maker of a round's aggregator; arguments as of `Aggregator` and `RobustAggregator`."""
-
-    def __call__(
-        self,
-        layout: EncoderLayout,
-        encoder: Tensor,
-        control: Tensor | None,
-        *,
-        trim_fraction: float,
-        **settings: Unpack[AverageSettings],
-    ) -> Aggregator:
-        """Return what the round's updates are folded into."""
-        ...
-
-
-@dataclass(frozen=True)
-class AggregationRule:
-    """One row of `AGGREGATION_RULES`.
-
-    Attributes:
-        make: Makes a round's aggregator.
-        compares: Whether a round's updates are compared with each other before any is folded in (`agreements`).
-    """
-
-    make: MakeAggregator
-    compares: bool = False
-
-
-def _mean(
-    layout: EncoderLayout,
-    encoder: Tensor,
-    control: Tensor | None,
-    *,
-    trim_fraction: float,
-    **settings: Unpack[AverageSettings],
-) -> Aggregator:
-    return Aggregator(layout, encoder, control, **settings)
-
-
-AGGREGATION_RULES: dict[str, AggregationRule] = {
-    "mean": AggregationRule(_mean),
-    "agreement": AggregationRule(_mean, compares=True),
-    "median": AggregationRule(partial(RobustAggregator, rule="median")),
-    "trimmed-mean": AggregationRule(partial(RobustAggregator, rule="trimmed-mean")),
-}
-"""What `server.aggregation` can name."""
-
-
-def aggregation_rule(name: str) -> AggregationRule:
-    """Return the rule of a name."""
-    return AGGREGATION_RULES[name]

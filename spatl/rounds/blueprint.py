@@ -27,6 +27,7 @@ from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, duplicate
 from spatl.models.inputs import take_images_
 from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_clients, split_client
+from spatl.rounds.rules import rehearse_rule
 from spatl.seeding import generator
 from spatl.selection.common_mask import check_static_budget
 from spatl.selection.users import UsersSelector, rehearse_selector
@@ -126,7 +127,7 @@ class Blueprint:
             ModelError: The model fails in a training step on batches like theirs.
             BudgetError: A selector of the user's chooses more than the budget pays for.
             ConfigError: The clients are devices with data of their own, whether they have registered or not; or a
-                selector of the user's does not answer as it must.
+                selector or aggregation rule of the user's does not answer as it must.
         """
         check_simulated(self.config)
         self._clients_checked  # noqa: B018  # once per blueprint
@@ -134,6 +135,7 @@ class Blueprint:
     @cached_property
     def _clients_checked(self) -> None:
         self.check_training({len(self.client_data(each).train) for each in range(self.config.partition.num_clients)})
+        self.check_rule()
         name = self.config.selection.selector
         if self.config.row.selects and is_reference(name):
             with reproducible(self.config.training.threads):
@@ -142,6 +144,18 @@ class Blueprint:
                     self.config.budget(0), self.client_data(0),
                     batch_size=self.config.training.batch_size, seed=self.config.seed,
                 )  # fmt: skip
+
+    def check_rule(self) -> None:
+        """Raise unless an aggregation rule of the user's does as it must; the server's affair.
+
+        Raises:
+            ConfigError: It does not, or is not there.
+        """
+        config = self.config
+        rehearse_rule(
+            config.server.aggregation, self.layout, self.initial_encoder(), controls=config.row.controls,
+            normalizes=config.row.normalizes, trim_fraction=config.server.trim_fraction, seed=config.seed,
+        )  # fmt: skip
 
     def check_training(self, num_examples: Iterable[int]) -> None:
         """Raise unless clients with so many training examples can train (`spatl.training.rehearsal`).

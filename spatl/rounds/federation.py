@@ -56,7 +56,8 @@ class Federation:
 
     def reference(self, state: ServerState) -> Reference:
         """The encoder as the clients hold it."""
+        blueprint = self.blueprint
         return Reference(
-            self.blueprint.initial_encoder(), self.blueprint.layout, self.blueprint.codecs.downlink, selection=self.agreed,
+            blueprint.initial_encoder(), blueprint.layout, blueprint.codecs.downlink, selection=self.agreed,
             versions=state.versions,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spatl.errors import UpdateRejected
 from spatl.rounds.admission import Size
-from spatl.rounds.aggregation import Aggregator, PrivateAggregator, aggregation_rule
+from spatl.rounds.aggregation import Aggregator, PrivateAggregator
 from spatl.rounds.answers import (
     Answer,
     Candidate,
@@ -32,6 +32,7 @@ from spatl.rounds.control import fading, followed_control
 from spatl.rounds.downlink import Reference
 from spatl.rounds.federation import Federation
 from spatl.rounds.progress import checked_progress
+from spatl.rounds.rules import aggregation_rule
 from spatl.rounds.sampling import sample_clients
 from spatl.rounds.server_state import ServerState
 from spatl.seeding import generator

@@ -28,7 +28,7 @@ CODEC_DOOR: Final = Door(
     noun="codec",
     setting="wire.uplink or wire.downlink",
     form="package.module:Codec",
-    expected="a class derived from spatl.wire.codec.Codec",
+    expected="a class derived from spatl.wire.codec.Codec, or an object of one",
     error=ConfigError,
 )
 _Result = TypeVar("_Result")
@@ -84,7 +84,7 @@ class UsersCodec(Codec):
         self.name, self.number = reference, number
         self._what = f"codec {reference!r}"
         try:
-            self._codec: Codec = found()
+            self._codec: Codec = found() if isinstance(found, type) else found
         except Exception as error:
             raise ConfigError(f"{self._what} cannot be made without arguments: {told(error)}") from error
         facts = {fact: getattr(self._codec, fact, None) for fact in ("relative", "sums")}
@@ -231,7 +231,7 @@ def _selections(layout: EncoderLayout) -> list[Selection]:
 
 
 def _is_codec(found: object) -> bool:
-    return isinstance(found, type) and issubclass(found, Codec)
+    return isinstance(found, Codec) or (isinstance(found, type) and issubclass(found, Codec))
 
 
 def _described(values: object) -> str:
