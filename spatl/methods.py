@@ -42,12 +42,9 @@ Shares = Literal["encoder", "all", "nothing", "chosen"]
 """What the server averages."""
 
 METHOD_DOOR: Final = Door(
-    noun="method",
-    setting="method",
-    form="package.module:ROW",
+    "method", "method", "package.module:ROW", error=ConfigError,
     expected="a spatl.methods.Method, the row itself and not what makes it",
-    error=ConfigError,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

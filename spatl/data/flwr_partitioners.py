@@ -56,12 +56,13 @@ def labels(rng: np.random.Generator, request: Request) -> Integers:
             f"{request.labels_per_client}"
         )
     settings = {"num_classes_per_partition": request.labels_per_client, "class_assignment_mode": "first-deterministic"}
-    otherwise = (
-        f"labels: some class has fewer examples than clients that should have it (num_clients="
+    partitioner = _by_label("PathologicalPartitioner", rng, request, settings)
+    return _assign(
+        rng, request, partitioner,
+        otherwise=f"labels: some class has fewer examples than clients that should have it (num_clients="
         f"{request.num_clients}, labels_per_client={request.labels_per_client}): lower num_clients or "
-        "labels_per_client"
-    )
-    return _assign(rng, request, _by_label("PathologicalPartitioner", rng, request, settings), otherwise=otherwise)
+        "labels_per_client",
+    )  # fmt: skip
 
 
 def quantity(rng: np.random.Generator, request: Request) -> Integers:

@@ -140,8 +140,8 @@ class PartitionerEntry:
 
     partitioner: Callable[[np.random.Generator, Request], Integers]
     description: str
-    settings: tuple[str, ...]
-    source: str
+    settings: tuple[str, ...] = ("min_examples",)
+    source: str = "built in"
     complete: bool = True
 
 
@@ -217,8 +217,6 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
     "iid": PartitionerEntry(
         partitioner=_iid,
         description="no skew: equal shares at random",
-        settings=("min_examples",),
-        source="built in",
     ),
     "flwr-dirichlet": PartitionerEntry(
         partitioner=flwr_partitioners.dirichlet,
@@ -229,7 +227,6 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
     "flwr-iid": PartitionerEntry(
         partitioner=flwr_partitioners.iid,
         description="no skew, as Flower deals it out",
-        settings=("min_examples",),
         source="flwr-datasets, IidPartitioner",
     ),
     "labels": PartitionerEntry(
@@ -242,15 +239,12 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
     "natural": PartitionerEntry(
         partitioner=_natural,
         description="each client is one of the data set's own groups, e.g. a writer",
-        settings=("min_examples",),
         source="Caldas et al. 2018 (LEAF); built in",
         complete=False,
     ),
     OWN: PartitionerEntry(
         partitioner=_own,
         description="each device has data of its own; for deployments",
-        settings=("min_examples",),
-        source="built in",
         complete=False,
     ),
     "quantity": PartitionerEntry(

@@ -14,19 +14,13 @@ from spatl.extensions.references import Door, arguments_for, resolve
 from spatl.seeding import seeded_globals
 
 DATASET_DOOR: Final = Door(
-    noun="data set",
-    setting="data.name",
-    form="package.module:load",
+    "data set", "data.name", "package.module:load", error=DataError,
     expected="a function that returns a spatl.data.Dataset, or images and labels",
-    error=DataError,
-)
+)  # fmt: skip
 PARTITIONER_DOOR: Final = Door(
-    noun="partitioner",
-    setting="partition.name",
-    form="package.module:split",
+    "partitioner", "partition.name", "package.module:split", error=DataError,
     expected="a function that returns one tensor of indices per client",
-    error=DataError,
-)
+)  # fmt: skip
 
 
 def load_users_dataset(reference: str, *, seed: int, options: Mapping[str, Any]) -> Dataset:

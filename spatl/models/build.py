@@ -26,12 +26,9 @@ logger = logging.getLogger(__name__)
 Factory = Callable[..., nn.Module]
 
 MODEL_DOOR: Final = Door(
-    noun="model",
-    setting="model.name",
-    form="package.module:factory",
+    "model", "model.name", "package.module:factory", error=ModelError,
     expected="a class or function that builds the network",
-    error=ModelError,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,8 @@ _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 class VGG(nn.Module):
     """Eight 3x3 convolutions in five stages with max pooling between them, average pooling, and `classifier`.
 
-    Args:
-        num_classes: Outputs of `classifier`.
-        in_channels: Channels of the images.
-        image_size: Side of the images; decides which max pools there are.
-        width: Multiplies the 64 to 512 channels.
+    The size of the images decides which max pools there are. Arguments as of `MobileNet`; `width` multiplies 64 to 512
+    channels.
     """
 
     def __init__(self, *, num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> None:

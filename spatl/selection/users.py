@@ -20,12 +20,9 @@ from spatl.selection.projection import project_ranking
 from spatl.selection.protocol import Choice, SelectionRequest
 
 SELECTOR_DOOR: Final = Door(
-    noun="selector",
-    setting="selection.selector",
-    form="package.module:selector",
+    "selector", "selection.selector", "package.module:selector", error=ConfigError,
     expected="a function of a SelectionRequest, or a class that makes such a one when it is called without arguments",
-    error=ConfigError,
-)
+)  # fmt: skip
 
 
 class UsersSelector:

@@ -25,12 +25,9 @@ FIRST_NUMBER: Final = 128
 """The number on the wire of the first codec of the user's; those below are SPATL's own."""
 
 CODEC_DOOR: Final = Door(
-    noun="codec",
-    setting="wire.uplink or wire.downlink",
-    form="package.module:Codec",
+    "codec", "wire.uplink or wire.downlink", "package.module:Codec", error=ConfigError,
     expected="a class derived from spatl.wire.codec.Codec, or an object of one",
-    error=ConfigError,
-)
+)  # fmt: skip
 _Result = TypeVar("_Result")
 
 
