@@ -94,7 +94,7 @@ def register(message: Message, context: Context) -> Message:
 
 
 def _registration(message: Message, context: Context, client: int) -> RegistrationAnswer:
-    """What a client says of itself."""
+    """Return what a client says of itself."""
     store = _store(context)  # a state that has no place is refused before any work
     config = _config(context)
     if config.has_own_data and config.data.agreed is None:
@@ -204,7 +204,7 @@ def _store(context: Context) -> StateStore:
 
 
 def workplace_of(context: Context) -> Workplace:
-    """What the run's config describes, on the device and with the data that the node's own config names.
+    """Workplace that the run's config describes, on the device and with the data that the node's own config names.
 
     Raises:
         SpatlError: It does not work out, or this device does not know what the clients have agreed on.
@@ -239,7 +239,7 @@ def _agreement(text: str) -> Agreement:
 
 
 def _is_device(context: Context) -> bool:
-    """Whether this is a machine of its own, with a place for its state, and not a part of a simulation."""
+    """Return whether this is a machine of its own, with a place for its state, and no part of a simulation."""
     return "state-dir" in context.node_config
 
 

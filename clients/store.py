@@ -32,7 +32,7 @@ _AGREED = "agreed.json"
 
 
 class StateStore(Protocol):
-    """Where one client's state lies."""
+    """Place of one client's state."""
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes out, from before `load` until after `save`."""
@@ -47,7 +47,7 @@ class StateStore(Protocol):
         ...
 
     def agreed(self) -> str | None:
-        """What the clients have agreed on, as JSON; None before they have."""
+        """Return what the clients have agreed on, as JSON; None before they have."""
         ...
 
     def save_agreed(self, text: str) -> None:
@@ -144,7 +144,7 @@ class DirectoryStore:
         sync_names(self._directory)
 
     def agreed(self) -> str | None:
-        """What the clients have agreed on, as JSON; None before they have."""
+        """Return what the clients have agreed on, as JSON; None before they have."""
         try:
             return (self._directory / _AGREED).read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -190,7 +190,7 @@ class ContextStore:
         self._records["spatl"] = record
 
     def agreed(self) -> str | None:
-        """What the clients have agreed on, as JSON; None before they have."""
+        """Return what the clients have agreed on, as JSON; None before they have."""
         record = self._records.config_records.get("agreed")
         return None if record is None else str(record["json"])
 

@@ -1,4 +1,4 @@
-"""What the server knows between rounds, and its file: written after every round, so that a killed run goes on."""
+"""Checkpoint of the server: its state after a round in a file, so that a killed run goes on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

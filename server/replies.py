@@ -77,7 +77,7 @@ def error_line(error: Error) -> str:
 
 
 def error_traceback(error: Error) -> str:
-    """What a client's error says beyond one line: a traceback, made harmless to a terminal; empty for none."""
+    """Traceback in a client's error, made harmless to a terminal; empty for none."""
     lines = _lines(error)
     return "\n".join(lines)[:_LONGEST_TRACEBACK] if len(lines) > 1 else ""
 

@@ -73,7 +73,7 @@ class FederationStrategy(Strategy):
 
     @property
     def num_rounds_left(self) -> int:
-        """How many rounds Flower is to be asked for."""
+        """Number of rounds that Flower is to be asked for."""
         return max(0, self._config.rounds - self._done)
 
     def summary(self) -> None:
@@ -234,7 +234,7 @@ def _content(reply: Message) -> bytes | UpdateRejected:
 
 
 def _entry(server_round: int, client: int, message: Message, direction: Direction) -> Entry:
-    """What a message is in the ledger."""
+    """Return the line of the ledger for a message."""
     phase = str(message.metadata.message_type)
     traffic = message_traffic(
         message.content, direction=direction, message_type=phase, group_id=message.metadata.group_id

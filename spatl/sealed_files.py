@@ -28,7 +28,7 @@ if sys.platform != "win32":
 
 _SEAL_MARK = rb"\"seal\": \""  # as it stands in the header, which is JSON in JSON
 _NO_SEAL = b"0" * 64
-_PIECE = 1 << 20  # bytes at a time
+PIECE_BYTES = 1 << 20  # bytes at a time
 _LONGEST_HEADER = 100_000_000  # as the package has it
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
@@ -90,7 +90,7 @@ class StoredTensor:
                 file.seek(self.start)
                 left = self.num_bytes
                 while left:
-                    piece = file.read(min(left, _PIECE))
+                    piece = file.read(min(left, PIECE_BYTES))
                     if not piece:
                         raise DamagedState(f"{self.path} ends too early")
                     left -= len(piece)
@@ -155,10 +155,10 @@ def read_sealed(path: Path, *, version: int, what: str) -> tuple[dict[str, Store
         head = length.to_bytes(8, "little") + file.read(length)
         sealed = _SEAL_MARK in head  # an older version may have had no seal
         if sealed:
-            place = _seal_place(head)
+            place = seal_place(head)
             digest = hashlib.sha256(head[:place])
             digest.update(head[place + len(_NO_SEAL) :])
-            while piece := file.read(_PIECE):
+            while piece := file.read(PIECE_BYTES):
                 digest.update(piece)
             if head[place : place + len(_NO_SEAL)] != digest.hexdigest().encode():
                 raise DamagedState(f"{what} is damaged: its SHA-256 is not as written")
@@ -215,7 +215,7 @@ def is_whole(data: bytes) -> bool:
     """Return whether the bytes are as they were sealed."""
     if _SEAL_MARK not in data:
         return False
-    place = _seal_place(data)
+    place = seal_place(data)
     return data[place : place + len(_NO_SEAL)] == _seal_of(data, place)
 
 
@@ -300,7 +300,7 @@ def _write(
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    place = _seal_place(head)
+    place = seal_place(head)
     file.write(head)
     digest = hashlib.sha256(head[:place])
     digest.update(head[place + len(_NO_SEAL) :])
@@ -335,7 +335,7 @@ def _metadata(data: bytes) -> dict[str, str]:
     return metadata
 
 
-def _seal_place(data: bytes) -> int:
+def seal_place(data: bytes) -> int:
     """Return the place at which the seal's 64 hexadecimal digits begin."""
     return data.index(_SEAL_MARK) + len(_SEAL_MARK)
 

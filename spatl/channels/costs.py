@@ -24,7 +24,7 @@ BUDGET_KINDS: Final[tuple[BudgetKind, ...]] = get_args(BudgetKind)
 
 @dataclass(frozen=True)
 class Budget:
-    """What a client may spend in one round.
+    """Budget of a client for one round.
 
     Attributes:
         kind: `"keep_ratio"` (share of the encoder's entries), `"flops_ratio"` (share of the encoder's
@@ -55,7 +55,7 @@ class Costs:
 
     @property
     def flops(self) -> FlopsModel:
-        """What the encoder's channels cost to compute."""
+        """Cost of computing the encoder's channels."""
         return self.trace.flops
 
     def of(self, counts: Tensor, kind: BudgetKind) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spatl.channels.vectors import parts_of
 
-_EXPANDED: Final = 2**19  # a layout of so many entries keeps what belongs to each, and looks it up
+EXPANDED_ENTRIES: Final = 2**19  # a layout of so many entries keeps what belongs to each, and looks it up
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Labels:
 
 
 class Places:
-    """Where values of the encoder belong, for codecs that treat alike what belongs together.
+    """Places of values in the encoder, for codecs that treat alike what belongs together.
 
     Args:
         channels: int64 [V], the channel of each value.
@@ -139,7 +139,7 @@ class _PlacesOfTensors(Places):
 
 
 class EntriesLike(Protocol):
-    """What chooses entries of a layout (`spatl.channels.selection.Selection`)."""
+    """Choice of entries of a layout (`spatl.channels.selection.Selection`)."""
 
     def parts(self, layout: "EncoderLayout") -> Iterator[tuple[slice, Tensor | None]]:
         """Some entries at a time, and which of them are chosen, bool; None for all of them."""
@@ -148,7 +148,7 @@ class EntriesLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class EncoderLayout:
-    """Where each tensor of the encoder lies in the flat vector, and which channel owns each entry.
+    """Layout of the encoder as one flat vector: the place of each tensor, and the channel that owns each entry.
 
     Trainable parameters come first, in the model's order; averaged statistics (if any) follow, so that the vectors
     that exist for parameters only (control variates) are prefixes.
@@ -170,7 +170,7 @@ class EncoderLayout:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Where each tensor begins in the flat vector, and, last, where the vector ends."""
+        """Beginning of each tensor in the flat vector, and, last, the vector's end."""
         ends = [0]
         for shape in self.shapes.values():
             ends.append(ends[-1] + shape.numel())
@@ -195,6 +195,11 @@ class EncoderLayout:
         assert self.readings is not None
         return self._reads[part] if self._reads is not None else self._labels(self.readings, part)
 
+    @property
+    def is_expanded(self) -> bool:
+        """True for a layout so small that the owner of every entry is held."""
+        return self._owner is not None
+
     @cached_property
     def _owner(self) -> Tensor | None:
         return self._expanded(self.owners)
@@ -204,7 +209,7 @@ class EncoderLayout:
         return None if self.readings is None else self._expanded(self.readings)
 
     def _expanded(self, labels: Sequence[Labels]) -> Tensor | None:
-        return self._labels(labels, slice(0, self.num_entries)) if self.num_entries <= _EXPANDED else None
+        return self._labels(labels, slice(0, self.num_entries)) if self.num_entries <= EXPANDED_ENTRIES else None
 
     def _labels(self, labels: Sequence[Labels], part: slice) -> Tensor:
         found = [torch.zeros(0, dtype=torch.int64)]
@@ -258,7 +263,7 @@ class EncoderLayout:
         return torch.repeat_interleave(self.group_sizes)
 
     def places(self, entries: EntriesLike | None = None) -> Places:
-        """Where chosen entries belong, or all of them."""
+        """Return the places of chosen entries, or of all."""
         if entries is None:
             return self._first(self.num_entries)
         lengths = torch.zeros(len(self.shapes), dtype=torch.int64)
@@ -269,13 +274,13 @@ class EncoderLayout:
         return _PlacesOfTensors(lengths, self, entries)
 
     def _first(self, length: int) -> Places:
-        """Where the first entries of the vector belong."""
+        """Return the places of the first entries of the vector."""
         ends = torch.tensor(self.starts).clamp(max=length)
         return _PlacesOfTensors(ends[1:] - ends[:-1], self)
 
     @cached_property
     def variances(self) -> tuple[slice, ...]:
-        """Where the running variances lie, which a sum of rounded changes must not take below zero."""
+        """Parts that are running variances, which a sum of rounded changes must not take below zero."""
         start, found = 0, []
         for name, shape in self.shapes.items():
             if start >= self.num_parameter_entries and name.rpartition(".")[2] == "running_var":
@@ -285,7 +290,7 @@ class EncoderLayout:
 
     @property
     def parameter_places(self) -> Places:
-        """Where the trainable entries belong."""
+        """Places of the trainable entries."""
         return self._first(self.num_parameter_entries)
 
     @cached_property

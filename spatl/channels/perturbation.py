@@ -23,7 +23,7 @@ OUTPUT = "the model's output"
 
 @dataclass(frozen=True, eq=False)
 class Claims:
-    """What a dependency graph says of a network.
+    """Claims of a dependency graph about a network.
 
     Attributes:
         group_of: int64 [C], the group of each channel, -1 where nothing is claimed of it; what fails for one channel
@@ -44,7 +44,7 @@ class UnprovableError(Exception):
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a convolution or linear layer that mixes channels; a depthwise one passes each on."""
+    """Return whether a module is a convolution or linear layer that mixes channels; a depthwise one passes each on."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return not module.groups == module.out_channels > 1
     return isinstance(module, nn.Linear)

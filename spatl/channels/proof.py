@@ -151,7 +151,7 @@ def _read(claims: Claims, place: "Place", pattern: Tensor) -> Tensor:
 
 
 class _Faults:
-    """Why groups fail: the layers by what is wrong with them, by group."""
+    """Reasons why groups fail: the layers by what is wrong with them, by group."""
 
     def __init__(self) -> None:
         self.groups: dict[int, dict[str, list[str]]] = {}

@@ -111,7 +111,7 @@ def _readings(network: nn.Module, layout: EncoderLayout, readers: Mapping[str, T
 
 
 class _Channels:
-    """Who owns what, collected group by group: `owner[name][position along the owned dimension] = channel key`."""
+    """Owners, collected group by group: `owner[name][position along the owned dimension] = channel key`."""
 
     def __init__(self, network: nn.Module, names: set[str]) -> None:
         self._names = names
@@ -246,7 +246,7 @@ class _Channels:
         return {names[root]: reasons[root] for root in roots if root in reasons}
 
     def _never_masked(self) -> dict[str, str]:
-        """Why layers cannot be masked, by name, of those that read channels."""
+        """Return why layers cannot be masked, by name, of those that read channels."""
         uses = Counter(p for module in self._network.modules() for p in module._parameters.values() if p is not None)
         tied = {parameter for parameter, number in uses.items() if number > 1}
         reasons: dict[str, str] = {}

@@ -30,7 +30,7 @@ def mean_square(values: Tensor) -> float:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no value of a tensor is NaN or infinite."""
+    """Return whether no value of a tensor is NaN or infinite."""
     flat = values.detach().reshape(-1)
     return all(bool(torch.isfinite(flat[part]).all()) for part in parts_of(len(flat)))
 
@@ -41,8 +41,8 @@ def give_back(num_entries: int) -> None:
     glibc keeps for itself what is below 32 MB, in pieces that the next work may not fit: a sixth of the peak of ten
     million parameters. Of a small network it is not worth the time; elsewhere the system sees to it.
     """
-    if num_entries >= _LARGE and _TRIM is not None:
-        _TRIM(0)
+    if num_entries >= _LARGE and TRIM is not None:
+        TRIM(0)
 
 
 def _trim() -> Callable[[int], object] | None:
@@ -52,4 +52,4 @@ def _trim() -> Callable[[int], object] | None:
 
 
 _LARGE: Final = 2**20
-_TRIM: Final = _trim()
+TRIM: Final = _trim()

@@ -1,4 +1,4 @@
-"""Who is let in: updates whose size fits what was folded in before, of clients that do not keep failing.
+"""Admission of updates: those whose size fits what was folded in before, of clients that do not keep failing.
 
 What an update must be to be read at all, `protocol` and the strategy check. Here is what only a history can tell.
 """
@@ -27,7 +27,7 @@ class UpdateTooLarge(UpdateRejected):
 
 @dataclass(frozen=True)
 class Size:
-    """How large an update is, or how large updates usually are.
+    """Size of an update, or of updates as they usually are.
 
     Attributes:
         rms: The root mean square of the parameters' changes: comparable whatever share of them is sent.
@@ -38,7 +38,7 @@ class Size:
     rate: float
 
     def times(self, usual: "Size") -> float:
-        """How many times larger than usual: as a whole or per step weight, whichever is less.
+        """Return how many times larger than usual it is: as a whole or per step weight, whichever is less.
 
         A client that trains longer from the same place goes further, but not further than its steps allow; one that
         trains shorter goes less far. With D(a) the distance after steps of weight a, which grows ever slower, D(a) is
@@ -49,7 +49,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Admission:
-    """What is remembered of the rounds before.
+    """Memory of the rounds before.
 
     Attributes:
         sizes: The median size of the updates that were folded in, of each of the last rounds with any.
@@ -76,11 +76,11 @@ class Admission:
         return [client for client in everyone if self.away.get(client, 0) < server_round] or everyone
 
     def trusts(self, client: int) -> bool:
-        """Whether a client has agreed with the others more than it has not."""
+        """Return whether a client has agreed with the others more than it has not."""
         return self.trust.get(client, _FIRST_TRUST) >= 0
 
     def judged(self, agreements: Mapping[int, float]) -> "Admission":
-        """What is remembered after a round's updates were compared.
+        """Return what is remembered after a round's updates were compared.
 
         A client that knows what few others do may point a little against them for some rounds; one that works against
         them does so in full. What a client agrees counts a quarter and never adds up to more than a half, so that
@@ -105,7 +105,7 @@ class Admission:
         max_failures: int,
         rounds_away: int,
     ) -> "Admission":
-        """What is remembered after a round.
+        """Return what is remembered after a round.
 
         Args:
             server_round: The round.
@@ -155,7 +155,7 @@ def largest_of(sizes: Iterable[Size]) -> Size | None:
 
 @dataclass(frozen=True)
 class Usual:
-    """What a round's updates are measured by.
+    """Usual sizes, which a round's updates are measured by.
 
     Attributes:
         bounded: For `server.norm_bound`: the largest median of all rounds. It never shrinks, because a client that is
@@ -168,7 +168,7 @@ class Usual:
 
     @classmethod
     def of(cls, largest: Size, recent: Size, *, encoder_rms: float) -> "Usual":
-        """What is usual, but not less than a share of what the encoder's parameters are themselves.
+        """Return what is usual, but not less than a share of what the encoder's parameters are themselves.
 
         Where most clients have nothing left to learn, their updates are next to nothing, and one that still learns is
         thousands of times larger: FedRep once all but one have converged.

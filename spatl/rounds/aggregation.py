@@ -5,7 +5,7 @@ depend on the order they came in, because sums are kept in fixed point, where ad
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Required, TypedDict, Unpack
 
@@ -16,46 +16,13 @@ from torch import Tensor
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
+from spatl.rounds.exact_sum import ExactSum
 from spatl.wire.multiples import Multiples
 from spatl.wire.update import Update
 
-_HIGH_BITS = 8  # the high limb counts units of 2**-8,
-_LOW_BITS = 58  # the low limb units of 2**-58
 _LARGEST_TERM = 2.0**42
+
 _BITS_OF_EXAMPLES = 20
-_TERMS_BETWEEN_CARRIES = 4096
-
-
-class ExactSum:
-    """A vector of sums that are independent of the order of their terms.
-
-    Each float64 term is rounded once, to a multiple of 2**-58, and added as two integers.
-    """
-
-    def __init__(self, length: int) -> None:
-        self._high = torch.zeros(length, dtype=torch.int64)
-        self._low = torch.zeros(length, dtype=torch.int64)
-        self._num_terms = 0
-
-    def add_(self, indices: Tensor | slice, terms: Tensor, part: slice = slice(None)) -> None:
-        """Add float64 `terms` [V] at `indices` of a part, which do not repeat: int64 [V], or bool, or a slice."""
-        high = torch.floor(terms * 2.0**_HIGH_BITS)
-        low = torch.round((terms - high * 2.0**-_HIGH_BITS) * 2.0**_LOW_BITS)
-        self._high[part][indices] += high.to(torch.int64)
-        self._low[part][indices] += low.to(torch.int64)
-        self._num_terms += 1
-        if self._num_terms % _TERMS_BETWEEN_CARRIES == 0:
-            carry = self._low >> (_LOW_BITS - _HIGH_BITS)
-            self._high += carry
-            self._low -= carry << (_LOW_BITS - _HIGH_BITS)
-
-    def total(self, part: slice = slice(None)) -> Tensor:
-        """float64, the sums of a part of the vector."""
-        # Carried to the end first, so that the same integers always round the same way.
-        carry = self._low[part] >> (_LOW_BITS - _HIGH_BITS)
-        low = self._low[part] - (carry << (_LOW_BITS - _HIGH_BITS))
-        high = self._high[part] + carry
-        return high.to(torch.float64) * 2.0**-_HIGH_BITS + low.to(torch.float64) * 2.0**-_LOW_BITS
 
 
 class AverageSettings(TypedDict, total=False):
@@ -115,7 +82,7 @@ class Aggregator:
 
     @property
     def num_updates(self) -> int:
-        """How many updates were folded in."""
+        """Number of updates that were folded in."""
         return len(self._step_weights)
 
     def add(self, update: Update, num_examples: int) -> None:
@@ -156,10 +123,10 @@ class Aggregator:
         while self._waiting:
             update, values, num_examples = self._waiting.pop(0)
             for part, kept, terms, gradients in self._terms(update, values.of_part, num_examples):
-                self._updates.add_(_where(kept), terms, part)
+                self._updates.add_(positions(kept), terms, part)
                 if self._is_corrected(update) and len(gradients):
                     own = slice(part.start, min(part.stop, self._layout.num_parameter_entries))
-                    self._gradients.add_(_where(kept, own), gradients, own)
+                    self._gradients.add_(positions(kept, own), gradients, own)
 
     def _terms(
         self, update: Update, values_of: Callable[[slice], Tensor], num_examples: int
@@ -186,7 +153,7 @@ class Aggregator:
         for part, summed in self._together():
             total = ExactSum(part.stop - part.start)
             for _, kept, terms, _ in summed:
-                total.add_(_where(kept), terms)
+                total.add_(positions(kept), terms)
             yield part, total.total() / self._unit
 
     def _gradient_totals(self) -> Iterator[tuple[slice, Tensor]]:
@@ -202,7 +169,7 @@ class Aggregator:
                 total = ExactSum(own.stop - own.start)
                 for update, kept, _, gradients in summed:
                     if self._is_corrected(update):
-                        total.add_(_where(kept, own), gradients)
+                        total.add_(positions(kept, own), gradients)
                 yield own, total.total() / self._unit
 
     def _together(self) -> Iterator[tuple[slice, list[tuple[Update, Tensor | None, Tensor, Tensor]]]]:
@@ -236,7 +203,7 @@ class Aggregator:
         return encoder
 
     def _mean_step_weight(self) -> float:
-        """What normalised updates are multiplied by: sum_i p_i a_i over the participants; 1 without normalisation."""
+        """Factor of normalised updates: sum_i p_i a_i over the participants; 1 without normalisation."""
         if not self._normalizes or not self._step_weights:
             return 1.0
         return math.fsum(n * a for n, a in self._step_weights) / sum(n for n, _ in self._step_weights)
@@ -263,57 +230,6 @@ class Aggregator:
         length = self._layout.num_parameter_entries
         examples = int((self._corrected * self._layout.parameter_sizes).sum())
         return min(1.0, examples / length / self._total_examples) if length else 0.0
-
-
-class RobustAggregator(Aggregator):
-    """An average that few clients cannot move far: by rank over the clients that sent an entry, each counting alike.
-
-    Numbers of examples do not count, because they are the client's word. Every update is kept until the end, dense:
-    as many encoders in float32 as there are replies. Only x is robust: c stays the weighted sum of the c_i, for a
-    client whose update is folded in goes on with its own c_i.
-
-    Args:
-        rule: `median` or `trimmed-mean`.
-        trim_fraction: The share of the senders that a trimmed mean leaves out at either end, in [0, 0.5).
-        layout: As of `Aggregator`.
-        encoder: Likewise.
-        control: Likewise.
-        settings: Likewise.
-    """
-
-    def __init__(
-        self,
-        layout: EncoderLayout,
-        encoder: Tensor,
-        control: Tensor | None,
-        *,
-        rule: str,
-        trim_fraction: float,
-        **settings: Unpack[AverageSettings],
-    ) -> None:
-        super().__init__(layout, encoder, control, **settings)
-        self._rule = _RULES[rule]
-        self._trim_fraction = trim_fraction
-        self._kept: list[Tensor] = []
-
-    def add(self, update: Update, num_examples: int) -> None:
-        """As of `Aggregator`."""
-        super().add(update, num_examples)
-        length = self._layout.num_parameter_entries
-        spread = spread_of(update, self._layout, self._layout.num_entries)
-        if self._normalizes:
-            spread[:length] /= update.step_weight
-        self._kept.append(spread)
-
-    def encoder(self) -> Tensor:
-        """As of `Aggregator`."""
-        encoder, factor = self._encoder.clone(), self._learning_rate * self._mean_step_weight()
-        for part, values in _in_parts(self._kept):
-            moved = self._rule(*_ranked(values), self._trim_fraction)
-            moved[: max(0, self._layout.num_parameter_entries - part.start)] *= factor
-            sent, before = (self._examples > 0)[self._layout.owner_in(part)], self._encoder[part]
-            encoder[part] = torch.where(sent, (before.double() + moved).float(), before)
-        return self._without_negative(encoder)
 
 
 class PrivateAggregator(Aggregator):
@@ -371,80 +287,11 @@ class PrivateAggregator(Aggregator):
         return self._without_negative(encoder)
 
 
-def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: EncoderLayout) -> list[float]:
-    """How far each update points where the others do: its cosine with the median, by entry, of the trusted ones.
-
-    Only parameters count, and what a client did not send is zero. Of fewer than two updates nothing can be said.
-
-    Args:
-        updates: A round's, decoded and checked, in any order.
-        trusted: Whether each of them counts for the median; if none does, all do.
-        layout: The shared encoder.
-
-    Returns:
-        A number in [-1, 1] for each update; 0 where it, or the median, is zero.
-    """
-    if len(updates) < 2:
-        return [0.0] * len(updates)
-    spread = [spread_of(update, layout, layout.num_parameter_entries) for update in updates]
-    counts = torch.tensor(trusted if any(trusted) else [True] * len(updates))
-    products, squares = (torch.zeros(len(updates), dtype=torch.float64) for _ in range(2))
-    square_of_median = 0.0
-    for _, values in _in_parts(spread):
-        median = _median(*_ranked(values[counts]), 0.5)
-        sent = torch.where(values.isnan(), 0.0, values)
-        products += (sent * median).sum(dim=1)
-        squares += sent.square().sum(dim=1)
-        square_of_median += float(median.square().sum())
-    lengths = (squares * square_of_median).sqrt()
-    return torch.where(lengths > 0, products / lengths.clamp(min=_SMALLEST_LENGTH), 0.0).clamp(-1, 1).tolist()
-
-
-def _where(kept: Tensor | None, own: slice | None = None) -> Tensor | slice:
+def positions(kept: Tensor | None, own: slice | None = None) -> Tensor | slice:
     """Which entries of a part travel, or of the beginning of it that is as long as a slice."""
     if kept is None:
         return slice(None)
     return kept if own is None else kept[: own.stop - own.start]
 
 
-def spread_of(update: Update, layout: EncoderLayout, length: int) -> Tensor:
-    """float32 [length], an update's values of the first entries, NaN where there is none."""
-    spread = torch.full((length,), math.nan)
-    for part, kept, values in update.selection.value_parts(layout, length):
-        spread[part][_where(kept)] = update.values[values]
-    return spread
-
-
-def _in_parts(vectors: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Some entries at a time of K vectors of one length, as float64 [K, V], and which they are."""
-    for part in parts_of(len(vectors[0]) if vectors else 0, _CHUNK):
-        yield part, torch.stack([vector[part] for vector in vectors]).double()
-
-
-def _ranked(values: Tensor) -> tuple[Tensor, Tensor]:
-    """`values` [K, V] in ascending order, NaN last, and the number of the others [V]."""
-    return values.sort(dim=0).values, (~values.isnan()).sum(dim=0)
-
-
-def _trimmed_mean(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
-    """Means [V] of `ranked` [K, V], NaN last, without the first and last of the `number` [V] values there are.
-
-    A share is rounded up, so that one of three is left out as well, but something always remains.
-    """
-    share = trim_fraction * number.double() - _ROUNDING  # 0.15 of 100 is 15, not a little more
-    trimmed = torch.minimum(torch.ceil(share).long().clamp(min=0), (number - 1).clamp(min=0) // 2)
-    rank = torch.arange(len(ranked))[:, None]
-    kept = (rank >= trimmed) & (rank < number - trimmed)
-    return torch.where(kept, ranked, 0.0).sum(dim=0) / kept.sum(dim=0).clamp(min=1)
-
-
-def _median(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
-    """Medians [V], the mean of the middle two where their number is even."""
-    return _trimmed_mean(ranked, number, 0.5)
-
-
-_CHUNK = 2**16
 _WAITING_BYTES = 8  # for each entry: two updates that send everything
-_ROUNDING = 1e-9
-_SMALLEST_LENGTH = 1e-300  # for nothing but not to divide by zero
-_RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}

@@ -20,8 +20,8 @@ from spatl.rounds.admission import (
     median_of,
     size_of,
 )
-from spatl.rounds.aggregation import agreements
 from spatl.rounds.federation import Federation
+from spatl.rounds.robust import agreements
 from spatl.rounds.server_state import ServerState
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update, unpack_update
@@ -90,7 +90,7 @@ Answer = tuple[int, bytes | UpdateRejected]
 
 @dataclass
 class Outcome:
-    """What came of a round.
+    """Outcome of a round.
 
     Attributes:
         trained: The report of each client whose update was folded in.
@@ -153,7 +153,7 @@ def admit(federation: Federation, blob: bytes, question: Question) -> tuple[Upda
 def usual_sizes(
     federation: Federation, state: ServerState, server_round: int, answers: Iterable[Answer]
 ) -> tuple[Usual | None, Iterable[Answer]]:
-    """What this round's updates are measured by, None where nothing is known yet; and the answers, all still to come.
+    """Return what a round's updates are measured by, None where nothing is known; and the answers, all still to come.
 
     Where no round before says what is large, they wait, as they came, until all are in.
     """
@@ -238,7 +238,7 @@ def refuse_(outcome: Outcome, client: int, error: UpdateRejected, server_round: 
 
 
 def knows_control(federation: Federation, state: ServerState, client: int) -> bool:
-    """Whether a client is sent c, or has derived it from all that it needs."""
+    """Return whether a client is sent c, or has derived it from all that it needs."""
     return not federation.derives_control or state.control_staleness[client] < _FRESH
 
 

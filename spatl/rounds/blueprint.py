@@ -1,4 +1,4 @@
-"""What every side of a federation derives from the same config: the model, its cut, its layout, its data.
+"""Blueprint of a federation: the model, its cut, its layout, its data, derived from the config on every side.
 
 Server and clients never send each other the structure of anything; they build it, and compare fingerprints.
 """
@@ -84,7 +84,7 @@ class Blueprint:
 
     @property
     def message_bytes(self) -> int | None:
-        """How long a blob may be in either direction; None where the config says nothing."""
+        """Length in bytes that a blob may have in either direction; None where the config says nothing."""
         ratio = self.config.wire.target_ratio
         return None if ratio is None else math.floor(4 * self.layout.num_entries / ratio) - RECORD_BYTES
 
@@ -244,7 +244,7 @@ def servers_blueprint(config_json: str) -> Blueprint:
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is all that uses its memory, and is laid out as in a flat vector of float32."""
+    """Return whether a parameter is all that uses its memory, and is laid out as in a flat vector of float32."""
     return (
         type(parameter) is nn.Parameter
         and parameter.dtype == torch.float32

@@ -183,7 +183,7 @@ def _trained_(own: ClientRound) -> TrainingResult:
 
 
 def _gradient_hooks(own: ClientRound) -> list[GradientHook]:
-    """What changes the gradients of local training, in the order in which it does."""
+    """Return what changes the gradients of local training, in the order in which it does."""
     config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
     hooks: list[GradientHook] = []
     if config.row.proximal:
@@ -213,7 +213,7 @@ def _train_epochs_(
 
 
 def _private_part(own: ClientRound) -> dict[str, Tensor]:
-    """What of the model never travels (theta_i), on the CPU."""
+    """Return the part of the model that never travels (theta_i), on the CPU."""
     local = own.blueprint.config.training.batch_norm == "local"
     state = own.blueprint.split.private_state(own.model, statistics=local)
     return {name: tensor.cpu() for name, tensor in state.items()}
@@ -283,7 +283,7 @@ def _chosen(own: ClientRound, weights: Tensor, update: Tensor, num_steps: int) -
 def _report(
     own: ClientRound, arrival: Evaluation, result: TrainingResult, choice: Choice, watch: StopWatch
 ) -> TrainReport:
-    """What the client tells of its round beside the update."""
+    """Return the report that goes with the update."""
     layout, budget = own.blueprint.layout, own.budget
     return TrainReport(
         num_examples=len(own.data.train),

@@ -114,7 +114,7 @@ class Reference:
 
     @property
     def version(self) -> int:
-        """How many changes led here."""
+        """Number of changes that led here."""
         return self.versions.version
 
     @property
@@ -180,7 +180,7 @@ class Reference:
     def download(
         self, held_version: int, *, server_round: int, acknowledged_round: int, cannot_build: bool
     ) -> Download:
-        """What leads a client to the present version.
+        """Return what leads a client to the present version.
 
         Args:
             held_version: The version it is known to hold; 0 is the initial encoder.

@@ -29,7 +29,7 @@ class Federation:
 
     @cached_property
     def derives_control(self) -> bool:
-        """Whether clients derive c from the encoder's changes instead of being sent it."""
+        """True where clients derive c from the encoder's changes instead of being sent it."""
         config = self.blueprint.config
         wanted = config.control.downlink
         return config.row.controls and (
@@ -38,7 +38,7 @@ class Federation:
 
     @property
     def norm_bound(self) -> float | None:
-        """How many times the usual size an update may be; any where it must not depend on another client's."""
+        """Bound on an update's size, in usual ones; None where it must not depend on another client's."""
         config = self.blueprint.config
         return None if config.privacy.noise_multiplier is not None else config.server.norm_bound
 

@@ -98,7 +98,7 @@ def encoder_again(
 
 
 def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLayout, *, fading: float) -> Tensor:
-    """What a client holds for c once it has arrived at some offsets; 0 where it cannot follow."""
+    """Return what a client holds for c once it has arrived at some offsets; 0 where it cannot follow."""
     assert download.derived is not None
     chosen = select_all(layout) if download.selection is None else download.selection
     before, previous = held.offsets.get(download.version - 1), held.control

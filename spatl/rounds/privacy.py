@@ -1,4 +1,4 @@
-"""What a run with central differential privacy gives away about one client, as a number.
+"""Privacy of a client in a run with central differential privacy, as a number (epsilon).
 
 The server adds Gaussian noise to a sum in which a client counts at most a fixed length (`PrivateAggregator`). However
 many such releases a client took part in, they are together one Gaussian mechanism (Dong et al. 2019, "Gaussian

@@ -19,7 +19,7 @@ _USELESS_ROUNDS = 3  # so many rounds in a row with nothing usable end a run
 def checked_progress(
     federation: Federation, state: ServerState, server_round: int, outcome: Outcome, encoder: Tensor
 ) -> tuple[ServerState, SpatlError | None]:
-    """What is remembered of the run's progress, and why it cannot go on: no usable update, or no bounded number."""
+    """Return what is remembered of a run's progress, and why it cannot go on; None where it can."""
     useless_rounds = 0 if outcome.trained else state.useless_rounds + 1
     state = replace(state, useless_rounds=useless_rounds)
     if useless_rounds == _USELESS_ROUNDS and not outcome.rejected:
@@ -51,7 +51,7 @@ def checked_progress(
 
 
 def _nothing_usable(server_round: int, outcome: Outcome) -> SpatlError:
-    """Why a run ends in a round that refused every update, with the first client's traceback as a note."""
+    """Return why a run ends in a round that refused every update, with the first client's traceback as a note."""
     client, reason = sorted(outcome.rejected.items())[0]
     told = (
         f"round {server_round}: no update could be used, {len(outcome.rejected)} were refused; "

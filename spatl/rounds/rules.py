@@ -17,7 +17,8 @@ from spatl.channels.selection import Selection, select_all
 from spatl.config.sections import AGGREGATION_DOOR
 from spatl.errors import ConfigError, SpatlError, told
 from spatl.extensions.references import arguments_for, is_reference, resolve, unknown_name
-from spatl.rounds.aggregation import Aggregator, AverageSettings, RobustAggregator, spread_of
+from spatl.rounds.aggregation import Aggregator, AverageSettings
+from spatl.rounds.robust import RobustAggregator, spread_of
 from spatl.seeding import generator, seeded_globals
 from spatl.wire.update import Update
 
@@ -154,7 +155,7 @@ class FunctionAggregator(Aggregator):
         return self._without_negative(encoder)
 
     def _answer(self, sent: Tensor) -> Tensor:
-        """What the function says, float64 [N]; checked where anybody sent something."""
+        """Return what the function says, float64 [N]; checked where anybody sent something."""
         offered = {
             "updates": torch.stack(self._kept),
             "num_examples": torch.tensor(self._numbers),

@@ -1,4 +1,4 @@
-"""Who trains in a round: drawn from the run's seed over the clients' stable identities, so that runs repeat."""
+"""Sampling of a round's clients: from the run's seed over the clients' stable identities, so that runs repeat."""
 
 from collections.abc import Sequence
 

@@ -246,7 +246,7 @@ def _advanced(
 
 
 def _room(federation: Federation) -> int | None:
-    """How long the change in a download may be, and c where it is sent beside it: as long; None for any length."""
+    """Return how long the change in a download may be, and c where it is sent beside it; None for any length."""
     limit, controls = federation.blueprint.message_bytes, federation.blueprint.config.row.controls
     if limit is None:
         return None
@@ -270,7 +270,7 @@ def _with_control_opened(federation: Federation, state: ServerState, change: Ten
 
 
 def _derived_control(federation: Federation, state: ServerState, *, valid: bool) -> DerivedControl:
-    """What the clients' c follows from; as float32, which is what they see of it."""
+    """Return what the clients' c follows from; as float32, which is what they see of it."""
     damping = federation.blueprint.config.control.damping * state.control_share
     step_weight = federation.mean_step_weight(state.num_examples)
     return DerivedControl(_as_float32(damping), _as_float32(step_weight), valid)
@@ -295,7 +295,7 @@ def _download(
     control: bytes | None = None,
     trains: bool = True,
 ) -> tuple[ServerState, bytes]:
-    """What one client is sent, and the state that knows of it."""
+    """Return the state that knows of a client's download, and the download."""
     version = reference.version
     download = reference.download(
         state.held[client],
@@ -317,7 +317,7 @@ def _download(
 
 
 def _aggregator(federation: Federation, state: ServerState) -> Aggregator:
-    """What this round's updates are folded into."""
+    """Return what this round's updates are folded into."""
     config, layout = federation.blueprint.config, federation.blueprint.layout
     total_examples = sum(state.num_examples.values())
     if config.privacy.noise_multiplier is not None:

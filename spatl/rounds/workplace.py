@@ -81,7 +81,7 @@ class Workplace:
         return own or self.config.budget(client)
 
     def saliency(self, client: int) -> Tensor:
-        """How much the client's loss depends on each channel of the initial encoder, float32 [C].
+        """Return how much the client's loss depends on each channel of the initial encoder, float32 [C].
 
         For methods that agree on a mask before the first round (`spatl.selection.common_mask`).
         """
@@ -120,7 +120,7 @@ class Workplace:
                 yield ClientRound(self, client, self.model, data, received, state, budget)
 
     def _offset(self, data: ClientData) -> Tensor | None:
-        """What a client adds to the logits of its classes, or None for a predictor without such an offset."""
+        """Return what a client adds to the logits of its classes, or None for a predictor without such an offset."""
         predictor = self.config.predictor
         if not self.config.predictor_row.offset or predictor.strength == 0:
             return None

@@ -14,7 +14,7 @@ from spatl.data import Examples
 
 @dataclass(frozen=True, eq=False)
 class SelectionRequest:
-    """What a selector is given after the client's local training.
+    """Request to a selector after the client's local training.
 
     Attributes:
         model: The trained network; a selector leaves it as it found it.
@@ -47,7 +47,7 @@ class SelectionRequest:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a selector returns.
+    """Choice of a selector.
 
     Attributes:
         selection: The channels that travel.

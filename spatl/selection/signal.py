@@ -1,4 +1,4 @@
-"""What each channel contributes to the layers that read it, measured by one forward pass without labels or gradients.
+"""Signal of each channel: its share in the layers that read it, by one forward pass without labels or gradients.
 
 A layer that reads channel j through weights w_j receives the energy |w_j|^2 E[a_j^2] from it. A channel's signal is its
 share of that energy, added up over all layers that read it: a residual stream is read often, and counts for as much.

@@ -21,7 +21,7 @@ from spatl.training.step_weight import StepWeight, TrainingSettings
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a local run reports: its mean loss per example and its accumulated step weight (a_i).
+    """Result of a local run: its mean loss per example and its accumulated step weight (a_i).
 
     `finite_steps` is how many steps there were before the first whose loss was not finite.
     """

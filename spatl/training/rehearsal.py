@@ -84,7 +84,7 @@ def rehearse(
 
 
 def batch_lengths(num_examples: int, settings: TrainingSettings) -> set[int]:
-    """How long the batches are that a client with so many training examples sees (`spatl.data.batches`)."""
+    """Return the lengths of the batches that a client with so many training examples sees (`spatl.data.batches`)."""
     length = settings.batch_size
     whole, rest = divmod(num_examples, length)
     if rest == 1 and whole:
@@ -126,7 +126,7 @@ def _step_(
 
 
 def _blame(model: nn.Module, batch: Examples, logits: Tensor, loss: float) -> str:
-    """What to say of a network that has no finite loss before it was trained."""
+    """Return what to say of a network that has no finite loss before it was trained."""
     with torch.no_grad():
         at_rest = F.cross_entropy(duplicate(model).eval()(batch.images).float(), batch.labels)
     where = "in training mode, though not in eval mode: its normalisation may divide by a variance of 0"

@@ -180,7 +180,7 @@ def _power_of_two(step: float) -> float:
 
 
 def _finest(steps: Sequence[float], max_bytes: int, encode: Callable[[float], bytes]) -> bytes:
-    """What `encode` makes of the first of ascending steps whose bytes are at most `max_bytes`, or of the last."""
+    """Return what `encode` makes of the first ascending step whose bytes are at most `max_bytes`, or of the last."""
     found = encode(steps[-1])
     low, high = 0, len(steps) - 1  # at `high` it is coarse enough, or never
     while low < high:
@@ -211,7 +211,7 @@ def _rounded(exact: NDArray[np.float32], step: float, uniform: NDArray[np.float3
 
 
 def _refused(places: Places) -> bytes:
-    """What a receiver refuses."""
+    """Return bytes that a receiver refuses."""
     return _STEP.pack(math.nan) + bytes((len(_Runs.of(places).present) + 1) // 2)
 
 

@@ -53,7 +53,7 @@ def read_levels(data: memoryview, num_contexts: int) -> tuple[list[list[int]], i
 
 
 def frequencies_of(levels: list[int]) -> NDArray[np.int64]:
-    """How often each symbol is expected in `TOTAL`, int64 [256]; from integers only, as both sides must agree.
+    """Return how often each symbol is expected in `TOTAL`, int64 [256]; from integers only: both sides must agree.
 
     The mass that is left at magnitude m loses its share h_m to that magnitude, half to either sign. Rounding the
     cumulated mass, not each part of it, leaves a rare symbol without a frequency only now and then.

@@ -41,7 +41,7 @@ _DERIVED_CONTROL = struct.Struct("<ffB")
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a client works with in a round, once it has followed the server's changes.
+    """Model that a client works with in a round, once it has followed the server's changes.
 
     Attributes:
         server_round: The round it opens.
@@ -65,7 +65,7 @@ class Model:
 
 @dataclass(frozen=True)
 class DerivedControl:
-    """What the change of c follows from, beside the change of the encoder (`reference.followed_control`).
+    """Numbers that the change of c follows from, beside the change of the encoder (`rounds.control.followed_control`).
 
     Attributes:
         damping: rho times the share of the clients' weight that stood behind the last change, in [0, 1].
@@ -80,7 +80,7 @@ class DerivedControl:
 
 @dataclass(frozen=True, eq=False)
 class Download:
-    """What the server sends to one client: the encoder, or what leads to it from a version the client holds.
+    """Download of one client: the encoder, or what leads to it from a version that the client holds.
 
     Attributes:
         server_round: The round it opens.

@@ -110,7 +110,7 @@ class Symbols:
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
-        """Where escapes stand, int64 [E]."""
+        """Return the places of escapes, int64 [E]."""
         found = [part.start + np.flatnonzero(self.symbols[part] == ESCAPE) for part in parts_of(len(self.symbols))]
         return np.concatenate(found)
 

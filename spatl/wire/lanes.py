@@ -43,7 +43,7 @@ SYMBOL_BITS: Final = 8
 def encode_one_lane(
     cells: NDArray[np.uint16], frequencies: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
-    """What `encode_lanes` does, for one lane."""
+    """Encode as `encode_lanes` does, in one lane."""
     frequency = frequencies.ravel().tolist()
     start = _starts(frequencies).tolist()
     words: list[int] = []
@@ -60,7 +60,7 @@ def encode_one_lane(
 def decode_one_lane(
     states: NDArray[np.uint32], words: NDArray[np.uint16], ranks: NDArray[np.uint16], frequencies: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], int]:
-    """What `decode_lanes` does, for one lane."""
+    """Decode as `decode_lanes` does, of one lane."""
     frequency = frequencies.ravel().tolist()
     start = _starts(frequencies).tolist()
     symbol_of_slot = _symbol_of_slot(frequencies).tobytes()
@@ -161,7 +161,7 @@ def decode_lanes(
 
 
 def _first_slots(ranks: NDArray[np.uint16], num_lanes: int) -> Iterator[int | NDArray[np.intp]]:
-    """Where the slots of the contexts of each step begin: one number where all of a step's are alike, as most are."""
+    """Yield where the slots of the contexts of each step begin: one number where all of a step's are alike."""
     differs = np.append(ranks[1:] != ranks[:-1], False)
     differs[num_lanes - 1 :: num_lanes] = False  # from the next step's
     mixed = np.logical_or.reduceat(differs, np.arange(0, len(ranks), num_lanes))

@@ -34,7 +34,7 @@ class _Report:
 
     @classmethod
     def num_bytes(cls) -> int:
-        """How many bytes `to_bytes` writes."""
+        """Return how many bytes `to_bytes` writes."""
         return cls._struct().size
 
     @classmethod
@@ -62,7 +62,7 @@ def _number(form: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport(_Report):
-    """What a client tells with its update; accuracy and loss are of the encoder as it arrived, on the test split.
+    """Report with an update; accuracy and loss are of the encoder as it arrived, on the test split.
 
     Attributes:
         budget_kind: 1 + the position in `BUDGET_KINDS`, 0 for a client that selects nothing.
@@ -88,7 +88,7 @@ class TrainReport(_Report):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateReport(_Report):
-    """What a client tells of the encoder after the last round, on its test split."""
+    """Report on the encoder after the last round, on the client's test split."""
 
     num_examples: int = _number("I")
     accuracy: float = _number("d")

@@ -30,7 +30,7 @@ from spatl.wire.reports import TrainReport
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What a client sends: `values` of the selected entries, as the receiver decodes them.
+    """Update of a client: `values` of the selected entries, as the receiver decodes them.
 
     Attributes:
         server_round: The round it answers.

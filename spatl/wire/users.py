@@ -166,7 +166,8 @@ class UsersCodec(Codec):
         if not isinstance(data, bytes):
             raise ConfigError(f"{self._what} must encode to bytes, got {type(data).__name__}")
         num_channels = int(places.local_channels.max()) + 1 if len(places) else 0
-        most = max(self.num_bytes(num_values=len(places), num_channels=num_channels), max_bytes or 0)
+        most = self.num_bytes(num_values=len(places), num_channels=num_channels)
+        most = most if max_bytes is None else max(most, max_bytes)
         if len(data) > most:
             raise ConfigError(
                 f"{self._what} wrote {len(data)} bytes of {len(places)} values of {num_channels} channels, at most "

@@ -32,7 +32,7 @@ def sealed_at(path):
 
 def test_the_bytes_are_those_of_the_safetensors_package(tmp_path):
     data = seal(TENSORS, HEADER, version=7)
-    place = sealed_files._seal_place(data)
+    place = sealed_files.seal_place(data)
     digits = data[place : place + 64].decode()
     metadata = {"spatl": json.dumps({"format": 7, "seal": digits, **HEADER})}
     assert data == save({name: each.contiguous().clone() for name, each in TENSORS.items()}, metadata=metadata)
@@ -42,7 +42,7 @@ def test_the_bytes_are_those_of_the_safetensors_package(tmp_path):
 
 @pytest.mark.parametrize("piece", [1 << 20, 3])
 def test_what_is_written_is_read_from_the_file_and_from_memory(piece, tmp_path, monkeypatch):
-    monkeypatch.setattr(sealed_files, "_PIECE", piece)
+    monkeypatch.setattr(sealed_files, "PIECE_BYTES", piece)
     path = sealed_at(tmp_path / "file")
     stored, header = read_sealed(path, version=7, what="it")
     held, same_header = unseal(path.read_bytes(), version=7, what="it")

@@ -30,7 +30,7 @@ def test_labels_along_a_dimension_are_those_of_the_whole_tensor(shape, data):
 
 def unexpanded(monkeypatch: pytest.MonkeyPatch) -> EncoderLayout:
     """The same layout, which keeps nothing for each entry."""
-    monkeypatch.setattr(layouts, "_EXPANDED", -1)
+    monkeypatch.setattr(layouts, "EXPANDED_ENTRIES", -1)
     return EncoderLayout(LAYOUT.shapes, LAYOUT.num_parameter_entries, LAYOUT.owners, LAYOUT.groups, LAYOUT.readings)
 
 
@@ -68,4 +68,4 @@ def test_a_large_layout_takes_no_memory_for_its_entries():
     layout = EncoderLayout({"weight": shape}, shape.numel(), (labels,), ())
     part = slice(3 * PART + 7, 3 * PART + 7 + 2**10)
     assert layout.owner_in(part).tolist() == [place >> 10 for place in range(part.start, part.stop)]
-    assert layout._owner is None
+    assert not layout.is_expanded

@@ -35,7 +35,7 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_lies(wrong):
 
 def test_memory_is_given_back_of_large_vectors_only(monkeypatch):
     calls = []
-    monkeypatch.setattr(vectors, "_TRIM", calls.append)
+    monkeypatch.setattr(vectors, "TRIM", calls.append)
     give_back(1000)
     assert calls == []
     give_back(10_000_000)

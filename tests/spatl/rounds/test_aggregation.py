@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import UpdateRejected
-from spatl.rounds.aggregation import Aggregator, ExactSum
+from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.control import refresh_control
+from spatl.rounds.exact_sum import ExactSum
 from spatl.wire.update import Update
 from tests.support.layouts import interleaved_layout, make_update
 from tests.support.updates import LAYOUT, N, random_updates

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.rounds.aggregation import RobustAggregator, agreements
+from spatl.rounds.robust import RobustAggregator, agreements
 from tests.support.layouts import interleaved_layout, make_update
 from tests.support.updates import LAYOUT, random_updates
 

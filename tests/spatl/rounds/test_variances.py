@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
 from spatl.rounds.admission import Size, clip_update
-from spatl.rounds.aggregation import Aggregator, PrivateAggregator, RobustAggregator
+from spatl.rounds.aggregation import Aggregator, PrivateAggregator
 from spatl.rounds.downlink import Reference
 from spatl.rounds.following import Held, follow
+from spatl.rounds.robust import RobustAggregator
 from spatl.wire.codecs import CODECS
 from spatl.wire.download import pack_download, unpack_download
 from spatl.wire.update import pack_update, unpack_update
