@@ -1,15 +1,20 @@
-"""Selectors, data sets, partitioners and methods as users write them, and the ways in which they can be wrong."""
+"""Parts of each kind as users write them, and the ways in which they can be wrong."""
 
+import itertools
 import random
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spatl.channels.layout import Places
 from spatl.channels.selection import Selection, select_all
 from spatl.data import Dataset
 from spatl.methods import METHODS, Method
+from spatl.rounds.aggregation import Aggregator
 from spatl.selection.protocol import Choice, SelectionRequest
+from spatl.wire.codec import Codec, check_length
+from spatl.wire.quantised import Int8
 
 A_NUMBER = 3
 
@@ -166,3 +171,151 @@ ROW = Method(
 )  # fmt: skip
 AS_FEDAVG = METHODS["fedavg"]
 WRONG_DEFAULTS = Method(title="Typo", source="a test", shares="all", defaults={"training": {"learning_rat": 0.03}})
+
+
+class Halves(Codec):
+    """Two bytes a value, rounded to nearest."""
+
+    relative = False
+
+    def num_bytes(self, *, num_values: int, num_channels: int) -> int:
+        return 2 * num_values
+
+    def encode(
+        self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
+    ) -> bytes:
+        return values.detach().cpu().numpy().astype("<f2").tobytes()
+
+    def decode(self, data: memoryview, places: Places) -> Tensor:
+        check_length(data, 2 * len(places), "half")
+        return torch.from_numpy(np.frombuffer(data, "<f2").astype(np.float32))
+
+
+class Changes(Halves):
+    """The same of what changed."""
+
+    relative = True
+
+
+class Inherited(Int8):
+    """One of ours under another name."""
+
+
+AN_OBJECT = Changes()
+
+
+class Sizeless(Halves):
+    def __init__(self, size: int) -> None: ...
+
+
+class Unfinished(Codec):
+    relative = False
+
+
+class Silent(Halves):
+    relative = None  # type: ignore[assignment]  # what is refused
+
+
+class TooLong(Halves):
+    def num_bytes(self, *, num_values: int, num_channels: int) -> int:
+        return num_values
+
+
+class Negative(Halves):
+    def num_bytes(self, *, num_values: int, num_channels: int) -> int:
+        return -1
+
+
+class Text(Halves):
+    def encode(self, values: Tensor, places: Places, **settings: object) -> str:  # type: ignore[override]  # likewise
+        return "text"
+
+
+class Doubles(Halves):
+    def decode(self, data: memoryview, places: Places) -> Tensor:
+        return super().decode(data, places).double()
+
+
+class Fickle(Halves):
+    calls = itertools.count()
+
+    def decode(self, data: memoryview, places: Places) -> Tensor:
+        return super().decode(data, places) + next(self.calls)
+
+
+class Breaking(Halves):
+    def encode(self, values: Tensor, places: Places, **settings: object) -> bytes:
+        raise IndexError("out of bits")
+
+
+class Trusting(Halves):
+    def decode(self, data: memoryview, places: Places) -> Tensor:
+        return super().decode(data, places) if data[1] < 256 else torch.zeros(0)
+
+
+class Drifting(Changes):
+    def decode(self, data: memoryview, places: Places) -> Tensor:
+        return super().decode(data, places) + 1
+
+
+def middle(updates: Tensor) -> Tensor:
+    """The median of what was sent."""
+    return updates.nanmedian(dim=0).values
+
+
+def like_the_mean(updates: Tensor, num_examples: Tensor) -> Tensor:
+    """The weighted mean, as ours but for rounding."""
+    weights = num_examples[:, None] * ~updates.isnan()
+    return (updates.nan_to_num().double() * weights).sum(dim=0) / weights.sum(dim=0)
+
+
+class Halfway(Aggregator):
+    """A class that moves half as far as ours."""
+
+    def encoder(self) -> Tensor:
+        return (super().encoder() + self._encoder) / 2
+
+
+def a_mean_of_all(updates: Tensor) -> Tensor:
+    return updates.mean(dim=0)
+
+
+def one_number(updates: Tensor) -> Tensor:
+    return updates.nanmean()
+
+
+def no_tensor(updates: Tensor) -> list[float]:
+    return [0.0]
+
+
+def stumbles(updates: Tensor) -> Tensor:
+    raise IndexError("nobody is here")
+
+
+def stumbles_later(updates: Tensor) -> Tensor:
+    """Fails with five clients, not with the three of the rehearsal."""
+    if len(updates) > 3:
+        raise IndexError("too many")
+    return updates.nanmean(dim=0)
+
+
+def wants_ages(updates: Tensor, ages: Tensor) -> Tensor:
+    return updates.nanmean(dim=0)
+
+
+class OfDoubles(Aggregator):
+    def encoder(self) -> Tensor:
+        return super().encoder().double()
+
+
+class InPlace(Aggregator):
+    def encoder(self) -> Tensor:
+        return self._encoder.add_(1)
+
+
+class WithoutAnswer(Aggregator):
+    def encoder(self) -> Tensor: ...  # type: ignore[empty-body]  # likewise
+
+
+class WithAges(Aggregator):
+    def __init__(self, ages: Tensor, **settings: object) -> None: ...
