@@ -204,7 +204,6 @@ def _public(node, name=""):
 
 
 def test_public_docstrings_begin_with_a_noun_or_a_verb():
-    """The rooms that do not do so yet; one that does is taken off the list."""
     questions = {"What", "Who", "Where", "How", "Whether", "When", "Why", "Likewise"}
     found = {}
     for path in SOURCES:
