@@ -63,7 +63,7 @@ class Aggregator:
         normalizes: bool = False,
     ) -> None:
         self._layout = layout
-        self._encoder = encoder
+        self.encoder_before = encoder
         self._control = control
         self._held_control = control if held_control is None else held_control
         self._total_examples = total_examples
@@ -185,13 +185,13 @@ class Aggregator:
         Statistics are plain weighted means: a learning rate above 1 would extrapolate a variance below 0. What rounding
         takes below 0 all the same, is halved instead.
         """
-        encoder = self._encoder.clone()
+        encoder = self.encoder_before.clone()
         factor = self._learning_rate * self._mean_step_weight()
         for part, total in self._totals():
             examples = self._examples[self._layout.owner_in(part)]
             scale = torch.ones(len(examples), dtype=torch.float64)
             scale[: max(0, self._layout.num_parameter_entries - part.start)] = factor
-            before = self._encoder[part]
+            before = self.encoder_before[part]
             moved = before.to(torch.float64) + scale * total / examples.clamp(min=1)
             encoder[part] = torch.where(examples > 0, moved.to(torch.float32), before)
         return self._without_negative(encoder)
@@ -199,7 +199,7 @@ class Aggregator:
     def _without_negative(self, encoder: Tensor) -> Tensor:
         """The encoder, in place, with half of what a variance was where it would be below 0: it goes on from there."""
         for part in self._layout.variances:
-            encoder[part] = torch.where(encoder[part] < 0, self._encoder[part] / 2, encoder[part])
+            encoder[part] = torch.where(encoder[part] < 0, self.encoder_before[part] / 2, encoder[part])
         return encoder
 
     def _mean_step_weight(self) -> float:
@@ -279,11 +279,11 @@ class PrivateAggregator(Aggregator):
 
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N]. Each call draws other noise and gives something away."""
-        encoder = torch.empty_like(self._encoder)
+        encoder = torch.empty_like(self.encoder_before)
         for part, total in self._totals():
             noise = torch.from_numpy(self._noise.standard_normal(part.stop - part.start))
             moved = total + self._noise_multiplier * self._clip * noise
-            encoder[part] = (self._encoder[part].double() + self._learning_rate / self._num_expected * moved).float()
+            encoder[part] = (self.encoder_before[part].double() + self._learning_rate / self._num_expected * moved).float()
         return self._without_negative(encoder)
 
 

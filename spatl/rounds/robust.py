@@ -55,11 +55,11 @@ class RobustAggregator(Aggregator):
 
     def encoder(self) -> Tensor:
         """As of `Aggregator`."""
-        encoder, factor = self._encoder.clone(), self._learning_rate * self._mean_step_weight()
+        encoder, factor = self.encoder_before.clone(), self._learning_rate * self._mean_step_weight()
         for part, values in _in_parts(self._kept):
             moved = self._rule(*_ranked(values), self._trim_fraction)
             moved[: max(0, self._layout.num_parameter_entries - part.start)] *= factor
-            sent, before = (self._examples > 0)[self._layout.owner_in(part)], self._encoder[part]
+            sent, before = (self._examples > 0)[self._layout.owner_in(part)], self.encoder_before[part]
             encoder[part] = torch.where(sent, (before.double() + moved).float(), before)
         return self._without_negative(encoder)
 

@@ -147,11 +147,11 @@ class FunctionAggregator(Aggregator):
             ConfigError: The function fails, or does not return one finite number for each entry that was sent.
         """
         if not self._kept:
-            return self._encoder.clone()
+            return self.encoder_before.clone()
         sent = (self._examples > 0)[self._layout.owner]
         moved = torch.where(sent, self._answer(sent), 0.0)
         moved[: self._layout.num_parameter_entries] *= self._learning_rate * self._mean_step_weight()
-        encoder = torch.where(sent, (self._encoder.double() + moved).float(), self._encoder)
+        encoder = torch.where(sent, (self.encoder_before.double() + moved).float(), self.encoder_before)
         return self._without_negative(encoder)
 
     def _answer(self, sent: Tensor) -> Tensor:

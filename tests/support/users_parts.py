@@ -273,7 +273,7 @@ class Halfway(Aggregator):
     """A class that moves half as far as ours."""
 
     def encoder(self) -> Tensor:
-        return (super().encoder() + self._encoder) / 2
+        return (super().encoder() + self.encoder_before) / 2
 
 
 def a_mean_of_all(updates: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ class OfDoubles(Aggregator):
 
 class InPlace(Aggregator):
     def encoder(self) -> Tensor:
-        return self._encoder.add_(1)
+        return self.encoder_before.add_(1)
 
 
 class WithoutAnswer(Aggregator):
