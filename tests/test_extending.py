@@ -1,6 +1,7 @@
 """Page docs/extending.md: its code is that of `docs/examples/`, and each example runs with the config beside it."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from clients.store import DirectoryStore
 from spatl import RunResult, parse_config, run
 from spatl.bench.plan import merged
 from spatl.rounds.blueprint import Blueprint, make_blueprint
+from spatl.runs.records import read_lines
+from tests.support.layouts import interleaved_layout, make_update
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-SECTIONS = dict(re.findall(r"^## (A.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+SECTIONS = dict(re.findall(r"^## (An? .*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 SMALL: dict[str, Any] = {
     "rounds": 2,
     "partition": {"name": "iid", "num_clients": 4},
@@ -113,3 +116,32 @@ def test_the_method_brings_its_settings_and_the_config_goes_first() -> None:
     assert config.shares == "encoder"
     assert config.training.learning_rate == 0.05
     assert config.training.proximal_mu == 0.05
+
+
+def test_two_codecs_have_two_numbers_and_the_change_of_the_encoder_takes_a_bit_a_value(tmp_path: Path) -> None:
+    codecs = blueprint_of("A codec").codecs
+    assert (codecs.uplink.number, codecs.downlink.number) == (128, 129)
+    result = run_of("A codec", tmp_path, method="fedavg", rounds=8, training={"local_steps": 12})
+    num_entries = blueprint_of("A codec").layout.num_entries
+    assert num_entries  # of SPATL's calibrated predictor: the whole network, as FedAvg's
+    sent = [row["values"] for row in read_lines(tmp_path / "ledger.jsonl")
+            if row["phase"] == "train" and row["direction"] == "downlink" and row["round"] > 1]  # fmt: skip
+    assert set(sent) == {1 + 4 + (num_entries + 7) // 8}
+    assert result.summary["accuracy"] > 0.3
+
+
+def test_the_rules_do_as_their_names_say(tmp_path: Path) -> None:
+    """Of updates 0, 0 and 9 in one entry the geometric median is 0, which eight steps come near to (the mean is 3).
+
+    No entry moves by more than 0.01.
+    """
+    rule = import_module("my_rule")
+    moved = rule.geometric_median(torch.tensor([[0.0], [0.0], [9.0]]), torch.tensor([10, 10, 10]))
+    assert abs(float(moved)) < 0.05
+    run_of("An aggregation rule", tmp_path / "one", rounds=1)
+    result = run_of("An aggregation rule", tmp_path / "two", server={"aggregation": "my_rule:Bounded"})
+    assert result.history[-1]["rejected"] == 0
+    layout = interleaved_layout([(2, 2)])
+    made = rule.Bounded(layout, torch.zeros(4), None, total_examples=10)
+    made.add(make_update(layout, [True, False], torch.tensor([1.0, 0.005, -1.0, 0.0])), 10)
+    assert float(made.encoder().abs().max()) == pytest.approx(0.01)

@@ -200,14 +200,18 @@ def _named(label: str, rows: Mapping[str, Mapping[str, Any]], config: Mapping[st
         return dict(row)
     if codec not in CODECS:
         raise ConfigError(
-            f"unknown codec {codec!r} in {label!r}{did_you_mean(codec, CODECS)}; known: {', '.join(CODECS)}"
+            f"unknown codec {codec!r} in {label!r}{did_you_mean(codec, CODECS)}; known: {', '.join(CODECS)}; one of "
+            "your own goes into a row of bench.methods (wire: {uplink: package.module:Codec})"
         )
     return merged(row, {"wire": {"uplink": codec, "downlink": codec}})
 
 
 def _unknown(method: str, rows: Mapping[str, Any] | tuple[()]) -> str:
     known = dict.fromkeys([*rows, *METHODS])
-    return f"unknown method {method!r}{did_you_mean(method, known)}; known: {', '.join(known)}, or method+codec"
+    return (
+        f"unknown method {method!r}{did_you_mean(method, known)}; known: {', '.join(known)}, or method+codec; one of "
+        "your own goes into a row of bench.methods (method: package.module:ROW)"
+    )
 
 
 def _check_comparable(plan: Plan) -> None:

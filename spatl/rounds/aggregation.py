@@ -48,6 +48,9 @@ class Aggregator:
         learning_rate: eta_g.
         damping: rho in (0, 1], the share of the way c moves towards its new estimate.
         normalizes: Whether updates are divided by their step weight and rescaled by its mean (FedNova, eq. 5).
+
+    Attributes:
+        encoder_before: float32 [N], x before the round.
     """
 
     def __init__(
@@ -79,6 +82,11 @@ class Aggregator:
         self._examples = torch.zeros(layout.num_channels, dtype=torch.int64)  # over the clients that sent a channel
         self._corrected = torch.zeros(layout.num_channels, dtype=torch.int64)  # over those of them with control
         self._step_weights: list[tuple[int, float]] = []
+
+    @property
+    def before(self) -> Tensor:
+        """The encoder x before the round, float32 [N]."""
+        return self._encoder
 
     @property
     def num_updates(self) -> int:

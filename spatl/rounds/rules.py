@@ -4,6 +4,7 @@ The user's rule is a function of all updates of the round, or a class derived fr
 affair alone: clients neither import it nor need to have it.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -272,7 +273,9 @@ def _made(
             layout, encoder, control, reference=reference, function=found, trim_fraction=trim_fraction, **settings
         )
     what = f"aggregation rule {reference!r}"
-    offered = {"layout": layout, "encoder": encoder, "control": control, "trim_fraction": trim_fraction, **settings}
+    offered: dict[str, Any] = {"layout": layout, "encoder": encoder, "control": control, **settings}
+    if "trim_fraction" in inspect.signature(found).parameters:  # what takes any hands them on to `Aggregator`
+        offered["trim_fraction"] = trim_fraction
     arguments = arguments_for(found, what=what, offered=offered, error=ConfigError)
     try:
         made: Aggregator = found(**arguments)

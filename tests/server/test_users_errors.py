@@ -162,14 +162,16 @@ def test_a_client_whose_model_differs_in_what_does_not_travel_is_refused_by_name
         ({"method": "tests.support.users_parts:AS_FEDAVG"}, "method 'tests.support.users_parts:AS_FEDAVG'"),
         ({"partition": {"name": "tests.support.users_parts:by_turns"}},
          "partition by 'tests.support.users_parts:by_turns'"),
+        ({"wire": {"uplink": "tests.support.users_parts:Halves"}}, "codec 'tests.support.users_parts:Halves'"),
     ],
 )  # fmt: skip
-def test_a_client_whose_method_or_partition_is_another_is_refused_by_name(tmp_path, monkeypatch, sections, what):
+def test_a_client_whose_method_partition_or_codec_is_another_is_refused_by_name(tmp_path, monkeypatch, sections, what):
     """Client 2's machine has another version of the module; in the same place, so that nothing else tells."""
     config = tiny_config(rounds=1, **sections)
     other = replace(users_parts.AS_FEDAVG, fine_tunes=True)
     monkeypatch.setattr(users_parts, "AS_FEDAVG", other)
     monkeypatch.setattr(users_parts, "by_turns", lambda labels, num_clients: list(labels.argsort().chunk(num_clients)))
+    monkeypatch.setattr(users_parts, "Halves", users_parts.Inherited)
     elsewhere = b"".join(make_blueprint(config).rest.values())
     monkeypatch.undo()
 

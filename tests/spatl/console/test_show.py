@@ -58,7 +58,9 @@ def test_lines_of_a_list_are_shown_by_name(capsys):
     assert [line.split()[0] for line in printed.splitlines()[2:]] == ["fedavg", "scaffold"]
 
 
-@pytest.mark.parametrize("what", ["methods", "models", "datasets", "partitioners", "selectors"])
+@pytest.mark.parametrize(
+    "what", ["methods", "models", "datasets", "partitioners", "selectors", "codecs", "aggregation-rules"]
+)
 def test_a_list_says_how_one_of_your_own_is_named(what, capsys, monkeypatch):
     as_terminal(monkeypatch, 80)
     assert main(["show", what]) == 0
