@@ -28,4 +28,5 @@ class Bounded(Aggregator):
 
     def encoder(self) -> Tensor:
         """Return the encoder after the round, float32 [N]."""
-        return torch.clamp(super().encoder(), self.before - 0.01, self.before + 0.01)
+        x = self.encoder_before
+        return torch.clamp(super().encoder(), x - 0.01, x + 0.01)

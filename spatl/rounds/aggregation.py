@@ -84,11 +84,6 @@ class Aggregator:
         self._step_weights: list[tuple[int, float]] = []
 
     @property
-    def before(self) -> Tensor:
-        """The encoder x before the round, float32 [N]."""
-        return self._encoder
-
-    @property
     def num_updates(self) -> int:
         """Number of updates that were folded in."""
         return len(self._step_weights)
@@ -291,7 +286,9 @@ class PrivateAggregator(Aggregator):
         for part, total in self._totals():
             noise = torch.from_numpy(self._noise.standard_normal(part.stop - part.start))
             moved = total + self._noise_multiplier * self._clip * noise
-            encoder[part] = (self.encoder_before[part].double() + self._learning_rate / self._num_expected * moved).float()
+            encoder[part] = (
+                self.encoder_before[part].double() + self._learning_rate / self._num_expected * moved
+            ).float()
         return self._without_negative(encoder)
 
 
