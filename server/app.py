@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
-from spatl.rounds.rules import aggregation_rule
 
 import spatl
 from server.checkpoint import Checkpoint, load_checkpoint
@@ -31,6 +30,7 @@ from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.federation import Federation
 from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
+from spatl.rounds.rules import aggregation_rule
 from spatl.runner import remarks_on
 from spatl.runs.directory import alone_in_run, config_of
 from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, REGISTRATION, SUMMARY, TENSORBOARD

@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from rich.console import Console
-from spatl.rounds.rules import aggregation_rule
 
 from server.deployment.certificates import make_authority, make_client_pair, make_server_pair, pem, private_pem
 from server.deployment.control import started_superlink
@@ -47,6 +46,7 @@ from spatl.deployment.sites import (
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.result import read_run
 from spatl.rounds.blueprint import cached_blueprint
+from spatl.rounds.rules import aggregation_rule
 from spatl.runner import resume, run
 from spatl.runs.directory import alone_in_run, config_of, has_rounds, serving_run
 from spatl.runs.files import ERROR, REGISTRATION, REPORT, SUMMARY
