@@ -99,8 +99,7 @@ class FederationStrategy(Strategy):
         """Check every reply, fold the good ones in as they come, and move x and c."""
         number = self._done + server_round
         asked = self._asked_for(replies, number, f"round {number}")
-        answers = ((client, _content(reply)) for client, reply in asked)
-        self.state, outcome = close_round(self.federation, self.state, number, answers)
+        self.state, outcome = close_round(self.federation, self.state, number, _contents(asked))
         self._recorder.round.outcome = outcome
         if outcome.ending is not None:
             self._stop(outcome.ending)
@@ -223,6 +222,15 @@ class FederationStrategy(Strategy):
 
     def _fingerprint(self) -> str:
         return hashlib.blake2b(self.state.encoder.numpy().data, digest_size=16).hexdigest()
+
+
+def _contents(asked: Iterable[tuple[int, Message]]) -> Iterator[tuple[int, bytes | UpdateRejected]]:
+    """The blob of each reply as it comes, or why there is none; neither is kept while the next one is waited for."""
+    for client, reply in asked:
+        content = _content(reply)
+        del reply
+        yield client, content
+        del content
 
 
 def _content(reply: Message) -> bytes | UpdateRejected:

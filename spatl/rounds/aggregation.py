@@ -108,7 +108,7 @@ class Aggregator:
                     )
         self._waiting.append((replace(update, values=torch.zeros(0)), Multiples.of(update.values), num_examples))
         kept = sum(values.num_bytes for _, values, _ in self._waiting)
-        if self._updates is not None or kept > _WAITING_BYTES * self._layout.num_entries:
+        if self._updates is not None or kept > WAITING_BYTES * self._layout.num_entries:
             self._fold_()
         if self._is_corrected(update):
             self._corrected[update.selection.mask] += num_examples
@@ -299,4 +299,4 @@ def positions(kept: Tensor | None, own: slice | None = None) -> Tensor | slice:
     return kept if own is None else kept[: own.stop - own.start]
 
 
-_WAITING_BYTES = 8  # for each entry: two updates that send everything
+WAITING_BYTES = 8  # for each entry: two updates that send everything

@@ -111,9 +111,11 @@ def train_round(
             choice = _chosen(own, weights, update, result.num_steps)
         del weights
         report = _report(own, arrival, result, choice, watch)
-        give_back(own.blueprint.layout.num_entries)
-        blob = _packed(own, choice.selection, update, result.step_weight, report)
+        values = choice.selection.take(update, own.blueprint.layout)
         del update
+        give_back(own.blueprint.layout.num_entries)
+        blob = _packed(own, choice.selection, values, result.step_weight, report)
+        del values
         give_back(own.blueprint.layout.num_entries)
     control = _refreshed_control(own, blob)
     state = replace(state, private=private, selector=choice.state)
@@ -308,11 +310,10 @@ def _flops_ratio(blueprint: Blueprint, selection: Selection) -> float:
     return blueprint.costs.flops.ratio(selection.counts(blueprint.layout))
 
 
-def _packed(own: ClientRound, selection: Selection, update: Tensor, step_weight: float, report: TrainReport) -> bytes:
+def _packed(own: ClientRound, selection: Selection, values: Tensor, step_weight: float, report: TrainReport) -> bytes:
     """The update of the chosen channels, encoded (m_i, D_i, a_i and the report in one blob)."""
     config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
     corrected = config.row.controls and received.control is not None
-    values = selection.take(update, layout)
     raw = Update(received.server_round, received.version, selection, values, step_weight, corrected, report)
     limits = [own.blueprint.message_bytes]
     if own.budget is not None and own.budget.kind == "uplink_bytes":

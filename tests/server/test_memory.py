@@ -1,13 +1,16 @@
 """What a run takes in memory and leaves on the disk for a network of some size."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
 from server.checkpoint import load_checkpoint
+from server.replies import blob_content, content_sections
 from tests.support.federations import blueprint_of, run_tiny, tiny_config
 
 
@@ -25,6 +28,20 @@ def test_a_checkpoint_takes_at_most_twelve_bytes_a_parameter(method, most, tmp_p
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint.state.encoder.shape == (number,)
+
+
+def test_a_message_that_was_read_is_gone_without_a_collection():
+    """Flower's views of a message's records are cycles, which would keep blobs as large as the encoder for rounds."""
+    gc.collect()
+    gc.disable()
+    try:
+        content = blob_content(b"no blob")
+        reference = weakref.ref(content)
+        assert content_sections(content) == {}
+        del content
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

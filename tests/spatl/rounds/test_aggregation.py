@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import UpdateRejected
+from spatl.rounds import aggregation
 from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.control import refresh_control
 from spatl.rounds.exact_sum import ExactSum
@@ -35,6 +36,18 @@ def test_the_result_does_not_depend_on_the_order_of_replies(seed, number, normal
     encoder, control = torch.randn(N), torch.randn(LAYOUT.num_parameter_entries)
     one = aggregate(updates, encoder, control, normalizes=normalizes, damping=0.5)
     other = aggregate(shuffled, encoder, control, normalizes=normalizes, damping=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("normalizes", [False, True])
+@pytest.mark.parametrize("kept", [0, 3, 1000])
+def test_updates_that_wait_are_summed_to_the_same_bits(kept, normalizes, monkeypatch):
+    """A few are kept until the round closes, more are added up as they come."""
+    updates = random_updates(3, 6)
+    encoder, control = torch.randn(N), torch.randn(LAYOUT.num_parameter_entries)
+    one = aggregate(updates, encoder, control, normalizes=normalizes, damping=0.5)
+    monkeypatch.setattr(aggregation, "WAITING_BYTES", kept)
+    other = aggregate(updates, encoder, control, normalizes=normalizes, damping=0.5)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
