@@ -51,6 +51,59 @@ def test_updates_that_wait_are_summed_to_the_same_bits(kept, normalizes, monkeyp
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def whole_updates(number):
+    """Updates that send everything, in float32: two take as much as is kept until the round closes, three more."""
+    draw = torch.Generator().manual_seed(number)
+    everything = [True] * LAYOUT.num_channels
+    return [
+        (make_update(LAYOUT, everything, torch.randn(N, generator=draw), step_weight=0.5, corrected=True), 7 * i + 1)
+        for i in range(number)
+    ]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
+@pytest.mark.parametrize("updates_of", [whole_updates, lambda number: random_updates(3, number)])
+def test_the_average_is_that_of_one_exact_sum_whether_updates_wait_or_not(updates_of, number):
+    """x_j + sum_i n_i D_ij / sum_i n_i, and c_j + sum_i n_i (-D_ij / a_i - c_j) / n, by one exact sum of each."""
+    updates, total_examples = updates_of(number), 10_000
+    draw = torch.Generator().manual_seed(0)
+    encoder, control = torch.randn(N, generator=draw), torch.randn(LAYOUT.num_parameter_entries, generator=draw)
+    moved, gradients = ExactSum(N), ExactSum(len(control))
+    examples = torch.zeros(N, dtype=torch.int64)
+    for update, num_examples in updates:
+        entries, values = update.selection.entries(LAYOUT), update.values.double()
+        own = entries < len(control)
+        moved.add_(entries, values * num_examples)
+        gradients.add_(entries[own], -values[own] / update.step_weight * num_examples)
+        examples[entries] += num_examples
+    mean = (encoder.double() + moved.total() / examples.clamp(min=1)).float()
+    own = examples[: len(control)]
+    step = (gradients.total() - control.double() * own) / total_examples
+    found, found_control = aggregate(updates, encoder, control)
+    assert torch.equal(found, torch.where(examples > 0, mean, encoder))
+    assert torch.equal(found_control, torch.where(own > 0, (control.double() + step).float(), control))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 8])
+def test_a_rejected_update_leaves_nothing_however_many_wait(number):
+    updates = whole_updates(number + 1)
+    encoder, control = torch.randn(N), torch.randn(LAYOUT.num_parameter_entries)
+    aggregator = Aggregator(LAYOUT, encoder, control, total_examples=10_000)
+    for update, num_examples in updates[:-1]:
+        aggregator.add(update, num_examples)
+    rejected, num_examples = updates[-1]
+    values = rejected.values.clone()
+    values[-1] = 1e13
+    with pytest.raises(UpdateRejected):
+        aggregator.add(replace(rejected, values=values), num_examples)
+    assert aggregator.num_updates == number
+    expected = aggregate(updates[:-1], encoder, control)
+    assert all(map(torch.equal, (aggregator.encoder(), aggregator.control()), expected))
+    aggregator.add(rejected, num_examples)  # as it should have come
+    expected = aggregate(updates, encoder, control)
+    assert all(map(torch.equal, (aggregator.encoder(), aggregator.control()), expected))
+
+
 @given(terms=st.lists(st.floats(-1e9, 1e9, width=32), max_size=30))
 def test_a_fixed_point_sum_is_the_exact_sum_to_float64_rounding(terms):
     total = ExactSum(1)
