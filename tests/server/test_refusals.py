@@ -35,9 +35,9 @@ def reporting(content, layout, **numbers):
     return blob_content(blob.replace(report.to_bytes(), dataclasses.replace(report, **numbers).to_bytes()))
 
 
-def packed(update, layout):
-    """The records of an update, in float32."""
-    return blob_content(pack_update(update, layout, CODECS["float32"], generator=torch.Generator()))
+def packed(update, layout, codec="float32"):
+    """The records of an update."""
+    return blob_content(pack_update(update, layout, CODECS[codec], generator=torch.Generator()))
 
 
 def with_first_values(blob, first):
@@ -105,7 +105,7 @@ def test_an_update_without_a_report_is_refused(tmp_path):
     def attack(client, content):
         if client != 4:
             return content
-        return packed(dataclasses.replace(opened(blob_of(content), layout), report=None), layout)
+        return packed(dataclasses.replace(opened(blob_of(content), layout), report=None), layout, config.wire.uplink)
 
     run_tiny(config, tmp_path, app=tampering(attack))
     (rejection,) = read_lines(tmp_path / "history.jsonl")[0]["rejections"]
@@ -121,7 +121,7 @@ def test_an_update_that_says_otherwise_whether_it_was_corrected_is_refused(tmp_p
             return content
         update = opened(blob_of(content), layout)
         assert update.corrected
-        return packed(dataclasses.replace(update, corrected=False), layout)
+        return packed(dataclasses.replace(update, corrected=False), layout, config.wire.uplink)
 
     run_tiny(config, tmp_path, app=tampering(attack))
     (rejection,) = read_lines(tmp_path / "history.jsonl")[0]["rejections"]

@@ -78,7 +78,7 @@ def follow_download(data: bytes) -> None:
     num_values = len(entries_of(download.selection))
     offsets = {version: torch.arange(num_values, dtype=torch.int32) << version for version in (2, 3)}
     held = Held(offsets, control=torch.ones(LAYOUT.num_parameter_entries))
-    with patch("spatl.rounds.offsets.check_of", lambda encoder: download.check):
+    with patch("spatl.rounds.following.check_of", lambda encoder: download.check):
         encoder, after = follow(download, held, INITIAL, LAYOUT, fading=0.5)
     assert len(encoder) == LAYOUT.num_entries
     assert torch.isfinite(encoder).all()
