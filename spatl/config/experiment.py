@@ -121,6 +121,11 @@ class ExperimentConfig(Section):
         """Number of clients that are asked in a round."""
         return max(1, round(self.server.fraction_train * self.partition.num_clients))
 
+    @property
+    def chooses_channels(self) -> bool:
+        """Whether clients choose, by a budget, the channels that they send."""
+        return self.row.selects and self.selection.selector != "all"
+
     def budget(self, client: int | None = None) -> Budget:
         """Return the budget of a client, or of those that have none of their own."""
         return self.selection.budget(client) or Budget("keep_ratio", self.row.keep_ratio)

@@ -50,7 +50,7 @@ class _Run:
     @property
     def chooses(self) -> bool:
         """Return whether its clients choose channels by a budget."""
-        return self.row.selects and self.config.selection.selector != "all"
+        return self.config.chooses_channels
 
     @property
     def in_process(self) -> bool:

@@ -218,10 +218,9 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
     blueprint = Blueprint(config, model, split, Costs(trace, bytes_of_update), dataset, parts, codecs)
     _check_codecs(blueprint)
     _check_message_bytes(blueprint)
-    selects = config.row.selects and config.selection.selector != "all"
     if config.row.static_mask:
         check_static_budget(config.budget(), blueprint.costs)
-    if selects:
+    if config.chooses_channels:
         check_budget(config.budget(), blueprint.costs)
         for client in config.selection.clients:
             check_budget(config.budget(client), blueprint.costs, source=f"selection.clients.{client}")

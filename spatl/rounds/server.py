@@ -136,10 +136,7 @@ def open_round(
     if state.control is not None and not federation.derives_control:
         sent_control, held_control = _encoded_control(federation, state.control, server_round)
         state = replace(state, held_control=held_control)
-    downloads = {}
-    for client in clients:
-        state, downloads[client] = _download(federation, state, reference, server_round, client, control=sent_control)
-    return state, downloads
+    return _downloads(federation, state, reference, server_round, clients, control=sent_control)
 
 
 def open_evaluation(
@@ -148,10 +145,7 @@ def open_evaluation(
     """Lead what the clients hold to the encoder after the last round, for them to evaluate; as `open_round`."""
     reference, _ = _advanced(federation, state, federation.reference(state), server_round + 1)
     state = replace(state, versions=reference.versions)
-    downloads = {}
-    for client in clients:
-        state, downloads[client] = _download(federation, state, reference, server_round, client, trains=False)
-    return state, downloads
+    return _downloads(federation, state, reference, server_round, clients, trains=False)
 
 
 def close_round(
@@ -285,6 +279,25 @@ def _encoded_control(federation: Federation, control: Tensor, server_round: int)
     return data, codec.decode(memoryview(data), places)
 
 
+def _downloads(
+    federation: Federation,
+    state: ServerState,
+    reference: Reference,
+    server_round: int,
+    clients: Iterable[int],
+    *,
+    control: bytes | None = None,
+    trains: bool = True,
+) -> tuple[ServerState, dict[int, bytes]]:
+    """Return the state that knows of the clients' downloads, and the downloads."""
+    downloads = {}
+    for client in clients:
+        state, downloads[client] = _download(
+            federation, state, reference, server_round, client, control=control, trains=trains
+        )
+    return state, downloads
+
+
 def _download(
     federation: Federation,
     state: ServerState,
@@ -292,8 +305,8 @@ def _download(
     server_round: int,
     client: int,
     *,
-    control: bytes | None = None,
-    trains: bool = True,
+    control: bytes | None,
+    trains: bool,
 ) -> tuple[ServerState, bytes]:
     """Return the state that knows of a client's download, and the download."""
     version = reference.version

@@ -74,7 +74,7 @@ class Workplace:
         Raises:
             BudgetError: No selection meets the device's own budget.
         """
-        if not self.config.row.selects or self.config.selection.selector == "all":
+        if not self.config.chooses_channels:
             return None
         if own is not None:
             check_budget(own, self.blueprint.costs, source=f"client {client}: the node's")
