@@ -123,7 +123,7 @@ class ExperimentConfig(Section):
 
     @property
     def chooses_channels(self) -> bool:
-        """Whether clients choose, by a budget, the channels that they send."""
+        """True where clients choose, by a budget, the channels that they send."""
         return self.row.selects and self.selection.selector != "all"
 
     def budget(self, client: int | None = None) -> Budget:

@@ -13,7 +13,43 @@ from spatl.rounds.aggregation import Aggregator, AverageSettings, positions
 from spatl.wire.update import Update
 
 
-class RobustAggregator(Aggregator):
+class DenseAggregator(Aggregator):
+    """An average that looks at all updates of a round at once.
+
+    Every update is kept until the end, dense: as many encoders in float32 as there are replies. Only x is made by it: c
+    stays the weighted sum of the c_i, for a client whose update is folded in goes on with its own c_i.
+
+    Args:
+        trim_fraction: `server.trim_fraction`, in [0, 0.5).
+        layout: As of `Aggregator`.
+        encoder: Likewise.
+        control: Likewise.
+        settings: Likewise.
+    """
+
+    def __init__(
+        self,
+        layout: EncoderLayout,
+        encoder: Tensor,
+        control: Tensor | None,
+        *,
+        trim_fraction: float,
+        **settings: Unpack[AverageSettings],
+    ) -> None:
+        super().__init__(layout, encoder, control, **settings)
+        self._trim_fraction = trim_fraction
+        self._kept: list[Tensor] = []
+
+    def add(self, update: Update, num_examples: int) -> None:
+        """As of `Aggregator`."""
+        super().add(update, num_examples)
+        spread = spread_of(update, self._layout, self._layout.num_entries)
+        if self._normalizes:
+            spread[: self._layout.num_parameter_entries] /= update.step_weight
+        self._kept.append(spread)
+
+
+class RobustAggregator(DenseAggregator):
     """An average that few clients cannot move far: by rank over the clients that sent an entry, each counting alike.
 
     Numbers of examples do not count, because they are the client's word. Every update is kept until the end, dense:
@@ -39,19 +75,8 @@ class RobustAggregator(Aggregator):
         trim_fraction: float,
         **settings: Unpack[AverageSettings],
     ) -> None:
-        super().__init__(layout, encoder, control, **settings)
+        super().__init__(layout, encoder, control, trim_fraction=trim_fraction, **settings)
         self._rule = _RULES[rule]
-        self._trim_fraction = trim_fraction
-        self._kept: list[Tensor] = []
-
-    def add(self, update: Update, num_examples: int) -> None:
-        """As of `Aggregator`."""
-        super().add(update, num_examples)
-        length = self._layout.num_parameter_entries
-        spread = spread_of(update, self._layout, self._layout.num_entries)
-        if self._normalizes:
-            spread[:length] /= update.step_weight
-        self._kept.append(spread)
 
     def encoder(self) -> Tensor:
         """As of `Aggregator`."""

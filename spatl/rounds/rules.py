@@ -19,7 +19,7 @@ from spatl.config.sections import AGGREGATION_DOOR
 from spatl.errors import ConfigError, SpatlError, told
 from spatl.extensions.references import arguments_for, is_reference, resolve, unknown_name
 from spatl.rounds.aggregation import Aggregator, AverageSettings
-from spatl.rounds.robust import RobustAggregator, spread_of
+from spatl.rounds.robust import DenseAggregator, RobustAggregator
 from spatl.seeding import generator, seeded_globals
 from spatl.wire.update import Update
 
@@ -97,7 +97,7 @@ def aggregation_rule(name: str) -> AggregationRule:
     return AGGREGATION_RULES[name]
 
 
-class FunctionAggregator(Aggregator):
+class FunctionAggregator(DenseAggregator):
     """An average that a function of the user's makes of all updates of a round at once.
 
     Every update is kept until the end, dense: as many encoders in float32 as there are replies, and once more while the
@@ -125,20 +125,14 @@ class FunctionAggregator(Aggregator):
         trim_fraction: float,
         **settings: Unpack[AverageSettings],
     ) -> None:
-        super().__init__(layout, encoder, control, **settings)
+        super().__init__(layout, encoder, control, trim_fraction=trim_fraction, **settings)
         self._what = f"aggregation rule {reference!r}"
         self._function = function
-        self._trim_fraction = trim_fraction
-        self._kept: list[Tensor] = []
         self._numbers: list[int] = []
 
     def add(self, update: Update, num_examples: int) -> None:
         """As of `Aggregator`."""
         super().add(update, num_examples)
-        spread = spread_of(update, self._layout, self._layout.num_entries)
-        if self._normalizes:
-            spread[: self._layout.num_parameter_entries] /= update.step_weight
-        self._kept.append(spread)
         self._numbers.append(num_examples)
 
     def encoder(self) -> Tensor:
