@@ -10,7 +10,9 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from pydantic import ValidationError
 
+import spatl
 from clients.store import ContextStore, DirectoryStore, StateStore
+from spatl.artifacts.model_files import LABEL_OFFSET, describe_model
 from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run, on_device, parse_budget, with_agreement
@@ -27,14 +29,16 @@ from spatl.errors import (
     traceback_of,
 )
 from spatl.rounds.blueprint import cached_blueprint
-from spatl.rounds.client import evaluate_round, receive, train_round
+from spatl.rounds.client import receive, train_round
 from spatl.rounds.client_data import data_digest, describe_own
+from spatl.rounds.client_evaluation import ClientModel, arrived, evaluate_round, gather_round
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.offsets import check_of
 from spatl.rounds.workplace import Workplace
 from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_FAILED, CLIENT_LOST, CLIENT_REFUSED, RECORD
-from spatl.wire.download import Download, unpack_download
+from spatl.wire.download import Download, Model, unpack_download
 from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, pack_saliency
+from spatl.wire.reports import EvaluateReport
 
 logger = logging.getLogger(__name__)
 
@@ -141,10 +145,41 @@ def evaluate(message: Message, context: Context) -> Message:
     workplace, client, store = workplace_of(context), _client(context), _store(context)
     download = _download(message, workplace)
     with store.locked():
-        model, state = receive(workplace, download, _load(store, download, workplace))
-        report, state = evaluate_round(workplace, client, model, state)
-        store.save(state)
+        state = _load(store, download, workplace)
+        model, settled = receive(workplace, download, state)
+        report, own = evaluate_round(workplace, client, model, settled, whole=_is_device(context))
+        store.save(arrived(state, settled, workplace.blueprint.layout))
+        _save_model(store, context, workplace, model, report, own)
     return Message(_content(report.to_bytes()), reply_to=message)
+
+
+@app.query("statistics")
+@reporting
+def statistics(message: Message, context: Context) -> Message:
+    """Estimate BatchNorm statistics on this client's data, under the encoder that was sent."""
+    workplace, client, store = workplace_of(context), _client(context), _store(context)
+    download = _download(message, workplace)
+    with store.locked():
+        state = _load(store, download, workplace)
+        model, settled = receive(workplace, download, state)
+        blob = gather_round(workplace, client, model, settled)
+        store.save(arrived(state, settled, workplace.blueprint.layout))
+    return Message(_content(blob), reply_to=message)
+
+
+def _save_model(
+    store: StateStore, context: Context, workplace: Workplace, received: Model, report: EvaluateReport, own: ClientModel
+) -> None:
+    """Leave a client's model: on a device all of it, elsewhere what is the client's own, for the run has the rest."""
+    private = {} if own.offset is None else {LABEL_OFFSET: own.offset}
+    if not _is_device(context):
+        store.save_model(None, {**own.tensors, **private}, {})
+        return
+    description = describe_model(
+        workplace.blueprint, statistics=received.statistics, encoder=received.start(), accuracy=report.accuracy,
+        version=spatl.__version__, client=_client(context),
+    )  # fmt: skip
+    store.save_model(description, own.tensors, private)
 
 
 def _download(message: Message, workplace: Workplace) -> Download:
@@ -157,7 +192,8 @@ def _download(message: Message, workplace: Workplace) -> Download:
         raise UpdateRejected(f"the server's message lacks {error}") from error
     if not isinstance(blob, bytes):
         raise UpdateRejected(f"the server's blob must be bytes, got {type(blob).__name__}")
-    return unpack_download(blob, workplace.blueprint.layout, workplace.blueprint.codecs.downlink)
+    blueprint = workplace.blueprint
+    return unpack_download(blob, blueprint.layout, blueprint.codecs.downlink, num_statistics=blueprint.num_statistics)
 
 
 def _load(

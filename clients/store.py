@@ -7,13 +7,16 @@ the server asks for again, because it was killed in it, starts from that one.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor
 
+from spatl.artifacts.description import ModelDescription
+from spatl.artifacts.model_files import MODEL, PRIVATE, packed, write_model
 from spatl.errors import DamagedState, SpatlError
 from spatl.rounds.client_state import FORMAT, ClientState
 from spatl.sealed_files import alone_in, read_sealed, replace_file, sync_names
@@ -44,6 +47,12 @@ class StateStore(Protocol):
 
     def save(self, state: ClientState) -> None:
         """Replace the state."""
+        ...
+
+    def save_model(
+        self, description: ModelDescription | None, tensors: Mapping[str, Tensor], private: Mapping[str, Tensor]
+    ) -> None:
+        """Leave a model as `DirectoryStore.save_model` does, where there is a place for it."""
         ...
 
     def agreed(self) -> str | None:
@@ -143,6 +152,21 @@ class DirectoryStore:
         os.replace(self._temporary, self._path)
         sync_names(self._directory)
 
+    def save_model(
+        self, description: ModelDescription | None, tensors: Mapping[str, Tensor], private: Mapping[str, Tensor]
+    ) -> None:
+        """Leave the client's model beside its state.
+
+        Args:
+            description: What it is, where it is a whole one; None where the tensors are the client's own part alone.
+            tensors: By the network's own names.
+            private: What the client has beside these.
+        """
+        if description is None:
+            replace_file(self._directory / PRIVATE, packed(tensors))
+        else:
+            write_model(self._directory / MODEL, description, tensors, private=private)
+
     def agreed(self) -> str | None:
         """Return what the clients have agreed on, as JSON; None before they have."""
         try:
@@ -188,6 +212,11 @@ class ContextStore:
             record["previous"] = record["state"]
         record["state"] = state.to_bytes()
         self._records["spatl"] = record
+
+    def save_model(
+        self, description: ModelDescription | None, tensors: Mapping[str, Tensor], private: Mapping[str, Tensor]
+    ) -> None:
+        """Do nothing: what is in memory goes with the run."""
 
     def agreed(self) -> str | None:
         """Return what the clients have agreed on, as JSON; None before they have."""

@@ -21,12 +21,14 @@ from server.recorder import Recorder
 from server.registration import Registered, register
 from server.strategy import FederationStrategy
 from server.traffic import whole_update_bytes
+from spatl.artifacts.model_files import write_federation_model
 from spatl.channels.selection import Selection
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run
 from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
 from spatl.json_files import write_json
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
+from spatl.rounds.evaluation import final_encoder
 from spatl.rounds.federation import Federation
 from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
@@ -144,6 +146,12 @@ def serve(
     strategy = _strategy(registered, recorder, selection, checkpoint)
     if strategy.num_rounds_left:
         _run_rounds(strategy, grid, config)
+    state = strategy.state
+    with reproducible(config.training.threads):
+        write_federation_model(
+            directory, blueprint, statistics=state.statistics, encoder=final_encoder(strategy.federation, state),
+            accuracy=recorder.final_accuracy, version=spatl.__version__,
+        )  # fmt: skip
     facts = _facts(registered, recorder, engine=_engine_name(grid, config))
     most_examples = max(strategy.state.num_examples.values())
     whole = whole_update_bytes(blueprint, most_examples) if blueprint.layout.num_entries else 0

@@ -14,6 +14,7 @@ from spatl.rounds.admission import Admission, Size
 from spatl.rounds.downlink import Versions
 from spatl.rounds.server_state import ServerState
 from spatl.sealed_files import replace_sealed, seal, unseal
+from spatl.wire.statistics import Statistics
 
 FILE = "server.checkpoint"
 _FORMAT = 4
@@ -51,6 +52,8 @@ class Checkpoint:
             **{name: value for name in _OPTIONAL if (value := getattr(state, name)) is not None},
             **{f"reference/{name}": tensor for name, tensor in state.versions.tensors().items()},
         }
+        if state.statistics is not None:
+            tensors |= {"means": state.statistics.means, "variances": state.statistics.variances}
         header = {
             "server_round": self.server_round,
             "control_share": state.control_share,
@@ -100,6 +103,7 @@ class Checkpoint:
                 largest=Size(*header["largest"]) if header["largest"] is not None else None,
                 **of_admission,
             ),
+            statistics=Statistics(tensors["means"], tensors["variances"]) if "means" in tensors else None,
             **by_client,
         )
         return cls(header["server_round"], state)

@@ -68,6 +68,11 @@ class Recorder:
         """Largest number of rounds in which any one client's update was folded in."""
         return max(self._participations.values(), default=0)
 
+    @property
+    def final_accuracy(self) -> float | None:
+        """Mean accuracy of the clients with the encoder after the last round; None before it."""
+        return mean(report.accuracy for report in self._final.values())
+
     def start_clock(self) -> None:
         """Count the seconds of the first round from here: what clients build and import once is no round's work."""
         self._round.started = time.perf_counter()

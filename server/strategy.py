@@ -9,6 +9,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -21,10 +22,12 @@ from server.recorder import Recorder
 from server.replies import blob_content, blob_of, content_sections, error_line, error_traceback
 from server.traffic import message_traffic
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
+from spatl.rounds.evaluation import arrived_state, close_statistics, open_evaluation
 from spatl.rounds.federation import Federation
-from spatl.rounds.server import choose_clients, close_round, first_state, open_evaluation, open_round, rejoined
+from spatl.rounds.server import choose_clients, close_round, first_state, open_round, rejoined
 from spatl.runs.ledger import Direction, Entry, entry
 from spatl.wire.reports import EvaluateReport
+from spatl.wire.statistics import STATISTICS_QUESTION
 
 logger = logging.getLogger(__name__)
 
@@ -108,14 +111,27 @@ class FederationStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """After the last round, hand the final encoder to every client; before it, evaluation needs no message."""
+        """After the last round, hand the final encoder to every client; before it, evaluation needs no message.
+
+        Where BatchNorm statistics are aggregated, it comes with a question for each client's own, and the messages that
+        ask for the evaluation bring those of all.
+        """
         number = self._done + server_round
         if number < self._config.rounds:
             return self._messages({}, number, MessageType.EVALUATE, set())
+        clients = sorted(self._nodes)
         try:
-            self.state, downloads = open_evaluation(self.federation, self.state, number, sorted(self._nodes))
+            state = arrived_state(self.federation, self.state, number)
         except DivergedError as error:
             self._stop(error)
+        if self.federation.blueprint.statistics:
+            state, downloads = open_evaluation(self.federation, state, number, clients)
+            questions = self._messages(downloads, number, STATISTICS_QUESTION, set(grid.get_node_ids()))
+            replies = grid.send_and_receive(questions, timeout=self._config.server.round_timeout_seconds)
+            asked = self._asked_for(replies, number, "BatchNorm statistics")
+            state = close_statistics(self.federation, state, number, _contents(asked))
+            self.state = replace(self.state, statistics=state.statistics)
+        _, downloads = open_evaluation(self.federation, state, number, clients)
         return self._messages(downloads, number, MessageType.EVALUATE, set(grid.get_node_ids()))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

@@ -161,6 +161,19 @@ class ExperimentConfig(Section):
         return find_method(self.method)
 
     @property
+    def aggregates_statistics(self) -> bool:
+        """True where clients' BatchNorm statistics are put together after the last round, if there are any.
+
+        Not under privacy, of whose noise they would be free; nor where a client evaluates weights of its own.
+        """
+        return (
+            self.training.batch_norm == "aggregated"
+            and self.privacy.noise_multiplier is None
+            and self.shares != "nothing"
+            and not self.row.fine_tunes
+        )
+
+    @property
     def predictor_mode(self) -> PredictorMode:
         """Private part of the predictor: as the method says, or this config where the method leaves it open."""
         return self.row.predictor_mode or self.predictor.mode

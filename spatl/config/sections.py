@@ -186,8 +186,10 @@ class TrainingConfig(Section):
     """Passes that train the predictor alone, before those that train the encoder; only methods that do so read it."""
     finetune_epochs: Count = 1
     """Passes over the training split before an evaluation; only methods that fine-tune read it."""
-    batch_norm: Literal["local", "shared"] = "local"
-    """Whose running statistics a client uses: its own, or the federation's average."""
+    batch_norm: Literal["local", "shared", "aggregated"] = "local"
+    """Whose running statistics a client uses: its own (`local`), an average that travels in every round (`shared`), or
+    its own in the rounds and, after the last one, those of all clients' data, which leave with the model
+    (`aggregated`)."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     precision: Literal["float32", "bf16"] = "float32"

@@ -49,15 +49,17 @@ def dataset_of_arrays(
     if groups is not None and (groups.dtype.kind not in "iuU" or groups.shape != shaped.shape[:1]):
         raise misfit(where, f"groups must be whole numbers or texts [{len(shaped)}], one per image", groups)
     classes = class_labels(name, labels, num_classes=num_classes)
+    values, normalisation = standardise(shaped) if shaped.dtype == np.uint8 else standardise_values(shaped)
     return Dataset(
         name,
-        torch.from_numpy(standardise(shaped) if shaped.dtype == np.uint8 else standardise_values(shaped)),
+        torch.from_numpy(values),
         torch.from_numpy(classes.numbers),
         num_classes=len(classes.names),
         groups=None if groups is None else torch.from_numpy(numbered(groups)[0]),
         class_names=classes.names,
         notes=(*of_layout, *notes, *classes.notes),
         splits=splits,
+        normalisation=normalisation,
     )
 
 

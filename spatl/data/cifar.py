@@ -126,12 +126,14 @@ def _load(name: str, version: _Version, labels: _Labels, *, path: str, part: str
             f"{labels.num_classes} classes: they are damaged or of another data set"
         )
     pixels: Pixels = records[:, version.label_bytes :].reshape(-1, 3, 32, 32)
+    images, normalisation = standardise(pixels)
     return Dataset(
         name,
-        torch.from_numpy(standardise(pixels)),
+        torch.from_numpy(images),
         torch.from_numpy(found),
         num_classes=labels.num_classes,
         class_names=_class_names(directory / labels.names_file, labels.num_classes),
+        normalisation=normalisation,
     )
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.data.labels import MAX_CLASSES, listed
+from spatl.data.normalisation import Normalisation
 from spatl.errors import DataError
 
 SPLITS: Final = ("train", "validation", "test")
@@ -29,6 +30,8 @@ class Dataset:
         splits: `[N]`, int64: the place in `SPLITS` of the split that each example was published in; None where each
             client draws splits of its own. Of a split that no example is in, clients draw theirs from `train`.
         notes: What a user should know of how it was read, a line each.
+        normalisation: By what the pixels that were read became the images; None where they are the images, or nobody
+            knows.
 
     Raises:
         DataError: A tensor has the wrong shape, dtype or values.
@@ -42,6 +45,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     splits: Tensor | None = None
+    normalisation: Normalisation | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels

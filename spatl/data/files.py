@@ -67,15 +67,17 @@ def folder(
     splits = None
     if not pool and any(file.split is not None for file in files):
         splits = torch.tensor([SPLITS.index(file.split or "train") for file in files])
+    images, normalisation = standardise(pixels)
     return Dataset(
         "folder",
-        torch.from_numpy(standardise(pixels)),
+        torch.from_numpy(images),
         torch.tensor([number[file.label] for file in files]),
         num_classes=len(classes),
         groups=torch.from_numpy(numbered(owners)[0]) if owners[0] else None,
         class_names=tuple(classes),
         notes=notes,
         splits=splits,
+        normalisation=normalisation,
     )
 
 

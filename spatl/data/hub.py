@@ -197,14 +197,16 @@ def from_table(
         groups = torch.from_numpy(numbered(column_values(dataset, table, columns.group))[0])
     files = _image_files(library, dataset, table, columns.image)
     pixels = decode_images(dataset, files, channels=channels, image_size=image_size)
+    images, normalisation = standardise(pixels)
     return Dataset(
         dataset,
-        torch.from_numpy(standardise(pixels)),
+        torch.from_numpy(images),
         torch.from_numpy(labels.numbers),
         num_classes=len(labels.names),
         groups=groups,
         class_names=labels.names,
         notes=labels.notes,
+        normalisation=normalisation,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatl.data.checks import missing_package, one_line
+from spatl.data.normalisation import Normalisation
 from spatl.data.own import is_as_found
 from spatl.errors import DataError
 
@@ -28,20 +29,21 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would 
 _IMAGES_AT_ONCE = 1000  # bounds the memory of counting, which takes eight bytes per pixel
 
 
-def standardise(pixels: Pixels) -> NDArray[np.float32]:
+def standardise(pixels: Pixels) -> tuple[NDArray[np.float32], Normalisation | None]:
     """Return 8-bit pixels with zero mean and unit variance in each channel, by exact integer counts.
 
     Args:
         pixels: `[N, C, H, W]`.
 
     Returns:
-        `[N, C, H, W]`, the same bits on every machine; a channel of one constant value becomes zero. The pixels as they
-        are, where data are read as found (`spatl.data.own`).
+        `[N, C, H, W]`, the same bits on every machine, and by what they became so; a channel of one constant value
+        becomes zero. The pixels as they are, and None, where data are read as found (`spatl.data.own`).
     """
     if is_as_found():
-        return pixels.astype(np.float32)
+        return pixels.astype(np.float32), None
     levels = np.arange(256)
     images = np.empty(pixels.shape, dtype=np.float32)
+    means, deviations = [], []
     for channel in range(pixels.shape[1]):
         counts = np.zeros(256, dtype=np.int64)
         for start in range(0, len(pixels), _IMAGES_AT_ONCE):
@@ -50,30 +52,35 @@ def standardise(pixels: Pixels) -> NDArray[np.float32]:
         variance = (counts @ levels**2) / counts.sum() - mean**2
         deviation = np.sqrt(variance) if variance > 0 else 1.0
         images[:, channel] = ((levels - mean) / deviation).astype(np.float32)[pixels[:, channel]]
-    return images
+        means.append(float(mean))
+        deviations.append(float(deviation))
+    return images, Normalisation(tuple(means), tuple(deviations))
 
 
-def standardise_values(values: NDArray[Any]) -> NDArray[np.float32]:
+def standardise_values(values: NDArray[Any]) -> tuple[NDArray[np.float32], Normalisation | None]:
     """Return pixels of any values with zero mean and unit variance in each channel.
 
     Args:
         values: `[N, C, H, W]`, floating point, at most `LARGEST_VALUE` in size.
 
     Returns:
-        `[N, C, H, W]`; a channel of one constant value becomes zero. The last bits depend on how NumPy was built. The
-        values as they are, where data are read as found.
+        `[N, C, H, W]`, and by what they became so; a channel of one constant value becomes zero. The last bits depend
+        on how NumPy was built. The values as they are, and None, where data are read as found.
     """
     if is_as_found():
-        return values.astype(np.float32)
+        return values.astype(np.float32), None
     images = np.empty(values.shape, dtype=np.float32)
+    means, deviations = [], []
     for channel in range(values.shape[1]):
         exact = values[:, channel].astype(np.float64)
-        if exact.min() == exact.max():  # its mean, which is rounded, may be another value
-            images[:, channel] = 0
-            continue
-        exact -= exact.mean()
-        images[:, channel] = exact / (exact.std() or 1.0)
-    return images
+        # The mean of one constant value is rounded, and may be another one.
+        mean = exact.flat[0] if exact.min() == exact.max() else exact.mean()
+        exact -= mean
+        deviation = exact.std() or 1.0
+        images[:, channel] = exact / deviation
+        means.append(float(mean))
+        deviations.append(float(deviation))
+    return images, Normalisation(tuple(means), tuple(deviations))
 
 
 def numbered(values: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -50,13 +50,15 @@ def femnist(seed: int, *, path: str = _DEFAULT_PATH, max_writers: int | None = N
     if not examples.pixels:
         raise DataError(f"femnist: the JSON files in {path} hold no examples; make or copy them again")
     pixels = np.concatenate(examples.pixels)
+    images, normalisation = standardise(pixels)
     return Dataset(
         "femnist",
-        torch.from_numpy(standardise(pixels)),
+        torch.from_numpy(images),
         torch.from_numpy(np.concatenate(examples.labels)),
         num_classes=len(_CLASSES),
         groups=torch.from_numpy(np.concatenate(examples.groups)),
         class_names=_CLASSES,
+        normalisation=normalisation,
     )
 
 

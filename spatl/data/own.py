@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spatl.data.labels import class_order, listed
+from spatl.data.normalisation import Normalisation
 from spatl.errors import DataError
 
 if TYPE_CHECKING:
@@ -128,6 +129,11 @@ class Agreement:
     means: tuple[float, ...]
     deviations: tuple[float, ...]
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """The scale, as a model's users need it."""
+        return Normalisation(self.means, self.deviations)
+
 
 def check_classes(classes: Sequence[object]) -> None:
     """Raise a `DataError` unless these are names of classes, each once.
@@ -226,8 +232,9 @@ def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":
             part.copy_((part.double() - mean) / deviation)
     order = torch.tensor([place[name] for name in dataset.class_names])
     return replace(
-        dataset, labels=order[dataset.labels], num_classes=len(agreement.classes), class_names=agreement.classes
-    )
+        dataset, labels=order[dataset.labels], num_classes=len(agreement.classes), class_names=agreement.classes,
+        normalisation=agreement.normalisation,
+    )  # fmt: skip
 
 
 def _parts(values: Tensor) -> Iterator[Tensor]:

@@ -20,6 +20,7 @@ from spatl.data.dataset import Dataset
 from spatl.data.files import folder, npz
 from spatl.data.hub import huggingface
 from spatl.data.leaf import femnist
+from spatl.data.normalisation import Normalisation
 from spatl.data.synthetic import synthetic
 from spatl.data.users import DATASET_DOOR, load_users_dataset
 from spatl.errors import DataError, SpatlError, did_you_mean, told
@@ -119,8 +120,11 @@ def digits(seed: int) -> Dataset:
     path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     rows = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.float32))  # 64 pixels and the class
     images = rows[:, :-1].reshape(-1, 1, 8, 8)
-    images = (images - images.mean()) / images.std()
-    return Dataset("digits", images, rows[:, -1].long(), num_classes=10)
+    mean, deviation = images.mean(), images.std()
+    normalisation = Normalisation((float(mean),), (float(deviation),))
+    return Dataset(
+        "digits", (images - mean) / deviation, rows[:, -1].long(), num_classes=10, normalisation=normalisation
+    )
 
 
 DATASETS: dict[str, DatasetEntry] = {

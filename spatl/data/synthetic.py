@@ -72,7 +72,10 @@ def synthetic(
     labels = rng.permutation(np.arange(num_examples, dtype=np.int64) % num_classes)
     scenes = _draw_scenes(rng, vocabulary, classes, labels, variation)
     pixels = _render(rng, scenes, image_size, variation.noise)
-    return Dataset("synthetic", torch.from_numpy(standardise(pixels)), torch.from_numpy(labels), num_classes)
+    images, normalisation = standardise(pixels)
+    return Dataset(
+        "synthetic", torch.from_numpy(images), torch.from_numpy(labels), num_classes, normalisation=normalisation
+    )
 
 
 @dataclass(frozen=True)

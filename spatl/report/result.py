@@ -3,7 +3,7 @@
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
@@ -11,6 +11,9 @@ from spatl.report.page import facts
 from spatl.runs.files import ALONE, CLIENTS, CURVES, HISTORY, SUMMARY
 from spatl.runs.records import read_lines
 from spatl.runs.text import human_bytes, human_percent
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,6 +33,29 @@ class RunResult:
     history: list[dict[str, Any]]
     clients: list[dict[str, Any]]
     alone: dict[str, Any] | None = None
+
+    def model(self, client: int | None = None) -> "nn.Module":
+        """Return the model that the run has trained, in eval mode on the CPU.
+
+        Args:
+            client: Whose model: with its own part, and with its class frequencies added to the logits where the
+                predictor is calibrated. The federation's if not given.
+
+        Returns:
+            A network from images float32 [B, C, H, W], normalised as `model/model.json` says, to logits [B, K].
+
+        Raises:
+            SpatlError: The run has left none, its files are damaged, or each client has a part of it.
+
+        Example:
+            >>> network = read_run("runs/digits").model(client=3)
+            >>> network(images).softmax(1)
+        """
+        from spatl.artifacts.model_files import (
+            read_model,  # torch and all networks: whoever reads numbers needs neither
+        )
+
+        return read_model(self.directory, client=client).with_offset_()
 
     def __repr__(self) -> str:
         """Return the result in one line."""

@@ -21,6 +21,7 @@ from spatl.channels.tracing import trace_groups
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
 from spatl.data import ClientData, Dataset
+from spatl.data.normalisation import Normalisation
 from spatl.errors import ConfigError, ModelError, told
 from spatl.extensions.references import is_reference
 from spatl.models import Split, add_residual_, build_model, make_split
@@ -28,6 +29,7 @@ from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, du
 from spatl.models.inputs import take_images_
 from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_clients, split_client
 from spatl.rounds.rules import rehearse_rule
+from spatl.rounds.statistics import statistics_names
 from spatl.seeding import generator
 from spatl.selection.common_mask import check_static_budget
 from spatl.selection.users import UsersSelector, rehearse_selector
@@ -52,6 +54,7 @@ class Blueprint:
         partition: Indices of each client's examples.
         codecs: The codecs of its messages.
         warnings: What was said while it was made, for a log that was opened later (of `cached_blueprint` only).
+        built_cut: The submodules that form the predictor of the network as its factory makes it.
     """
 
     config: ExperimentConfig
@@ -62,6 +65,7 @@ class Blueprint:
     partition: tuple[Tensor, ...]
     codecs: WireCodecs
     warnings: tuple[logging.LogRecord, ...] = ()
+    built_cut: tuple[str, ...] = ()
 
     @property
     def layout(self) -> EncoderLayout:
@@ -87,6 +91,19 @@ class Blueprint:
         """Length in bytes that a blob may have in either direction; None where the config says nothing."""
         ratio = self.config.wire.target_ratio
         return None if ratio is None else math.floor(4 * self.layout.num_entries / ratio) - RECORD_BYTES
+
+    @cached_property
+    def statistics(self) -> dict[str, tuple[str, str]]:
+        """Names of the running mean and variance of each layer whose statistics are aggregated after the last round."""
+        if not self.config.aggregates_statistics:
+            return {}
+        return statistics_names(self.model, self.split)
+
+    @cached_property
+    def num_statistics(self) -> int:
+        """Number of channels whose statistics are aggregated (S)."""
+        buffers = dict(self.model.named_buffers())
+        return sum(buffers[mean].numel() for mean, _ in self.statistics.values())
 
     def client_data(self, client: int) -> ClientData:
         """The splits of one client, drawn once from the seed."""
@@ -118,6 +135,12 @@ class Blueprint:
         for name, decoded in rehearse_codecs(self.codecs, self.layout, seed=self.config.seed).items():
             found[f"codec {name!r}"] = digest_of(decoded)
         return found
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """What is done with pixels before the network sees them; None for nothing."""
+        agreed = self.config.data.agreed
+        return self.dataset.normalisation if agreed is None else agreed.agreement().normalisation
 
     def check_clients(self) -> None:
         """Check all clients of a simulation; a device need not look at the others.
@@ -200,6 +223,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
     )
     _check_weights(model)
     _check_output(model, dataset)
+    built_cut = cut
     if config.predictor_row.residual:
         cut = add_residual_(model, cut, example)
     split = _SPLITS[config.shares](model, cut)
@@ -215,7 +239,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
     def bytes_of_update(num_values: int, num_channels: int) -> int:
         return update_bytes(layout, codecs.uplink, num_values=num_values, num_channels=num_channels)
 
-    blueprint = Blueprint(config, model, split, Costs(trace, bytes_of_update), dataset, parts, codecs)
+    costs = Costs(trace, bytes_of_update)
+    blueprint = Blueprint(config, model, split, costs, dataset, parts, codecs, built_cut=built_cut)
     _check_codecs(blueprint)
     _check_message_bytes(blueprint)
     if config.row.static_mask:

@@ -5,31 +5,30 @@ folded the update in (`ClientState.settle`).
 """
 
 import math
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.vectors import all_finite, give_back
 from spatl.data.dataset import misfits
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
-from spatl.models.copies import check_parts, duplicate, restore_
+from spatl.models.copies import check_parts
 from spatl.rounds.blueprint import Blueprint, encoder_tensors
+from spatl.rounds.client_evaluation import evaluated_model, private_part, train_epochs_
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.control import fading, refresh_control
 from spatl.rounds.following import encoder_again, follow
+from spatl.rounds.stop_watch import StopWatch
 from spatl.rounds.workplace import ClientRound, Workplace
 from spatl.selection.protocol import Choice, SelectionRequest
-from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
+from spatl.training.evaluate import Evaluation
 from spatl.training.hooks import GradientHook, correction_hook, masking_hook, proximal_hook
 from spatl.training.local import TrainingResult, train_
 from spatl.wire.download import Download, Model
-from spatl.wire.reports import LARGEST_METRIC, EvaluateReport, TrainReport
+from spatl.wire.reports import LARGEST_METRIC, TrainReport
 from spatl.wire.update import Update, pack_update, unpack_update
 
 
@@ -69,7 +68,7 @@ def receive(workplace: Workplace, download: Download, state: ClientState | None)
     elif download.derived is not None and download.derived.valid:
         control = held.control
     x = encoder_again(download, held, initial, layout) or encoder
-    model = Model(download.server_round, download.version, x, control, download.selection)
+    model = Model(download.server_round, download.version, x, control, download.selection, download.statistics)
     return model, replace(settled, held=held)
 
 
@@ -96,12 +95,13 @@ def train_round(
     watch = StopWatch()
     with workplace.prepared(client, received, state, own_budget=budget) as own:
         start = own.rounded_start()
-        arrival = _evaluated(own, received.server_round)
+        with evaluated_model(own, received.server_round) as arrival:
+            pass
         give_back(own.blueprint.layout.num_entries)
         with watch.timed("training"):
             result = _trained_(own)
         weights = own.blueprint.layout.flatten(encoder_tensors(own.model, own.blueprint.split))
-        private = _private_part(own)
+        private = private_part(own)
         _check_finite(own, arrival, result, weights)
         give_back(own.blueprint.layout.num_entries)
         start = received.start() if start is None else start
@@ -124,50 +124,6 @@ def train_round(
     return blob, state
 
 
-def evaluate_round(
-    workplace: Workplace, client: int, received: Model, state: ClientState
-) -> tuple[EvaluateReport, ClientState]:
-    """Evaluate a received encoder under the client's own predictor on its test split; arguments as of `train_round`."""
-    with workplace.prepared(client, received, state) as own:
-        result = _evaluated(own, received.server_round + 1)
-    return EvaluateReport(num_examples=len(own.data.train), accuracy=result.accuracy, loss=result.loss), state
-
-
-class StopWatch:
-    """Seconds that parts of a round took, by name, and all of it so far."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Take the time of a part."""
-        started = time.perf_counter()
-        yield
-        self.seconds[part] = time.perf_counter() - started
-
-    @property
-    def total(self) -> float:
-        """Seconds since it was made."""
-        return time.perf_counter() - self._started
-
-
-def _evaluated(own: ClientRound, server_round: int) -> Evaluation:
-    """The model as it arrived for a round, evaluated; for a method that fine-tunes, a little later."""
-    config, model = own.blueprint.config, own.model
-    examples = own.data.test if config.report.split == "test" else own.data.validation
-    arrived = duplicate(model) if config.row.fine_tunes else None
-    if arrived is not None:
-        _train_epochs_(own, own.trainable(), config.training.finetune_epochs, "fine-tuning", server_round)
-    if config.training.batch_norm == "local":
-        recalibrate_(model, own.data.train, batch_size=config.training.batch_size)
-    result = evaluate(model, examples, precision=config.training.precision)
-    if arrived is not None:
-        restore_(model, arrived)
-    return result
-
-
 def _trained_(own: ClientRound) -> TrainingResult:
     """Local training, in place, with the encoder's gradients g + c - c_i where the method corrects them."""
     config = own.blueprint.config
@@ -178,7 +134,7 @@ def _trained_(own: ClientRound) -> TrainingResult:
         head = {name: p for name, p in parameters.items() if name not in encoder}
         parameters = {name: p for name, p in parameters.items() if name in encoder}
         # FedRep, algorithm 1. BatchNorm uses the batches' own statistics here too, and gathers them.
-        _train_epochs_(own, head, config.training.head_epochs, "head", own.received.server_round)
+        train_epochs_(own, head, config.training.head_epochs, "head", own.received.server_round)
     result = train_(own.model, parameters, own.data.train, config.training, generator=order, hooks=hooks)
     check_parts(own.model, own.blueprint.model)
     return result
@@ -204,21 +160,6 @@ def _gradient_hooks(own: ClientRound) -> list[GradientHook]:
         zeros = {name: torch.zeros_like(parameter) for name, parameter in residual.items()}
         hooks.append(proximal_hook(zeros, config.predictor.shrinkage))
     return hooks
-
-
-def _train_epochs_(
-    own: ClientRound, parameters: Mapping[str, nn.Parameter], epochs: int, purpose: str, server_round: int
-) -> None:
-    """Train some parameters for so many epochs beside the round's own training, with batches of their own."""
-    settings, order = own.blueprint.config.training, own.generator(purpose, server_round)
-    train_(own.model, parameters, own.data.train, settings, generator=order, epochs=epochs)
-
-
-def _private_part(own: ClientRound) -> dict[str, Tensor]:
-    """Return the part of the model that never travels (theta_i), on the CPU."""
-    local = own.blueprint.config.training.batch_norm == "local"
-    state = own.blueprint.split.private_state(own.model, statistics=local)
-    return {name: tensor.cpu() for name, tensor in state.items()}
 
 
 def _check_finite(own: ClientRound, arrival: Evaluation, result: TrainingResult, weights: Tensor) -> None:

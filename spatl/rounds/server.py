@@ -40,11 +40,12 @@ from spatl.wire.download import DerivedControl, download_overhead, pack_download
 
 __all__ = [
     "admit",
+    "advanced",
     "choose_clients",
     "close_round",
     "first_state",
-    "open_evaluation",
     "open_round",
+    "pack_downloads",
     "question_of",
     "rejoined",
 ]
@@ -130,22 +131,13 @@ def open_round(
     """
     reference = federation.reference(state)
     if server_round > 1:
-        reference, change = _advanced(federation, state, reference, server_round)
+        reference, change = advanced(federation, state, reference, server_round)
         state = replace(_with_control_opened(federation, state, change), versions=reference.versions)
     sent_control = None
     if state.control is not None and not federation.derives_control:
         sent_control, held_control = _encoded_control(federation, state.control, server_round)
         state = replace(state, held_control=held_control)
-    return _downloads(federation, state, reference, server_round, clients, control=sent_control)
-
-
-def open_evaluation(
-    federation: Federation, state: ServerState, server_round: int, clients: Iterable[int]
-) -> tuple[ServerState, dict[int, bytes]]:
-    """Lead what the clients hold to the encoder after the last round, for them to evaluate; as `open_round`."""
-    reference, _ = _advanced(federation, state, federation.reference(state), server_round + 1)
-    state = replace(state, versions=reference.versions)
-    return _downloads(federation, state, reference, server_round, clients, trains=False)
+    return pack_downloads(federation, state, reference, server_round, clients, control=sent_control)
 
 
 def close_round(
@@ -228,10 +220,10 @@ def _fold_(
     return sizes, unclipped
 
 
-def _advanced(
+def advanced(
     federation: Federation, state: ServerState, reference: Reference, server_round: int
 ) -> tuple[Reference, Tensor]:
-    """x_hat one version on, and what the change was of the parameters, float32 [P]."""
+    """Return x_hat one version on, and what the change was of the parameters, float32 [P]."""
     return reference.advance(
         state.encoder,
         generator=generator(federation.blueprint.config.seed, "rounding-server", server_round=server_round),
@@ -279,7 +271,7 @@ def _encoded_control(federation: Federation, control: Tensor, server_round: int)
     return data, codec.decode(memoryview(data), places)
 
 
-def _downloads(
+def pack_downloads(
     federation: Federation,
     state: ServerState,
     reference: Reference,
@@ -323,6 +315,8 @@ def _download(
         download = replace(download, derived=_derived_control(federation, state, valid=valid))
     elif trains and control is not None:
         download = replace(download, control=control)
+    elif not trains:
+        download = replace(download, statistics=state.statistics)
     if download.base_version != state.held[client]:
         # The client keeps what it was led from and what it is led to, and nothing else.
         state = replace(state, held={**state.held, client: download.base_version})

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spatl.rounds.admission import Admission
 from spatl.rounds.downlink import Versions
+from spatl.wire.statistics import Statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class ServerState:
             classes; None before it.
         useless_rounds: How many rounds in a row had nothing usable.
         admission: What decides which updates are let in.
+        statistics: BatchNorm statistics of all clients' data under the encoder after the last round; None before it.
     """
 
     encoder: Tensor
@@ -45,3 +47,4 @@ class ServerState:
     first_loss: float | None = None
     useless_rounds: int = 0
     admission: Admission = field(default_factory=Admission)
+    statistics: Statistics | None = None

@@ -116,10 +116,10 @@ class Workplace:
             if state.private:
                 self.blueprint.split.load_private_state_(self.model, state.private)
             data = self.client_data(client)
-            with calibrated(self.model, self._offset(data)):
+            with calibrated(self.model, self.offset(data)):
                 yield ClientRound(self, client, self.model, data, received, state, budget)
 
-    def _offset(self, data: ClientData) -> Tensor | None:
+    def offset(self, data: ClientData) -> Tensor | None:
         """Return what a client adds to the logits of its classes, or None for a predictor without such an offset."""
         predictor = self.config.predictor
         if not self.config.predictor_row.offset or predictor.strength == 0:

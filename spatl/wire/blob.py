@@ -46,12 +46,13 @@ CHECK_BYTES: Final = 8
 HEADER = struct.Struct("<4sBBBBI8sQ")
 DOWNLOAD_HEADER = struct.Struct(f"<III{CHECK_BYTES}s")
 UPDATE_HEADER = struct.Struct("<IdB")
+GATHERED_HEADER = struct.Struct("<I")
 SECTION = struct.Struct("<BQ")
 LENGTH = struct.Struct("<I")
 
-DOWNLOAD, UPDATE = 1, 2
+DOWNLOAD, UPDATE, GATHERED = 1, 2, 3
 """The kinds of blob."""
-VALUES, INDICES, CONTROL, CLOSED_INDICES, REPORT, BASE, SNAPSHOT, DERIVED = 1, 2, 3, 4, 5, 6, 7, 8
+VALUES, INDICES, CONTROL, CLOSED_INDICES, REPORT, BASE, SNAPSHOT, DERIVED, STATISTICS = 1, 2, 3, 4, 5, 6, 7, 8, 9
 """The kinds of section."""
 SECTION_NAMES = {
     VALUES: "values",
@@ -62,6 +63,7 @@ SECTION_NAMES = {
     BASE: "values",
     SNAPSHOT: "values",
     DERIVED: "control",
+    STATISTICS: "values",
 }
 
 _COUNTED: Final = ("values", "indices", "control")  # by name in the ledger; the rest is overhead
@@ -95,7 +97,7 @@ class Header:
     payload_bytes: int
 
 
-_OWN_HEADERS = {DOWNLOAD: DOWNLOAD_HEADER, UPDATE: UPDATE_HEADER}
+_OWN_HEADERS = {DOWNLOAD: DOWNLOAD_HEADER, UPDATE: UPDATE_HEADER, GATHERED: GATHERED_HEADER}
 
 
 def pack_blob(

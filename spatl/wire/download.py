@@ -25,6 +25,7 @@ from spatl.wire.blob import (
     SECTION,
     SECTION_NAMES,
     SNAPSHOT,
+    STATISTICS,
     VALUES,
     check_all_read,
     check_finite,
@@ -35,6 +36,7 @@ from spatl.wire.blob import (
     take_selection,
 )
 from spatl.wire.codec import Codec
+from spatl.wire.statistics import Statistics
 
 _DERIVED_CONTROL = struct.Struct("<ffB")
 
@@ -50,6 +52,7 @@ class Model:
             memory while the client trains.
         control: float32 [P], c as the clients hold it; None where this client's gradients are not corrected.
         selection: The channels that travel and are trained, where all clients have the same; x is zero elsewhere.
+        statistics: BatchNorm statistics of all clients' data under this encoder, where they were aggregated.
     """
 
     server_round: int
@@ -57,6 +60,7 @@ class Model:
     encoder: Tensor | Callable[[], Tensor]
     control: Tensor | None
     selection: Selection | None = None
+    statistics: Statistics | None = None
 
     def start(self) -> Tensor:
         """float32 [N], x, where local training starts."""
@@ -96,6 +100,7 @@ class Download:
         control: Encoded c; None where it is not sent.
         derived: What c follows from; None where it does not.
         selection: The channels that are trained at all, where all clients have the same.
+        statistics: BatchNorm statistics of all clients' data under the encoder it leads to; None in a round.
     """
 
     server_round: int
@@ -110,6 +115,7 @@ class Download:
     control: bytes | None = None
     derived: DerivedControl | None = None
     selection: Selection | None = None
+    statistics: Statistics | None = None
 
 
 def pack_download(download: Download, layout: EncoderLayout) -> bytes:
@@ -129,17 +135,20 @@ def pack_download(download: Download, layout: EncoderLayout) -> bytes:
     if download.derived is not None:
         derived = download.derived
         sections[DERIVED] = _DERIVED_CONTROL.pack(derived.damping, derived.step_weight, derived.valid)
+    if download.statistics is not None:
+        sections[STATISTICS] = download.statistics.to_bytes()
     header = DOWNLOAD_HEADER.pack(download.base_version, download.version, download.acknowledged_round, download.check)
     return pack_blob(DOWNLOAD, download.codec, download.server_round, layout, header, sections)
 
 
-def unpack_download(blob: bytes, layout: EncoderLayout, codec: Codec) -> Download:
+def unpack_download(blob: bytes, layout: EncoderLayout, codec: Codec, *, num_statistics: int = 0) -> Download:
     """Check what the server sends; what it encoded is checked when it is followed (`spatl.rounds.downlink`).
 
     Args:
         blob: The received bytes.
         layout: The encoder it must fit.
         codec: The codec it must be written with.
+        num_statistics: The number of channels whose statistics it may bring.
 
     Raises:
         UpdateRejected: The reason why the blob must not be used.
@@ -163,10 +172,13 @@ def unpack_download(blob: bytes, layout: EncoderLayout, codec: Codec) -> Downloa
     derived = None
     if DERIVED in sections:
         derived = _derived_control(sections.pop(DERIVED))
+    statistics = None
+    if STATISTICS in sections and num_statistics:
+        statistics = Statistics.from_bytes(sections.pop(STATISTICS), num_statistics)
     check_all_read(sections)
     return Download(
         header.server_round, version, base_version, acknowledged_round, codec, check, values, snapshot, base, control,
-        derived, selection,
+        derived, selection, statistics,
     )  # fmt: skip
 
 

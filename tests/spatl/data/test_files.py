@@ -23,7 +23,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     (tmp_path / ".hidden").mkdir()
     dataset = load_dataset("folder", seed=1, options={"path": str(tmp_path)})
     pixels = random_pixels(9, 8, 8, 3).transpose(0, 3, 1, 2)
-    assert dataset.images.equal(torch.from_numpy(standardise(pixels)))
+    assert dataset.images.equal(torch.from_numpy(standardise(pixels)[0]))
     assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert dataset.class_names == ("cat", "dog", "eel")
 
@@ -85,7 +85,7 @@ def load_npz(path: str, **options: object):
 
 def test_8_bit_arrays_are_standardised_by_counts(tmp_path: Path) -> None:
     dataset = load_npz(write_arrays(tmp_path / "a.npz", groups=np.array(["b", "a"] * 3)))
-    assert dataset.images.equal(torch.from_numpy(standardise(random_pixels(6, 3, 5, 5))))
+    assert dataset.images.equal(torch.from_numpy(standardise(random_pixels(6, 3, 5, 5))[0]))
     assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert dataset.groups.tolist() == [1, 0] * 3
     assert dataset.num_classes == 3
@@ -94,7 +94,7 @@ def test_8_bit_arrays_are_standardised_by_counts(tmp_path: Path) -> None:
 def test_floating_point_arrays_are_standardised_too(tmp_path: Path) -> None:
     images = np.random.default_rng(0).normal(5, 2, (6, 4, 4))
     dataset = load_npz(write_arrays(tmp_path / "a.npz", images=images, labels=np.arange(6, dtype=np.uint8) % 2))
-    assert dataset.images.equal(torch.from_numpy(standardise_values(images[:, None])))
+    assert dataset.images.equal(torch.from_numpy(standardise_values(images[:, None])[0]))
     assert dataset.groups is None
 
 
@@ -249,7 +249,7 @@ def test_the_likelier_layout_is_read_and_a_guess_is_told(
     assert [remark.startswith(told) for remark in dataset.remarks()] == ([True] if guessed else [])
     first = images.reshape(6, 1, *shape) if len(shape) == 2 else images
     last = guessed is not None and "last" in guessed
-    assert dataset.images.equal(torch.from_numpy(standardise(first.transpose(0, 3, 1, 2) if last else first)))
+    assert dataset.images.equal(torch.from_numpy(standardise(first.transpose(0, 3, 1, 2) if last else first)[0]))
 
 
 @pytest.mark.parametrize(("layout", "read"), [("channels-first", (16, 4, 3)), ("channels-last", (3, 16, 4))])

@@ -19,7 +19,7 @@ from tests.support.formats import png, random_pixels
 
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(2, 6), st.integers(0, 1000))
 def test_a_channel_has_mean_zero_and_variance_one(num_examples: int, channels: int, size: int, seed: int) -> None:
-    images = standardise(random_pixels(num_examples, channels, size, size, seed=seed)).astype(np.float64)
+    images = standardise(random_pixels(num_examples, channels, size, size, seed=seed))[0].astype(np.float64)
     np.testing.assert_allclose(images.mean(axis=(0, 2, 3)), 0, atol=1e-6)
     np.testing.assert_allclose(images.std(axis=(0, 2, 3)), 1, atol=1e-6)
 
@@ -29,30 +29,40 @@ def test_counting_in_pieces_changes_no_bit() -> None:
     mean = pixels.astype(np.int64).sum() / pixels.size
     variance = (pixels.astype(np.int64) ** 2).sum() / pixels.size - mean**2
     expected = ((np.arange(256) - mean) / np.sqrt(variance)).astype(np.float32)[pixels]
-    assert (standardise(pixels) == expected).all()
+    assert (standardise(pixels)[0] == expected).all()
 
 
 def test_a_constant_channel_becomes_zero() -> None:
     pixels = random_pixels(3, 2, 4, 4)
     pixels[:, 1] = 7
-    assert (standardise(pixels)[:, 1] == 0).all()
-    assert (standardise_values(pixels.astype(np.float32))[:, 1] == 0).all()
+    assert (standardise(pixels)[0][:, 1] == 0).all()
+    assert (standardise_values(pixels.astype(np.float32))[0][:, 1] == 0).all()
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7])
 def test_a_constant_channel_becomes_zero_where_its_mean_is_rounded(value: float) -> None:
     """The mean of 1,000 x 49 values 0.3 is 0.3 - 5.6e-17."""
-    assert (standardise_values(np.full((1000, 1, 7, 7), value)) == 0).all()
+    assert (standardise_values(np.full((1000, 1, 7, 7), value))[0] == 0).all()
 
 
 def test_the_largest_values_are_standardised_too() -> None:
     values = random_pixels(20, 3, 4, 4)
-    np.testing.assert_allclose(standardise_values(values * (LARGEST_VALUE / 255)), standardise(values), atol=1e-5)
+    np.testing.assert_allclose(standardise_values(values * (LARGEST_VALUE / 255))[0], standardise(values)[0], atol=1e-5)
 
 
 def test_values_of_any_range_are_standardised_alike() -> None:
     pixels = random_pixels(20, 3, 4, 4)
-    np.testing.assert_allclose(standardise_values(pixels / 255), standardise(pixels), atol=1e-5)
+    np.testing.assert_allclose(standardise_values(pixels / 255)[0], standardise(pixels)[0], atol=1e-5)
+
+
+@given(st.integers(0, 1000), st.booleans())
+def test_images_are_what_their_normalisation_makes_of_the_pixels(seed: int, whole: bool) -> None:
+    """To the last bit, so that whoever uses a model later gives it what it was trained on."""
+    pixels = random_pixels(7, 2, 5, 4, seed=seed)
+    pixels[:, 1] = 7
+    images, normalisation = standardise(pixels) if whole else standardise_values(pixels / 3)
+    assert normalisation is not None
+    assert normalisation.apply(pixels if whole else pixels / 3).tobytes() == images.tobytes()
 
 
 def test_owners_are_numbered_in_sorted_order() -> None:

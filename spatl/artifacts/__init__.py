@@ -1,0 +1,1 @@
+"""Models that leave a run: their files, and what is made of them."""

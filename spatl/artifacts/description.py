@@ -1,0 +1,181 @@
+"""Description of a model that leaves a run: how its network is made, and what its inputs and outputs mean.
+
+It stands beside the weights as JSON, so that whoever has the two needs nothing of the run. A description may come from
+another machine; it is checked before anything is built from it.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from spatl.data.normalisation import Normalisation
+from spatl.data.own import check_classes, check_shape
+from spatl.errors import DataError, SpatlError
+from spatl.json_files import write_json
+
+FORMAT: Final = 1
+DESCRIPTION: Final = "model.json"
+"""Name of the file."""
+STATISTICS: Final = ("aggregated", "shared", "client", "none")
+"""Where BatchNorm statistics are from: all clients' data after the last round, an average over the rounds, the one
+client's own data, or there are none."""
+_LARGEST_FILE: Final = 1 << 24
+
+
+@dataclass(frozen=True)
+class Offset:
+    """Offset that a client adds to the logit of each class: tau log((n_c + s) / (n + K s)) + tau log K.
+
+    n_c of its n training examples are of class c, of which there are K (`spatl.training.calibration`).
+
+    Attributes:
+        strength: tau.
+        smoothing: s.
+    """
+
+    strength: float
+    smoothing: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """Description of a model.
+
+    Attributes:
+        factory: What makes the network: a row of `spatl show models`, or `package.module:name`.
+        options: What it takes beside the shapes.
+        seed: The seed its weights were drawn from, and everything else that is in no file.
+        cut: The submodules that form the predictor.
+        residual: Whether the predictor is a shared one plus a client's own.
+        predictor: The predictor's mode (`predictor.mode`).
+        class_names: The names of the outputs, in their order.
+        input_shape: Channels, height and width of the images.
+        normalisation: What is done with pixels before the network sees them; None for nothing.
+        offset: What each client adds to the logits; None for nothing.
+        statistics: One of `STATISTICS`.
+        lacks: Names of the tensors that are each client's own, and in its own file alone.
+        method: The run's method.
+        data: The name of its data set.
+        round: The round after which the model was taken.
+        client: Whose the model is; None for that of the federation.
+        accuracy: Mean over the clients of their accuracy with it, on the split that the run reports; of one client its
+            own; None where nobody knows.
+        versions: Of the programs that made it.
+        encoder: Digest of the encoder as the clients hold it (BLAKE2b-128, hexadecimal).
+        sha256: Of the file of the weights, hexadecimal.
+        export: What an export did to the network; empty for a network as it was trained.
+    """
+
+    factory: str
+    options: Mapping[str, Any]
+    seed: int
+    cut: tuple[str, ...]
+    residual: bool
+    predictor: str
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    normalisation: Normalisation | None
+    offset: Offset | None
+    statistics: str
+    lacks: tuple[str, ...]
+    method: str
+    data: str
+    round: int
+    client: int | None
+    accuracy: float | None
+    versions: Mapping[str, str]
+    encoder: str
+    sha256: str = ""
+    export: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, directory: Path) -> None:
+        """Write it into the directory of a model."""
+        formula = "strength * log(classes * (n_c + smoothing) / (n + classes * smoothing))"
+        content = {"format": FORMAT, **asdict(self)}
+        if self.offset is not None:
+            content["offset"] = {"added to the logit of class c": formula, **asdict(self.offset)}
+        write_json(directory / DESCRIPTION, content)
+
+    @classmethod
+    def of_json(cls, content: Any, *, where: str) -> Self:
+        """Check and read what `write` wrote.
+
+        Args:
+            content: The object.
+            where: The file, for messages.
+
+        Raises:
+            SpatlError: It is no description of this format.
+        """
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, Mapping) else type(content).__name__
+            raise SpatlError(f"{where} must be a model's description of format {FORMAT}, got {found!r:.40}")
+        try:
+            return cls(**_checked(content))
+        except (KeyError, TypeError, ValueError, DataError) as error:
+            raise SpatlError(f"{where} does not describe a model: {type(error).__name__}: {error}") from error
+
+    def named(self, **changes: Any) -> Self:
+        """Return the description with some fields changed."""
+        return replace(self, **changes)
+
+
+def read_description(directory: Path) -> ModelDescription:
+    """Read the description of the model in a directory.
+
+    Raises:
+        SpatlError: There is none, or it is damaged.
+    """
+    path = directory / DESCRIPTION
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise SpatlError(f"{path} must have at most {_LARGEST_FILE:,} bytes, got {path.stat().st_size:,}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpatlError(f"{directory} holds no model: {DESCRIPTION} is not there") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpatlError(f"cannot read {path}: {error}") from error
+    return ModelDescription.of_json(content, where=str(path))
+
+
+def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a description, each of its type."""
+    values = {each.name: content[each.name] for each in fields(ModelDescription) if each.name in content}
+    for name in ("factory", "predictor", "statistics", "method", "data", "encoder", "sha256"):
+        _check(isinstance(values[name], str), name, values[name])
+    for name in ("seed", "round"):
+        _check(type(values[name]) is int, name, values[name])
+    for name in ("cut", "class_names", "lacks"):
+        _check(isinstance(values[name], list) and all(isinstance(each, str) for each in values[name]), name)
+        values[name] = tuple(values[name])
+    _check(values["client"] is None or (type(values["client"]) is int and values["client"] >= 0), "client")
+    _check(values["statistics"] in STATISTICS, "statistics", values["statistics"])
+    for name in ("options", "versions", "export"):
+        _check(isinstance(values[name], dict), name)
+    check_classes(values["class_names"])
+    check_shape(values["input_shape"])
+    values["input_shape"] = tuple(values["input_shape"])
+    if values["normalisation"] is not None:
+        values["normalisation"] = _normalisation(values["normalisation"], values["input_shape"][0])
+    if values["offset"] is not None:
+        values["offset"] = Offset(*(_finite(values["offset"][name]) for name in ("strength", "smoothing")))
+    return values
+
+
+def _normalisation(content: Mapping[str, Any], num_channels: int) -> Normalisation:
+    means, deviations = (tuple(map(_finite, content[name])) for name in ("means", "deviations"))
+    _check(len(means) == len(deviations) == num_channels and all(deviations), "normalisation", content)
+    return Normalisation(means, deviations)
+
+
+def _finite(value: Any) -> float:
+    _check(isinstance(value, int | float) and math.isfinite(value), "number", value)
+    return float(value)
+
+
+def _check(holds: bool, name: str, found: Any = "something else") -> None:
+    if not holds:
+        raise ValueError(f"{name} is {found!r:.60}")

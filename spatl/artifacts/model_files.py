@@ -1,0 +1,309 @@
+"""Files of a model that leaves a run: weights by the network's own names, and how to make the network again.
+
+A run's directory has the federation's model in `model/`, and each client's own part beside its state. Weights are
+safetensors, which hold numbers alone; what makes the network is a name and options in JSON (`description`).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from spatl.artifacts.description import ModelDescription, Offset, read_description
+from spatl.errors import ModelError, SpatlError, did_you_mean
+from spatl.models import add_residual_, build_model
+from spatl.models.inputs import take_images_
+from spatl.rounds.blueprint import Blueprint
+from spatl.rounds.statistics import named_statistics
+from spatl.sealed_files import replace_file
+from spatl.wire.statistics import Statistics
+
+MODEL: Final = "model"
+"""Directory of the federation's model, in that of a run; of a device's own, in that of its state."""
+WEIGHTS: Final = "model.safetensors"
+"""Weights by the network's own names."""
+PRIVATE: Final = "private.safetensors"
+"""The part of a model that is one client's own."""
+LABEL_OFFSET: Final = "spatl.label_offset"
+"""Name, among a client's own tensors, of what it adds to the logits, float32 [K]."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunModel:
+    """Model of a run.
+
+    Attributes:
+        network: In eval mode, on the CPU: images float32 [B, C, H, W] to logits [B, K], without a client's offset.
+        description: What it is.
+        offset: float32 [K], what the client adds to the logits; None for nothing, and for the federation's model.
+    """
+
+    network: nn.Module
+    description: ModelDescription
+    offset: Tensor | None = None
+
+    def with_offset_(self) -> nn.Module:
+        """Return the network, in place, with the client's offset added to whatever logits it returns."""
+        if self.offset is not None:
+            self.network.register_forward_hook(AddOffset(self.offset))
+        return self.network
+
+
+class AddOffset:
+    """Forward hook that adds a client's offset to the logits.
+
+    Args:
+        offset: float32 [K].
+    """
+
+    def __init__(self, offset: Tensor) -> None:
+        self.offset = offset
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> Tensor:
+        """Return the logits to use; those in half precision become float32."""
+        return logits + self.offset.to(logits.device)
+
+
+def describe_model(
+    blueprint: Blueprint, *, statistics: Statistics | None, encoder: Tensor, accuracy: float | None,
+    version: str, client: int | None = None,
+) -> ModelDescription:  # fmt: skip
+    """Describe the model that a federation has trained.
+
+    Args:
+        blueprint: The federation.
+        statistics: The aggregated BatchNorm statistics; None where there are none.
+        encoder: float32 [N], as the clients hold it.
+        accuracy: As of `ModelDescription`.
+        version: This program's.
+        client: Whose the model is; None for the federation's.
+    """
+    config, dataset, predictor = blueprint.config, blueprint.dataset, blueprint.config.predictor
+    calibrates = config.predictor_row.offset and predictor.strength > 0
+    return ModelDescription(
+        factory=config.model.name,
+        options=dict(config.model.options),
+        seed=config.seed,
+        cut=blueprint.built_cut,
+        residual=config.predictor_row.residual,
+        predictor=config.predictor_mode,
+        class_names=tuple(dataset.class_names),
+        input_shape=(int(dataset.images.shape[1]), int(dataset.images.shape[2]), int(dataset.images.shape[3])),
+        normalisation=blueprint.normalisation,
+        offset=Offset(predictor.strength, predictor.smoothing) if calibrates else None,
+        statistics=_source_of_statistics(blueprint, statistics),
+        lacks=() if client is not None else _names_of_clients(blueprint, statistics),
+        method=config.method,
+        data=config.data.name,
+        round=config.rounds,
+        client=client,
+        accuracy=accuracy,
+        versions={"spatl": version, "torch": torch.__version__},
+        encoder=hashlib.blake2b(encoder.numpy().tobytes(), digest_size=16).hexdigest(),
+    )
+
+
+def federation_tensors(blueprint: Blueprint, *, statistics: Statistics | None, encoder: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of the federation's model by the network's own names, without those of each client's own.
+
+    Args:
+        blueprint: The federation.
+        statistics: The aggregated BatchNorm statistics, if there are any.
+        encoder: float32 [N], as the clients hold it.
+    """
+    tensors = state_of(blueprint.model)
+    for name, values in blueprint.layout.unflatten(encoder).items():
+        tensors[name] = values.to(tensors[name].dtype)
+    if statistics is not None:
+        tensors |= named_statistics(statistics, blueprint.model, blueprint.statistics)
+    lacks = set(_names_of_clients(blueprint, statistics))
+    return {name: tensor for name, tensor in tensors.items() if name not in lacks}
+
+
+def write_federation_model(
+    run: Path, blueprint: Blueprint, *, statistics: Statistics | None, encoder: Tensor, accuracy: float | None,
+    version: str,
+) -> ModelDescription:  # fmt: skip
+    """Write the federation's model into a run's directory; arguments and result as of `describe_model`."""
+    description = describe_model(blueprint, statistics=statistics, encoder=encoder, accuracy=accuracy, version=version)
+    return write_model(run / MODEL, description, federation_tensors(blueprint, statistics=statistics, encoder=encoder))
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's tensors by its own names, on the CPU; what else its state dict may hold is left out."""
+    found = network.state_dict().items()
+    return {name: each.detach().cpu() for name, each in found if isinstance(each, Tensor)}
+
+
+def write_model(
+    directory: Path, description: ModelDescription, tensors: Mapping[str, Tensor], *, private: Mapping[str, Tensor] = {}
+) -> ModelDescription:
+    """Write a model's files, each whole; what is there is replaced.
+
+    Args:
+        directory: Where to; it is made.
+        description: What it is.
+        tensors: The weights, by the network's own names.
+        private: A client's own tensors, of which `LABEL_OFFSET` is none of the network's.
+
+    Returns:
+        The description, with the checksum of the weights.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    data = packed(tensors)
+    description = description.named(sha256=hashlib.sha256(data).hexdigest())
+    if private:
+        replace_file(directory / PRIVATE, packed(private))
+    replace_file(directory / WEIGHTS, data)
+    description.write(directory)
+    return description
+
+
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors as safetensors; those that share memory are written one by one."""
+    return save_tensors({name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()})
+
+
+def read_model(directory: str | Path, *, client: int | None = None) -> RunModel:
+    """Read a model of a run, or that of a directory which `write_model` wrote.
+
+    Args:
+        directory: A run's, a device's of its state, or a model's own.
+        client: Whose model; the federation's if not given.
+
+    Raises:
+        SpatlError: There is none, it is damaged, or it is one that each client has a part of.
+        ModelError: What makes its network is not there, or makes another one.
+    """
+    run, place = Path(directory), Path(directory)
+    if (run / MODEL).is_dir():
+        place = run / MODEL
+    description = read_description(place)
+    if description.client is not None and client not in (None, description.client):
+        raise SpatlError(f"{place} holds the model of client {description.client} alone, not that of {client}")
+    tensors, private = read_weights(place / WEIGHTS, sha256=description.sha256), dict[str, Tensor]()
+    if description.client is not None:
+        private = read_weights(place / PRIVATE) if (place / PRIVATE).exists() else {}
+    elif client is not None:
+        private = read_weights(_private_file(run, client))
+        description = description.named(client=client, lacks=(), accuracy=None)
+    elif description.lacks:
+        raise SpatlError(_lacking(place, description))
+    offset = private.pop(LABEL_OFFSET, None)
+    network = network_of(description)
+    load_weights_(network, {**tensors, **private}, where=str(place))
+    return RunModel(network.eval(), description, offset)
+
+
+def network_of(description: ModelDescription) -> nn.Module:
+    """Make the network of a description, with its initial weights.
+
+    A name that is not built in, `package.module:name`, is imported: read descriptions of those you trust.
+
+    Raises:
+        ModelError: It cannot be made.
+    """
+    channels, height, width = description.input_shape
+    network, cut = build_model(
+        description.factory, num_classes=len(description.class_names), in_channels=channels, image_size=height,
+        cut=description.cut, options=description.options, seed=description.seed,
+    )  # fmt: skip
+    example = torch.zeros(1, channels, height, width)
+    take_images_(network, example)
+    if description.residual:
+        add_residual_(network, cut, example)
+    return network
+
+
+def read_weights(path: Path, *, sha256: str = "") -> dict[str, Tensor]:
+    """Read tensors by name from a safetensors file.
+
+    Args:
+        path: The file.
+        sha256: Its checksum, hexadecimal; empty where nobody knows it.
+
+    Raises:
+        SpatlError: It is not there, or damaged.
+    """
+    try:
+        data = path.read_bytes()
+        if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+            raise SpatlError(f"{path} is not as it was written: its SHA-256 is another; take it from the run again")
+        return load_tensors(data)
+    except FileNotFoundError as error:
+        raise SpatlError(f"there is no file {path}") from error
+    except OSError as error:
+        raise SpatlError(f"cannot read {path}: {error.strerror}") from error
+    except (SafetensorError, ValueError) as error:
+        raise SpatlError(f"{path} is no safetensors file, or it is damaged: {error}") from error
+
+
+def load_weights_(network: nn.Module, tensors: Mapping[str, Tensor], *, where: str, partly: bool = False) -> None:
+    """Copy tensors into a network, in place; nothing is copied if anything is wrong.
+
+    Args:
+        network: The network.
+        tensors: By its own names.
+        where: Where they are from, for messages.
+        partly: Whether some of its tensors may be missing, and stay as they are.
+
+    Raises:
+        ModelError: A name is missing or unknown, or a shape is another.
+    """
+    own = state_of(network)
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise ModelError(f"{where} holds {name!r}, which the network does not have{did_you_mean(name, own)}")
+        if own[name].shape != tensor.shape:
+            raise ModelError(f"{where}: {name!r} must be {list(own[name].shape)}, got {list(tensor.shape)}")
+    if not partly and (missing := [name for name in own if name not in tensors]):
+        raise ModelError(f"{where} lacks {', '.join(map(repr, missing[:3]))}{' and others' if missing[3:] else ''}")
+    network.load_state_dict(dict(tensors), strict=False)
+
+
+def _private_file(run: Path, client: int) -> Path:
+    path = run / "clients" / str(client) / PRIVATE
+    if not path.exists():
+        known = sorted(int(each.parent.name) for each in run.glob(f"clients/*/{PRIVATE}") if each.parent.name.isdigit())
+        there = (
+            f"there are clients {', '.join(map(str, known))}" if known else "devices keep their own parts themselves"
+        )
+        raise SpatlError(f"{run} holds no part of client {client}: {path} is not there; {there}")
+    return path
+
+
+def _lacking(place: Path, description: ModelDescription) -> str:
+    """Return why the federation's model is of no use without a client's part, and what to do."""
+    some = ", ".join(map(repr, description.lacks[:3]))
+    line = f"{place} lacks {some}{' and others' if description.lacks[3:] else ''}, which each client has of its own"
+    if description.statistics == "client":
+        line += " (training.batch_norm: aggregated puts statistics together, but for methods that fine-tune)"
+    return f"{line}: say whose model (client)"
+
+
+def _source_of_statistics(blueprint: Blueprint, statistics: Statistics | None) -> str:
+    if not blueprint.split.encoder_statistics(blueprint.model):
+        return "none"
+    if statistics is not None:
+        return "aggregated"
+    return "shared" if blueprint.config.training.batch_norm == "shared" else "client"
+
+
+def _names_of_clients(blueprint: Blueprint, statistics: Statistics | None) -> tuple[str, ...]:
+    """Return the names of the tensors that are each client's own, in the model's order."""
+    model, split = blueprint.model, blueprint.split
+    if not blueprint.layout.num_entries:
+        return tuple(state_of(model))
+    own = set[str]()
+    if not blueprint.config.predictor_row.residual:  # whose private part adds nothing at first
+        own |= {name for name in state_of(model) if split.in_predictor(name)}
+    if statistics is None and blueprint.config.training.batch_norm != "shared":
+        own |= split.encoder_statistics(model).keys()
+    return tuple(name for name in state_of(model) if name in own)

@@ -1,0 +1,148 @@
+"""A client after the rounds: it evaluates the encoder that all have arrived at, and tells what its data are like.
+
+Nothing of the rounds' state is settled by it, so that the rounds may go on afterwards.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from spatl.channels.layout import EncoderLayout
+from spatl.models.copies import duplicate, restore_
+from spatl.rounds.client_state import ClientState
+from spatl.rounds.following import Held
+from spatl.rounds.statistics import gathered, load_statistics_
+from spatl.rounds.workplace import ClientRound, Workplace
+from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
+from spatl.training.local import train_
+from spatl.wire.download import Model
+from spatl.wire.reports import EvaluateReport
+from spatl.wire.statistics import pack_statistics
+
+
+def arrived(state: ClientState | None, settled: ClientState, layout: EncoderLayout) -> ClientState:
+    """Return the state of a client that was sent an encoder which it does not train from.
+
+    It is the one before, and holds the encoder besides: nothing is settled, and the rounds may go on from where they
+    were.
+
+    Args:
+        state: Before; None for a client that never trained.
+        settled: What `receive` returned with the encoder.
+        layout: The encoder's.
+    """
+    before = state or ClientState.initial(layout)
+    new = settled.held
+    return replace(before, held=Held({**before.held.offsets, **new.offsets}, new.base, before.held.control))
+
+
+def gather_round(workplace: Workplace, client: int, received: Model, state: ClientState) -> bytes:
+    """Estimate BatchNorm statistics on the client's training split under a received encoder.
+
+    Args:
+        workplace: Where the client works.
+        client: The client's partition id.
+        received: The server's model, as `receive` returns it.
+        state: The client's state, likewise.
+
+    Returns:
+        The packed statistics.
+    """
+    blueprint = workplace.blueprint
+    with workplace.prepared(client, received, state) as own:
+        recalibrate_(own.model, own.data.train, batch_size=own.blueprint.config.training.batch_size)
+        statistics = gathered(own.model, blueprint.statistics)
+    return pack_statistics(
+        statistics, blueprint.layout, blueprint.codecs.uplink,
+        server_round=received.server_round, version=received.version,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ClientModel:
+    """Model of a client as it was evaluated.
+
+    Attributes:
+        tensors: By the network's own names, on the CPU.
+        offset: float32 [K], what it adds to the logits; None for nothing.
+    """
+
+    tensors: Mapping[str, Tensor]
+    offset: Tensor | None
+
+
+def evaluate_round(
+    workplace: Workplace, client: int, received: Model, state: ClientState, *, whole: bool = False
+) -> tuple[EvaluateReport, ClientModel]:
+    """Evaluate a received encoder under the client's own predictor on its test split.
+
+    Args:
+        workplace: Where the client works.
+        client: The client's partition id.
+        received: The server's model, as `receive` returns it.
+        state: The client's state, likewise.
+        whole: Whether all of the model is returned, and not what is the client's own alone.
+
+    Returns:
+        The report, and the model that was evaluated.
+    """
+    with workplace.prepared(client, received, state) as own, evaluated_model(own, received.server_round + 1) as result:
+        tensors = own_part(own)
+        if whole:
+            tensors = {name: each.detach().cpu().clone() for name, each in own.model.state_dict().items()}
+        offset = workplace.offset(own.data)
+    report = EvaluateReport(num_examples=len(own.data.train), accuracy=result.accuracy, loss=result.loss)
+    return report, ClientModel(tensors, None if offset is None else offset.cpu())
+
+
+@contextmanager
+def evaluated_model(own: ClientRound, server_round: int) -> Iterator[Evaluation]:
+    """Yield the evaluation of the model as it arrived for a round, while it is what was evaluated.
+
+    For a method that fine-tunes that is a little later; such a model is as it arrived afterwards.
+    """
+    config, model = own.blueprint.config, own.model
+    examples = own.data.test if config.report.split == "test" else own.data.validation
+    untouched = duplicate(model) if config.row.fine_tunes else None
+    if untouched is not None:
+        train_epochs_(own, own.trainable(), config.training.finetune_epochs, "fine-tuning", server_round)
+    if own.received.statistics is not None:
+        load_statistics_(model, own.received.statistics, own.blueprint.statistics)
+    elif config.training.batch_norm != "shared":
+        recalibrate_(model, own.data.train, batch_size=config.training.batch_size)
+    yield evaluate(model, examples, precision=config.training.precision)
+    if untouched is not None:
+        restore_(model, untouched)
+
+
+def own_part(own: ClientRound) -> dict[str, Tensor]:
+    """Return what of a client's model as it stands is not in the federation's, by the model's names, on the CPU.
+
+    The predictor where it is private, and BatchNorm statistics unless they are shared or aggregated; of a method that
+    fine-tunes, everything.
+    """
+    config, model = own.blueprint.config, own.model
+    if config.row.fine_tunes or not own.blueprint.layout.num_entries:
+        return {name: each.detach().cpu().clone() for name, each in model.state_dict().items()}
+    private = private_part(own)
+    if own.received.statistics is None:
+        return private
+    aggregated = {name for pair in own.blueprint.statistics.values() for name in pair}
+    return {name: each for name, each in private.items() if name not in aggregated}
+
+
+def private_part(own: ClientRound) -> dict[str, Tensor]:
+    """Return the part of the model that never travels (theta_i), on the CPU."""
+    local = own.blueprint.config.training.batch_norm != "shared"
+    state = own.blueprint.split.private_state(own.model, statistics=local)
+    return {name: tensor.cpu() for name, tensor in state.items()}
+
+
+def train_epochs_(
+    own: ClientRound, parameters: Mapping[str, nn.Parameter], epochs: int, purpose: str, server_round: int
+) -> None:
+    """Train some parameters for so many epochs beside the round's own training, with batches of their own."""
+    settings, order = own.blueprint.config.training, own.generator(purpose, server_round)
+    train_(own.model, parameters, own.data.train, settings, generator=order, epochs=epochs)

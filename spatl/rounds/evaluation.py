@@ -1,0 +1,101 @@
+"""The server after the rounds: the encoder that all have arrived at is delivered, and evaluated.
+
+Where BatchNorm statistics are aggregated, every client is asked twice: for the statistics of its own data under that
+encoder, and then, with those of all data, for its accuracy. The rounds' state stays as it was, so that a run can go on.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import Tensor
+
+from spatl.errors import UpdateRejected
+from spatl.rounds.answers import Answer
+from spatl.rounds.federation import Federation
+from spatl.rounds.server import advanced, pack_downloads
+from spatl.rounds.server_state import ServerState
+from spatl.rounds.statistics import aggregate_statistics, without_outliers
+from spatl.wire.statistics import Statistics, unpack_statistics
+
+logger = logging.getLogger(__name__)
+
+
+def arrived_state(federation: Federation, state: ServerState, server_round: int) -> ServerState:
+    """Return the state in which clients hold the encoder after a round, as near as one more change brings them.
+
+    Args:
+        federation: What holds for all rounds.
+        state: The server's, after the round.
+        server_round: The round.
+
+    Raises:
+        DivergedError: The encoder has left all bounds.
+    """
+    reference, _ = advanced(federation, state, federation.reference(state), server_round + 1)
+    return replace(state, versions=reference.versions)
+
+
+def final_encoder(federation: Federation, state: ServerState) -> Tensor:
+    """Return float32 [N], the encoder as the clients hold it after the last round, x_hat.
+
+    Args:
+        federation: What holds for all rounds.
+        state: The server's, after the last round.
+    """
+    rounds = federation.blueprint.config.rounds
+    return federation.reference(arrived_state(federation, state, rounds)).encoder
+
+
+def open_evaluation(
+    federation: Federation, state: ServerState, server_round: int, clients: Iterable[int]
+) -> tuple[ServerState, dict[int, bytes]]:
+    """Pack what leads each client to the encoder after the last round, with the statistics if they are known.
+
+    Args:
+        federation: What holds for all rounds.
+        state: As `arrived_state` returns it, or `close_statistics`.
+        server_round: The last round.
+        clients: Who is asked.
+
+    Returns:
+        The state that knows of the downloads, and one blob by client.
+    """
+    return pack_downloads(federation, state, federation.reference(state), server_round, clients, trains=False)
+
+
+def close_statistics(
+    federation: Federation, state: ServerState, server_round: int, answers: Iterable[Answer]
+) -> ServerState:
+    """Put the clients' BatchNorm statistics together; what cannot be used is left out, with a warning.
+
+    Args:
+        federation: What holds for all rounds.
+        state: The server's, as `open_evaluation` returned it.
+        server_round: The last round.
+        answers: Each client that answered, once, in any order.
+
+    Returns:
+        The state with the statistics, or without any where no answer can be used.
+    """
+    blueprint, usable, reasons = federation.blueprint, dict[int, Statistics](), dict[int, str]()
+    for client, answer in answers:
+        try:
+            if isinstance(answer, UpdateRejected):
+                raise answer
+            usable[client] = unpack_statistics(
+                answer, blueprint.layout, blueprint.codecs.uplink, server_round=server_round,
+                version=state.versions.version, num_channels=blueprint.num_statistics,
+            )  # fmt: skip
+        except UpdateRejected as error:
+            reasons[client] = str(error)
+    state = replace(state, held={**state.held, **dict.fromkeys(usable, state.versions.version)})
+    usable, outlying = without_outliers(usable)
+    for client, reason in sorted((reasons | outlying).items()):
+        logger.warning("the BatchNorm statistics of client %d are not used: %s", client, reason,
+                       extra={"client": client})  # fmt: skip
+    if not usable:
+        logger.warning("no client sent BatchNorm statistics that can be used: each is evaluated with its own")
+        return state
+    medians = blueprint.config.server.aggregation != "mean"
+    return replace(state, statistics=aggregate_statistics(usable, state.num_examples, medians=medians))
