@@ -144,14 +144,8 @@ def serve(
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
     selection = _agreed_selection(registered, known) if config.row.static_mask else None
     strategy = _strategy(registered, recorder, selection, checkpoint)
-    if strategy.num_rounds_left:
-        _run_rounds(strategy, grid, config)
-    state = strategy.state
-    with reproducible(config.training.threads):
-        write_federation_model(
-            directory, blueprint, statistics=state.statistics, encoder=final_encoder(strategy.federation, state),
-            accuracy=recorder.final_accuracy, version=spatl.__version__,
-        )  # fmt: skip
+    _run_rounds(strategy, grid, config)
+    _write_model(strategy, recorder, directory)
     facts = _facts(registered, recorder, engine=_engine_name(grid, config))
     most_examples = max(strategy.state.num_examples.values())
     whole = whole_update_bytes(blueprint, most_examples) if blueprint.layout.num_entries else 0
@@ -175,6 +169,8 @@ def _strategy(
 
 def _run_rounds(strategy: FederationStrategy, grid: Grid, config: ExperimentConfig) -> None:
     """Run the rounds that are left by Flower's own loop."""
+    if not strategy.num_rounds_left:
+        return
     with reproducible(config.training.threads):
         strategy.start(
             grid,
@@ -182,6 +178,16 @@ def _run_rounds(strategy: FederationStrategy, grid: Grid, config: ExperimentConf
             num_rounds=strategy.num_rounds_left,
             timeout=config.server.round_timeout_seconds,
         )
+
+
+def _write_model(strategy: FederationStrategy, recorder: Recorder, directory: Path) -> None:
+    """Leave the federation's model in the run's directory."""
+    federation, state = strategy.federation, strategy.state
+    with reproducible(federation.blueprint.config.training.threads):
+        write_federation_model(
+            directory, federation.blueprint, statistics=state.statistics, encoder=final_encoder(federation, state),
+            accuracy=recorder.final_accuracy, version=spatl.__version__,
+        )  # fmt: skip
 
 
 def _by_name(absent: Mapping[int, str]) -> dict[str, str]:

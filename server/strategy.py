@@ -21,6 +21,7 @@ from server.questions import Questions, is_lost
 from server.recorder import Recorder
 from server.replies import blob_content, blob_of, content_sections, error_line, error_traceback
 from server.traffic import message_traffic
+from spatl.config.sections import ServerConfig
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.rounds.evaluation import arrived_state, close_statistics, open_evaluation
 from spatl.rounds.federation import Federation
@@ -89,7 +90,7 @@ class FederationStrategy(Strategy):
         number = self._done + server_round
         clients, left_out = choose_clients(self.federation, self.state, number)
         self._recorder.round.participants, self._recorder.round.left_out = clients, tuple(sorted(left_out))
-        connected = self._connected(grid, clients, number)
+        connected = _connected(grid, [self._nodes[client] for client in clients], self._config.server, number)
         try:
             self.state, downloads = open_round(self.federation, self.state, number, clients)
         except DivergedError as error:
@@ -128,8 +129,8 @@ class FederationStrategy(Strategy):
             state, downloads = open_evaluation(self.federation, state, number, clients)
             questions = self._messages(downloads, number, STATISTICS_QUESTION, set(grid.get_node_ids()))
             replies = grid.send_and_receive(questions, timeout=self._config.server.round_timeout_seconds)
-            asked = self._asked_for(replies, number, "BatchNorm statistics")
-            state = close_statistics(self.federation, state, number, _contents(asked))
+            asked = _contents(self._asked_for(replies, number, "BatchNorm statistics"))
+            state = close_statistics(self.federation, state, number, asked)
             self.state = replace(self.state, statistics=state.statistics)
         _, downloads = open_evaluation(self.federation, state, number, clients)
         return self._messages(downloads, number, MessageType.EVALUATE, set(grid.get_node_ids()))
@@ -154,22 +155,6 @@ class FederationStrategy(Strategy):
         save_checkpoint(Checkpoint(number, self.state), self._recorder.directory)
         shown = {k: v for k, v in (("accuracy", row.accuracy), ("loss", row.loss)) if v is not None}
         return MetricRecord(dict(shown)) if shown else None
-
-    def _connected(self, grid: Grid, clients: Sequence[int], server_round: int) -> set[int]:
-        """Wait for a while until as many of the round's clients are connected as it needs replies; return who is."""
-        needed = min(self._config.server.min_replies, len(clients))
-        deadline = time.monotonic() + self._config.server.connect_timeout_seconds
-        said = False
-        while True:
-            connected = set(grid.get_node_ids())
-            if sum(self._nodes[client] in connected for client in clients) >= needed or time.monotonic() >= deadline:
-                return connected
-            if not said:
-                logger.warning(
-                    "round %d: waiting for clients to connect", server_round, extra={"round": server_round}
-                )  # fmt: skip
-                said = True
-            time.sleep(_POLL_SECONDS)
 
     def _messages(
         self, downloads: Mapping[int, bytes], server_round: int, message_type: str, connected: set[int]
@@ -238,6 +223,21 @@ class FederationStrategy(Strategy):
 
     def _fingerprint(self) -> str:
         return hashlib.blake2b(self.state.encoder.numpy().data, digest_size=16).hexdigest()
+
+
+def _connected(grid: Grid, nodes: Sequence[int], server: ServerConfig, server_round: int) -> set[int]:
+    """Wait for a while until as many of a round's nodes are connected as it needs replies; return who is."""
+    needed = min(server.min_replies, len(nodes))
+    deadline = time.monotonic() + server.connect_timeout_seconds
+    said = False
+    while True:
+        connected = set(grid.get_node_ids())
+        if len(connected.intersection(nodes)) >= needed or time.monotonic() >= deadline:
+            return connected
+        if not said:
+            logger.warning("round %d: waiting for clients to connect", server_round, extra={"round": server_round})
+            said = True
+        time.sleep(_POLL_SECONDS)
 
 
 def _contents(asked: Iterable[tuple[int, Message]]) -> Iterator[tuple[int, bytes | UpdateRejected]]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from spatl.artifacts.model_files import MODEL
 from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config
@@ -24,11 +25,12 @@ from spatl.report.figures import draw_curves
 from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
-from spatl.runs.directory import clear_start, config_of
+from spatl.runs.directory import alone_in_run, clear_start, config_of
 from spatl.runs.files import ALONE, CONFIG, CURVES, LOG, REPORT, SUMMARY
 from spatl.runs.following import follow
 from spatl.runs.log import logged_to
 from spatl.runs.tensorboard import check_tensorboard
+from spatl.sealed_files import replace_file
 from spatl.terminal.progress import progress_of, watched_console
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,7 @@ def run(
 def resume(
     directory: str | Path,
     *,
+    rounds: int | None = None,
     on_round: OnRound | None = None,
     on_round_alone: OnRound | None = None,
     command: str = "spatl run --resume",
@@ -111,10 +114,13 @@ def resume(
     engine: Engine | None = None,
     progress: bool | None = None,
 ) -> RunResult:
-    """Go on with a run that was killed, after the last round that was over: the end is as if nothing had happened.
+    """Go on with a run that was killed, or is to have more rounds, after the last round that was over.
+
+    The end is as if nothing had happened.
 
     Args:
         directory: The run's.
+        rounds: How many rounds it is to have, more than its config says; as many as that if not given.
         on_round: As of `run`; called for the rounds that were over, too.
         on_round_alone: Likewise.
         command: What the report says made it.
@@ -126,16 +132,44 @@ def resume(
         The finished run.
 
     Raises:
-        SpatlError: The directory holds no run, or a deployment's, or one that is finished, or another process runs it.
+        SpatlError: The directory holds no run, or a deployment's, or one that is finished, or another process runs it;
+            or the run has as many rounds already.
     """
     directory = Path(directory).absolute()
     if engine is None:
         _check_simulation(directory)
     config = config_of(directory)
+    if rounds is not None:
+        config = _extended(directory, config, rounds)
     if (directory / SUMMARY).exists() and (directory / REPORT).exists():
         raise ConfigError(f"the run in {directory} is finished; there is nothing to resume")
     with _watched(config, on_round, on_round_alone, progress) as told:
         return run_missing(config, directory, *told, command=command, pictures=pictures, engine=engine)
+
+
+def _extended(directory: Path, config: ExperimentConfig, rounds: int) -> ExperimentConfig:
+    """Have a run, and that of its clients alone, go on to more rounds; return its config.
+
+    Raises:
+        SpatlError: It has as many rounds already, another process runs it, or nobody can go on from its end.
+    """
+    if type(rounds) is not int or rounds <= config.rounds:
+        raise ConfigError(
+            f"{directory} is a run of {config.rounds} rounds: rounds must be more than that, got {rounds}"
+        )
+    for own in (directory, directory / ALONE):
+        if not (own / CONFIG).exists():
+            continue
+        if (own / SUMMARY).exists() and not (own / MODEL).exists():
+            raise ConfigError(
+                f"{own} was finished by a version that kept no state to go on from; start a run of its own"
+            )
+        with alone_in_run(own):
+            for name in (SUMMARY, REPORT):  # a run without a summary is not over; killed here, it is told anew
+                (own / name).unlink(missing_ok=True)
+            longer = config_of(own).model_copy(update={"rounds": rounds})
+            replace_file(own / CONFIG, longer.to_yaml().encode())
+    return config_of(directory)
 
 
 def as_config(config: ExperimentConfig | Mapping[str, Any] | str | Path) -> ExperimentConfig:

@@ -186,7 +186,7 @@ class TrainingConfig(Section):
     """Passes that train the predictor alone, before those that train the encoder; only methods that do so read it."""
     finetune_epochs: Count = 1
     """Passes over the training split before an evaluation; only methods that fine-tune read it."""
-    batch_norm: Literal["local", "shared", "aggregated"] = "local"
+    batch_norm: Literal["local", "shared", "aggregated"] = "aggregated"
     """Whose running statistics a client uses: its own (`local`), an average that travels in every round (`shared`), or
     its own in the rounds and, after the last one, those of all clients' data, which leave with the model
     (`aggregated`)."""

@@ -62,7 +62,8 @@ def _add_run(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--resume", metavar="DIR",
-        help="go on with a run that was killed, in its directory and with its config, instead of starting one",
+        help="go on with a run that was killed, in its directory and with its config, instead of starting one; with "
+        "--set rounds=N also one that is finished, to more rounds",
     )  # fmt: skip
     parser.set_defaults(command=_by_reference("spatl.console.run:run"))
 

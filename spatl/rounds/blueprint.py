@@ -138,7 +138,7 @@ class Blueprint:
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """What is done with pixels before the network sees them; None for nothing."""
+        """The scale to which pixels are brought before the network sees them; None for none."""
         agreed = self.config.data.agreed
         return self.dataset.normalisation if agreed is None else agreed.agreement().normalisation
 

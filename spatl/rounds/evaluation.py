@@ -33,7 +33,7 @@ def arrived_state(federation: Federation, state: ServerState, server_round: int)
         DivergedError: The encoder has left all bounds.
     """
     reference, _ = advanced(federation, state, federation.reference(state), server_round + 1)
-    return replace(state, versions=reference.versions)
+    return replace(state, versions=reference.versions, statistics=None)  # those of an evaluation before are of another
 
 
 def final_encoder(federation: Federation, state: ServerState) -> Tensor:

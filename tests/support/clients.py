@@ -4,7 +4,8 @@ from torch import Tensor
 
 from spatl.channels.costs import Budget
 from spatl.rounds.blueprint import Blueprint
-from spatl.rounds.client import evaluate_round, train_round
+from spatl.rounds.client import train_round
+from spatl.rounds.client_evaluation import evaluate_round
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.workplace import Workplace
 from spatl.wire.download import Model

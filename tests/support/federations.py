@@ -21,7 +21,6 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.rounds.client_state import ClientState
-from spatl.rounds.control import fading
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from spatl.wire.blob import BLOB, RECORD, section_bytes
@@ -164,21 +163,25 @@ def state_of(directory: Path, client: int) -> ClientState:
     return state
 
 
-def weighted_control(config: ExperimentConfig, directory: Path, num_examples: Mapping[int, int]) -> torch.Tensor:
-    """sum_i p_i c_i from the clients' disks, as of the last round; a client that never trained has c_i = 0."""
-    total = sum(num_examples.values())
+def weighted_control(config: ExperimentConfig, directory: Path, state: ServerState) -> torch.Tensor:
+    """sum_i p_i c_i from the clients' disks, as of the last round; a client that never trained has c_i = 0.
+
+    What a client has pending counts if the server folded it in, as it would say in the next round.
+    """
+    total = sum(state.num_examples.values())
     result = torch.zeros(blueprint_of(config).layout.num_parameter_entries, dtype=torch.float64)
-    for client, number in num_examples.items():
-        state = state_of(directory, client)
-        assert state.pending_round == 0
-        faded = state.control * fading(config.control.half_life, config.rounds - state.control_round)
-        result += number / total * faded.double()
+    for client, number in state.num_examples.items():
+        settled = state_of(directory, client).settle(
+            acknowledged_round=state.folded.get(client, 0), server_round=config.rounds,
+            half_life=config.control.half_life,
+        )  # fmt: skip
+        result += number / total * settled.control.double()
     return result
 
 
 def assert_c_is_the_weighted_sum_of_the_c_i(config: ExperimentConfig, directory: Path, state: ServerState) -> None:
     """Compare the server's c with what lies on the clients' disks, and see that it is not nothing."""
     assert state.control is not None
-    expected = weighted_control(config, directory, state.num_examples)
+    expected = weighted_control(config, directory, state)
     torch.testing.assert_close(state.control.double(), expected, rtol=1e-4, atol=1e-6)
     assert float(expected.abs().max()) > 1e-3

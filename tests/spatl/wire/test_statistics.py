@@ -1,0 +1,76 @@
+"""BatchNorm statistics in bytes: what is sent arrives, and what is odd is refused with its reason."""
+
+import struct
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spatl.errors import UpdateRejected
+from spatl.wire.codecs import CODECS
+from spatl.wire.statistics import Statistics, pack_statistics, unpack_statistics
+from tests.support.layouts import interleaved_layout
+
+CODEC, LAYOUT = CODECS["float32"], interleaved_layout([(3, 2)])
+
+
+def drawn(number: int, seed: int = 1) -> Statistics:
+    rng = torch.Generator().manual_seed(seed)
+    return Statistics(torch.randn(number, generator=rng), torch.rand(number, generator=rng))
+
+
+def unpacked(blob: bytes, number: int = 5, server_round: int = 7, version: int = 6) -> Statistics:
+    return unpack_statistics(blob, LAYOUT, CODEC, server_round=server_round, version=version, num_channels=number)
+
+
+def packed(statistics: Statistics) -> bytes:
+    return pack_statistics(statistics, LAYOUT, CODEC, server_round=7, version=6)
+
+
+@given(st.integers(0, 40), st.integers(0, 1000))
+def test_what_is_packed_is_read_again_in_eight_bytes_a_channel(number: int, seed: int) -> None:
+    statistics = drawn(number, seed)
+    blob = packed(statistics)
+    assert len(blob) - len(packed(drawn(0))) == 8 * number
+    read = unpacked(blob, number)
+    assert torch.equal(read.means, statistics.means)
+    assert torch.equal(read.variances, statistics.variances)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        (0, float("nan"), "running means must be finite"),
+        (2, float("inf"), "running means must be finite"),
+        (4, -1e16, "running means must be finite and at most 1e"),
+        (5, -1e-9, r"running variances must lie in \[0, 1e"),
+        (9, float("nan"), "running variances must lie in"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(place: int, value: float, reason: str) -> None:
+    blob = bytearray(packed(drawn(5)))
+    struct.pack_into("<f", blob, len(blob) - 40 + 4 * place, value)
+    with pytest.raises(UpdateRejected, match=reason):
+        unpacked(bytes(blob))
+
+
+@pytest.mark.parametrize(
+    ("expected", "reason"),
+    [
+        ({"number": 6}, "expected 48 bytes of statistics of 6 channels, got 40"),
+        ({"server_round": 8}, "are of round 7 and version 6, expected round 8 and version 6"),
+        ({"version": 5}, "are of round 7 and version 6, expected round 7 and version 5"),
+    ],
+)
+def test_statistics_of_another_model_or_question_are_refused(expected: dict[str, int], reason: str) -> None:
+    with pytest.raises(UpdateRejected, match=reason):
+        unpacked(packed(drawn(5)), **expected)
+
+
+@given(st.integers(0, 120))
+def test_a_truncated_blob_is_refused(length: int) -> None:
+    blob = packed(drawn(5))
+    if length < len(blob):
+        with pytest.raises(UpdateRejected):
+            unpacked(blob[:length])
