@@ -34,6 +34,35 @@ class MixedNet(nn.Module):
         return logits
 
 
+class BroadNet(nn.Module):
+    """What a `MixedNet` has, wide enough to be cut, and a grouped and a transposed convolution and a PReLU besides."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 24, 3, padding=1)
+        self.conv = nn.Conv2d(24, 24, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(24)
+        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.left = nn.Conv2d(24, 16, 1)
+        self.right = nn.Conv2d(24, 24, 1)
+        self.grouped = nn.Conv2d(40, 48, 3, padding=1, groups=4)
+        self.plain = nn.BatchNorm2d(48, affine=False)
+        self.scale = nn.Parameter(torch.ones(1, 48, 1, 1))
+        self.up = nn.ConvTranspose2d(48, 16, 2, stride=2)
+        self.slope = nn.PReLU(16)
+        self.hidden = nn.Linear(16 * 4, 20)
+        self.head = nn.Linear(20, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images).relu()
+        features = features + self.depthwise(self.norm(self.conv(features)).relu())
+        features = torch.cat([self.left(features), self.right(features)], 1).relu()
+        features = self.slope(self.up(self.plain(self.grouped(features)).relu() * self.scale))
+        features = nn.functional.adaptive_avg_pool2d(features, 2)
+        logits: Tensor = self.head(self.hidden(features.flatten(1)).relu())
+        return logits
+
+
 class RecurrentNet(nn.Module):
     """A recurrent layer, which the dependency graph does not know, between two that it does; predictor `head`."""
 
