@@ -11,7 +11,7 @@ from torch.func import functional_call
 from spatl.artifacts.latency import measure_latency
 from spatl.artifacts.narrowing import CutData, cut_data, rebuild
 from spatl.artifacts.prunable import Prunable, find_prunable
-from spatl.artifacts.refinement import Refined, refined
+from spatl.artifacts.refinement import Refined, check_epochs, evaluated, refined
 from spatl.artifacts.widths import CutAgent, CutBudget, WidthRequest, latency_limited
 from spatl.channels.flops import measure_macs
 from spatl.channels.masking import masked_weights
@@ -20,11 +20,11 @@ from spatl.data import Examples
 from spatl.errors import ModelError, told
 from spatl.models.copies import duplicate
 from spatl.training.calibration import calibrated
-from spatl.training.evaluate import Evaluation, evaluate
+from spatl.training.evaluate import Evaluation
 from spatl.training.step_weight import TrainingSettings
 
 LARGEST_DIFFERENCE: Final = 1e-5
-"""By how much a cut network's logits may differ from those of the masked one, as a share of the largest logit."""
+"""Most that a cut network's logits may differ from those of the masked one, as a share of the largest logit."""
 MEASUREMENTS: Final = 10
 """How many networks are measured at most to meet a latency."""
 
@@ -72,7 +72,7 @@ class CutNetwork:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many channels of each group stay, by name."""
+        """Number of channels of each group that stay, by name."""
         return {name: len(channels) for name, channels in self.kept.items()}
 
     @property
@@ -82,29 +82,17 @@ class CutNetwork:
 
 
 def cut_network(
-    network: nn.Module,
-    example: Tensor,
-    *,
-    budget: CutBudget,
-    train: Examples,
-    validation: Examples,
-    test: Examples | None = None,
-    selector: str = "signal",
-    exact: bool = False,
-    training: TrainingSettings | None = None,
-    finetune_epochs: int = 0,
-    offset: Tensor | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    agent: CutAgent | None = None,
-    measure: Callable[[nn.Module, Tensor], float] = measure_latency,
-    progress: Callable[[str], None] | None = None,
-) -> CutNetwork:
+    network: nn.Module, example: Tensor, *, budget: CutBudget, train: Examples, validation: Examples,
+    test: Examples | None = None, selector: str = "signal", exact: bool = False,
+    training: TrainingSettings | None = None, finetune_epochs: int = 0, offset: Tensor | None = None,
+    batch_size: int = 64, seed: int = 0, agent: CutAgent | None = None,
+    measure: Callable[[nn.Module, Tensor], float] = measure_latency, progress: Callable[[str], None] | None = None,
+) -> CutNetwork:  # fmt: skip
     """Cut a trained network to a budget, check it against the masked one, and re-estimate its BatchNorm statistics.
 
     Args:
         network: The dense network, images `[B, C, H, W]` to logits `[B, K]`; it stays as it was.
-        example: float32 `[1, C, H, W]`, an input; only its shape matters, and a latency is that of this batch.
+        example: float32 `[B, C, H, W]`, an input; only its shape matters. A latency is that of this batch.
         budget: What may be left.
         train: Examples to measure the channels' signal on, to re-estimate statistics and to fine-tune.
         validation: Examples to choose by.
@@ -127,16 +115,13 @@ def cut_network(
         ConfigError: The selector or the number of epochs is not allowed.
     """
     tell = progress or _silent
+    check_epochs(finetune_epochs, training)
     dense = duplicate(network).eval()
     tell("finding the channels that may be cut")
     prunable = find_prunable(dense, example)
+    tell(f"choosing channels by {selector} for {budget.kind} {budget.limit:g}")
     with calibrated(dense, offset):
-        request = WidthRequest(
-            dense, prunable, train, validation, selector=selector, exact=exact, seed=seed, agent=agent or CutAgent()
-        )
-        before = evaluate(dense, validation)
-        before_test = None if test is None else evaluate(dense, test)
-        tell(f"choosing channels by {selector} for {budget.kind} {budget.limit:g}")
+        request = WidthRequest(dense, prunable, train, validation, selector, exact, seed, agent or CutAgent())
         selection, latencies = _selection(request, example, budget, measure)
     difference, small, data = cut_to(dense, prunable, selection, _compared(train, validation))
     tell("re-estimating BatchNorm statistics" + (f", {finetune_epochs} epochs of training" if finetune_epochs else ""))
@@ -144,10 +129,11 @@ def cut_network(
         small, train, validation, was_cut=not bool(selection.mask.all()), training=training, epochs=finetune_epochs,
         offset=offset, batch_size=batch_size, seed=seed,
     )  # fmt: skip
+    dense_test, cut_test = (_evaluated(each, test, offset) for each in (dense, result.network))
     return CutNetwork(
-        network=result.network, cut=data, difference=difference, dense=before, refined=result,
-        dense_test=before_test, test=None if test is None else _evaluated(result.network, test, offset),
-        latency_ms=latencies, doubtful=prunable.doubtful, **_facts(dense, small, example, prunable, selection),
+        network=result.network, cut=data, difference=difference, dense=evaluated(dense, validation, offset),
+        refined=result, dense_test=dense_test, test=cut_test, latency_ms=latencies, doubtful=prunable.doubtful,
+        **_facts(dense, small, example, prunable, selection),
     )  # fmt: skip
 
 
@@ -237,9 +223,8 @@ def _compared(*splits: Examples) -> Tensor:
     return torch.cat([examples.images[:_MAX_EXAMPLES] for examples in splits])[:_MAX_EXAMPLES]
 
 
-def _evaluated(network: nn.Module, examples: Examples, offset: Tensor | None) -> Evaluation:
-    with calibrated(network, offset):
-        return evaluate(network, examples)
+def _evaluated(network: nn.Module, examples: Examples | None, offset: Tensor | None) -> Evaluation | None:
+    return None if examples is None else evaluated(network, examples, offset)
 
 
 def _silent(line: str) -> None:

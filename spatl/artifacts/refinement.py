@@ -67,13 +67,11 @@ def refined(
         ConfigError: The number of epochs is negative, or there are no settings for them.
         DivergedError: The network left the finite numbers in its first epoch.
     """
-    if epochs < 0 or (epochs and training is None):
-        raise ConfigError(f"epochs of fine-tuning must be at least 0, with training settings, got {epochs}")
+    check_epochs(epochs, training)
     current = duplicate(network).eval()
     if was_cut:
         recalibrate_(current, train, batch_size=batch_size)
-    with calibrated(current, offset):
-        history = [evaluate(current, validation)]
+    history = [evaluated(current, validation, offset)]
     best, best_epoch = current, 0
     for epoch in range(1, epochs + 1):
         assert training is not None
@@ -83,7 +81,7 @@ def refined(
             order = generator(seed, "batches of a cut network", server_round=epoch)
             train_(current, parameters, train, training, generator=order, epochs=1)
             recalibrate_(current, train, batch_size=batch_size)
-            history.append(evaluate(current, validation))
+        history.append(evaluated(current, validation, offset))
         if not math.isfinite(history[-1].loss):
             raise DivergedError(
                 f"fine-tuning left the finite numbers in epoch {epoch}; lower the learning rate, or export without it"
@@ -91,3 +89,21 @@ def refined(
         if (history[-1].accuracy, -history[-1].loss) > (history[best_epoch].accuracy, -history[best_epoch].loss):
             best, best_epoch = current, epoch
     return Refined(best, best_epoch, history)
+
+
+def check_epochs(epochs: int, training: TrainingSettings | None) -> None:
+    """Raise unless there can be so many epochs of training.
+
+    Raises:
+        ConfigError: The number is negative, or there are no settings.
+    """
+    if epochs < 0:
+        raise ConfigError(f"epochs of fine-tuning must be at least 0, got {epochs}")
+    if epochs and training is None:
+        raise ConfigError(f"{epochs} epochs of fine-tuning need training settings, got none")
+
+
+def evaluated(network: nn.Module, examples: Examples, offset: Tensor | None) -> Evaluation:
+    """Evaluate a network with an offset, float32 [K], on its logits; None for none."""
+    with calibrated(network, offset):
+        return evaluate(network, examples)

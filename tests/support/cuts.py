@@ -1,6 +1,6 @@
 """Networks to cut, as if they were trained, and choices of their channels."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def settled(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-@lru_cache(maxsize=None)
+@cache
 def dense(name: str) -> tuple[nn.Module, Prunable]:
     """A network by name, and what may be cut of it; shared by all who ask, so that nobody may change it."""
     if name == "broad":

@@ -46,7 +46,7 @@ def test_a_cut_network_equals_the_masked_one_whatever_is_chosen(name, seed, shar
 def test_a_broad_network_of_a_users_own_is_cut_and_its_layers_say_so():
     network, prunable = dense("broad")
     small = rebuild(network, cut_data(network, prunable.trace, chosen(prunable, 1)))
-    widths = {name: module for name, module in small.named_modules()}
+    widths = dict(small.named_modules())
     shapes = {name: tensor.shape for name, tensor in small.state_dict().items()}
     assert widths["stem"].out_channels == shapes["stem.weight"][0] < 24
     assert widths["depthwise"].groups == widths["depthwise"].in_channels == shapes["stem.weight"][0]
