@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spatl.artifacts.latency import measure_latency
-from spatl.artifacts.narrowing import CutData, cut_data, rebuild
+from spatl.artifacts.narrowing import WIDTH, CutData, cut_data, rebuild, widths_without_tensors
 from spatl.artifacts.prunable import Prunable, find_prunable
 from spatl.artifacts.refinement import Refined, check_epochs, evaluated, refined
 from spatl.artifacts.widths import CutAgent, CutBudget, WidthRequest, latency_limited
@@ -156,15 +156,19 @@ def cut_to(
     """
     data = cut_data(network, prunable.trace, selection)
     small = rebuild(network, data)
+    try:
+        for name, width in widths_without_tensors(small, images[:1]).items():
+            data["layers"][name] = {WIDTH: width}
+            small = rebuild(network, data)
+        with torch.no_grad():
+            logits = small(images)
+    except Exception as error:
+        raise ModelError(
+            f"the cut network fails, perhaps because its forward depends on a number of channels: {told(error)}; "
+            "export the model as it is"
+        ) from error
     with torch.no_grad():
         masked = functional_call(network, masked_weights(network, prunable.trace.readers, selection), (images,))
-        try:
-            logits = small(images)
-        except Exception as error:
-            raise ModelError(
-                f"the cut network fails, perhaps because its forward depends on a number of channels: {told(error)}; "
-                "export the model as it is"
-            ) from error
     if logits.shape != masked.shape:
         raise ModelError(
             f"the cut network returns {list(logits.shape)} where the masked one returns {list(masked.shape)}; export "

@@ -5,7 +5,9 @@ makes the narrow network from any dense one of the same structure (`rebuild`), i
 nothing of a network's classes is ever stored.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -22,11 +24,13 @@ from spatl.models.frozen import NORMALISATION
 
 OUTPUTS: Final = "outputs"
 INPUTS: Final = "inputs"
+WIDTH: Final = "width"
 
 CutData = dict[str, Any]
 """Plain data of a cut: `{"layers": {name: {"outputs": [...], "inputs": [...]}}, "parameters": {name: {"dimension": d,
 "kept": [...]}}}`, where what is not named stays whole. `outputs` are those of a layer, or the features of a
-normalisation; indices are those of the dense network, ascending."""
+normalisation; indices are those of the dense network, ascending. A normalisation without any tensor has `{"width":
+number}` instead."""
 
 
 def owned_along(layout: EncoderLayout, name: str) -> tuple[int, Tensor]:
@@ -98,8 +102,11 @@ def rebuild(network: nn.Module, cut: Mapping[str, Any]) -> nn.Module:
     modules = dict(small.named_modules())
     for name, kept in layers.items():
         layer = modules.get(name)
-        if not isinstance(layer, _NARROWED) or not isinstance(kept, Mapping) or kept.keys() - {OUTPUTS, INPUTS}:
+        if not isinstance(layer, _NARROWED) or not isinstance(kept, Mapping) or kept.keys() - {OUTPUTS, INPUTS, WIDTH}:
             raise ModelError(f"the cut does not fit the network: {name!r} is no layer that it can make narrower")
+        if WIDTH in kept:
+            _set_width_(layer, name, kept[WIDTH])
+            continue
         narrow_(layer, name, outputs=kept.get(OUTPUTS), inputs=kept.get(INPUTS))
     for name, kept in parameters.items():
         module = modules.get(name.rpartition(".")[0])
@@ -141,13 +148,39 @@ def narrow_(
         raise ModelError(f"the cut does not fit the network: layer {name!r} has no inputs of its own")
     attribute = "num_parameters" if isinstance(layer, nn.PReLU) else "num_features"
     kept = _checked(outputs, getattr(layer, attribute), f"{name}.{OUTPUTS}")
-    for own, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+    for own, tensor in _tensors_of(layer):
         if tensor.dim() > 0:
             _keep_(layer, own, 0, kept)
     setattr(layer, attribute, len(kept))
 
 
 _NARROWED: Final = (*LAYERS, NORMALISATION, nn.PReLU)
+
+
+def widths_without_tensors(network: nn.Module, images: Tensor) -> dict[str, int]:
+    """Return the widths of what arrives at normalisation layers that hold no tensor, and so are as wide as they say.
+
+    Args:
+        network: The cut network in eval mode.
+        images: float32 [B, C, H, W].
+
+    Returns:
+        By name of such a layer that says otherwise, how many channels arrive.
+    """
+    found: dict[str, int] = {}
+    handles = [
+        module.register_forward_pre_hook(partial(_note_width, found, name))
+        for name, module in network.named_modules()
+        if isinstance(module, NORMALISATION) and not _tensors_of(module)
+    ]
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # InstanceNorm says that it is not as wide as its input
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def can_be_narrowed(module: nn.Module) -> bool:
@@ -186,6 +219,22 @@ def _narrow_layer_(layer: nn.modules.conv._ConvNd | nn.Linear, name: str, output
         layer.out_features, layer.in_features = len(outputs), len(inputs)
     else:
         layer.out_channels, layer.in_channels, layer.groups = len(outputs), len(inputs), num_groups
+
+
+def _note_width(found: dict[str, int], name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    width = inputs[0].shape[1]
+    if width != layer.num_features:
+        found[name] = width
+
+
+def _set_width_(layer: nn.Module, name: str, width: object) -> None:
+    if not isinstance(layer, NORMALISATION) or _tensors_of(layer) or type(width) is not int or width < 1:
+        raise ModelError(f"the cut does not fit the network: layer {name!r} cannot be set to the width {width!r}")
+    layer.num_features = width
+
+
+def _tensors_of(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
 
 
 def _by_group(kept: Tensor, width: int, num_groups: int, name: str) -> list[Tensor]:

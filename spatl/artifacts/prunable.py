@@ -21,6 +21,7 @@ from spatl.channels.selection import Selection
 from spatl.channels.trace import EncoderTrace
 from spatl.channels.tracing import trace_groups
 from spatl.errors import ModelError
+from spatl.models.copies import duplicate
 from spatl.models.frozen import NORMALISATION
 
 logger = logging.getLogger(__name__)
@@ -145,46 +146,29 @@ def _reasons(network: nn.Module, trace: EncoderTrace) -> dict[int, str]:
     for number, group in enumerate(layout.groups):
         if not bool(read[group.first : group.first + group.size].any()):
             reasons[number] = trace.doubtful.get(group.name, _UNREAD)
-    uses = Counter(
-        parameter for module in network.modules() for parameter in module._parameters.values() if parameter is not None
-    )
-    owned: dict[str, dict[str, tuple[int, Tensor]]] = {}
+    owned: dict[str, list[Tensor]] = {}
     for name in layout.shapes:
-        module, _, own = name.rpartition(".")
-        owned.setdefault(module, {})[own] = owned_along(layout, name)
-    for name, tensors in owned.items():
-        reason = _why_whole(network, name, tensors, uses, trace.readers.get(name))
+        owned.setdefault(name.rpartition(".")[0], []).append(owned_along(layout, name)[1])
+    for name, own in owned.items():
+        reason = _why_whole(network, name, f"{name}.weight" in layout.shapes)
         if reason:
-            touched = [channels for _, channels in tensors.values()] + [trace.readers.get(name, torch.tensor([-1]))]
-            for number in groups_of(torch.cat(touched), layout):
+            read = trace.readers.get(name, torch.tensor([-1]))
+            for number in groups_of(torch.cat([*own, read]), layout):
                 reasons.setdefault(number, reason)
     return dict(sorted(reasons.items()))
 
 
-def _why_whole(
-    network: nn.Module, name: str, tensors: Mapping[str, tuple[int, Tensor]], uses: Mapping[nn.Parameter, int],
-    read: Tensor | None,
-) -> str | None:  # fmt: skip
-    """Return why a module's tensors cannot be made narrower, or None."""
+def _why_whole(network: nn.Module, name: str, has_weight: bool) -> str | None:
+    """Return why a module's own tensors cannot be made narrower, or None. Who reads shared ones is doubtful by then."""
     module = network.get_submodule(name)
-    if any(parameter is not None and uses[parameter] > 1 for parameter in module._parameters.values()):
-        return f"layer {name} shares its weight"
     if not can_be_narrowed(module):
         if type(module).__module__.startswith("torch."):
             return f"layer {name}, a {type(module).__name__}, cannot be made narrower"
         return None  # a parameter of a user's own module, along one of its dimensions
-    if any(not torch.equal(channels, next(iter(tensors.values()))[1]) for _, channels in tensors.values()):
-        return f"the parts of layer {name} belong to different channels"
-    if isinstance(module, LAYERS):
-        if module._parameters.get("weight") is None or "weight" not in tensors:
-            return f"layer {name} computes its weight"
-        transposed = isinstance(module, OUTPUT_IN_DIMENSION_1)
-        if transposed and getattr(module, "groups", 1) > 1:
-            return f"layer {name} is a grouped transposed convolution"
-        if tensors["weight"][0] != int(transposed):
-            return f"layer {name} has its outputs along another dimension"
-        if is_depthwise(module) and read is not None and not torch.equal(read, tensors["weight"][1]):
-            return f"layer {name} reads other channels than it writes"
+    if isinstance(module, LAYERS) and not has_weight:
+        return f"layer {name} computes its weight"
+    if isinstance(module, OUTPUT_IN_DIMENSION_1) and getattr(module, "groups", 1) > 1:
+        return f"layer {name} is a grouped transposed convolution"
     return None
 
 
@@ -260,6 +244,7 @@ def _unique(names: list[str]) -> tuple[str, ...]:
 
 
 def _num_logits(network: nn.Module, example: Tensor) -> int:
+    copy = duplicate(network).to("cpu").eval()
     with torch.no_grad():
-        output = network(example[:1])
+        output = copy(example[:1].cpu())
     return output.shape[-1] if isinstance(output, Tensor) and output.dim() else -1

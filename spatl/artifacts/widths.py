@@ -184,9 +184,18 @@ class _Widths:
         ]
 
     def selection(self, counts: Sequence[int]) -> Selection:
-        """Return the best channels of each group, completed."""
-        top = keep_top(self._order, torch.tensor(counts), self._prunable.layout)
-        return self._prunable.completed(top, self._order)
+        """Return the best channels of each group, completed; more of them where that leaves a count that is allowed."""
+        layout = self._prunable.layout
+        while True:
+            found = self._prunable.completed(keep_top(self._order, torch.tensor(counts), layout), self._order)
+            actual = found.counts(layout).tolist()
+            rounded = [
+                next(level for level in levels if level >= number)
+                for levels, number in zip(self.levels, actual, strict=True)
+            ]
+            if rounded == actual:
+                return found
+            counts = rounded
 
     def cost(self, selection: Selection) -> float:
         return self._model.ratio(selection.counts(self._prunable.layout))
@@ -201,6 +210,8 @@ class _Widths:
         if self._exact and self.cost(completed) <= limit:
             return completed
         wanted = completed.counts(layout).tolist()
+        if self.cost(self.selection([levels[0] for levels in self.levels])) > limit:
+            self._order = self._spread(worth)  # the order of the floor, where the other costs more to complete
         counts = self._scaled(wanted, limit)
         return self.selection(self._filled(counts, worth, limit))
 

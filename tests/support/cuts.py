@@ -9,6 +9,7 @@ from spatl.artifacts.prunable import Prunable, find_prunable
 from spatl.channels.selection import Selection
 from spatl.data import Examples
 from spatl.models import build_model
+from spatl.selection.protocol import SelectionRequest
 from tests.support.networks import BroadNet
 
 NETWORKS = ("cnn", "resnet8", "resnet20", "resnet32", "resnet56", "vgg11", "mobilenet", "broad")
@@ -61,3 +62,8 @@ def examples(number: int = 48, seed: int = 4) -> Examples:
     """Random images with random labels."""
     draws = torch.Generator().manual_seed(seed)
     return Examples(images(number, seed), torch.randint(10, (number,), generator=draws))
+
+
+def last_first(request: SelectionRequest) -> Tensor:
+    """The worth of channels to a selector of a user's own, for whom the last of each group are best."""
+    return torch.arange(request.costs.layout.num_channels, dtype=torch.float64)

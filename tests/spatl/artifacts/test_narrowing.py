@@ -91,6 +91,7 @@ def test_what_is_frozen_stays_so():
         ({"layers": {"conv1": {"outputs": [1, 0]}}, "parameters": {}}, "conv1.outputs must be ascending"),
         ({"layers": {"conv1": {"outputs": []}}, "parameters": {}}, "conv1.outputs must be ascending"),
         ({"layers": {"conv1": {"outputs": "01"}}, "parameters": {}}, "conv1.outputs must be ascending"),
+        ({"layers": {"conv1": {"width": 8}}, "parameters": {}}, "'conv1' cannot be set to the width 8"),
         ({"layers": {}, "parameters": {"conv1.none": {"dimension": 0, "kept": [0]}}}, "no parameter 'conv1.none'"),
         ({"layers": {}, "parameters": {"conv1.bias": {"dimension": 1, "kept": [0]}}}, "no dimension 1"),
     ],
