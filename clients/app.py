@@ -258,8 +258,9 @@ def _config(context: Context) -> ExperimentConfig:
     """The run's config, as the node's own config has it."""
     device, data = (context.node_config.get(key) for key in ("device", "data-dir"))
     try:
+        config = config_from_run(context.run_config)
         return on_device(
-            config_from_run(context.run_config),
+            config.without_weights() if _is_device(context) else config,
             device=None if device is None else str(device),
             data=None if data is None else str(data),
         )

@@ -16,8 +16,9 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from spatl.artifacts.description import ModelDescription
-from spatl.artifacts.model_files import MODEL, PRIVATE, packed, write_model
+from spatl.artifacts.model_files import MODEL, PRIVATE, write_model
 from spatl.errors import DamagedState, SpatlError
+from spatl.models.weights import packed
 from spatl.rounds.client_state import FORMAT, ClientState
 from spatl.sealed_files import alone_in, read_sealed, replace_file, sync_names
 

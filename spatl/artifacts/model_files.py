@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from spatl.artifacts.description import ModelDescription, Offset, read_description
-from spatl.errors import ModelError, SpatlError, did_you_mean
+from spatl.errors import SpatlError
 from spatl.models import add_residual_, build_model
 from spatl.models.inputs import take_images_
+from spatl.models.weights import load_weights_, packed, read_weights, state_of
 from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.statistics import named_statistics
 from spatl.sealed_files import replace_file
@@ -136,12 +134,6 @@ def write_federation_model(
     return write_model(run / MODEL, description, federation_tensors(blueprint, statistics=statistics, encoder=encoder))
 
 
-def state_of(network: nn.Module) -> dict[str, Tensor]:
-    """Return a network's tensors by its own names, on the CPU; what else its state dict may hold is left out."""
-    found = network.state_dict().items()
-    return {name: each.detach().cpu() for name, each in found if isinstance(each, Tensor)}
-
-
 def write_model(
     directory: Path, description: ModelDescription, tensors: Mapping[str, Tensor], *, private: Mapping[str, Tensor] = {}
 ) -> ModelDescription:
@@ -164,11 +156,6 @@ def write_model(
     replace_file(directory / WEIGHTS, data)
     description.write(directory)
     return description
-
-
-def packed(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors as safetensors; those that share memory are written one by one."""
-    return save_tensors({name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()})
 
 
 def read_model(directory: str | Path, *, client: int | None = None) -> RunModel:
@@ -220,52 +207,6 @@ def network_of(description: ModelDescription) -> nn.Module:
     if description.residual:
         add_residual_(network, cut, example)
     return network
-
-
-def read_weights(path: Path, *, sha256: str = "") -> dict[str, Tensor]:
-    """Read tensors by name from a safetensors file.
-
-    Args:
-        path: The file.
-        sha256: Its checksum, hexadecimal; empty where nobody knows it.
-
-    Raises:
-        SpatlError: It is not there, or damaged.
-    """
-    try:
-        data = path.read_bytes()
-        if sha256 and hashlib.sha256(data).hexdigest() != sha256:
-            raise SpatlError(f"{path} is not as it was written: its SHA-256 is another; take it from the run again")
-        return load_tensors(data)
-    except FileNotFoundError as error:
-        raise SpatlError(f"there is no file {path}") from error
-    except OSError as error:
-        raise SpatlError(f"cannot read {path}: {error.strerror}") from error
-    except (SafetensorError, ValueError) as error:
-        raise SpatlError(f"{path} is no safetensors file, or it is damaged: {error}") from error
-
-
-def load_weights_(network: nn.Module, tensors: Mapping[str, Tensor], *, where: str, partly: bool = False) -> None:
-    """Copy tensors into a network, in place; nothing is copied if anything is wrong.
-
-    Args:
-        network: The network.
-        tensors: By its own names.
-        where: Where they are from, for messages.
-        partly: Whether some of its tensors may be missing, and stay as they are.
-
-    Raises:
-        ModelError: A name is missing or unknown, or a shape is another.
-    """
-    own = state_of(network)
-    for name, tensor in tensors.items():
-        if name not in own:
-            raise ModelError(f"{where} holds {name!r}, which the network does not have{did_you_mean(name, own)}")
-        if own[name].shape != tensor.shape:
-            raise ModelError(f"{where}: {name!r} must be {list(own[name].shape)}, got {list(tensor.shape)}")
-    if not partly and (missing := [name for name in own if name not in tensors]):
-        raise ModelError(f"{where} lacks {', '.join(map(repr, missing[:3]))}{' and others' if missing[3:] else ''}")
-    network.load_state_dict(dict(tensors), strict=False)
 
 
 def _private_file(run: Path, client: int) -> Path:

@@ -30,6 +30,7 @@ from spatl.config.selection import AgentConfig, SelectionConfig
 from spatl.data import DATASETS, OWN, is_read_from_path
 from spatl.extensions.references import is_reference
 from spatl.methods import METHOD_DOOR, METHODS, PREDICTORS, Method, PredictorMode, PredictorRow, find_method
+from spatl.models.weights import sha256_of
 from spatl.wire.codecs import CODECS
 
 
@@ -191,7 +192,28 @@ class ExperimentConfig(Section):
         return PREDICTORS[self.predictor.mode].shares
 
     def located(self, directory: Path) -> Self:
-        """Return the config with an absolute path of the data set, for processes that start in another directory."""
+        """Return the config with absolute paths, for processes that start in another directory.
+
+        Weights to start from have their checksum besides.
+
+        Raises:
+            SpatlError: There is no file of such weights.
+        """
+        return self._with_weights_located(directory)._with_data_located(directory)
+
+    def _with_weights_located(self, directory: Path) -> Self:
+        if self.model.weights is None:
+            return self
+        path = directory / os.path.expanduser(self.model.weights)
+        known = {"weights": str(path), "weights_sha256": self.model.weights_sha256 or sha256_of(path)}
+        return self.model_copy(update={"model": self.model.model_copy(update=known)})
+
+    def without_weights(self) -> Self:
+        """Return the config with weights drawn from the seed, for a device, which opens no file that another names."""
+        drawn = {"weights": None, "weights_sha256": None}
+        return self.model_copy(update={"model": self.model.model_copy(update=drawn)})
+
+    def _with_data_located(self, directory: Path) -> Self:
         default = None if is_reference(self.data.name) else DATASETS[self.data.name].options.get("path")
         path = self.data.options.get("path", default)
         if not isinstance(path, str) or not path or self.data.options.get("hub"):

@@ -140,11 +140,22 @@ class ModelConfig(Section):
     """Submodules that form the private predictor; needed for a factory of your own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the factory."""
+    weights: str | None = None
+    """Safetensors file of weights to start from, by the network's own names, such as a run's `model/model.safetensors`;
+    null draws all of them from the seed."""
+    weights_sha256: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None
+    """What the SHA-256 of that file must be; a run fills it in."""
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
         return one_of(name, MODELS, door=MODEL_DOOR)
+
+    @model_validator(mode="after")
+    def _checksum_of_something(self) -> Self:
+        if self.weights_sha256 is not None and self.weights is None:
+            raise ValueError("weights_sha256 is of a file that weights names: give both, or neither")
+        return self
 
 
 class PredictorConfig(Section):

@@ -25,7 +25,7 @@ ALWAYS_READ: Final = frozenset({
     "seed", "rounds", "method", "engine",
     "data.name", "data.options",
     "partition.name", "partition.num_clients", "partition.feature_noise",
-    "model.name", "model.options",
+    "model.name", "model.options", "model.weights", "model.weights_sha256",
     "training.local_steps", "training.batch_size", "training.learning_rate", "training.momentum",
     "training.weight_decay", "training.nesterov", "training.device", "training.precision", "training.threads",
     "server.fraction_train", "server.min_replies", "server.max_failures", "server.rounds_away",

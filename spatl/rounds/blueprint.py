@@ -6,10 +6,10 @@ Server and clients never send each other the structure of anything; they build i
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ from spatl.extensions.references import is_reference
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, duplicate
 from spatl.models.inputs import take_images_
+from spatl.models.weights import read_weights, start_from_
 from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_clients, split_client
+from spatl.rounds.remembered import remembered_warnings
 from spatl.rounds.rules import rehearse_rule
 from spatl.rounds.statistics import statistics_names
 from spatl.seeding import generator
@@ -221,6 +223,10 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
         options=config.model.options,
         seed=config.seed,
     )
+    if config.model.weights is not None:
+        path = Path(config.model.weights)
+        tensors = read_weights(path, sha256=config.model.weights_sha256)
+        start_from_(model, tensors, predictor=Split(tuple(cut)), where=str(path))
     _check_weights(model)
     _check_output(model, dataset)
     built_cut = cut
@@ -376,22 +382,3 @@ _SPLITS: dict[str, Callable[[nn.Module, tuple[str, ...]], Split]] = {
     "all": lambda model, _: make_split(model, ()),
     "nothing": _everything_private,
 }
-
-
-@contextmanager
-def remembered_warnings() -> Iterator[list[logging.LogRecord]]:
-    """Collect the warnings of the block, which go their usual ways as well; a log opened later may still take them."""
-    records: list[logging.LogRecord] = []
-
-    class _Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record)
-            if root.handlers == [self] and logging.lastResort:  # which prints only where nobody else listens
-                logging.lastResort.handle(record)
-
-    root, collector = logging.getLogger(), _Collector(logging.WARNING)
-    root.addHandler(collector)
-    try:
-        yield records
-    finally:
-        root.removeHandler(collector)

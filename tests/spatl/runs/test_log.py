@@ -9,7 +9,7 @@ import pytest
 
 from server.engines import run_inline
 from spatl.errors import SpatlError
-from spatl.rounds.blueprint import remembered_warnings
+from spatl.rounds.remembered import remembered_warnings
 from spatl.runs.log import EVENTS, logged_to
 from spatl.runs.records import read_lines
 from tests.support.federations import blueprint_of, tiny_config
