@@ -157,6 +157,7 @@ def _extended(directory: Path, config: ExperimentConfig, rounds: int) -> Experim
         raise ConfigError(
             f"{directory} is a run of {config.rounds} rounds: rounds must be more than that, got {rounds}"
         )
+    check(config)  # before anything of it is touched
     for own in (directory, directory / ALONE):
         if not (own / CONFIG).exists():
             continue
