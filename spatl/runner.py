@@ -21,6 +21,7 @@ from spatl.config.loading import load_config, parse_config
 from spatl.config.unread import settings_without_effect
 from spatl.deployment.sites import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
+from spatl.models.weights import read_weights
 from spatl.report.figures import draw_curves
 from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
@@ -157,7 +158,8 @@ def _extended(directory: Path, config: ExperimentConfig, rounds: int) -> Experim
         raise ConfigError(
             f"{directory} is a run of {config.rounds} rounds: rounds must be more than that, got {rounds}"
         )
-    check(config)  # before anything of it is touched
+    if config.model.weights is not None:  # before anything of it is touched
+        read_weights(Path(config.model.weights), sha256=config.model.weights_sha256)
     for own in (directory, directory / ALONE):
         if not (own / CONFIG).exists():
             continue
