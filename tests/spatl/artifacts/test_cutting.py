@@ -154,6 +154,7 @@ def test_statistics_written_wrongly_are_refused(monkeypatch):
         cut_to(network, prunable, selection, images())
 
 
+@pytest.mark.slow
 def test_training_is_chosen_by_validation_and_the_test_split_only_reported():
     train, validation, test = striped(96, 1), striped(64, 2), striped(64, 3)
     _, found = cut(
@@ -201,6 +202,7 @@ def test_training_that_diverges_is_one_clear_error():
         cut(name="cnn", finetune_epochs=1, training=Training(learning_rate=1e20))
 
 
+@pytest.mark.slow
 def test_a_latency_is_measured_on_the_cut_networks():
     """As if a millisecond were what a thousand multiply-accumulates take."""
     measured = []

@@ -33,6 +33,7 @@ def counts(asked, selection):
     return list(zip(found, asked.prunable.layout.group_sizes.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @CHOICES
 @given(
     name=st.sampled_from(["cnn", "resnet20", "mobilenet", "broad"]), kind=st.sampled_from(["flops", "parameters"]),
@@ -162,6 +163,7 @@ def test_a_latency_below_the_narrowest_networks_names_what_is_possible():
         latency_limited(selected, lambda each: 0.1 * float(each.mask.sum()), 1.0, floor=0.25, most=10)
 
 
+@pytest.mark.slow
 def test_a_wide_network_is_cut_in_every_group_it_pays_for():
     model, _ = build_model("vgg11", num_classes=10, in_channels=1, image_size=8, options={"width": 0.5}, seed=1)
     network = settled(model)
