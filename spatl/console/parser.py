@@ -25,6 +25,7 @@ def make_parser() -> Parser:
     _add_check(commands.add_parser("check", help="say what a config would run, and whether it can, without running it"))
     _add_status(commands.add_parser("status", help="how a run is doing, and each of its clients"))
     _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
+    _add_onboard(commands.add_parser("onboard", help="start a client that was not in a run with the run's model"))
     _add_partition(commands.add_parser("partition", help="show how the examples are spread over the clients"))
 
     agent = commands.add_parser("agent", help="train the selection policy, or compare it with other ways to select")
@@ -85,6 +86,29 @@ def _add_status(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's directory")
     parser.add_argument("--json", action="store_true", help="one JSON object instead")
     parser.set_defaults(command=_by_reference("spatl.console.status:show_status"))
+
+
+def _add_onboard(parser: Parser) -> None:
+    parser.description = (
+        "Give a newcomer the model of a finished run: by default nothing is trained, and nothing is ever sent. Of the "
+        "newcomer's own are its class frequencies, and from 100 examples on fine-tuned weights where they win on its "
+        "validation split."
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's directory, or its model/ alone")
+    parser.add_argument(
+        "--data", metavar="DATA", required=True,
+        help="the newcomer's: a folder of class folders, an .npz file, a data set's name or package.module:load",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data-option", metavar="KEY=VALUE", action="append", default=[], dest="data_options",
+        help="an option of the data set, as in data.options: --data-option image_size=32",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="a new directory for the model (default: one below runs/)")
+    parser.add_argument("--compare", action="store_true", help="train other ways too, as yardsticks")
+    parser.add_argument("--no-finetune", action="store_true", help="train nothing, however many examples there are")
+    parser.add_argument("--seed", type=int, help="draws the newcomer's splits and its batches (default: the run's)")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
+    parser.set_defaults(command=_by_reference("spatl.console.onboard:onboard"))
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:

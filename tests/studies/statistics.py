@@ -171,7 +171,6 @@ def compare(config: ExperimentConfig, directory: Path) -> tuple[dict[str, Any], 
     return by_round[-1], means, 4 * sum(each.numel() for each in before.values())
 
 
-
 def main() -> None:
     """Print the final accuracies seed by seed, and what aggregated statistics gain."""
     parser = argparse.ArgumentParser(prog="python -m tests.studies.statistics")
