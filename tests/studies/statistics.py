@@ -11,7 +11,7 @@ also the mean over all rounds from the second.
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from spatl.data import ClientData
 from spatl.models.copies import duplicate
 from spatl.models.split import Split
 from spatl.rounds.blueprint import Blueprint, cached_blueprint, load_encoder_
+from spatl.rounds.statistics import aggregate_statistics, gathered, load_statistics_, statistics_names
 from spatl.training.calibration import calibrated, class_offset
 from spatl.training.device import reproducible
 from spatl.training.evaluate import evaluate, recalibrate_
+from spatl.wire.statistics import Statistics
 
-Statistics = Mapping[str, Tensor]
-"""Running means and variances by the network's names."""
 KINDS = ("local", "aggregated", "last round's", "no offset")
 _RESNET = {"name": "resnet8", "options": {"width": 0.5}}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -65,22 +65,6 @@ def config_of(data: str, *, seed: int, rounds: int, alpha: float) -> ExperimentC
     )
 
 
-def aggregate(statistics: Sequence[Statistics], num_examples: Sequence[int]) -> dict[str, Tensor]:
-    """The statistics of all clients' examples together, of each client's (n_i of them): mean of means, and
-
-    mean of variances plus variance of means, which is the variance of all of them.
-    """
-    shares = torch.tensor(num_examples, dtype=torch.float64) / sum(num_examples)
-    together = {}
-    for name in (name for name in statistics[0] if name.endswith("running_mean")):
-        variance = name.removesuffix("mean") + "var"
-        means, variances = (torch.stack([each[key] for each in statistics]).double() for key in (name, variance))
-        mean = shares @ means
-        together[name] = mean.float()
-        together[variance] = (shares @ (variances + (means - mean).square())).float()
-    return together
-
-
 @contextmanager
 def recorded() -> Iterator[list[Tensor]]:
     """Collect the encoders that clients hold, float32 [N] each, in the order of the rounds."""
@@ -101,6 +85,7 @@ class Clients:
     def __init__(self, blueprint: Blueprint) -> None:
         self._blueprint = blueprint
         self._model = duplicate(blueprint.model).eval()
+        self._names = statistics_names(self._model, blueprint.split)
         self.data: list[ClientData] = [
             blueprint.client_data(client) for client in range(blueprint.config.partition.num_clients)
         ]
@@ -109,21 +94,26 @@ class Clients:
         """Take an encoder, float32 [N]."""
         load_encoder_(self._model, self._blueprint.split, self._blueprint.layout, encoder)
 
-    def own_statistics(self) -> list[dict[str, Tensor]]:
+    def own_statistics(self) -> list[Statistics]:
         """Each client's, of the encoder, re-estimated on its training split."""
         found = []
         for data in self.data:
             recalibrate_(self._model, data.train, batch_size=self._blueprint.config.training.batch_size)
-            found.append({name: each.clone() for name, each in self._buffers().items()})
+            found.append(gathered(self._model, self._names))
         return found
+
+    def together(self, statistics: Sequence[Statistics]) -> Statistics:
+        """Those of all clients, of each one's."""
+        return aggregate_statistics(
+            dict(enumerate(statistics)), {client: len(data.train) for client, data in enumerate(self.data)}
+        )
 
     def accuracies(self, statistics: Sequence[Statistics], *, offsets: bool = True) -> np.ndarray[Any, Any]:
         """float64 [2, clients]: on the validation and the test split, under some statistics for each client."""
         rows = []
         predictor = self._blueprint.config.predictor
         for data, own in zip(self.data, statistics, strict=True):
-            for name, buffer in self._buffers().items():
-                buffer.copy_(own[name])
+            load_statistics_(self._model, own, self._names)
             offset = class_offset(
                 data.train.labels, num_classes=self._blueprint.dataset.num_classes,
                 strength=predictor.strength if offsets else 0.0, smoothing=predictor.smoothing,
@@ -131,9 +121,6 @@ class Clients:
             with calibrated(self._model, offset):
                 rows.append([evaluate(self._model, split).accuracy for split in (data.validation, data.test)])
         return np.array(rows).T
-
-    def _buffers(self) -> dict[str, Tensor]:
-        return self._blueprint.split.encoder_statistics(self._model)
 
 
 def compare(config: ExperimentConfig, directory: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -148,12 +135,12 @@ def compare(config: ExperimentConfig, directory: Path) -> tuple[dict[str, Any], 
         result = spatl.run(config, directory, pictures=False, warn=False, progress=False)
     clients = Clients(cached_blueprint(config.to_json()))
     by_round = []
-    before: dict[str, Tensor] | None = None
+    before: Statistics | None = None
     with reproducible(config.training.threads):
         for encoder in encoders:
             clients.load_(encoder)
             own = clients.own_statistics()
-            together = aggregate(own, [len(data.train) for data in clients.data])
+            together = clients.together(own)
             everywhere = [together] * len(own)
             found = {
                 "local": clients.accuracies(own),
@@ -168,7 +155,7 @@ def compare(config: ExperimentConfig, directory: Path) -> tuple[dict[str, Any], 
     assert abs(by_round[-1]["local"][1].mean() - result.summary["accuracy"]) < 1e-9, result.summary
     later = by_round[1:]
     means = {kind: np.mean([found[kind] for found in later], axis=0) for kind in KINDS}
-    return by_round[-1], means, 4 * sum(each.numel() for each in before.values())
+    return by_round[-1], means, len(before.to_bytes())
 
 
 def main() -> None:
