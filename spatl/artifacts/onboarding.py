@@ -18,17 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.artifacts.description import read_description
-from spatl.artifacts.model_files import (
-    LABEL_OFFSET,
-    MODEL,
-    WEIGHTS,
-    RunModel,
-    load_weights_,
-    network_of,
-    read_weights,
-    state_of,
-    write_model,
-)
+from spatl.artifacts.model_files import LABEL_OFFSET, MODEL, WEIGHTS, RunModel, network_of, write_model
 from spatl.config.sections import TrainingConfig
 from spatl.data import ClientData, Examples
 from spatl.errors import SpatlError
@@ -36,6 +26,7 @@ from spatl.json_files import write_json
 from spatl.models.copies import duplicate
 from spatl.models.frozen import NORMALISATION
 from spatl.models.split import Split
+from spatl.models.weights import load_weights_, read_weights, state_of
 from spatl.runs.files import CONFIG, SUMMARY
 from spatl.seeding import generator, seeded_globals
 from spatl.training.calibration import calibrated, class_offset
@@ -128,7 +119,7 @@ def federations_model(directory: str | Path) -> RunModel:
             f"{place} shares nothing (method {description.method}): each client trains alone, and so must a newcomer"
         )
     network = network_of(description)
-    load_weights_(network, tensors, where=str(place), partly=True)
+    load_weights_(network, {**state_of(network), **tensors}, where=str(place))
     return RunModel(network.eval(), description)
 
 

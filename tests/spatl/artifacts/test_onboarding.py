@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spatl.artifacts import onboarding
 from spatl.artifacts.description import ModelDescription, Offset
-from spatl.artifacts.model_files import RunModel, network_of, read_model, state_of, write_model
+from spatl.artifacts.model_files import RunModel, network_of, read_model, write_model
 from spatl.artifacts.onboarding import (
     FINE_TUNED,
     FROM_SCRATCH,
@@ -27,6 +27,7 @@ from spatl.artifacts.onboarding import (
 from spatl.config.sections import TrainingConfig
 from spatl.data import ClientData, Examples
 from spatl.errors import SpatlError
+from spatl.models.weights import state_of
 
 RATE = TrainingConfig(learning_rate=5.0, batch_size=8)  # of which fine-tuning takes a small share
 
