@@ -116,7 +116,7 @@ def federations_model(directory: str | Path) -> RunModel:
     tensors = read_weights(place / WEIGHTS, sha256=description.sha256)
     if not tensors:
         raise SpatlError(
-            f"{place} shares nothing (method {description.method}): each client trains alone, and so must a newcomer"
+            f"{place} holds no weights that all clients share (method {description.method}), and none for a newcomer"
         )
     network = network_of(description)
     load_weights_(network, {**state_of(network), **tensors}, where=str(place))

@@ -213,7 +213,7 @@ def test_what_holds_no_model_for_a_newcomer_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.yaml").write_text("rounds: 3\n")
     for name, said in {
-        "alone": "shares nothing (method local)",
+        "alone": "holds no weights that all clients share (method local)",
         "clients": "the model of client 3",
         "begun": "has not come to its end",
         "nothing": "model.json is not there",
