@@ -3,16 +3,23 @@
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from spatl.artifacts.description import read_description
+from spatl.artifacts.model_files import read_model
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
 from spatl.console.main import main
 from spatl.deployment.processes import free_port
 from spatl.json_files import read_json
+from spatl.models.weights import read_weights
+from spatl.rounds.blueprint import make_blueprint
 from spatl.runs.records import read_lines
 from spatl.runs.status import read_status
+from spatl.training.evaluate import evaluate
 from tests.support.deployments import started
 from tests.support.federations import tiny_config
 from tests.support.own_data import NUMBERS, unreadable
@@ -63,7 +70,7 @@ def deployed_config(**sections) -> ExperimentConfig:
 
 
 def test_devices_with_data_of_their_own_train_on_all_of_it_and_end_well(devices):
-    done = deployed(devices, deployed_config())
+    done = deployed(devices, deployed_config(model={"name": "resnet8", "options": {"width": 0.5}}))
     rows = read_lines(done.run / "clients.jsonl")
     assert {row["client"]: row["num_examples"] for row in rows} == {0: 120, 1: 72, 2: 36}  # 60 % of what each has
     summary = read_json(done.run / "summary.json")
@@ -71,6 +78,27 @@ def test_devices_with_data_of_their_own_train_on_all_of_it_and_end_well(devices)
     assert summary["accuracy"] > 0.8
     assert load_config(done.run / "config.yaml").data.agreed.classes == ("0", "1", "2", "3")
     assert not list((done.federation / "server").rglob("*.npz"))
+    check_models(done, devices, summary)
+
+
+def check_models(done: Deployed, base: Path, summary: Any) -> None:
+    """Each device has its own model, of the accuracy it reported, and the federation's weights, as the server has them.
+
+    What each device has of its own, its offset and how many batches it saw, stays there.
+    """
+    config = load_config(done.run / "config.yaml")
+    assert read_description(done.run / "model").class_names == ("0", "1", "2", "3")
+    shared = read_weights(done.run / "model" / "model.safetensors")
+    assert not list(done.run.rglob("private.safetensors"))
+    for client, accuracy in summary["clients"].items():
+        (state,) = (done.federation / f"client-{client}" / "state").glob("*/model")
+        own = read_model(state)
+        tensors = own.network.state_dict().items()
+        assert all(torch.equal(each, shared[name]) for name, each in tensors if not name.endswith("_tracked"))
+        options = {"path": str(base / f"{client}.npz")}
+        here = config.model_copy(update={"data": config.data.model_copy(update={"options": options})})
+        examples = make_blueprint(here).client_data(int(client)).test
+        assert evaluate(own.with_offset_(), examples).accuracy == accuracy
 
 
 def test_a_bad_file_and_a_device_that_is_away_cost_those_two_only(devices):
