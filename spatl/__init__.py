@@ -7,21 +7,36 @@ run that was killed.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import load_config, parse_config
-from spatl.errors import SpatlError
-from spatl.report.result import RunResult, read_run
-
 if TYPE_CHECKING:
+    from spatl.config.experiment import ExperimentConfig
+    from spatl.config.loading import load_config, parse_config
+    from spatl.errors import SpatlError
+    from spatl.report.result import RunResult, read_run
     from spatl.runner import resume, run
 
 __version__ = "0.1.0"
 
 __all__ = ["ExperimentConfig", "RunResult", "SpatlError", "load_config", "parse_config", "read_run", "resume", "run"]
 
+_MODULES = {
+    "ExperimentConfig": "spatl.config.experiment",
+    "RunResult": "spatl.report.result",
+    "SpatlError": "spatl.errors",
+    "load_config": "spatl.config.loading",
+    "parse_config": "spatl.config.loading",
+    "read_run": "spatl.report.result",
+    "resume": "spatl.runner",
+    "run": "spatl.runner",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import what runs and draws a federation when it is first asked for: a device pays for its imports per message."""
-    if name in ("resume", "run"):
-        return getattr(importlib.import_module("spatl.runner"), name)
+    """Import a public name when it is first asked for: `spatl predict` runs where PyTorch is not installed."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for shells that complete them."""
+    return sorted([*globals(), *__all__])

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spatl.sealed_files import replace_file
-
 
 def to_json(content: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
     """Write JSON as every program reads it: a number that is not finite, which JSON does not have, is null."""
@@ -24,6 +22,8 @@ def _finite(content: Any) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to a temporary name, then rename."""
+    from spatl.sealed_files import replace_file  # with which PyTorch comes, that whoever reads JSON may not have
+
     replace_file(path, (to_json(content, indent=2) + "\n").encode())
 
 

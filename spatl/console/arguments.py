@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from spatl.config.settings import setting_keys
 from spatl.errors import did_you_mean
 
 _USUAL_NAMES: Mapping[str, str] = {
@@ -99,6 +98,8 @@ def _flags_with_values(unknown: Sequence[str], given: Sequence[str]) -> Iterator
 
 def _settings_called(name: str) -> list[str]:
     """Return the keys a flag may mean: the key itself, a usual name for it, or every key that ends with the name."""
+    from spatl.config.settings import setting_keys  # with which PyTorch comes, that `spatl predict` does without
+
     plain = name.replace("-", "_")
     keys = setting_keys()
     if plain in keys:

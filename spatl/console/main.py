@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spatl.console.parser import make_parser
+from spatl.console.arguments import Parser
 from spatl.errors import SpatlError, from_outside
 from spatl.runs.log import TextFormatter
 
@@ -20,7 +20,8 @@ USER_MISTAKE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 on success, 2 on a mistake of the user's."""
-    options = make_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser_for(words).parse_args(words)
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter(tracebacks=options.debug))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -42,3 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print("spatl: interrupted; what was written until then stands in the output directory")
         return 130
     return 0
+
+
+def _parser_for(words: Sequence[str]) -> Parser:
+    """Return the parser of the command line; that of `spatl predict` alone where it is what was asked for.
+
+    All others come with PyTorch, which a device that predicts need not have, nor wait for.
+    """
+    if words[:1] == ["predict"]:
+        from spatl.console.predict import make_predict_parser
+
+        return make_predict_parser()
+    from spatl.console.parser import make_parser
+
+    return make_parser()

@@ -13,6 +13,7 @@ from spatl.channels.costs import BUDGET_KINDS
 from spatl.config.engines import ENGINES
 from spatl.console.arguments import Parser
 from spatl.console.completion import SHELLS
+from spatl.console.predict import add_predict_arguments
 from spatl.console.show import SHOWN
 
 
@@ -24,6 +25,8 @@ def make_parser() -> Parser:
     _add_run(commands.add_parser("run", help="run a federation", description="Run the federation a config describes."))
     _add_check(commands.add_parser("check", help="say what a config would run, and whether it can, without running it"))
     _add_status(commands.add_parser("status", help="how a run is doing, and each of its clients"))
+    _add_export(commands.add_parser("export", help="write what a run has trained as files for other programs"))
+    add_predict_arguments(commands.add_parser("predict", help="name the classes of images with an exported model"))
     _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
     _add_onboard(commands.add_parser("onboard", help="start a client that was not in a run with the run's model"))
     _add_partition(commands.add_parser("partition", help="show how the examples are spread over the clients"))
@@ -109,6 +112,27 @@ def _add_onboard(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, help="draws the newcomer's splits and its batches (default: the run's)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
     parser.set_defaults(command=_by_reference("spatl.console.onboard:onboard"))
+
+
+def _add_export(parser: Parser) -> None:
+    parser.description = (
+        "Write the model of a finished run as named weights, a torch.export program and an ONNX file, with a loader "
+        "that needs ONNX Runtime and NumPy alone, and a card of what it costs. With a limit, the network is cut first."
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's directory")
+    parser.add_argument("--client", metavar="ID", type=int, help="the model of one client; else the federation's")
+    limits = parser.add_mutually_exclusive_group()
+    limits.add_argument("--flops", metavar="R", type=float, help="cut to this share of the multiply-accumulates")
+    limits.add_argument("--parameters", metavar="R", type=float, help="cut to this share of the parameters")
+    limits.add_argument(
+        "--latency-ms", metavar="T", type=float, help="cut until PyTorch takes T ms for an image, here on one thread"
+    )
+    parser.add_argument("--exact", action="store_true", help="cut to any number of channels, not to multiples of 8")
+    parser.add_argument("--selector", metavar="NAME", default="signal", help="what chooses the channels (%(default)s)")
+    parser.add_argument("--finetune", metavar="N", type=int, default=0, help="epochs of training after the cut (0)")
+    parser.add_argument("--int8", action="store_true", help="write an 8-bit ONNX file, too")
+    parser.add_argument("--out", metavar="DIR", help="a new directory (default: RUN/export, RUN/export-client-ID)")
+    parser.set_defaults(command=_by_reference("spatl.console.export:export"))
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,10 @@ from spatl.data.arrays import dataset_of_arrays, misfit
 from spatl.data.checks import check_choice, check_integer, check_switch, one_line, path_option
 from spatl.data.dataset import SPLITS, Dataset
 from spatl.data.folders import LAYOUTS, each_of, filed_images
-from spatl.data.images import CHANNELS, decode_images, numbered, standardise
+from spatl.data.images import decode_images, numbered, standardise
 from spatl.data.labels import MAX_CLASSES, class_order
 from spatl.errors import DataError
+from spatl.image_files import CHANNELS
 
 _LAYOUTS = ("auto", "channels-first", "channels-last")
 _ARRAYS_OF_SPLITS = tuple(

@@ -14,8 +14,8 @@ from typing import Final
 from spatl.data.dataset import SPLITS
 from spatl.data.labels import listed
 from spatl.errors import DataError
+from spatl.image_files import SUFFIXES
 
-SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LAYOUTS: Final = ("auto", "classes", "owners")
 
 _TRAIN, _VALIDATION, _TEST = SPLITS

@@ -1,10 +1,9 @@
 """Pixels as numbers: decoding image files, and standardising each channel over the whole data set."""
 
-import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +12,13 @@ from spatl.data.checks import missing_package, one_line
 from spatl.data.normalisation import Normalisation
 from spatl.data.own import is_as_found
 from spatl.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from spatl.image_files import read_pixels
 
 Pixels = NDArray[np.uint8]
-
-CHANNELS = {"colour": "RGB", "grey": "L"}
-"""What the option `channels` may hold, with Pillow's name for it."""
 
 LARGEST_VALUE = 1e30
 """What a pixel that is not an 8-bit one may be at most, in size: the squares of larger ones overflow."""
 
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would run Ghostscript to read an EPS
 _IMAGES_AT_ONCE = 1000  # bounds the memory of counting, which takes eight bytes per pixel
 
 
@@ -115,28 +108,20 @@ def decode_images(
         DataError: Pillow is missing, a file is not an image of these formats or is grey with more than 8 bits, sizes
             differ, or the images do not fit in memory.
     """
-    try:
-        from PIL import Image, ImageOps  # an optional extra: a client on a device does without it
-    except ImportError as error:
-        raise missing_package(f"data set {dataset!r}", "Pillow") from error
+    size = None if image_size is None else (image_size, image_size)
     pixels: Pixels | None = None
     for position, (title, file) in enumerate(files):
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd tags beside the pixels
-                warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-                with Image.open(file, formats=_FORMATS) as image:
-                    decoded = _convert(ImageOps.exif_transpose(image), CHANNELS[channels])
+            values = read_pixels(file, channels=channels, size=size)
+        except ImportError as error:
+            raise missing_package(f"data set {dataset!r}", "Pillow") from error
         except Exception as error:  # on damaged files, the readers of the formats raise whatever comes
             raise DataError(f"{dataset}: {title} is not an image that can be read: {one_line(error)}") from error
-        if image_size is not None and decoded.size != (image_size, image_size):
-            decoded = decoded.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        values = np.atleast_3d(np.asarray(decoded)).transpose(2, 0, 1)
         if pixels is None:
             pixels = _room_for(dataset, len(files), values.shape)
         if values.shape != pixels.shape[1:]:
             raise DataError(
-                f"{dataset}: images differ in size: {title} is {decoded.height} x {decoded.width}, {files[0][0]} is "
+                f"{dataset}: images differ in size: {title} is {values.shape[1]} x {values.shape[2]}, {files[0][0]} is "
                 f"{pixels.shape[2]} x {pixels.shape[3]}; set data.options.image_size"
             )
         pixels[position] = values
@@ -154,11 +139,3 @@ def _room_for(dataset: str, num_images: int, shape: tuple[int, ...]) -> Pixels:
             f"{dataset}: {num_images:,} images of {shape[1]} x {shape[2]} need {gigabytes:,.0f} GB of memory: set "
             "data.options.image_size, to less where it is set"
         ) from error
-
-
-def _convert(image: "Image", mode: str) -> "Image":
-    if image.mode.startswith(("I", "F")):  # converting these clips whatever exceeds 255
-        raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}); save it with 8 bits per channel")
-    if image.mode == "P":  # a palette may carry transparency, which a direct conversion warns about
-        image = image.convert("RGBA")
-    return image.convert(mode)

@@ -1,0 +1,130 @@
+"""Latency of networks in the runtimes that a device may have, measured side by side on one thread.
+
+What runs beside a measurement slows it down, and for seconds at a time. So all are measured in turns, and ratios are of
+medians of the same turns.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Final, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spatl.artifacts.graphs import onnx_session, run_session
+
+EAGER: Final = "PyTorch, eager"
+FLOAT32: Final = "ONNX Runtime, float32"
+INT8: Final = "ONNX Runtime, int8"
+BATCHES: Final = (1, 16)
+"""Batch sizes that a model card tells of."""
+
+Key = TypeVar("Key")
+
+_WARM_UP = 3
+_LEAST_TURNS = 9
+_MOST_TURNS = 200
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of a network in a runtime.
+
+    Attributes:
+        network: Which one: dense, or cut.
+        runtime: One of `EAGER`, `FLOAT32` and `INT8`.
+        batch: Images at once.
+        milliseconds: Median over the turns.
+    """
+
+    network: str
+    runtime: str
+    batch: int
+    milliseconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """Forms of a network that can be run.
+
+    Attributes:
+        network: In PyTorch, in eval mode.
+        float32: As an ONNX file's content.
+        int8: Likewise, in 8 bits; None where it was not asked for.
+    """
+
+    network: nn.Module
+    float32: bytes
+    int8: bytes | None = None
+
+
+def measure_forms(
+    forms: Mapping[str, Forms], input_shape: tuple[int, int, int], *, batches: tuple[int, ...] = BATCHES,
+    seconds: float = 2.0,
+) -> list[Latency]:  # fmt: skip
+    """Return the latency of every network in each of its forms, on one thread.
+
+    Args:
+        forms: By what the network is called.
+        input_shape: C, H and W.
+        batches: Batch sizes.
+        seconds: How long to measure for each batch size; never less than a few turns.
+    """
+    runners: dict[tuple[str, str], Callable[[Tensor], object]] = {}
+    for name, form in forms.items():
+        runners[name, EAGER] = form.network
+        runners[name, FLOAT32] = _session_runner(form.float32)
+        if form.int8 is not None:
+            runners[name, INT8] = _session_runner(form.int8)
+    found = []
+    for batch in batches:
+        images = torch.from_numpy(np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32))
+        times = medians_in_turns({key: partial(run, images) for key, run in runners.items()}, seconds=seconds)
+        found += [Latency(name, runtime, batch, 1e3 * times[name, runtime]) for name, runtime in runners]
+    return found
+
+
+def medians_in_turns(
+    runners: Mapping[Key, Callable[[], object]], *, seconds: float, turns: range = range(_LEAST_TURNS, _MOST_TURNS)
+) -> dict[Key, float]:
+    """Return the median seconds of calls that are made in turns, PyTorch on one thread and without gradients.
+
+    Args:
+        runners: What to call, by name.
+        seconds: After which no further turn begins.
+        turns: The least and the most turns there may be.
+    """
+    taken: dict[Key, list[float]] = {key: [] for key in runners}
+    with _one_thread(), torch.no_grad():
+        for run in runners.values():
+            for _ in range(_WARM_UP):
+                run()
+        began = time.perf_counter()
+        for turn in range(turns.stop):
+            if turn >= turns.start and time.perf_counter() - began > seconds:
+                break
+            for key, run in runners.items():
+                started = time.perf_counter()
+                run()
+                taken[key].append(time.perf_counter() - started)
+    return {key: median(values) for key, values in taken.items()}
+
+
+def _session_runner(model: bytes) -> Callable[[Tensor], object]:
+    session = onnx_session(model)
+    return lambda images: run_session(session, images.numpy())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
