@@ -130,8 +130,9 @@ def _of_array(path: Path, input_shape: tuple[int, int, int]) -> Iterator[Item]:
 def _shaped(array: NDArray[Any], input_shape: tuple[int, int, int]) -> NDArray[Any] | None:
     """Return an array as [N, C, H, W]; None where it does not fit."""
     for shaped in (array, array[None], *((array[None, None], array[:, None]) if array.ndim in (2, 3) else ())):
-        if shaped.ndim == 4 and shaped.shape[1:] == input_shape:
-            return shaped
+        fits: bool = shaped.ndim == 4 and shaped.shape[1:] == input_shape
+        if fits:
+            return np.asarray(shaped)
     return None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -99,7 +100,7 @@ def _predictions(classifier: "Classifier", items: Iterator[Item], batch: int) ->
             if item.pixels is None:
                 yield {"image": item.name, "error": item.error}
                 continue
-            found = next(shares)
+            found: NDArray[np.float64] = next(shares)
             order = np.argsort(-found, kind="stable")[: _ranks(classifier)]
             classes = [{"class": classifier.class_names[each], "probability": float(found[each])} for each in order]
             yield {"image": item.name, "classes": classes}

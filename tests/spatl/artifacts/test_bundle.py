@@ -95,7 +95,9 @@ def test_the_card_names_every_file_with_its_checksum(exported: Path) -> None:
 def test_the_card_has_every_runtime_at_both_batch_sizes_and_the_accuracies(exported: Path) -> None:
     card = json.loads((exported / "card.json").read_text())
     runtimes = {"PyTorch, eager", "ONNX Runtime, float32", "ONNX Runtime, int8"}
-    assert {(each["runtime"], each["batch"]) for each in card["latencies"]} == {(r, b) for r in runtimes for b in (1, 16)}
+    assert {(each["runtime"], each["batch"]) for each in card["latencies"]} == {
+        (r, b) for r in runtimes for b in (1, 16)
+    }
     assert all(each["milliseconds"] > 0 for each in card["latencies"])
     test = exports.labelled(20, seed=5)
     with torch.no_grad():
