@@ -18,7 +18,7 @@ MEANS, DEVIATIONS = (120.0, 110.0, 100.5), (60.0, 50.0, 40.25)
 def description(**changes: object) -> ModelDescription:
     """The description of a network of three classes, of 8-bit colour images of 16 x 16."""
     return ModelDescription(
-        factory="resnet8", options={"width": 8}, seed=1, cut=("fc",), residual=False, predictor="shared",
+        factory="resnet8", options={"width": 1}, seed=1, cut=("fc",), residual=False, predictor="shared",
         class_names=CLASSES, input_shape=(3, 16, 16), normalisation=Normalisation(MEANS, DEVIATIONS), offset=None,
         statistics="aggregated", lacks=(), method="spatl", data="synthetic", round=3, client=None, accuracy=None,
         versions={}, encoder="",
@@ -27,7 +27,7 @@ def description(**changes: object) -> ModelDescription:
 
 def network(seed: int = 1) -> nn.Module:
     """The network of `description`, in eval mode, with statistics that are not those it begins with."""
-    made, _ = build_model("resnet8", num_classes=3, in_channels=3, image_size=16, options={"width": 8}, seed=seed)
+    made, _ = build_model("resnet8", num_classes=3, in_channels=3, image_size=16, options={"width": 1}, seed=seed)
     with torch.no_grad():
         for _ in range(3):
             made.train()(normalised(images(64, seed=seed)))
