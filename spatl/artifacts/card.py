@@ -60,7 +60,7 @@ class Card:
 
     @property
     def exported(self) -> str:
-        """What the network in the files is called."""
+        """Name of the network in the files."""
         return "cut" if "cut" in self.sizes else "dense"
 
     def to_json(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatl.errors import DataError
-from spatl.image_files import SUFFIXES, read_pixels
+from spatl.pixels.files import SUFFIXES, read_pixels
 
 LARGEST_VALUE: Final = 1e30
 """What a value of an array may be at most, in size, as of training data."""

@@ -15,7 +15,7 @@ from spatl.data.folders import LAYOUTS, each_of, filed_images
 from spatl.data.images import decode_images, numbered, standardise
 from spatl.data.labels import MAX_CLASSES, class_order
 from spatl.errors import DataError
-from spatl.image_files import CHANNELS
+from spatl.pixels.files import CHANNELS
 
 _LAYOUTS = ("auto", "channels-first", "channels-last")
 _ARRAYS_OF_SPLITS = tuple(

@@ -14,7 +14,7 @@ from typing import Final
 from spatl.data.dataset import SPLITS
 from spatl.data.labels import listed
 from spatl.errors import DataError
-from spatl.image_files import SUFFIXES
+from spatl.pixels.files import SUFFIXES
 
 LAYOUTS: Final = ("auto", "classes", "owners")
 

@@ -32,7 +32,7 @@ from spatl.data.dataset import Dataset
 from spatl.data.images import decode_images, numbered, standardise
 from spatl.data.labels import Labels, class_labels
 from spatl.errors import DataError
-from spatl.image_files import CHANNELS
+from spatl.pixels.files import CHANNELS
 
 _FORMATS = (".parquet", ".arrow")
 _SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")

@@ -12,7 +12,7 @@ from spatl.data.checks import missing_package, one_line
 from spatl.data.normalisation import Normalisation
 from spatl.data.own import is_as_found
 from spatl.errors import DataError
-from spatl.image_files import read_pixels
+from spatl.pixels.files import read_pixels
 
 Pixels = NDArray[np.uint8]
 

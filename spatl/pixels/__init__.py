@@ -1,0 +1,1 @@
+"""Pixels of images, read with NumPy and Pillow alone."""

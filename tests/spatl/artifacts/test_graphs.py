@@ -1,0 +1,102 @@
+"""Graphs for other runtimes compute what the masked network does, on eight networks, and say what they cannot."""
+
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spatl.artifacts.cutting import cut_to
+from spatl.artifacts.graphs import (
+    WithOffset,
+    exported_program,
+    onnx_of,
+    onnx_session,
+    quantised,
+    relative_error,
+    run_session,
+)
+from spatl.channels.masking import masked_weights
+from spatl.errors import ModelError
+from tests.support import exports
+from tests.support.cuts import NETWORKS, SIZE, chosen, dense, images
+
+SHAPE = (1, SIZE, SIZE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_graphs_of_a_cut_network_compute_what_the_masked_one_does(name: str) -> None:
+    network, prunable = dense(name)
+    selection = chosen(prunable, 1)
+    _, small, _ = cut_to(network, prunable, selection, images())
+    offset = torch.linspace(-1, 1, 10)
+    with torch.no_grad():
+        masked = functional_call(network, masked_weights(network, prunable.trace.readers, selection), (images(),))
+    expected = (masked + offset).numpy()
+    whole = WithOffset(small, offset).eval()
+    program = exported_program(whole, SHAPE)
+    assert relative_error(program.module()(images()).detach().numpy(), expected) <= 1e-5
+    session = onnx_session(onnx_of(program, whole, SHAPE))
+    assert relative_error(run_session(session, images().numpy()), expected) <= 1e-4
+
+
+def test_nothing_is_warned_of_on_the_way(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither by Python's warnings nor by what PyTorch and ONNX write to the terminal."""
+    network = exports.network()
+    warnings.simplefilter("always")
+    data = onnx_of(exported_program(network, (3, 16, 16)), network, (3, 16, 16))
+    quantised(data, exports.normalised(exports.images(40)).numpy())
+    assert [str(each.message) for each in recwarn] == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ranges_of_8_bit_numbers_come_from_all_calibration_images() -> None:
+    """The 40 images go through in batches of 32; the largest value, in the last one, must not be cut off."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 3)).eval()
+    data = onnx_of(exported_program(network, (2, 1, 1)), network, (2, 1, 1))
+    calibration = np.zeros((40, 2, 1, 1), dtype=np.float32)
+    calibration[-1] = 10.0
+    session = onnx_session(quantised(data, calibration))
+    images = np.array([[10.0, 10.0], [0.0, 0.0]], dtype=np.float32).reshape(2, 2, 1, 1)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images)).numpy()
+    assert relative_error(run_session(session, images), expected) <= 0.02
+    with pytest.raises(ModelError, match="8-bit quantisation needs images to calibrate on, got none"):
+        quantised(data, calibration[:0])
+
+
+class Pinned(nn.Module):
+    """A network for batches of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images.view(2, 2))
+
+
+def test_a_network_for_batches_of_one_size_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"torch\.export cannot export the network"):
+        exported_program(Pinned().eval(), (2, 1, 1))
+
+
+def test_the_network_stays_as_it_was() -> None:
+    network = exports.network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    program = exported_program(network, (3, 16, 16))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    for value in program.state_dict.values():
+        assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    assert not any(bool(each.any()) for each in program.example_inputs[0])
+
+
+def test_an_onnx_file_says_nothing_of_the_source() -> None:
+    network = exports.network()
+    model = onnx.load_model_from_string(onnx_of(exported_program(network, (3, 16, 16)), network, (3, 16, 16)))
+    noted = [model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info]
+    assert not any(each.metadata_props or each.doc_string for each in noted)
