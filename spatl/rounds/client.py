@@ -90,8 +90,11 @@ def train_round(
     Raises:
         DivergedError: The local training left the finite numbers.
         ModelError: The model changed its parts in training.
+        UpdateRejected: What came is not for training.
         BudgetError: No selection meets the device's own budget.
     """
+    if received.statistics is not None:
+        raise UpdateRejected("statistics of all clients came with a round's download; they are for the evaluation")
     watch = StopWatch()
     with workplace.prepared(client, received, state, own_budget=budget) as own:
         start = own.rounded_start()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from spatl.channels.layout import EncoderLayout
+from spatl.errors import UpdateRejected
 from spatl.models.copies import duplicate, restore_
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.following import Held
@@ -49,8 +50,13 @@ def gather_round(workplace: Workplace, client: int, received: Model, state: Clie
 
     Returns:
         The packed statistics.
+
+    Raises:
+        UpdateRejected: The run puts none together, whatever the server says.
     """
     blueprint = workplace.blueprint
+    if not blueprint.statistics:
+        raise UpdateRejected("the server asks for BatchNorm statistics, which this run does not put together")
     with workplace.prepared(client, received, state) as own:
         recalibrate_(own.model, own.data.train, batch_size=own.blueprint.config.training.batch_size)
         statistics = gathered(own.model, blueprint.statistics)

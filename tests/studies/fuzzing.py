@@ -27,6 +27,7 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.wire.download import DerivedControl, pack_download, unpack_download
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
     from spatl.wire.reports import ROUNDING, TrainReport
+    from spatl.wire.statistics import Statistics, pack_statistics, unpack_statistics
     from spatl.wire.update import pack_update
     from tests.support.layouts import make_update
     from tests.support.messages import LAYOUT, REPORT, codec_of, unpack
@@ -34,7 +35,8 @@ with atheris.instrument_imports(include=["spatl"]):
 MASKS = ([True] * LAYOUT.num_channels, [True, False] * 6 + [True])
 INITIAL = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(1))
 HEADER, SECTION = 28, 9
-OWN_HEADER = {1: 20, 2: 13}
+OWN_HEADER = {1: 20, 2: 13, 3: 4}
+NUM_STATISTICS = 5
 
 
 def with_whole_payload(data: bytes) -> bytes:
@@ -169,9 +171,24 @@ def integers_seeds() -> list[bytes]:
     return seeds
 
 
+def decode_statistics(data: bytes) -> None:
+    read = unpack_statistics(
+        with_whole_payload(data), LAYOUT, codec_of(data), server_round=7, version=6, num_channels=NUM_STATISTICS
+    )
+    assert torch.isfinite(read.means).all()
+    assert (read.variances >= 0).all()
+
+
+def statistics_seeds() -> list[bytes]:
+    draw = torch.Generator().manual_seed(0)
+    statistics = Statistics(torch.randn(NUM_STATISTICS, generator=draw), torch.rand(NUM_STATISTICS, generator=draw))
+    return [pack_statistics(statistics, LAYOUT, codec, server_round=7, version=6) for codec in CODECS.values()]
+
+
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
     "update": (decode_update, update_seeds),
     "download": (follow_download, download_seeds),
+    "statistics": (decode_statistics, statistics_seeds),
     "report": (decode_report, report_seeds),
     "values": (decode_values, values_seeds),
     "integers": (decode_integers_of_many, integers_seeds),

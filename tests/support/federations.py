@@ -104,9 +104,18 @@ def losing(share: float, *, rounds: Collection[int] = ()) -> tuple[Callable[[int
     return loses, losses
 
 
-def tampering(change: Callable[[int, RecordDict], RecordDict]) -> ClientApp:
-    """A client app whose train replies pass through `change(client, content)`."""
+def tampering(
+    change: Callable[[int, RecordDict], RecordDict] = lambda client, content: content,
+    *,
+    statistics: Callable[[int, RecordDict], RecordDict] = lambda client, content: content,
+) -> ClientApp:
+    """A client app whose train replies pass through `change(client, content)`, and whose statistics likewise."""
     app = ClientApp()
+
+    @app.query("statistics")
+    def gather(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        return Message(statistics(context.node_config["partition-id"], reply.content), reply_to=message)
 
     @app.query()
     def register(message: Message, context: Context) -> Message:
