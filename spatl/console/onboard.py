@@ -16,6 +16,7 @@ from spatl.artifacts.onboarding import OFFERED_FROM, Onboarding, federations_mod
 from spatl.artifacts.onboarding import onboard as onboard_newcomer
 from spatl.config.loading import on_device
 from spatl.data import ClientData
+from spatl.deployment.sites import is_deployment
 from spatl.errors import ConfigError
 from spatl.terminal.tables import print_line, print_table
 from spatl.training.device import choose_device, reproducible
@@ -52,7 +53,7 @@ def onboard(options: argparse.Namespace, console: Console) -> None:
     out = runner.fresh_directory(options.out, name=f"onboarded-{config.run_name}")
     about = {"run": str(directory), "data": name, "options": own_options, "seed": seed}
     write_onboarding(out, outcome, about, client=client)
-    _print_outcome(console, outcome, out, finetune=finetune)
+    _print_outcome(console, outcome, out, finetune=finetune, of_deployment=is_deployment(directory))
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _print_outcome(console: Console, outcome: Onboarding, out: Path, *, finetune: bool) -> None:
+def _print_outcome(console: Console, outcome: Onboarding, out: Path, *, finetune: bool, of_deployment: bool) -> None:
     training, validation, test = outcome.sizes
     table = Table(title=f"a newcomer with {training} training, {validation} validation and {test} test examples")
     table.add_column("")
@@ -87,3 +88,7 @@ def _print_outcome(console: Console, outcome: Onboarding, out: Path, *, finetune
         print_line(console, f"fine-tuning is tried from {OFFERED_FROM} examples on")
     print_line(console, "sent to anyone: 0 bytes")
     print_line(console, str(out))
+    if of_deployment:
+        print_line(
+            console, "to take part in further rounds a device needs a key of `spatl deploy init` (docs/deploy.md)"
+        )

@@ -1,6 +1,7 @@
 """`spatl onboard`: what it prints, writes and refuses, and that nothing is sent."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from spatl.artifacts.newcomers import newcomers_dataset, newcomers_splits
 from spatl.config.loading import load_config
 from spatl.console.main import main
 from spatl.data import load_dataset
+from spatl.deployment.sites import RUN
 from tests.support.federations import tiny_config
 
 FEDERATIONS = 900  # digits of the federation; the others are a newcomer's
@@ -131,6 +133,16 @@ def test_a_mistake_is_one_line(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("spatl: ")]
     assert len(errors) == 1
     assert said in errors[0]
+
+
+def test_of_a_deployment_it_says_what_further_rounds_need(
+    run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A deployment's run is known by the file that says which server ran it."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / RUN).write_text("{}")
+    assert main(["onboard", str(copy), "--data", data, "--out", str(tmp_path / "mine")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("to take part in further rounds a device needs a key")
 
 
 @pytest.mark.slow
