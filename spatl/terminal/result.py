@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from spatl.artifacts.model_files import MODEL, WEIGHTS
 from spatl.report.result import RunResult
 from spatl.runs.files import CLIENTS, CURVES, HISTORY, LEDGER, REPORT, SUMMARY
 from spatl.runs.records import excluded_line
@@ -46,6 +47,6 @@ def print_result(console: Console, result: RunResult) -> None:
         print_line(console, f"client {client} took no part: {reason}")
     if (excluded := excluded_line(summary)) is not None:
         print_line(console, excluded)
-    for name in (REPORT, CURVES, SUMMARY, HISTORY, CLIENTS, LEDGER):
+    for name in (REPORT, CURVES, f"{MODEL}/{WEIGHTS}", SUMMARY, HISTORY, CLIENTS, LEDGER):
         if (result.directory / name).exists():
             print_line(console, str(result.directory / name))
