@@ -78,7 +78,6 @@ TASKS = {
     "fashion-vgg11-paper": Task("fashion", "vgg11", PAPER, {"width": 0.5}, sizes=_FASHION, epochs=5),
     "fashion-vgg11": Task("fashion", "vgg11", options={"width": 0.5}, sizes=_FASHION, epochs=5),
     "fashion-resnet8": Task("fashion", "resnet8", sizes=_FASHION),
-    "digits-vgg11-paper": Task("digits", "vgg11", PAPER, epochs=5),
     "synthetic-resnet8": Task("synthetic", "resnet8", sizes=_SYNTHETIC),
     "fashion-cnn": Task("fashion", "cnn", sizes=_FASHION),
 }
