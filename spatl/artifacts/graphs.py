@@ -34,7 +34,7 @@ LARGEST_ONNX_ERROR: Final = 1e-4
 _BATCH = "batch"
 _LARGEST_ONNX_FILE = 2**31 - 1  # bytes that one message of protobuf may have
 _CALIBRATION_BATCH = 32
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch._functorch", "torch.fx")
+_NOISY_LOGGERS = ("", "torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch._functorch", "torch.fx")
 
 
 class WithOffset(nn.Module):
@@ -111,7 +111,7 @@ def exported_program(network: nn.Module, input_shape: tuple[int, int, int]) -> E
             node.meta.pop("stack_trace", None)
     exported = program.module()
     check_equal(
-        "the torch.export program", network, lambda images: exported(torch.from_numpy(images)).detach().numpy(),
+        "the torch.export program", network, lambda images: exported(torch.from_numpy(images)).detach().float().numpy(),
         input_shape, at_most=LARGEST_TORCH_ERROR,
     )  # fmt: skip
     return program
@@ -144,13 +144,20 @@ def onnx_of(program: ExportedProgram, network: nn.Module, input_shape: tuple[int
         _tidy_(model)
         if (size := model.ByteSize()) > _LARGEST_ONNX_FILE:
             raise ModelError(f"an ONNX file holds at most {_LARGEST_ONNX_FILE} bytes, and this network needs {size}")
-        onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString()
-    session = onnx_session(data)
-    check_equal(
-        "the ONNX model", network, lambda images: run_session(session, images), input_shape,
-        at_most=LARGEST_ONNX_ERROR,
-    )  # fmt: skip
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        session = onnx_session(data)
+        check_equal(
+            "the ONNX model", network, lambda images: run_session(session, images), input_shape,
+            at_most=LARGEST_ONNX_ERROR,
+        )  # fmt: skip
+    except ModelError:
+        raise
+    except Exception as error:  # the packages raise classes of their own
+        raise ModelError(
+            f"ONNX Runtime cannot run the network, whose parameters are {_dtypes(network)}: {told(error)}"
+        ) from error
     return data
 
 
@@ -212,8 +219,7 @@ def onnx_session(model: bytes | Path, *, threads: int = 1) -> Any:
 
 def run_session(session: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the logits [N, K] of a session for images [N, C, H, W]."""
-    logits: NDArray[np.float32] = session.run([OUTPUT], {INPUT: images})[0]
-    return logits
+    return np.asarray(session.run([OUTPUT], {INPUT: images})[0], dtype=np.float32)
 
 
 def check_equal(
@@ -251,6 +257,11 @@ def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) ->
     """Return the largest difference of logits as a share of the largest expected one in size; NaN if one is NaN."""
     largest = float(np.abs(expected).max())
     return float(np.abs(found.astype(np.float64) - expected).max()) / (largest or 1.0)
+
+
+def _dtypes(network: nn.Module) -> str:
+    found = sorted({str(each.dtype).removeprefix("torch.") for each in network.parameters()})
+    return " and ".join(found) or "none"
 
 
 def _with_memory_of_its_own(tensor: Tensor) -> Tensor:

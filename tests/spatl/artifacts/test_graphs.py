@@ -21,7 +21,8 @@ from spatl.artifacts.graphs import (
 )
 from spatl.channels.masking import masked_weights
 from spatl.errors import ModelError
-from tests.support import exports
+from spatl.models.inputs import take_images_
+from tests.support import exports, users_nets
 from tests.support.cuts import NETWORKS, SIZE, chosen, dense, images
 
 SHAPE = (1, SIZE, SIZE)
@@ -83,6 +84,24 @@ class Pinned(nn.Module):
 def test_a_network_for_batches_of_one_size_is_refused() -> None:
     with pytest.raises(ModelError, match=r"torch\.export cannot export the network"):
         exported_program(Pinned().eval(), (2, 1, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("float16", "the ONNX model differs from the network by .* of the largest logit"),
+        ("bfloat16", "ONNX Runtime cannot run the network, whose parameters are bfloat16: "),
+        ("float64", "ONNX Runtime cannot run the network, whose parameters are float64: "),
+    ],
+)
+def test_a_network_of_another_dtype_is_refused_in_one_line(dtype: str, message: str) -> None:
+    network = users_nets.of_dtype(dtype, num_classes=10, in_channels=1).eval()
+    take_images_(network, images()[:1])
+    program = exported_program(network, SHAPE)
+    with pytest.raises(ModelError, match=message) as caught:
+        onnx_of(program, network, SHAPE)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_network_stays_as_it_was() -> None:
