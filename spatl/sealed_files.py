@@ -149,31 +149,16 @@ def read_sealed(path: Path, *, version: int, what: str) -> tuple[dict[str, Store
     """
     with path.open("rb") as file:
         identity = _identity(file)
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(_LONGEST_HEADER, identity[-1] - 8):
-            raise DamagedState(f"{what} is damaged: it has no header")
-        head = length.to_bytes(8, "little") + file.read(length)
-        sealed = _SEAL_MARK in head  # an older version may have had no seal
-        if sealed:
-            place = seal_place(head)
-            digest = hashlib.sha256(head[:place])
-            digest.update(head[place + len(_NO_SEAL) :])
-            while piece := file.read(PIECE_BYTES):
-                digest.update(piece)
-            if head[place : place + len(_NO_SEAL)] != digest.hexdigest().encode():
-                raise DamagedState(f"{what} is damaged: its SHA-256 is not as written")
+        table, start, header = _checked(file, identity[-1], version=version, what=what)
     try:
-        content = json.loads(head[8:])
-        header: dict[str, Any] = json.loads(content.pop("__metadata__")["spatl"])
         tensors = {
             name: StoredTensor(
-                path, identity, 8 + length + each["data_offsets"][0], _DTYPES[each["dtype"]], torch.Size(each["shape"])
+                path, identity, start + each["data_offsets"][0], _DTYPES[each["dtype"]], torch.Size(each["shape"])
             )
-            for name, each in content.items()
+            for name, each in table.items()
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DamagedState(f"{what} is damaged: {type(error).__name__}: {error}") from error
-    _check_version(header, version, sealed=sealed, what=what)
     return tensors, header
 
 
@@ -192,31 +177,42 @@ def unseal(data: bytes, *, version: int, what: str) -> tuple[dict[str, Tensor], 
         DamagedState: The bytes are damaged.
         SpatlError: They are of another version.
     """
-    sealed = _SEAL_MARK in data  # an older version may have had no seal
-    if sealed and not is_whole(data):
-        raise DamagedState(f"{what} is damaged: its SHA-256 is not as written")
+    _, _, header = _checked(io.BytesIO(data), len(data), version=version, what=what)
     try:
-        tensors = load(data)
-        header: dict[str, Any] = json.loads(_metadata(data)["spatl"])
-    except (SafetensorError, ValueError, KeyError) as error:
+        return load(data), header
+    except SafetensorError as error:
         raise DamagedState(f"{what} is damaged: {error}") from error
-    _check_version(header, version, sealed=sealed, what=what)
-    return tensors, header
 
 
-def _check_version(header: Mapping[str, Any], version: int, *, sealed: bool, what: str) -> None:
+def _checked(file: BinaryIO, num_bytes: int, *, version: int, what: str) -> tuple[dict[str, Any], int, dict[str, Any]]:
+    """Read a sealed file to its end: its table of tensors, where their bytes begin, and its header.
+
+    Raises:
+        DamagedState: As of `unseal`.
+        SpatlError: Likewise.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= min(_LONGEST_HEADER, num_bytes - 8):
+        raise DamagedState(f"{what} is damaged: it has no header")
+    head = length.to_bytes(8, "little") + file.read(length)
+    sealed = _SEAL_MARK in head  # an older version may have had no seal
+    if sealed:
+        place = seal_place(head)
+        digest = _digest_around(head, place)
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+        if head[place : place + len(_NO_SEAL)] != digest.hexdigest().encode():
+            raise DamagedState(f"{what} is damaged: its SHA-256 is not as written")
+    try:
+        table: dict[str, Any] = json.loads(head[8:])
+        header: dict[str, Any] = json.loads(table.pop("__metadata__")["spatl"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedState(f"{what} is damaged: {type(error).__name__}: {error}") from error
     if not sealed and header.get("format") == version:
         raise DamagedState(f"{what} is damaged: it has no seal")
     if header.get("format") != version:
         raise SpatlError(f"{what} has format {header.get('format')}, this version reads {version}")
-
-
-def is_whole(data: bytes) -> bool:
-    """Return whether the bytes are as they were sealed."""
-    if _SEAL_MARK not in data:
-        return False
-    place = seal_place(data)
-    return data[place : place + len(_NO_SEAL)] == _seal_of(data, place)
+    return table, len(head), header
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -302,8 +298,7 @@ def _write(
     head = len(text).to_bytes(8, "little") + text
     place = seal_place(head)
     file.write(head)
-    digest = hashlib.sha256(head[:place])
-    digest.update(head[place + len(_NO_SEAL) :])
+    digest = _digest_around(head, place)
     for _, tensor in ordered:
         pieces: Iterable[bytes | memoryview] = (
             tensor.pieces() if isinstance(tensor, StoredTensor) else (_bytes_of(tensor.detach().cpu().contiguous()),)
@@ -328,20 +323,13 @@ def _identity(file: BinaryIO) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """Return the `__metadata__` of a safetensors blob: an 8-byte length, then that much JSON."""
-    length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return metadata
-
-
 def seal_place(data: bytes) -> int:
     """Return the place at which the seal's 64 hexadecimal digits begin."""
     return data.index(_SEAL_MARK) + len(_SEAL_MARK)
 
 
-def _seal_of(data: bytes, place: int) -> bytes:
-    """Return the SHA-256 of everything but the seal, in hexadecimal digits."""
-    digest = hashlib.sha256(memoryview(data)[:place])
-    digest.update(memoryview(data)[place + len(_NO_SEAL) :])
-    return digest.hexdigest().encode()
+def _digest_around(head: bytes, place: int) -> "hashlib._Hash":
+    """SHA-256 of the first bytes of a file but for the seal, which lies in them."""
+    digest = hashlib.sha256(head[:place])
+    digest.update(head[place + len(_NO_SEAL) :])
+    return digest
