@@ -2,6 +2,8 @@
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
 
@@ -142,13 +144,9 @@ def train(message: Message, context: Context) -> Message:
 @reporting
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the encoder that was sent, under this client's own predictor."""
-    workplace, client, store = workplace_of(context), _client(context), _store(context)
-    download = _download(message, workplace)
-    with store.locked():
-        state = _load(store, download, workplace)
-        model, settled = receive(workplace, download, state)
-        report, own = evaluate_round(workplace, client, model, settled, whole=_is_device(context))
-        store.save(arrived(state, settled, workplace.blueprint.layout))
+    workplace = workplace_of(context)
+    with _visited(message, context, workplace) as (store, model, state):
+        report, own = evaluate_round(workplace, _client(context), model, state, whole=_is_device(context))
         _save_model(store, context, workplace, model, report, own)
     return Message(_content(report.to_bytes()), reply_to=message)
 
@@ -157,14 +155,23 @@ def evaluate(message: Message, context: Context) -> Message:
 @reporting
 def statistics(message: Message, context: Context) -> Message:
     """Estimate BatchNorm statistics on this client's data, under the encoder that was sent."""
-    workplace, client, store = workplace_of(context), _client(context), _store(context)
-    download = _download(message, workplace)
+    workplace = workplace_of(context)
+    with _visited(message, context, workplace) as (_, model, state):
+        blob = gather_round(workplace, _client(context), model, state)
+    return Message(_content(blob), reply_to=message)
+
+
+@contextmanager
+def _visited(
+    message: Message, context: Context, workplace: Workplace
+) -> Iterator[tuple[StateStore, Model, ClientState]]:
+    """Yield the client's store, model and settled state for work that is no training: then only the encoder is kept."""
+    store, download = _store(context), _download(message, workplace)
     with store.locked():
         state = _load(store, download, workplace)
         model, settled = receive(workplace, download, state)
-        blob = gather_round(workplace, client, model, settled)
+        yield store, model, settled
         store.save(arrived(state, settled, workplace.blueprint.layout))
-    return Message(_content(blob), reply_to=message)
 
 
 def _save_model(
