@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from spatl.errors import ConfigError
-from spatl.extensions.references import Door, is_reference, resolve, unknown_name
+from spatl.extensions.references import Door, is_reference, resolve, row_of
 
 PredictorMode = Literal["local", "calibrated", "residual", "shared"]
 """What of the predictor is private (docs/methods.md, "The predictor")."""
@@ -191,9 +191,7 @@ def find_method(name: str) -> Method:
     Raises:
         ConfigError: There is none of this name, or the user's is not there, or none.
     """
-    if is_reference(name):
-        row: Method = resolve(name, METHOD_DOOR, accepts=lambda found: isinstance(found, Method))
-        return row
-    if name not in METHODS:
-        raise unknown_name(name, METHODS, METHOD_DOOR)
-    return METHODS[name]
+    if not is_reference(name):
+        return row_of(name, METHODS, METHOD_DOOR)
+    row: Method = resolve(name, METHOD_DOOR, accepts=lambda found: isinstance(found, Method))
+    return row

@@ -20,7 +20,7 @@ from spatl.data.own import OWN
 from spatl.data.partition_request import NOBODY, Integers, Request
 from spatl.data.users import PARTITIONER_DOOR, settings_of, split_as_users
 from spatl.errors import DataError, SpatlError, told
-from spatl.extensions.references import is_reference, unknown_name
+from spatl.extensions.references import is_reference, row_of
 from spatl.seeding import numpy_generator
 
 _MAX_DRAWS = 1000
@@ -99,10 +99,9 @@ def partition_settings(name: str) -> tuple[str, ...]:
 
 def _owners(name: str, request: Request, seed: int) -> Integers:
     """Return the client `[N]` of each example by a row of the table."""
-    if name not in PARTITIONERS:
-        raise unknown_name(name, sorted(PARTITIONERS), PARTITIONER_DOOR)
+    row = row_of(name, PARTITIONERS, PARTITIONER_DOOR)
     try:
-        return PARTITIONERS[name].partitioner(numpy_generator(seed, "partition"), request)
+        return row.partitioner(numpy_generator(seed, "partition"), request)
     except SpatlError:
         raise
     except Exception as error:  # of a library that a partitioner is taken from

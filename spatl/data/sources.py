@@ -24,7 +24,7 @@ from spatl.data.normalisation import Normalisation
 from spatl.data.synthetic import synthetic
 from spatl.data.users import DATASET_DOOR, load_users_dataset
 from spatl.errors import DataError, SpatlError, did_you_mean, told
-from spatl.extensions.references import is_reference, unknown_name
+from spatl.extensions.references import is_reference, row_of
 
 __all__ = ["DATASETS", "Dataset", "DatasetEntry", "digits", "is_read_from_path", "load_dataset"]
 
@@ -83,14 +83,13 @@ def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = No
 
 def _known_loader(name: str, options: Mapping[str, Any]) -> Callable[..., Dataset]:
     """Return the loader of a row of the table, if it takes the options."""
-    if name not in DATASETS:
-        raise unknown_name(name, sorted(DATASETS), DATASET_DOOR)
-    known = DATASETS[name].options
+    row = row_of(name, DATASETS, DATASET_DOOR)
+    known = row.options
     for option in options:
         if option not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise DataError(f"data set {name!r} has no option {option!r}{did_you_mean(option, known)}; {takes}")
-    return DATASETS[name].loader
+    return row.loader
 
 
 def is_read_from_path(name: str) -> bool:

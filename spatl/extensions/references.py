@@ -9,9 +9,11 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from spatl.errors import SpatlError, did_you_mean, told
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,21 @@ def resolve(reference: str, door: Door, *, accepts: Callable[[Any], bool]) -> An
     return found
 
 
-def unknown_name(name: object, known: Iterable[str], door: Door) -> SpatlError:
-    """Return the error of a name that is neither in a table nor a reference: the closest, the known ones, and the form.
+def row_of(name: str, table: Mapping[str, Row], door: Door) -> Row:
+    """Return the row of a table that a name leads to.
 
     Args:
         name: What was given.
-        known: The names of the table.
-        door: What it should be.
+        table: The rows by name.
+        door: What else it could be.
+
+    Raises:
+        SpatlError: As `door.error`, there is none: the closest name, the known ones, and the form of a reference.
     """
-    names = list(known)
-    close = did_you_mean(str(name), names)
-    return door.error(f"unknown {door.noun} {name!r}{close}; known: {', '.join(names)}, {door.more}")
+    if name not in table:
+        close = did_you_mean(name, list(table))
+        raise door.error(f"unknown {door.noun} {name!r}{close}; known: {', '.join(table)}, {door.more}")
+    return table[name]
 
 
 def arguments_for(

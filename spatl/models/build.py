@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from spatl.errors import ModelError, told
-from spatl.extensions.references import Door, arguments_for, is_reference, resolve, unknown_name
+from spatl.extensions.references import Door, arguments_for, is_reference, resolve, row_of
 from spatl.models.cnn import cnn
 from spatl.models.frozen import mark_frozen_
 from spatl.models.mobilenet import mobilenet
@@ -123,7 +123,7 @@ def build_model(
         # Imported before the seed is set: a module that draws numbers on its first import would shift the weights.
         factory, cut_in_force = resolve(name, MODEL_DOOR, accepts=_is_factory), cut
     else:
-        entry = _known_entry(name)
+        entry = row_of(name, MODELS, MODEL_DOOR)
         factory, cut_in_force = entry.factory, entry.cut if cut is None else cut
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     arguments = arguments_for(
@@ -171,12 +171,6 @@ def _mark_frozen_(model: nn.Module, name: str) -> None:
             "the factory of model %s returns it in eval mode, and there it stays: nothing is dropped in training, and "
             "BatchNorm keeps its statistics; return it in training mode if that is not meant", name,
         )  # fmt: skip
-
-
-def _known_entry(name: str) -> ModelEntry:
-    if name not in MODELS:
-        raise unknown_name(name, MODELS, MODEL_DOOR)
-    return MODELS[name]
 
 
 def _is_factory(found: object) -> bool:

@@ -28,6 +28,9 @@ _BITS_OF_EXAMPLES = 20
 class AverageSettings(TypedDict, total=False):
     """Keywords of every `Aggregator`, with its defaults."""
 
+    layout: Required[EncoderLayout]
+    encoder: Required[Tensor]
+    control: Required[Tensor | None]
     held_control: Tensor | None
     total_examples: Required[int]
     learning_rate: float
@@ -247,17 +250,11 @@ class PrivateAggregator(Aggregator):
         noise_multiplier: The noise's standard deviation, in units of `clip`.
         num_expected: How many clients are asked in a round: the divisor, whoever answers.
         noise: Draws the noise; nobody but the server may be able to repeat it.
-        layout: As of `Aggregator`.
-        encoder: Likewise.
-        control: None; there is no control variate.
-        settings: As of `Aggregator`.
+        settings: Of `Aggregator`, without a control variate.
     """
 
     def __init__(
         self,
-        layout: EncoderLayout,
-        encoder: Tensor,
-        control: Tensor | None,
         *,
         clip: float,
         noise_multiplier: float,
@@ -265,7 +262,7 @@ class PrivateAggregator(Aggregator):
         noise: np.random.Generator,
         **settings: Unpack[AverageSettings],
     ) -> None:
-        super().__init__(layout, encoder, control, **settings)
+        super().__init__(**settings)
         if self._control is not None or self._normalizes:
             raise ValueError("a private average has no control variate and no normalisation")
         self._clip = clip

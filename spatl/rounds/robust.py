@@ -1,7 +1,7 @@
 """Robust averages by rank, and the agreement of updates with each other."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Unpack
 
 import torch
@@ -21,22 +21,11 @@ class DenseAggregator(Aggregator):
 
     Args:
         trim_fraction: `server.trim_fraction`, in [0, 0.5).
-        layout: As of `Aggregator`.
-        encoder: Likewise.
-        control: Likewise.
-        settings: Likewise.
+        settings: Of `Aggregator`.
     """
 
-    def __init__(
-        self,
-        layout: EncoderLayout,
-        encoder: Tensor,
-        control: Tensor | None,
-        *,
-        trim_fraction: float,
-        **settings: Unpack[AverageSettings],
-    ) -> None:
-        super().__init__(layout, encoder, control, **settings)
+    def __init__(self, *, trim_fraction: float, **settings: Unpack[AverageSettings]) -> None:
+        super().__init__(**settings)
         self._trim_fraction = trim_fraction
         self._kept: list[Tensor] = []
 
@@ -49,44 +38,35 @@ class DenseAggregator(Aggregator):
         self._kept.append(spread)
 
 
-class RobustAggregator(DenseAggregator):
-    """An average that few clients cannot move far: by rank over the clients that sent an entry, each counting alike.
+class TrimmedMeanAggregator(DenseAggregator):
+    """An average that few clients cannot move far: the mean of those that sent an entry, without the ends.
 
-    Numbers of examples do not count, because they are the client's word. Every update is kept until the end, dense:
-    as many encoders in float32 as there are replies. Only x is robust: c stays the weighted sum of the c_i, for a
-    client whose update is folded in goes on with its own c_i.
-
-    Args:
-        rule: `median` or `trimmed-mean`.
-        trim_fraction: The share of the senders that a trimmed mean leaves out at either end, in [0, 0.5).
-        layout: As of `Aggregator`.
-        encoder: Likewise.
-        control: Likewise.
-        settings: Likewise.
+    The share `trim_fraction` of the senders is left out at either end. Each counts alike: numbers of examples do not
+    count, because they are the client's word.
     """
 
-    def __init__(
-        self,
-        layout: EncoderLayout,
-        encoder: Tensor,
-        control: Tensor | None,
-        *,
-        rule: str,
-        trim_fraction: float,
-        **settings: Unpack[AverageSettings],
-    ) -> None:
-        super().__init__(layout, encoder, control, trim_fraction=trim_fraction, **settings)
-        self._rule = _RULES[rule]
+    @property
+    def _share(self) -> float:
+        """The share of the senders that is left out at either end, in [0, 0.5]."""
+        return self._trim_fraction
 
     def encoder(self) -> Tensor:
         """As of `Aggregator`."""
         encoder, factor = self.encoder_before.clone(), self._learning_rate * self._mean_step_weight()
         for part, values in _in_parts(self._kept):
-            moved = self._rule(*_ranked(values), self._trim_fraction)
+            moved = _trimmed_mean(*_ranked(values), self._share)
             moved[: max(0, self._layout.num_parameter_entries - part.start)] *= factor
             sent, before = (self._examples > 0)[self._layout.owner_in(part)], self.encoder_before[part]
             encoder[part] = torch.where(sent, (before.double() + moved).float(), before)
         return self._without_negative(encoder)
+
+
+class MedianAggregator(TrimmedMeanAggregator):
+    """The same without all but the middle one, or two."""
+
+    @property
+    def _share(self) -> float:
+        return 0.5
 
 
 def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: EncoderLayout) -> list[float]:
@@ -109,7 +89,7 @@ def agreements(updates: Sequence[Update], trusted: Sequence[bool], layout: Encod
     products, squares = (torch.zeros(len(updates), dtype=torch.float64) for _ in range(2))
     square_of_median = 0.0
     for _, values in _in_parts(spread):
-        median = _median(*_ranked(values[counts]), 0.5)
+        median = _trimmed_mean(*_ranked(values[counts]), 0.5)
         sent = torch.where(values.isnan(), 0.0, values)
         products += (sent * median).sum(dim=1)
         squares += sent.square().sum(dim=1)
@@ -140,7 +120,8 @@ def _ranked(values: Tensor) -> tuple[Tensor, Tensor]:
 def _trimmed_mean(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
     """Means [V] of `ranked` [K, V], NaN last, without the first and last of the `number` [V] values there are.
 
-    A share is rounded up, so that one of three is left out as well, but something always remains.
+    A share is rounded up, so that one of three is left out as well, but something always remains:
+    of a half, the median, the mean of the middle two where their number is even.
     """
     share = trim_fraction * number.double() - _ROUNDING  # 0.15 of 100 is 15, not a little more
     trimmed = torch.minimum(torch.ceil(share).long().clamp(min=0), (number - 1).clamp(min=0) // 2)
@@ -149,15 +130,8 @@ def _trimmed_mean(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tenso
     return torch.where(kept, ranked, 0.0).sum(dim=0) / kept.sum(dim=0).clamp(min=1)
 
 
-def _median(ranked: Tensor, number: Tensor, trim_fraction: float) -> Tensor:
-    """Medians [V], the mean of the middle two where their number is even."""
-    return _trimmed_mean(ranked, number, 0.5)
-
-
 _CHUNK = 2**16
 
 _ROUNDING = 1e-9
 
 _SMALLEST_LENGTH = 1e-300  # for nothing but not to divide by zero
-
-_RULES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"median": _median, "trimmed-mean": _trimmed_mean}

@@ -17,25 +17,17 @@ from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, select_all
 from spatl.config.sections import AGGREGATION_DOOR
 from spatl.errors import ConfigError, SpatlError, told
-from spatl.extensions.references import arguments_for, is_reference, resolve, unknown_name
+from spatl.extensions.references import arguments_for, is_reference, resolve, row_of
 from spatl.rounds.aggregation import Aggregator, AverageSettings
-from spatl.rounds.robust import DenseAggregator, RobustAggregator
+from spatl.rounds.robust import DenseAggregator, MedianAggregator, TrimmedMeanAggregator
 from spatl.seeding import generator, seeded_globals
 from spatl.wire.update import Update
 
 
 class MakeAggregator(Protocol):
-    """Maker of a round's aggregator; arguments as of `Aggregator` and `RobustAggregator`."""
+    """Maker of a round's aggregator; arguments as of `Aggregator` and `DenseAggregator`."""
 
-    def __call__(
-        self,
-        layout: EncoderLayout,
-        encoder: Tensor,
-        control: Tensor | None,
-        *,
-        trim_fraction: float,
-        **settings: Unpack[AverageSettings],
-    ) -> Aggregator:
+    def __call__(self, *, trim_fraction: float, **settings: Unpack[AverageSettings]) -> Aggregator:
         """Return what the round's updates are folded into."""
         ...
 
@@ -55,15 +47,8 @@ class AggregationRule:
     compares: bool = False
 
 
-def _mean(
-    layout: EncoderLayout,
-    encoder: Tensor,
-    control: Tensor | None,
-    *,
-    trim_fraction: float,
-    **settings: Unpack[AverageSettings],
-) -> Aggregator:
-    return Aggregator(layout, encoder, control, **settings)
+def _mean(*, trim_fraction: float, **settings: Unpack[AverageSettings]) -> Aggregator:
+    return Aggregator(**settings)
 
 
 AGGREGATION_RULES: dict[str, AggregationRule] = {
@@ -71,9 +56,9 @@ AGGREGATION_RULES: dict[str, AggregationRule] = {
     "agreement": AggregationRule(
         _mean, "the same without clients whose updates have pointed against the others'", compares=True
     ),
-    "median": AggregationRule(partial(RobustAggregator, rule="median"), "the median of those that sent an entry"),
+    "median": AggregationRule(MedianAggregator, "the median of those that sent an entry"),
     "trimmed-mean": AggregationRule(
-        partial(RobustAggregator, rule="trimmed-mean"),
+        TrimmedMeanAggregator,
         "their mean without the lowest and the highest (server.trim_fraction)",
     ),
 }
@@ -92,9 +77,7 @@ def aggregation_rule(name: str) -> AggregationRule:
     if is_reference(name):
         found = resolve(name, AGGREGATION_DOOR, accepts=_is_rule)
         return AggregationRule(partial(_made, name, found), "the user's own")
-    if name not in AGGREGATION_RULES:
-        raise unknown_name(name, AGGREGATION_RULES, AGGREGATION_DOOR)
-    return AGGREGATION_RULES[name]
+    return row_of(name, AGGREGATION_RULES, AGGREGATION_DOOR)
 
 
 class FunctionAggregator(DenseAggregator):
@@ -107,25 +90,18 @@ class FunctionAggregator(DenseAggregator):
         reference: Where the function comes from, for messages.
         function: Called with those of `updates` (float32 [K, N], NaN where a client did not send an entry),
             `num_examples` (int64 [K]) and `trim_fraction` that it names; returns [N], by how much each entry moves.
-        trim_fraction: The config's.
-        layout: As of `Aggregator`.
-        encoder: Likewise.
-        control: Likewise.
-        settings: Likewise.
+        settings: Of `DenseAggregator`.
     """
 
     def __init__(
         self,
-        layout: EncoderLayout,
-        encoder: Tensor,
-        control: Tensor | None,
         *,
         reference: str,
         function: Callable[..., Any],
         trim_fraction: float,
         **settings: Unpack[AverageSettings],
     ) -> None:
-        super().__init__(layout, encoder, control, trim_fraction=trim_fraction, **settings)
+        super().__init__(trim_fraction=trim_fraction, **settings)
         self._what = f"aggregation rule {reference!r}"
         self._function = function
         self._numbers: list[int] = []
@@ -206,8 +182,9 @@ def rehearse_rule(
     try:
         with seeded_globals(seed, "aggregation-rehearsal"):
             aggregator = aggregation_rule(name).make(
-                layout, encoder, control, total_examples=60, normalizes=normalizes, trim_fraction=trim_fraction
-            )
+                layout=layout, encoder=encoder, control=control, total_examples=60, normalizes=normalizes,
+                trim_fraction=trim_fraction,
+            )  # fmt: skip
             for number, selection in zip((10, 20, 30), _selections(layout), strict=True):
                 values = 1e-3 * torch.rand(selection.num_entries(layout), generator=draws)
                 aggregator.add(Update(1, 0, selection, values, 1.0, corrected=controls), number)
@@ -254,20 +231,15 @@ def _is_rule(found: Any) -> bool:
 def _made(
     reference: str,
     found: Callable[..., Any],
-    layout: EncoderLayout,
-    encoder: Tensor,
-    control: Tensor | None,
     *,
     trim_fraction: float,
     **settings: Unpack[AverageSettings],
 ) -> Aggregator:
     """Return an aggregator of the user's class, given what its signature names, or one around a function."""
     if not isinstance(found, type):
-        return FunctionAggregator(
-            layout, encoder, control, reference=reference, function=found, trim_fraction=trim_fraction, **settings
-        )
+        return FunctionAggregator(reference=reference, function=found, trim_fraction=trim_fraction, **settings)
     what = f"aggregation rule {reference!r}"
-    offered: dict[str, Any] = {"layout": layout, "encoder": encoder, "control": control, **settings}
+    offered: dict[str, Any] = {**settings}
     if "trim_fraction" in inspect.signature(found).parameters:  # what takes any hands them on to `Aggregator`
         offered["trim_fraction"] = trim_fraction
     arguments = arguments_for(found, what=what, offered=offered, error=ConfigError)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spatl.errors import UpdateRejected
 from spatl.rounds.admission import Size
-from spatl.rounds.aggregation import Aggregator, PrivateAggregator
+from spatl.rounds.aggregation import Aggregator, AverageSettings, PrivateAggregator
 from spatl.rounds.answers import (
     Answer,
     Candidate,
@@ -326,26 +326,26 @@ def _download(
 def _aggregator(federation: Federation, state: ServerState) -> Aggregator:
     """Return what this round's updates are folded into."""
     config, layout = federation.blueprint.config, federation.blueprint.layout
-    total_examples = sum(state.num_examples.values())
+    settings: AverageSettings = {
+        "layout": layout,
+        "encoder": state.encoder,
+        "control": state.control,
+        "total_examples": sum(state.num_examples.values()),
+        "learning_rate": config.server.learning_rate,
+    }
     if config.privacy.noise_multiplier is not None:
         return PrivateAggregator(
-            layout, state.encoder, state.control,
-            total_examples=total_examples,
-            learning_rate=config.server.learning_rate,
             clip=config.privacy.clip,
             noise_multiplier=config.privacy.noise_multiplier,
             num_expected=config.num_participants,
             noise=np.random.default_rng(secrets.randbits(256)),  # not the run's seed, which the clients know
-        )  # fmt: skip
-    return aggregation_rule(config.server.aggregation).make(
-        layout, state.encoder, state.control,
-        held_control=state.held_control,
-        total_examples=total_examples,
-        learning_rate=config.server.learning_rate,
-        damping=config.control.damping,
-        normalizes=config.row.normalizes,
-        trim_fraction=config.server.trim_fraction,
-    )  # fmt: skip
+            **settings,
+        )
+    settings["held_control"] = state.held_control
+    settings["damping"] = config.control.damping
+    settings["normalizes"] = config.row.normalizes
+    rule = aggregation_rule(config.server.aggregation)
+    return rule.make(trim_fraction=config.server.trim_fraction, **settings)
 
 
 def _as_float32(number: float) -> float:

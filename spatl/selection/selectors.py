@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from spatl.channels.selection import select_all
-from spatl.extensions.references import is_reference, unknown_name
+from spatl.extensions.references import is_reference, row_of
 from spatl.selection.energy import drawn_energy, magnitude_scores, mean_energy
 from spatl.selection.projection import project_ranking, rank_by_worth
 from spatl.selection.protocol import AgentSettings, Choice, SelectionRequest, Selector
@@ -100,6 +100,4 @@ def make_selector(name: str, settings: AgentSettings) -> Selector:
     """
     if is_reference(name):
         return UsersSelector(name)
-    if name not in SELECTORS:
-        raise unknown_name(name, SELECTORS, SELECTOR_DOOR)
-    return SELECTORS[name].make(settings)
+    return row_of(name, SELECTORS, SELECTOR_DOOR).make(settings)

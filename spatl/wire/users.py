@@ -16,7 +16,7 @@ from torch import Tensor
 from spatl.channels.layout import EncoderLayout, Places
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import ConfigError, SpatlError, UpdateRejected, told
-from spatl.extensions.references import Door, is_reference, resolve, unknown_name
+from spatl.extensions.references import Door, is_reference, resolve, row_of
 from spatl.seeding import generator, seeded_globals
 from spatl.wire.codec import Codec
 from spatl.wire.codecs import CODECS
@@ -60,8 +60,8 @@ def wire_codecs(uplink: str, downlink: str) -> WireCodecs:
     for name in (uplink, downlink):
         if is_reference(name):
             known.setdefault(name, UsersCodec(name, FIRST_NUMBER + len(known) - len(CODECS)))
-        elif name not in known:
-            raise unknown_name(name, CODECS, CODEC_DOOR)
+        else:
+            row_of(name, CODECS, CODEC_DOOR)
     return WireCodecs(known[uplink], known[downlink])
 
 

@@ -90,7 +90,10 @@ def test_a_partition_that_no_draw_finds_is_one_clear_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "dirichlett"}, r"'dirichlett' \(did you mean 'dirichlet'\?\); known: dirichlet, flwr-dirichlet, "),
+        (
+            {"name": "dirichlett"},
+            r"'dirichlett' \(did you mean 'dirichlet'\?\); known: dirichlet, iid, flwr-",
+        ),
         ({"num_clients": 0}, "must be at least 1, got 0 and 10"),
         ({"min_examples": 0}, "must be at least 1, got 5 and 0"),
         ({"num_clients": 1001, "min_examples": 1}, "1001 clients with at least 1 .* need 1001 examples, got 1000"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spatl.errors import DataError, SpatlError
-from spatl.extensions.references import Door, arguments_for, is_reference, resolve, unknown_name
+from spatl.extensions.references import Door, arguments_for, is_reference, resolve, row_of
 
 DOOR = Door("gadget", "gadgets.name", "package.module:gadget", "a function", DataError)
 
@@ -50,7 +50,11 @@ def test_a_mistake_is_one_line(module: str, reference: str, line: str) -> None:
 
 
 def test_an_unknown_name_is_told_with_the_known_ones_and_the_form_of_a_reference() -> None:
-    assert str(unknown_name("whel", ["wheel", "crank"], DOOR)) == (
+    table = {"wheel": 1, "crank": 2}
+    assert row_of("crank", table, DOOR) == 2
+    with pytest.raises(DataError) as caught:
+        row_of("whel", table, DOOR)
+    assert str(caught.value) == (
         "unknown gadget 'whel' (did you mean 'wheel'?); known: wheel, crank, or \"package.module:gadget\" for your own "
         "(configs: gadgets.name)"
     )

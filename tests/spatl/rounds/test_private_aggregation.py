@@ -12,8 +12,8 @@ from tests.support.updates import LAYOUT, N, random_updates
 def privately(updates, encoder, *, clip, noise_multiplier=0.0, num_expected=10, seed=0):
     noise = np.random.default_rng(seed)
     aggregator = PrivateAggregator(
-        LAYOUT, encoder, None, total_examples=10_000, clip=clip, noise_multiplier=noise_multiplier,
-        num_expected=num_expected, noise=noise,
+        layout=LAYOUT, encoder=encoder, control=None, total_examples=10_000, clip=clip,
+        noise_multiplier=noise_multiplier, num_expected=num_expected, noise=noise,
     )  # fmt: skip
     for update, num_examples in updates:
         aggregator.add(update, num_examples)

@@ -9,15 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.rounds.robust import RobustAggregator, agreements
+from spatl.rounds.robust import agreements
+from spatl.rounds.rules import AGGREGATION_RULES
 from tests.support.layouts import interleaved_layout, make_update
 from tests.support.updates import LAYOUT, random_updates
 
 
 def robust(updates, rule, trim_fraction=0.2, encoder=None, **options):
-    aggregator = RobustAggregator(
-        LAYOUT, torch.zeros(LAYOUT.num_entries) if encoder is None else encoder, None, total_examples=10**6,
-        rule=rule, trim_fraction=trim_fraction, **options,
+    aggregator = AGGREGATION_RULES[rule].make(
+        layout=LAYOUT, encoder=torch.zeros(LAYOUT.num_entries) if encoder is None else encoder, control=None,
+        total_examples=10**6, trim_fraction=trim_fraction, **options,
     )  # fmt: skip
     for update, examples in updates:
         aggregator.add(update, examples)

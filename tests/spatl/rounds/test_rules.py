@@ -34,7 +34,7 @@ def test_a_function_gets_all_updates_and_what_it_returns_is_what_entries_move_by
     layout = interleaved_layout([(2, 2)])
     encoder = torch.zeros(layout.num_entries)
     aggregator = aggregation_rule(f"{USERS}middle").make(
-        layout, encoder, None, total_examples=60, learning_rate=0.5, trim_fraction=0.2
+        layout=layout, encoder=encoder, control=None, total_examples=60, learning_rate=0.5, trim_fraction=0.2
     )
     for values, mask in ((1.0, [True, True]), (5.0, [True, True]), (2.0, [True, False])):
         aggregator.add(make_update(layout, mask, torch.full((layout.num_entries,), values)), 20)
@@ -47,8 +47,8 @@ def test_a_function_gets_all_updates_and_what_it_returns_is_what_entries_move_by
 def test_an_entry_that_nobody_sent_keeps_its_bits_and_a_round_without_updates_changes_nothing() -> None:
     layout = interleaved_layout([(2, 2)])
     encoder = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    made = {"total_examples": 20, "trim_fraction": 0.2}
-    aggregator = aggregation_rule(f"{USERS}middle").make(layout, encoder, None, **made)
+    made = {"layout": layout, "encoder": encoder, "control": None, "total_examples": 20, "trim_fraction": 0.2}
+    aggregator = aggregation_rule(f"{USERS}middle").make(**made)
     assert torch.equal(aggregator.encoder(), encoder)
     aggregator.add(make_update(layout, [True, False], torch.ones(4)), 20)
     after = aggregator.encoder()

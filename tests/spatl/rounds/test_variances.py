@@ -13,7 +13,7 @@ from spatl.rounds.admission import Size, clip_update
 from spatl.rounds.aggregation import Aggregator, PrivateAggregator
 from spatl.rounds.downlink import Reference
 from spatl.rounds.following import Held, follow
-from spatl.rounds.robust import RobustAggregator
+from spatl.rounds.rules import AGGREGATION_RULES
 from spatl.wire.codecs import CODECS
 from spatl.wire.download import pack_download, unpack_download
 from spatl.wire.update import pack_update, unpack_update
@@ -34,15 +34,14 @@ LAYOUT = EncoderLayout(
 
 
 def aggregator(rule: str, encoder: torch.Tensor, learning_rate: float) -> Aggregator:
-    common = {"total_examples": 10 * CLIENTS, "learning_rate": learning_rate}
+    common = {
+        "layout": LAYOUT, "encoder": encoder, "control": None,
+        "total_examples": 10 * CLIENTS, "learning_rate": learning_rate,
+    }  # fmt: skip
     if rule == "private":
-        return PrivateAggregator(
-            LAYOUT, encoder, None, clip=0.5, noise_multiplier=1.0, num_expected=CLIENTS,
-            noise=np.random.default_rng(1), **common,
-        )  # fmt: skip
-    if rule == "mean":
-        return Aggregator(LAYOUT, encoder, None, **common)
-    return RobustAggregator(LAYOUT, encoder, None, rule=rule, trim_fraction=0.2, **common)
+        noise = np.random.default_rng(1)
+        return PrivateAggregator(clip=0.5, noise_multiplier=1.0, num_expected=CLIENTS, noise=noise, **common)
+    return AGGREGATION_RULES[rule].make(trim_fraction=0.2, **common)
 
 
 def test_variances_are_found_by_the_name_of_the_statistic_and_no_parameter_is_one():
