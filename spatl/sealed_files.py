@@ -167,8 +167,8 @@ def unseal(data: bytes, *, version: int, what: str) -> tuple[dict[str, Tensor], 
 
     Args:
         data: The bytes.
-        version: The version of the format that the caller reads.
-        what: What errors call it.
+        version: As of `read_sealed`.
+        what: Likewise.
 
     Returns:
         The tensors, and the header.

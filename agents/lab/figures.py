@@ -8,20 +8,30 @@ from spatl.report.figures import PALETTE, new_figure
 
 _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = PALETTE
 
-# Colour, line and marker tell the families of rows apart: the agent solid, its measure dashed, weights dotted.
+_FAMILIES: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
+    "-": {
+        "agent, fine-tuned (search)": (_BLUE, "D"),
+        "agent, fine-tuned (ppo)": (_VERMILION, "s"),
+        "agent, zero-shot": (_GREEN, "o"),
+    },
+    "--": {
+        "signal + local search": (_BLUE, "D"),
+        "signal + sensitivity": (_ORANGE, "^"),
+        "signal (the prior)": (_GREEN, "o"),
+        "uniform ratios, signal": (_GREY, "v"),
+    },
+    ":": {
+        "L2 + local search": (_BLUE, "D"),
+        "L2 + residual rule": (_ORANGE, "^"),
+        "global L2": (_GREEN, "o"),
+        "uniform ratios": (_GREY, "v"),
+        "random ratios": (_GREY, "x"),
+    },
+}
+"""Colour and marker by row, and the line that a family shares: the agent solid, its measure dashed, weights dotted."""
+
 _LOOKS: Final[Mapping[str, tuple[str, str, str]]] = {
-    "agent, fine-tuned (search)": (_BLUE, "-", "D"),
-    "agent, fine-tuned (ppo)": (_VERMILION, "-", "s"),
-    "agent, zero-shot": (_GREEN, "-", "o"),
-    "signal + local search": (_BLUE, "--", "D"),
-    "signal + sensitivity": (_ORANGE, "--", "^"),
-    "signal (the prior)": (_GREEN, "--", "o"),
-    "uniform ratios, signal": (_GREY, "--", "v"),
-    "L2 + local search": (_BLUE, ":", "D"),
-    "L2 + residual rule": (_ORANGE, ":", "^"),
-    "global L2": (_GREEN, ":", "o"),
-    "uniform ratios": (_GREY, ":", "v"),
-    "random ratios": (_GREY, ":", "x"),
+    **{name: (color, line, marker) for line, rows in _FAMILIES.items() for name, (color, marker) in rows.items()},
     "whole encoder": ("#1b1f24", "-", ""),
 }
 _UNITS: Final = {"flops_ratio": "budget: share of the encoder's multiply-accumulates",

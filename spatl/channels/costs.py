@@ -88,11 +88,25 @@ def check_budget(budget: Budget, costs: Costs, *, source: str = "selection") -> 
     if not costs.layout.groups:
         return
     floor = costs.of(torch.ones(len(costs.layout.groups), dtype=torch.int64), budget.kind)
+    check_floor(budget, floor, f"one channel of each of the {len(costs.layout.groups)} groups already costs", source)
+
+
+def check_floor(budget: Budget, floor: float, what: str, source: str = "selection") -> None:
+    """Raise unless a budget reaches the least cost there is.
+
+    Args:
+        budget: What may be spent.
+        floor: The least cost, in the unit of the budget's kind.
+        what: What costs it, for the message: `"one channel already costs"`.
+        source: Where the budget was set, likewise.
+
+    Raises:
+        BudgetError: It does not.
+    """
     if floor > budget.limit:
         smallest = smallest_budget(floor, budget.kind)
         raise BudgetError(
-            f"{source}.{budget.kind} is {budget.limit:g}, but one channel of each of the "
-            f"{len(costs.layout.groups)} groups already costs {smallest}; raise it to at least {smallest}"
+            f"{source}.{budget.kind} is {budget.limit:g}, but {what} {smallest}; raise it to at least {smallest}"
         )
 
 

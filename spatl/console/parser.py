@@ -56,10 +56,7 @@ def _add_run(parser: Parser) -> None:
         "--engine", choices=tuple(ENGINES), help=", or ".join(each.description for each in ENGINES.values())
     )
     parser.add_argument("--out", metavar="DIR", help="a new directory for what the run leaves behind")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="override a setting, e.g. --set seed=7 --set training.learning_rate=0.1",
-    )  # fmt: skip
+    _add_overrides(parser, "override a setting, e.g. --set seed=7 --set training.learning_rate=0.1")
     parser.add_argument(
         "--seeds", metavar="A,B,...", type=_seeds,
         help="run once per seed, each in a directory of its own below --out, and print means with their spread",
@@ -78,9 +75,7 @@ def _add_check(parser: Parser) -> None:
         " Nothing is trained or written."
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a config that ships (spatl show configs)")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a setting"
-    )
+    _add_overrides(parser)
     parser.set_defaults(command=_by_reference("spatl.console.check:check"))
 
 
@@ -135,6 +130,10 @@ def _add_export(parser: Parser) -> None:
     parser.set_defaults(command=_by_reference("spatl.console.export:export"))
 
 
+def _add_overrides(parser: Parser, what: str = "override a setting") -> None:
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help=what)
+
+
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     """Give a parser and all below it the option `--debug`."""
     below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
@@ -168,20 +167,14 @@ def _add_bench(parser: Parser) -> None:
         "--tune", action="store_true",
         help="first choose every row's learning rate and momentum from the grid, on validation splits",
     )  # fmt: skip
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="override a setting in every config",
-    )  # fmt: skip
+    _add_overrides(parser, "override a setting in every config")
     parser.set_defaults(command=_by_reference("spatl.console.bench:run_bench"))
 
 
 def _add_partition(parser: Parser) -> None:
     parser.description = "Print how many examples of each class each client has, and draw it."
     parser.add_argument("config", metavar="CONFIG", help="a YAML file: its data, partition and seed are read")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="override a setting, e.g. --set partition.alpha=0.1",
-    )  # fmt: skip
+    _add_overrides(parser, "override a setting, e.g. --set partition.alpha=0.1")
     parser.add_argument("--out", metavar="FILE", help="the picture, a .png file (default: one below runs/)")
     parser.set_defaults(command=_by_reference("spatl.console.partition:partition"))
 
@@ -200,10 +193,7 @@ def _add_evaluate(parser: Parser) -> None:
         "accuracy on the clients' test splits. Nothing but the validation splits is looked at before."
     )
     parser.add_argument("configs", metavar="CONFIG", nargs="+", help="YAML files: model, data, partition, training")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="override a setting in every config",
-    )  # fmt: skip
+    _add_overrides(parser, "override a setting in every config")
     parser.add_argument("--seeds", metavar="A,B,...", type=_seeds, default=[1, 2, 3], help="one network each (1,2,3)")
     parser.add_argument(
         "--budgets", metavar="A,B,...", type=_numbers, default=[0.3, 0.5, 0.7], help="limits (0.3,0.5,0.7)"
@@ -233,9 +223,7 @@ def _add_deploy_init(parser: Parser) -> None:
         "--name", metavar="HOST", action="append", default=[], dest="names",
         help="a further name or IP address of the server, for its certificate",
     )  # fmt: skip
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override a setting"
-    )
+    _add_overrides(parser)
     parser.set_defaults(command=_by_reference("server.deployment.command:init"))
 
 

@@ -115,6 +115,17 @@ def _config_rows() -> Iterable[tuple[str, ...]]:
         yield name, f"{_COMMANDS.get(name.partition('/')[0], 'spatl run')} {name}", opening_words(path)
 
 
+def _listing(table: Mapping[str, object], door: Door, *columns: str) -> _Listing:
+    """A listing of a table whose rows have attributes of the columns' names: texts, or tuples of some."""
+
+    def rows() -> Iterable[tuple[str, ...]]:
+        for name, row in table.items():
+            values = (getattr(row, column) for column in columns)
+            yield name, *(value if isinstance(value, str) else ", ".join(value) for value in values)
+
+    return _Listing(("name", *columns), rows, door)
+
+
 _COMMANDS: Mapping[str, str] = {
     "agent": "spatl agent evaluate",
     "bench": "spatl bench",
@@ -130,29 +141,15 @@ LISTINGS: Mapping[str, _Listing] = {
         lambda: ((name, e.description, ", ".join(e.cut), e.source) for name, e in MODELS.items()),
         MODEL_DOOR,
     ),
-    "datasets": _Listing(
-        ("name", "description", "source"),
-        lambda: ((name, e.description, e.source) for name, e in DATASETS.items()),
-        DATASET_DOOR,
-    ),
-    "partitioners": _Listing(
-        ("name", "description", "settings", "source"),
-        lambda: ((name, e.description, ", ".join(e.settings), e.source) for name, e in PARTITIONERS.items()),
-        PARTITIONER_DOOR,
-    ),
+    "datasets": _listing(DATASETS, DATASET_DOOR, "description", "source"),
+    "partitioners": _listing(PARTITIONERS, PARTITIONER_DOOR, "description", "settings", "source"),
     "codecs": _Listing(
         ("name", "number on the wire", "description"),
         lambda: ((name, str(c.number), " ".join((type(c).__doc__ or "").split())) for name, c in CODECS.items()),
         CODEC_DOOR,
     ),
-    "aggregation-rules": _Listing(
-        ("name", "description"),
-        lambda: ((name, rule.description) for name, rule in AGGREGATION_RULES.items()),
-        AGGREGATION_DOOR,
-    ),
-    "selectors": _Listing(
-        ("name", "description"), lambda: ((name, e.description) for name, e in SELECTORS.items()), SELECTOR_DOOR
-    ),
+    "aggregation-rules": _listing(AGGREGATION_RULES, AGGREGATION_DOOR, "description"),
+    "selectors": _listing(SELECTORS, SELECTOR_DOOR, "description"),
     "configs": _Listing(("name", "command", "what it is"), _config_rows),
     "codec-times": _Listing(
         ("name", "bits per value", "seconds to encode", "seconds to decode", "times the least work"),

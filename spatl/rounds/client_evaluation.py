@@ -85,10 +85,10 @@ def evaluate_round(
     """Evaluate a received encoder under the client's own predictor on its test split.
 
     Args:
-        workplace: Where the client works.
-        client: The client's partition id.
-        received: The server's model, as `receive` returns it.
-        state: The client's state, likewise.
+        workplace: As of `gather_round`.
+        client: Likewise.
+        received: Likewise.
+        state: Likewise.
         whole: Whether all of the model is returned, and not what is the client's own alone.
 
     Returns:

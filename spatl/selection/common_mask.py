@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spatl.channels.costs import Budget, BudgetKind, Costs, smallest_budget
+from spatl.channels.costs import Budget, BudgetKind, Costs, check_floor
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of
 from spatl.data import Examples
-from spatl.errors import BudgetError
 from spatl.selection.projection import group_leaders, longest_prefix, rank_by_worth
 from spatl.training.evaluate import forward_with_batch_statistics
 
@@ -98,13 +97,8 @@ def check_static_budget(budget: Budget, costs: Costs, ranking: Tensor | None = N
     if ranking is None:
         ranking = torch.arange(costs.layout.num_channels)
     stays = _always(ranking, costs)
-    floor = _cost(stays, costs, budget.kind)
-    if floor > budget.limit:
-        smallest = smallest_budget(floor, budget.kind)
-        raise BudgetError(
-            f"selection.{budget.kind} is {budget.limit:g}, but the {int(stays.sum())} channels that a static mask "
-            f"always keeps already cost {smallest}; raise it to at least {smallest}"
-        )
+    what = f"the {int(stays.sum())} channels that a static mask always keeps already cost"
+    check_floor(budget, _cost(stays, costs, budget.kind), what)
 
 
 def _always(ranking: Tensor, costs: Costs) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -26,7 +27,6 @@ class _Quantised(Codec):
     number: int
     relative = True
     levels: int
-    _digits_per_byte: int
 
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         return _TOP_BYTES + num_channels + -(-num_values // self._digits_per_byte)
@@ -70,6 +70,11 @@ class _Quantised(Codec):
     def _base(self) -> int:
         return 2 * self.levels + 1
 
+    @cached_property
+    def _digits_per_byte(self) -> int:
+        """As many as a byte has room for."""
+        return max(number for number in range(1, 9) if self._base**number <= 256)
+
 
 class Int8(_Quantised):
     """127 levels to either side of zero, up to the largest value of the channel; one value a byte."""
@@ -77,7 +82,6 @@ class Int8(_Quantised):
     name = "int8"
     number = 2
     levels = 127
-    _digits_per_byte = 1
 
 
 class Int4(_Quantised):
@@ -86,7 +90,6 @@ class Int4(_Quantised):
     name = "int4"
     number = 3
     levels = 7
-    _digits_per_byte = 2
 
 
 class Ternary(_Quantised):
@@ -95,7 +98,6 @@ class Ternary(_Quantised):
     name = "ternary"
     number = 4
     levels = 1
-    _digits_per_byte = 5
 
 
 class _EntropyCoded(Codec):

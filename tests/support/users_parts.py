@@ -181,9 +181,7 @@ class Halves(Codec):
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         return 2 * num_values
 
-    def encode(
-        self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
-    ) -> bytes:
+    def encode(self, values: Tensor, places: Places, **settings: object) -> bytes:
         return values.detach().cpu().numpy().astype("<f2").tobytes()
 
     def decode(self, data: memoryview, places: Places) -> Tensor:

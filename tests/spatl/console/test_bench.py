@@ -15,19 +15,14 @@ from tests.support.bench_runs import write_run
 from tests.support.terminals import pipe, shown, terminal, widest_line, words_of
 
 
+def arguments_of(config, methods):
+    return ["bench", str(config), "--methods", methods, "--seeds", "3", "--target", "0.15"]
+
+
 @pytest.mark.slow
 def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(bench_config, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = [
-        "bench",
-        str(bench_config),
-        "--methods",
-        "fedavg,local,fedavg+float16",
-        "--seeds",
-        "3",
-        "--target",
-        "0.15",
-    ]
+    arguments = arguments_of(bench_config, "fedavg,local,fedavg+float16")
     assert main([*arguments, "--out", str(out), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     for text in ("runs: 3/3  fedavg+float16, seed 3: accuracy", "digits, 4 clients, 1 seed", "15.0 %"):
@@ -51,16 +46,7 @@ def test_a_benchmark_ends_with_a_table_and_the_paths_of_what_it_wrote(bench_conf
 @pytest.mark.slow
 def test_a_benchmark_of_unequal_optimizers_says_so_on_the_terminal_and_in_its_reports(bench_config, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = [
-        "bench",
-        str(bench_config),
-        "--methods",
-        "fedavg,spatl-no-selection",
-        "--seeds",
-        "3",
-        "--target",
-        "0.15",
-    ]
+    arguments = arguments_of(bench_config, "fedavg,spatl-no-selection")
     assert main([*arguments, "--out", str(out), "--workers", "1"]) == 0
     assert "warning: the rows have unequal optimizers" in capsys.readouterr().out
     for name in ("bench.md", "report.html"):

@@ -19,6 +19,11 @@ LABELS = torch.arange(600) % 10
 GROUPS = torch.arange(600) // 25  # 24 of 25 examples each
 FLOWER = sorted(set(PARTITIONERS) - {"dirichlet", "iid", "natural", "own"})
 
+requests = st.fixed_dictionaries({
+    "num_clients": st.integers(1, 8), "alpha": st.floats(1, 100), "labels_per_client": st.integers(1, 5),
+    "min_examples": st.integers(1, 3), "seed": st.integers(0, 2**32),
+})  # fmt: skip
+
 
 def cut(name: str, labels: Tensor = LABELS, **changes: Any) -> tuple[Tensor, ...]:
     values = {"num_clients": 6, "seed": 1, "alpha": 1.0, "labels_per_client": 3, "min_examples": 5}
@@ -30,24 +35,16 @@ def class_counts(parts: tuple[Tensor, ...], labels: Tensor = LABELS) -> list[int
 
 
 @settings(max_examples=15)
-@given(
-    name=st.sampled_from(FLOWER),
-    num_clients=st.integers(1, 8),
-    alpha=st.floats(1, 100),
-    labels_per_client=st.integers(1, 5),
-    min_examples=st.integers(1, 3),
-    seed=st.integers(0, 2**32),
-)
+@given(name=st.sampled_from(FLOWER), request=requests)
 def test_no_example_has_two_clients_and_every_one_has_a_client_where_that_is_promised(
-    name: str, num_clients: int, alpha: float, labels_per_client: int, min_examples: int, seed: int
+    name: str, request: dict[str, Any]
 ) -> None:
-    parts = cut(name, num_clients=num_clients, alpha=alpha, labels_per_client=labels_per_client,
-                min_examples=min_examples, seed=seed)  # fmt: skip
+    parts = cut(name, **request)
     everything = torch.cat(parts)
-    assert len(parts) == num_clients
+    assert len(parts) == request["num_clients"]
     assert len(everything.unique()) == len(everything)
     assert len(everything) == 600 or not PARTITIONERS[name].complete
-    assert all(len(part) >= min_examples and part.equal(part.sort().values) for part in parts)
+    assert all(len(part) >= request["min_examples"] and part.equal(part.sort().values) for part in parts)
 
 
 @pytest.mark.parametrize("name", FLOWER)
