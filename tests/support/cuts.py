@@ -1,8 +1,12 @@
 """Networks to cut, as if they were trained, and choices of their channels."""
 
+from collections.abc import Callable
 from functools import cache
 
+import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spatl.artifacts.prunable import Prunable, find_prunable
@@ -17,6 +21,15 @@ NETWORKS = ("cnn", "resnet8", "resnet20", "resnet32", "resnet56", "vgg11", "mobi
 SIZE = 8
 EXAMPLE = torch.zeros(1, 1, SIZE, SIZE)
 WIDTHS = {"resnet32": 0.5, "resnet56": 0.5, "vgg11": 0.25, "mobilenet": 0.5}
+
+
+CHOICES = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def whatever_is_chosen(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of a network by `name` and of a choice of its channels, for `chosen`: by `seed` and `share`."""
+    drawn = CHOICES(given(seed=st.integers(0, 2**31), share=st.floats(0.05, 0.95))(test))
+    return pytest.mark.slow(pytest.mark.parametrize("name", NETWORKS)(drawn))
 
 
 def settled(network: nn.Module) -> nn.Module:

@@ -1,7 +1,6 @@
 """A trained network is cut to a budget, checked, re-estimated and trained a little."""
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from spatl.artifacts.prunable import find_prunable
 from spatl.artifacts.widths import CutBudget
 from spatl.channels.masking import masked_weights
 from spatl.channels.selection import Selection
+from spatl.config.sections import TrainingConfig
 from spatl.data import Examples
 from spatl.errors import BudgetError, ConfigError, DivergedError, ModelError
 from spatl.models.copies import duplicate
@@ -24,18 +24,9 @@ from tests.support.cuts import EXAMPLE, chosen, dense, examples, images, settled
 HALF = CutBudget("flops", 0.5)
 
 
-@dataclass(frozen=True)
-class Training:
-    """One epoch of plain SGD."""
-
-    learning_rate: float = 0.05
-    local_epochs: int = 1
-    local_steps: int | None = None
-    batch_size: int = 16
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    precision: str = "float32"
+def plain(learning_rate=0.05):
+    """One epoch of SGD."""
+    return TrainingConfig(local_epochs=1, batch_size=16, momentum=0.9, learning_rate=learning_rate)
 
 
 def cut(name="resnet8", **options):
@@ -72,7 +63,7 @@ def test_what_is_kept_and_what_it_costs_is_told():
 def test_the_dense_network_is_left_as_it_was():
     network, _ = dense("resnet8")
     before, hooks = copy.deepcopy(network.state_dict()), len(network._forward_hooks)
-    cut(finetune_epochs=1, training=Training(), offset=torch.arange(10.0))
+    cut(finetune_epochs=1, training=plain(), offset=torch.arange(10.0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert len(network._forward_hooks) == hooks
 
@@ -95,7 +86,7 @@ def test_the_cut_network_is_the_masked_one_with_statistics_of_its_own():
 
 
 def test_the_file_of_a_cut_makes_it_again():
-    network, found = cut(finetune_epochs=1, training=Training())
+    network, found = cut(finetune_epochs=1, training=plain())
     again = rebuild(network, found.cut)
     again.load_state_dict(found.network.state_dict())
     assert torch.equal(again(images()), found.network(images()))
@@ -157,9 +148,7 @@ def test_statistics_written_wrongly_are_refused(monkeypatch):
 @pytest.mark.slow
 def test_training_is_chosen_by_validation_and_the_test_split_only_reported():
     train, validation, test = striped(96, 1), striped(64, 2), striped(64, 3)
-    _, found = cut(
-        train=train, validation=validation, test=test, finetune_epochs=3, training=Training(learning_rate=0.1)
-    )
+    _, found = cut(train=train, validation=validation, test=test, finetune_epochs=3, training=plain(0.1))
     history = found.refined.history
     assert len(history) == 4
     assert found.refined.epochs > 0
@@ -167,7 +156,7 @@ def test_training_is_chosen_by_validation_and_the_test_split_only_reported():
     assert evaluate(found.network, validation) == found.refined.evaluation
     assert evaluate(found.network, test) == found.test
     assert evaluate(dense("resnet8")[0], test) == found.dense_test
-    _, other = cut(train=train, validation=validation, finetune_epochs=3, training=Training(learning_rate=0.1))
+    _, other = cut(train=train, validation=validation, finetune_epochs=3, training=plain(0.1))
     assert other.test is other.dense_test is None
     assert all(
         torch.equal(tensor, other.network.state_dict()[name]) for name, tensor in found.network.state_dict().items()
@@ -175,7 +164,7 @@ def test_training_is_chosen_by_validation_and_the_test_split_only_reported():
 
 
 def test_training_that_helps_nothing_is_not_kept():
-    _, found = cut(finetune_epochs=2, training=Training(learning_rate=1e-12), train=striped(32, 1))
+    _, found = cut(finetune_epochs=2, training=plain(1e-12), train=striped(32, 1))
     worse = [each.accuracy <= found.refined.history[0].accuracy for each in found.refined.history]
     assert all(worse)
     assert found.refined.evaluation.accuracy == found.refined.history[0].accuracy
@@ -199,7 +188,7 @@ def test_epochs_that_cannot_be_are_one_clear_error(epochs):
 
 def test_training_that_diverges_is_one_clear_error():
     with pytest.raises(DivergedError, match="left the finite numbers in epoch 1; lower the learning rate"):
-        cut(name="cnn", finetune_epochs=1, training=Training(learning_rate=1e20))
+        cut(name="cnn", finetune_epochs=1, training=plain(1e20))
 
 
 @pytest.mark.slow

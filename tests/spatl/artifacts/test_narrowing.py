@@ -5,8 +5,6 @@ import json
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
@@ -15,16 +13,11 @@ from spatl.artifacts.narrowing import cut_data, rebuild
 from spatl.channels.masking import masked_weights
 from spatl.errors import ModelError
 from spatl.models import build_model
-from tests.support.cuts import EXAMPLE, NETWORKS, SIZE, chosen, dense, images
+from tests.support.cuts import EXAMPLE, SIZE, chosen, dense, images, whatever_is_chosen
 from tests.support.networks import BroadNet
 
-CHOICES = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-@CHOICES
-@given(seed=st.integers(0, 2**31), share=st.floats(0.05, 0.95))
+@whatever_is_chosen
 def test_a_cut_network_equals_the_masked_one_whatever_is_chosen(name, seed, share):
     network, prunable = dense(name)
     before = copy.deepcopy(network.state_dict())

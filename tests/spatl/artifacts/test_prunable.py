@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -12,16 +12,11 @@ from spatl.artifacts.prunable import find_prunable
 from spatl.channels.flops import measure_macs
 from spatl.channels.selection import Selection
 from spatl.errors import ModelError
-from tests.support.cuts import EXAMPLE, NETWORKS, chosen, dense, images, settled
+from tests.support.cuts import CHOICES, EXAMPLE, chosen, dense, images, settled, whatever_is_chosen
 from tests.support.networks import BroadNet, GroupedNet, RecurrentNet, ShuffleNet, TiedNet
 
-CHOICES = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-@CHOICES
-@given(seed=st.integers(0, 2**31), share=st.floats(0.05, 0.95))
+@whatever_is_chosen
 def test_costs_of_a_choice_are_those_of_the_network_it_leaves(name, seed, share):
     network, prunable = dense(name)
     selection = chosen(prunable, seed, share=share)
