@@ -1,10 +1,10 @@
 """`spatl partition`: what it prints, writes and returns."""
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import flwr_datasets.partitioner  # noqa: F401  (takes seconds, which are nobody's test)
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +16,12 @@ from spatl.console.partition import count_partition, counts_table, print_counts
 from spatl.report.partition_figure import PartitionCounts
 from spatl.rounds.client_data import load_clients, split_client
 from tests.support.terminals import pipe, shown, terminal, widest_line
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """The library, whose import takes seconds that are nobody's test and not for every process that collects tests."""
+    importlib.import_module("flwr_datasets.partitioner")
 
 
 @pytest.fixture

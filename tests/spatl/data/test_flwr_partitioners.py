@@ -1,10 +1,10 @@
 """The partitioners of flwr-datasets."""
 
+import importlib
 import random
 import sys
 from typing import Any
 
-import flwr_datasets.partitioner  # noqa: F401  (takes seconds, which are nobody's test)
 import numpy as np
 import pytest
 import torch
@@ -23,6 +23,12 @@ requests = st.fixed_dictionaries({
     "num_clients": st.integers(1, 8), "alpha": st.floats(1, 100), "labels_per_client": st.integers(1, 5),
     "min_examples": st.integers(1, 3), "seed": st.integers(0, 2**32),
 })  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """The library, whose import takes seconds that are nobody's test and not for every process that collects tests."""
+    importlib.import_module("flwr_datasets.partitioner")
 
 
 def cut(name: str, labels: Tensor = LABELS, **changes: Any) -> tuple[Tensor, ...]:
