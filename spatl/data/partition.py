@@ -125,6 +125,9 @@ def _check_values(labels: Tensor, *, num_clients: int, alpha: float, min_example
         )
 
 
+Partitioner = Callable[[np.random.Generator, Request], Integers]
+
+
 @dataclass(frozen=True)
 class PartitionerEntry:
     """Entry of `PARTITIONERS`.
@@ -137,7 +140,7 @@ class PartitionerEntry:
         complete: Whether every example goes to a client.
     """
 
-    partitioner: Callable[[np.random.Generator, Request], Integers]
+    partitioner: Partitioner
     description: str
     settings: tuple[str, ...] = ("min_examples",)
     source: str = "built in"
@@ -206,6 +209,10 @@ def _own(rng: np.random.Generator, request: Request) -> Integers:
     raise DataError("own: no data set is shared out where each device has its own (spatl deploy)")
 
 
+def _flwr(partitioner: Partitioner, name: str, description: str, *settings: str) -> PartitionerEntry:
+    return PartitionerEntry(partitioner, description, (*settings, "min_examples"), f"flwr-datasets, {name}")
+
+
 PARTITIONERS: dict[str, PartitionerEntry] = {
     "dirichlet": PartitionerEntry(
         partitioner=_dirichlet,
@@ -217,17 +224,10 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
         partitioner=_iid,
         description="no skew: equal shares at random",
     ),
-    "flwr-dirichlet": PartitionerEntry(
-        partitioner=flwr_partitioners.dirichlet,
-        description="label skew, as Flower draws it",
-        settings=("alpha", "min_examples"),
-        source="flwr-datasets, DirichletPartitioner",
+    "flwr-dirichlet": _flwr(
+        flwr_partitioners.dirichlet, "DirichletPartitioner", "label skew, as Flower draws it", "alpha"
     ),
-    "flwr-iid": PartitionerEntry(
-        partitioner=flwr_partitioners.iid,
-        description="no skew, as Flower deals it out",
-        source="flwr-datasets, IidPartitioner",
-    ),
+    "flwr-iid": _flwr(flwr_partitioners.iid, "IidPartitioner", "no skew, as Flower deals it out"),
     "labels": PartitionerEntry(
         partitioner=flwr_partitioners.labels,
         description="label skew: each client sees labels_per_client classes",

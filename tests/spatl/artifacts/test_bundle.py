@@ -163,24 +163,24 @@ def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model-int8.onnx"}
 
 
-class Branching(nn.Module):
-    """A network whose path depends on the values of the images: no graph can say it."""
+class Flat(nn.Module):
+    """A network of one layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(3 * 16 * 16, 3)
+
+
+class Branching(Flat):
+    """A network whose path depends on the values of the images: no graph can say it."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.fc(images.flatten(1))
         return logits if float(images.mean()) > 0 else -logits
 
 
-class Forking(nn.Module):
+class Forking(Flat):
     """A network that exports without a complaint, and yet as something else: what it drops depends on the export."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3 * 16 * 16, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.fc(images.flatten(1))
