@@ -79,7 +79,11 @@ def started(directory: Path, command: str, *settings: str) -> int:
     return main([command, str(config), *out, *overrides])
 
 
-@pytest.mark.parametrize("settings", [*((door,) for door in DOORS), tuple(DOORS)], ids=lambda doors: "+".join(doors))
+@pytest.mark.parametrize(
+    "settings",
+    [*(pytest.param((door,), marks=pytest.mark.slow) for door in DOORS), tuple(DOORS)],
+    ids=lambda doors: "+".join(doors),
+)
 def test_a_run_with_a_module_beside_the_config(beside: Path, settings: tuple[str, ...]) -> None:
     """Through each door alone, and through all at once."""
     assert started(beside, "run", *(f"{door}=parts_of_mine:{DOORS[door][0]}" for door in settings)) == 0

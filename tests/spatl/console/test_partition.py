@@ -19,7 +19,7 @@ from tests.support.terminals import pipe, shown, terminal, widest_line
 
 
 @pytest.fixture(autouse=True, scope="module")
-def imported() -> None:
+def flwr_datasets_is_there() -> None:
     """The library, whose import takes seconds that are nobody's test and not for every process that collects tests."""
     importlib.import_module("flwr_datasets.partitioner")
 

@@ -26,7 +26,7 @@ requests = st.fixed_dictionaries({
 
 
 @pytest.fixture(autouse=True, scope="module")
-def imported() -> None:
+def library_of_partitioners() -> None:
     """The library, whose import takes seconds that are nobody's test and not for every process that collects tests."""
     importlib.import_module("flwr_datasets.partitioner")
 
