@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from server.best import keep_best
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.questions import Questions, is_lost
 from server.recorder import Recorder
@@ -105,6 +106,7 @@ class FederationStrategy(Strategy):
         asked = self._asked_for(replies, number, f"round {number}")
         self.state, outcome = close_round(self.federation, self.state, number, _contents(asked))
         self._recorder.round.outcome = outcome
+        keep_best(self._recorder.directory, self.federation, self.state, number - 1, outcome.arrivals)
         if outcome.ending is not None:
             self._stop(outcome.ending)
         return None, None
@@ -125,13 +127,14 @@ class FederationStrategy(Strategy):
             state = arrived_state(self.federation, self.state, number)
         except DivergedError as error:
             self._stop(error)
-        if self.federation.blueprint.statistics:
+        if self.federation.blueprint.asks_after_the_rounds:
             state, downloads = open_evaluation(self.federation, state, number, clients)
             questions = self._messages(downloads, number, STATISTICS_QUESTION, set(grid.get_node_ids()))
             replies = grid.send_and_receive(questions, timeout=self._config.server.round_timeout_seconds)
             asked = _contents(self._asked_for(replies, number, "BatchNorm statistics"))
-            state = close_statistics(self.federation, state, number, asked)
+            state, told = close_statistics(self.federation, state, number, asked)
             self.state = replace(self.state, statistics=state.statistics)
+            keep_best(self._recorder.directory, self.federation, state, number, told)
         _, downloads = open_evaluation(self.federation, state, number, clients)
         return self._messages(downloads, number, MessageType.EVALUATE, set(grid.get_node_ids()))
 

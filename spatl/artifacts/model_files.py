@@ -25,6 +25,8 @@ from spatl.wire.statistics import Statistics
 
 MODEL: Final = "model"
 """Directory of the federation's model, in that of a run; of a device's own, in that of its state."""
+BEST: Final = "best"
+"""Directory, in that one, of the best model by the clients' validation splits (`report.best`)."""
 WEIGHTS: Final = "model.safetensors"
 """Weights by the network's own names."""
 PRIVATE: Final = "private.safetensors"
@@ -158,12 +160,13 @@ def write_model(
     return description
 
 
-def read_model(directory: str | Path, *, client: int | None = None) -> RunModel:
+def read_model(directory: str | Path, *, client: int | None = None, best: bool = False) -> RunModel:
     """Read a model of a run, or that of a directory which `write_model` wrote.
 
     Args:
         directory: A run's, a device's of its state, or a model's own.
         client: Whose model; the federation's if not given.
+        best: The best model by validation in place of the last one, of a run with `report.best`.
 
     Raises:
         SpatlError: There is none, it is damaged, or it is one that each client has a part of.
@@ -172,14 +175,20 @@ def read_model(directory: str | Path, *, client: int | None = None) -> RunModel:
     run, place = Path(directory), Path(directory)
     if (run / MODEL).is_dir():
         place = run / MODEL
+    if best:
+        place = place / BEST
+        if not place.is_dir():
+            raise SpatlError(f"{run} has kept no best model: {place} is not there (report.best, before the run)")
     description = read_description(place)
     if description.client is not None and client not in (None, description.client):
         raise SpatlError(f"{place} holds the model of client {description.client} alone, not that of {client}")
     tensors, private = read_weights(place / WEIGHTS, sha256=description.sha256), dict[str, Tensor]()
     if description.client is not None:
         private = read_weights(place / PRIVATE) if (place / PRIVATE).exists() else {}
-    elif client is not None:
+    elif client is not None and not (best and description.lacks):
         private = read_weights(_private_file(run, client))
+        if best:  # all else in it is of the last model
+            private = {name: each for name, each in private.items() if name == LABEL_OFFSET}
         description = description.named(client=client, lacks=(), accuracy=None)
     elif description.lacks:
         raise SpatlError(_lacking(place, description))

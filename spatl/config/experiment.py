@@ -30,7 +30,6 @@ from spatl.config.selection import AgentConfig, SelectionConfig
 from spatl.data import DATASETS, OWN, is_read_from_path
 from spatl.extensions.references import is_reference
 from spatl.methods import METHOD_DOOR, METHODS, PREDICTORS, Method, PredictorMode, PredictorRow, find_method
-from spatl.models.weights import sha256_of
 from spatl.wire.codecs import CODECS
 
 
@@ -111,6 +110,8 @@ class ExperimentConfig(Section):
             )
         if server.aggregation != "mean" or server.clip is not None:
             raise ValueError("privacy: has its own aggregation; leave server.aggregation and server.clip out")
+        if self.report.best:
+            raise ValueError("privacy: what report.best sends of each client would be free of noise; leave it out")
         if self.training.batch_norm == "shared":
             raise ValueError(
                 "privacy: noise on shared variances could make them negative; set training.batch_norm: local"
@@ -175,6 +176,11 @@ class ExperimentConfig(Section):
         )
 
     @property
+    def keeps_best(self) -> bool:
+        """True where updates tell how good the encoder was that arrived, so that the best one can be kept."""
+        return self.report.best and self.shares != "nothing" and not self.row.fine_tunes
+
+    @property
     def predictor_mode(self) -> PredictorMode:
         """Private part of the predictor: as the method says, or this config where the method leaves it open."""
         return self.row.predictor_mode or self.predictor.mode
@@ -199,27 +205,19 @@ class ExperimentConfig(Section):
         Raises:
             SpatlError: There is no file of such weights.
         """
-        return self._with_weights_located(directory)._with_data_located(directory)
-
-    def _with_weights_located(self, directory: Path) -> Self:
-        if self.model.weights is None:
-            return self
-        path = directory / os.path.expanduser(self.model.weights)
-        known = {"weights": str(path), "weights_sha256": self.model.weights_sha256 or sha256_of(path)}
-        return self.model_copy(update={"model": self.model.model_copy(update=known)})
+        return self.model_copy(update={"model": self.model.located(directory), "data": self._located_data(directory)})
 
     def without_weights(self) -> Self:
         """Return the config with weights drawn from the seed, for a device, which opens no file that another names."""
-        drawn = {"weights": None, "weights_sha256": None}
-        return self.model_copy(update={"model": self.model.model_copy(update=drawn)})
+        return self.model_copy(update={"model": self.model.without_weights()})
 
-    def _with_data_located(self, directory: Path) -> Self:
+    def _located_data(self, directory: Path) -> DataConfig:
         default = None if is_reference(self.data.name) else DATASETS[self.data.name].options.get("path")
         path = self.data.options.get("path", default)
         if not isinstance(path, str) or not path or self.data.options.get("hub"):
-            return self
+            return self.data
         options = {**self.data.options, "path": str(directory / os.path.expanduser(path))}
-        return self.model_copy(update={"data": self.data.model_copy(update={"options": options})})
+        return self.data.model_copy(update={"options": options})
 
     def to_json(self) -> str:
         """Return the whole config as one JSON value, for Flower's flat `run_config`."""

@@ -5,6 +5,7 @@ Every default of the product stands here or in `spatl.config.selection`, and now
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -15,6 +16,7 @@ from spatl.errors import ConfigError, DataError, did_you_mean
 from spatl.extensions.references import Door, is_reference
 from spatl.methods import PredictorMode
 from spatl.models import MODEL_DOOR, MODELS
+from spatl.models.weights import sha256_of
 from spatl.wire.codecs import CODECS
 from spatl.wire.users import CODEC_DOOR
 
@@ -156,6 +158,22 @@ class ModelConfig(Section):
         if self.weights_sha256 is not None and self.weights is None:
             raise ValueError("weights_sha256 is of a file that weights names: give both, or neither")
         return self
+
+    def located(self, directory: Path) -> Self:
+        """Return the section with an absolute path of the weights to start from, and their checksum.
+
+        Raises:
+            SpatlError: There is no such file.
+        """
+        if self.weights is None:
+            return self
+        path = directory / Path(self.weights).expanduser()
+        known = {"weights": str(path), "weights_sha256": self.weights_sha256 or sha256_of(path)}
+        return self.model_copy(update=known)
+
+    def without_weights(self) -> Self:
+        """Return the section with all weights drawn from the seed."""
+        return self.model_copy(update={"weights": None, "weights_sha256": None})
 
 
 class PredictorConfig(Section):
@@ -343,6 +361,9 @@ class ReportConfig(Section):
     """Also train every client alone for as many epochs, and show both."""
     tensorboard: bool = False
     """Also write every round as TensorBoard's scalars, to `tensorboard/` in the run's directory."""
+    best: bool = False
+    """Also keep the best model so far by the clients' validation splits (`model/best/`): each update then brings its
+    client's accuracy there, and BatchNorm statistics at 8 bytes a channel."""
     split: Literal["test", "validation"] = "test"
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 

@@ -278,6 +278,11 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: run.chooses,
         lambda run: "all clients send one set of channels" if run.row.static_mask else _no_budget(run),
     ),
+    _Rule(
+        ("report.best",),
+        lambda run: run.row.shares != "nothing" and not run.row.fine_tunes,
+        lambda run: f"{run.row.title} has no model of all clients that could be the best",
+    ),
     _only_where("selection.selector", fact=lambda row: row.selects, lacks="has clients that do not choose channels"),
     _Rule(
         tuple(f"agent.{key}" for key in ("reward", "samples", "tuning", "tuning_rounds", "max_share", "policy")),

@@ -34,12 +34,14 @@ class RunResult:
     clients: list[dict[str, Any]]
     alone: dict[str, Any] | None = None
 
-    def model(self, client: int | None = None) -> "nn.Module":
+    def model(self, client: int | None = None, *, best: bool = False) -> "nn.Module":
         """Return the model that the run has trained, in eval mode on the CPU.
 
         Args:
             client: Whose model: with its own part, and with its class frequencies added to the logits where the
                 predictor is calibrated. The federation's if not given.
+            best: The best model by the clients' validation splits in place of the last one, of a run with
+                `report.best`.
 
         Returns:
             A network from images float32 [B, C, H, W], normalised as `model/model.json` says, to logits [B, K].
@@ -55,7 +57,7 @@ class RunResult:
             read_model,  # torch and all networks: whoever reads numbers needs neither
         )
 
-        return read_model(self.directory, client=client).with_offset_()
+        return read_model(self.directory, client=client, best=best).with_offset_()
 
     def __repr__(self) -> str:
         """Return the result in one line."""

@@ -24,6 +24,7 @@ from spatl.rounds.federation import Federation
 from spatl.rounds.robust import agreements
 from spatl.rounds.server_state import ServerState
 from spatl.wire.reports import TrainReport
+from spatl.wire.statistics import Arrival
 from spatl.wire.update import Update, unpack_update
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Outcome:
 
     Attributes:
         trained: The report of each client whose update was folded in.
+        arrivals: What it told of the encoder that had arrived, where that was asked for.
         rejected: Why each other one was refused.
         tracebacks: What a client that failed told beyond that.
         diverged: The clients whose local training diverged, or whose update was too large.
@@ -103,6 +105,7 @@ class Outcome:
     """
 
     trained: dict[int, TrainReport] = field(default_factory=dict)
+    arrivals: dict[int, Arrival] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
     tracebacks: dict[int, str] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)
@@ -132,6 +135,7 @@ def admit(federation: Federation, blob: bytes, question: Question) -> tuple[Upda
     update = unpack_update(
         blob, federation.blueprint.layout, federation.blueprint.codecs.uplink,
         server_round=question.server_round, base_version=question.base_version,
+        num_arrived=federation.blueprint.num_arrived,
     )  # fmt: skip
     report = update.report
     if report is None:

@@ -39,6 +39,7 @@ from spatl.training.device import reproducible
 from spatl.training.rehearsal import rehearse
 from spatl.wire.blob import RECORD_BYTES
 from spatl.wire.codecs import CODECS
+from spatl.wire.statistics import arrival_bytes
 from spatl.wire.update import update_bytes
 from spatl.wire.users import WireCodecs, rehearse_codecs, wire_codecs
 
@@ -100,6 +101,16 @@ class Blueprint:
         if not self.config.aggregates_statistics:
             return {}
         return statistics_names(self.model, self.split)
+
+    @property
+    def asks_after_the_rounds(self) -> bool:
+        """True where clients are asked about the encoder after the last round before they are to evaluate it."""
+        return bool(self.statistics) or self.config.keeps_best
+
+    @property
+    def num_arrived(self) -> int | None:
+        """Number of channels whose statistics an update tells of with the encoder that arrived; None without those."""
+        return self.num_statistics if self.config.keeps_best else None
 
     @cached_property
     def num_statistics(self) -> int:
@@ -243,7 +254,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
     layout, codecs = trace.layout, wire_codecs(config.wire.uplink, config.wire.downlink)
 
     def bytes_of_update(num_values: int, num_channels: int) -> int:
-        return update_bytes(layout, codecs.uplink, num_values=num_values, num_channels=num_channels)
+        told = 0 if blueprint.num_arrived is None else arrival_bytes(blueprint.num_arrived)
+        return told + update_bytes(layout, codecs.uplink, num_values=num_values, num_channels=num_channels)
 
     costs = Costs(trace, bytes_of_update)
     blueprint = Blueprint(config, model, split, costs, dataset, parts, codecs, built_cut=built_cut)

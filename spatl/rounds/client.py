@@ -17,7 +17,7 @@ from spatl.data.dataset import misfits
 from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
 from spatl.models.copies import check_parts
 from spatl.rounds.blueprint import Blueprint, encoder_tensors
-from spatl.rounds.client_evaluation import evaluated_model, private_part, train_epochs_
+from spatl.rounds.client_evaluation import evaluated_model, private_part, told_of_arrival, train_epochs_
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.control import fading, refresh_control
 from spatl.rounds.following import encoder_again, follow
@@ -29,6 +29,7 @@ from spatl.training.hooks import GradientHook, correction_hook, masking_hook, pr
 from spatl.training.local import TrainingResult, train_
 from spatl.wire.download import Download, Model
 from spatl.wire.reports import LARGEST_METRIC, TrainReport
+from spatl.wire.statistics import Arrival
 from spatl.wire.update import Update, pack_update, unpack_update
 
 
@@ -99,7 +100,7 @@ def train_round(
     with workplace.prepared(client, received, state, own_budget=budget) as own:
         start = own.rounded_start()
         with evaluated_model(own, received.server_round) as arrival:
-            pass
+            told = told_of_arrival(own)
         give_back(own.blueprint.layout.num_entries)
         with watch.timed("training"):
             result = _trained_(own)
@@ -117,7 +118,7 @@ def train_round(
         values = choice.selection.take(update, own.blueprint.layout)
         del update
         give_back(own.blueprint.layout.num_entries)
-        blob = _packed(own, choice.selection, values, result.step_weight, report)
+        blob = _packed(own, choice.selection, values, result.step_weight, report, told)
         del values
         give_back(own.blueprint.layout.num_entries)
     control = _refreshed_control(own, blob)
@@ -254,11 +255,14 @@ def _flops_ratio(blueprint: Blueprint, selection: Selection) -> float:
     return blueprint.costs.flops.ratio(selection.counts(blueprint.layout))
 
 
-def _packed(own: ClientRound, selection: Selection, values: Tensor, step_weight: float, report: TrainReport) -> bytes:
-    """The update of the chosen channels, encoded (m_i, D_i, a_i and the report in one blob)."""
+def _packed(
+    own: ClientRound, selection: Selection, values: Tensor, step_weight: float, report: TrainReport,
+    arrival: Arrival | None,
+) -> bytes:  # fmt: skip
+    """The update of the chosen channels, encoded (m_i, D_i, a_i and what is told of the round in one blob)."""
     config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
     corrected = config.row.controls and received.control is not None
-    raw = Update(received.server_round, received.version, selection, values, step_weight, corrected, report)
+    raw = Update(received.server_round, received.version, selection, values, step_weight, corrected, report, arrival)
     limits = [own.blueprint.message_bytes]
     if own.budget is not None and own.budget.kind == "uplink_bytes":
         limits.append(int(own.budget.limit))
@@ -278,6 +282,6 @@ def _refreshed_control(own: ClientRound, blob: bytes) -> Tensor | None:
         return None
     sent = unpack_update(
         blob, layout, own.blueprint.codecs.uplink,
-        server_round=received.server_round, base_version=received.version,
+        server_round=received.server_round, base_version=received.version, num_arrived=own.blueprint.num_arrived,
     )  # fmt: skip
     return refresh_control(own.state.control, received.control, sent, layout, damping=config.control.damping)

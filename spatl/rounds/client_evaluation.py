@@ -20,7 +20,7 @@ from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
 from spatl.training.local import train_
 from spatl.wire.download import Model
 from spatl.wire.reports import EvaluateReport
-from spatl.wire.statistics import pack_statistics
+from spatl.wire.statistics import Arrival, pack_statistics
 
 
 def arrived(state: ClientState | None, settled: ClientState, layout: EncoderLayout) -> ClientState:
@@ -55,15 +55,25 @@ def gather_round(workplace: Workplace, client: int, received: Model, state: Clie
         UpdateRejected: The run puts none together, whatever the server says.
     """
     blueprint = workplace.blueprint
-    if not blueprint.statistics:
+    if not blueprint.asks_after_the_rounds:
         raise UpdateRejected("the server asks for BatchNorm statistics, which this run does not put together")
     with workplace.prepared(client, received, state) as own:
-        recalibrate_(own.model, own.data.train, batch_size=own.blueprint.config.training.batch_size)
-        statistics = gathered(own.model, blueprint.statistics)
+        if blueprint.config.training.batch_norm != "shared":
+            recalibrate_(own.model, own.data.train, batch_size=own.blueprint.config.training.batch_size)
+        arrival = told_of_arrival(own) or Arrival(gathered(own.model, blueprint.statistics))
     return pack_statistics(
-        statistics, blueprint.layout, blueprint.codecs.uplink,
+        arrival, blueprint.layout, blueprint.codecs.uplink,
         server_round=received.server_round, version=received.version,
     )  # fmt: skip
+
+
+def told_of_arrival(own: ClientRound) -> Arrival | None:
+    """Return what a client tells of the model as it is evaluated on arrival; None where nobody asks."""
+    config = own.blueprint.config
+    if not config.keeps_best:
+        return None
+    result = evaluate(own.model, own.data.validation, precision=config.training.precision)
+    return Arrival(gathered(own.model, own.blueprint.statistics), result.accuracy)
 
 
 @dataclass(frozen=True, eq=False)

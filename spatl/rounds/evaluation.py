@@ -5,7 +5,7 @@ encoder, and then, with those of all data, for its accuracy. The rounds' state s
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from spatl.rounds.federation import Federation
 from spatl.rounds.server import advanced, pack_downloads
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.statistics import aggregate_statistics, without_outliers
-from spatl.wire.statistics import Statistics, unpack_statistics
+from spatl.wire.statistics import Arrival, Statistics, unpack_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def open_evaluation(
 
 def close_statistics(
     federation: Federation, state: ServerState, server_round: int, answers: Iterable[Answer]
-) -> ServerState:
+) -> tuple[ServerState, dict[int, Arrival]]:
     """Put the clients' BatchNorm statistics together; what cannot be used is left out, with a warning.
 
     Args:
@@ -76,26 +76,36 @@ def close_statistics(
         answers: Each client that answered, once, in any order.
 
     Returns:
-        The state with the statistics, or without any where no answer can be used.
+        The state with the statistics, or without any where no answer can be used; and what each client told.
     """
-    blueprint, usable, reasons = federation.blueprint, dict[int, Statistics](), dict[int, str]()
+    blueprint, told, reasons = federation.blueprint, dict[int, Arrival](), dict[int, str]()
     for client, answer in answers:
         try:
             if isinstance(answer, UpdateRejected):
                 raise answer
-            usable[client] = unpack_statistics(
+            told[client] = unpack_statistics(
                 answer, blueprint.layout, blueprint.codecs.uplink, server_round=server_round,
                 version=state.versions.version, num_channels=blueprint.num_statistics,
+                with_accuracy=blueprint.config.keeps_best,
             )  # fmt: skip
         except UpdateRejected as error:
             reasons[client] = str(error)
-    state = replace(state, held={**state.held, **dict.fromkeys(usable, state.versions.version)})
-    usable, outlying = without_outliers(usable)
+    state = replace(state, held={**state.held, **dict.fromkeys(told, state.versions.version)})
+    statistics, outlying = statistics_of_all(federation, state, told)
     for client, reason in sorted((reasons | outlying).items()):
         logger.warning("the BatchNorm statistics of client %d are not used: %s", client, reason,
                        extra={"client": client})  # fmt: skip
-    if not usable:
+    if statistics is None and blueprint.statistics:
         logger.warning("no client sent BatchNorm statistics that can be used: each is evaluated with its own")
-        return state
-    medians = blueprint.config.server.aggregation != "mean"
-    return replace(state, statistics=aggregate_statistics(usable, state.num_examples, medians=medians))
+    return replace(state, statistics=statistics), told
+
+
+def statistics_of_all(
+    federation: Federation, state: ServerState, told: Mapping[int, Arrival]
+) -> tuple[Statistics | None, dict[int, str]]:
+    """Return the statistics of what clients told, None where there are none; and why some are not part of it."""
+    usable, outlying = without_outliers({client: each.statistics for client, each in told.items()})
+    if not usable or not federation.blueprint.statistics:
+        return None, outlying
+    medians = federation.blueprint.config.server.aggregation != "mean"
+    return aggregate_statistics(usable, state.num_examples, medians=medians), outlying

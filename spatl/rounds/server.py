@@ -214,6 +214,8 @@ def _fold_(
             refuse_(outcome, client, error, server_round)
         else:
             outcome.trained[client], sizes[client] = candidate.report, candidate.size
+            if candidate.update.arrival is not None:
+                outcome.arrivals[client] = candidate.update.arrival
             if not candidate.clipped:
                 unclipped.add(client)
         del candidate  # as large as the encoder, and another client may train before the next one is here

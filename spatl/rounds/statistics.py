@@ -45,9 +45,11 @@ def statistics_names(model: nn.Module, split: Split) -> dict[str, tuple[str, str
 
 def gathered(model: nn.Module, names: Mapping[str, tuple[str, str]]) -> Statistics:
     """Return the statistics that a model holds, on the CPU."""
-    buffers = dict(model.named_buffers())
+    buffers, none = dict(model.named_buffers()), torch.zeros(0)
     means, variances = (
-        torch.cat([buffers[pair[place]].detach().reshape(-1).to("cpu", torch.float32) for pair in names.values()])
+        torch.cat(
+            [none, *(buffers[pair[place]].detach().reshape(-1).to("cpu", torch.float32) for pair in names.values())]
+        )
         for place in (0, 1)
     )
     return Statistics(means, variances)

@@ -52,7 +52,18 @@ LENGTH = struct.Struct("<I")
 
 DOWNLOAD, UPDATE, GATHERED = 1, 2, 3
 """The kinds of blob."""
-VALUES, INDICES, CONTROL, CLOSED_INDICES, REPORT, BASE, SNAPSHOT, DERIVED, STATISTICS = 1, 2, 3, 4, 5, 6, 7, 8, 9
+VALUES, INDICES, CONTROL, CLOSED_INDICES, REPORT, BASE, SNAPSHOT, DERIVED, STATISTICS, ARRIVAL = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+)
 """The kinds of section."""
 SECTION_NAMES = {
     VALUES: "values",
@@ -64,6 +75,7 @@ SECTION_NAMES = {
     SNAPSHOT: "values",
     DERIVED: "control",
     STATISTICS: "values",
+    ARRIVAL: "values",
 }
 
 _COUNTED: Final = ("values", "indices", "control")  # by name in the ledger; the rest is overhead

@@ -4,6 +4,7 @@ A client answers the question for its statistics by a blob of the kind `GATHERED
 of the downloads that open the evaluation after the last round (docs/wire-format.md).
 """
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,8 +15,10 @@ from torch import Tensor
 from spatl.channels.layout import EncoderLayout
 from spatl.errors import UpdateRejected
 from spatl.wire.blob import (
+    ARRIVAL,
     GATHERED,
     GATHERED_HEADER,
+    SECTION,
     STATISTICS,
     check_all_read,
     open_blob,
@@ -72,26 +75,82 @@ class Statistics:
         return cls(means, variances)
 
 
-def pack_statistics(
-    statistics: Statistics, layout: EncoderLayout, codec: Codec, *, server_round: int, version: int
-) -> bytes:
-    """Pack a client's statistics.
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """Account of an encoder that arrived, as a client finds it with its own statistics.
+
+    Attributes:
+        statistics: BatchNorm statistics of its training split.
+        accuracy: On its validation split, in [0, 1]; None where nobody asks.
+    """
+
+    statistics: Statistics
+    accuracy: float | None = None
+
+    @property
+    def section(self) -> int:
+        """The kind of section that it makes."""
+        return STATISTICS if self.accuracy is None else ARRIVAL
+
+    def to_bytes(self) -> bytes:
+        """The accuracy, binary32, where it is told, and the statistics."""
+        accuracy = b"" if self.accuracy is None else _ACCURACY.pack(self.accuracy)
+        return accuracy + self.statistics.to_bytes()
+
+    @classmethod
+    def take(cls, sections: dict[int, memoryview], num_channels: int, *, with_accuracy: bool) -> "Arrival":
+        """Take what `to_bytes` wrote out of the sections of a blob.
+
+        Args:
+            sections: By kind.
+            num_channels: S.
+            with_accuracy: Whether the accuracy was asked for.
+
+        Raises:
+            UpdateRejected: It is not there, or a number is out of its range.
+        """
+        if not with_accuracy:
+            return cls(Statistics.from_bytes(take_section(sections, STATISTICS), num_channels))
+        data = take_section(sections, ARRIVAL)
+        if len(data) < _ACCURACY.size:
+            raise UpdateRejected(f"{len(data)} bytes hold no accuracy")
+        (accuracy,) = _ACCURACY.unpack_from(data)
+        if not 0 <= accuracy <= 1:
+            raise UpdateRejected(f"an accuracy must lie in [0, 1], got {accuracy}")
+        return cls(Statistics.from_bytes(data[_ACCURACY.size :], num_channels), accuracy)
+
+
+def arrival_bytes(num_channels: int) -> int:
+    """Return how long the section of an arrival with its accuracy is, its line in the table included.
 
     Args:
-        statistics: What it estimated.
+        num_channels: S.
+    """
+    return SECTION.size + _ACCURACY.size + BYTES_PER_CHANNEL * num_channels
+
+
+_ACCURACY: Final = struct.Struct("<f")
+
+
+def pack_statistics(arrival: Arrival, layout: EncoderLayout, codec: Codec, *, server_round: int, version: int) -> bytes:
+    """Pack what a client tells of the encoder after the last round.
+
+    Args:
+        arrival: What it found.
         layout: The encoder.
         codec: The codec of its updates, by which both sides know each other's config.
         server_round: The round that the question belongs to.
-        version: The version of the encoder that they were estimated under.
+        version: The version of the encoder.
     """
     header = GATHERED_HEADER.pack(version)
-    return pack_blob(GATHERED, codec, server_round, layout, header, {STATISTICS: statistics.to_bytes()})
+    return pack_blob(GATHERED, codec, server_round, layout, header, {arrival.section: arrival.to_bytes()})
 
 
 def unpack_statistics(
-    blob: bytes, layout: EncoderLayout, codec: Codec, *, server_round: int, version: int, num_channels: int
-) -> Statistics:
-    """Check and read a client's statistics; the arguments as of `pack_statistics`.
+    blob: bytes, layout: EncoderLayout, codec: Codec, *, server_round: int, version: int, num_channels: int,
+    with_accuracy: bool = False,
+) -> Arrival:  # fmt: skip
+    """Check and read what `pack_statistics` wrote; the arguments as there, and as of `Arrival.take`.
 
     Raises:
         UpdateRejected: The reason why the blob must not be used.
@@ -103,6 +162,6 @@ def unpack_statistics(
             f"the statistics are of round {header.server_round} and version {found}, "
             f"expected round {server_round} and version {version}"
         )
-    statistics = Statistics.from_bytes(take_section(sections, STATISTICS), num_channels)
+    arrival = Arrival.take(sections, num_channels, with_accuracy=with_accuracy)
     check_all_read(sections)
-    return statistics
+    return arrival

@@ -26,6 +26,7 @@ from spatl.wire.blob import (
 )
 from spatl.wire.codec import Codec
 from spatl.wire.reports import TrainReport
+from spatl.wire.statistics import Arrival
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Update:
         step_weight: a_i, the accumulated step weight of the local run (greater than 0).
         corrected: Whether its gradients were corrected, and its c_i follows from it.
         report: What the client tells of its round; None where nobody asks.
+        arrival: What it tells of the encoder that arrived; likewise.
     """
 
     server_round: int
@@ -49,6 +51,7 @@ class Update:
     step_weight: float
     corrected: bool = False
     report: "TrainReport | None" = None
+    arrival: Arrival | None = None
 
 
 def pack_update(
@@ -71,6 +74,8 @@ def pack_update(
     sections = {indices_kind(update.selection): pack_bitmap(update.selection)}
     if update.report is not None:
         sections[REPORT] = update.report.to_bytes()
+    if update.arrival is not None:
+        sections[update.arrival.section] = update.arrival.to_bytes()
     header = UPDATE_HEADER.pack(update.base_version, update.step_weight, update.corrected)
     room = None
     if max_bytes is not None:
@@ -81,7 +86,10 @@ def pack_update(
     return pack_blob(UPDATE, codec, update.server_round, layout, header, sections)
 
 
-def unpack_update(blob: bytes, layout: EncoderLayout, codec: Codec, *, server_round: int, base_version: int) -> Update:
+def unpack_update(
+    blob: bytes, layout: EncoderLayout, codec: Codec, *, server_round: int, base_version: int,
+    num_arrived: int | None = None,
+) -> Update:  # fmt: skip
     """Check and decode a client's update.
 
     Args:
@@ -90,6 +98,8 @@ def unpack_update(blob: bytes, layout: EncoderLayout, codec: Codec, *, server_ro
         codec: The codec it must be written with.
         server_round: The round it must answer.
         base_version: The version it must have been computed from.
+        num_arrived: Number of channels with statistics that it tells of with the encoder's arrival; None where it does
+            not tell of that.
 
     Raises:
         UpdateRejected: The reason why the blob must not be used.
@@ -107,10 +117,11 @@ def unpack_update(blob: bytes, layout: EncoderLayout, codec: Codec, *, server_ro
         raise UpdateRejected(f"whether gradients were corrected must be 0 or 1, got {corrected}")
     selection = take_selection(sections, layout)
     report = TrainReport.from_bytes(sections.pop(REPORT)) if REPORT in sections else None
+    arrival = None if num_arrived is None else Arrival.take(sections, num_arrived, with_accuracy=True)
     values = codec.decode(take_section(sections, VALUES), layout.places(selection))
     check_finite(values)
     check_all_read(sections)
-    return Update(server_round, base, selection, values, step_weight, bool(corrected), report)
+    return Update(server_round, base, selection, values, step_weight, bool(corrected), report, arrival)
 
 
 def update_bytes(layout: EncoderLayout, codec: Codec, *, num_values: int, num_channels: int) -> int:

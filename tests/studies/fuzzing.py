@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.wire.download import DerivedControl, pack_download, unpack_download
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
     from spatl.wire.reports import ROUNDING, TrainReport
-    from spatl.wire.statistics import Statistics, pack_statistics, unpack_statistics
+    from spatl.wire.statistics import Arrival, Statistics, pack_statistics, unpack_statistics
     from spatl.wire.update import pack_update
     from tests.support.layouts import make_update
     from tests.support.messages import LAYOUT, REPORT, codec_of, unpack
@@ -172,17 +172,20 @@ def integers_seeds() -> list[bytes]:
 
 
 def decode_statistics(data: bytes) -> None:
+    asked = len(data) > 0 and data[-1] % 2 == 1
     read = unpack_statistics(
-        with_whole_payload(data), LAYOUT, codec_of(data), server_round=7, version=6, num_channels=NUM_STATISTICS
-    )
-    assert torch.isfinite(read.means).all()
-    assert (read.variances >= 0).all()
+        with_whole_payload(data), LAYOUT, codec_of(data), server_round=7, version=6, num_channels=NUM_STATISTICS,
+        with_accuracy=asked,
+    )  # fmt: skip
+    assert torch.isfinite(read.statistics.means).all()
+    assert (read.statistics.variances >= 0).all()
 
 
 def statistics_seeds() -> list[bytes]:
     draw = torch.Generator().manual_seed(0)
-    statistics = Statistics(torch.randn(NUM_STATISTICS, generator=draw), torch.rand(NUM_STATISTICS, generator=draw))
-    return [pack_statistics(statistics, LAYOUT, codec, server_round=7, version=6) for codec in CODECS.values()]
+    means, variances = torch.randn(NUM_STATISTICS, generator=draw), torch.ones(NUM_STATISTICS)
+    statistics = Statistics(means, torch.cat([variances[:-1], torch.tensor([2.0])]))  # whose last byte is 0x40
+    return [pack_statistics(Arrival(statistics), LAYOUT, codec, server_round=7, version=6) for codec in CODECS.values()]
 
 
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {

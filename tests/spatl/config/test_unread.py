@@ -175,7 +175,7 @@ OTHER: dict[str, Any] = {
     "server.trim_fraction": 0.4, "server.clip": 0.01, "server.connect_timeout_seconds": 0.1,
     "server.round_timeout_seconds": 0.1, "server.patience": 0.1, "privacy.clip": 0.1, "privacy.delta": 0.1,
     "wire.uplink": "int4", "wire.downlink": "int4", "resources.cpus_per_client": 9, "resources.gpus_per_client": 2.0,
-    "report.compare_alone": True,
+    "report.compare_alone": True, "report.best": True,
 }  # fmt: skip
 """Another value of each setting that some runs do not read, as far as they go together."""
 

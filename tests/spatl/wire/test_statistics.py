@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spatl.errors import UpdateRejected
 from spatl.wire.codecs import CODECS
-from spatl.wire.statistics import Statistics, pack_statistics, unpack_statistics
+from spatl.wire.statistics import Arrival, Statistics, arrival_bytes, pack_statistics, unpack_statistics
 from tests.support.layouts import interleaved_layout
 
 CODEC, LAYOUT = CODECS["float32"], interleaved_layout([(3, 2)])
@@ -20,12 +20,17 @@ def drawn(number: int, seed: int = 1) -> Statistics:
     return Statistics(torch.randn(number, generator=rng), torch.rand(number, generator=rng))
 
 
-def unpacked(blob: bytes, number: int = 5, server_round: int = 7, version: int = 6) -> Statistics:
-    return unpack_statistics(blob, LAYOUT, CODEC, server_round=server_round, version=version, num_channels=number)
+def unpacked(
+    blob: bytes, number: int = 5, server_round: int = 7, version: int = 6, with_accuracy: bool = False
+) -> Arrival:
+    return unpack_statistics(
+        blob, LAYOUT, CODEC, server_round=server_round, version=version, num_channels=number,
+        with_accuracy=with_accuracy,
+    )  # fmt: skip
 
 
-def packed(statistics: Statistics) -> bytes:
-    return pack_statistics(statistics, LAYOUT, CODEC, server_round=7, version=6)
+def packed(statistics: Statistics, accuracy: float | None = None) -> bytes:
+    return pack_statistics(Arrival(statistics, accuracy), LAYOUT, CODEC, server_round=7, version=6)
 
 
 @given(st.integers(0, 40), st.integers(0, 1000))
@@ -33,7 +38,7 @@ def test_what_is_packed_is_read_again_in_eight_bytes_a_channel(number: int, seed
     statistics = drawn(number, seed)
     blob = packed(statistics)
     assert len(blob) - len(packed(drawn(0))) == 8 * number
-    read = unpacked(blob, number)
+    read = unpacked(blob, number).statistics
     assert torch.equal(read.means, statistics.means)
     assert torch.equal(read.variances, statistics.variances)
 
@@ -74,3 +79,20 @@ def test_a_truncated_blob_is_refused(length: int) -> None:
     if length < len(blob):
         with pytest.raises(UpdateRejected):
             unpacked(blob[:length])
+
+
+@given(st.integers(0, 40), st.floats(0, 1, width=32))
+def test_an_accuracy_comes_with_them_where_it_is_asked_for(number: int, accuracy: float) -> None:
+    blob = packed(drawn(number), accuracy)
+    read = unpacked(blob, number, with_accuracy=True)
+    assert read.accuracy == accuracy
+    assert torch.equal(read.statistics.means, drawn(number).means)
+    assert len(blob) == len(packed(drawn(0), 0.5)) - arrival_bytes(0) + arrival_bytes(number)
+    with pytest.raises(UpdateRejected, match="the blob has no values section"):
+        unpacked(blob, number)
+
+
+@pytest.mark.parametrize("accuracy", [-0.1, 1.1, float("nan")])
+def test_an_accuracy_is_a_share(accuracy: float) -> None:
+    with pytest.raises(UpdateRejected, match=r"an accuracy must lie in \[0, 1\], got"):
+        unpacked(packed(drawn(5), accuracy), with_accuracy=True)

@@ -1,0 +1,47 @@
+"""The best model of a run so far, by the clients' validation splits (`report.best`)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import spatl
+from spatl.artifacts.description import DESCRIPTION, read_description
+from spatl.artifacts.model_files import BEST, MODEL, describe_model, federation_tensors, write_model
+from spatl.rounds.evaluation import statistics_of_all
+from spatl.rounds.federation import Federation
+from spatl.rounds.server_state import ServerState
+from spatl.runs.records import mean
+from spatl.wire.statistics import Arrival
+
+
+def keep_best(
+    run: Path, federation: Federation, state: ServerState, server_round: int, told: Mapping[int, Arrival]
+) -> None:
+    """Write the model that clients hold if it is better than all before it on their validation splits.
+
+    Of equal ones the last is kept. The initial model is none: there is nothing in it of the run.
+
+    Args:
+        run: The run's directory.
+        federation: What holds for all rounds.
+        state: The server's, whose versions are those that the clients hold.
+        server_round: The round after which the model stands; 0 for the initial one.
+        told: What clients told of it when it arrived.
+    """
+    accuracy = mean(each.accuracy for each in told.values() if each.accuracy is not None)
+    directory = run / MODEL / BEST
+    if accuracy is None or server_round < 1:
+        return
+    if (directory / DESCRIPTION).exists():
+        best = read_description(directory)
+        if best.accuracy is not None and best.round < server_round and best.accuracy > accuracy:
+            return
+        if best.round > server_round and best.accuracy is not None and best.accuracy >= accuracy:
+            return  # of a later round, which is repeated
+    encoder = federation.reference(state).encoder
+    statistics, _ = statistics_of_all(federation, state, told)
+    description = describe_model(
+        federation.blueprint, statistics=statistics, encoder=encoder, accuracy=accuracy, version=spatl.__version__
+    ).named(round=server_round)
+    write_model(
+        directory, description, federation_tensors(federation.blueprint, statistics=statistics, encoder=encoder)
+    )
