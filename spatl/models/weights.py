@@ -67,9 +67,9 @@ def load_weights_(network: nn.Module, tensors: Mapping[str, Tensor], *, where: s
     """
     own = state_of(network)
     _check_known(own, tensors, where)
-    for name, tensor in tensors.items():
-        if own[name].shape != tensor.shape:
-            raise _misfit(name, own[name], tensor, where)
+    for name in own:  # in the network's order: a file's is any
+        if name in tensors and own[name].shape != tensors[name].shape:
+            raise _misfit(name, own[name], tensors[name], where)
     if missing := [name for name in own if name not in tensors]:
         raise ModelError(f"{where} lacks {', '.join(map(repr, missing[:3]))}{' and others' if missing[3:] else ''}")
     network.load_state_dict(dict(tensors), strict=False)
@@ -92,7 +92,7 @@ def start_from_(network: nn.Module, tensors: Mapping[str, Tensor], *, predictor:
     """
     own = state_of(network)
     _check_known(own, tensors, where)
-    other = [name for name, tensor in tensors.items() if own[name].shape != tensor.shape]
+    other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     for name in other:
         if not predictor.in_predictor(name):
             raise _misfit(name, own[name], tensors[name], where)
@@ -106,7 +106,7 @@ def start_from_(network: nn.Module, tensors: Mapping[str, Tensor], *, predictor:
 
 
 def _check_known(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
-    for name in tensors:
+    for name in sorted(tensors):
         if name not in own:
             raise ModelError(f"{where} holds {name!r}, which the network does not have{did_you_mean(name, own)}")
 

@@ -114,7 +114,11 @@ def test_a_network_of_ones_own_is_made_again_with_what_no_state_dict_has(tmp_pat
         (lambda model: changed(model, input_shape=[1, 8]), SpatlError, "does not describe a model"),
         (lambda model: changed(model, normalisation={"means": [0], "deviations": [0]}), SpatlError, "normalisation"),
         (lambda model: changed(model, factory="resnet9"), ModelError, "did you mean 'resnet8'"),
-        (lambda model: changed(model, options={"width": 0.5}), ModelError, r"must be \[\d+, "),
+        (
+            lambda model: changed(model, options={"width": 0.5}),
+            ModelError,
+            r"'conv.weight' must be \[8, 1, 3, 3\], got \[4",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_model_is_one_line(

@@ -56,7 +56,7 @@ def test_a_predictor_of_other_classes_starts_anew_with_a_warning(weights: Path, 
     network = make_blueprint(started_from(weights)).model
     assert torch.equal(network.state_dict()["conv.weight"], tensors["conv.weight"])
     assert network.get_submodule("fc").weight.any()
-    assert "has another shape there, so that the predictor starts from the seed" in caplog.text
+    assert "'fc.weight' has another shape there, so that the predictor starts from the seed" in caplog.text
 
 
 def test_what_is_not_in_the_file_is_drawn_from_the_seed(weights: Path) -> None:
