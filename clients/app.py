@@ -148,6 +148,7 @@ def evaluate(message: Message, context: Context) -> Message:
     with _visited(message, context, workplace) as (store, model, state):
         report, own = evaluate_round(workplace, _client(context), model, state, whole=_is_device(context))
         _save_model(store, context, workplace, model, report, own)
+        del model, state, own  # before the state is read again
     return Message(_content(report.to_bytes()), reply_to=message)
 
 
@@ -158,6 +159,7 @@ def statistics(message: Message, context: Context) -> Message:
     workplace = workplace_of(context)
     with _visited(message, context, workplace) as (_, model, state):
         blob = gather_round(workplace, _client(context), model, state)
+        del model, state
     return Message(_content(blob), reply_to=message)
 
 
@@ -168,10 +170,12 @@ def _visited(
     """Yield the client's store, model and settled state for work that is no training: then only the encoder is kept."""
     store, download = _store(context), _download(message, workplace)
     with store.locked():
-        state = _load(store, download, workplace)
-        model, settled = receive(workplace, download, state)
+        # The state before is read twice: it has control variates that settling drops, each as long as the encoder.
+        model, settled = receive(workplace, download, _load(store, download, workplace))
         yield store, model, settled
-        store.save(arrived(state, settled, workplace.blueprint.layout))
+        held = settled.held
+        del model, settled
+        store.save(arrived(_load(store, download, workplace), held, workplace.blueprint.layout))
 
 
 def _save_model(

@@ -23,7 +23,7 @@ from spatl.wire.reports import EvaluateReport
 from spatl.wire.statistics import Arrival, pack_statistics
 
 
-def arrived(state: ClientState | None, settled: ClientState, layout: EncoderLayout) -> ClientState:
+def arrived(state: ClientState | None, new: Held, layout: EncoderLayout) -> ClientState:
     """Return the state of a client that was sent an encoder which it does not train from.
 
     It is the one before, and holds the encoder besides: nothing is settled, and the rounds may go on from where they
@@ -31,11 +31,10 @@ def arrived(state: ClientState | None, settled: ClientState, layout: EncoderLayo
 
     Args:
         state: Before; None for a client that never trained.
-        settled: What `receive` returned with the encoder.
+        new: What it holds besides by now, as of the state that `receive` returned with the encoder.
         layout: The encoder's.
     """
     before = state or ClientState.initial(layout)
-    new = settled.held
     return replace(before, held=Held({**before.held.offsets, **new.offsets}, new.base, before.held.control))
 
 
