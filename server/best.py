@@ -33,10 +33,8 @@ def keep_best(
         return
     if (directory / DESCRIPTION).exists():
         best = read_description(directory)
-        if best.accuracy is not None and best.round < server_round and best.accuracy > accuracy:
+        if best.accuracy is not None and (best.accuracy, best.round) > (accuracy, server_round):
             return
-        if best.round > server_round and best.accuracy is not None and best.accuracy >= accuracy:
-            return  # of a later round, which is repeated
     encoder = federation.reference(state).encoder
     statistics, _ = statistics_of_all(federation, state, told)
     description = describe_model(

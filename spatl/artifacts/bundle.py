@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -29,13 +28,14 @@ from spatl.artifacts.graphs import (
     quantised,
     run_session,
 )
+from spatl.artifacts.model_files import WEIGHTS
 from spatl.artifacts.runtimes import EAGER, FLOAT32, INT8, Forms, measure_forms
 from spatl.data import Examples
 from spatl.errors import ConfigError, ModelError
 from spatl.json_files import write_json
 from spatl.models.frozen import modes_kept
+from spatl.models.weights import packed, state_of
 
-WEIGHTS: Final = "model.safetensors"
 PROGRAM: Final = "model.pt2"
 LOADER: Final = "predict.py"
 LABEL_OFFSET: Final = "label_offset"
@@ -176,12 +176,7 @@ def _save_program(program: ExportedProgram, path: Path) -> None:
 
 def _write_weights(place: Path, export: Export) -> None:
     """Write the named weights, and the description with the offset and the cut."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in export.network.state_dict().items()
-        if isinstance(tensor, Tensor)
-    }
-    data = save_tensors(tensors)
+    data = packed(state_of(export.network))
     (place / WEIGHTS).write_bytes(data)
     offset = None if export.offset is None else export.offset.tolist()
     done = {LABEL_OFFSET: offset, CUT: None if export.cut is None else dict(export.cut)}

@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatl.errors import DataError
-from spatl.pixels.files import SUFFIXES, read_pixels
+from spatl.pixels.files import LARGEST_VALUE, SUFFIXES, read_pixels
 
-LARGEST_VALUE: Final = 1e30
-"""What a value of an array may be at most, in size, as of training data."""
 _ARRAYS: Final = (".npy", ".npz")
 _IMAGES = "images"
 """Name of the array to take from an .npz file that holds several."""

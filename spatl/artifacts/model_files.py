@@ -96,7 +96,7 @@ def describe_model(
         predictor=config.predictor_mode,
         class_names=tuple(dataset.class_names),
         input_shape=(int(dataset.images.shape[1]), int(dataset.images.shape[2]), int(dataset.images.shape[3])),
-        normalisation=blueprint.normalisation,
+        normalisation=dataset.normalisation,
         offset=Offset(predictor.strength, predictor.smoothing) if calibrates else None,
         statistics=_source_of_statistics(blueprint, statistics),
         lacks=() if client is not None else _names_of_clients(blueprint, statistics),

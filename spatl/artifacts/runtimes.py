@@ -4,31 +4,23 @@ What runs beside a measurement slows it down, and for seconds at a time. So all 
 medians of the same turns.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spatl.artifacts.graphs import onnx_session, run_session
+from spatl.artifacts.latency import medians_in_turns
 
 EAGER: Final = "PyTorch, eager"
 FLOAT32: Final = "ONNX Runtime, float32"
 INT8: Final = "ONNX Runtime, int8"
 BATCHES: Final = (1, 16)
 """Batch sizes that a model card tells of."""
-
-Key = TypeVar("Key")
-
-_WARM_UP = 3
-_LEAST_TURNS = 9
-_MOST_TURNS = 200
 
 
 @dataclass(frozen=True)
@@ -89,42 +81,6 @@ def measure_forms(
     return found
 
 
-def medians_in_turns(
-    runners: Mapping[Key, Callable[[], object]], *, seconds: float, turns: range = range(_LEAST_TURNS, _MOST_TURNS)
-) -> dict[Key, float]:
-    """Return the median seconds of calls that are made in turns, PyTorch on one thread and without gradients.
-
-    Args:
-        runners: What to call, by name.
-        seconds: After which no further turn begins.
-        turns: The least and the most turns there may be.
-    """
-    taken: dict[Key, list[float]] = {key: [] for key in runners}
-    with _one_thread(), torch.no_grad():
-        for run in runners.values():
-            for _ in range(_WARM_UP):
-                run()
-        began = time.perf_counter()
-        for turn in range(turns.stop):
-            if turn >= turns.start and time.perf_counter() - began > seconds:
-                break
-            for key, run in runners.items():
-                started = time.perf_counter()
-                run()
-                taken[key].append(time.perf_counter() - started)
-    return {key: median(values) for key, values in taken.items()}
-
-
 def _session_runner(model: bytes) -> Callable[[Tensor], object]:
     session = onnx_session(model)
     return lambda images: run_session(session, images.numpy())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

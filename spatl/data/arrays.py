@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.data.dataset import Dataset, misfits
-from spatl.data.images import LARGEST_VALUE, numbered, standardise, standardise_values
+from spatl.data.images import numbered, standardise, standardise_values
 from spatl.data.labels import class_labels
 from spatl.errors import DataError
+from spatl.pixels.files import LARGEST_VALUE
 
 _USUAL_CHANNELS = (1, 3, 4)
 

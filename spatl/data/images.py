@@ -16,9 +16,6 @@ from spatl.pixels.files import read_pixels
 
 Pixels = NDArray[np.uint8]
 
-LARGEST_VALUE = 1e30
-"""What a pixel that is not an 8-bit one may be at most, in size: the squares of larger ones overflow."""
-
 _IMAGES_AT_ONCE = 1000  # bounds the memory of counting, which takes eight bytes per pixel
 
 
@@ -62,18 +59,16 @@ def standardise_values(values: NDArray[Any]) -> tuple[NDArray[np.float32], Norma
     """
     if is_as_found():
         return values.astype(np.float32), None
-    images = np.empty(values.shape, dtype=np.float32)
     means, deviations = [], []
     for channel in range(values.shape[1]):
         exact = values[:, channel].astype(np.float64)
         # The mean of one constant value is rounded, and may be another one.
         mean = exact.flat[0] if exact.min() == exact.max() else exact.mean()
         exact -= mean
-        deviation = exact.std() or 1.0
-        images[:, channel] = exact / deviation
         means.append(float(mean))
-        deviations.append(float(deviation))
-    return images, Normalisation(tuple(means), tuple(deviations))
+        deviations.append(float(exact.std() or 1.0))
+    normalisation = Normalisation(tuple(means), tuple(deviations))
+    return normalisation.apply(values), normalisation
 
 
 def numbered(values: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:

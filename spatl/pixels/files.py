@@ -20,6 +20,9 @@ SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".ti
 CHANNELS: Final = {"colour": "RGB", "grey": "L"}
 """What the option `channels` may hold, with Pillow's name for it."""
 
+LARGEST_VALUE: Final = 1e30
+"""What a pixel that is not an 8-bit one may be at most, in size: the squares of larger ones overflow."""
+
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would run Ghostscript to read an EPS
 
 

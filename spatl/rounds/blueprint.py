@@ -21,7 +21,6 @@ from spatl.channels.tracing import trace_groups
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
 from spatl.data import ClientData, Dataset
-from spatl.data.normalisation import Normalisation
 from spatl.errors import ConfigError, ModelError, told
 from spatl.extensions.references import is_reference
 from spatl.models import Split, add_residual_, build_model, make_split
@@ -148,12 +147,6 @@ class Blueprint:
         for name, decoded in rehearse_codecs(self.codecs, self.layout, seed=self.config.seed).items():
             found[f"codec {name!r}"] = digest_of(decoded)
         return found
-
-    @property
-    def normalisation(self) -> Normalisation | None:
-        """The scale to which pixels are brought before the network sees them; None for none."""
-        agreed = self.config.data.agreed
-        return self.dataset.normalisation if agreed is None else agreed.agreement().normalisation
 
     def check_clients(self) -> None:
         """Check all clients of a simulation; a device need not look at the others.
@@ -321,7 +314,10 @@ def _stand_in(config: ExperimentConfig) -> Dataset:
     number = max(2, config.training.batch_size)
     images = torch.rand((number, *agreed.shape), generator=generator(config.seed, "stand-in")) * 2 - 1
     labels = torch.arange(number) % len(agreed.classes)
-    return Dataset(config.data.name, images, labels, num_classes=len(agreed.classes), class_names=agreed.classes)
+    return Dataset(
+        config.data.name, images, labels, num_classes=len(agreed.classes), class_names=agreed.classes,
+        normalisation=agreed.agreement().normalisation,
+    )  # fmt: skip
 
 
 def _check_codecs(blueprint: Blueprint) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spatl.channels.layout import EncoderLayout
 from spatl.errors import UpdateRejected
 from spatl.models.copies import duplicate, restore_
+from spatl.models.weights import state_of
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.following import Held
 from spatl.rounds.statistics import gathered, load_statistics_
@@ -104,9 +105,7 @@ def evaluate_round(
         The report, and the model that was evaluated.
     """
     with workplace.prepared(client, received, state) as own, evaluated_model(own, received.server_round + 1) as result:
-        tensors = own_part(own)
-        if whole:
-            tensors = {name: each.detach().cpu().clone() for name, each in own.model.state_dict().items()}
+        tensors = _all_of(own) if whole else own_part(own)
         offset = workplace.offset(own.data)
     report = EvaluateReport(num_examples=len(own.data.train), accuracy=result.accuracy, loss=result.loss)
     return report, ClientModel(tensors, None if offset is None else offset.cpu())
@@ -138,14 +137,18 @@ def own_part(own: ClientRound) -> dict[str, Tensor]:
     The predictor where it is private, and BatchNorm statistics unless they are shared or aggregated; of a method that
     fine-tunes, everything.
     """
-    config, model = own.blueprint.config, own.model
-    if config.row.fine_tunes or not own.blueprint.layout.num_entries:
-        return {name: each.detach().cpu().clone() for name, each in model.state_dict().items()}
+    if own.blueprint.config.row.fine_tunes or not own.blueprint.layout.num_entries:
+        return _all_of(own)
     private = private_part(own)
     if own.received.statistics is None:
         return private
     aggregated = {name for pair in own.blueprint.statistics.values() for name in pair}
     return {name: each for name, each in private.items() if name not in aggregated}
+
+
+def _all_of(own: ClientRound) -> dict[str, Tensor]:
+    """Return all of a client's model as it stands; another client's work on the instance does not change it."""
+    return {name: each.clone() for name, each in state_of(own.model).items()}
 
 
 def private_part(own: ClientRound) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ class Entry:
         server_round: The round it belongs to.
         client: The client at the other end.
         direction: `"uplink"` to the server, `"downlink"` to the client.
-        phase: Flower's message type: `"query"` (registration), `"train"` or `"evaluate"`.
+        phase: Flower's message type: `"query"` (registration), `"train"`, `"query.statistics"` or `"evaluate"`.
         values: Bytes of encoded values.
         indices: Bytes that say which values they are.
         control: Bytes of control variates.

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from spatl.artifacts import loader
 from spatl.artifacts.cutting import cut_network
 from spatl.artifacts.graphs import exported_program, onnx_of, onnx_session, quantised, run_session
-from spatl.artifacts.runtimes import medians_in_turns
+from spatl.artifacts.latency import medians_in_turns
 from spatl.artifacts.widths import CutBudget
 from spatl.data import Examples, load_dataset
 from spatl.json_files import write_json

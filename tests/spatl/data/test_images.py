@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatl.data.images import LARGEST_VALUE, decode_images, numbered, standardise, standardise_values
+from spatl.data.images import decode_images, numbered, standardise, standardise_values
 from spatl.errors import DataError
+from spatl.pixels.files import LARGEST_VALUE
 from tests.support.formats import png, random_pixels
 
 
