@@ -15,7 +15,6 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 import spatl
-from server.checkpoint import Checkpoint, load_checkpoint
 from server.grids import InProcessGrid, StreamingGrid
 from server.recorder import Recorder
 from server.registration import Registered, register
@@ -34,6 +33,7 @@ from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
 from spatl.rounds.rules import aggregation_rule
 from spatl.runner import remarks_on
+from spatl.runs.checkpoint import Checkpoint, load_checkpoint
 from spatl.runs.directory import alone_in_run, config_of
 from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, REGISTRATION, SUMMARY, TENSORBOARD
 from spatl.runs.log import EVENTS, logged_to

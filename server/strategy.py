@@ -17,7 +17,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from server.best import keep_best
-from server.checkpoint import Checkpoint, save_checkpoint
 from server.questions import Questions, is_lost
 from server.recorder import Recorder
 from server.replies import blob_content, blob_of, content_sections, error_line, error_traceback
@@ -27,6 +26,7 @@ from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.rounds.evaluation import arrived_state, close_statistics, open_evaluation
 from spatl.rounds.federation import Federation
 from spatl.rounds.server import choose_clients, close_round, first_state, open_round, rejoined
+from spatl.runs.checkpoint import Checkpoint, save_checkpoint
 from spatl.runs.ledger import Direction, Entry, entry
 from spatl.wire.reports import EvaluateReport
 from spatl.wire.statistics import STATISTICS_QUESTION

@@ -243,7 +243,7 @@ def test_the_names_of_a_runs_files_stand_in_one_place():
     others = {
         "spatl/deployment/sites.py": {files.CONFIG},  # of a server's directory
         "spatl/bench/report.py": {files.CURVES, files.REPORT}, "spatl/console/bench.py": {files.CURVES, files.REPORT},
-        "spatl/bench/run.py": {files.LOCK}, "server/checkpoint.py": {files.CHECKPOINT},
+        "spatl/bench/run.py": {files.LOCK},
     }  # fmt: skip
     found = {str(path.relative_to(ROOT)): names & set(_constants(path)) for path in SOURCES}
     del found["spatl/runs/files.py"]

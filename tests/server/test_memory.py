@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.checkpoint import load_checkpoint
 from server.replies import blob_content, content_sections
+from spatl.runs.checkpoint import load_checkpoint
 from tests.support.federations import blueprint_of, run_tiny, tiny_config
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from server.checkpoint import load_checkpoint
 from spatl.console.main import main
 from spatl.errors import ConfigError
 from spatl.runner import resume, run
+from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.records import read_lines
 from tests.support.federations import COMPRESSED, DENSE, state_of, tiny_config, without_seconds
 

@@ -8,7 +8,6 @@ import torch
 from clients.app import app as client_app
 from clients.store import DirectoryStore
 from server.app import serve
-from server.checkpoint import load_checkpoint
 from server.grids import InProcessGrid
 from spatl.config.loading import load_config, on_device
 from spatl.data.own import fit
@@ -16,6 +15,7 @@ from spatl.errors import ConfigError
 from spatl.json_files import read_json
 from spatl.rounds.blueprint import make_blueprint
 from spatl.rounds.client_data import load_own
+from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.records import read_lines
 from tests.support.federations import COMPRESSED
 from tests.support.own_data import own_config, serve_devices, write_data

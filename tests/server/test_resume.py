@@ -17,7 +17,6 @@ import clients.app
 import clients.store
 import server.strategy
 from clients.store import DirectoryStore
-from server.checkpoint import FILE, Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from server.engines import run_inline
 from server.recorder import Recorder
 from server.strategy import FederationStrategy
@@ -27,7 +26,9 @@ from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.downlink import Versions
 from spatl.runner import resume, run
+from spatl.runs.checkpoint import Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from spatl.runs.directory import alone_in_run
+from spatl.runs.files import CHECKPOINT
 from spatl.runs.records import read_lines
 from spatl.sealed_files import alone_in
 from tests.support.federations import (
@@ -302,7 +303,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path):
     versions = Versions(2, torch.zeros(0, dtype=torch.int32))
     state = ServerState(torch.ones(4), None, None, 0.0, versions, {}, {0: 0}, {0: 0.0}, {0: 5})
     save_checkpoint(Checkpoint(3, state), tmp_path)
-    path = tmp_path / FILE
+    path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedState, match=r"the server's checkpoint is damaged: its SHA-256 is not as written"):
         load_checkpoint(tmp_path)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
-from server.checkpoint import load_checkpoint
 from server.replies import blob_content
 from spatl.errors import UpdateRejected
 from spatl.models.weights import read_weights
@@ -16,6 +15,7 @@ from spatl.rounds.client import train_round
 from spatl.rounds.client_evaluation import gather_round
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.workplace import Workplace
+from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.records import read_lines
 from spatl.wire.blob import section_bytes
 from spatl.wire.statistics import Statistics

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from clients.store import DirectoryStore
-from server.checkpoint import load_checkpoint
 from spatl.config.experiment import ExperimentConfig
 from spatl.console.main import main as spatl
 from spatl.deployment.processes import descendants, free_port
+from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.records import read_lines
 from tests.support.deployments import started
 from tests.support.federations import COMPRESSED, blueprint_of, tiny_config

@@ -14,13 +14,13 @@ from flwr.clientapp import ClientApp
 from clients.app import app as client_app
 from clients.store import DirectoryStore
 from server.app import serve
-from server.checkpoint import ServerState
 from server.grids import InProcessGrid
 from spatl.channels.layout import EncoderLayout
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.rounds.client_state import ClientState
+from spatl.runs.checkpoint import ServerState
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from spatl.wire.blob import BLOB, RECORD, section_bytes

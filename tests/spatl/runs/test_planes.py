@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.planes import pack_planes, unpack_planes
 from spatl.errors import DamagedState
+from spatl.runs.planes import pack_planes, unpack_planes
 from tests.support.bits import same_bits
 
 

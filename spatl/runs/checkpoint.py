@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.planes import pack_planes, unpack_planes
 from spatl.errors import SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.rounds.downlink import Versions
 from spatl.rounds.server_state import ServerState
+from spatl.runs.files import CHECKPOINT
+from spatl.runs.planes import pack_planes, unpack_planes
 from spatl.sealed_files import replace_sealed, seal, unseal
 from spatl.wire.statistics import Statistics
 
-FILE = "server.checkpoint"
 _FORMAT = 4
 _BY_CLIENT = {"folded": "folded", "held": "held", "astray": "control_staleness", "num_examples": "num_examples"}
 """The name in the file, and in the state."""
@@ -123,7 +123,7 @@ def _by_client(named: Mapping[str, Any]) -> dict[int, Any]:
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     """Put a checkpoint in the place of the one before."""
-    checkpoint.write(directory / FILE)
+    checkpoint.write(directory / CHECKPOINT)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:
@@ -132,7 +132,7 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     Raises:
         SpatlError: It is damaged, or of another version.
     """
-    path = directory / FILE
+    path = directory / CHECKPOINT
     try:
         data = path.read_bytes()
     except FileNotFoundError:
