@@ -1,0 +1,1 @@
+"""Experiments on parameter-space saliency: the claims of its paper, each with its controls."""
