@@ -6,7 +6,7 @@ of its validation split, and by class the loss, the mean profile and the mean of
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,12 @@ from spatl.saliency.moments import Moments
 from spatl.saliency.profiles import Progress, in_eval_mode, profiles
 
 _CHUNK = 256
-_WIDEST = 4096  # numbers of a prototype, at most; a network whose last layer reads more has none
+WIDEST = 4096
+"""Numbers of a prototype, at most; a network whose last linear layer reads more has none."""
+_LARGEST = 1e30  # of any number, so that sums over clients, and squares of them, stay far inside float64
+_MOST_EXAMPLES = 1 << 40
+_LEAST = 1e-37  # float32 has fewer digits below it
+_ROUNDING = 1e-4  # of what must be equal but for float32, relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +38,8 @@ class Findings:
         correct: int64 [K], how many are classified correctly.
         class_profiles: float32 [K, F], the mean profile of each class; 0 for one without examples.
         prototypes: float32 [K, D], the mean over each class of what the last linear layer reads; 0 for one without
-            examples. D is 0 for a network without such a layer.
+            examples, or with so few that the client keeps theirs to itself (`without_small_classes`). D is 0 for a
+            network without such a layer.
         labels: int64 [K], training examples of each class.
     """
 
@@ -44,6 +50,55 @@ class Findings:
     class_profiles: Tensor
     prototypes: Tensor
     labels: Tensor
+
+    def without_small_classes(self, fewest: int) -> "Findings":
+        """Return the findings without the prototypes of classes of few examples, for such a one shows single examples.
+
+        Args:
+            fewest: Examples of a class whose prototype stays, at least.
+        """
+        return replace(self, prototypes=self.prototypes.where((self.counts >= fewest)[:, None], 0.0))
+
+
+def fault_of(findings: Findings, *, num_filters: int, num_classes: int) -> str | None:
+    """Return why findings cannot be those of any client; None where they hold together.
+
+    Args:
+        findings: From another machine, or from a file.
+        num_filters: F.
+        num_classes: K.
+    """
+    moments, counts, has_rows = findings.moments, findings.counts, findings.prototypes.dim() == 2
+    shapes = {
+        "means": (moments.means, (num_filters,)), "squares": (moments.squares, (num_filters,)),
+        "counts": (counts, (num_classes,)), "losses": (findings.losses, (num_classes,)),
+        "correct": (findings.correct, (num_classes,)), "labels": (findings.labels, (num_classes,)),
+        "class profiles": (findings.class_profiles, (num_classes, num_filters)),
+        "prototypes": (findings.prototypes, (num_classes, findings.prototypes.shape[1] if has_rows else 0)),
+    }  # fmt: skip
+    for name, (values, shape) in shapes.items():
+        if tuple(values.shape) != shape:
+            return f"the {name} are of shape {list(values.shape)}, expected {list(shape)}"
+        largest = _LARGEST if values.is_floating_point() else _MOST_EXAMPLES
+        if not bool((values.abs() <= largest).all()):  # NaN is not, either
+            return f"the {name} must be finite and at most {largest:g} in size"
+        if name != "prototypes" and not bool((values >= 0).all()):
+            return f"the {name} must not be below 0"
+    if moments.count < 1 or int(counts.sum()) != moments.count:
+        return f"the classes have {int(counts.sum())} examples together, the profiles {moments.count}, expected as many"
+    if bool((findings.correct > counts).any()):
+        return "a class has more correct predictions than examples"
+    empty = counts == 0
+    if any(bool(each[empty].any()) for each in (findings.losses, findings.class_profiles, findings.prototypes)):
+        return "a class without examples has a loss, a profile or a prototype"
+    # Of numbers that are not negative, with sum n m: the sum of their squares is (n m)^2 at most.
+    most = moments.count * (moments.count - 1) * moments.means.square()
+    if bool((moments.squares > most * (1 + _ROUNDING)).any()):
+        return "the profiles deviate further from their means than numbers that are not negative can"
+    means = counts.double() @ findings.class_profiles.double() / moments.count
+    if bool(((means - moments.means).abs() > _ROUNDING * moments.means + _LEAST).any()):
+        return "the profiles of the classes do not have the mean of all profiles"
+    return None
 
 
 def findings_of(
@@ -93,7 +148,7 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
             with _read_by_linear_layers(model) as read:
                 model(part)
             last = read[-1].float().cpu() if read else torch.zeros(len(part), 0)
-            if len(last) != len(part) or last.dim() != 2 or last.shape[1] > _WIDEST:
+            if len(last) != len(part) or last.dim() != 2 or last.shape[1] > WIDEST:
                 last = torch.zeros(len(part), 0)
             found.append(last)
     return torch.cat(found)
