@@ -155,6 +155,7 @@ def serve(
 def _strategy(
     registered: Registered, recorder: Recorder, selection: Selection | None, checkpoint: Checkpoint | None
 ) -> FederationStrategy:
+    recorder.groups = registered.blueprint.layout.groups
     initial = check_of(registered.blueprint.initial_encoder())
     clients = registered.clients
     return FederationStrategy(

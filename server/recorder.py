@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from server.round_record import RoundRecord, client_rows, history_row, timing_rows
+from server.round_record import RoundRecord, client_rows, history_row, selection_rows, timing_rows
+from spatl.channels.layout import ChannelGroup
 from spatl.json_files import write_json
-from spatl.runs.files import CLIENTS, HISTORY, LEDGER, SUMMARY, TIMINGS
+from spatl.runs.files import CLIENTS, HISTORY, LEDGER, SELECTIONS, SUMMARY, TIMINGS
 from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
 from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, keep_rounds, mean
@@ -30,6 +31,7 @@ class Recorder:
 
     Attributes:
         num_examples: Training examples by client, filled in at registration.
+        groups: The channel groups that clients choose from, likewise.
         history: The rounds written so far.
     """
 
@@ -37,9 +39,10 @@ class Recorder:
         self.directory = directory
         self._scalars = scalars
         self.num_examples: dict[int, int] = {}
+        self.groups: tuple[ChannelGroup, ...] = ()
         directory.mkdir(parents=True, exist_ok=True)
-        history, clients, ledger, _ = (
-            keep_rounds(directory / name, done) for name in (HISTORY, CLIENTS, LEDGER, TIMINGS)
+        history, clients, ledger, *_ = (
+            keep_rounds(directory / name, done) for name in (HISTORY, CLIENTS, LEDGER, TIMINGS, SELECTIONS)
         )
         self.history = [
             HistoryRow(**{**row, "rejections": tuple(row["rejections"]), "left_out": tuple(row["left_out"])})
@@ -84,6 +87,8 @@ class Recorder:
         append_lines(self.directory / LEDGER, (entry.to_json() for entry in record.entries))
         append_lines(self.directory / CLIENTS, (asdict(row) for row in client_rows(record, self.num_examples)))
         append_lines(self.directory / TIMINGS, (asdict(row) for row in timing_rows(record)))
+        if chosen := [asdict(row) for row in selection_rows(record, self.groups)]:
+            append_lines(self.directory / SELECTIONS, chosen)
         append_lines(self.directory / HISTORY, [asdict(row)])
         if self._scalars is not None:
             self._scalars.write(row)

@@ -1,13 +1,14 @@
 """Record of the round under way, and the lines that it becomes in a run's files."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spatl.channels.costs import BUDGET_KINDS
+from spatl.channels.layout import ChannelGroup
 from spatl.rounds.answers import Outcome
 from spatl.runs.ledger import Entry, total
-from spatl.runs.records import ClientRow, HistoryRow, TimingRow, mean
+from spatl.runs.records import ClientRow, HistoryRow, SelectionRow, TimingRow, mean
 from spatl.wire.reports import EvaluateReport
 
 
@@ -110,4 +111,15 @@ def timing_rows(record: RoundRecord) -> Iterable[TimingRow]:
             training_seconds=report.training_seconds,
             selection_seconds=report.selection_seconds,
             decision_seconds=report.decision_seconds,
+        )
+
+
+def selection_rows(record: RoundRecord, groups: Sequence[ChannelGroup]) -> Iterable[SelectionRow]:
+    """Yield the line of `selections.jsonl` for a round, given the channel groups; none where nobody chose."""
+    if record.outcome.kept:
+        yield SelectionRow(
+            round=record.server_round,
+            groups=tuple(group.name for group in groups),
+            sizes=tuple(group.size for group in groups),
+            kept={str(client): counts for client, counts in sorted(record.outcome.kept.items())},
         )

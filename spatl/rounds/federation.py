@@ -42,6 +42,12 @@ class Federation:
         config = self.blueprint.config
         return None if config.privacy.noise_multiplier is not None else config.server.norm_bound
 
+    @property
+    def notes_choices(self) -> bool:
+        """True where the channels that each client chose are written down: not where they are a client's secret."""
+        config = self.blueprint.config
+        return config.chooses_channels and config.privacy.noise_multiplier is None
+
     def step_weight(self, num_examples: int) -> float:
         """The accumulated step weight a_i of a client with so many training examples; common knowledge."""
         if num_examples not in self._step_weights:

@@ -165,7 +165,7 @@ def close_round(
     admission = state.admission
     if aggregation_rule(federation.blueprint.config.server.aggregation).compares:
         candidates, admission = agreeing_candidates(federation, admission, list(candidates), server_round, outcome)
-    sizes, unclipped = _fold_(aggregator, candidates, state.num_examples, server_round, outcome)
+    sizes, unclipped = _fold_(federation, aggregator, candidates, state.num_examples, server_round, outcome)
     held = {**state.held, **dict.fromkeys(sizes, state.versions.version)}
     encoder = aggregator.encoder()
     closed, outcome.ending = checked_progress(federation, state, server_round, outcome, encoder)
@@ -198,6 +198,7 @@ def close_round(
 
 
 def _fold_(
+    federation: Federation,
     aggregator: Aggregator,
     candidates: Iterable[Candidate],
     num_examples: Mapping[int, int],
@@ -205,7 +206,7 @@ def _fold_(
     outcome: Outcome,
 ) -> tuple[dict[int, Size], set[int]]:
     """Fold the candidates in as they come; return their sizes by client, and the clients that were not clipped."""
-    sizes, unclipped = dict[int, Size](), set[int]()
+    sizes, unclipped, layout = dict[int, Size](), set[int](), federation.blueprint.layout
     for candidate in candidates:
         client = candidate.client
         try:
@@ -216,6 +217,8 @@ def _fold_(
             outcome.trained[client], sizes[client] = candidate.report, candidate.size
             if candidate.update.arrival is not None:
                 outcome.arrivals[client] = candidate.update.arrival
+            if federation.notes_choices and layout.groups:
+                outcome.kept[client] = tuple(candidate.update.selection.counts(layout).tolist())
             if not candidate.clipped:
                 unclipped.add(client)
         del candidate  # as large as the encoder, and another client may train before the next one is here

@@ -98,6 +98,24 @@ class TimingRow:
     decision_seconds: float
 
 
+@dataclass(frozen=True)
+class SelectionRow:
+    """Line of `selections.jsonl`: the channels that clients chose to send in one round.
+
+    Attributes:
+        round: Its number.
+        groups: Names of the channel groups, each that of the first layer that owns entries of it, in the layout's
+            order.
+        sizes: Channels of each group.
+        kept: By client whose update was folded in, how many channels of each group it sent.
+    """
+
+    round: int
+    groups: tuple[str, ...]
+    sizes: tuple[int, ...]
+    kept: Mapping[str, tuple[int, ...]]
+
+
 def excluded_line(summary: Mapping[str, Any]) -> str | None:
     """Return a line on the clients that a run refused or left out; None where they hold little.
 
