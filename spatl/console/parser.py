@@ -25,6 +25,7 @@ def make_parser() -> Parser:
     _add_run(commands.add_parser("run", help="run a federation", description="Run the federation a config describes."))
     _add_check(commands.add_parser("check", help="say what a config would run, and whether it can, without running it"))
     _add_status(commands.add_parser("status", help="how a run is doing, and each of its clients"))
+    _add_diagnose(commands.add_parser("diagnose", help="say which client's data are faulty, and how"))
     _add_export(commands.add_parser("export", help="write what a run has trained as files for other programs"))
     add_predict_arguments(commands.add_parser("predict", help="name the classes of images with an exported model"))
     _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
@@ -84,6 +85,17 @@ def _add_status(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's directory")
     parser.add_argument("--json", action="store_true", help="one JSON object instead")
     parser.set_defaults(command=_by_reference("spatl.console.status:show_status"))
+
+
+def _add_diagnose(parser: Parser) -> None:
+    parser.description = (
+        "Compare what a run's model does on each client's validation split with what it does on the others', and say "
+        "whose data are faulty, and how. Where the run has recorded no findings, they are computed: of a simulation."
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's directory")
+    parser.add_argument("--round", metavar="N", type=int, help="findings recorded after this round (default: the last)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead")
+    parser.set_defaults(command=_by_reference("spatl.console.diagnose:diagnose"))
 
 
 def _add_onboard(parser: Parser) -> None:
