@@ -5,7 +5,7 @@ from typing import Final
 
 import torch
 
-from spatl.diagnosis.scores import class_means_of_others
+from spatl.diagnosis.scores import has_prototype, prototypes_of_others
 from spatl.saliency.findings import Findings
 
 _FEWEST: Final = 2
@@ -29,11 +29,9 @@ def relabelled_class(client: int, findings: Mapping[int, Findings]) -> tuple[int
         findings: Of all clients.
     """
     own = findings[client]
-    means, known = class_means_of_others(findings, client)
-    if not own.prototypes.shape[1]:
-        return None
+    means, known = prototypes_of_others(findings, client)
     best, best_pair = 0.0, None
-    for b in torch.nonzero((own.counts >= _FEWEST) & known).flatten().tolist():
+    for b in torch.nonzero((own.counts >= _FEWEST) & has_prototype(own) & known).flatten().tolist():
         for a in torch.nonzero((own.counts == 0) & known).flatten().tolist():
             way = means[a] - means[b]
             length = float(way.square().sum())

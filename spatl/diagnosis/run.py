@@ -60,6 +60,7 @@ def mean_cosines(run: Path) -> dict[int, float | None]:
     """Return the cosine of each client's updates with the sums of the others', mean over the rounds it has one in."""
     by_client = dict[int, list[float]]()
     for row in read_lines(run / CLIENTS):
-        if is_number(cosine := row.get("cosine")):
+        cosine = row.get("cosine")
+        if cosine is not None and is_number(cosine):
             by_client.setdefault(row["client"], []).append(cosine)
     return {client: mean(values) for client, values in by_client.items()}

@@ -49,7 +49,8 @@ def saliency_within_class(findings: Mapping[int, Findings]) -> Scores:
     varies = deviations > 0
 
     def excess(own: Findings, others: Sequence[Findings]) -> Tensor:
-        differences = own.class_profiles.double() - _class_means(others, "class_profiles")
+        theirs = _sum([each.counts[:, None] * each.class_profiles.double() for each in others])
+        differences = own.class_profiles.double() - theirs / _counts(others).clamp(min=1)[:, None]
         return torch.where(varies, differences / deviations.where(varies, torch.ones_like(deviations)), 0.0).mean(1)
 
     return _within_class(findings, excess)
@@ -77,21 +78,28 @@ def prototype_distance(findings: Mapping[int, Findings]) -> Scores:
 def class_distances(findings: Mapping[int, Findings]) -> dict[int, Tensor]:
     """Return the distance of each client's mean feature of each class from that of all others, float64 [K].
 
-    NaN for a class that the client or everybody else has no example of, and without features.
+    NaN for a class that the client or everybody else has no mean of.
     """
     found = dict[int, Tensor]()
     for client, own in findings.items():
-        others = _others(findings, client)
-        distances = (own.prototypes.double() - _class_means(others, "prototypes")).norm(dim=1)
-        shared = (own.counts > 0) & (_counts(others) > 0) & (own.prototypes.shape[1] > 0)
-        found[client] = torch.where(shared, distances, math.nan)
+        means, known = prototypes_of_others(findings, client)
+        distances = (own.prototypes.double() - means).norm(dim=1)
+        found[client] = torch.where(has_prototype(own) & known, distances, math.nan)
     return found
 
 
-def class_means_of_others(findings: Mapping[int, Findings], client: int) -> tuple[Tensor, Tensor]:
-    """Return the mean feature of each class over all clients but one, float64 [K, D], and who has any, bool [K]."""
+def prototypes_of_others(findings: Mapping[int, Findings], client: int) -> tuple[Tensor, Tensor]:
+    """Return the mean feature of each class over all clients but one, float64 [K, D], and which have any, bool [K]."""
     others = _others(findings, client)
-    return _class_means(others, "prototypes"), _counts(others) > 0
+    counts = torch.stack([torch.where(has_prototype(each), each.counts, 0) for each in others])
+    sums = _sum([own[:, None] * each.prototypes.double() for own, each in zip(counts, others, strict=True)])
+    together = counts.sum(0)
+    return sums / together.clamp(min=1)[:, None], together > 0
+
+
+def has_prototype(findings: Findings) -> Tensor:
+    """Return the classes that a client has a mean feature of, bool [K]: it keeps those of few examples to itself."""
+    return (findings.counts > 0) & (findings.prototypes != 0).any(1)
 
 
 def label_divergence(findings: Mapping[int, Findings]) -> Scores:
@@ -181,12 +189,6 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 
 def _counts(findings: Sequence[Findings]) -> Tensor:
     return torch.stack([each.counts for each in findings]).sum(0)
-
-
-def _class_means(findings: Sequence[Findings], name: str) -> Tensor:
-    """Return the means over each class of all examples of some clients, float64 [K, ...]; 0 for one without any."""
-    sums = _sum([each.counts[:, None] * getattr(each, name).double() for each in findings])
-    return sums / _counts(findings).clamp(min=1)[:, None]
 
 
 def _medians(rows: Sequence[Tensor]) -> Tensor:
