@@ -18,7 +18,7 @@ def most_salient(scores: Tensor, k: int) -> Tensor:
         k: In [0, F].
     """
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, order, torch.ones((), dtype=torch.bool))
+    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, order, value=True)
 
 
 def least_salient(scores: Tensor, k: int) -> Tensor:
