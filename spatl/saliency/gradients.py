@@ -9,6 +9,7 @@ reads its normalised input. Gradients are summed up by filter as they are made, 
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatl.saliency.filters import Filters
 
-_BLOCK_BYTES: Final = 4 * 2**20
+_BLOCK_BYTES: Final = 2 * 2**20
 
 
 class Unsupported(Exception):
@@ -42,39 +43,72 @@ def filter_gradients(model: nn.Module, loss: Callable[[], Tensor], filters: Filt
     modules = dict(model.named_modules())
     if missing := [layer.name for layer in filters.layers if _rule_of(modules[layer.name]) is None]:
         raise Unsupported(f"no rule for layer {missing[0]!r}, a {type(modules[missing[0]]).__name__}")
-    with _tapped({layer.name: modules[layer.name] for layer in filters.layers}) as calls:
+    layers = {layer.name: modules[layer.name] for layer in filters.layers}
+    with _frozen(model), _tapped(layers) as calls:
         total = loss()
+    if any(call.was_written_to for each in calls.values() for call in each):
+        with _frozen(model), _tapped(layers, copies=True) as calls:
+            total = loss()
     for layer in filters.layers:
         if len(calls[layer.name]) != 1:
             raise Unsupported(f"layer {layer.name!r} is gone through {len(calls[layer.name])} times by its own forward")
     taken = [calls[layer.name][0] for layer in filters.layers]
-    gradients = torch.autograd.grad(total, [output for _, output in taken], allow_unused=True)
+    gradients = torch.autograd.grad(total, [call.output for call in taken], allow_unused=True)
     absolute, signed = list[Tensor](), list[Tensor]()
-    for layer, (read, output), gradient in zip(filters.layers, taken, gradients, strict=True):
+    for layer, call, gradient in zip(filters.layers, taken, gradients, strict=True):
         module = modules[layer.name]
         if gradient is None:
-            gradient = torch.zeros_like(output)
+            gradient = torch.zeros_like(call.output)
         rule = _rule_of(module)
         assert rule is not None
-        # [B, places, filters] of a linear layer, [B, filters, places] of all others.
-        last = gradient.dim() - 1 if isinstance(module, nn.Linear) else 1
-        found, made = (each.detach().movedim(last, 1).flatten(2) for each in (gradient, _without_bias(module, output)))
-        absolute.append(rule(module, read, found if found.dim() == 3 else found[:, :, None]))
-        signed.append((found * made).reshape(len(found), layer.num_filters, -1).sum(-1))
+        found, made = _by_filter(module, gradient), _by_filter(module, _without_bias(module, call.output))
+        absolute.append(rule(module, call.read, found))
+        signed.append((found * made).sum(-1))
     return torch.cat(absolute, 1), torch.cat(signed, 1)
 
 
 @contextmanager
-def _tapped(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """Yield, by layer, what each call read and returned inside the block."""
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Ask for no gradient of a parameter inside the block: those of the layers' outputs are all that is needed."""
+    trained = [each for each in model.parameters() if each.requires_grad]
+    try:
+        for each in trained:
+            each.requires_grad_(False)
+        yield
+    finally:
+        for each in trained:
+            each.requires_grad_()
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    read: Tensor
+    output: Tensor
+    versions: tuple[int, int]
+
+    @property
+    def was_written_to(self) -> bool:
+        """Whether a later layer wrote into what this one read or returned."""
+        return (self.read._version, self.output._version) != self.versions
+
+
+@contextmanager
+def _tapped(layers: dict[str, nn.Module], *, copies: bool = False) -> Iterator[dict[str, list[_Call]]]:
+    """Yield, by layer, what each call read and returned inside the block.
+
+    Args:
+        layers: By name.
+        copies: Whether both are copies, which no later layer writes into.
+    """
+    calls: dict[str, list[_Call]] = {name: [] for name in layers}
 
     def tap(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             if not output.requires_grad:  # all before it is frozen
                 output = output.detach().requires_grad_()
-            calls[name].append((inputs[0].detach(), output))
-            return output.clone()  # what comes next may write into it
+            read = inputs[0].detach().clone() if copies else inputs[0].detach()
+            calls[name].append(_Call(read, output, (read._version, output._version)))
+            return output.clone() if copies or output.is_leaf else output  # a leaf must not be written into
 
         return keep
 
@@ -82,6 +116,12 @@ def _tapped(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tenso
         for name, module in layers.items():
             stack.callback(module.register_forward_hook(tap(name)).remove)
         yield calls
+
+
+def _by_filter(module: nn.Module, output: Tensor) -> Tensor:
+    """Return a layer's output, or its gradient, as `[B, filters, places]`; a linear layer has its filters last."""
+    last = output.dim() - 1 if isinstance(module, nn.Linear) else 1
+    return output.detach().movedim(last, 1).reshape(len(output), output.shape[last], -1)
 
 
 def _without_bias(module: nn.Module, output: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Beside it stands, at the same cost, the sum of (dL/dw) * w: to first order what 
 It has a sign: what is positive does harm.
 
 The examples of a chunk are taken together (`spatl.saliency.gradients`), after the first was found to have the profile
-that plain differentiation gives it. A network for which that is not so goes through example by example.
+that plain differentiation gives it. A network for which that is not so is taken example by example.
 """
 
 import logging
@@ -30,8 +30,9 @@ from spatl.saliency.gradients import Unsupported, filter_gradients
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 64
+_BATCH = 32
 _AGREEMENT = 0.01  # an activation that is zero but for rounding may fall on the other side of its kink
+_TINY = 1e-12
 
 Progress = Callable[[int, int], None]
 """Called with the number of examples that are done, and that of all."""
@@ -84,12 +85,12 @@ def profiles(
     """
     if not len(examples):
         raise ModelError("expected at least one example to take a profile of, got none")
-    found = list[Profiles]()
-    pair = Examples(examples.images[:2], examples.labels[:2])
-    take = _together if _can_be_taken_together(model, pair, filters) else profiles_one_by_one
+    found, take = list[Profiles](), _together
     for start in range(0, len(examples), batch_size):
         part = Examples(examples.images[start : start + batch_size], examples.labels[start : start + batch_size])
-        found.append(take(model, part, filters))
+        if not start and not (batch := _checked(model, part, filters)):
+            take = profiles_one_by_one
+        found.append(batch if not start and batch else take(model, part, filters))
         if progress is not None:
             progress(start + len(part), len(examples))
     result = Profiles(
@@ -135,7 +136,7 @@ def _together(model: nn.Module, examples: Examples, filters: Filters) -> Profile
     def loss() -> Tensor:
         logits = model(examples.images).float()
         losses = F.cross_entropy(logits, examples.labels, reduction="none")
-        results.extend((losses.detach().cpu(), logits.argmax(1).cpu()))
+        results[:] = losses.detach().cpu(), logits.argmax(1).cpu()
         return losses.sum()
 
     with in_eval_mode(model), torch.enable_grad():
@@ -146,21 +147,20 @@ def _together(model: nn.Module, examples: Examples, filters: Filters) -> Profile
     return Profiles(absolute.float().cpu(), signed.float().cpu(), losses, predictions)
 
 
-def _can_be_taken_together(model: nn.Module, examples: Examples, filters: Filters) -> bool:
-    """Return whether the first of some examples has the profile, among the others, that it has alone."""
-    first = Examples(examples.images[:1], examples.labels[:1])
+def _checked(model: nn.Module, examples: Examples, filters: Filters) -> Profiles | None:
+    """Return the profiles of a chunk taken together; None where the first has not the profile that it has alone."""
     try:
-        found = _together(model, examples, filters).where(torch.tensor([0]))
+        found = _together(model, examples, filters)
     except (Unsupported, RuntimeError) as error:
         logger.info("this network is taken example by example, which is slower: %s", error)
-        return False
-    alone = profiles_one_by_one(model, first, filters)
+        return None
+    alone = profiles_one_by_one(model, Examples(examples.images[:1], examples.labels[:1]), filters)
     for name in ("absolute", "signed", "losses"):
-        own, other = getattr(alone, name), getattr(found, name)
-        if not float((own - other).norm()) <= _AGREEMENT * float(own.norm()) + 1e-30:
+        own, other = getattr(alone, name)[0], getattr(found, name)[0]
+        if not float((own - other).norm()) <= _AGREEMENT * float(own.norm()) + _TINY:
             logger.info("this network is taken example by example, which is slower: examples of a batch meet in it")
-            return False
-    return True
+            return None
+    return found
 
 
 @contextmanager

@@ -44,6 +44,12 @@ def test_the_control_of_the_same_layers_has_as_many_in_each_as_the_most_salient(
         assert torch.equal(salient[:, layer.places].sum(1), control[:, layer.places].sum(1))
 
 
+def test_random_filters_are_drawn_evenly():
+    """Of 4000 draws of 3 among 10, each filter has 1200 in the mean; five standard deviations are 145."""
+    chosen = CONTROLS["random"](torch.zeros(4000, 10), 3, FILTERS, draw(1))
+    assert (chosen.sum(0) - 1200).abs().max() < 145
+
+
 @pytest.mark.parametrize("k", [0, 11])
 def test_a_number_of_filters_that_there_is_not_is_refused(k):
     with pytest.raises(SpatlError, match=rf"must be in \[1, 10\], got {k}"):
