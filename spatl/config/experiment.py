@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from spatl.channels.costs import Budget
 from spatl.config.bench import BenchConfig
+from spatl.config.saliency import SaliencyConfig
 from spatl.config.sections import (
     ControlConfig,
     Count,
@@ -58,6 +59,7 @@ class ExperimentConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
     report: ReportConfig = ReportConfig()
     bench: BenchConfig = Field(default=BenchConfig(), exclude=True)  # no part of what a run is
+    saliency: SaliencyConfig = Field(default=SaliencyConfig(), exclude=True)  # likewise
 
     @model_validator(mode="before")
     @classmethod

@@ -117,7 +117,7 @@ def given_settings(config: ExperimentConfig) -> set[str]:
     brought = {f"{section}.{key}" for section, values in config.row.defaults.items() for key in values}
     brought |= {"predictor.mode"} if config.row.predictor_mode else set()
     by_ratio = {"wire.uplink", "wire.downlink"} if config.wire.target_ratio is not None else set()
-    resolved = config.model_fields_set >= set(ExperimentConfig.model_fields) - {"bench"}
+    resolved = config.model_fields_set >= set(ExperimentConfig.model_fields) - {"bench", "saliency"}
     given = set()
     for setting in setting_names():
         *sections, key = setting.split(".")

@@ -37,6 +37,10 @@ def make_parser() -> Parser:
     _add_pretrain(agent_commands.add_parser("pretrain", help="train a policy from scratch, in two processes"))
     _add_evaluate(agent_commands.add_parser("evaluate", help="compare the policy with every yardstick"))
 
+    saliency = commands.add_parser("saliency", help="claims about which filters are to blame, beside their controls")
+    _add_experiment(saliency.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "experiment", help="train networks and measure the claims on their errors"))  # fmt: skip
+
     deploying = commands.add_parser("deploy", help="run a federation on machines of their own")
     roles = deploying.add_subparsers(required=True, metavar="COMMAND")
     _add_deploy_init(roles.add_parser("init", help="make the keys, and a directory for each machine"))
@@ -218,6 +222,19 @@ def _add_evaluate(parser: Parser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     parser.add_argument("--out", metavar="DIR", help="a new directory for the table and the picture")
     parser.set_defaults(command=_by_reference("agents.lab.commands:evaluate"))
+
+
+def _add_experiment(parser: Parser) -> None:
+    parser.description = (
+        "Train networks as a config says, and measure on the test examples that they get wrong what parameter-space "
+        "saliency is claimed to do, each claim beside its controls."
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a config that ships: saliency/resnet20")
+    parser.add_argument("--claims", metavar="A,B,...", type=_names, help="instead of saliency.claims")
+    parser.add_argument("--seeds", metavar="A,B,...", type=_seeds, help="one network each, instead of saliency.seeds")
+    _add_overrides(parser)
+    parser.add_argument("--out", metavar="DIR", help="a new directory for numbers and picture (default: below runs/)")
+    parser.set_defaults(command=_by_reference("spatl.console.saliency:experiment"))
 
 
 def _add_deploy_init(parser: Parser) -> None:

@@ -2,7 +2,7 @@
 
 A filter of a convolution is the slice of its weight that makes one output channel; of a linear layer it is a row; of a
 normalisation layer its one scale. Biases belong to none. Filters are numbered through, layer by layer in the order of
-the network's modules, whatever the network (Levin et al., arXiv 2108.01335, section 3.1).
+the network's modules, whatever the network (Levin et al., arXiv 2108.01335).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Input maps: which parts of an image the blamed filters have to do with (arXiv 2108.01335, section 3.4).
+"""Input maps: which parts of an image the blamed filters have to do with (arXiv 2108.01335).
 
 With s the standardised profile of an example and s' the same with its most salient filters boosted, as a constant, the
 map is the size of the gradient of their cosine with respect to the image, |d cos(s, s') / dx|: where a pixel changes

@@ -76,8 +76,8 @@ def standardised(values: Tensor, moments: Moments) -> Tensor:
 
     Args:
         values: `[..., F]`.
-        moments: Of the examples that say what is usual: a validation split, or those of all clients (arXiv 2108.01335,
-            section 3.2).
+        moments: Of the examples that say what is usual: a validation split, or those of all clients
+            (arXiv 2108.01335).
     """
     means, deviations = (each.to(values.device) for each in (moments.means, moments.deviations))
     varies = deviations > 0

@@ -1,4 +1,4 @@
-"""Nearest neighbours by profile: examples whose loss depends on the same filters (arXiv 2108.01335, section 3.3)."""
+"""Nearest neighbours by profile: examples whose loss depends on the same filters (arXiv 2108.01335)."""
 
 import torch
 import torch.nn.functional as F

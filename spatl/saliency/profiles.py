@@ -1,7 +1,6 @@
 """Profiles: for each example, how much its loss depends on each filter.
 
-With L the cross-entropy of an example under its label, in eval mode, the profile is (Levin et al., arXiv 2108.01335,
-eq. 1)
+With L the cross-entropy of an example under its label, in eval mode, the profile is (Levin et al., arXiv 2108.01335)
 
     s_k = 1 / |w_k| * sum over the weights w of filter k of |dL/dw|
 

@@ -1,4 +1,4 @@
-"""Repair: the filters that are blamed for one example trained on that example alone (arXiv 2108.01335, section 4.2)."""
+"""Repair: the filters that are blamed for one example trained on that example alone (arXiv 2108.01335)."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Filters switched off: their weights at zero, for each example others (arXiv 2108.01335, section 4.1).
+"""Filters switched off: their weights at zero, for each example others (arXiv 2108.01335).
 
 A filter with weights of zero gives its bias on every input. Its channel is therefore replaced by its bias, which takes
 one pass for a whole batch whose examples have different filters off, and no weight is touched.
