@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from spatl.artifacts.description import read_description
 from spatl.artifacts.model_files import LABEL_OFFSET, MODEL, WEIGHTS, RunModel, network_of, write_model
+from spatl.artifacts.unfinished import UnfinishedModel
 from spatl.config.sections import TrainingConfig
 from spatl.data import ClientData, Examples
 from spatl.errors import SpatlError
@@ -27,7 +28,6 @@ from spatl.models.copies import duplicate
 from spatl.models.frozen import NORMALISATION
 from spatl.models.split import Split
 from spatl.models.weights import load_weights_, read_weights, state_of
-from spatl.runs.files import CONFIG, SUMMARY
 from spatl.seeding import generator, seeded_globals
 from spatl.training.calibration import calibrated, class_offset
 from spatl.training.evaluate import recalibrate_
@@ -96,24 +96,26 @@ class _Way:
     trains: bool = False
 
 
-def federations_model(directory: str | Path) -> RunModel:
-    """Read what a run's federation has in common, for a client that has no part of its own yet.
+def federations_model(directory: str | Path, unfinished: UnfinishedModel | None = None) -> RunModel:
+    """Return what a run's federation has in common, for a client that has no part of its own yet.
 
     Where a part is each client's own (`ModelDescription.lacks`), the network has it as it was at first.
 
     Args:
-        directory: The run's, or that of its model.
+        directory: The run's, or that of its model, from which it is read.
+        unfinished: The model to take instead, of a run that is not over.
 
     Raises:
         SpatlError: There is no model, it is damaged, one client's, or nothing of it is shared.
     """
     place = Path(directory) / MODEL if (Path(directory) / MODEL).is_dir() else Path(directory)
-    if (place / CONFIG).is_file() and not (place / SUMMARY).is_file():
-        raise SpatlError(f"the run in {place} has not come to its end, and leaves a model there (spatl status {place})")
-    description = read_description(place)
-    if description.client is not None:
-        raise SpatlError(f"{place} holds the model of client {description.client}; name the run's directory")
-    tensors = read_weights(place / WEIGHTS, sha256=description.sha256)
+    if unfinished is None:
+        description = read_description(place)
+        if description.client is not None:
+            raise SpatlError(f"{place} holds the model of client {description.client}; name the run's directory")
+        tensors: Mapping[str, Tensor] = read_weights(place / WEIGHTS, sha256=description.sha256)
+    else:
+        description, tensors = unfinished.description, unfinished.tensors
     if not tensors:
         raise SpatlError(
             f"{place} holds no weights that all clients share (method {description.method}), and none for a newcomer"

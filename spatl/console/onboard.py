@@ -10,13 +10,14 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from spatl import runner
+from spatl import __version__, runner
 from spatl.artifacts.newcomers import newcomers_config, newcomers_dataset, newcomers_splits, source_of
 from spatl.artifacts.onboarding import OFFERED_FROM, Onboarding, federations_model, write_onboarding
 from spatl.artifacts.onboarding import onboard as onboard_newcomer
+from spatl.artifacts.unfinished import UnfinishedModel, run_directory, unfinished_model
 from spatl.config.loading import on_device
 from spatl.data import ClientData
-from spatl.deployment.sites import is_deployment
+from spatl.deployment.sites import add_client_command, is_deployment
 from spatl.errors import ConfigError
 from spatl.terminal.tables import print_line, print_table
 from spatl.training.device import choose_device, reproducible
@@ -30,10 +31,11 @@ def onboard(options: argparse.Namespace, console: Console) -> None:
     Raises:
         SpatlError: There is no model in the run's directory, or the data do not fit it.
     """
-    directory = Path(options.run)
+    directory = run_directory(Path(options.run))
     if options.out is not None:
         runner.fresh_directory(options.out, name="onboarded")  # before anything is computed
-    model = federations_model(directory)
+    unfinished = unfinished_model(directory, version=__version__)
+    model = federations_model(directory, unfinished)
     config = on_device(newcomers_config(directory, model.description), device=options.device)
     seed = config.seed if options.seed is None else options.seed
     name, own_options = source_of(options.data, _options(options.data_options), model.description, config)
@@ -51,9 +53,21 @@ def onboard(options: argparse.Namespace, console: Console) -> None:
             config.training, seed=seed, finetune=finetune, compare=options.compare, progress=status.update,
         )  # fmt: skip
     out = runner.fresh_directory(options.out, name=f"onboarded-{config.run_name}")
-    about = {"run": str(directory), "data": name, "options": own_options, "seed": seed}
+    about = {
+        "run": str(directory), "run_is_over": unfinished is None, "round": model.description.round, "data": name,
+        "options": own_options, "seed": seed,
+    }  # fmt: skip
     write_onboarding(out, outcome, about, client=client)
-    _print_outcome(console, outcome, out, finetune=finetune, of_deployment=is_deployment(directory))
+    _print_outcome(console, outcome, finetune=finetune)
+    if unfinished is not None:
+        print_line(console, _standing(unfinished))
+    print_line(console, "sent to anyone: 0 bytes")
+    print_line(console, str(out))
+    if is_deployment(directory):
+        print_line(
+            console,
+            f"to take part in further rounds: {add_client_command(directory)} on the server (docs/newcomers.md)",
+        )
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:
@@ -74,9 +88,12 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _print_outcome(console: Console, outcome: Onboarding, out: Path, *, finetune: bool, of_deployment: bool) -> None:
+def _print_outcome(console: Console, outcome: Onboarding, *, finetune: bool) -> None:
     training, validation, test = outcome.sizes
-    table = Table(title=f"a newcomer with {training} training, {validation} validation and {test} test examples")
+    table = Table(
+        title=f"a newcomer with {training} training, {validation} validation and {test} test examples, after round "
+        f"{outcome.model.description.round}"
+    )
     table.add_column("")
     for column in ("test accuracy", "standard error", "validation accuracy", "taken"):
         table.add_column(column, justify="right")
@@ -86,9 +103,12 @@ def _print_outcome(console: Console, outcome: Onboarding, out: Path, *, finetune
     print_table(console, table)
     if not finetune and sum(outcome.sizes) < OFFERED_FROM:
         print_line(console, f"fine-tuning is tried from {OFFERED_FROM} examples on")
-    print_line(console, "sent to anyone: 0 bytes")
-    print_line(console, str(out))
-    if of_deployment:
-        print_line(
-            console, "to take part in further rounds a device needs a key of `spatl deploy init` (docs/deploy.md)"
-        )
+
+
+def _standing(unfinished: UnfinishedModel) -> str:
+    """Return how far the run had come, and what comes with its end only."""
+    about = unfinished.description
+    line = f"the run is not over: this is its model after round {about.round} of {unfinished.rounds}"
+    if about.statistics == "client":
+        line += "; BatchNorm statistics are the newcomer's own, those of all clients' data come after the last round"
+    return line

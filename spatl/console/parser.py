@@ -104,9 +104,9 @@ def _add_diagnose(parser: Parser) -> None:
 
 def _add_onboard(parser: Parser) -> None:
     parser.description = (
-        "Give a newcomer the model of a finished run: by default nothing is trained, and nothing is ever sent. Of the "
-        "newcomer's own are its class frequencies, and from 100 examples on fine-tuned weights where they win on its "
-        "validation split."
+        "Give a newcomer the model of a run, which need not be over: by default nothing is trained, and nothing is "
+        "ever sent. Of the newcomer's own are its class frequencies, and from 100 examples on fine-tuned weights where "
+        "they win on its validation split."
     )
     parser.add_argument("run", metavar="RUN", help="the run's directory, or its model/ alone")
     parser.add_argument(

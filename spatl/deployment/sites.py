@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from spatl.errors import ConfigError, SpatlError
 from spatl.json_files import to_json
-from spatl.sealed_files import replace_file
+from spatl.sealed_files import replace_file, sync_names
 
 CA_CERTIFICATE = "ca.pem"
 CA_KEY = "ca.key"
@@ -101,19 +101,32 @@ class ClientSite:
     Attributes:
         address: Where the server is.
         client: The client's partition id.
-        num_clients: How many clients the federation has.
+        num_clients: How many clients the federation had when the client was made.
+        added: Whether it came to a federation that there was already, whose server may not know it before its next
+            start; absent in the file for the others.
     """
 
     address: str
     client: int
     num_clients: int
+    added: bool = False
 
     FILE = "client.json"
 
 
 def write_site(directory: Path, site: ServerSite | ClientSite) -> None:
-    """Write the file that tells a machine what it is."""
-    write_private(directory / site.FILE, (to_json(asdict(site), indent=2) + "\n").encode())
+    """Write the file that tells a machine what it is; there must be none."""
+    write_private(directory / site.FILE, _content(site))
+
+
+def replace_site(directory: Path, site: ServerSite | ClientSite) -> None:
+    """Put such a file in the place of the one that is there."""
+    replace_private(directory / site.FILE, _content(site))
+
+
+def _content(site: ServerSite | ClientSite) -> bytes:
+    values = {name: value for name, value in asdict(site).items() if value is not False}
+    return (to_json(values, indent=2) + "\n").encode()
 
 
 def read_server_site(directory: Path) -> ServerSite:
@@ -133,7 +146,7 @@ def read_client_site(directory: Path) -> ClientSite:
         ConfigError: The directory is none of a client.
     """
     kinds = {"address": str, "client": int, "num_clients": int}
-    return ClientSite(**_read(directory, ClientSite.FILE, kinds, role="client"))
+    return ClientSite(**_read(directory, ClientSite.FILE, kinds, role="client", optional={"added": bool}))
 
 
 def write_run(run: Path, name: str, server: Path) -> None:
@@ -162,15 +175,25 @@ def is_deployment(directory: Path) -> bool:
 
 def resume_command(directory: Path) -> str:
     """Return the command that goes on with the deployment of a directory that is a server's, or the one of its run."""
-    if (directory / ServerSite.FILE).exists():
-        return shlex.join(["spatl", "deploy", "server", str(directory), "--resume"])
-    # It may have been moved or copied since, with the server's directory around it.
-    beside = directory.absolute().parent
-    server = beside if (beside / ServerSite.FILE).exists() else Path(_run(directory).get("server", "DIR/server"))
-    elsewhere = directory.absolute() != server / DEFAULT_RUN
+    server = _servers_directory(directory)
+    elsewhere = directory != server and directory.absolute() != server / DEFAULT_RUN
     return shlex.join(
         ["spatl", "deploy", "server", str(server), "--resume", *(["--out", str(directory)] if elsewhere else [])]
     )
+
+
+def add_client_command(directory: Path) -> str:
+    """Return the command that adds a client to the deployment of such a directory."""
+    return shlex.join(["spatl", "deploy", "add-client", str(_servers_directory(directory))])
+
+
+def _servers_directory(directory: Path) -> Path:
+    """Return the server's directory, given that one or the one of its run."""
+    if (directory / ServerSite.FILE).exists():
+        return directory
+    # It may have been moved or copied since, with the server's directory around it.
+    beside = directory.absolute().parent
+    return beside if (beside / ServerSite.FILE).exists() else Path(_run(directory).get("server", "DIR/server"))
 
 
 def _run(directory: Path) -> dict[str, Any]:
@@ -196,6 +219,17 @@ def write_private(path: Path, data: bytes) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         os.fchmod(file.fileno(), _PRIVATE_FILE)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_private(path: Path, data: bytes) -> None:
+    """Put a file that only its owner may read in the place of another one, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    write_private(temporary, data)
+    os.replace(temporary, path)
+    sync_names(path.parent)
 
 
 def check_private(path: Path) -> None:
@@ -212,13 +246,17 @@ def check_private(path: Path) -> None:
         raise SpatlError(f"{path} is open to other users of this machine (mode {mode & 0o777:o}): chmod 600 {path}")
 
 
-def _read(directory: Path, name: str, kinds: Mapping[str, type], *, role: str) -> dict[str, Any]:
+def _read(
+    directory: Path, name: str, kinds: Mapping[str, type], *, role: str, optional: Mapping[str, type] = {}
+) -> dict[str, Any]:
     path = directory / name
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise ConfigError(f"{directory} is not the directory of a {role} (spatl deploy init): {name}: {why}") from None
-    if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != dict(kinds):
-        raise ConfigError(f"{path}: expected {', '.join(kinds)}, got {values!r}")
+    values: dict[str, Any] = read if isinstance(read, dict) else {}
+    found = {key: type(value) for key, value in values.items()}
+    if dict(kinds) != {key: kind for key, kind in found.items() if optional.get(key) is not kind}:
+        raise ConfigError(f"{path}: expected {', '.join(kinds)}, got {read!r}")
     return values

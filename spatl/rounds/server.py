@@ -130,6 +130,7 @@ def open_round(
         DivergedError: The encoder has left all bounds.
     """
     reference = federation.reference(state)
+    state = replace(state, statistics=None)  # those of an evaluation before are of another encoder
     if server_round > 1:
         reference, change = advanced(federation, state, reference, server_round)
         state = replace(_with_control_opened(federation, state, change), versions=reference.versions)

@@ -210,12 +210,9 @@ def test_what_holds_no_model_for_a_newcomer_is_one_line(tmp_path: Path) -> None:
     model = untrained()
     write_model(tmp_path / "alone", model.description.named(method="local"), {})
     write_model(tmp_path / "clients", model.description.named(client=3), state_of(model.network))
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.yaml").write_text("rounds: 3\n")
     for name, said in {
         "alone": "holds no weights that all clients share (method local)",
         "clients": "the model of client 3",
-        "begun": "has not come to its end",
         "nothing": "model.json is not there",
     }.items():
         with pytest.raises(SpatlError) as caught:

@@ -15,11 +15,13 @@ import torch
 import spatl
 from spatl.artifacts.model_files import read_model
 from spatl.artifacts.newcomers import newcomers_dataset, newcomers_splits
+from spatl.artifacts.unfinished import unfinished_model
 from spatl.config.loading import load_config
 from spatl.console.main import main
 from spatl.data import load_dataset
-from spatl.deployment.sites import RUN
+from spatl.deployment.sites import ServerSite, write_run, write_site
 from tests.support.federations import tiny_config
+from tests.support.stopped import stopped_after
 
 FEDERATIONS = 900  # digits of the federation; the others are a newcomer's
 
@@ -62,14 +64,14 @@ def test_it_prints_the_ways_and_writes_a_model_that_does_as_it_says(
     out = tmp_path / "mine"
     assert main(["onboard", str(run), "--data", data, "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "a newcomer with 24 training, 6 validation and 10 test examples"
+    assert lines[0] == "a newcomer with 24 training, 6 validation and 10 test examples, after round 2"
     assert lines[2].startswith("trains nothing")
     assert lines[2].endswith("yes")
     assert lines[3].startswith("own statistics")
     assert lines[4:] == ["fine-tuning is tried from 100 examples on", "sent to anyone: 0 bytes", str(out)]
     told = json.loads((out / "onboard.json").read_text())
     assert told["taken"] == "trains nothing"
-    assert told["uplink_bytes"] == 0
+    assert (told["uplink_bytes"], told["round"], told["run_is_over"]) == (0, 2, True)
     assert told["examples"] == {"train": 24, "validation": 6, "test": 10}
     assert (out / "model.safetensors").read_bytes() == (run / "model" / "model.safetensors").read_bytes()
 
@@ -135,14 +137,48 @@ def test_a_mistake_is_one_line(
     assert said in errors[0]
 
 
+def test_a_run_that_is_not_over_gives_its_model_and_both_lines_say_after_which_round(
+    run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_after(1, load_config(run / "config.yaml"), tmp_path / "stopped")
+    found = unfinished_model(tmp_path / "stopped", version="0")
+    assert found is not None
+    out = tmp_path / "mine"
+    assert main(["onboard", str(tmp_path / "stopped"), "--data", data, "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("test examples, after round 1")
+    assert lines[5].startswith("the run is not over: this is its model after round 1 of 2; BatchNorm statistics are")
+    told = json.loads((out / "onboard.json").read_text())
+    assert (told["round"], told["run_is_over"]) == (1, False)
+    mine = read_model(out)
+    weights = mine.network.state_dict()
+    others = {name for name, tensor in found.tensors.items() if not torch.equal(weights[name], tensor)}
+    assert all(name.endswith("num_batches_tracked") for name in others)  # that of the newcomer's own statistics
+    assert (mine.description.round, mine.description.statistics) == (1, "client")
+
+
+def test_a_run_in_its_first_round_is_one_line(
+    run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert main(["onboard", str(tmp_path), "--data", data]) == 2
+    error = capsys.readouterr().err
+    assert f"no round of the run in {tmp_path} is over, and it has no model yet" in error
+    assert error.count("\n") == 1
+
+
 def test_of_a_deployment_it_says_what_further_rounds_need(
     run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A deployment's run is known by the file that says which server ran it."""
-    copy = shutil.copytree(run, tmp_path / "copy")
-    (copy / RUN).write_text("{}")
-    assert main(["onboard", str(copy), "--data", data, "--out", str(tmp_path / "mine")]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("to take part in further rounds a device needs a key")
+    """Of the server's directory, whose run lies below, or of that run."""
+    site = tmp_path / "server"
+    copy = shutil.copytree(run, site / "run")
+    write_site(site, ServerSite("127.0.0.1:9092", 5))
+    write_run(copy, "20260101-000000-ab", site)
+    for place, out in ((copy, "a"), (site, "b")):
+        assert main(["onboard", str(place), "--data", data, "--out", str(tmp_path / out)]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith(f"to take part in further rounds: spatl deploy add-client {site} on the server")
 
 
 @pytest.mark.slow
