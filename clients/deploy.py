@@ -11,6 +11,7 @@ import shlex
 import socket
 import ssl
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from spatl.errors import ConfigError, SpatlError
 logger = logging.getLogger(__name__)
 
 _CALL_SECONDS = 10.0
+_ASK_AGAIN_SECONDS = 5.0
 _NODE_FILE = "node.toml"
 _MARKS = "running"
 
@@ -56,7 +58,8 @@ def start(options: Namespace, console: Console) -> None:
 
     Raises:
         SpatlError: The directory is none of a client, an option is wrong, or the server is not the one of its CA,
-            speaks no TLS, or does not know its key. A server that is not there yet is waited for.
+            speaks no TLS, or does not know its key. A server that is not there yet is waited for, and so is, by a
+            client that was added to a federation, one that does not know its key yet.
     """
     directory = Path(options.directory).absolute()
     site = read_client_site(directory)
@@ -71,7 +74,7 @@ def start(options: Namespace, console: Console) -> None:
         command.append("--insecure")
     else:
         ca, key = directory / CA_CERTIFICATE, directory / CLIENT_KEY
-        _check_server(address, ca, read_private_key(key))
+        await_server(address, ca, read_private_key(key), added=site.added)
         command += ["--root-certificates", str(ca), "--auth-supernode-private-key", str(key)]
     home = directory / "flower"
     if not home.exists():
@@ -167,11 +170,40 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _check_server(address: Address, ca: Path, key: ec.EllipticCurvePrivateKey) -> None:
+class NotLetIn(SpatlError):
+    """Refusal of a key by a server that is the right one."""
+
+
+def await_server(address: Address, ca: Path, key: ec.EllipticCurvePrivateKey, *, added: bool) -> None:
+    """Return once nothing is known that would keep this client out; one that was added waits until its key is known.
+
+    Raises:
+        SpatlError: As of `check_server`; of a client that was added, its key being unknown is no reason.
+    """
+    said = False
+    while True:
+        try:
+            check_server(address, ca, key)
+        except NotLetIn as error:
+            if not added:
+                raise
+            if not said:
+                logger.warning(
+                    "waiting: %s; this client was added (spatl deploy add-client), and a server knows such a one from "
+                    "its next start on (spatl deploy server DIR --resume)", error,
+                )  # fmt: skip
+                said = True
+            time.sleep(_ASK_AGAIN_SECONDS)
+        else:
+            return
+
+
+def check_server(address: Address, ca: Path, key: ec.EllipticCurvePrivateKey) -> None:
     """Raise where the server would never let this client in; a server that is away is waited for.
 
     Raises:
-        SpatlError: The server's certificate is of another CA or host, it speaks no TLS, or it does not know the key.
+        SpatlError: The server's certificate is of another CA or host, or it speaks no TLS.
+        NotLetIn: It does not know the key.
     """
     try:
         context = ssl.create_default_context(cafile=str(ca))
@@ -202,7 +234,7 @@ def _check_server(address: Address, ca: Path, key: ec.EllipticCurvePrivateKey) -
             client.DeactivateNode(DeactivateNodeRequest(node_id=client.ActivateNode(request).node_id))
     except httpx.HTTPStatusError as error:
         if error.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            raise SpatlError(
+            raise NotLetIn(
                 f"{address} does not let this client in (HTTP {error.response.status_code}): it does not know its key, "
                 "or the clocks of the two machines differ, or a SuperNode with this key runs or was killed within the "
                 "last minute"

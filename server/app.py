@@ -96,8 +96,8 @@ def serve(
 ) -> dict[str, Any]:  # fmt: skip
     """Run a federation over a grid.
 
-    A run that goes on repeats the round that it was killed in; that all clients register again, and what the killed
-    round had sent, is not in the ledger, which holds each round once.
+    A run that goes on repeats the round that it was killed in; that clients register again, and what the killed round
+    had sent, is not in the ledger, which holds each round once. That new ones register is in that round.
 
     Args:
         grid: A grid whose `send_and_receive` yields replies as they come.
@@ -126,9 +126,7 @@ def serve(
         (directory / ERROR).unlink(missing_ok=True)
     replace_file(directory / CONFIG, config.to_yaml().encode())
     known = checkpoint.state.num_examples if checkpoint else {}
-    registered = register(
-        grid, config, recorder if checkpoint is None else None, keys=keys or {}, known=known, devices=devices
-    )
+    registered = register(grid, config, recorder, keys=keys or {}, known=known, devices=devices)
     config, blueprint, clients = registered.config, registered.blueprint, registered.clients
     replace_file(directory / CONFIG, config.to_yaml().encode())  # with what the clients have agreed on
     if config.server.aggregation == "agreement":

@@ -18,7 +18,7 @@ from spatl.wire.blob import BLOB, RECORD
 logger = logging.getLogger(__name__)
 
 _CONNECT_POLL_SECONDS = 0.5
-_FIRST_ROUND = "1"  # registration belongs to it
+_FIRST_ROUND = "1"  # as messages of the registration say
 _ATTEMPTS = 3  # to have an answer of one node, which may go before it gives one
 
 
@@ -89,10 +89,14 @@ class Inquiry:
             if not waiting:
                 return
 
-    def entries(self, clients: Mapping[int, int]) -> Iterator[Entry]:
+    def entries(self, clients: Mapping[int, int], *, server_round: int) -> Iterator[Entry]:
         """Yield the ledger's entries of all questions and answers, given the client of each node.
 
         Of a node of which no client is known there is nothing.
+
+        Args:
+            clients: Clients by node id.
+            server_round: The round that they belong to: the one that is next.
         """
         for node, passed in self._traffic.items():
             client = clients.get(node, self.keys.get(node))
@@ -107,8 +111,8 @@ class Inquiry:
                     content, direction=direction, message_type=MessageType.QUERY, group_id=_FIRST_ROUND
                 )
                 yield entry(
-                    server_round=1, client=client, direction=direction, phase="query", num_bytes=traffic.num_bytes,
-                    opposite=traffic.opposite, sections={"indices": indices},
+                    server_round=server_round, client=client, direction=direction, phase="query",
+                    num_bytes=traffic.num_bytes, opposite=traffic.opposite, sections={"indices": indices},
                 )  # fmt: skip
 
     def name_of(self, node: int) -> str:

@@ -73,7 +73,7 @@ class Registered:
 def register(
     grid: Grid,
     config: ExperimentConfig,
-    recorder: Recorder | None,
+    recorder: Recorder,
     *,
     keys: Mapping[int, int],
     known: Mapping[int, int],
@@ -84,7 +84,7 @@ def register(
     Args:
         grid: Where the nodes are.
         config: The run.
-        recorder: Where bytes are written; None for a run that goes on, in which they are already.
+        recorder: Where bytes are written; of a run that goes on those of new clients, for it has the others' already.
         keys: The client whose key each node holds, by node id, where nodes are authenticated.
         known: The training examples of each client that a run that goes on has.
         devices: Whether clients are machines of their own, which may be missing.
@@ -111,8 +111,10 @@ def register(
     blueprint = servers_blueprint(config.to_json())
     clients = dict(sorted(registrar.register(nodes, blueprint, known).items()))
     registrar.check_enough(len(clients))
-    if recorder is not None:
-        recorder.round.entries.extend(inquiry.entries({each.node_id: client for client, each in clients.items()}))
+    owners = {each.node_id: client for client, each in clients.items()}
+    for entry in inquiry.entries(owners, server_round=recorder.round.server_round):
+        if not known or entry.client in clients.keys() - known.keys():
+            recorder.round.entries.append(entry)
     return Registered(
         config, blueprint, clients,
         absent=dict(sorted(registrar.absent.items())),

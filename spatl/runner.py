@@ -155,8 +155,9 @@ def _extended(directory: Path, config: ExperimentConfig, rounds: int) -> Experim
         SpatlError: It has as many rounds already, another process runs it, or nobody can go on from its end.
     """
     if type(rounds) is not int or rounds <= config.rounds:
+        so_many = "" if (directory / SUMMARY).exists() else "; it is not over, and goes on to these without"
         raise ConfigError(
-            f"{directory} is a run of {config.rounds} rounds: rounds must be more than that, got {rounds}"
+            f"{directory} is a run of {config.rounds} rounds: rounds must be more than that, got {rounds}{so_many}"
         )
     if config.model.weights is not None:  # before anything of it is touched
         read_weights(Path(config.model.weights), sha256=config.model.weights_sha256)
@@ -253,7 +254,8 @@ def run_missing(
         return result
     try:
         draw_curves(result, directory / CURVES)
-        write_report(result, directory / REPORT, config_yaml=config.to_yaml(), command=command)
+        # As it was run: devices agree on some of it when they register.
+        write_report(result, directory / REPORT, config_yaml=config_of(directory).to_yaml(), command=command)
     except SpatlError as error:  # the numbers are there; pictures need an extra that a bare install lacks
         logger.warning("no curves.png and no report.html: %s", error)
     return result

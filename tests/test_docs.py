@@ -58,7 +58,8 @@ def test_a_command_on_a_page_is_one(page, command):
 
 def test_the_commands_of_a_deployment_are_among_those():
     of_deployment = [command for page, command in commands() if page == "docs/deploy.md"]
-    assert {command.split()[2] for command in of_deployment if "deploy" in command} == {"init", "server", "client"}
+    roles = {command.split()[2] for command in of_deployment if "deploy" in command}
+    assert roles == {"init", "server", "client", "add-client"}
     assert len(of_deployment) >= 8
 
 

@@ -9,7 +9,9 @@ import secrets
 import shlex
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,16 +19,16 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from rich.console import Console
 
-from server.deployment.certificates import make_authority, make_client_pair, make_server_pair, pem, private_pem
+from server.deployment.adding import fill_client, of_all_clients
+from server.deployment.certificates import make_authority, make_server_pair, pem, private_pem
 from server.deployment.control import started_superlink
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import load_config, parse_config, read_config
+from spatl.config.loading import load_config, more_rounds, parse_config, read_config
 from spatl.data import OWN, is_read_from_path
 from spatl.deployment.processes import past_proxies
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
     CA_KEY,
-    CLIENT_KEY,
     CONFIG,
     DEFAULT_RUN,
     PUBLIC_KEYS,
@@ -47,8 +49,9 @@ from spatl.errors import ConfigError, SpatlError
 from spatl.report.result import read_run
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.rules import aggregation_rule
-from spatl.runner import resume, run
+from spatl.runner import Engine, resume, run
 from spatl.runs.directory import alone_in_run, config_of, has_rounds, serving_run
+from spatl.runs.files import CONFIG as RUN_CONFIG
 from spatl.runs.files import ERROR, REGISTRATION, REPORT, SUMMARY
 from spatl.sealed_files import replace_file
 from spatl.terminal.progress import progress_of
@@ -100,11 +103,8 @@ def init(options: Namespace, console: Console) -> None:
         write_site(server, ServerSite(str(address), num_clients))
         make_private(server / PUBLIC_KEYS)
         for client in range(num_clients):
-            own, pair = make_private(directory / f"client-{client}"), make_client_pair()
-            write_private(own / CA_CERTIFICATE, certificate)
-            write_private(own / CLIENT_KEY, pair.private)
-            write_site(own, ClientSite(str(address), client, num_clients))
-            write_private(server / PUBLIC_KEYS / f"client-{client}.pub", pair.public)
+            own = make_private(directory / f"client-{client}")
+            fill_client(own, ClientSite(str(address), client, num_clients), certificate, server)
     except OSError as error:
         raise SpatlError(f"cannot write {error.filename or directory}: {error.strerror}") from error
     owned = f"partition.name: own{'' if given else ', for the config names none'}: what lies on a device is all its own"
@@ -127,31 +127,73 @@ def serve(options: Namespace, console: Console) -> None:
     """
     directory = Path(options.directory).absolute()
     site = read_server_site(directory)
-    config = load_config(directory / CONFIG)
-    if config.partition.num_clients != site.num_clients:
-        raise ConfigError(
-            f"{directory / CONFIG} has {config.partition.num_clients} clients, the deployment {site.num_clients}"
-        )
+    config = of_all_clients(load_config(directory / CONFIG), site, directory / CONFIG)
+    out = Path(options.out).absolute() if options.out else directory / DEFAULT_RUN
+    rounds = _more_rounds(options, out, directory / CONFIG)
+    os.environ.update(past_proxies())  # of this process, which calls the SuperLink on loopback
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    engine = _engine(options, directory, site, say)
+    command = ["spatl", "deploy", "server", options.directory, *(["--out", options.out] if options.out else [])]
+    if options.resume and rounds is None and (out / SUMMARY).exists() and (out / REPORT).exists():
+        print_result(console, read_run(out))  # a service that is started again has nothing left to do
+        if config_of(out).partition.num_clients < site.num_clients:
+            say("the run is over; clients that were added since take part in more rounds: --set rounds=N")
+        return
+    began = has_rounds(out)
+    if began:
+        config = config_of(out)
+    shown = config.model_copy(update={"rounds": rounds}) if type(rounds) is int else config
+    with serving_run(out), progress_of(console, shown) as progress:
+        if began:
+            if not options.resume:
+                raise ConfigError(
+                    f"{out} holds a run already: --resume goes on with it, --out starts another elsewhere"
+                )
+            of_all_clients(config, site, out / RUN_CONFIG)  # before anything of it is changed
+            command += ["--resume", *([] if rounds is None else ["--set", f"rounds={rounds}"])]
+            result = resume(out, rounds=rounds, on_round=progress.on_round, command=shlex.join(command), engine=engine)
+        else:
+            _forget_other(config, out)
+            result = run(config, out, on_round=progress.on_round, command=shlex.join(command), engine=engine)
+    print_result(console, result)
+
+
+def _more_rounds(options: Namespace, out: Path, config: Path) -> Any:
+    """Return how many rounds the run is to have, if it is to have more than it has.
+
+    Raises:
+        ConfigError: Something else is to be set, or there is no run that could go on to them.
+    """
+    if not options.overrides:
+        return None
+    if not options.resume:
+        raise ConfigError(f"--set rounds=N goes with --resume; what a run starts with stands in {config}")
+    rounds = more_rounds(options.overrides)
+    if not has_rounds(out):
+        raise ConfigError(f"{out} holds no run that could go on to more rounds; set rounds in {config}, and start it")
+    return rounds
+
+
+def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable[[str], None]) -> Engine:
+    """Return what runs a config, or goes on with one, on the clients of a server's directory."""
     address = Address.parse(site.address)
     bind = Address(options.bind, address.port)
     if options.insecure:
         logger.warning("--insecure: no TLS; whoever reaches %s can take part, and read and change what passes", bind)
     if bind.is_loopback and not address.is_loopback:
         logger.warning("listening on %s only, where no other machine can call: set --bind 0.0.0.0", bind.host)
-    out = Path(options.out).absolute() if options.out else directory / DEFAULT_RUN
-    os.environ.update(past_proxies())  # of this process, which calls the SuperLink on loopback
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def engine(config: ExperimentConfig, run_directory: Path, *, resume: bool) -> None:
-        with alone_in_run(
-            run_directory
-        ):  # what a killed one left may still be at work; the ServerApp locks it for good
+        config = of_all_clients(config, site, run_directory / RUN_CONFIG)
+        # What a killed one left may still be at work; the ServerApp locks it for good.
+        with alone_in_run(run_directory):
             for name in (ERROR, REGISTRATION):
                 (run_directory / name).unlink(missing_ok=True)
             write_run(run_directory, run_name(run_directory) or _new_name(), directory)
-            replace_file(run_directory / CONFIG, config.to_yaml().encode())  # for whoever looks while clients come
+            replace_file(run_directory / RUN_CONFIG, config.to_yaml().encode())  # also for whoever looks meanwhile
         keys = {} if options.insecure else read_public_keys(directory, site.num_clients)
         with started_superlink(directory, run_directory, bind, insecure=options.insecure) as link:
             nodes = link.register(keys)
@@ -161,21 +203,7 @@ def serve(options: Namespace, console: Console) -> None:
             link.await_clients(site.num_clients, say, seconds=options.wait, enough=enough)
             link.run(config, run_directory, say, resume=resume, nodes=nodes)
 
-    command = shlex.join(["spatl", "deploy", "server", options.directory])
-    if options.resume and (out / SUMMARY).exists() and (out / REPORT).exists():
-        print_result(console, read_run(out))  # a service that is started again has nothing left to do
-        return
-    with serving_run(out), progress_of(console, config) as progress:
-        if has_rounds(out):
-            if not options.resume:
-                raise ConfigError(
-                    f"{out} holds a run already: --resume goes on with it, --out starts another elsewhere"
-                )
-            result = resume(out, on_round=progress.on_round, command=command, engine=engine)
-        else:
-            _forget_other(config, out)
-            result = run(config, out, on_round=progress.on_round, command=command, engine=engine)
-    print_result(console, result)
+    return engine
 
 
 def _forget_other(config: ExperimentConfig, out: Path) -> None:

@@ -175,6 +175,20 @@ def with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[st
     return content
 
 
+def more_rounds(overrides: Sequence[str]) -> Any:
+    """Return the value of `rounds=N` among the settings for a run that goes on; None where there is none.
+
+    Raises:
+        ConfigError: Another setting is among them: a run goes on with its own.
+    """
+    others = [text for text in overrides if not text.startswith("rounds=")]
+    if others:
+        raise ConfigError(
+            f"a run goes on with its own config, to more rounds at most (--set rounds=N): leave out --set {others[0]}"
+        )
+    return with_overrides({}, overrides).get("rounds")
+
+
 def _line(error: Any) -> str:
     """Return one line for one pydantic error: the key, what is wrong, what came."""
     location = [str(part) for part in error["loc"]]

@@ -45,6 +45,7 @@ def make_parser() -> Parser:
     roles = deploying.add_subparsers(required=True, metavar="COMMAND")
     _add_deploy_init(roles.add_parser("init", help="make the keys, and a directory for each machine"))
     _add_deploy_server(roles.add_parser("server", help="run the federation, on the server's machine"))
+    _add_add_client(roles.add_parser("add-client", help="make keys and directories for further clients"))
     _add_deploy_client(roles.add_parser("client", help="take part in it, on a client's machine"))
     _add_show(commands.add_parser("show", help="list what configs can name, every setting, and what codecs cost"))
     _add_completion(commands.add_parser("completion", help="print a script that completes this command line"), parser)
@@ -271,7 +272,18 @@ def _add_deploy_server(parser: Parser) -> None:
         "--wait", metavar="SECONDS", type=float, default=600.0, help="how long to wait for the clients (%(default)g)"
     )
     parser.add_argument("--insecure", action="store_true", help="no TLS, and any client may take part")
+    _add_overrides(parser, "with --resume, rounds=N: more rounds for a run that is finished, or was stopped")
     parser.set_defaults(command=_by_reference("server.deployment.command:serve"))
+
+
+def _add_add_client(parser: Parser) -> None:
+    parser.description = (
+        "Make a key and a directory for each new client of a deployment whose devices have data of their own, and have "
+        "the server know them from its next start on."
+    )
+    parser.add_argument("directory", metavar="DIR", help="what `spatl deploy init` made, or DIR/server of it alone")
+    parser.add_argument("--count", metavar="N", type=int, default=1, help="how many clients (%(default)s)")
+    parser.set_defaults(command=_by_reference("server.deployment.adding:add_clients"))
 
 
 def _add_deploy_client(parser: Parser) -> None:

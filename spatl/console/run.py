@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spatl import runner
-from spatl.config.loading import load_config, with_overrides
+from spatl.config.loading import load_config, more_rounds
 from spatl.errors import ConfigError
 from spatl.json_files import write_json
 from spatl.report.result import RunResult
@@ -54,15 +54,13 @@ def _run_one(console: Console, path: str, overrides: Sequence[str], directory: s
 def _resume(console: Console, options: argparse.Namespace) -> RunResult:
     given = {"CONFIG": options.config, "--engine": options.engine, "--out": options.out, "--seeds": options.seeds}
     superfluous = [name for name, value in given.items() if value]
-    superfluous += [f"--set {text}" for text in options.overrides if not text.startswith("rounds=")]
     if superfluous:
         raise ConfigError(
             f"--resume goes on with the run's own config and directory, to more rounds at most (--set rounds=N): leave "
             f"out {superfluous[0]}"
         )
-    config, command, rounds = config_of(Path(options.resume)), ["spatl", "run", "--resume", options.resume], None
-    for text in options.overrides:
-        rounds = with_overrides({}, [text])["rounds"]
+    rounds = more_rounds(options.overrides)
+    config, command = config_of(Path(options.resume)), ["spatl", "run", "--resume", options.resume]
     if rounds is not None:
         command += ["--set", f"rounds={rounds}"]
     shown = config.model_copy(update={"rounds": rounds}) if type(rounds) is int else config

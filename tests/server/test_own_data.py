@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from clients.app import app as client_app
-from clients.store import DirectoryStore
 from server.app import serve
 from server.grids import InProcessGrid
 from spatl.config.loading import load_config, on_device
@@ -15,10 +14,9 @@ from spatl.errors import ConfigError
 from spatl.json_files import read_json
 from spatl.rounds.blueprint import make_blueprint
 from spatl.rounds.client_data import load_own
-from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.records import read_lines
 from tests.support.federations import COMPRESSED
-from tests.support.own_data import own_config, serve_devices, write_data
+from tests.support.own_data import check_devices_control, own_config, serve_devices, write_data
 
 
 def test_nodes_without_a_place_for_their_state_agree_in_flowers_memory(devices, monkeypatch):
@@ -132,20 +130,4 @@ def test_c_stays_the_weighted_sum_of_the_c_i_when_one_comes_later_and_another_st
         with contextlib.suppress(FileNotFoundError):
             (devices / "run" / "summary.json").unlink()
         serve_devices(config_of(rounds, agreed), devices, resume=True, absent=absent)
-        check_control(devices, config_of(rounds, agreed), rounds)
-
-
-def check_control(devices, config, rounds):
-    last = load_checkpoint(devices / "run")
-    examples = {0: 120, 1: 72, 2: 36}
-    assert last.state.num_examples == examples
-    expected = torch.zeros_like(last.state.control, dtype=torch.float64)
-    for client, number in examples.items():
-        state = DirectoryStore(devices / f"device-{client}" / "20260101-000000-ab").load()
-        settled = state.settle(
-            acknowledged_round=last.state.folded.get(client, 0), server_round=rounds,
-            half_life=config.control.half_life,
-        )  # fmt: skip
-        expected += number / sum(examples.values()) * settled.control.double()
-    torch.testing.assert_close(last.state.control.double(), expected, rtol=1e-4, atol=1e-6)
-    assert float(expected.abs().max()) > 1e-3
+        check_devices_control(devices, config_of(rounds, agreed), {0: 120, 1: 72, 2: 36})

@@ -3,7 +3,8 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spatl.config.experiment import ExperimentConfig
@@ -39,6 +40,22 @@ def deploy(config: ExperimentConfig, directory: Path, *, timeout_seconds: float)
             stack.enter_context(started("deploy", "client", str(own), "--insecure", log=directory / f"{own.name}.log"))
         assert server.wait(timeout_seconds) == 0, log.read_text()
     return federation / "server" / "run", taps
+
+
+def await_text(text: str, log: Path, process: subprocess.Popen[bytes], *, seconds: float) -> None:
+    """Wait until a process that runs has said something."""
+    await_that(lambda: text in log.read_text(), process, seconds=seconds, told=log.read_text)
+
+
+def await_that(
+    holds: Callable[[], bool], process: subprocess.Popen[bytes], *, seconds: float, told: Callable[[], str] = str
+) -> None:
+    """Wait until something holds while a process runs; `told` is what a failure shows."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None, told()
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import shutil
 import ssl
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from server.deployment.superlink import OPEN_PATH, TOKEN_HEADER, Gate
 from spatl.console.main import main
 from spatl.deployment.processes import environment, free_port, script
 from spatl.runs.records import read_lines
-from tests.support.deployments import started
+from tests.support.deployments import await_text, started
 from tests.support.federations import run_tiny, tiny_config
 
 NUM_CLIENTS = 4
@@ -167,14 +166,6 @@ class Deployed:
     logs: dict[str, str]
 
 
-def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while text not in (said := log.read_text()):
-        assert process.poll() is None, said
-        assert time.monotonic() < deadline, said
-        time.sleep(0.2)
-
-
 def answer(*command: str, log: Path) -> str:
     """How a program ended and what it said."""
     with log.open("wb") as output:  # no pipe: a SuperExec would hold it until its SuperNode has been waited for
@@ -240,7 +231,7 @@ def deployed(tmp_path_factory) -> Deployed:
     log = base / "server.log"
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(started("deploy", "server", str(directory / "server"), log=log))
-        wait_for("0 of 4 clients are connected", log, server)
+        await_text("0 of 4 clients are connected", log, server, seconds=SECONDS)
         answers = intrusions(directory, address, base / "stranger" / "client-0")
         assert "1 of 4" not in log.read_text()
         for client in range(NUM_CLIENTS):

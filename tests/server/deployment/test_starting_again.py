@@ -4,9 +4,6 @@ import contextlib
 
 import pytest
 
-import server.deployment.command
-import spatl.runner
-from server.engines import run_inline
 from spatl.console.main import main
 from spatl.deployment.sites import RUN, run_name
 from spatl.errors import ConfigError, SpatlError
@@ -18,40 +15,6 @@ from spatl.runs.status import read_status
 from tests.support.federations import tiny_config
 
 CONFIG = tiny_config(rounds=2, method="fedavg")
-
-
-class Link:
-    """Runs in this process what a SuperLink would have run, or fails as told."""
-
-    failure = None
-
-    def register(self, keys):
-        return {}
-
-    def open(self):
-        pass
-
-    def await_clients(self, number, say, *, seconds, enough):
-        if self.failure is not None:
-            raise self.failure
-
-    def run(self, config, directory, say, *, resume, nodes):
-        run_inline(config, directory, resume=resume)
-
-
-@pytest.fixture
-def link(monkeypatch):
-    link = Link()
-
-    @contextlib.contextmanager
-    def superlink(directory, run_directory, bind, *, insecure):
-        (run_directory / "flower.log").touch()
-        yield link
-
-    monkeypatch.setattr(server.deployment.command, "started_superlink", superlink)
-    for name in ("draw_curves", "write_report"):  # seconds each
-        monkeypatch.setattr(spatl.runner, name, lambda *args, **kwargs: None)
-    return link
 
 
 @pytest.fixture
@@ -149,6 +112,65 @@ def test_a_server_that_waits_for_its_clients_is_running(link, site):
     with serving_run(site / "run"):
         assert read_status(site).state == "running"
         assert serve(site) == 2
+
+
+# More rounds
+
+
+def test_a_deployment_goes_on_to_more_rounds_as_if_they_had_been_asked_for_at_once(link, site):
+    assert serve(site) == 0
+    name = run_name(site / "run")
+    (site / "run" / "report.html").touch()
+    assert serve(site, "--resume", "--set", "rounds=4") == 0
+    assert run_name(site / "run") == name  # what the devices know it by
+    run(CONFIG.model_copy(update={"rounds": 4}), site / "whole", pictures=False)
+    for file in ("model/model.safetensors", "server.checkpoint"):
+        assert (site / "run" / file).read_bytes() == (site / "whole" / file).read_bytes()
+    assert serve(site, "--resume", "--set", "rounds=5") == 0  # of one whose pictures are missing, too
+    assert len(read_lines(site / "run" / "history.jsonl")) == 5
+
+
+def test_more_rounds_survive_a_start_that_fails(link, site, capsys):
+    assert serve(site) == 0
+    link.failure = SpatlError("nobody came")
+    assert serve(site, "--resume", "--set", "rounds=3") == 2
+    link.failure = None
+    capsys.readouterr()
+    assert serve(site, "--resume", "--set", "rounds=3") == 2
+    assert "it is not over, and goes on to these without" in capsys.readouterr().err
+    assert serve(site, "--resume") == 0
+    assert len(read_lines(site / "run" / "history.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("began", "more", "said"),
+    [
+        (False, ["--set", "rounds=4"], "--set rounds=N goes with --resume; what a run starts with stands in "),
+        (False, ["--resume", "--set", "rounds=4"], "holds no run that could go on to more rounds; set rounds in "),
+        (True, ["--resume", "--set", "seed=4"], "to more rounds at most (--set rounds=N): leave out --set seed=4"),
+        (True, ["--resume", "--set", "rounds=2"], "is a run of 2 rounds: rounds must be more than that, got 2"),
+        (True, ["--resume", "--set", "rounds=many"], "is a run of 2 rounds: rounds must be more than that, got many"),
+        (True, ["--set", "rounds=4"], "--set rounds=N goes with --resume"),
+    ],
+)
+def test_a_mistake_about_more_rounds_is_one_line_and_changes_nothing(link, site, began, more, said, capsys):
+    if began:
+        assert serve(site) == 0
+    before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert serve(site, *more) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert {path: each for path, each in before.items() if path.read_bytes() != each} == {}
+
+
+def test_nobody_gives_more_rounds_to_a_run_that_is_served(link, site, capsys):
+    assert serve(site) == 0
+    with serving_run(site / "run"):
+        assert serve(site, "--resume", "--set", "rounds=4") == 2
+    assert "another process serves" in capsys.readouterr().err
+    assert read_status(site).rounds == CONFIG.rounds
 
 
 # A simulation, likewise

@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from spatl.models.weights import read_weights
 from spatl.runner import resume
 from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.directory import alone_in_run, serving_run
+from tests.support.deployments import await_that
 from tests.support.federations import COMPRESSED, DENSE, tiny_config
 from tests.support.stopped import Stopped, stopped_after
 
@@ -162,12 +162,12 @@ def test_a_run_in_another_process_gives_its_model_and_goes_on_undisturbed(tmp_pa
     command = [sys.executable, "-m", "spatl", "run", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: (tmp_path / "run" / "server.checkpoint").exists(), process)
+        await_that(lambda: (tmp_path / "run" / "server.checkpoint").exists(), process, seconds=120)
         with pytest.raises(SpatlError, match="another process is running"), alone_in_run(tmp_path / "run"):
             pass
         found = [found_in(tmp_path / "run") for _ in range(5)]
         last = found[-1].description.round
-        wait_until(lambda: _round(tmp_path / "run") > last, process)
+        await_that(lambda: _round(tmp_path / "run") > last, process, seconds=120)
     finally:
         process.kill()
         process.wait(60)
@@ -185,14 +185,6 @@ def _round(directory: Path) -> int:
     checkpoint = load_checkpoint(directory)
     assert checkpoint is not None
     return checkpoint.server_round
-
-
-def wait_until(holds: Any, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks")

@@ -1,0 +1,43 @@
+"""Deployments without a SuperLink."""
+
+import contextlib
+
+import pytest
+
+import server.deployment.command
+import spatl.runner
+from server.engines import run_inline
+
+
+class Link:
+    """Runs in this process what a SuperLink would have run, or fails as told."""
+
+    failure = None
+
+    def register(self, keys):
+        return {}
+
+    def open(self):
+        pass
+
+    def await_clients(self, number, say, *, seconds, enough):
+        if self.failure is not None:
+            raise self.failure
+
+    def run(self, config, directory, say, *, resume, nodes):
+        run_inline(config, directory, resume=resume)
+
+
+@pytest.fixture
+def link(monkeypatch):
+    link = Link()
+
+    @contextlib.contextmanager
+    def superlink(directory, run_directory, bind, *, insecure):
+        (run_directory / "flower.log").touch()
+        yield link
+
+    monkeypatch.setattr(server.deployment.command, "started_superlink", superlink)
+    for name in ("draw_curves", "write_report"):  # seconds each
+        monkeypatch.setattr(spatl.runner, name, lambda *args, **kwargs: None)
+    return link
