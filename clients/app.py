@@ -35,6 +35,7 @@ from spatl.rounds.client import receive, train_round
 from spatl.rounds.client_data import data_digest, describe_own
 from spatl.rounds.client_evaluation import ClientModel, arrived, evaluate_round, gather_round
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.findings import find_round
 from spatl.rounds.offsets import check_of
 from spatl.rounds.workplace import Workplace
 from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_FAILED, CLIENT_LOST, CLIENT_REFUSED, RECORD
@@ -160,6 +161,18 @@ def statistics(message: Message, context: Context) -> Message:
     with _visited(message, context, workplace) as (_, model, state):
         blob = gather_round(workplace, _client(context), model, state)
         del model, state
+    return Message(_content(blob), reply_to=message)
+
+
+@app.query("findings")
+@reporting
+def findings(message: Message, context: Context) -> Message:
+    """Say what the model that was sent does on this client's validation split; nothing is kept of it."""
+    workplace, store = workplace_of(context), _store(context)
+    download = _download(message, workplace)
+    with store.locked():
+        model, state = receive(workplace, download, _load(store, download, workplace))
+        blob = find_round(workplace, _client(context), model, state)
     return Message(_content(blob), reply_to=message)
 
 

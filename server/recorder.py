@@ -12,6 +12,7 @@ from server.round_record import RoundRecord, client_rows, history_row, selection
 from spatl.channels.layout import ChannelGroup
 from spatl.json_files import write_json
 from spatl.runs.files import CLIENTS, HISTORY, LEDGER, SELECTIONS, SUMMARY, TIMINGS
+from spatl.runs.findings import forget_findings
 from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
 from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, keep_rounds, mean
@@ -41,6 +42,7 @@ class Recorder:
         self.num_examples: dict[int, int] = {}
         self.groups: tuple[ChannelGroup, ...] = ()
         directory.mkdir(parents=True, exist_ok=True)
+        forget_findings(directory, after=done)
         history, clients, ledger, *_ = (
             keep_rounds(directory / name, done) for name in (HISTORY, CLIENTS, LEDGER, TIMINGS, SELECTIONS)
         )

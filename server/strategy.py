@@ -8,7 +8,7 @@ rounds that are left.
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -17,17 +17,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from server.best import keep_best
-from server.questions import Questions, is_lost
+from server.exchange import Exchange, contents
+from server.findings import ask_for_findings
 from server.recorder import Recorder
-from server.replies import blob_content, blob_of, content_sections, error_line, error_traceback
-from server.traffic import message_traffic
+from server.replies import blob_of, error_traceback
 from spatl.config.sections import ServerConfig
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.rounds.evaluation import arrived_state, close_statistics, open_evaluation
 from spatl.rounds.federation import Federation
 from spatl.rounds.server import choose_clients, close_round, first_state, open_round, rejoined
+from spatl.rounds.server_state import ServerState
 from spatl.runs.checkpoint import Checkpoint, save_checkpoint
-from spatl.runs.ledger import Direction, Entry, entry
 from spatl.wire.reports import EvaluateReport
 from spatl.wire.statistics import STATISTICS_QUESTION
 
@@ -65,10 +65,8 @@ class FederationStrategy(Strategy):
         self.federation = federation
         self._config = federation.blueprint.config
         self._nodes = nodes
-        self._clients = {node: client for client, node in nodes.items()}
         self._recorder = recorder
-        self._questions = Questions()
-        self._sent_entries: dict[int, Entry] = {}
+        self._exchange = Exchange(nodes, recorder)
         self._done = 0
         if checkpoint is None:
             self.state = first_state(federation, num_examples, cannot_build=cannot_build)
@@ -96,15 +94,15 @@ class FederationStrategy(Strategy):
             self.state, downloads = open_round(self.federation, self.state, number, clients)
         except DivergedError as error:
             self._stop(error)
-        return self._messages(downloads, number, MessageType.TRAIN, connected)
+        return self._exchange.ask(downloads, number, MessageType.TRAIN, connected)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check every reply, fold the good ones in as they come, and move x and c."""
         number = self._done + server_round
-        asked = self._asked_for(replies, number, f"round {number}")
-        self.state, outcome = close_round(self.federation, self.state, number, _contents(asked))
+        asked = self._exchange.answers(replies, number, f"round {number}")
+        self.state, outcome = close_round(self.federation, self.state, number, contents(asked))
         self._recorder.round.outcome = outcome
         keep_best(self._recorder.directory, self.federation, self.state, number - 1, outcome.arrivals)
         if outcome.ending is not None:
@@ -121,7 +119,8 @@ class FederationStrategy(Strategy):
         """
         number = self._done + server_round
         if number < self._config.rounds:
-            return self._messages({}, number, MessageType.EVALUATE, set())
+            self._ask_for_findings(grid, self.state, number, arrived=False)
+            return self._exchange.ask({}, number, MessageType.EVALUATE, set())
         clients = sorted(self._nodes)
         try:
             state = arrived_state(self.federation, self.state, number)
@@ -129,20 +128,21 @@ class FederationStrategy(Strategy):
             self._stop(error)
         if self.federation.blueprint.asks_after_the_rounds:
             state, downloads = open_evaluation(self.federation, state, number, clients)
-            questions = self._messages(downloads, number, STATISTICS_QUESTION, set(grid.get_node_ids()))
+            questions = self._exchange.ask(downloads, number, STATISTICS_QUESTION, set(grid.get_node_ids()))
             replies = grid.send_and_receive(questions, timeout=self._config.server.round_timeout_seconds)
-            asked = _contents(self._asked_for(replies, number, "BatchNorm statistics"))
+            asked = contents(self._exchange.answers(replies, number, "BatchNorm statistics"))
             state, told = close_statistics(self.federation, state, number, asked)
             self.state = replace(self.state, statistics=state.statistics)
             keep_best(self._recorder.directory, self.federation, state, number, told)
+        self._ask_for_findings(grid, state, number, arrived=True)
         _, downloads = open_evaluation(self.federation, state, number, clients)
-        return self._messages(downloads, number, MessageType.EVALUATE, set(grid.get_node_ids()))
+        return self._exchange.ask(downloads, number, MessageType.EVALUATE, set(grid.get_node_ids()))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the final accuracies, close the round, and put it on disk."""
         number = self._done + server_round
         record = self._recorder.round
-        for client, reply in self._asked_for(replies, number, "the final evaluation"):
+        for client, reply in self._exchange.answers(replies, number, "the final evaluation"):
             try:
                 record.final[client] = EvaluateReport.from_bytes(blob_of(reply))
             except UpdateRejected as error:
@@ -159,65 +159,10 @@ class FederationStrategy(Strategy):
         shown = {k: v for k, v in (("accuracy", row.accuracy), ("loss", row.loss)) if v is not None}
         return MetricRecord(dict(shown)) if shown else None
 
-    def _messages(
-        self, downloads: Mapping[int, bytes], server_round: int, message_type: str, connected: set[int]
-    ) -> list[Message]:
-        messages = [
-            Message(
-                blob_content(blob),
-                dst_node_id=self._nodes[client],
-                message_type=message_type,
-                group_id=str(server_round),
-            )
-            for client, blob in downloads.items()
-        ]
-        self._questions = Questions(messages, connected)
-        self._sent_entries = {
-            client: _entry(self._recorder.round.server_round, client, message, "downlink")
-            for client, message in zip(downloads, messages, strict=True)
-        }
-        return messages
-
-    def _asked_for(self, replies: Iterable[Message], server_round: int, about: str) -> Iterator[tuple[int, Message]]:
-        """Pass on with its client what answers the questions that are out, once each, and count what was taken.
-
-        Where Flower says in place of a client that it is gone, its reply is missing. Whoever did not answer is named.
-        """
-        record, waiting, gone = self._recorder.round, set(self._sent_entries), dict[int, str]()
-        position, silent, facts = len(record.entries), "none came in time", {"round": server_round}
-        for reply in replies:
-            self._count(reply)
-            node = self._questions.node_of(reply)
-            client = None if node is None else self._clients.get(node)
-            if is_lost(reply):
-                if client in waiting:
-                    gone[client] = error_line(reply.error)
-                elif client is None:
-                    silent = error_line(reply.error)
-            elif client in waiting and client not in gone:
-                waiting.discard(client)
-                yield client, reply
-                del reply  # another client may train before the next one is here
-            else:
-                source = self._clients.get(reply.metadata.src_node_id)
-                whose = "a reply" if source is None else f"a reply of client {source}"
-                logger.warning("%s: ignored %s that nobody asked for, or that came late", about, whose, extra=facts)
-                record.late += 1
-        for client in sorted(waiting):
-            reason = gone.get(client, silent)
-            logger.warning("%s: no answer of client %d: %s", about, client, reason, extra=facts | {"client": client})
-        taken = (
-            sent for client, sent in self._sent_entries.items()
-            if self._questions.was_taken(self._nodes[client], answered=client not in waiting)
-        )  # fmt: skip
-        record.entries[position:position] = taken
-
-    def _count(self, reply: Message) -> None:
-        """Enter a reply into the ledger; one that is an error has no bytes that anyone counts."""
-        client = self._clients.get(reply.metadata.src_node_id)
-        if client is not None and reply.has_content():
-            record = self._recorder.round
-            record.entries.append(_entry(record.server_round, client, reply, "uplink"))
+    def _ask_for_findings(self, grid: Grid, state: ServerState, number: int, *, arrived: bool) -> None:
+        ask_for_findings(
+            self._exchange, grid, self.federation, state, number, arrived=arrived, run=self._recorder.directory
+        )
 
     def _stop(self, error: SpatlError) -> NoReturn:
         """Write the round as far as it went, then raise."""
@@ -241,37 +186,3 @@ def _connected(grid: Grid, nodes: Sequence[int], server: ServerConfig, server_ro
             logger.warning("round %d: waiting for clients to connect", server_round, extra={"round": server_round})
             said = True
         time.sleep(_POLL_SECONDS)
-
-
-def _contents(asked: Iterable[tuple[int, Message]]) -> Iterator[tuple[int, bytes | UpdateRejected]]:
-    """The blob of each reply as it comes, or why there is none; neither is kept while the next one is waited for."""
-    for client, reply in asked:
-        content = _content(reply)
-        del reply
-        yield client, content
-        del content
-
-
-def _content(reply: Message) -> bytes | UpdateRejected:
-    """The blob of a reply, or why there is none."""
-    try:
-        return blob_of(reply)
-    except UpdateRejected as error:
-        return error
-
-
-def _entry(server_round: int, client: int, message: Message, direction: Direction) -> Entry:
-    """Return the line of the ledger for a message."""
-    phase = str(message.metadata.message_type)
-    traffic = message_traffic(
-        message.content, direction=direction, message_type=phase, group_id=message.metadata.group_id
-    )
-    return entry(
-        server_round=server_round,
-        client=client,
-        direction=direction,
-        phase=phase,
-        num_bytes=traffic.num_bytes,
-        opposite=traffic.opposite,
-        sections=content_sections(message.content),
-    )

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from spatl.channels.costs import Budget
 from spatl.config.bench import BenchConfig
+from spatl.config.report import ReportConfig
 from spatl.config.saliency import SaliencyConfig
 from spatl.config.sections import (
     ControlConfig,
@@ -19,7 +20,6 @@ from spatl.config.sections import (
     PartitionConfig,
     PredictorConfig,
     PrivacyConfig,
-    ReportConfig,
     ResourcesConfig,
     Section,
     ServerConfig,
@@ -112,12 +112,19 @@ class ExperimentConfig(Section):
             )
         if server.aggregation != "mean" or server.clip is not None:
             raise ValueError("privacy: has its own aggregation; leave server.aggregation and server.clip out")
-        if self.report.best:
-            raise ValueError("privacy: what report.best sends of each client would be free of noise; leave it out")
+        if self.report.best or self.report.findings is not None:
+            name = "report.best" if self.report.best else "report.findings"
+            raise ValueError(f"privacy: what {name} sends of each client would be free of noise; leave it out")
         if self.training.batch_norm == "shared":
             raise ValueError(
                 "privacy: noise on shared variances could make them negative; set training.batch_norm: local"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_model_to_ask_about(self) -> Self:
+        if self.report.findings is not None and not self.has_one_model:
+            raise ValueError(f"report.findings: {self.row.title} has no model of all clients; leave it out")
         return self
 
     @property
@@ -170,17 +177,17 @@ class ExperimentConfig(Section):
 
         Not under privacy, of whose noise they would be free; nor where a client evaluates weights of its own.
         """
-        return (
-            self.training.batch_norm == "aggregated"
-            and self.privacy.noise_multiplier is None
-            and self.shares != "nothing"
-            and not self.row.fine_tunes
-        )
+        return self.training.batch_norm == "aggregated" and self.privacy.noise_multiplier is None and self.has_one_model
+
+    @property
+    def has_one_model(self) -> bool:
+        """True where what clients evaluate is one model of them all, but for the part of each that is its own."""
+        return self.shares != "nothing" and not self.row.fine_tunes
 
     @property
     def keeps_best(self) -> bool:
         """True where updates tell how good the encoder was that arrived, so that the best one can be kept."""
-        return self.report.best and self.shares != "nothing" and not self.row.fine_tunes
+        return self.report.best and self.has_one_model
 
     @property
     def predictor_mode(self) -> PredictorMode:
@@ -207,19 +214,11 @@ class ExperimentConfig(Section):
         Raises:
             SpatlError: There is no file of such weights.
         """
-        return self.model_copy(update={"model": self.model.located(directory), "data": self._located_data(directory)})
+        return self.model_copy(update={"model": self.model.located(directory), "data": _located(self.data, directory)})
 
     def without_weights(self) -> Self:
         """Return the config with weights drawn from the seed, for a device, which opens no file that another names."""
         return self.model_copy(update={"model": self.model.without_weights()})
-
-    def _located_data(self, directory: Path) -> DataConfig:
-        default = None if is_reference(self.data.name) else DATASETS[self.data.name].options.get("path")
-        path = self.data.options.get("path", default)
-        if not isinstance(path, str) or not path or self.data.options.get("hub"):
-            return self.data
-        options = {**self.data.options, "path": str(directory / os.path.expanduser(path))}
-        return self.data.model_copy(update={"options": options})
 
     def to_json(self) -> str:
         """Return the whole config as one JSON value, for Flower's flat `run_config`."""
@@ -228,3 +227,13 @@ class ExperimentConfig(Section):
     def to_yaml(self) -> str:
         """Return the whole config, resolved, in the form that `load_config` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _located(data: DataConfig, directory: Path) -> DataConfig:
+    """Return the settings of a data set with an absolute path, where it is read from one."""
+    default = None if is_reference(data.name) else DATASETS[data.name].options.get("path")
+    path = data.options.get("path", default)
+    if not isinstance(path, str) or not path or data.options.get("hub"):
+        return data
+    options = {**data.options, "path": str(directory / os.path.expanduser(path))}
+    return data.model_copy(update={"options": options})

@@ -1,6 +1,6 @@
 """Sections of an experiment's configuration, each a frozen model with its defaults and its own rules.
 
-Every default of the product stands here or in `spatl.config.selection`, and nowhere else.
+Every default of the product stands here, in `spatl.config.selection` or in `spatl.config.report`, and nowhere else.
 """
 
 import re
@@ -49,6 +49,7 @@ Ratio = Annotated[float, BeforeValidator(not_a_switch), Field(gt=0, le=1)]
 Positive = Annotated[float, BeforeValidator(not_a_switch), Field(gt=0)]
 
 Count = Annotated[int, BeforeValidator(not_a_switch), Field(ge=1)]
+
 
 Momentum = Annotated[float, BeforeValidator(not_a_switch), Field(ge=0, lt=1)]
 
@@ -352,20 +353,6 @@ class ResourcesConfig(Section):
     """CPU cores."""
     gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
     """GPUs; a fraction lets several clients share one."""
-
-
-class ReportConfig(Section):
-    """Results that a run shows when it ends."""
-
-    compare_alone: bool = False
-    """Also train every client alone for as many epochs, and show both."""
-    tensorboard: bool = False
-    """Also write every round as TensorBoard's scalars, to `tensorboard/` in the run's directory."""
-    best: bool = False
-    """Also keep the best model so far by the clients' validation splits (`model/best/`): each update then brings its
-    client's accuracy there, and BatchNorm statistics at 8 bytes a channel."""
-    split: Literal["test", "validation"] = "test"
-    """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 
 
 def one_of(name: str, table: Collection[str], *, door: Door | None = None) -> str:

@@ -29,7 +29,7 @@ ALWAYS_READ: Final = frozenset({
     "training.local_steps", "training.batch_size", "training.learning_rate", "training.momentum",
     "training.weight_decay", "training.nesterov", "training.device", "training.precision", "training.threads",
     "server.fraction_train", "server.min_replies", "server.max_failures", "server.rounds_away",
-    "report.tensorboard", "report.split",
+    "report.tensorboard", "report.split", "report.findings",
 })  # fmt: skip
 """What every run reads, whatever else it is given. (Options of data sets and models that do not fit are errors.)"""
 
@@ -282,6 +282,11 @@ RULES: Final[tuple[_Rule, ...]] = (
         ("report.best",),
         lambda run: run.row.shares != "nothing" and not run.row.fine_tunes,
         lambda run: f"{run.row.title} has no model of all clients that could be the best",
+    ),
+    _Rule(
+        ("report.prototype_examples",),
+        lambda run: run.config.report.findings is not None,
+        lambda run: "there are no findings without report.findings",
     ),
     _only_where("selection.selector", fact=lambda row: row.selects, lacks="has clients that do not choose channels"),
     _Rule(

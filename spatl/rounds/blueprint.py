@@ -31,6 +31,7 @@ from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_
 from spatl.rounds.remembered import remembered_warnings
 from spatl.rounds.rules import rehearse_rule
 from spatl.rounds.statistics import statistics_names
+from spatl.saliency.filters import main_filters
 from spatl.seeding import generator
 from spatl.selection.common_mask import check_static_budget
 from spatl.selection.users import UsersSelector, rehearse_selector
@@ -252,6 +253,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
 
     costs = Costs(trace, bytes_of_update)
     blueprint = Blueprint(config, model, split, costs, dataset, parts, codecs, built_cut=built_cut)
+    if config.report.findings is not None:
+        main_filters(model)  # raises where there are none
     _check_codecs(blueprint)
     _check_message_bytes(blueprint)
     if config.row.static_mask:

@@ -122,13 +122,19 @@ def evaluated_model(own: ClientRound, server_round: int) -> Iterator[Evaluation]
     untouched = duplicate(model) if config.row.fine_tunes else None
     if untouched is not None:
         train_epochs_(own, own.trainable(), config.training.finetune_epochs, "fine-tuning", server_round)
-    if own.received.statistics is not None:
-        load_statistics_(model, own.received.statistics, own.blueprint.statistics)
-    elif config.training.batch_norm != "shared":
-        recalibrate_(model, own.data.train, batch_size=config.training.batch_size)
+    take_statistics_(own)
     yield evaluate(model, examples, precision=config.training.precision)
     if untouched is not None:
         restore_(model, untouched)
+
+
+def take_statistics_(own: ClientRound) -> None:
+    """Give the model the BatchNorm statistics that it is evaluated with, in place: those that came, or its own."""
+    training = own.blueprint.config.training
+    if own.received.statistics is not None:
+        load_statistics_(own.model, own.received.statistics, own.blueprint.statistics)
+    elif training.batch_norm != "shared":
+        recalibrate_(own.model, own.data.train, batch_size=training.batch_size)
 
 
 def own_part(own: ClientRound) -> dict[str, Tensor]:

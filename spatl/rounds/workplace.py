@@ -92,8 +92,9 @@ class Workplace:
 
     @contextmanager
     def prepared(
-        self, client: int, received: Model, state: ClientState, *, own_budget: Budget | None = None
-    ) -> Iterator["ClientRound"]:
+        self, client: int, received: Model, state: ClientState, *, own_budget: Budget | None = None,
+        with_offset: bool = True,
+    ) -> Iterator["ClientRound"]:  # fmt: skip
         """The shared model instance, loaded for one client's round; nothing of another client is left in it.
 
         Args:
@@ -101,6 +102,7 @@ class Workplace:
             received: The server's model.
             state: The client's state, settled for this round.
             own_budget: The device's own budget; the config's if not given.
+            with_offset: Whether the model adds the client's offset to the logits, where it has one.
 
         Raises:
             BudgetError: No selection meets the device's own budget.
@@ -116,7 +118,7 @@ class Workplace:
             if state.private:
                 self.blueprint.split.load_private_state_(self.model, state.private)
             data = self.client_data(client)
-            with calibrated(self.model, self.offset(data)):
+            with calibrated(self.model, self.offset(data) if with_offset else None):
                 yield ClientRound(self, client, self.model, data, received, state, budget)
 
     def offset(self, data: ClientData) -> Tensor | None:

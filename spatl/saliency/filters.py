@@ -160,6 +160,19 @@ def filters_of(model: nn.Module, kinds: Sequence[str] = (CONVOLUTION,)) -> Filte
     return Filters(tuple(layers))
 
 
+def main_filters(model: nn.Module) -> Filters:
+    """Return the filters of a network's convolutions, or of its linear layers where it has none.
+
+    Args:
+        model: Any network.
+
+    Raises:
+        ModelError: It has neither.
+    """
+    has_convolutions = any(isinstance(each, KINDS[CONVOLUTION]) for each in model.modules())
+    return filters_of(model, (CONVOLUTION if has_convolutions else LINEAR,))
+
+
 def values_per_filter(filters: Filters, model: nn.Module) -> Tensor:
     """Return the number of weights of each filter, int64 [F]."""
     parameters = dict(model.named_parameters())

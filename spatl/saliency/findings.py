@@ -51,12 +51,14 @@ class Findings:
     prototypes: Tensor
     labels: Tensor
 
-    def without_small_classes(self, fewest: int) -> "Findings":
+    def without_small_classes(self, fewest: int | None) -> "Findings":
         """Return the findings without the prototypes of classes of few examples, for such a one shows single examples.
 
         Args:
-            fewest: Examples of a class whose prototype stays, at least.
+            fewest: Examples of a class whose prototype stays, at least; None for no prototypes at all.
         """
+        if fewest is None:
+            return replace(self, prototypes=self.prototypes[:, :0])
         return replace(self, prototypes=self.prototypes.where((self.counts >= fewest)[:, None], 0.0))
 
 
@@ -92,7 +94,7 @@ def fault_of(findings: Findings, *, num_filters: int, num_classes: int) -> str |
     if any(bool(each[empty].any()) for each in (findings.losses, findings.class_profiles, findings.prototypes)):
         return "a class without examples has a loss, a profile or a prototype"
     # Of numbers that are not negative, with sum n m: the sum of their squares is (n m)^2 at most.
-    most = moments.count * (moments.count - 1) * moments.means.square()
+    most = float(moments.count) * (moments.count - 1) * moments.means.square()
     if bool((moments.squares > most * (1 + _ROUNDING)).any()):
         return "the profiles deviate further from their means than numbers that are not negative can"
     means = counts.double() @ findings.class_profiles.double() / moments.count

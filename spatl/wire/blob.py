@@ -50,20 +50,10 @@ GATHERED_HEADER = struct.Struct("<I")
 SECTION = struct.Struct("<BQ")
 LENGTH = struct.Struct("<I")
 
-DOWNLOAD, UPDATE, GATHERED = 1, 2, 3
+DOWNLOAD, UPDATE, GATHERED, FINDINGS = 1, 2, 3, 4
 """The kinds of blob."""
-VALUES, INDICES, CONTROL, CLOSED_INDICES, REPORT, BASE, SNAPSHOT, DERIVED, STATISTICS, ARRIVAL = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-)
+VALUES, INDICES, CONTROL, CLOSED_INDICES, REPORT, BASE, SNAPSHOT, DERIVED, STATISTICS, ARRIVAL = range(1, 11)
+MOMENTS, CLASSES, CLASS_PROFILES, PROTOTYPES = range(11, 15)
 """The kinds of section."""
 SECTION_NAMES = {
     VALUES: "values",
@@ -76,6 +66,10 @@ SECTION_NAMES = {
     DERIVED: "control",
     STATISTICS: "values",
     ARRIVAL: "values",
+    MOMENTS: "values",
+    CLASSES: "values",
+    CLASS_PROFILES: "values",
+    PROTOTYPES: "values",
 }
 
 _COUNTED: Final = ("values", "indices", "control")  # by name in the ledger; the rest is overhead
@@ -109,7 +103,9 @@ class Header:
     payload_bytes: int
 
 
-_OWN_HEADERS = {DOWNLOAD: DOWNLOAD_HEADER, UPDATE: UPDATE_HEADER, GATHERED: GATHERED_HEADER}
+_OWN_HEADERS = {
+    DOWNLOAD: DOWNLOAD_HEADER, UPDATE: UPDATE_HEADER, GATHERED: GATHERED_HEADER, FINDINGS: GATHERED_HEADER,
+}  # fmt: skip
 
 
 def pack_blob(
@@ -141,6 +137,24 @@ def open_blob(
             f"the values are written with codec number {header.codec}, expected {codec.number} ({codec.name})"
         )
     return header, own_header, sections
+
+
+def open_gathered(
+    blob: bytes, kind: int, layout: EncoderLayout, codec: Codec, *, server_round: int, version: int, what: str
+) -> dict[int, memoryview]:
+    """Check the headers of what a client tells of one version of the encoder; return views of the sections.
+
+    Raises:
+        UpdateRejected: The blob is damaged, or about another round or version; `what` says what of.
+    """
+    header, own, sections = open_blob(blob, kind, layout, codec)
+    (found,) = GATHERED_HEADER.unpack(own)
+    if (header.server_round, found) != (server_round, version):
+        raise UpdateRejected(
+            f"the {what} are of round {header.server_round} and version {found}, "
+            f"expected round {server_round} and version {version}"
+        )
+    return sections
 
 
 def open_sections(blob: bytes) -> tuple[Header, memoryview, dict[int, memoryview]]:

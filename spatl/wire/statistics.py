@@ -21,7 +21,7 @@ from spatl.wire.blob import (
     SECTION,
     STATISTICS,
     check_all_read,
-    open_blob,
+    open_gathered,
     pack_blob,
     take_section,
 )
@@ -155,13 +155,9 @@ def unpack_statistics(
     Raises:
         UpdateRejected: The reason why the blob must not be used.
     """
-    header, own, sections = open_blob(blob, GATHERED, layout, codec)
-    (found,) = GATHERED_HEADER.unpack(own)
-    if (header.server_round, found) != (server_round, version):
-        raise UpdateRejected(
-            f"the statistics are of round {header.server_round} and version {found}, "
-            f"expected round {server_round} and version {version}"
-        )
+    sections = open_gathered(
+        blob, GATHERED, layout, codec, server_round=server_round, version=version, what="statistics"
+    )
     arrival = Arrival.take(sections, num_channels, with_accuracy=with_accuracy)
     check_all_read(sections)
     return arrival

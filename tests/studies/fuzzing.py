@@ -23,19 +23,22 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.errors import UpdateRejected
     from spatl.rounds.downlink import Reference
     from spatl.rounds.following import Held, follow
+    from spatl.saliency.findings import fault_of
     from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
     from spatl.wire.download import DerivedControl, pack_download, unpack_download
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
+    from spatl.wire.findings import FindingsShape, pack_findings, unpack_findings
     from spatl.wire.reports import ROUNDING, TrainReport
     from spatl.wire.statistics import Arrival, Statistics, pack_statistics, unpack_statistics
     from spatl.wire.update import pack_update
+    from tests.support.findings import drawn_findings
     from tests.support.layouts import make_update
     from tests.support.messages import LAYOUT, REPORT, codec_of, unpack
 
 MASKS = ([True] * LAYOUT.num_channels, [True, False] * 6 + [True])
 INITIAL = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(1))
 HEADER, SECTION = 28, 9
-OWN_HEADER = {1: 20, 2: 13, 3: 4}
+OWN_HEADER = {1: 20, 2: 13, 3: 4, 4: 4}
 NUM_STATISTICS = 5
 
 
@@ -188,10 +191,27 @@ def statistics_seeds() -> list[bytes]:
     return [pack_statistics(Arrival(statistics), LAYOUT, codec, server_round=7, version=6) for codec in CODECS.values()]
 
 
+SHAPE = FindingsShape(num_filters=2, num_classes=3, num_features=2)
+
+
+def decode_findings(data: bytes) -> None:
+    read = unpack_findings(
+        with_whole_payload(data), LAYOUT, codec_of(data), server_round=7, version=6, shape=SHAPE
+    )  # fmt: skip
+    assert fault_of(read, num_filters=SHAPE.num_filters, num_classes=SHAPE.num_classes) is None
+    assert read.prototypes.shape == (SHAPE.num_classes, SHAPE.num_features)
+
+
+def findings_seeds() -> list[bytes]:
+    drawn = [drawn_findings(seed, num_filters=2, num_classes=3, num_features=2) for seed in range(3)]
+    return [pack_findings(each, LAYOUT, CODECS["float32"], server_round=7, version=6) for each in drawn]
+
+
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
     "update": (decode_update, update_seeds),
     "download": (follow_download, download_seeds),
     "statistics": (decode_statistics, statistics_seeds),
+    "findings": (decode_findings, findings_seeds),
     "report": (decode_report, report_seeds),
     "values": (decode_values, values_seeds),
     "integers": (decode_integers_of_many, integers_seeds),

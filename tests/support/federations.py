@@ -108,9 +108,15 @@ def tampering(
     change: Callable[[int, RecordDict], RecordDict] = lambda client, content: content,
     *,
     statistics: Callable[[int, RecordDict], RecordDict] = lambda client, content: content,
+    findings: Callable[[int, RecordDict], RecordDict] = lambda client, content: content,
 ) -> ClientApp:
-    """A client app whose train replies pass through `change(client, content)`, and whose statistics likewise."""
+    """A client app whose train replies pass through `change(client, content)`; likewise its statistics and findings."""
     app = ClientApp()
+
+    @app.query("findings")
+    def find(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        return Message(findings(context.node_config["partition-id"], reply.content), reply_to=message)
 
     @app.query("statistics")
     def gather(message: Message, context: Context) -> Message:

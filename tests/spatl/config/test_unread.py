@@ -60,6 +60,7 @@ def test_every_setting_is_either_always_read_or_has_a_rule() -> None:
         ("local", "server.learning_rate", 0.5, "Training alone shares nothing (methods that do: all but local)"),
         ("local", "wire.target_ratio", 20, "Training alone shares nothing"),
         ("local", "report.compare_alone", True, "these clients train alone already"),
+        ("spatl", "report.prototype_examples", 3, "there are no findings without report.findings"),
         ("spatl", "server.trim_fraction", 0.1, "server.aggregation is mean, not trimmed-mean"),
         ("spatl", "server.patience", 3.0, "clients in one process neither connect nor are waited for"),
         ("spatl", "privacy.clip", 0.5, "there is no privacy without privacy.noise_multiplier"),
@@ -175,7 +176,7 @@ OTHER: dict[str, Any] = {
     "server.trim_fraction": 0.4, "server.clip": 0.01, "server.connect_timeout_seconds": 0.1,
     "server.round_timeout_seconds": 0.1, "server.patience": 0.1, "privacy.clip": 0.1, "privacy.delta": 0.1,
     "wire.uplink": "int4", "wire.downlink": "int4", "resources.cpus_per_client": 9, "resources.gpus_per_client": 2.0,
-    "report.compare_alone": True, "report.best": True,
+    "report.compare_alone": True, "report.best": True, "report.prototype_examples": 5,
 }  # fmt: skip
 """Another value of each setting that some runs do not read, as far as they go together."""
 

@@ -1,0 +1,139 @@
+"""Exchange of messages with the clients: questions that are out, their answers, and all of it in the ledger."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+
+from flwr.app import Message
+
+from server.questions import Questions, is_lost
+from server.recorder import Recorder
+from server.replies import blob_content, blob_of, content_sections, error_line
+from server.traffic import message_traffic
+from spatl.errors import UpdateRejected
+from spatl.runs.ledger import Direction, Entry, entry
+
+logger = logging.getLogger(__name__)
+
+
+class Exchange:
+    """Questions that are out, at most one for each client, and the replies to them.
+
+    Args:
+        nodes: Flower's node id of each client.
+        recorder: Whose round all messages are entered into.
+
+    Attributes:
+        nodes: As given.
+    """
+
+    def __init__(self, nodes: Mapping[int, int], recorder: Recorder) -> None:
+        self.nodes = nodes
+        self._clients = {node: client for client, node in nodes.items()}
+        self._recorder = recorder
+        self._questions = Questions()
+        self._sent_entries: dict[int, Entry] = {}
+
+    def ask(
+        self, downloads: Mapping[int, bytes], server_round: int, message_type: str, connected: set[int]
+    ) -> list[Message]:
+        """Put questions out in the place of those before.
+
+        Args:
+            downloads: A blob for each client that is asked.
+            server_round: The round that they belong to.
+            message_type: Flower's type of the messages.
+            connected: Who is, by node id.
+
+        Returns:
+            The messages, in the order of the downloads.
+        """
+        messages = [
+            Message(
+                blob_content(blob),
+                dst_node_id=self.nodes[client],
+                message_type=message_type,
+                group_id=str(server_round),
+            )
+            for client, blob in downloads.items()
+        ]
+        self._questions = Questions(messages, connected)
+        self._sent_entries = {
+            client: _entry(self._recorder.round.server_round, client, message, "downlink")
+            for client, message in zip(downloads, messages, strict=True)
+        }
+        return messages
+
+    def answers(self, replies: Iterable[Message], server_round: int, about: str) -> Iterator[tuple[int, Message]]:
+        """Pass on with its client what answers the questions that are out, once each, and count what was taken.
+
+        Where Flower says in place of a client that it is gone, its reply is missing. Whoever did not answer is named.
+        """
+        record, waiting, gone = self._recorder.round, set(self._sent_entries), dict[int, str]()
+        position, silent, facts = len(record.entries), "none came in time", {"round": server_round}
+        for reply in replies:
+            self._count(reply)
+            node = self._questions.node_of(reply)
+            client = None if node is None else self._clients.get(node)
+            if is_lost(reply):
+                if client in waiting:
+                    gone[client] = error_line(reply.error)
+                elif client is None:
+                    silent = error_line(reply.error)
+            elif client in waiting and client not in gone:
+                waiting.discard(client)
+                yield client, reply
+                del reply  # another client may train before the next one is here
+            else:
+                source = self._clients.get(reply.metadata.src_node_id)
+                whose = "a reply" if source is None else f"a reply of client {source}"
+                logger.warning("%s: ignored %s that nobody asked for, or that came late", about, whose, extra=facts)
+                record.late += 1
+        for client in sorted(waiting):
+            reason = gone.get(client, silent)
+            logger.warning("%s: no answer of client %d: %s", about, client, reason, extra=facts | {"client": client})
+        taken = (
+            sent for client, sent in self._sent_entries.items()
+            if self._questions.was_taken(self.nodes[client], answered=client not in waiting)
+        )  # fmt: skip
+        record.entries[position:position] = taken
+
+    def _count(self, reply: Message) -> None:
+        """Enter a reply into the ledger; one that is an error has no bytes that anyone counts."""
+        client = self._clients.get(reply.metadata.src_node_id)
+        if client is not None and reply.has_content():
+            record = self._recorder.round
+            record.entries.append(_entry(record.server_round, client, reply, "uplink"))
+
+
+def contents(asked: Iterable[tuple[int, Message]]) -> Iterator[tuple[int, bytes | UpdateRejected]]:
+    """The blob of each reply as it comes, or why there is none; neither is kept while the next one is waited for."""
+    for client, reply in asked:
+        content = _content(reply)
+        del reply
+        yield client, content
+        del content
+
+
+def _content(reply: Message) -> bytes | UpdateRejected:
+    """The blob of a reply, or why there is none."""
+    try:
+        return blob_of(reply)
+    except UpdateRejected as error:
+        return error
+
+
+def _entry(server_round: int, client: int, message: Message, direction: Direction) -> Entry:
+    """Return the line of the ledger for a message."""
+    phase = str(message.metadata.message_type)
+    traffic = message_traffic(
+        message.content, direction=direction, message_type=phase, group_id=message.metadata.group_id
+    )
+    return entry(
+        server_round=server_round,
+        client=client,
+        direction=direction,
+        phase=phase,
+        num_bytes=traffic.num_bytes,
+        opposite=traffic.opposite,
+        sections=content_sections(message.content),
+    )

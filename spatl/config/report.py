@@ -1,0 +1,44 @@
+"""Section on what a run shows of itself, and what it asks its clients for to show it."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from spatl.config.sections import Count, Section
+
+
+def when_asked(value: object) -> object:
+    """Return when clients are asked for something: None for never, `end`, or every so many rounds.
+
+    Raises:
+        ValueError: It is none of these; YAML makes false of `off`.
+    """
+    if value is None or value is False or value == "off":
+        return None
+    if value == "end" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"must be off, end, or a number of rounds from 1, got {value!r}")
+
+
+class ReportConfig(Section):
+    """Results that a run shows when it ends."""
+
+    compare_alone: bool = False
+    """Also train every client alone for as many epochs, and show both."""
+    tensorboard: bool = False
+    """Also write every round as TensorBoard's scalars, to `tensorboard/` in the run's directory."""
+    best: bool = False
+    """Also keep the best model so far by the clients' validation splits (`model/best/`): each update then brings its
+    client's accuracy there, and BatchNorm statistics at 8 bytes a channel."""
+    findings: Annotated[Literal["end"] | int | None, BeforeValidator(when_asked)] = None
+    """Ask each client what the model does on its validation split, which tells whose data are faulty: `end` after the
+    last round, a number besides after every so many rounds, `off` never."""
+    prototype_examples: Count | None = 2
+    """Fewest validation examples of a class whose mean features go with the findings; null: none of any class go."""
+    split: Literal["test", "validation"] = "test"
+    """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
+
+    def asks_findings(self, server_round: int, rounds: int) -> bool:
+        """Return whether clients are asked for their findings after one of so many rounds."""
+        when = self.findings
+        return when is not None and (server_round == rounds or (when != "end" and server_round % when == 0))
