@@ -1,8 +1,7 @@
-"""Findings of one client by hand, what they may be, and their moments put together over clients."""
+"""Findings of one client by hand, and what they may be."""
 
 import math
 from dataclasses import replace
-from itertools import permutations
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from spatl.data import Examples
 from spatl.errors import ModelError
 from spatl.saliency.filters import main_filters
 from spatl.saliency.findings import check_examples, fault_of, features, findings_of
-from spatl.saliency.moments import Moments, merged
+from spatl.saliency.moments import Moments
 from tests.support.findings import drawn_findings
 
 LN3 = math.log(3)
@@ -138,31 +137,6 @@ def test_a_class_without_examples_has_nothing() -> None:
     counts = torch.tensor([0, int(found.counts[0] + found.counts[1]), int(found.counts[2])])
     other = replace(found, counts=counts, correct=torch.zeros(3, dtype=torch.int64))
     assert "a class without examples has" in (fault_of(other, num_filters=5, num_classes=3) or "")
-
-
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 30)), min_size=1, max_size=5), st.randoms())
-def test_moments_of_all_clients_are_those_of_all_examples(clients: list[tuple[int, int]], order: object) -> None:
-    """To 1e-9 of what pooled examples have, and the same bits in any order of the clients."""
-    values = []
-    for seed, number in clients:
-        rng = torch.Generator().manual_seed(seed)
-        values.append(torch.rand(number, 4, generator=rng) * torch.logspace(-6, 3, 4))
-    together = merged(Moments.of(each) for each in values)
-    pooled = Moments.of(torch.cat(values))
-    assert together.count == pooled.count
-    torch.testing.assert_close(together.means, pooled.means, rtol=1e-9, atol=0)
-    torch.testing.assert_close(together.squares, pooled.squares, rtol=1e-9, atol=1e-18)
-    order.shuffle(values)  # type: ignore[attr-defined]
-    again = merged(Moments.of(each) for each in values)
-    assert torch.equal(again.means, together.means)
-    assert torch.equal(again.squares, together.squares)
-
-
-def test_all_orders_of_four_clients_give_the_same_bits() -> None:
-    parts = [drawn_findings(seed, num_filters=30).moments for seed in range(4)]
-    found = [merged(order) for order in permutations(parts)]
-    assert all(torch.equal(each.means, found[0].means) for each in found)
-    assert all(torch.equal(each.squares, found[0].squares) for each in found)
 
 
 def test_no_validation_example_is_told_with_what_to_do() -> None:
