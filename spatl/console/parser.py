@@ -25,6 +25,7 @@ def make_parser() -> Parser:
     _add_run(commands.add_parser("run", help="run a federation", description="Run the federation a config describes."))
     _add_check(commands.add_parser("check", help="say what a config would run, and whether it can, without running it"))
     _add_status(commands.add_parser("status", help="how a run is doing, and each of its clients"))
+    _add_explain(commands.add_parser("explain", help="write a page on what a model gets wrong, and by which filters"))
     _add_diagnose(commands.add_parser("diagnose", help="say which client's data are faulty, and how"))
     _add_export(commands.add_parser("export", help="write what a run has trained as files for other programs"))
     add_predict_arguments(commands.add_parser("predict", help="name the classes of images with an exported model"))
@@ -90,6 +91,28 @@ def _add_status(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's directory")
     parser.add_argument("--json", action="store_true", help="one JSON object instead")
     parser.set_defaults(command=_by_reference("spatl.console.status:show_status"))
+
+
+def _add_explain(parser: Parser) -> None:
+    parser.description = (
+        "Write a page on what a model gets wrong: errors by class with their pictures, the filters that are blamed, "
+        "and what switching them off or repairing them does, beside controls."
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's directory, or that in which a device keeps its state")
+    parser.add_argument("--client", metavar="ID", type=int, help="one client's model and data; else the federation's")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="validation", help="whose errors to show (%(default)s)"
+    )
+    parser.add_argument("--examples", metavar="N", type=int, default=4, help="errors of a group to show, at most (4)")
+    parser.add_argument("--groups", metavar="N", type=int, default=6, help="groups of errors to show, at most (6)")
+    parser.add_argument("--top-k", metavar="K", type=int, default=10, help="filters to blame (%(default)s)")
+    parser.add_argument(
+        "--data", metavar="DATA",
+        help="on a device: a folder of class folders, an .npz file, a data set's name or package.module:load",
+    )  # fmt: skip
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
+    parser.add_argument("--out", metavar="DIR", help="where to write (RUN/explanation, RUN/explanation-client-ID)")
+    parser.set_defaults(command=_by_reference("spatl.console.explain:explain"))
 
 
 def _add_diagnose(parser: Parser) -> None:

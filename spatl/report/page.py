@@ -5,6 +5,7 @@ styles and pictures are inside, there are no scripts, and the content security p
 Whatever comes from users or clients (config, command, names, reasons) is escaped.
 """
 
+import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -19,6 +20,7 @@ body { margin: 0 auto; max-width: 75rem; padding: 1.5rem 1rem 4rem; color: var(-
   font: 1rem/1.5 system-ui, sans-serif }
 h1 { margin: 0; line-height: 1.2; overflow-wrap: anywhere }
 h2 { margin: 2.5rem 0 .5rem; font-size: 1.25rem }
+h3 { margin: 2rem 0 .5rem; font-size: 1.05rem }
 p { margin: .3rem 0 1rem }
 .faint, figcaption, .note { color: var(--faint) }
 figure { margin: 0 }
@@ -32,7 +34,11 @@ figure svg { display: block; width: 100%; min-width: 50rem; height: auto }
 figcaption { margin-top: .5rem; font-size: .9rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 .note { margin: 0 0 .4rem; font-size: .9rem }
-h1, h2, p, figcaption { overflow-wrap: anywhere }
+h1, h2, h3, p, li, figcaption { overflow-wrap: anywhere }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; margin: .5rem 0 1rem }
+.pictures figure { max-width: 19rem }
+.pictures .row { display: flex; gap: .25rem }
+.pictures img { width: 6rem; height: auto; max-width: 32%; border: 1px solid var(--line); image-rendering: pixelated }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom }
 tbody tr:nth-child(even) { background: var(--wash) }
@@ -59,7 +65,7 @@ summary { cursor: pointer }
   figure svg { min-width: 0 }
   th, td { padding: .1rem .35rem }
   tr, figure { break-inside: avoid }
-  h2 { break-after: avoid }
+  h2, h3 { break-after: avoid }
   details::details-content { content-visibility: visible; block-size: auto }
 }
 """
@@ -69,7 +75,7 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'{images}">
 <title>{title}</title>
 <style>{css}</style>
 </head>
@@ -86,16 +92,59 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
-def make_page(*, title: str, subtitle: str, sections: Iterable[str]) -> str:
-    """Return a whole page; title and subtitle are plain text, the sections are HTML, empty ones are left out."""
+def make_page(*, title: str, subtitle: str, sections: Iterable[str], pictures: bool = False) -> str:
+    """Return a whole page.
+
+    Args:
+        title: Plain text.
+        subtitle: Likewise.
+        sections: HTML; empty ones are left out.
+        pictures: Whether there are pictures in it (`pictures`).
+    """
     return _PAGE.format(
-        title=escape(title), css=_CSS, subtitle=escape(subtitle), sections="\n".join(filter(None, sections))
-    )
+        title=escape(title), css=_CSS, subtitle=escape(subtitle), sections="\n".join(filter(None, sections)),
+        images="; img-src data:" if pictures else "",
+    )  # fmt: skip
 
 
 def section(title: str, content: str) -> str:
     """Return a section of HTML content under a heading, or nothing where there is no content."""
     return f"<section>\n<h2>{title}</h2>\n{content}\n</section>" if content else ""
+
+
+def part(title: str, content: str) -> str:
+    """Return a part of a section, of HTML content, under a heading of plain text."""
+    return f"<h3>{escape(title)}</h3>\n{content}"
+
+
+def paragraph(text: str) -> str:
+    """Return a paragraph of plain text."""
+    return f"<p>{escape(text)}</p>"
+
+
+def listing(lines: Iterable[str]) -> str:
+    """Return a list of lines of plain text, or nothing."""
+    items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>\n{items}\n</ul>" if items else ""
+
+
+def pictures(figures: Iterable[tuple[Sequence[tuple[bytes, str]], str]]) -> str:
+    """Return pictures that stand in the page itself, beside and below each other.
+
+    Args:
+        figures: Of each, its pictures as PNG with what they show, for readers who cannot see it, and a caption; plain
+            text both.
+    """
+    shown = "\n".join(
+        f'<figure>\n<div class="row">{"".join(_picture(*each) for each in row)}</div>\n'
+        f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
+        for row, caption in figures
+    )
+    return f'<div class="pictures">\n{shown}\n</div>' if shown else ""
+
+
+def _picture(png: bytes, words: str) -> str:
+    return f'<img alt="{escape(words)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
 
 
 def figure(svg: str, *, label: str, words: str, name: str) -> str:

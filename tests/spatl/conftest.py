@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from spatl import run
+from tests.support.federations import tiny_config
+
 BENCH = """
 rounds: 3
 partition: {name: iid, num_clients: 4}
@@ -19,3 +22,12 @@ def bench_config(tmp_path: Path) -> Path:
     path = tmp_path / "bench.yaml"
     path.write_text(BENCH)
     return path
+
+
+@pytest.fixture(scope="session")
+def explained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model still makes mistakes and whose clients choose channels, which nobody may change."""
+    directory = tmp_path_factory.mktemp("explain") / "run"
+    config = tiny_config(rounds=2, training={"learning_rate": 0.1}, selection={"selector": "random"})
+    run(config, directory, pictures=False, progress=False)
+    return directory

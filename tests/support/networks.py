@@ -164,3 +164,15 @@ def deadly_net(*, num_classes: int, in_channels: int) -> nn.Module:
     """Kills its process when it is built."""
     os.kill(os.getpid(), signal.SIGKILL)
     return MixedNet(num_classes=num_classes, in_channels=in_channels)
+
+
+class Perceptron(nn.Module):
+    """A network without a convolution, for images of 8 x 8."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, 12), nn.ReLU())
+        self.head = nn.Linear(12, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(images))

@@ -1,7 +1,6 @@
 import re
 from dataclasses import replace
 from html import escape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,56 +10,10 @@ from spatl.report import run_report as report
 from spatl.report.result import RunResult
 from spatl.report.run_report import write_report
 from tests.support.browser import Browser, assert_fits
+from tests.support.html_pages import Page
 
 HOSTILE = """<script>alert("1")</script>'"&</title></pre></svg>-->{summary}%s<img src="https://evil.example/x.png">"""
-VOID = {"meta", "br", "img", "link", "hr", "input"}
 PARTS = {"values": 1000, "indices": 10, "control": 5, "other": 90}
-
-
-class Page(HTMLParser):
-    """What a test needs of a page: tags that balance, attributes, and tables as lists of rows by accessible name."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: list[list[list[str]]] = []
-        self.text: dict[str, str] = {}
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        for tag in self.open:
-            self.text[tag] = self.text.get(tag, "") + data
-        if self.open and self.open[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-
-    def table(self, *columns: str) -> list[dict[str, str]]:
-        """The rows of the one table that has these columns."""
-        (found,) = [table for table in self.tables if set(columns) <= set(table[0])]
-        return [dict(zip(found[0], row, strict=True)) for row in found[1:]]
-
-    @property
-    def summary(self) -> dict[str, str]:
-        return dict(self.tables[0])
 
 
 def run(num_rounds: int = 3, num_clients: int = 2) -> RunResult:
