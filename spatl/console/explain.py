@@ -9,6 +9,7 @@ from typing import Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from spatl.diagnosis.explanation import Explanation
 from spatl.diagnosis.explanation import explain as explain_model
@@ -90,10 +91,11 @@ def _print(console: Console, found: Explanation) -> None:
     for column in ("true class", "taken for", "errors", "most salient", "most harmful"):
         table.add_column(column, justify="right" if column == "errors" else "left")
     for group in mistakes.groups:
-        table.add_row(
+        cells = (
             found.class_names[group.true], found.class_names[group.predicted], str(group.num_errors),
             first_of(group.salient), first_of(group.harmful),
         )  # fmt: skip
+        table.add_row(*map(Text, cells))  # names of classes are no markup
     print_table(console, table)
     if mistakes.num_other_groups:
         print_line(console, f"and {mistakes.num_other_errors} errors in {mistakes.num_other_groups} smaller groups")

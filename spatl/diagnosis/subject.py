@@ -22,7 +22,9 @@ from spatl.runs.files import CONFIG
 from spatl.saliency.filters import Filters, filters_of
 from spatl.saliency.findings import check_examples
 from spatl.seeding import generator
+from spatl.training.calibration import calibrated
 from spatl.training.device import choose_device
+from spatl.training.evaluate import evaluate
 
 MOST_EXAMPLES: Final = 2048
 """Examples of a split that are looked at, at most; drawn by the run's seed where there are more."""
@@ -153,6 +155,8 @@ def _subject(
         if len(found[name]) > most:
             notes.append(f"Of {len(found[name]):,} examples in the {name} split, {most:,} were drawn.")
     seed, target = config.seed, choose_device(config.training.device)
+    if target.type == "mps":
+        target = torch.device("cpu")  # z is float64, which Apple's devices do not have
     usual = drawn(found["validation"], most, seed, "explain/validation").to(target)
     shown = usual if split == "validation" else drawn(found[split], most, seed, f"explain/{split}").to(target)
     network = model.with_offset_().to(target).eval()
@@ -187,6 +191,6 @@ def _check_alike(run: Path, description: ModelDescription, blueprint: Blueprint)
 
 def _are_the_runs_splits(model: RunModel, data: ClientData) -> bool:
     """Return whether the model has on the test split the accuracy that its description says."""
-    logits = model.network(data.test.images) if model.offset is None else model.network(data.test.images) + model.offset
-    correct = int((logits.argmax(1) == data.test.labels).sum())
-    return model.description.accuracy is not None and abs(correct / len(data.test) - model.description.accuracy) < 1e-9
+    with calibrated(model.network, model.offset):
+        found = evaluate(model.network, data.test).accuracy
+    return model.description.accuracy is not None and abs(found - model.description.accuracy) < 1e-9

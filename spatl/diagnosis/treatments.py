@@ -6,9 +6,9 @@ to first order). Whether that tells more than chance, controls say: as many filt
 layers that the blamed ones lie in, and the least salient.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -107,20 +107,11 @@ def switched_off(
         k: How many.
         generator: Draws the random controls.
     """
-    outcomes = [_outcome(NOTHING, network, wrong, right, filters, torch.zeros(1, filters.num_filters).bool())]
+    nothing = torch.zeros(1, filters.num_filters, dtype=torch.bool)
+    outcomes = [_outcome(NOTHING, network, wrong, right, filters, nothing)]
     for way in WAYS:
-        found = [
-            _outcome(way, network, wrong, right, filters, off) for off in _choices(way, scores, k, filters, generator)
-        ]
-        broken = [each.broken for each in found if each.broken is not None]
-        outcomes.append(
-            Switching(
-                way,
-                sum(each.righted for each in found) / len(found),
-                sum(each.confidence for each in found) / len(found),
-                sum(broken) / len(broken) if broken else None,
-            )
-        )
+        chosen = _choices(way, scores, k, filters, generator)
+        outcomes.append(_mean([_outcome(way, network, wrong, right, filters, off) for off in chosen]))
     return tuple(outcomes)
 
 
@@ -142,15 +133,15 @@ def repairs(
     """
     weights = filter_weights(network, filters)
     norm = float(torch.stack([each.double().square().sum() for each in weights.values()]).sum().sqrt())
-    rows: dict[str, list[tuple[float, float, float | None, float | None, float | None]]] = {}
+    rows: dict[str, list[Repair]] = {}
     for case in cases:
         gradients = example_gradients(network, case.example.images[0], case.example.labels[0], weights)
-        rows.setdefault(NOTHING, []).append(_repaired(network, case, right, weights))
+        rows.setdefault(NOTHING, []).append(_repaired(NOTHING, network, case, right, weights))
         for way in WAYS:
             chosen = next(_choices(way, case.scores, k, filters, generator))[0]
             changed = repaired_by(weights, gradients, filters, chosen, length=STEP * norm)
-            rows.setdefault(way, []).append(_repaired(network, case, right, changed))
-    return tuple(_mean_repair(way, found) for way, found in rows.items())
+            rows.setdefault(way, []).append(_repaired(way, network, case, right, changed))
+    return tuple(map(_mean, rows.values()))
 
 
 def _choices(
@@ -173,29 +164,31 @@ def _outcome(
     return Switching(way, _share_right(logits, wrong), _confidence(logits, wrong), broken)
 
 
-def _repaired(
-    network: nn.Module, case: Case, right: Examples, weights: Mapping[str, Tensor]
-) -> tuple[float, float, float | None, float | None, float | None]:
+def _repaired(way: str, network: nn.Module, case: Case, right: Examples, weights: Mapping[str, Tensor]) -> Repair:
     parts = (case.example, case.neighbours, case.others, right)
     logits = logits_with(network, torch.cat([each.images for each in parts]), weights).cpu()
     own, neighbours, others, before = torch.split(logits, [len(each) for each in parts])
-    return (
-        _share_right(own, case.example),
-        _confidence(own, case.example),
-        _share_right(neighbours, case.neighbours) if len(case.neighbours) else None,
-        _share_right(others, case.others) if len(case.others) else None,
-        1.0 - _share_right(before, right) if len(right) else None,
+    return Repair(
+        way,
+        righted=_share_right(own, case.example),
+        confidence=_confidence(own, case.example),
+        neighbours=_share_right(neighbours, case.neighbours) if len(case.neighbours) else None,
+        others=_share_right(others, case.others) if len(case.others) else None,
+        broken=1.0 - _share_right(before, right) if len(right) else None,
     )
 
 
-def _mean_repair(way: str, found: list[tuple[float, float, float | None, float | None, float | None]]) -> Repair:
-    righted, confidence, *rest = (
-        sum(known) / len(known) if (known := [each for each in column if each is not None]) else None
-        for column in zip(*found, strict=True)
-    )
-    assert righted is not None
-    assert confidence is not None
-    return Repair(way, righted, confidence, *rest)
+_Outcome = TypeVar("_Outcome", Switching, Repair)
+
+
+def _mean(found: Sequence[_Outcome]) -> _Outcome:
+    """Return the mean of each number of some outcomes of one way, over those that have it."""
+    means = dict[str, Any]()
+    for field in fields(found[0]):
+        if field.name != "way":
+            known = [value for each in found if (value := getattr(each, field.name)) is not None]
+            means[field.name] = sum(known) / len(known) if known else None
+    return replace(found[0], **means)
 
 
 def _share_right(logits: Tensor, examples: Examples) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from spatl.console.main import main
 from spatl.deployment.sites import RUN
 from tests.support.federations import tiny_config
 from tests.support.own_data import own_config, serve_devices, write_data
+from tests.support.terminals import as_terminal, words_of
 
 FEW = ["--examples", "1", "--groups", "2", "--top-k", "3"]
 
@@ -57,6 +59,34 @@ def test_without_a_directory_it_writes_into_the_runs_own(explained_run, tmp_path
     found = numbers_in(copy / "explanation-client-2-test")
     assert (found["about"]["client"], found["about"]["split"]) == (2, "test")
     assert found["standing"]["num_compared"] == 4
+
+
+def test_a_terminal_shows_how_far_it_is(explained_run, tmp_path, capsys, monkeypatch):
+    as_terminal(monkeypatch, 100)
+    assert main(["explain", str(explained_run), *FEW, "--client", "1", "--out", str(tmp_path / "page")]) == 0
+    told = " ".join(words_of(capsys.readouterr().err))
+    for what in ("profiles of the validation split", "filters switched off and repaired", "profiles of other clients"):
+        assert what in told
+
+
+def test_names_of_classes_are_shown_as_they_are(tmp_path, capsys):
+    names = np.array(["[red]apple", "<b>pear</b>", "[/]", "plum"])
+    rng = np.random.default_rng(1)
+    np.savez(
+        tmp_path / "data.npz",
+        images=rng.integers(0, 256, (200, 8, 8), dtype=np.uint8),
+        labels=names[np.arange(200) % 4],
+    )
+    config = tiny_config(rounds=1, data={"name": "npz", "options": {"path": str(tmp_path / "data.npz")}})
+    run_federation(config, tmp_path / "run", pictures=False, progress=False)
+    assert main(["explain", str(tmp_path / "run"), "--examples", "1", "--groups", "9", "--top-k", "2"]) == 0
+    page, output = (tmp_path / "run" / "explanation" / "explanation.html").read_text(), capsys.readouterr().out
+    found = numbers_in(tmp_path / "run" / "explanation")
+    for group in found["mistakes"]["groups"]:
+        for number in (group["true"], group["predicted"]):
+            assert found["class_names"][number] in output
+            assert escape(found["class_names"][number]) in page
+    assert "<b>" not in page
 
 
 def test_a_client_that_has_its_own_part_of_the_model_is_explained_where_the_federation_cannot_be(tmp_path, capsys):
