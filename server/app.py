@@ -37,6 +37,7 @@ from spatl.runs.checkpoint import Checkpoint, load_checkpoint
 from spatl.runs.directory import alone_in_run, config_of
 from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, REGISTRATION, SUMMARY, TENSORBOARD
 from spatl.runs.log import EVENTS, logged_to
+from spatl.runs.marks import Mark, check_without_checkpoint, checked_marks
 from spatl.runs.tensorboard import Scalars
 from spatl.sealed_files import replace_file
 from spatl.selection.common_mask import common_selection
@@ -118,10 +119,10 @@ def serve(
     aggregation_rule(config.server.aggregation)  # one that is not there shows before any client is waited for
     if resume and config_of(directory) != config:
         raise ConfigError(f"{directory} was run with another config; resume it with its own config.yaml")
-    checkpoint = load_checkpoint(directory) if resume else None
+    checkpoint, marks = _where_to_go_on(directory) if resume else (None, None)
     done = checkpoint.server_round if checkpoint else 0
     scalars = Scalars(directory / TENSORBOARD, done=done) if config.report.tensorboard else None
-    recorder = Recorder(directory, done=done, scalars=scalars)
+    recorder = Recorder(directory, done=done, marks=marks, scalars=scalars)
     if resume:
         (directory / ERROR).unlink(missing_ok=True)
     replace_file(directory / CONFIG, config.to_yaml().encode())
@@ -148,6 +149,19 @@ def serve(
     most_examples = max(strategy.state.num_examples.values())
     whole = whole_update_bytes(blueprint, most_examples) if blueprint.layout.num_entries else 0
     return recorder.write_summary(facts, whole_update_bytes=whole)
+
+
+def _where_to_go_on(directory: Path) -> tuple[Checkpoint | None, dict[str, Mark] | None]:
+    """Return the checkpoint of a run, None before its first round is over, and the marks of its record.
+
+    Raises:
+        SpatlError: They do not fit each other, or are damaged; nothing was cut or written.
+    """
+    checkpoint = load_checkpoint(directory)
+    if checkpoint is None:
+        check_without_checkpoint(directory)
+        return None, None
+    return checkpoint, checked_marks(directory, checkpoint.server_round)
 
 
 def _strategy(

@@ -15,7 +15,8 @@ from spatl.runs.files import CLIENTS, HISTORY, LEDGER, SELECTIONS, SUMMARY, TIMI
 from spatl.runs.findings import forget_findings
 from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
-from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, keep_rounds, mean
+from spatl.runs.marks import Mark, record_of, write_marks
+from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, mean, read_lines
 from spatl.runs.tensorboard import Scalars
 from spatl.wire.reports import EvaluateReport
 
@@ -28,6 +29,7 @@ class Recorder:
     Args:
         directory: Where `history.jsonl`, `clients.jsonl` and `ledger.jsonl` go; it is made if it is not there.
         done: The last round that is over, where a run goes on; what the files say of later ones is dropped.
+        marks: What the files are to be by then (`spatl.runs.marks`).
         scalars: Where rounds go besides.
 
     Attributes:
@@ -36,16 +38,17 @@ class Recorder:
         history: The rounds written so far.
     """
 
-    def __init__(self, directory: Path, *, done: int = 0, scalars: Scalars | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, done: int = 0, marks: Mapping[str, Mark] | None = None, scalars: Scalars | None = None
+    ) -> None:
         self.directory = directory
         self._scalars = scalars
         self.num_examples: dict[int, int] = {}
         self.groups: tuple[ChannelGroup, ...] = ()
         directory.mkdir(parents=True, exist_ok=True)
         forget_findings(directory, after=done)
-        history, clients, ledger, *_ = (
-            keep_rounds(directory / name, done) for name in (HISTORY, CLIENTS, LEDGER, TIMINGS, SELECTIONS)
-        )
+        self._record = record_of(directory, done, marks)
+        history, clients, ledger = (read_lines(directory / name) for name in (HISTORY, CLIENTS, LEDGER))
         self.history = [
             HistoryRow(**{**row, "rejections": tuple(row["rejections"]), "left_out": tuple(row["left_out"])})
             for row in history
@@ -86,12 +89,13 @@ class Recorder:
         """Write the round's lines and open the next."""
         record = self._round
         row = history_row(record, encoder_fingerprint)
-        append_lines(self.directory / LEDGER, (entry.to_json() for entry in record.entries))
-        append_lines(self.directory / CLIENTS, (asdict(row) for row in client_rows(record, self.num_examples)))
-        append_lines(self.directory / TIMINGS, (asdict(row) for row in timing_rows(record)))
+        self._append(LEDGER, [entry.to_json() for entry in record.entries])
+        self._append(CLIENTS, [asdict(row) for row in client_rows(record, self.num_examples)])
+        self._append(TIMINGS, [asdict(row) for row in timing_rows(record)])
         if chosen := [asdict(row) for row in selection_rows(record, self.groups)]:
-            append_lines(self.directory / SELECTIONS, chosen)
-        append_lines(self.directory / HISTORY, [asdict(row)])
+            self._append(SELECTIONS, chosen)
+        self._append(HISTORY, [asdict(row)])
+        write_marks(self.directory, row.round, self._record.marks())
         if self._scalars is not None:
             self._scalars.write(row)
         EVENTS.info(
@@ -106,6 +110,9 @@ class Recorder:
         self._count_updates(record.entries)
         self._round = RoundRecord(server_round=record.server_round + 1)
         return row
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._record.grow(name, append_lines(self.directory / name, rows))
 
     def write_summary(self, facts: Mapping[str, Any], *, whole_update_bytes: int) -> dict[str, Any]:
         """Write `summary.json`: the facts given, and what the rounds add up to.

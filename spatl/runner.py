@@ -143,7 +143,10 @@ def resume(
     if rounds is not None:
         config = _extended(directory, config, rounds)
     if (directory / SUMMARY).exists() and (directory / REPORT).exists():
-        raise ConfigError(f"the run in {directory} is finished; there is nothing to resume")
+        raise ConfigError(
+            f"the run in {directory} is finished; there is nothing to resume (spatl report {directory} draws its "
+            "pictures again)"
+        )
     with _watched(config, on_round, on_round_alone, progress) as told:
         return run_missing(config, directory, *told, command=command, pictures=pictures, engine=engine)
 
@@ -253,12 +256,26 @@ def run_missing(
     if not pictures:
         return result
     try:
-        draw_curves(result, directory / CURVES)
         # As it was run: devices agree on some of it when they register.
-        write_report(result, directory / REPORT, config_yaml=config_of(directory).to_yaml(), command=command)
+        draw(result, config_of(directory), command=command)
     except SpatlError as error:  # the numbers are there; pictures need an extra that a bare install lacks
         logger.warning("no curves.png and no report.html: %s", error)
     return result
+
+
+def draw(result: RunResult, config: ExperimentConfig, *, command: str) -> None:
+    """Write the curves and the report of a finished run into its directory, each whole.
+
+    Args:
+        result: The run.
+        config: Its config.
+        command: What the report says made it.
+
+    Raises:
+        SpatlError: matplotlib is not installed.
+    """
+    draw_curves(result, result.directory / CURVES)
+    write_report(result, result.directory / REPORT, config_yaml=config.to_yaml(), command=command)
 
 
 def remarks_on(

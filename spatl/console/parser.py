@@ -26,6 +26,7 @@ def make_parser() -> Parser:
     _add_check(commands.add_parser("check", help="say what a config would run, and whether it can, without running it"))
     _add_status(commands.add_parser("status", help="how a run is doing, and each of its clients"))
     _add_explain(commands.add_parser("explain", help="write a page on what a model gets wrong, and by which filters"))
+    _add_report(commands.add_parser("report", help="draw the pictures of a finished run again"))
     _add_diagnose(commands.add_parser("diagnose", help="say which client's data are faulty, and how"))
     _add_export(commands.add_parser("export", help="write what a run has trained as files for other programs"))
     add_predict_arguments(commands.add_parser("predict", help="name the classes of images with an exported model"))
@@ -113,6 +114,12 @@ def _add_explain(parser: Parser) -> None:
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
     parser.add_argument("--out", metavar="DIR", help="where to write (RUN/explanation, RUN/explanation-client-ID)")
     parser.set_defaults(command=_by_reference("spatl.console.explain:explain"))
+
+
+def _add_report(parser: Parser) -> None:
+    parser.description = "Draw curves.png and report.html of a finished run again, from its record."
+    parser.add_argument("run", metavar="RUN", help="the run's directory")
+    parser.set_defaults(command=_by_reference("spatl.console.report:report"))
 
 
 def _add_diagnose(parser: Parser) -> None:

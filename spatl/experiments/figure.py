@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = PALETTE
 _COLORS: Final = {
     "z": _BLUE, "salient filters": _BLUE, "gradient x weight": _VERMILION, "|gradient|": _GREEN,
-    "plain gradient": _GREEN, "random": _GREY, "random, same layers": "#555555", "least z": "#cc79a7", "all filters": _ORANGE,
+    "plain gradient": _GREEN, "random": _GREY, "random, same layers": "#555555", "least z": "#cc79a7",
+    "all filters": _ORANGE,
 }  # fmt: skip
 _OTHERS: Final = ("#56b4e9", "#cc79a7", _ORANGE, INK)
 _COLUMNS = 2

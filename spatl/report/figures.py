@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from spatl.errors import SpatlError
 from spatl.report.result import RunResult
 from spatl.runs.records import bytes_on_arrival, is_number
 from spatl.runs.text import human_bytes
+from spatl.sealed_files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,9 @@ def draw_curves(result: RunResult, path: Path) -> None:
     Raises:
         SpatlError: matplotlib is not installed.
     """
-    _save(result, path, format="png")
+    file = BytesIO()
+    _save(result, file, format="png")
+    replace_file(path, file.getvalue())
 
 
 def curves_svg(result: RunResult) -> str:
@@ -148,7 +151,7 @@ def new_figure(width: float, height: float) -> "Iterator[Figure]":
         yield Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
-def _save(result: RunResult, target: Path | StringIO, **options: Any) -> None:
+def _save(result: RunResult, target: BytesIO | StringIO, **options: Any) -> None:
     with new_figure(14, 13) as figure:
         axes = figure.subplot_mosaic([["rounds", "bytes"], ["loss", "parts"], ["clients", "clients"]])
         _draw_accuracy_per_round(axes["rounds"], result)

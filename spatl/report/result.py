@@ -9,7 +9,7 @@ from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.report.page import facts
 from spatl.runs.files import ALONE, CLIENTS, CURVES, HISTORY, SUMMARY
-from spatl.runs.records import read_lines
+from spatl.runs.records import read_lines, read_rounds
 from spatl.runs.text import human_bytes, human_percent
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def read_run(directory: str | Path) -> RunResult:
     return RunResult(
         directory=directory,
         summary=read_json(path),
-        history=read_lines(directory / HISTORY),
+        history=read_rounds(directory / HISTORY),
         clients=read_lines(directory / CLIENTS),
         alone=read_json(alone) if alone.exists() else None,
     )

@@ -9,6 +9,7 @@ from spatl.report.page import facts, figure, make_page, provenance, section, tab
 from spatl.report.result import RunResult
 from spatl.runs.records import bytes_on_arrival, excluded_line, is_number, mean
 from spatl.runs.text import human_bytes
+from spatl.sealed_files import replace_file
 
 _NOTHING = "–"
 _PARTS = ("values", "indices", "control", "other")
@@ -36,7 +37,7 @@ def write_report(result: RunResult, path: Path, *, config_yaml: str, command: st
         section("How to repeat it", provenance(config_yaml, command)),
     ]
     page = make_page(title=run_title(result.summary), subtitle=_subtitle(result.summary), sections=sections)
-    path.write_text(page, encoding="utf-8")
+    replace_file(path, page.encode())
 
 
 def _subtitle(summary: Mapping[str, Any]) -> str:

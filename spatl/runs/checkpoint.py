@@ -1,5 +1,7 @@
 """Checkpoint of the server: its state after a round in a file, so that a killed run goes on."""
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatl.errors import SpatlError
+from spatl.errors import DamagedState, SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.rounds.downlink import Versions
 from spatl.rounds.server_state import ServerState
-from spatl.runs.files import CHECKPOINT
+from spatl.runs.files import CHECKPOINT, CHECKPOINT_BEFORE
 from spatl.runs.planes import pack_planes, unpack_planes
 from spatl.sealed_files import replace_sealed, seal, unseal
 from spatl.wire.statistics import Statistics
@@ -122,8 +124,17 @@ def _by_client(named: Mapping[str, Any]) -> dict[int, Any]:
 
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
-    """Put a checkpoint in the place of the one before."""
-    checkpoint.write(directory / CHECKPOINT)
+    """Put a checkpoint in the place of the one before, which is kept under another name."""
+    path = directory / CHECKPOINT
+    if path.exists():
+        temporary = directory / f"{CHECKPOINT_BEFORE}.tmp"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, directory / CHECKPOINT_BEFORE)
+    checkpoint.write(path)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:
@@ -132,11 +143,26 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     Raises:
         SpatlError: It is damaged, or of another version.
     """
-    path = directory / CHECKPOINT
+    path, before = directory / CHECKPOINT, directory / CHECKPOINT_BEFORE
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        return None
+    except DamagedState as error:
+        try:
+            known = _read(before).server_round
+        except (SpatlError, FileNotFoundError):
+            raise error from None
+        raise DamagedState(
+            f"{error}; the one before it is whole, of round {known}: mv {before} {path}, and resume"
+        ) from error
+
+
+def _read(path: Path) -> Checkpoint:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return None
+        raise
     except OSError as error:
         raise SpatlError(f"cannot read {path}: {error.strerror}") from error
     try:

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import load_config
+from spatl.config.loading import load_config, read_config
 from spatl.deployment.sites import RUN
-from spatl.errors import ConfigError, SpatlError
+from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.runs.files import (
     CHECKPOINT,
     CONFIG,
@@ -24,6 +24,8 @@ from spatl.runs.files import (
 from spatl.runs.records import read_lines
 from spatl.sealed_files import alone_in
 
+_OF_EVERY_RUN = ("method", "rounds", "seed", "data", "partition", "model", "training", "server", "wire")
+"""Keys that the config of a run has, of every version: it names all that there is."""
 _OF_A_START = frozenset({LOCK, SERVERS_LOCK, REGISTRATION, CONFIG, RUN, ERROR, FLOWER_LOG, LOG, TENSORBOARD})
 """What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
 
@@ -96,9 +98,14 @@ def config_of(directory: Path) -> ExperimentConfig:
     """Return the config of a run.
 
     Raises:
-        SpatlError: The directory holds none.
+        SpatlError: The directory holds none, or not the whole of it.
     """
     path = directory / CONFIG
     if not path.is_file():
         raise ConfigError(f"{directory} holds no run to resume: {path.name} is not there")
+    values = read_config(path)
+    if lacking := [key for key in _OF_EVERY_RUN if key not in values]:
+        raise DamagedState(
+            f"{path} is not a run's whole config: it lacks {', '.join(lacking)}; put it back from a copy"
+        )
     return load_config(path)

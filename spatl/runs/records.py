@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from spatl.errors import DamagedState
 from spatl.json_files import to_json
 
 _NAMED = 5  # clients in one line
@@ -147,12 +148,14 @@ def latest_accuracy(row: Mapping[str, Any]) -> float | None:
     return arrival if final is None else final
 
 
-def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append one JSON object per line, and wait until the disk has them."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(to_json(row) + "\n" for row in rows)
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Append one JSON object per line, wait until the disk has them, and return what was appended."""
+    data = "".join(to_json(row) + "\n" for row in rows).encode()
+    with path.open("ab") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    return data
 
 
 def keep_rounds(path: Path, last: int) -> list[dict[str, Any]]:
@@ -161,8 +164,8 @@ def keep_rounds(path: Path, last: int) -> list[dict[str, Any]]:
         return []
     rows, kept = [], 0
     with path.open("r+b") as file:
-        for line in file:
-            row = json.loads(line) if line.endswith(b"\n") else None
+        for number, line in enumerate(file, start=1):
+            row = parse_line(path, number, line) if line.endswith(b"\n") else None
             if row is None or row["round"] > last:
                 break
             rows.append(row)
@@ -172,6 +175,30 @@ def keep_rounds(path: Path, last: int) -> list[dict[str, Any]]:
             file.flush()
             os.fsync(file.fileno())
     return rows
+
+
+def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """Return the object of a line.
+
+    Args:
+        path: The file, for the error.
+        number: Of the line, from 1.
+        line: The line.
+
+    Raises:
+        DamagedState: It is none.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DamagedState(f"{path} is damaged: line {number} is no JSON ({_clipped(line)})") from error
+    if not isinstance(row, dict):
+        raise DamagedState(f"{path} is damaged: line {number} is no JSON object ({_clipped(line)})")
+    return row
+
+
+def _clipped(line: bytes) -> str:
+    return repr(line[:20]) + ("..." if len(line) > 20 else "")
 
 
 class Tail:
@@ -219,14 +246,35 @@ class Tail:
         lines = whole.split(b"\n")[:-1]
         self._end += len(whole)
         self._last = lines[-1] + b"\n" if lines else self._last
-        return [json.loads(line) for line in lines]
+        return [parse_line(self._path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the whole lines of a JSON-lines file; a last line still being written is left out."""
+    """Read the whole lines of a JSON-lines file; a last line still being written is left out.
+
+    Raises:
+        DamagedState: A line is no JSON object.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [parse_line(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def read_rounds(path: Path) -> list[dict[str, Any]]:
+    """Read a `history.jsonl`: one line for each round, from the first on.
+
+    Raises:
+        DamagedState: A line is no JSON object, or a round is missing or there twice.
+    """
+    rows = read_lines(path)
+    for number, row in enumerate(rows, start=1):
+        if row.get("round") != number:
+            raise DamagedState(
+                f"{path} is damaged: line {number} is of round {row.get('round')}, expected round {number}; a line is "
+                "missing or stands twice"
+            )
+    return rows
 
 
 def is_number(value: Any) -> bool:

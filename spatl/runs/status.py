@@ -13,7 +13,7 @@ from spatl.errors import ConfigError
 from spatl.json_files import read_json
 from spatl.runs.directory import config_of, has_rounds, is_running
 from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
-from spatl.runs.records import latest_accuracy, read_lines
+from spatl.runs.records import latest_accuracy, read_lines, read_rounds
 
 State = Literal["running", "finished", "failed", "stopped"]
 
@@ -99,7 +99,7 @@ def read_status(directory: Path) -> Status:
     if not (directory / CONFIG).is_file():
         raise ConfigError(f"{directory} holds no run: config.yaml is not there")
     config = config_of(directory)
-    history, rows = (read_lines(directory / name) for name in (HISTORY, CLIENTS))
+    history, rows = read_rounds(directory / HISTORY), read_lines(directory / CLIENTS)
     state, message = _state(directory)
     last: Mapping[str, Any] = history[-1] if history else {}
     seconds = math.fsum(row["seconds"] for row in history) / len(history) if history else None

@@ -1,0 +1,229 @@
+"""Marks of a run's record: how long each of its files was after a round, and a digest of all of it.
+
+The record (`history.jsonl` and its like) grows by lines, and what befalls its files between two starts is not seen in
+them: a line may be lost, doubled or cut, and sums over the rounds are then quietly wrong. A checkpoint knows how far
+the run has come; its marks say what the record was by then. What stands behind them was written after it and goes; what
+is missing before them is not replaced by anything.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from spatl.errors import DamagedState, SpatlError
+from spatl.json_files import read_json, write_json
+from spatl.runs.files import CHECKPOINT, CHECKPOINT_BEFORE, CLIENTS, HISTORY, LEDGER, MARKS, SELECTIONS, TIMINGS
+from spatl.runs.records import keep_rounds, read_lines, read_rounds
+from spatl.sealed_files import PIECE_BYTES
+
+logger = logging.getLogger(__name__)
+
+RECORD: Final = (HISTORY, CLIENTS, LEDGER, TIMINGS, SELECTIONS)
+"""Files of the record, whose lines each belong to a round."""
+KEPT: Final = 2
+"""Rounds whose marks are kept: that of the last checkpoint, and that of the one before."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Mark of a file.
+
+    Attributes:
+        num_bytes: How long it was.
+        digest: BLAKE2b-128 of them, hexadecimal.
+    """
+
+    num_bytes: int
+    digest: str
+
+
+class Record:
+    """The files of a run's record as they grow, with a digest of each.
+
+    Args:
+        directory: The run's.
+        ends: How long each file is to be by now; what stands behind is cut off.
+    """
+
+    def __init__(self, directory: Path, ends: Mapping[str, int]) -> None:
+        self._ends = {name: ends.get(name, 0) for name in RECORD}
+        self._digests = {name: _cut(directory / name, end) for name, end in self._ends.items()}
+
+    def grow(self, name: str, data: bytes) -> None:
+        """Take note of bytes that were appended to a file."""
+        self._ends[name] += len(data)
+        self._digests[name].update(data)
+
+    def marks(self) -> dict[str, Mark]:
+        """Return the marks of all files as they are."""
+        return {name: Mark(self._ends[name], self._digests[name].hexdigest()) for name in RECORD}
+
+
+def record_of(directory: Path, done: int, marks: Mapping[str, Mark] | None) -> Record:
+    """Return the record of a run that goes on, or begins, with what was written of later rounds cut off.
+
+    Args:
+        directory: The run's.
+        done: The last round that is over; 0 for a run that begins.
+        marks: Of that round, as `checked_marks` returns them; None where there are none.
+
+    Raises:
+        DamagedState: There are none, and the lines are not those of the rounds.
+    """
+    if marks is not None:
+        return Record(directory, {name: mark.num_bytes for name, mark in marks.items()})
+    for name in RECORD:
+        keep_rounds(directory / name, done)
+    if done and (number := len(read_rounds(directory / HISTORY))) != done:
+        raise DamagedState(f"{directory / HISTORY} has {number} rounds, and the checkpoint is of round {done}")
+    paths = {name: directory / name for name in RECORD}
+    return Record(directory, {name: path.stat().st_size for name, path in paths.items() if path.exists()})
+
+
+def write_marks(directory: Path, server_round: int, marks: Mapping[str, Mark]) -> None:
+    """Write the marks of a round, before its checkpoint; those of the round before stay."""
+    path = directory / MARKS
+    known = _read(path) if path.exists() else {}
+    kept = {number: each for number, each in known.items() if server_round - KEPT < number < server_round}
+    kept[server_round] = dict(marks)
+    write_json(
+        path,
+        {str(number): {name: [mark.num_bytes, mark.digest] for name, mark in each.items()} for number, each in
+         sorted(kept.items())},
+    )  # fmt: skip
+
+
+def check_without_checkpoint(directory: Path) -> None:
+    """Raise unless a run without a checkpoint is one that has begun, and lost nothing by beginning again.
+
+    Raises:
+        DamagedState: Its record has rounds that only a checkpoint can go on from.
+    """
+    rows = read_lines(directory / HISTORY)
+    if len(rows) > 1 or (directory / CHECKPOINT_BEFORE).exists():
+        raise DamagedState(
+            f"{directory} has {len(rows)} rounds on record and no {CHECKPOINT}, from which a run goes on; put it back "
+            f"from a copy{_before(directory)}, or start a run in another directory"
+        )
+
+
+def _before(directory: Path) -> str:
+    path = directory / CHECKPOINT_BEFORE
+    return f", or take the one of the round before (mv {path} {directory / CHECKPOINT})" if path.exists() else ""
+
+
+def checked_marks(directory: Path, server_round: int) -> dict[str, Mark] | None:
+    """Check the record of a run against a round that is over, and return its marks; nothing is written.
+
+    Args:
+        directory: The run's.
+        server_round: The round of its checkpoint.
+
+    Returns:
+        The marks; None for a run of a version that left none, of which lines are checked one by one instead.
+
+    Raises:
+        DamagedState: Something of the record is missing or another, with the file, the line where that can be told,
+            and what to do.
+    """
+    path = directory / MARKS
+    if not path.exists():
+        return None
+    marks = _read(path).get(server_round)
+    if marks is None:
+        raise DamagedState(
+            f"{path} has no marks of round {server_round}, after which the run would go on; if you are sure that the "
+            f"record is whole, delete {path.name} and resume"
+        )
+    for name, mark in marks.items():
+        _check(directory / name, mark, server_round)
+    return marks
+
+
+def _check(path: Path, mark: Mark, server_round: int) -> None:
+    try:
+        with path.open("rb") as file:
+            digest, left = hashlib.blake2b(digest_size=16), mark.num_bytes
+            while left and (piece := file.read(min(left, PIECE_BYTES))):
+                digest.update(piece)
+                left -= len(piece)
+    except FileNotFoundError:
+        if not mark.num_bytes:
+            return
+        raise DamagedState(_told(path, server_round, "it is not there")) from None
+    except OSError as error:
+        raise SpatlError(f"cannot read {path}: {error.strerror}") from error
+    if left or digest.hexdigest() != mark.digest:
+        raise DamagedState(_told(path, server_round, _fault(path, mark, server_round)))
+
+
+def _told(path: Path, server_round: int, fault: str) -> str:
+    return (
+        f"{path} is not what it was after round {server_round}, from which the run would go on: {fault}. Put the file "
+        f"back from a copy; or delete {MARKS} to go on with the record as it is, whose sums are then those of what is "
+        "left"
+    )
+
+
+def _fault(path: Path, mark: Mark, server_round: int) -> str:
+    """Return what is wrong with a file, as near as its lines tell."""
+    data = path.read_bytes()
+    before = 0
+    for number, line in enumerate(data[: mark.num_bytes].split(b"\n"), start=1):
+        if not line:
+            if data[: mark.num_bytes].count(b"\n") >= number:
+                return f"line {number} is blank"
+            break
+        row = _row_of(line)
+        if row is None:
+            return f"line {number} is no line of it"
+        if not before <= row <= min(server_round, before + 1) or (path.name == HISTORY and row != before + 1):
+            return f"line {number} is of round {row}, after one of round {before}"
+        before = row
+    if len(data) < mark.num_bytes:
+        return f"it has {len(data)} bytes of {mark.num_bytes}"
+    return "its bytes are others"
+
+
+def _row_of(line: bytes) -> int | None:
+    try:
+        row = json.loads(line)["round"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return row if type(row) is int else None
+
+
+def _cut(path: Path, end: int) -> "hashlib.blake2b":
+    """Cut a file to so many bytes, where it is longer, and return the digest of what stays."""
+    digest = hashlib.blake2b(digest_size=16)
+    if not path.exists():
+        return digest
+    with path.open("r+b") as file:
+        left = end
+        while left and (piece := file.read(min(left, PIECE_BYTES))):
+            digest.update(piece)
+            left -= len(piece)
+        if (over := file.seek(0, os.SEEK_END) - end) > 0:
+            logger.warning("%s: %d bytes that were written after the last checkpoint are cut off", path, over)
+            file.truncate(end)
+            file.flush()
+            os.fsync(file.fileno())
+    return digest
+
+
+def _read(path: Path) -> dict[int, dict[str, Mark]]:
+    try:
+        content: dict[str, Any] = read_json(path)
+        return {
+            int(number): {str(name): Mark(int(length), str(digest)) for name, (length, digest) in each.items()}
+            for number, each in content.items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedState(
+            f"{path} is damaged: {type(error).__name__}; delete it to go on without its checks"
+        ) from error

@@ -1,0 +1,189 @@
+"""What befalls the files of a run between two starts: it goes on as undisturbed, or one line says what is wrong."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import server.strategy
+from spatl.console.main import main
+from spatl.errors import DamagedState, SpatlError
+from spatl.report.result import read_run
+from spatl.runner import resume, run
+from spatl.runs.files import (
+    CHECKPOINT,
+    CHECKPOINT_BEFORE,
+    CLIENTS,
+    CONFIG,
+    CURVES,
+    HISTORY,
+    LEDGER,
+    MARKS,
+    REPORT,
+    SUMMARY,
+    TIMINGS,
+)  # fmt: skip
+from spatl.runs.records import read_lines
+from tests.support.federations import history_without_seconds, tiny_config
+
+ROUNDS = 4
+
+
+class Killed(BaseException):
+    """What nothing in the product catches, as nothing catches SIGKILL."""
+
+
+def kill_after_checkpoint(patch, nth) -> None:
+    """Have the run end when its nth checkpoint has been written."""
+    truly, calls = server.strategy.save_checkpoint, []
+
+    def killing(*arguments):
+        truly(*arguments)
+        calls.append(arguments)
+        if len(calls) == nth:
+            raise Killed
+
+    patch.setattr(server.strategy, "save_checkpoint", killing)
+
+
+@pytest.fixture(scope="module")
+def whole_and_killed(tmp_path_factory) -> tuple[Path, Path]:
+    """A run of four rounds, and the same one killed when the third had been written."""
+    root = tmp_path_factory.mktemp("runs")
+    config = tiny_config(rounds=ROUNDS)
+    run(config, root / "whole", pictures=False)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after_checkpoint(patch, 3)
+        with pytest.raises(Killed):
+            run(config, root / "killed", pictures=False)
+    assert len(read_lines(root / "killed" / HISTORY)) == 3
+    return root / "whole", root / "killed"
+
+
+@pytest.fixture
+def killed_run(whole_and_killed, tmp_path) -> Path:
+    """A copy of the one that was killed."""
+    return Path(shutil.copytree(whole_and_killed[1], tmp_path / "run"))
+
+
+def edited(path: Path, edit) -> None:
+    """Replace a file by what `edit` makes of its lines."""
+    path.write_bytes(b"".join(edit(path.read_bytes().splitlines(keepends=True))))
+
+
+DAMAGE = {
+    "a line is lost": lambda lines: [lines[0], *lines[2:]],
+    "a line stands twice": lambda lines: [lines[0], lines[0], *lines[1:]],
+    "a line is blank": lambda lines: [lines[0], b"\n", *lines[2:]],
+    "a line is filled with zeros": lambda lines: [lines[0], b"\0" * (len(lines[1]) - 1) + b"\n", *lines[2:]],
+    "a digit is another": lambda lines: [lines[0].replace(b"1", b"2", 1), *lines[1:]],
+    "the last newline is gone": lambda lines: [*lines[:-1], lines[-1][:-1]],
+    "its end is cut": lambda lines: [*lines[:-1], lines[-1][:5]],
+    "it is empty": lambda lines: [],
+    "two lines have changed places": lambda lines: [lines[1], lines[0], *lines[2:]],
+}
+
+
+@pytest.mark.parametrize("name", [HISTORY, CLIENTS, LEDGER, TIMINGS])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_record_that_lacks_something_is_refused_and_stays_as_it_is(name, damage, killed_run, capsys):
+    edited(killed_run / name, DAMAGE[damage])
+    before = {
+        path.name: path.read_bytes() for path in killed_run.iterdir() if path.is_file() and path.suffix != ".lock"
+    }
+    assert main(["run", "--resume", str(killed_run)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{name} is not what it was after round 3" in error
+    kept = (name, CHECKPOINT, MARKS, HISTORY)
+    assert {each: (killed_run / each).read_bytes() for each in kept} == {each: before[each] for each in kept}
+
+
+def test_a_record_that_is_not_there_is_refused(killed_run):
+    (killed_run / CLIENTS).unlink()
+    with pytest.raises(DamagedState, match=f"{CLIENTS} is not what it was after round 3.*it is not there"):
+        resume(killed_run, pictures=False)
+
+
+def test_the_line_that_is_lost_or_doubled_is_named(killed_run):
+    edited(killed_run / HISTORY, DAMAGE["a line is lost"])
+    with pytest.raises(DamagedState, match="line 2 is of round 3, after one of round 1"):
+        resume(killed_run, pictures=False)
+    edited(killed_run / HISTORY, lambda lines: [b"x\n", *lines])
+    with pytest.raises(DamagedState, match="line 1 is no line of it"):
+        resume(killed_run, pictures=False)
+
+
+@pytest.mark.parametrize("torn", [b'{"round": 4, "accu', b'{"round": 3}\n', b"\0" * 40, b"\n"])
+def test_what_was_torn_after_the_checkpoint_is_cut_off(torn, killed_run, whole_and_killed, caplog):
+    for name in (HISTORY, CLIENTS, LEDGER):
+        with (killed_run / name).open("ab") as file:
+            file.write(torn)
+    resume(killed_run, pictures=False)
+    assert history_without_seconds(killed_run) == history_without_seconds(whole_and_killed[0])
+    assert f"{len(torn)} bytes that were written after the last checkpoint are cut off" in caplog.text
+
+
+def test_a_damaged_checkpoint_names_the_one_before_from_which_the_run_ends_as_undisturbed(killed_run, whole_and_killed):
+    (killed_run / CHECKPOINT).write_bytes((killed_run / CHECKPOINT).read_bytes()[:100])
+    with pytest.raises(DamagedState, match=f"the one before it is whole, of round 2: mv .*{CHECKPOINT_BEFORE}"):
+        resume(killed_run, pictures=False)
+    (killed_run / CHECKPOINT_BEFORE).replace(killed_run / CHECKPOINT)
+    resume(killed_run, pictures=False)
+    assert history_without_seconds(killed_run) == history_without_seconds(whole_and_killed[0])
+
+
+def test_a_run_without_its_checkpoint_cuts_nothing(killed_run):
+    before = (killed_run / HISTORY).read_bytes()
+    (killed_run / CHECKPOINT).unlink()
+    with pytest.raises(DamagedState, match=f"3 rounds on record and no {CHECKPOINT}.*take the one of the round before"):
+        resume(killed_run, pictures=False)
+    assert (killed_run / HISTORY).read_bytes() == before
+
+
+def test_a_run_of_a_version_that_left_no_marks_goes_on_if_its_rounds_are_there(killed_run, whole_and_killed):
+    (killed_run / MARKS).unlink()
+    edited(killed_run / HISTORY, DAMAGE["a line is lost"])
+    with pytest.raises(DamagedState, match="line 2 is of round 3, expected round 2"):
+        resume(killed_run, pictures=False)
+    shutil.copy(whole_and_killed[1] / HISTORY, killed_run / HISTORY)
+    resume(killed_run, pictures=False)
+    assert history_without_seconds(killed_run) == history_without_seconds(whole_and_killed[0])
+
+
+@pytest.mark.parametrize(
+    "damage", ["a line is lost", "a line stands twice", "a line is blank", "a line is filled with zeros"]
+)
+def test_status_and_a_finished_run_name_the_line(damage, whole_and_killed, tmp_path, capsys):
+    finished = Path(shutil.copytree(whole_and_killed[0], tmp_path / "run"))
+    edited(finished / HISTORY, DAMAGE[damage])
+    assert (finished / SUMMARY).exists()
+    assert main(["status", str(finished)]) == 2
+    assert f"{HISTORY} is damaged: line 2" in capsys.readouterr().err
+    with pytest.raises(SpatlError, match=f"{HISTORY} is damaged: line 2"):
+        read_run(finished)
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", "rounds: 4\n"])
+def test_a_config_that_is_not_whole_is_not_read_as_the_defaults(content, killed_run):
+    (killed_run / CONFIG).write_text(content)
+    with pytest.raises(DamagedState, match=f"{CONFIG} is not a run's whole config: it lacks method"):
+        resume(killed_run, pictures=False)
+
+
+def test_pictures_are_made_again_and_are_whole_or_not_there(whole_and_killed, tmp_path, capsys):
+    finished = Path(shutil.copytree(whole_and_killed[0], tmp_path / "run"))
+    (finished / REPORT).write_text("<html>cut o")
+    with pytest.raises(SpatlError, match=f"is finished; there is nothing to resume \\(spatl report {finished}"):
+        resume(finished)
+    assert main(["report", str(finished)]) == 0
+    assert str(finished / REPORT) in capsys.readouterr().out
+    assert (finished / REPORT).read_text().rstrip().endswith("</html>")
+    with Image.open(finished / CURVES) as picture:
+        assert picture.width == 1400
+    assert [path.name for path in finished.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_there_is_no_report_of_a_run_that_is_not_over(killed_run, capsys):
+    assert main(["report", str(killed_run)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
