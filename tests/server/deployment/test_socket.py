@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from spatl.json_files import read_json
+from spatl.rounds.findings import findings_shape
+from spatl.runs.findings import findings_rounds
 from spatl.runs.records import read_lines
 from tests.support.deployments import deploy
-from tests.support.federations import run_tiny, tiny_config
+from tests.support.federations import blueprint_of, run_tiny, tiny_config
 from tests.support.taps import Call, Tap
 
 ROUNDS = 10
@@ -18,7 +20,9 @@ CONFIG = tiny_config(
     partition={"name": "dirichlet", "num_clients": NUM_CLIENTS},
     model={"name": "resnet8", "options": {"width": 2.0}},  # small models drown in polling; with BatchNorm
     training={"local_steps": 5},
+    report={"findings": 4},
 )
+ASKED = [4, 8, 10]  # rounds after which clients are asked for their findings
 OF_MESSAGES = ("pull-messages", "pull-object", "confirm-message-received", "push-messages", "push-object")
 
 pytestmark = pytest.mark.slow
@@ -79,7 +83,28 @@ def test_every_message_on_the_socket_has_its_line_in_the_ledger(runs):
         names = [name(call) for call in of_messages(tap.calls())]
         for direction, call in (("downlink", "pull-messages"), ("uplink", "push-messages")):
             lines = [row for row in ledger if (row["client"], row["direction"]) == (client, direction)]
-            assert len(lines) == names.count(call) == ROUNDS + 3  # registration, training, statistics, evaluation
+            assert (
+                len(lines) == names.count(call) == ROUNDS + 3 + len(ASKED)
+            )  # and registration, statistics, evaluation
+
+
+def test_findings_come_over_the_socket_and_are_those_of_inline(runs):
+    """Each answer is one call that pushes an object at least as long as what the ledger says; the files are equal."""
+    assert findings_rounds(runs.deployment) == ASKED
+    for number in ASKED:
+        inline, deployed = (
+            directory / "findings" / f"{number}.safetensors" for directory in (runs.inline, runs.deployment)
+        )
+        assert inline.read_bytes() == deployed.read_bytes()
+    ledger = read_lines(runs.deployment / "ledger.jsonl")
+    answers = [row for row in ledger if (row["phase"], row["direction"]) == ("query.findings", "uplink")]
+    assert [row["round"] for row in answers] == [number for number in ASKED for _ in range(NUM_CLIENTS)]
+    shape = findings_shape(blueprint_of(CONFIG))
+    length = 16 * shape.num_filters + 32 * shape.num_classes
+    length += 4 * shape.num_classes * (shape.num_filters + shape.num_features)
+    assert {row["values"] for row in answers} == {length}
+    pushed = sorted(len(call.request) for call in runs.calls() if name(call) == "push-object")
+    assert sum(length < each < length + 1500 for each in pushed) >= len(answers)
 
 
 def test_all_other_bytes_are_http_headers(runs):
