@@ -97,6 +97,7 @@ def client_rows(record: RoundRecord, num_examples: Mapping[int, int]) -> Iterabl
             downlink_bytes=total(own, "downlink")["bytes"],
             seconds=trained.seconds if trained else None,
             rejected=record.outcome.rejected.get(client),
+            cosine=record.outcome.cosines.get(client),
             final_accuracy=final.accuracy if final else None,
             final_loss=final.loss if final else None,
         )

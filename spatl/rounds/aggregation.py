@@ -289,6 +289,24 @@ class PrivateAggregator(Aggregator):
         return self._without_negative(encoder)
 
 
+def channel_energies(aggregator: Aggregator, layout: EncoderLayout) -> Tensor:
+    """Return the squared length, on the parameters of each channel, of the sum of all updates times examples.
+
+    Args:
+        aggregator: The round's, with all updates in it.
+        layout: The shared encoder.
+
+    Returns:
+        float64 [C].
+    """
+    energies = torch.zeros(layout.num_channels, dtype=torch.float64)
+    for part, total in aggregator._totals():
+        own = slice(part.start, max(part.start, min(part.stop, layout.num_parameter_entries)))
+        squares = total[: own.stop - own.start].square()
+        energies += torch.bincount(layout.owner_in(own), weights=squares, minlength=layout.num_channels)
+    return energies
+
+
 def positions(kept: Tensor | None, own: slice | None = None) -> Tensor | slice:
     """Which entries of a part travel, or of the beginning of it that is as long as a slice."""
     if kept is None:

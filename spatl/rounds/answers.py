@@ -97,6 +97,7 @@ class Outcome:
         trained: The report of each client whose update was folded in.
         arrivals: What it told of the encoder that had arrived, where that was asked for.
         kept: How many channels of each group it sent, in the layout's order, where clients choose.
+        cosines: Cosine of its update with the sum of the others' (`spatl.rounds.cosines`); None where there is none.
         rejected: Why each other one was refused.
         tracebacks: What a client that failed told beyond that.
         diverged: The clients whose local training diverged, or whose update was too large.
@@ -108,6 +109,7 @@ class Outcome:
     trained: dict[int, TrainReport] = field(default_factory=dict)
     arrivals: dict[int, Arrival] = field(default_factory=dict)
     kept: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    cosines: dict[int, float | None] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
     tracebacks: dict[int, str] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)

@@ -80,6 +80,11 @@ def aggregation_rule(name: str) -> AggregationRule:
     return row_of(name, AGGREGATION_RULES, AGGREGATION_DOOR)
 
 
+def sums_as_given(aggregator: Aggregator) -> bool:
+    """Return whether an aggregator adds up the updates as they are: one of the user's, or a private one, may not."""
+    return type(aggregator).add in (Aggregator.add, DenseAggregator.add, FunctionAggregator.add)
+
+
 class FunctionAggregator(DenseAggregator):
     """An average that a function of the user's makes of all updates of a round at once.
 

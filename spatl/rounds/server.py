@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spatl.errors import UpdateRejected
 from spatl.rounds.admission import Size
-from spatl.rounds.aggregation import Aggregator, AverageSettings, PrivateAggregator
+from spatl.rounds.aggregation import Aggregator, AverageSettings, PrivateAggregator, channel_energies
 from spatl.rounds.answers import (
     Answer,
     Candidate,
@@ -29,10 +29,11 @@ from spatl.rounds.answers import (
     usual_sizes,
 )
 from spatl.rounds.control import fading, followed_control
+from spatl.rounds.cosines import Sketches
 from spatl.rounds.downlink import Reference
 from spatl.rounds.federation import Federation
 from spatl.rounds.progress import checked_progress
-from spatl.rounds.rules import aggregation_rule
+from spatl.rounds.rules import aggregation_rule, sums_as_given
 from spatl.rounds.sampling import sample_clients
 from spatl.rounds.server_state import ServerState
 from spatl.seeding import generator
@@ -166,7 +167,10 @@ def close_round(
     admission = state.admission
     if aggregation_rule(federation.blueprint.config.server.aggregation).compares:
         candidates, admission = agreeing_candidates(federation, admission, list(candidates), server_round, outcome)
-    sizes, unclipped = _fold_(federation, aggregator, candidates, state.num_examples, server_round, outcome)
+    sketches = _sketches(federation, aggregator, server_round)
+    sizes, unclipped = _fold_(federation, aggregator, sketches, candidates, state.num_examples, server_round, outcome)
+    if sketches is not None:
+        outcome.cosines = sketches.cosines(channel_energies(aggregator, federation.blueprint.layout))
     held = {**state.held, **dict.fromkeys(sizes, state.versions.version)}
     encoder = aggregator.encoder()
     closed, outcome.ending = checked_progress(federation, state, server_round, outcome, encoder)
@@ -201,6 +205,7 @@ def close_round(
 def _fold_(
     federation: Federation,
     aggregator: Aggregator,
+    sketches: Sketches | None,
     candidates: Iterable[Candidate],
     num_examples: Mapping[int, int],
     server_round: int,
@@ -215,6 +220,8 @@ def _fold_(
         except UpdateRejected as error:
             refuse_(outcome, client, error, server_round)
         else:
+            if sketches is not None:
+                sketches.add(client, candidate.update, num_examples[client])
             outcome.trained[client], sizes[client] = candidate.report, candidate.size
             if candidate.update.arrival is not None:
                 outcome.arrivals[client] = candidate.update.arrival
@@ -224,6 +231,16 @@ def _fold_(
                 unclipped.add(client)
         del candidate  # as large as the encoder, and another client may train before the next one is here
     return sizes, unclipped
+
+
+def _sketches(federation: Federation, aggregator: Aggregator, server_round: int) -> Sketches | None:
+    """Return what the cosines of the round's updates come from; None where the sum is of something else than these."""
+    config = federation.blueprint.config
+    if not sums_as_given(aggregator):
+        return None
+    return Sketches(
+        federation.blueprint.layout, seed=config.seed, server_round=server_round, normalizes=config.row.normalizes
+    )
 
 
 def advanced(

@@ -24,7 +24,7 @@ class ClientRow:
 
     A client that only registered (round 1) or only received the final encoder (last round) has a row as well, so that
     the bytes of all rows are the bytes of the run; what it did not do is null. `missed` says that it was asked to train
-    and no answer came in time.
+    and no answer came in time. `cosine` is that of its update with the sum of the other participants', on what it sent.
     """
 
     round: int
@@ -44,6 +44,7 @@ class ClientRow:
     downlink_bytes: int
     seconds: float | None
     rejected: str | None = None
+    cosine: float | None = None
     final_accuracy: float | None = None
     final_loss: float | None = None
 
