@@ -90,6 +90,7 @@ def _add_check(parser: Parser) -> None:
 def _add_status(parser: Parser) -> None:
     parser.description = "Say how far a run has come, and how each client is; of one that is running, too."
     parser.add_argument("run", metavar="RUN", help="the run's directory")
+    parser.add_argument("--findings", action="store_true", help="also the rounds that have findings, and whose")
     parser.add_argument("--json", action="store_true", help="one JSON object instead")
     parser.set_defaults(command=_by_reference("spatl.console.status:show_status"))
 

@@ -1,6 +1,7 @@
 """Command `spatl status RUN`: the state of a run as its directory says, while it runs and afterwards."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from spatl.json_files import to_json
-from spatl.runs.status import read_status
+from spatl.runs.findings import findings_by_round
+from spatl.runs.status import read_status, run_below
 from spatl.runs.text import human_bytes
 from spatl.terminal.tables import print_line, print_table
 
@@ -17,8 +19,10 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
     """Print the status of a run, as lines and a table or as one JSON object."""
     directory = Path(options.run)
     status = read_status(directory)
+    findings = findings_by_round(run_below(directory)) if options.findings else None
     if options.json:
-        print(to_json(asdict(status), indent=2))
+        named = {} if findings is None else {"findings": {str(number): who for number, who in findings.items()}}
+        print(to_json(asdict(status) | named, indent=2))
         return
 
     def say(line: str) -> None:
@@ -50,6 +54,18 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
         if client.last_reason is not None:
             out = ", left out for now" if client.left_out else ""
             say(f"client {client.client}{out}; its last refusal: {client.last_reason}")
+    for line in [] if findings is None else _findings_lines(findings, [client.client for client in status.clients]):
+        say(line)
+
+
+def _findings_lines(findings: Mapping[int, Sequence[int]], clients: Sequence[int]) -> list[str]:
+    """Return a line on each round that has findings, and who is not among those that answered."""
+    lines = []
+    for number, answered in findings.items():
+        silent = [str(client) for client in clients if client not in answered]
+        without = f"; none of client {', '.join(silent)}" if silent else ""
+        lines.append(f"round {number}: findings of {len(answered)} of {len(clients)} clients{without}")
+    return lines or ["no round has findings: report.findings asks for them"]
 
 
 def _duration(seconds: float) -> str:

@@ -119,6 +119,18 @@ def findings_rounds(run: Path) -> list[int]:
     return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
 
 
+def findings_by_round(run: Path) -> dict[int, list[int]]:
+    """Return the clients whose findings each round has, ascending, as they stand in the files.
+
+    Args:
+        run: The run's directory.
+
+    Raises:
+        SpatlError: As of `read_findings`.
+    """
+    return {number: list(read_findings(run, number).by_client) for number in findings_rounds(run)}
+
+
 def forget_findings(run: Path, *, after: int) -> None:
     """Remove the findings of rounds that will be done again.
 

@@ -88,14 +88,18 @@ class Status:
     clients: tuple[ClientHealth, ...]
 
 
+def run_below(directory: Path) -> Path:
+    """Return the directory of the run that a deployed server's directory holds; that of any other run is its own."""
+    return directory / DEFAULT_RUN if (directory / ServerSite.FILE).exists() else directory
+
+
 def read_status(directory: Path) -> Status:
     """Read the status of a run from its directory.
 
     Raises:
         SpatlError: The directory holds no run.
     """
-    if (directory / ServerSite.FILE).exists():  # a deployed server's, whose run lies below
-        directory = directory / DEFAULT_RUN
+    directory = run_below(directory)
     if not (directory / CONFIG).is_file():
         raise ConfigError(f"{directory} holds no run: config.yaml is not there")
     config = config_of(directory)

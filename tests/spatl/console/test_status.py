@@ -56,6 +56,25 @@ def test_the_command_prints_a_table_or_json(troubled, capsys):
     assert [client["client"] for client in content["clients"]] == [0, 1, 2, 3, 4]
 
 
+def test_findings_are_listed_when_asked(troubled, tmp_path, capsys):
+    run_tiny(
+        tiny_config(rounds=3, method="fedavg", report={"findings": 2}), tmp_path / "run",
+        loses=lambda client, message: (
+            (client, message.metadata.message_type, message.metadata.group_id) == (3, "query.findings", "2")
+        ),
+    )  # fmt: skip
+    assert main(["status", str(tmp_path / "run"), "--findings"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "round 2: findings of 4 of 5 clients; none of client 3" in lines
+    assert "round 3: findings of 5 of 5 clients" in lines
+    assert main(["status", str(tmp_path / "run"), "--findings", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == {"2": [0, 1, 2, 4], "3": [0, 1, 2, 3, 4]}
+    assert main(["status", str(troubled), "--findings"]) == 0
+    assert "no round has findings: report.findings asks for them" in capsys.readouterr().out
+    assert main(["status", str(troubled)]) == 0
+    assert "findings" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, None])
 def test_the_table_is_whole_at_every_width(troubled, width, capsys, monkeypatch):
     if width is not None:
