@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from spatl.diagnosis.places import check_number, places
+from spatl.diagnosis.relabelling import mixtures
 from spatl.diagnosis.scores import SCORES, Scores, check_alike
-from spatl.diagnosis.verdicts import NOTHING, Verdict, cannot_tell, verdict_of
+from spatl.diagnosis.verdicts import NOTHING, Verdict, cannot_tell, evidence_of, verdict_of
 from spatl.saliency.findings import Findings
 
 LEAST_ACCURACY: Final = 0.7
@@ -46,6 +47,7 @@ class ClientDiagnosis:
         num_examples: Of its validation split.
         accuracy: Of the model on it.
         scores: By name, of `SCORES`; those that were not given are left out.
+        evidence: How much speaks against its data; more than 1 is enough for a verdict.
         verdict: What they say.
     """
 
@@ -53,6 +55,7 @@ class ClientDiagnosis:
     num_examples: int
     accuracy: float
     scores: Mapping[str, ScoreOfClient]
+    evidence: float
     verdict: Verdict
 
 
@@ -100,21 +103,27 @@ def diagnose(
     check_number(len(findings))
     check_alike(findings)
     findings = dict(sorted(findings.items()))
-    given = {"cosine": cosines, "batch_norm": batch_norm}
-    by_name = dict[str, dict[int, ScoreOfClient]]()
-    for name, score in SCORES.items():
-        values: Scores = score.of(findings) if score.of else {each: given[name].get(each) for each in findings}
-        if any(value is not None for value in values.values()):
-            found = places(values, worse=score.worse)
-            by_name[name] = {client: ScoreOfClient(values[client], found[client]) for client in findings}
+    mixed = mixtures(findings)
+    values: dict[str, Scores] = {name: score.of(findings) for name, score in SCORES.items() if score.of is not None}
+    for name, given in (("cosine", cosines), ("batch_norm", batch_norm)):
+        values[name] = {client: given.get(client) for client in findings}
+    evidence = evidence_of(findings, values["mislabelled"], values["mean_z"])
+    by_name = {
+        name: (values[name], places(values[name], worse=score.worse))
+        for name, score in SCORES.items()
+        if any(value is not None for value in values[name].values())
+    }
     accuracies = {client: int(each.correct.sum()) / int(each.counts.sum()) for client, each in findings.items()}
     accuracy = float(np.median(list(accuracies.values())))
     can_tell = accuracy >= LEAST_ACCURACY
     names = tuple(class_names) or tuple(map(str, range(len(next(iter(findings.values())).counts))))
     clients = []
     for client, own in findings.items():
-        scores = {name: each[client] for name, each in by_name.items()}
-        its = {name: each.place for name, each in scores.items()}
-        verdict = verdict_of(client, findings, its, names) if can_tell else cannot_tell(accuracy, LEAST_ACCURACY)
-        clients.append(ClientDiagnosis(client, int(own.counts.sum()), accuracies[client], scores, verdict))
+        scores = {name: ScoreOfClient(each[client], place[client]) for name, (each, place) in by_name.items()}
+        verdict = cannot_tell(accuracy, LEAST_ACCURACY)
+        if can_tell:
+            cosine = scores["cosine"].place if "cosine" in scores else None
+            verdict = verdict_of(own, mixed[client], evidence[client], cosine_place=cosine, class_names=names)
+        number = int(own.counts.sum())
+        clients.append(ClientDiagnosis(client, number, accuracies[client], scores, evidence[client], verdict))
     return Diagnosis(tuple(clients), accuracy, can_tell)

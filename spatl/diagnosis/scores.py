@@ -6,13 +6,15 @@ stands in docs/diagnosis.md with its command.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from spatl.diagnosis.prototypes import class_distances, sum_over
+from spatl.diagnosis.relabelling import mixtures
 from spatl.errors import SpatlError
 from spatl.saliency.findings import Findings
 from spatl.saliency.moments import merged, standardised
@@ -32,10 +34,10 @@ def mean_z(findings: Mapping[int, Findings]) -> Scores:
 
 def loss_within_class(findings: Mapping[int, Findings]) -> Scores:
     """Return by how much a client's examples have a higher loss than others' of the same class, in the mean."""
+    counts, losses = sum_over(findings, lambda each: each.counts), sum_over(findings, lambda each: each.losses)
 
-    def excess(own: Findings, others: Sequence[Findings]) -> Tensor:
-        theirs = _sum([each.losses for each in others]) / _counts(others).clamp(min=1)
-        return own.losses / own.counts.clamp(min=1) - theirs
+    def excess(own: Findings) -> Tensor:
+        return own.losses / own.counts.clamp(min=1) - (losses - own.losses) / (counts - own.counts).clamp(min=1)
 
     return _within_class(findings, excess)
 
@@ -46,12 +48,16 @@ def saliency_within_class(findings: Mapping[int, Findings]) -> Scores:
     In standard deviations of all examples' profiles.
     """
     deviations = merged(each.moments for each in findings.values()).deviations
-    varies = deviations > 0
+    units = torch.where(deviations > 0, deviations, math.inf)
 
-    def excess(own: Findings, others: Sequence[Findings]) -> Tensor:
-        theirs = _sum([each.counts[:, None] * each.class_profiles.double() for each in others])
-        differences = own.class_profiles.double() - theirs / _counts(others).clamp(min=1)[:, None]
-        return torch.where(varies, differences / deviations.where(varies, torch.ones_like(deviations)), 0.0).mean(1)
+    def scaled(own: Findings) -> Tensor:
+        return own.counts * (own.class_profiles.double() / units).mean(1)
+
+    counts, totals = sum_over(findings, lambda each: each.counts), sum_over(findings, scaled)
+
+    def excess(own: Findings) -> Tensor:
+        profiles = scaled(own)
+        return profiles / own.counts.clamp(min=1) - (totals - profiles) / (counts - own.counts).clamp(min=1)
 
     return _within_class(findings, excess)
 
@@ -59,47 +65,19 @@ def saliency_within_class(findings: Mapping[int, Findings]) -> Scores:
 def prototype_distance(findings: Mapping[int, Findings]) -> Scores:
     """Return how far a client's class means are from others' of the same class, in what is usual between clients.
 
-    The mean over a client's examples of the distance between its own mean feature of their class and that of all
-    others, divided by the median of that distance over the clients that have the class.
+    The mean over its classes of the distance of its own mean feature from that of all others, times the root of the
+    number of examples it is of, divided by the median of that over the clients that have the class.
     """
     distances = class_distances(findings)
-    usual = _medians(list(distances.values()))
-
-    def relative(client: int) -> float | None:
-        own, counts = distances[client], findings[client].counts.double()
-        known = own.isfinite() & (usual > 0)
-        if not bool(known.any()):
-            return None
-        return float((counts * (own / usual))[known].sum() / counts[known].sum())
-
-    return {client: relative(client) for client in findings}
+    rooted = {client: own * findings[client].counts.double().sqrt() for client, own in distances.items()}
+    usual = torch.stack(list(rooted.values())).nanquantile(0.5, dim=0)
+    ratios = {client: (own / usual)[own.isfinite() & (usual > 0)] for client, own in rooted.items()}
+    return {client: float(own.mean()) if len(own) else None for client, own in ratios.items()}
 
 
-def class_distances(findings: Mapping[int, Findings]) -> dict[int, Tensor]:
-    """Return the distance of each client's mean feature of each class from that of all others, float64 [K].
-
-    NaN for a class that the client or everybody else has no mean of.
-    """
-    found = dict[int, Tensor]()
-    for client, own in findings.items():
-        means, known = prototypes_of_others(findings, client)
-        distances = (own.prototypes.double() - means).norm(dim=1)
-        found[client] = torch.where(has_prototype(own) & known, distances, math.nan)
-    return found
-
-
-def prototypes_of_others(findings: Mapping[int, Findings], client: int) -> tuple[Tensor, Tensor]:
-    """Return the mean feature of each class over all clients but one, float64 [K, D], and which have any, bool [K]."""
-    others = _others(findings, client)
-    counts = torch.stack([torch.where(has_prototype(each), each.counts, 0) for each in others])
-    sums = _sum([own[:, None] * each.prototypes.double() for own, each in zip(counts, others, strict=True)])
-    together = counts.sum(0)
-    return sums / together.clamp(min=1)[:, None], together > 0
-
-
-def has_prototype(findings: Findings) -> Tensor:
-    """Return the classes that a client has a mean feature of, bool [K]: it keeps those of few examples to itself."""
-    return (findings.counts > 0) & (findings.prototypes != 0).any(1)
+def mislabelled(findings: Mapping[int, Findings]) -> Scores:
+    """Return the share of a client's examples whose features look like another class than their label's."""
+    return {client: each.mislabelled for client, each in mixtures(findings).items()}
 
 
 def label_divergence(findings: Mapping[int, Findings]) -> Scores:
@@ -107,16 +85,14 @@ def label_divergence(findings: Mapping[int, Findings]) -> Scores:
 
     It says how skewed a client's labels are, which is no sickness.
     """
-    found: Scores = {}
+    total, found = sum_over(findings, lambda each: each.labels), Scores()
     for client, own in findings.items():
-        others = _sum([each.labels for each in _others(findings, client)])
-        p, q = own.labels.double(), others.double()
+        p, q = own.labels.double(), total - own.labels
         if not float(p.sum()) or not float(q.sum()):
             found[client] = None
             continue
         p, q = p / p.sum(), q / q.sum()
-        middle = (p + q) / 2
-        found[client] = max(0.0, _entropy(middle) - (_entropy(p) + _entropy(q)) / 2)
+        found[client] = max(0.0, _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2)
     return found
 
 
@@ -142,10 +118,9 @@ SCORES: Final[Mapping[str, Score]] = {
     for each in (
         Score("mean_z", "profile above the federation's, in standard deviations, mean over filters", of=mean_z),
         Score("loss", "loss above others' on the same classes", of=loss_within_class),
-        Score("prototypes", "distance of class means from others', in the usual one", of=prototype_distance),
-        Score(
-            "saliency", "profile above others' on the same classes, in standard deviations", of=saliency_within_class
-        ),
+        Score("prototypes", "distance of its class means from others', in the usual one", of=prototype_distance),
+        Score("saliency", "profile above others' on the same classes, mean over filters", of=saliency_within_class),
+        Score("mislabelled", "share of its examples that look like another class than their label's", of=mislabelled),
         Score("cosine", "cosine of its update with the others' sum, mean over rounds", worse=-1),
         Score("batch_norm", "distance of its BatchNorm statistics from the federation's"),
         Score("labels", "divergence of its label frequencies, in bits: skew, no sickness", of=label_divergence),
@@ -165,35 +140,14 @@ def check_alike(findings: Mapping[int, Findings]) -> None:
         raise SpatlError("the findings of clients are about different networks or classes, and cannot be compared")
 
 
-def _within_class(findings: Mapping[int, Findings], excess: Callable[[Findings, Sequence[Findings]], Tensor]) -> Scores:
+def _within_class(findings: Mapping[int, Findings], excess: Callable[[Findings], Tensor]) -> Scores:
     """Return the mean over a client's examples of what [K] says of their class, of classes that others have, too."""
-    found: Scores = {}
+    counts, found = sum_over(findings, lambda each: each.counts), Scores()
     for client, own in findings.items():
-        others = _others(findings, client)
-        shared = (own.counts > 0) & (_counts(others) > 0)
-        weights = torch.where(shared, own.counts, 0).double()
-        found[client] = float((weights * excess(own, others)).sum() / weights.sum()) if bool(shared.any()) else None
+        weights = torch.where(counts > own.counts, own.counts, 0).double()
+        shared = float(weights.sum())
+        found[client] = float((weights * excess(own)).sum() / shared) if shared else None
     return found
-
-
-def _others(findings: Mapping[int, Findings], client: int) -> list[Findings]:
-    return [each for other, each in findings.items() if other != client]
-
-
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the sum, correctly rounded, so that the order of clients does not matter; float64."""
-    rows = torch.stack([each.double() for each in tensors])
-    sums = [math.fsum(column) for column in rows.flatten(1).T.tolist()]
-    return torch.tensor(sums, dtype=torch.float64).reshape(rows.shape[1:])
-
-
-def _counts(findings: Sequence[Findings]) -> Tensor:
-    return torch.stack([each.counts for each in findings]).sum(0)
-
-
-def _medians(rows: Sequence[Tensor]) -> Tensor:
-    """Return the median of what is finite in each column of rows [K], NaN where nothing is."""
-    return torch.stack(list(rows)).nanquantile(0.5, dim=0)
 
 
 def _entropy(frequencies: Tensor) -> float:

@@ -1,10 +1,20 @@
-"""Verdicts: what the places of a client's scores say of it, in plain words."""
+"""Verdicts: what the scores of a client say of its data, in plain words.
 
+Two scores tell: the share of its examples that look like other classes than their labels', and its mean z. Each is
+taken above the middle client's, and in units of a limit that honest clients seldom reach; the larger of the two is the
+evidence, and above 1 there is a verdict. What it is follows from whose examples look like what. Limits are from
+planted faults (docs/diagnosis.md), on other seeds than those that the rates of false alarms were measured on.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from spatl.diagnosis.relabelling import relabelled_class
+import numpy as np
+
+from spatl.diagnosis.relabelling import Mixture
+from spatl.diagnosis.scores import Scores
 from spatl.saliency.findings import Findings
 
 NOTHING: Final = "nothing found"
@@ -15,7 +25,15 @@ AGAINST: Final = "update against the others"
 UNKNOWN: Final = "cannot tell"
 KINDS: Final = (NOTHING, RELABELLED, RANDOM, NOISY, AGAINST, UNKNOWN)
 """Kinds of verdicts."""
-_FAR = 3.5  # robust standard deviations
+FALSE_ALARMS: Final[Mapping[str, float]] = {RELABELLED: 0.0, RANDOM: 0.0, NOISY: 0.03, AGAINST: 0.0}
+"""Share of honest clients that got a verdict in federations without a fault (docs/diagnosis.md has the command)."""
+MISLABELLED_LIMIT: Final = 0.12
+"""Share of mislabelled examples above the middle client's."""
+MEAN_Z_LIMIT: Final = 0.28
+"""Mean z above the middle client's, of many examples."""
+_FEW = 20  # examples of which half of a mean z is taken for chance
+_OF_ONE_PAIR = 0.5  # share of all mislabelled examples that are in one pair of classes if one class was relabelled
+_FAR = 3.5  # robust standard deviations of the cosine
 
 
 @dataclass(frozen=True)
@@ -25,7 +43,7 @@ class Verdict:
     Attributes:
         kind: One of `KINDS`.
         text: In plain words.
-        false_alarms: Share of honest clients that have got this kind where it was measured; None where nothing is said.
+        false_alarms: Share of honest clients that got this kind where it was measured; None where nothing is said.
         labelled: Of a relabelled class, the class that its labels say; None of others.
         looks_like: And the class that the examples look like.
     """
@@ -37,37 +55,69 @@ class Verdict:
     looks_like: int | None = None
 
 
-def cannot_tell(accuracy: float, least: float) -> Verdict:
-    """Return the verdict of a model that knows too little."""
-    return Verdict(
-        UNKNOWN, f"cannot tell: the model is right on {100 * accuracy:.0f} % of the middle client's examples, and "
-        f"{100 * least:.0f} % are needed"
-    )  # fmt: skip
+def evidence_of(findings: Mapping[int, Findings], mislabelled: Scores, mean_z: Scores) -> dict[int, float]:
+    """Return how much speaks against each client's data; more than 1 is enough for a verdict.
+
+    Args:
+        findings: Of all clients.
+        mislabelled: Of all clients, as of `spatl.diagnosis.scores`.
+        mean_z: Likewise.
+    """
+    labels, profiles = _above_the_middle(mislabelled), _above_the_middle(mean_z)
+    found = {}
+    for client, own in findings.items():
+        number = int(own.counts.sum())
+        of_profile = profiles[client] * number / (number + _FEW) / MEAN_Z_LIMIT
+        found[client] = max(of_profile, labels[client] / MISLABELLED_LIMIT)
+    return found
 
 
 def verdict_of(
-    client: int, findings: Mapping[int, Findings], places: Mapping[str, float | None], class_names: Sequence[str]
+    own: Findings, mixture: Mixture, evidence: float, *, cosine_place: float | None, class_names: Sequence[str]
 ) -> Verdict:
-    """Return what the scores of a client say.
+    """Return what is said of a client.
 
     Args:
-        client: Its number.
-        findings: Of all clients.
-        places: Of the client, by the name of the score.
+        own: Its findings.
+        mixture: What its labels stand on.
+        evidence: As of `evidence_of`.
+        cosine_place: The place of its updates' cosine; None where that is not known.
         class_names: Of the K classes.
     """
-    far = {name for name, place in places.items() if place is not None and place > _FAR}
-    if "cosine" in far and not far & {"mean_z", "loss", "saliency"}:
-        return Verdict(AGAINST, "its updates point against the others'")
-    if not far & {"mean_z", "loss", "saliency"}:
-        return Verdict(NOTHING, "nothing found")
-    if (found := relabelled_class(client, findings)) is not None:
-        labelled, looks_like = found
-        return Verdict(
-            RELABELLED, f"labels of class {class_names[labelled]} look like class {class_names[looks_like]} "
-            "(relabelled class)", labelled=labelled, looks_like=looks_like,
-        )  # fmt: skip
-    own = findings[client]
-    if int(own.correct.sum()) / int(own.counts.sum()) < 2 / len(own.counts):
-        return Verdict(RANDOM, "labels are right no more often than by chance (random labels)")
-    return Verdict(NOISY, "examples of all classes are harder than others' (noisy images)")
+    if evidence <= 1:
+        if cosine_place is not None and cosine_place > _FAR:
+            return _verdict(AGAINST, "its updates point against the others' (update against the others)")
+        return Verdict(NOTHING, NOTHING)
+    labelled, looks_like, share = mixture.largest
+    if share < _OF_ONE_PAIR and _right_by_chance(own):
+        return _verdict(RANDOM, "labels are right no more often than by chance (random labels)")
+    mostly = int(own.labels[looks_like]) < mixture.counts_of(labelled, looks_like)
+    if share >= _OF_ONE_PAIR and mixture.mislabelled > MISLABELLED_LIMIT and mostly:
+        names = f"labels of class {class_names[labelled]} look like class {class_names[looks_like]}"
+        return _verdict(RELABELLED, f"{names} (relabelled class)", labelled, looks_like)
+    return _verdict(NOISY, "examples are unlike others' of the same classes (noisy images)")
+
+
+def cannot_tell(accuracy: float, least: float) -> Verdict:
+    """Return the verdict of a model that knows too little."""
+    text = (
+        f"the model is right on {100 * accuracy:.0f} % of the middle client's examples, {100 * least:.0f} % are needed"
+    )
+    return Verdict(UNKNOWN, f"cannot tell: {text}")
+
+
+def _verdict(kind: str, text: str, labelled: int | None = None, looks_like: int | None = None) -> Verdict:
+    return Verdict(kind, text, FALSE_ALARMS[kind], labelled, looks_like)
+
+
+def _above_the_middle(scores: Scores) -> dict[int, float]:
+    """Return by how much each score is above the median, 0 for those that cannot be said."""
+    known = [value for value in scores.values() if value is not None]
+    middle = float(np.median(known)) if known else 0.0
+    return {client: 0.0 if value is None else value - middle for client, value in scores.items()}
+
+
+def _right_by_chance(own: Findings) -> bool:
+    """Return whether labels are right no more often than they may be by chance, within two standard errors."""
+    chance, number = 1 / len(own.counts), int(own.counts.sum())
+    return int(own.correct.sum()) / number <= chance + 2 * math.sqrt(chance * (1 - chance) / number)
