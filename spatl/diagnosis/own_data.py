@@ -10,13 +10,14 @@ import torch
 
 from spatl.artifacts.model_files import read_model
 from spatl.deployment.sites import is_deployment
+from spatl.diagnosis.places import check_number
 from spatl.errors import SpatlError
 from spatl.models.copies import duplicate
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.statistics import gathered, statistics_names
 from spatl.runs.directory import config_of
-from spatl.runs.files import SUMMARY
-from spatl.saliency.filters import filters_of
+from spatl.runs.files import CONFIG, SUMMARY
+from spatl.saliency.filters import main_filters
 from spatl.saliency.findings import Findings, check_examples, findings_of
 from spatl.training.calibration import calibrated
 from spatl.training.evaluate import recalibrate_
@@ -51,13 +52,16 @@ def compute_findings(
         progress: Called with the number of clients that are done, and that of all.
 
     Raises:
-        SpatlError: There is no model, the data are not those of the run, or they lie on devices.
+        SpatlError: There is no finished run of enough clients, its data are others, or lie on devices.
     """
     if is_deployment(run):
         raise SpatlError(
             f"{run} is a deployment's run: its data lie on the devices, and it has recorded no findings of theirs"
         )
+    if not (run / CONFIG).is_file():
+        raise SpatlError(f"{run} holds no run: {CONFIG} is not there")
     config = config_of(run)
+    check_number(config.partition.num_clients)
     if not (run / SUMMARY).is_file():
         raise SpatlError(f"the run in {run} has not come to its end, and leaves a model there (spatl status {run})")
     blueprint = cached_blueprint(config.to_json())
@@ -68,10 +72,11 @@ def compute_findings(
             raise SpatlError(f"the data are not those that {run} was trained on: they have other classes")
         check_examples(len(data.validation), f"client {client}")
         with calibrated(model.network, model.offset) if offset else nullcontext():
-            findings[client] = findings_of(
-                model.network, data.validation, filters_of(model.network), data.train.labels,
+            found = findings_of(
+                model.network, data.validation, main_filters(model.network), data.train.labels,
                 num_classes=blueprint.dataset.num_classes,
             )  # fmt: skip
+        findings[client] = found.without_small_classes(config.report.prototype_examples)
         names = statistics_names(model.network, blueprint.split)
         if names:
             own = duplicate(model.network)

@@ -24,7 +24,15 @@ CLIENTS = {client: right(drawn_findings(client)) for client in (4, 2, 0, 1, 3, 9
 def test_clients_stand_in_the_order_of_their_numbers_with_what_is_known_of_them():
     found = diagnose(CLIENTS, cosines={0: 0.5, 2: 0.4})
     assert [each.client for each in found.clients] == [0, 1, 2, 3, 4, 9]
-    assert list(found.clients[0].scores) == ["mean_z", "loss", "prototypes", "saliency", "cosine", "labels"]
+    assert list(found.clients[0].scores) == [
+        "mean_z",
+        "loss",
+        "prototypes",
+        "saliency",
+        "mislabelled",
+        "cosine",
+        "labels",
+    ]
     assert found.clients[0].scores["cosine"].value == 0.5
     assert found.clients[1].scores["cosine"].value is None
     assert (found.accuracy, found.can_tell) == (1.0, True)

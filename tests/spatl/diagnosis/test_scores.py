@@ -62,13 +62,14 @@ def test_the_saliency_within_class_is_so_too_in_deviations_of_all_examples():
 
 
 def test_prototypes_are_as_far_as_they_are_in_the_usual_distance_of_their_class():
-    """Class 0: 1 from 3.5, 2 from 7 / 3, 5 from 4 / 3, so 2.5, 1 / 3 and 11 / 3, median 2.5; class 1 has no distance,
-    which says nothing."""
+    """Class 0: 1 from 3.5, 2 from 7 / 3, 5 from 4 / 3, of 2, 1 and 1 examples: 2.5 root 2, 1 / 3 and 11 / 3, of which
+    the first is the median. Class 1 has no distance, which says nothing."""
+    usual = 2.5 * 2**0.5
     distances = {client: own.tolist() for client, own in class_distances(CLIENTS).items()}
     assert distances[0] == pytest.approx([2.5, 0.0])
     assert distances[1] == pytest.approx([1 / 3, 0.0])
     assert distances[2] == pytest.approx([11 / 3, float("nan")], nan_ok=True)
-    assert prototype_distance(CLIENTS) == pytest.approx({0: 1.0, 1: 1 / 3 / 2.5, 2: 11 / 3 / 2.5})
+    assert prototype_distance(CLIENTS) == pytest.approx({0: 1.0, 1: 1 / 3 / usual, 2: 11 / 3 / usual})
 
 
 def test_a_prototype_that_a_client_keeps_to_itself_counts_for_nobody():
