@@ -10,6 +10,7 @@ would take away: e_b is twice the error of a mean of so many examples, in one di
 Labels alone are blamed: images that are off in any other way move q_b, too, and part of that looks like other classes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -88,7 +89,8 @@ def _usual_errors(findings: Mapping[int, Findings]) -> Tensor:
     """
     rows = [own * findings[client].counts.double().sqrt() for client, own in class_distances(findings).items()]
     width = max(1, next(iter(findings.values())).prototypes.shape[1])
-    return torch.stack(rows).nanquantile(0.5, dim=0).nan_to_num(0.0) / width**0.5
+    usual: Tensor = torch.stack(rows).nanquantile(0.5, dim=0).nan_to_num(0.0)
+    return usual / math.sqrt(width)
 
 
 def _mixed(means: Tensor, prototypes: Tensor, own: Tensor, errors: Tensor) -> Tensor:
