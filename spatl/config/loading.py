@@ -13,7 +13,7 @@ from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.selection import BudgetConfig
 from spatl.config.shipped import config_path, shipped_configs
-from spatl.config.yaml_text import RepeatedKey, load_yaml
+from spatl.config.yaml_text import MOST_CHARACTERS, RepeatedKey, load_yaml
 from spatl.data import is_read_from_path
 from spatl.data.own import Agreement
 from spatl.errors import ConfigError, did_you_mean
@@ -36,7 +36,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     """
     given, path = str(path), config_path(path)
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        content = load_yaml(_text_of(path))
     except FileNotFoundError:
         close = did_you_mean(given, shipped_configs())
         raise ConfigError(
@@ -53,6 +53,12 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")
     return with_overrides(content, overrides)
+
+
+def _text_of(path: Path) -> str:
+    """Return a config's text; of one that is too long, enough to see that it is."""
+    with path.open(encoding="utf-8") as file:
+        return file.read(MOST_CHARACTERS + 1)
 
 
 def parse_config(values: Mapping[str, Any]) -> ExperimentConfig:
@@ -85,8 +91,12 @@ def config_from_json(text: str) -> ExperimentConfig:
     Raises:
         ConfigError: The text is not JSON, or a key or value is not allowed.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(f"the run's config has {len(text):,} characters, of {MOST_CHARACTERS:,} that are possible")
     try:
         values = json.loads(text, object_pairs_hook=_each_key_once)
+    except RecursionError:
+        raise ConfigError("the run's config is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"the run's config is not valid JSON: {error}") from error
     except RepeatedKey as error:

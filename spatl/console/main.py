@@ -1,10 +1,8 @@
-"""Entry of the command line; with the commands that it calls by reference, the only place that speaks to a terminal."""
+"""Command line: options are parsed, the command is called, and what ends it is told in one line."""
 
 import argparse
 import logging
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +16,13 @@ from spatl.runs.log import TextFormatter
 USER_MISTAKE = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 on success, 2 on a mistake of the user's."""
+def main(arguments: Sequence[str] | None = None, *, begin: Callable[[], None] = lambda: None) -> int:
+    """Run the command line and return its exit status: 0 on success, 2 on a mistake of the user's.
+
+    Args:
+        arguments: What was typed after `spatl`; the process's own if not given.
+        begin: Called right before the command, which a `KeyboardInterrupt` stops from then on.
+    """
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser_for(words).parse_args(words)
     handler = logging.StreamHandler()
@@ -29,9 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     command: Callable[[argparse.Namespace], None] = options.command
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
     try:
+        begin()
         command(options)
     except SpatlError as error:
         if options.debug:

@@ -16,6 +16,7 @@ from spatl.artifacts.onboarding import OFFERED_FROM, Onboarding, federations_mod
 from spatl.artifacts.onboarding import onboard as onboard_newcomer
 from spatl.artifacts.unfinished import UnfinishedModel, run_directory, unfinished_model
 from spatl.config.loading import on_device
+from spatl.config.yaml_text import load_yaml
 from spatl.data import ClientData
 from spatl.deployment.sites import add_client_command, is_deployment
 from spatl.errors import ConfigError
@@ -82,8 +83,8 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
         if not key or not equals:
             raise ConfigError(f"--data-option must be KEY=VALUE, e.g. image_size=32, got {text!r}")
         try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            found[key] = load_yaml(value)
+        except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"--data-option {text!r}: the value is no YAML") from error
     return found
 

@@ -5,6 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spatl.config import yaml_text
 from spatl.config.yaml_text import RepeatedKey, load_yaml
 
 
@@ -39,7 +40,6 @@ def test_a_key_that_stands_twice_is_told_with_its_lines(text, told):
         ("a: &a {x: 1}\nb: &b {x: 2}\nc: {<<: [*a, *b]}\n", {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 1}}),
         ("a: {x: 1}\nb: {x: 1}\n", {"a": {"x": 1}, "b": {"x": 1}}),
         ("", None),
-        ("&it [1, *it]", None),
     ],
 )
 def test_merge_keys_and_aliases_are_as_they_were(text, values):
@@ -54,3 +54,34 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.text()
 def test_what_has_no_key_twice_is_read_as_the_library_reads_it(values):
     text = yaml.safe_dump(values)
     assert load_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("a: 1", 3),
+        ("[1, 2]", 3),
+        ("a: &a [1, 2]\nb: *a\n", 9),
+        ("a: &a [1, 2]\nb: &b [*a, *a]\nc: [*b, *b]\n", 29),
+    ],
+)
+def test_an_alias_counts_for_what_it_stands_for(text, number, monkeypatch):
+    """The last one: a mapping, three keys, a of 3 values, b of 1 + 3 + 3, and c of 1 + 7 + 7."""
+    monkeypatch.setattr(yaml_text, "MOST_VALUES", number)
+    load_yaml(text)
+    monkeypatch.setattr(yaml_text, "MOST_VALUES", number - 1)
+    with pytest.raises(ValueError, match=f"at most {number - 1} values, this one for {number} "):
+        load_yaml(text)
+
+
+def test_a_value_that_holds_itself_is_refused():
+    with pytest.raises(ValueError, match="endlessly many"):
+        load_yaml("a: &a [1, *a]\n")
+
+
+def test_a_text_that_is_too_long_or_too_deep_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load_yaml("[" * 2000 + "]" * 2000)
+    monkeypatch.setattr(yaml_text, "MOST_CHARACTERS", 5)
+    with pytest.raises(ValueError, match="at most 5 characters, got 6"):
+        load_yaml("a: 123")
