@@ -9,6 +9,7 @@ from spatl.diagnosis.explanation import Explanation
 from spatl.diagnosis.group_parts import all_errors, errors_table, group_part
 from spatl.diagnosis.mistakes import Maps
 from spatl.diagnosis.pictures import Scale
+from spatl.diagnosis.scores import SCORES
 from spatl.diagnosis.standing import Standing
 from spatl.diagnosis.subject import Subject
 from spatl.report.page import facts, listing, make_page, paragraph, provenance, section, table
@@ -25,8 +26,8 @@ _LIMITS = (
     "deviations. Gradient times weight is what the loss falls by, to first order, without the filter.",
     "Which layer a filter lies in tells much of how salient it is, whatever the error. Compare with the control in the "
     "same layers before a layer is blamed.",
-    "A group's filters are chosen on the errors that they are then tried on. What they do there is more than what they "
-    "would do on new errors.",
+    "A group's filters are chosen on the errors that they are then tried on. What they do there is likely more than "
+    "what they would do on new errors.",
     "Where a blamed row is no better than its control, the blame tells nothing. With few errors in a group, one error "
     "more or less is all of the difference.",
     "It has not been shown that what repairs one error repairs its neighbours by profile, nor that the input map says "
@@ -168,7 +169,7 @@ def _accuracies(standing: Standing) -> list[tuple[str, str]]:
 
 
 def _diagnosis(explanation: Explanation, run: str) -> str:
-    found = explanation.diagnosis
+    found, this = explanation.diagnosis, explanation.about["client"]
     clients = (found or {}).get("clients")
     if found is None or not isinstance(clients, list) or not clients:
         return paragraph(
@@ -177,7 +178,7 @@ def _diagnosis(explanation: Explanation, run: str) -> str:
         )
     rows = [
         {
-            "client": str(each.get("client")),
+            "client": f"{each.get('client')}{' (this one)' if each.get('client') == this else ''}",
             "examples": str(each.get("num_examples")),
             "accuracy": human_percent(each.get("accuracy")),
             **{name: _score(score) for name, score in each.get("scores", {}).items()},
@@ -188,8 +189,9 @@ def _diagnosis(explanation: Explanation, run: str) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     rows = [{name: row.get(name, _NOTHING) for name in columns} for row in rows]
     caption = "In brackets: robust standard deviations from the middle client, above 0 for what is worse."
+    meanings = [f"{name}: {SCORES[name].meaning}." for name in columns if name in SCORES]
     blind = [f"Not seen: {line}." for line in found.get("blind", ())]
-    return table("Clients", caption, rows, kind="numbers") + listing(blind)
+    return table("Clients", caption, rows, kind="numbers") + listing([*meanings, *blind])
 
 
 def _score(score: Mapping[str, Any]) -> str:

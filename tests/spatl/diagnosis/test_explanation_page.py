@@ -17,6 +17,7 @@ from spatl.data import Examples
 from spatl.diagnosis.explanation import Explanation, explain
 from spatl.diagnosis.explanation_page import explanation_page
 from spatl.diagnosis.mistakes import ExplainSettings, Maps
+from spatl.diagnosis.scores import SCORES
 from spatl.diagnosis.subject import Subject, read_subject
 from spatl.json_files import to_json
 from tests.support.browser import Browser, assert_fits
@@ -130,6 +131,8 @@ def test_the_diagnosis_is_shown_where_there_is_one_and_said_how_to_get_elsewhere
         "–",
         "nothing found",
     )
+    assert second["client"] == "1 (this one)"
+    assert f"mean_z: {SCORES['mean_z'].meaning}." in with_it.text["li"]
     assert f"Not seen: {HOSTILE}." in with_it.text["li"]
     assert f"spatl diagnose {explained[2].run}" in Page(page_of(explained, diagnosis=None)).text["p"]
 
