@@ -89,7 +89,7 @@ def explain(subject: Subject, settings: ExplainSettings, *, tell: Tell) -> tuple
         standing=standing,
         choices=choices,
         diagnosis=diagnosis,
-        notes=(*subject.notes, *_too_few(subject)),
+        notes=(*subject.notes, *_too_few(subject), *_without_maps(mistakes, maps)),
     )
     return explanation, maps
 
@@ -113,3 +113,9 @@ def _too_few(subject: Subject) -> list[str]:
         f"The validation split has {len(subject.usual)} examples: what is usual of a filter, and with it every z, is "
         "hardly known."
     ]
+
+
+def _without_maps(mistakes: Mistakes, maps: Maps) -> list[str]:
+    if maps or not mistakes.groups:
+        return []
+    return ["There are no input maps: they take a second derivative, which PyTorch does not have of this network."]

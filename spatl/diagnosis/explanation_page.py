@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from spatl.diagnosis.explanation import Explanation
 from spatl.diagnosis.group_parts import all_errors, errors_table, group_part
 from spatl.diagnosis.mistakes import Maps
@@ -48,7 +46,7 @@ def explanation_page(explanation: Explanation, maps: Maps, subject: Subject, *, 
     mistakes = explanation.mistakes
     scale = Scale.of(subject.shown.images, subject.description.normalisation) if mistakes.groups else None
     groups = [
-        group_part(place, group, explanation, _pictures_of(group.examples, maps), subject, scale)
+        group_part(place, group, explanation, maps, subject, scale)
         for place, group in enumerate(mistakes.groups, start=1)
         if scale is not None
     ]
@@ -58,7 +56,7 @@ def explanation_page(explanation: Explanation, maps: Maps, subject: Subject, *, 
         section("Summary", facts(_summary(explanation)) + listing(explanation.notes)),
         section("Errors", _errors(explanation)),
         section("Do the filters matter?", all_errors(explanation)),
-        section("Group by group", paragraph(_ON_MAPS.format(k=settings.top_k)) + "\n".join(groups) if groups else ""),
+        section("Group by group", "\n".join([paragraph(_ON_MAPS.format(k=settings.top_k))] * bool(maps) + groups)),
         section(f"How client {about['client']} differs", _standing(explanation)),
         section("The clients, as diagnosed", _diagnosis(explanation, str(subject.run))),
         section("What was sent of each layer", _choices(explanation)),
@@ -113,10 +111,6 @@ def _errors(explanation: Explanation) -> str:
             "(--groups)."
         )
     return found
-
-
-def _pictures_of(examples: Any, maps: Maps) -> list[tuple[Tensor, Tensor]]:
-    return [maps[each.place] for each in examples]
 
 
 def _standing(explanation: Explanation) -> str:

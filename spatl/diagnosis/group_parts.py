@@ -3,10 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from spatl.diagnosis.explanation import Explanation
-from spatl.diagnosis.mistakes import ErrorExample, ErrorGroup, first_of
+from spatl.diagnosis.mistakes import ErrorExample, ErrorGroup, Maps, first_of
 from spatl.diagnosis.pictures import Scale, map_picture
 from spatl.diagnosis.subject import Subject
 from spatl.diagnosis.treatments import NOTHING, STEP, Repair, Switching
@@ -60,8 +58,7 @@ def all_errors(explanation: Explanation) -> str:
 
 
 def group_part(
-    place: int, group: ErrorGroup, explanation: Explanation, maps: Sequence[tuple[Tensor, Tensor]], subject: Subject,
-    scale: Scale,
+    place: int, group: ErrorGroup, explanation: Explanation, maps: Maps, subject: Subject, scale: Scale
 ) -> str:  # fmt: skip
     """Return what the page says of a group.
 
@@ -69,15 +66,13 @@ def group_part(
         place: Of the group, from 1.
         group: Its errors.
         explanation: Whose group it is.
-        maps: Of its examples.
+        maps: Of examples, as far as there are any.
         subject: Whose examples they are.
         scale: Of their pictures.
     """
     names, k = explanation.class_names, explanation.settings.top_k
     title = f"{place}. {names[group.true]} taken for {names[group.predicted]}"
-    shown = pictures(
-        _shown(each, group, found, subject, scale) for each, found in zip(group.examples, maps, strict=True)
-    )
+    shown = pictures(_shown(each, group, maps, subject, scale) for each in group.examples)
     content = [
         paragraph(
             f"{group.num_errors} errors, {human_percent(group.num_errors / group.num_of_class)} of the "
@@ -105,16 +100,19 @@ def group_part(
 
 
 def _shown(
-    example: ErrorExample, group: ErrorGroup, maps: tuple[Tensor, Tensor], subject: Subject, scale: Scale
+    example: ErrorExample, group: ErrorGroup, maps: Maps, subject: Subject, scale: Scale
 ) -> tuple[list[tuple[bytes, str]], str]:
     class_names = subject.description.class_names
     true, predicted = class_names[group.true], class_names[group.predicted]
-    salient, plain = maps
     row = [
         (scale.picture(subject.shown.images[example.place]), f"example {example.place}: {true} taken for {predicted}"),
-        (map_picture(salient), f"example {example.place}: input map of the most salient filters, dark where large"),
-        (map_picture(plain), f"example {example.place}: plain gradient of the loss, dark where large"),
     ]
+    if example.place in maps:
+        salient, plain = maps[example.place]
+        row += [
+            (map_picture(salient), f"example {example.place}: input map of the most salient filters, dark where large"),
+            (map_picture(plain), f"example {example.place}: plain gradient of the loss, dark where large"),
+        ]
     caption = (
         f"Example {example.place}: says {predicted} ({human_percent(example.confidence_predicted)}), is {true} "
         f"({human_percent(example.confidence_true)}). Nearest errors by profile: {_neighbours(example, class_names)}."

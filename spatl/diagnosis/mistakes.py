@@ -5,6 +5,8 @@ mean z over its errors is highest (`spatl.saliency`), and those whose gradient t
 switching them off and by training them, beside controls (`spatl.diagnosis.treatments`).
 """
 
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,14 +17,18 @@ from torch import Tensor
 from spatl.data import Examples
 from spatl.diagnosis.subject import Subject
 from spatl.diagnosis.treatments import HARMFUL, SALIENT, Case, Repair, Switching, repairs, switched_off
-from spatl.errors import ConfigError
+from spatl.errors import ConfigError, told
 from spatl.saliency.choosing import check_k, most_salient
 from spatl.saliency.filters import Filters, layer_names
-from spatl.saliency.maps import InputMaps, input_maps
+from spatl.saliency.maps import input_maps
 from spatl.saliency.moments import Moments, standardised
 from spatl.saliency.neighbours import nearest
 from spatl.saliency.profiles import Profiles, profiles
 from spatl.seeding import generator
+
+logger = logging.getLogger(__name__)
+
+_NO_SECOND_DERIVATIVE = re.compile("derivative|differentiate|[Dd]ouble backward")  # what PyTorch says of some layers
 
 MEASURED: Final = 32
 """Errors of a group on which its filters are switched off, at most."""
@@ -189,7 +195,10 @@ class Mistakes:
 
 
 Maps = Mapping[int, tuple[Tensor, Tensor]]
-"""Input maps by the place of an example: the salient one and the plain gradient, float32 [H, W] both."""
+"""Input maps by the place of an example: the salient one and the plain gradient, float32 [H, W] both.
+
+There are none of a network that has no second derivative.
+"""
 
 
 def find_mistakes(subject: Subject, settings: ExplainSettings, *, seed: int, tell: Tell) -> tuple[Mistakes, Maps]:
@@ -240,7 +249,7 @@ class _Finder:
         self._draws = generator(seed, "explain/controls")
         self._labels = subject.shown.labels.cpu()
         right = (shown.predictions == self._labels).nonzero().squeeze(1)
-        self._right = subject_part(subject, right[torch.randperm(len(right), generator=self._draws)[:RIGHT]])
+        self._right = _part_of(subject, right[torch.randperm(len(right), generator=self._draws)[:RIGHT]])
         wrong = (shown.predictions != self._labels).nonzero().squeeze(1)
         self._wrong = wrong[torch.randperm(len(wrong), generator=self._draws)]
 
@@ -253,16 +262,14 @@ class _Finder:
         tell("filters switched off and repaired", 0, steps)
         switched = self._wrong[:OVERALL]
         switching = switched_off(
-            self._subject.network, subject_part(self._subject, switched), None, self._scores(switched), self._filters,
+            self._subject.network, _part_of(self._subject, switched), None, self._scores(switched), self._filters,
             k=self._settings.top_k, generator=self._draws,
         )  # fmt: skip
         groups, maps = list[ErrorGroup](), dict[int, tuple[Tensor, Tensor]]()
         for number, (true, predicted, places) in enumerate(kinds[:most]):
             tell("filters switched off and repaired", number + 1, steps)
             group = self._group(true, predicted, places)
-            found = self._maps([each.place for each in group.examples])
-            for each, salient, plain in zip(group.examples, found.salient, found.gradient, strict=True):
-                maps[each.place] = (salient, plain)
+            maps |= self._maps([each.place for each in group.examples])
             groups.append(group)
         tell("filters switched off and repaired", steps, steps)
         rest = kinds[most:]
@@ -292,7 +299,7 @@ class _Finder:
             salient=self._blamed(scores[SALIENT][0]),
             harmful=self._blamed(scores[HARMFUL][0]),
             switching=switched_off(
-                network, subject_part(self._subject, measured), self._right, scores, filters, k=k, generator=self._draws
+                network, _part_of(self._subject, measured), self._right, scores, filters, k=k, generator=self._draws
             ),
             repair=repairs(
                 network, [case for _, case in found], self._right, filters, k=k, generator=self._draws
@@ -306,7 +313,7 @@ class _Finder:
         near, cosines = nearest(self._z[own], self._z[other], NEIGHBOURS)
         neighbours = other[near[0]]
         rest = other[~torch.isin(other, neighbours)][:OTHERS]
-        part = subject_part(self._subject, own)
+        part = _part_of(self._subject, own)
         with torch.no_grad():
             chances = self._subject.network(part.images).float().softmax(1)[0].cpu()
         example = ErrorExample(
@@ -319,12 +326,19 @@ class _Finder:
                 for each, cosine in zip(neighbours.tolist(), cosines[0].tolist(), strict=True)
             ),
         )
-        case = Case(part, self._scores(own), subject_part(self._subject, neighbours), subject_part(self._subject, rest))
+        case = Case(part, self._scores(own), _part_of(self._subject, neighbours), _part_of(self._subject, rest))
         return example, case
 
-    def _maps(self, places: list[int]) -> InputMaps:
-        part = subject_part(self._subject, torch.tensor(places))
-        return input_maps(self._subject.network, part, self._filters, self._moments, k=self._settings.top_k)
+    def _maps(self, places: list[int]) -> Maps:
+        part = _part_of(self._subject, torch.tensor(places))
+        try:
+            found = input_maps(self._subject.network, part, self._filters, self._moments, k=self._settings.top_k)
+        except RuntimeError as error:
+            if not _NO_SECOND_DERIVATIVE.search(str(error)):
+                raise
+            logger.info("no input maps: %s", told(error))
+            return {}
+        return dict(zip(places, zip(found.salient, found.gradient, strict=True), strict=True))
 
     def _blamed(self, scores: Tensor) -> tuple[Blamed, ...]:
         best = scores.argsort(descending=True, stable=True)[: self._settings.top_k].tolist()
@@ -360,7 +374,7 @@ def placed_in_the_middle(z: Tensor, varies: Tensor) -> Tensor:
     return torch.where(varies, z, z[:, varies].median(1, keepdim=True).values)
 
 
-def subject_part(subject: Subject, places: Tensor) -> Examples:
+def _part_of(subject: Subject, places: Tensor) -> Examples:
     """Return some of the examples whose errors are shown, by their places."""
     places = places.to(subject.device)
     return Examples(subject.shown.images[places], subject.shown.labels[places])

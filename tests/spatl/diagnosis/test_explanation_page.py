@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from spatl.data import Examples
 from spatl.diagnosis.explanation import Explanation, explain
@@ -20,6 +21,7 @@ from spatl.diagnosis.mistakes import ExplainSettings, Maps
 from spatl.diagnosis.scores import SCORES
 from spatl.diagnosis.subject import Subject, read_subject
 from spatl.json_files import to_json
+from spatl.saliency.filters import filters_of
 from tests.support.browser import Browser, assert_fits
 from tests.support.html_pages import Page
 
@@ -146,6 +148,31 @@ def test_a_model_without_mistakes_says_so_plainly(explained_run: Path) -> None:
     assert "There are none: the model is right on all" in page.text["p"]
     assert "img" not in [tag for tag, _ in page.tags]
     assert "Group by group" not in page.text["h2"]
+
+
+class Attentive(nn.Module):
+    """A network whose logits look at each other, by what PyTorch has no second derivative of on the CPU."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(images)[:, None, :, None]
+        return nn.functional.scaled_dot_product_attention(logits, logits, logits)[:, 0, :, 0] + logits[:, 0, :, 0]
+
+
+def test_a_network_without_a_second_derivative_has_no_maps_and_all_else(explained_run: Path) -> None:
+    subject = read_subject(explained_run)
+    network = Attentive(subject.network).eval()
+    subject = replace(subject, network=network, filters=filters_of(network))
+    explanation, maps = explain(subject, SETTINGS, tell=silent)
+    assert maps == {}
+    assert any("no input maps" in note for note in explanation.notes)
+    page = Page(explanation_page(explanation, maps, subject, command="spatl explain RUN"))
+    shown = [each for group in explanation.mistakes.groups for each in group.examples]
+    assert [tag for tag, _ in page.tags].count("img") == len(shown)
+    assert "Beside each picture" not in page.text["p"]
 
 
 def test_numbers_are_all_in_the_json_and_finite(explained) -> None:
