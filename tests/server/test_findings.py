@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 
 import server.findings
 from server.engines import run_inline
+from server.grids import InProcessGrid
 from server.replies import blob_content
 from spatl.diagnosis.own_data import compute_findings
 from spatl.errors import ConfigError, UpdateRejected
@@ -32,6 +33,7 @@ from tests.support.federations import (
     without_seconds,
 )
 from tests.support.findings import same_findings
+from tests.support.own_data import own_config, serve_devices
 
 RESNET = {"name": "resnet8", "options": {"width": 0.25}}
 
@@ -164,6 +166,31 @@ def test_who_does_not_answer_is_named_and_left_out(tmp_path: Path, caplog: pytes
 def test_where_nobody_answers_there_is_no_file(tmp_path: Path) -> None:
     run_tiny(asking(1, rounds=1), tmp_path, app=tampering(findings=lambda client, content: blob_content(b"")))
     assert findings_rounds(tmp_path) == []
+
+
+def test_devices_with_data_of_their_own_tell_of_these(devices: Path) -> None:
+    """Of 200, 120 and 60 images, 15 % are for validation and 60 % for training; the last device has no class 2."""
+    serve_devices(own_config(report={"findings": 1}), devices)
+    assert findings_rounds(devices / "run") == [1, 2]
+    record = read_findings(devices / "run")
+    assert record.class_names == ("0", "1", "2", "3")
+    assert [each.moments.count for each in record.by_client.values()] == [30, 18, 9]
+    assert [int(each.labels.sum()) for each in record.by_client.values()] == [120, 72, 36]
+    assert [int(each.labels[2]) > 0 for each in record.by_client.values()] == [True, True, False]
+
+
+def test_a_device_that_is_away_is_not_asked_and_named(devices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It goes once it has trained; all others are asked, and nobody waits for it."""
+
+    class Leaving(InProcessGrid):
+        def get_node_ids(self) -> list[int]:
+            known = list(super().get_node_ids())
+            return [each for each in known if each != 3] if "round 1:" in caplog.text else known
+
+    with caplog.at_level("INFO", logger="spatl.events"):
+        serve_devices(own_config(report={"findings": "end"}), devices, grid_type=Leaving)
+    assert "findings: not connected, and not asked: client 1" in caplog.text
+    assert list(read_findings(devices / "run").by_client) == [0, 2]
 
 
 @pytest.mark.parametrize("nth", [1, 2])
