@@ -1,11 +1,11 @@
 """Latency of exported networks on one thread: cut to half the multiply-accumulates, and in 8 bits.
 
 `python -m tests.studies.latency [NETWORK ...]` cuts each network to 50 % of its multiply-accumulates, in multiples of
-eight channels, and prints what ONNX Runtime takes for the dense and the cut one at batch 1 and 16; then the dense one
-in 8 bits against eager PyTorch; then what 8 bits cost ResNet-20 in accuracy, on the digits; then the memory and the
-first answer of the loader, in processes of its own. Networks are measured in turns: a ratio is that of medians in one
-block of turns, and what is printed is its median over the blocks, with the lowest and the highest. Floors are the least
-that the cut or the 8 bits should give.
+eight channels, and prints what ONNX Runtime takes for the dense and the cut one at batch 1 and 16, VGG-11 also after
+training, cut by the signal and by the agent; then the dense one in 8 bits against eager PyTorch; then what 8 bits cost
+ResNet-20 in accuracy, on the digits; then the memory and the first answer of the loader, in processes of its own.
+Networks are measured in turns: a ratio is that of medians in one block of turns, and what is printed is its median over
+the blocks, with the lowest and the highest. Floors are the least that the cut or the 8 bits should give.
 """
 
 import argparse
@@ -28,10 +28,12 @@ from spatl.artifacts.cutting import cut_network
 from spatl.artifacts.graphs import exported_program, onnx_of, onnx_session, quantised, run_session
 from spatl.artifacts.latency import medians_in_turns
 from spatl.artifacts.widths import CutBudget
+from spatl.config.sections import TrainingConfig
 from spatl.data import Examples, load_dataset
 from spatl.json_files import write_json
 from spatl.models import build_model
 from spatl.seeding import generator
+from spatl.training.local import train_
 
 SHAPE = (3, 32, 32)
 FLOORS = {("vgg11", 1): 1.7, ("vgg11", 16): 1.6, ("resnet56", 16): 1.3, ("resnet20", 16): 1.25}
@@ -41,6 +43,9 @@ MOST_MEMORY = 80.0
 """Megabytes that the loader may hold after its first answer."""
 MOST_SECONDS = 0.5
 """Seconds from the loader's import to its first answer, at most."""
+TRAINED = ("vgg11",)
+"""Networks whose floors are those of a trained one, cut by the agent: random weights leave wide layers as they are."""
+TRAINED_EPOCHS = 8
 BLOCKS = 7
 EPOCHS = 6
 _SECONDS = 1.0  # of each block
@@ -84,6 +89,39 @@ def halved(network: nn.Module) -> tuple[nn.Module, str]:
     return cut.network, f"{cut.flops_ratio:.0%} of MACs, {cut.parameters_ratio:.0%} of weights"
 
 
+def trained_rows(name: str) -> bool:
+    """Print how fast a network is that was trained and then cut by the signal and by the agent, and its accuracy."""
+    dataset = load_dataset("synthetic", seed=1, options={"num_examples": 1500, "image_size": 32, "difficulty": 0.1})
+    order = torch.randperm(len(dataset), generator=generator(1, "study"))
+    train, validation, test = (
+        Examples(dataset.images[part], dataset.labels[part]) for part in order.split([1000, 250, 250])
+    )
+    network, _ = build_model(name, num_classes=dataset.num_classes, in_channels=3, image_size=32, seed=1)
+    settings = TrainingConfig(learning_rate=0.02, momentum=0.9, batch_size=32, weight_decay=5e-4)
+    parameters = dict(network.named_parameters())
+    train_(network, parameters, train, settings, generator=generator(1, "batches"), epochs=TRAINED_EPOCHS)
+    network.eval()
+    dense, holds = runner(onnx_of(exported_program(network, SHAPE), network, SHAPE)), []
+    for selector in ("signal", "agent"):
+        cut = cut_network(
+            network, noise(1), budget=CutBudget("flops", 0.5), train=train, validation=validation, test=test,
+            selector=selector, training=settings, finetune_epochs=1,
+        )  # fmt: skip
+        assert cut.dense_test is not None
+        assert cut.test is not None
+        small = runner(onnx_of(exported_program(cut.network, SHAPE), cut.network, SHAPE))
+        print(
+            f"{name}, trained, by {selector}: test accuracy {100 * cut.dense_test.accuracy:.1f} % dense, "
+            f"{100 * cut.test.accuracy:.1f} % cut and trained for an epoch",
+            flush=True,
+        )
+        for batch in (1, 16):
+            about = f"{name}, trained, {selector}, {cut.parameters_ratio:.0%} of weights, batch {batch}"
+            floor = FLOORS.get((name, batch)) if selector == "agent" else None
+            holds.append(told(about, ratios(dense, small, batch), floor))
+    return all(holds)
+
+
 def runner(model: bytes) -> Callable[[Tensor], object]:
     """ONNX Runtime on one thread."""
     session = onnx_session(model)
@@ -122,10 +160,12 @@ def of_network(name: str) -> bool:
         told(
             f"{name}, {left}, batch {batch}",
             ratios(runner(dense), runner(cut), batch),
-            FLOORS.get((name, batch)),
+            None if name in TRAINED else FLOORS.get((name, batch)),
         )
         for batch in (1, 16)
     ]
+    if name in TRAINED:
+        holds.append(trained_rows(name))
     int8 = runner(quantised(dense, noise(128).numpy()))
     for batch in (1, 16):
         floor = INT8_FLOOR if (name, batch) == ("resnet20", 1) else None
