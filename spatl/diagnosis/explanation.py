@@ -11,6 +11,7 @@ from spatl.diagnosis.subject import Subject
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.runs.files import DIAGNOSIS
+from spatl.runs.records import is_number
 
 FORMAT: Final = 1
 _FEW = 30
@@ -102,7 +103,23 @@ def _diagnosis(subject: Subject) -> Mapping[str, Any] | None:
         found = read_json(path)
     except (OSError, ValueError) as error:
         raise SpatlError(f"cannot read {path}: {error}; spatl diagnose writes it anew") from error
-    return found if isinstance(found, dict) else None
+    if not _is_diagnosis(found):
+        raise SpatlError(f"{path} is not as spatl diagnose writes it; that writes it anew")
+    return dict(found)
+
+
+def _is_diagnosis(found: Any) -> bool:
+    """Return whether a file has what is shown of it, each of its type."""
+    if not isinstance(found, dict) or not isinstance(found.get("clients"), list):
+        return False
+    return all(
+        isinstance(each, dict)
+        and isinstance(each.get("scores"), dict)
+        and all(isinstance(score, dict) for score in each["scores"].values())
+        and isinstance(each.get("verdict"), dict)
+        and is_number(each.get("accuracy"))
+        for each in found["clients"]
+    )
 
 
 def _too_few(subject: Subject) -> list[str]:

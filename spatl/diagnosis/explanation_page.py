@@ -164,8 +164,7 @@ def _accuracies(standing: Standing) -> list[tuple[str, str]]:
 
 def _diagnosis(explanation: Explanation, run: str) -> str:
     found, this = explanation.diagnosis, explanation.about["client"]
-    clients = (found or {}).get("clients")
-    if found is None or not isinstance(clients, list) or not clients:
+    if found is None:
         return paragraph(
             f"Not there. `spatl diagnose {run}` compares every client with the others and says whose data look faulty; "
             "run it, and then this command again."
@@ -174,11 +173,11 @@ def _diagnosis(explanation: Explanation, run: str) -> str:
         {
             "client": f"{each.get('client')}{' (this one)' if each.get('client') == this else ''}",
             "examples": str(each.get("num_examples")),
-            "accuracy": human_percent(each.get("accuracy")),
-            **{name: _score(score) for name, score in each.get("scores", {}).items()},
-            "verdict": str(each.get("verdict", {}).get("text", _NOTHING)),
+            "accuracy": human_percent(each["accuracy"]),
+            **{name: _score(score) for name, score in each["scores"].items()},
+            "verdict": str(each["verdict"].get("text", _NOTHING)),
         }
-        for each in clients
+        for each in found["clients"]
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     rows = [{name: row.get(name, _NOTHING) for name in columns} for row in rows]

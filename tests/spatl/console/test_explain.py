@@ -148,6 +148,7 @@ def _changed(explained_run: Path, directory: Path, *, without: str = "", **files
         (["DEPLOYED"], "is a deployment's run, whose data lie on the devices: there, explain the directory of the dev"),
         (["OWN"], "is a deployment's run, whose data lie on the devices"),
         (["DAMAGED"], "cannot read "),
+        (["ODD"], "diagnosis.json is not as spatl diagnose writes it; that writes it anew"),
         (["RUN", "--client", "7"], "has the clients 0 to 4, got client 7"),
         (["RUN", "--client", "-1"], "has the clients 0 to 4, got client -1"),
         (["RUN", "--data", "digits"], "is a run, whose config says where its data are: leave out --data"),
@@ -171,6 +172,7 @@ def test_a_mistake_is_one_line(arguments, message, explained_run, device, tmp_pa
         "OLD": lambda: _changed(explained_run, tmp_path / "run", config=f"{config}\nrounds_per_day: 3\n"),
         "DEPLOYED": lambda: _changed(explained_run, tmp_path / "run", run="{}"),
         "DAMAGED": lambda: _changed(explained_run, tmp_path / "run", diagnosis="{"),
+        "ODD": lambda: _changed(explained_run, tmp_path / "run", diagnosis='{"clients": [{"client": 0, "scores": 1}]}'),
         "OTHER_MODEL": lambda: _changed(explained_run, tmp_path / "run"),
         "FILE": lambda: tmp_path / "file",
     }  # fmt: skip
