@@ -20,6 +20,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run, on_device, parse_budget, with_agreement
 from spatl.config.sections import AgreedConfig
 from spatl.data.own import Agreement
+from spatl.deployment.sites import NO_FINDINGS
 from spatl.errors import (
     ConfigError,
     DivergedError,
@@ -168,6 +169,8 @@ def statistics(message: Message, context: Context) -> Message:
 @reporting
 def findings(message: Message, context: Context) -> Message:
     """Say what the model that was sent does on this client's validation split; nothing is kept of it."""
+    if context.node_config.get("findings") == NO_FINDINGS:
+        raise SpatlError("its owner says that it tells none (--no-findings)")
     workplace, store = workplace_of(context), _store(context)
     download = _download(message, workplace)
     with store.locked():

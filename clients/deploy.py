@@ -36,6 +36,7 @@ from spatl.deployment.processes import environment, free_port, script
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
     CLIENT_KEY,
+    NO_FINDINGS,
     STATE,
     Address,
     ClientSite,
@@ -64,7 +65,10 @@ def start(options: Namespace, console: Console) -> None:
     directory = Path(options.directory).absolute()
     site = read_client_site(directory)
     address = Address.parse(site.address)
-    node = node_config(site, directory, data=options.data_dir, budget=options.budget, device=options.device)
+    node = node_config(
+        site, directory, data=options.data_dir, budget=options.budget, device=options.device,
+        tells_findings=not options.no_findings,
+    )  # fmt: skip
     command = [
         script("flower-supernode"), "--superlink", site.address, "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(free_port()),
@@ -97,8 +101,9 @@ def start(options: Namespace, console: Console) -> None:
 
 
 def node_config(
-    site: ClientSite, directory: Path, *, data: str | None, budget: str | None, device: str | None
-) -> dict[str, Any]:
+    site: ClientSite, directory: Path, *, data: str | None, budget: str | None, device: str | None,
+    tells_findings: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Return the node config, by which a SuperNode tells the ClientApp of its machine.
 
     Raises:
@@ -127,6 +132,8 @@ def node_config(
     if device is not None:
         on_device(ExperimentConfig(), device=device)
         node["device"] = device
+    if not tells_findings:
+        node["findings"] = NO_FINDINGS
     return node
 
 

@@ -326,6 +326,9 @@ def _add_deploy_client(parser: Parser) -> None:
     )
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
     parser.add_argument(
+        "--no-findings", action="store_true", help="tell nothing of these data where the config says report.findings"
+    )
+    parser.add_argument(
         "--cold", action="store_true", help="load PyTorch anew for each message, and hold no memory for it in between"
     )
     parser.add_argument("--insecure", action="store_true", help="no TLS and no key, for a server that has none")

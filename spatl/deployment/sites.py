@@ -33,6 +33,8 @@ RUN = "deployment.json"
 PUBLIC_KEYS = "clients"
 STATE = "state"
 DEFAULT_RUN = "run"
+NO_FINDINGS = "none"
+"""Value of `findings` in the config of a node that tells none."""
 
 _PRIVATE_FILE = 0o600
 _PRIVATE_DIRECTORY = 0o700

@@ -11,9 +11,14 @@ import torch
 from flwr.app import RecordDict
 
 import server.findings
+from clients.app import app as client_app
+from clients.deploy import node_config
+from server.app import serve
 from server.engines import run_inline
 from server.grids import InProcessGrid
 from server.replies import blob_content
+from spatl.console.parser import make_parser
+from spatl.deployment.sites import NO_FINDINGS, ClientSite
 from spatl.diagnosis.own_data import compute_findings
 from spatl.errors import ConfigError, UpdateRejected
 from spatl.rounds.client_state import ClientState
@@ -177,6 +182,23 @@ def test_devices_with_data_of_their_own_tell_of_these(devices: Path) -> None:
     assert [each.moments.count for each in record.by_client.values()] == [30, 18, 9]
     assert [int(each.labels.sum()) for each in record.by_client.values()] == [120, 72, 36]
     assert [int(each.labels[2]) > 0 for each in record.by_client.values()] == [True, True, False]
+
+
+def test_a_device_whose_owner_does_not_want_it_tells_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = make_parser().parse_args(["deploy", "client", "DIR", "--no-findings"])
+    node = node_config(
+        ClientSite("server:9092", 3, 5), tmp_path, data=None, budget=None, device=None,
+        tells_findings=not options.no_findings,
+    )  # fmt: skip
+    assert node["findings"] == NO_FINDINGS
+    config = asking("end", rounds=1)
+    values = {"config": config.to_json(), "out": str(tmp_path)}
+    grid = InProcessGrid(client_app, num_clients=5, run_config=values)
+    grid.contexts[3 + 2].node_config["findings"] = node["findings"]
+    summary = serve(grid, config, tmp_path)
+    assert "the findings of client 3 are not used: its owner says that it tells none (--no-findings)" in caplog.text
+    assert list(read_findings(tmp_path).by_client) == [0, 1, 2, 4]
+    assert (summary["not_evaluated"], summary["rejected"]) == (0, 0)
 
 
 def test_a_device_that_is_away_is_not_asked_and_named(devices: Path, caplog: pytest.LogCaptureFixture) -> None:
