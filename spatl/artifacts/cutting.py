@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spatl.artifacts.latency import measure_latency
 from spatl.artifacts.narrowing import WIDTH, CutData, cut_data, rebuild, widths_without_tensors
 from spatl.artifacts.prunable import Prunable, find_prunable
 from spatl.artifacts.refinement import Refined, check_epochs, evaluated, refined
+from spatl.artifacts.runtimes import LatencyMeter, latency_meter
 from spatl.artifacts.widths import CutAgent, CutBudget, WidthRequest, latency_limited
 from spatl.channels.flops import measure_macs
 from spatl.channels.masking import masked_weights
@@ -52,6 +52,7 @@ class CutNetwork:
         refined: What re-estimation and fine-tuning did, and the evaluations after each epoch.
         dense_test, test: Evaluations on the test split, of the dense network and the cut one; None without one.
         latency_ms: Of the dense and the cut network, where the budget was a latency; None otherwise.
+        latency_runtime: What they were measured in, likewise.
     """
 
     network: nn.Module
@@ -69,6 +70,7 @@ class CutNetwork:
     dense_test: Evaluation | None = None
     test: Evaluation | None = None
     latency_ms: tuple[float, float] | None = None
+    latency_runtime: str | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -86,7 +88,7 @@ def cut_network(
     test: Examples | None = None, selector: str = "signal", exact: bool = False,
     training: TrainingSettings | None = None, finetune_epochs: int = 0, offset: Tensor | None = None,
     batch_size: int = 64, seed: int = 0, agent: CutAgent | None = None,
-    measure: Callable[[nn.Module, Tensor], float] = measure_latency, progress: Callable[[str], None] | None = None,
+    meter: LatencyMeter | None = None, progress: Callable[[str], None] | None = None,
 ) -> CutNetwork:  # fmt: skip
     """Cut a trained network to a budget, check it against the masked one, and re-estimate its BatchNorm statistics.
 
@@ -106,7 +108,7 @@ def cut_network(
         batch_size: Examples per batch of the re-estimation.
         seed: Of the selector's choices and the order of training.
         agent: Settings of the agent.
-        measure: Measures the latency in milliseconds of a network on an input, for a budget of `latency_ms`.
+        meter: Measures latencies, for a budget of `latency_ms`; that of `latency_meter` if not given.
         progress: Told what is being done, one line at a time.
 
     Raises:
@@ -122,7 +124,7 @@ def cut_network(
     tell(f"choosing channels by {selector} for {budget.kind} {budget.limit:g}")
     with calibrated(dense, offset):
         request = WidthRequest(dense, prunable, train, validation, selector, exact, seed, agent or CutAgent())
-        selection, latencies = _selection(request, example, budget, measure)
+        selection, latencies = _selection(request, example, budget, meter, tell)
     difference, small, data = cut_to(dense, prunable, selection, _compared(train, validation))
     tell("re-estimating BatchNorm statistics" + (f", {finetune_epochs} epochs of training" if finetune_epochs else ""))
     result = refined(
@@ -132,7 +134,7 @@ def cut_network(
     dense_test, cut_test = (_evaluated(each, test, offset) for each in (dense, result.network))
     return CutNetwork(
         network=result.network, cut=data, difference=difference, dense=evaluated(dense, validation, offset),
-        refined=result, dense_test=dense_test, test=cut_test, latency_ms=latencies, doubtful=prunable.doubtful,
+        refined=result, dense_test=dense_test, test=cut_test, doubtful=prunable.doubtful, **latencies,
         **_facts(dense, small, example, prunable, selection),
     )  # fmt: skip
 
@@ -184,23 +186,26 @@ def cut_to(
 
 
 def _selection(
-    request: WidthRequest, example: Tensor, budget: CutBudget, measure: Callable[[nn.Module, Tensor], float]
-) -> tuple[Selection, tuple[float, float] | None]:
-    """Return the channels that stay, and the latencies of the dense and the cut network if they were measured."""
+    request: WidthRequest, example: Tensor, budget: CutBudget, meter: LatencyMeter | None, tell: Callable[[str], None]
+) -> tuple[Selection, dict[str, Any]]:
+    """Return the channels that stay, and of the latencies, if they were measured, what `CutNetwork` says."""
     if budget.kind != "latency_ms":
-        return request.select(budget.kind, budget.limit), None
+        return request.select(budget.kind, budget.limit), {}
+    meter = meter or latency_meter(tell)
     measured: dict[Selection, float] = {}
 
     def latency(selection: Selection) -> float:
         small = rebuild(request.network, cut_data(request.network, request.prunable.trace, selection))
-        measured[selection] = measure(small, example)
+        measured[selection] = meter.measure(small, example)
+        tell(f"network {len(measured)} of {MEASUREMENTS} at most takes {measured[selection]:.3g} ms")
         return measured[selection]
 
     best = latency_limited(
         lambda ratio: request.select("flops", ratio), latency, budget.limit, floor=request.floor("flops"),
         most=MEASUREMENTS,
     )  # fmt: skip
-    return best, (next(iter(measured.values())), measured[best])
+    found = next(iter(measured.values())), measured[best]
+    return best, {"latency_ms": found, "latency_runtime": meter.runtime}
 
 
 def _facts(

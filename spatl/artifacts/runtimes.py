@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spatl.artifacts.graphs import onnx_session, run_session
-from spatl.artifacts.latency import medians_in_turns
+from spatl.artifacts.graphs import check_packages, exported_program, onnx_of, onnx_session, run_session
+from spatl.artifacts.latency import measure_latency, medians_in_turns
+from spatl.errors import ConfigError
 
 EAGER: Final = "PyTorch, eager"
 FLOAT32: Final = "ONNX Runtime, float32"
 INT8: Final = "ONNX Runtime, int8"
 BATCHES: Final = (1, 16)
 """Batch sizes that a model card tells of."""
+_METER_SECONDS: Final = 0.5  # for each of the networks that a budget is met by
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,55 @@ class Forms:
     network: nn.Module
     float32: bytes
     int8: bytes | None = None
+
+
+@dataclass(frozen=True)
+class LatencyMeter:
+    """Meter of latencies.
+
+    Attributes:
+        runtime: Where networks are run, one of `EAGER` and `FLOAT32`.
+        measure: Called with a network in PyTorch and a batch of images, float32 [B, C, H, W]; returns milliseconds.
+    """
+
+    runtime: str
+    measure: Callable[[nn.Module, Tensor], float]
+
+
+def latency_meter(tell: Callable[[str], None]) -> LatencyMeter:
+    """Return the meter for what an export is run in: ONNX Runtime where it is installed, else eager PyTorch.
+
+    Args:
+        tell: Told which of the two it is, and why where it is the latter.
+    """
+    try:
+        check_packages()
+    except ConfigError as error:
+        tell(f"latencies are those of {EAGER}, not of ONNX Runtime: {error}")
+        return LatencyMeter(EAGER, measure_latency)
+    tell(f"latencies are those of {FLOAT32}")
+    return LatencyMeter(FLOAT32, measure_onnx_latency)
+
+
+def measure_onnx_latency(network: nn.Module, images: Tensor, *, seconds: float = _METER_SECONDS) -> float:
+    """Return the median milliseconds of a network's ONNX model in float32, measured as a card's are.
+
+    That is in turns with the network in eager PyTorch: called by itself again and again, it has the processor's caches
+    to itself, and is up to twice as fast as anybody finds it afterwards.
+
+    Args:
+        network: In eval mode, on the CPU; its forward hooks are part of the model.
+        images: A batch, of which the shape matters, float32 [B, C, H, W].
+        seconds: As of `measure_forms`.
+
+    Raises:
+        ModelError: The network has something that ONNX has not.
+    """
+    batch, channels, height, width = images.shape
+    shape = (channels, height, width)
+    forms = {"": Forms(network, onnx_of(exported_program(network, shape), network, shape))}
+    found = measure_forms(forms, shape, batches=(batch,), seconds=seconds)
+    return next(each.milliseconds for each in found if each.runtime == FLOAT32)
 
 
 def measure_forms(

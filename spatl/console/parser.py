@@ -168,7 +168,7 @@ def _add_export(parser: Parser) -> None:
     limits.add_argument("--flops", metavar="R", type=float, help="cut to this share of the multiply-accumulates")
     limits.add_argument("--parameters", metavar="R", type=float, help="cut to this share of the parameters")
     limits.add_argument(
-        "--latency-ms", metavar="T", type=float, help="cut until PyTorch takes T ms for an image, here on one thread"
+        "--latency-ms", metavar="T", type=float, help="cut until ONNX Runtime takes T ms an image, here on one thread"
     )
     parser.add_argument("--exact", action="store_true", help="cut to any number of channels, not to multiples of 8")
     parser.add_argument("--selector", metavar="NAME", default="signal", help="what chooses the channels (%(default)s)")

@@ -11,6 +11,7 @@ from spatl.artifacts.cutting import LARGEST_DIFFERENCE, cut_network, cut_to
 from spatl.artifacts.latency import measure_latency
 from spatl.artifacts.narrowing import rebuild
 from spatl.artifacts.prunable import find_prunable
+from spatl.artifacts.runtimes import LatencyMeter
 from spatl.artifacts.widths import CutBudget
 from spatl.channels.masking import masked_weights
 from spatl.channels.selection import Selection
@@ -201,13 +202,15 @@ def test_a_latency_is_measured_on_the_cut_networks():
         measured.append(sum(p.numel() for p in network.parameters()) / 1000)
         return measured[-1]
 
-    network, found = cut(budget=CutBudget("latency_ms", 50.0), measure=measure)
+    meter = LatencyMeter("a stop-watch", measure)
+    network, found = cut(budget=CutBudget("latency_ms", 50.0), meter=meter)
+    assert found.latency_runtime == "a stop-watch"
     size = sum(p.numel() for p in network.parameters())
     assert found.latency_ms == (size / 1000, found.num_parameters[1] / 1000)
     assert found.latency_ms[1] == max(each for each in measured if each <= 50.0)
     assert len(measured) <= 10
     with pytest.raises(BudgetError, match=r"latency_ms is 0\.1, but"):
-        cut(budget=CutBudget("latency_ms", 0.1), measure=measure)
+        cut(budget=CutBudget("latency_ms", 0.1), meter=meter)
 
 
 def test_a_latency_is_a_time_and_threads_are_put_back():

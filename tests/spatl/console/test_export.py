@@ -11,6 +11,7 @@ import torch
 
 from spatl import read_run, run
 from spatl.artifacts import export as exporting
+from spatl.artifacts import runtimes
 from spatl.artifacts.loader import Classifier
 from spatl.artifacts.model_files import read_model
 from spatl.console.main import main
@@ -98,6 +99,31 @@ def test_without_the_data_a_model_is_exported_and_says_so(
     capsys.readouterr()
     assert main(["export", str(exported_run), "--int8", "--out", str(tmp_path / "other")]) == 2
     assert capsys.readouterr().err == "spatl: the data are elsewhere\n"
+
+
+@pytest.mark.slow
+def test_a_budget_of_latency_is_met_in_onnx_runtime_and_the_card_says_so(
+    exported_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if its time were a millisecond for a thousand parameters: the dense network has 78, some 40 are asked for."""
+    monkeypatch.setattr(runtimes, "measure_onnx_latency", lambda network, images: _thousands(network))
+    out = tmp_path / "model"
+    assert main(["export", str(exported_run), "--latency-ms", "40", "--exact", "--out", str(out)]) == 0
+    card, about = (json.loads((out / name).read_text()) for name in ("card.json", "model.json"))
+    sizes = {name: each["num_parameters"] / 1000 for name, each in card["networks"].items()}
+    assert sizes["cut"] <= 40 < sizes["dense"]
+    assert about["export"]["cut"]["budget"] == {"latency_ms": 40.0}
+    assert about["export"]["cut"]["latency"] == {
+        "runtime": "ONNX Runtime, float32", "batch": 1, "dense_ms": sizes["dense"], "cut_ms": sizes["cut"],
+    }  # fmt: skip
+    assert any("was measured in ONNX Runtime, float32, one image on one thread: " in note for note in card["notes"])
+    said = capsys.readouterr().out
+    assert "latencies are those of ONNX Runtime, float32" in said
+    assert f"network 1 of 10 at most takes {sizes['dense']:.3g} ms" in said
+
+
+def _thousands(network: torch.nn.Module) -> float:
+    return sum(each.numel() for each in network.parameters()) / 1000
 
 
 def _copy(exported_run: Path, directory: Path, *, without: str) -> Path:
