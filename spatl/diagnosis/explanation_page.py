@@ -107,8 +107,7 @@ def _errors(explanation: Explanation) -> str:
     found = errors_table(explanation)
     if mistakes.num_other_groups:
         found += paragraph(
-            f"{mistakes.num_other_groups} smaller groups, {mistakes.num_other_errors} errors together, are not shown "
-            "(--groups)."
+            f"Not shown: {mistakes.num_other_errors} errors in {mistakes.num_other_groups} smaller groups (--groups)."
         )
     return found
 

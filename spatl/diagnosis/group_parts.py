@@ -45,7 +45,7 @@ def all_errors(explanation: Explanation) -> str:
     ]  # fmt: skip
     return table(
         "All errors, filters switched off",
-        f"{mistakes.num_switched} errors, each with {k} filters of its own switched off, and what controls do. Blame "
+        f"{_errors(mistakes.num_switched)}, each with {k} filters of its own switched off, and what controls do. Blame "
         "means something where the first two rows are above the random ones in the same layers.",
         _switching_rows(mistakes.switching),
         kind="numbers named",
@@ -71,26 +71,26 @@ def group_part(
         scale: Of their pictures.
     """
     names, k = explanation.class_names, explanation.settings.top_k
-    title = f"{place}. {names[group.true]} taken for {names[group.predicted]}"
+    title = f"{place}. {_taken_for(names[group.true], names[group.predicted])}"
     shown = pictures(_shown(each, group, maps, subject, scale) for each in group.examples)
     content = [
         paragraph(
-            f"{group.num_errors} errors, {human_percent(group.num_errors / group.num_of_class)} of the "
+            f"{_errors(group.num_errors)}, {human_percent(group.num_errors / group.num_of_class)} of the "
             f"{group.num_of_class} examples of the class. Those with the highest loss:"
         ),
         shown,
         _blamed(place, group),
         table(
             f"Group {place}, filters switched off",
-            f"What becomes of {group.num_measured} errors of the group when the {k} filters above are switched off for "
-            "all of them, and of right predictions; random rows are means over draws.",
+            f"What becomes of {_errors(group.num_measured)} of the group when the {k} filters above are switched off "
+            "for all of them, and of right predictions; random rows are means over draws.",
             _switching_rows(group.switching),
             kind="numbers named",
         ),
         table(
             f"Group {place}, filters repaired",
             f"What one step of training on one error does, by {k} filters alone: those that are blamed for this very "
-            f"error, or others. Means over the {len(group.examples)} shown; every step changes the weights by "
+            f"error, or others. Means over those that are shown; every step changes the weights by "
             f"{100 * STEP:g} % of their length. Neighbours are the errors nearest by profile, of any group.",
             _repair_rows(group.repair),
             kind="numbers named",
@@ -105,7 +105,7 @@ def _shown(
     class_names = subject.description.class_names
     true, predicted = class_names[group.true], class_names[group.predicted]
     row = [
-        (scale.picture(subject.shown.images[example.place]), f"example {example.place}: {true} taken for {predicted}"),
+        (scale.picture(subject.shown.images[example.place]), f"example {example.place}: {_taken_for(true, predicted)}"),
     ]
     if example.place in maps:
         salient, plain = maps[example.place]
@@ -114,7 +114,7 @@ def _shown(
             (map_picture(plain), f"example {example.place}: plain gradient of the loss, dark where large"),
         ]
     caption = (
-        f"Example {example.place}: says {predicted} ({human_percent(example.confidence_predicted)}), is {true} "
+        f"Example {example.place}: says “{predicted}” ({human_percent(example.confidence_predicted)}), is “{true}” "
         f"({human_percent(example.confidence_true)}). Nearest errors by profile: {_neighbours(example, class_names)}."
     )
     return row, caption
@@ -125,7 +125,7 @@ def _neighbours(example: ErrorExample, class_names: Sequence[str]) -> str:
     kinds = Counter((each.true, each.predicted) for each in example.neighbours)
     return (
         ", ".join(
-            f"{number} x {class_names[true]} taken for {class_names[predicted]}"
+            f"{_taken_for(class_names[true], class_names[predicted])}{f' ({number} times)' if number > 1 else ''}"
             for (true, predicted), number in kinds.most_common()
         )
         or "no other error"
@@ -134,7 +134,7 @@ def _neighbours(example: ErrorExample, class_names: Sequence[str]) -> str:
 
 def _blamed(place: int, group: ErrorGroup) -> str:
     rows = [
-        {"": str(rank), "most salient": salient.name, "mean z": f"{salient.score:+.2f}",
+        {"rank": str(rank), "most salient": salient.name, "mean z": f"{salient.score:+.2f}",
          "most harmful": harmful.name, "gradient x weight": f"{harmful.score:+.3g}"}
         for rank, (salient, harmful) in enumerate(zip(group.salient, group.harmful, strict=True), start=1)
     ]  # fmt: skip
@@ -172,3 +172,11 @@ def _repair_rows(found: Sequence[Repair]) -> list[dict[str, str]]:
         }
         for each in found
     ]
+
+
+def _taken_for(true: str, predicted: str) -> str:
+    return f"“{true}” taken for “{predicted}”"
+
+
+def _errors(number: int) -> str:
+    return f"{number:,} error{'' if number == 1 else 's'}"

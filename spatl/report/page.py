@@ -34,6 +34,7 @@ figure svg { display: block; width: 100%; min-width: 50rem; height: auto }
 figcaption { margin-top: .5rem; font-size: .9rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 .note { margin: 0 0 .4rem; font-size: .9rem }
+.wide + .note { margin-top: 1.25rem }
 h1, h2, h3, p, li, figcaption { overflow-wrap: anywhere }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; margin: .5rem 0 1rem }
 .pictures figure { max-width: 19rem }
