@@ -28,8 +28,10 @@ _LIMITS = (
     "what they would do on new errors.",
     "Where a blamed row is no better than its control, the blame tells nothing. With few errors in a group, one error "
     "more or less is all of the difference.",
-    "It has not been shown that what repairs one error repairs its neighbours by profile, nor that the input map says "
-    "more than the plain gradient.",
+    "A step of a given length lowers the loss more by filters with large gradients. That a repair by the blamed ones "
+    "does more than one by others, also for neighbours, is therefore no proof that they are to blame.",
+    "Neighbours by profile are alike in what their labels say, too: the profile is of the true class's loss.",
+    "It has not been shown that the input map says more than the plain gradient.",
     "That a filter is to blame says nothing of why. Look at the pictures: labels may be wrong, too.",
 )
 
