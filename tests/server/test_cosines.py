@@ -38,9 +38,9 @@ def test_a_client_that_turns_its_updates_around_points_against_the_others(tmp_pa
     [
         {"selection": {"selector": "update", "keep_ratio": 0.4}},
         {"method": "fednova"},
-        {"method": "fedavg", "server": {"aggregation": "median"}},
-        {"method": "fedavg", "server": {"aggregation": "agreement"}},
-        {"method": "ssfl", "selection": {"keep_ratio": 0.5}},
+        pytest.param({"method": "fedavg", "server": {"aggregation": "median"}}, marks=pytest.mark.slow),
+        pytest.param({"method": "fedavg", "server": {"aggregation": "agreement"}}, marks=pytest.mark.slow),
+        pytest.param({"method": "ssfl", "selection": {"keep_ratio": 0.5}}, marks=pytest.mark.slow),
     ],
     ids=["some channels", "normalised", "median", "agreement", "one mask"],
 )

@@ -51,12 +51,12 @@ def asking(when: object, **sections: Any) -> Any:
     "sections",
     [
         {"model": RESNET},
-        {"model": RESNET, "method": "fedavg"},
         {"predictor": {"mode": "local"}},
-        {"method": "ssfl", "selection": {"keep_ratio": 0.5}},
-        {"model": RESNET, "training": {"batch_norm": "shared"}},
+        pytest.param({"model": RESNET, "method": "fedavg"}, marks=pytest.mark.slow),
+        pytest.param({"method": "ssfl", "selection": {"keep_ratio": 0.5}}, marks=pytest.mark.slow),
+        pytest.param({"model": RESNET, "training": {"batch_norm": "shared"}}, marks=pytest.mark.slow),
     ],
-    ids=["spatl", "fedavg", "local predictors", "ssfl", "shared statistics"],
+    ids=["spatl", "local predictors", "fedavg", "ssfl", "shared statistics"],
 )
 def test_what_arrives_is_what_each_client_finds_and_nothing_else_of_the_run_is_another(
     sections: dict[str, Any], tmp_path: Path
@@ -215,7 +215,7 @@ def test_a_device_that_is_away_is_not_asked_and_named(devices: Path, caplog: pyt
     assert list(read_findings(devices / "run").by_client) == [0, 2]
 
 
-@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("nth", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_was_killed_with_findings_leaves_the_same_files(
     nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
