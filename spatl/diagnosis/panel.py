@@ -104,9 +104,12 @@ def diagnose(
     check_alike(findings)
     findings = dict(sorted(findings.items()))
     mixed = mixtures(findings)
-    values: dict[str, Scores] = {name: score.of(findings) for name, score in SCORES.items() if score.of is not None}
-    for name, given in (("cosine", cosines), ("batch_norm", batch_norm)):
-        values[name] = {client: given.get(client) for client in findings}
+    values: dict[str, Scores] = {
+        "mislabelled": {client: each.mislabelled for client, each in mixed.items()},
+        "cosine": {client: cosines.get(client) for client in findings},
+        "batch_norm": {client: batch_norm.get(client) for client in findings},
+    }
+    values |= {name: score.of(findings) for name, score in SCORES.items() if score.of is not None}
     evidence = evidence_of(findings, values["mislabelled"], values["mean_z"])
     by_name = {
         name: (values[name], places(values[name], worse=score.worse))

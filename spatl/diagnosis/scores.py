@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from spatl.diagnosis.prototypes import class_distances, sum_over
-from spatl.diagnosis.relabelling import mixtures
 from spatl.errors import SpatlError
 from spatl.saliency.findings import Findings
 from spatl.saliency.moments import merged, standardised
@@ -75,11 +74,6 @@ def prototype_distance(findings: Mapping[int, Findings]) -> Scores:
     return {client: float(own.mean()) if len(own) else None for client, own in ratios.items()}
 
 
-def mislabelled(findings: Mapping[int, Findings]) -> Scores:
-    """Return the share of a client's examples whose features look like another class than their label's."""
-    return {client: each.mislabelled for client, each in mixtures(findings).items()}
-
-
 def label_divergence(findings: Mapping[int, Findings]) -> Scores:
     """Return the Jensen-Shannon divergence of a client's training labels from all others', in bits, in [0, 1].
 
@@ -104,7 +98,7 @@ class Score:
         name: In a table and in JSON.
         meaning: Of a number, in one line.
         worse: 1 where more is worse, -1 where less is.
-        of: What gives it from findings; None for one that comes from elsewhere.
+        of: Function that gives it from findings; None for one that comes from elsewhere.
     """
 
     name: str
@@ -120,7 +114,7 @@ SCORES: Final[Mapping[str, Score]] = {
         Score("loss", "loss above others' on the same classes", of=loss_within_class),
         Score("prototypes", "distance of its class means from others', in the usual one", of=prototype_distance),
         Score("saliency", "profile above others' on the same classes, mean over filters", of=saliency_within_class),
-        Score("mislabelled", "share of its examples that look like another class than their label's", of=mislabelled),
+        Score("mislabelled", "share of its examples that look like another class than their label's"),
         Score("cosine", "cosine of its update with the others' sum, mean over rounds", worse=-1),
         Score("batch_norm", "distance of its BatchNorm statistics from the federation's"),
         Score("labels", "divergence of its label frequencies, in bits: skew, no sickness", of=label_divergence),

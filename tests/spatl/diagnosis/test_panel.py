@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from spatl.diagnosis.panel import LEAST_ACCURACY, diagnose
+from spatl.diagnosis.run import mean_cosines
 from spatl.diagnosis.verdicts import NOTHING, UNKNOWN
 from spatl.errors import SpatlError
 from spatl.json_files import to_json
+from spatl.runs.records import append_lines
 from spatl.saliency.findings import Findings
 from tests.support.findings import drawn_findings
 
@@ -90,3 +92,14 @@ def test_a_class_without_an_example_anywhere_changes_nothing():
 
     found = diagnose({client: with_an_empty_class(each) for client, each in CLIENTS.items()})
     assert found == diagnose(CLIENTS)
+
+
+def test_the_cosine_of_a_client_is_the_mean_over_its_rounds(tmp_path):
+    """Rounds in which it did not answer have none; those of a run from before there were any, neither."""
+    rows = [
+        {"round": 1, "client": 0, "cosine": 0.5}, {"round": 1, "client": 1, "cosine": None},
+        {"round": 2, "client": 0, "cosine": -0.1}, {"round": 2, "client": 2},
+    ]  # fmt: skip
+    append_lines(tmp_path / "clients.jsonl", rows)
+    assert mean_cosines(tmp_path) == {0: pytest.approx(0.2)}
+    assert mean_cosines(tmp_path / "elsewhere") == {}
