@@ -33,12 +33,19 @@ def mean_z(findings: Mapping[int, Findings]) -> Scores:
 
 def loss_within_class(findings: Mapping[int, Findings]) -> Scores:
     """Return by how much a client's examples have a higher loss than others' of the same class, in the mean."""
-    counts, losses = sum_over(findings, lambda each: each.counts), sum_over(findings, lambda each: each.losses)
+    return _within_class(findings, _loss_excess(findings))
 
-    def excess(own: Findings) -> Tensor:
-        return own.losses / own.counts.clamp(min=1) - (losses - own.losses) / (counts - own.counts).clamp(min=1)
 
-    return _within_class(findings, excess)
+def loss_of_worst_class(findings: Mapping[int, Findings]) -> Scores:
+    """Return the largest excess of a client's mean loss of a class over others' of the same, times the root of n.
+
+    With n examples of the class: a mean of few is off by chance alone.
+    """
+    excess, counts, found = _loss_excess(findings), sum_over(findings, lambda each: each.counts), Scores()
+    for client, own in findings.items():
+        shared = (own.counts > 0) & (counts > own.counts)
+        found[client] = float((excess(own) * own.counts.sqrt())[shared].max()) if bool(shared.any()) else None
+    return found
 
 
 def saliency_within_class(findings: Mapping[int, Findings]) -> Scores:
@@ -112,6 +119,7 @@ SCORES: Final[Mapping[str, Score]] = {
     for each in (
         Score("mean_z", "profile above the federation's, in standard deviations, mean over filters", of=mean_z),
         Score("loss", "loss above others' on the same classes", of=loss_within_class),
+        Score("worst_class", "loss above others' on its worst class, times the root of n", of=loss_of_worst_class),
         Score("prototypes", "distance of its class means from others', in the usual one", of=prototype_distance),
         Score("saliency", "profile above others' on the same classes, mean over filters", of=saliency_within_class),
         Score("mislabelled", "share of its examples that look like another class than their label's"),
@@ -132,6 +140,16 @@ def check_alike(findings: Mapping[int, Findings]) -> None:
     shapes = {(tuple(each.class_profiles.shape), each.prototypes.shape[1]) for each in findings.values()}
     if len(shapes) > 1:
         raise SpatlError("the findings of clients are about different networks or classes, and cannot be compared")
+
+
+def _loss_excess(findings: Mapping[int, Findings]) -> Callable[[Findings], Tensor]:
+    """Return what a client's mean loss of each class is above others' of the same, float64 [K], as a function of it."""
+    counts, losses = sum_over(findings, lambda each: each.counts), sum_over(findings, lambda each: each.losses)
+
+    def excess(own: Findings) -> Tensor:
+        return own.losses / own.counts.clamp(min=1) - (losses - own.losses) / (counts - own.counts).clamp(min=1)
+
+    return excess
 
 
 def _within_class(findings: Mapping[int, Findings], excess: Callable[[Findings], Tensor]) -> Scores:

@@ -8,7 +8,7 @@ them are in all of a client's splits.
 
 Printed: for each score the area under the ROC curve, the share of pairs of a sick and an honest client of a federation
 that it puts in the right order, mean and standard deviation over the federations; then what verdicts say of sick and of
-honest clients. `--fit SEED ...` adds a logistic regression on five scores' places, fitted on the other data set's
+honest clients. `--fit SEED ...` adds a logistic regression on six scores' places, fitted on the other data set's
 federations of these seeds; `--offset` takes the model with each client's own label offset instead.
 """
 
@@ -45,7 +45,7 @@ from tests.support.faults import (
 LYING: Final = "random labels, lying"
 EVIDENCE: Final = "evidence"
 LOGISTIC: Final = "logistic regression"
-FEATURES: Final = ("mean_z", "loss", "prototypes", "saliency", "mislabelled")
+FEATURES: Final = ("mean_z", "loss", "worst_class", "prototypes", "saliency", "mislabelled")
 RIGHT: Final = {
     RELABELLED: RELABELLED_CLASS, NOISY: NOISY_IMAGES, RANDOM: RANDOM_LABELS, FLIPPED: AGAINST, LYING: RANDOM_LABELS,
 }  # fmt: skip
@@ -68,12 +68,12 @@ def diagnosis_of(case: Case, *, offset: bool = False) -> Diagnosis:
 
 
 def features_of(diagnosis: Diagnosis) -> Tensor:
-    """The places of some scores, `[clients, 5]`, large ones drawn to the middle."""
+    """The places of some scores, `[clients, 6]`, large ones drawn to the middle."""
     return torch.tensor([[each.scores[name].place or 0.0 for name in FEATURES] for each in diagnosis.clients]).asinh()
 
 
 def fitted(cases: Iterable[Case]) -> Tensor:
-    """The weights of a logistic regression that tells the sick from the honest, and its bias last, `[6]`."""
+    """The weights of a logistic regression that tells the sick from the honest, and its bias last, `[7]`."""
     rows = [(features_of(diagnosis_of(case)), case.sick) for case in cases]
     inputs = torch.cat([torch.cat([each, torch.ones(len(each), 1)], 1) for each, _ in rows]).double()
     sick = torch.cat([torch.tensor([client in own for client in range(len(each))]) for each, own in rows]).double()

@@ -29,6 +29,7 @@ def test_clients_stand_in_the_order_of_their_numbers_with_what_is_known_of_them(
     assert list(found.clients[0].scores) == [
         "mean_z",
         "loss",
+        "worst_class",
         "prototypes",
         "saliency",
         "mislabelled",

@@ -11,6 +11,7 @@ from spatl.diagnosis.scores import (
     SCORES,
     class_distances,
     label_divergence,
+    loss_of_worst_class,
     loss_within_class,
     mean_z,
     prototype_distance,
@@ -53,6 +54,11 @@ def test_the_loss_within_class_is_that_above_others_of_the_same_class_by_counts(
     assert loss_within_class(CLIENTS) == pytest.approx({0: -1.6 / 3, 1: 0.4, 2: 0.6})
 
 
+def test_the_worst_class_is_that_of_the_highest_loss_above_others_for_its_number_of_examples():
+    """By the same excesses: client 0 has -.3 of two examples and -1 of one, client 1 -.2 and 1, client 2 .6 alone."""
+    assert loss_of_worst_class(CLIENTS) == pytest.approx({0: -0.3 * 2**0.5, 1: 1.0, 2: 0.6})
+
+
 def test_the_saliency_within_class_is_so_too_in_deviations_of_all_examples():
     """Client 0: 1 against (3 + 6) / 2, 4 against 3: (2 * -3.5 + 1) / 3. Client 1: 3 against 8 / 3, 3 against 4.
     Client 2: 6 against 5 / 3."""
@@ -87,7 +93,7 @@ def test_the_divergence_of_labels_is_that_of_jensen_and_shannon_in_bits():
 def test_a_client_of_a_class_that_nobody_else_has_gets_no_score_within_classes():
     """And none of labels where it tells of none."""
     clients = {0: of([0, 0], [1, 2], [1, 1], [1, 1]), 1: of([1], [3], [1], [1]), 2: of([1], [3], [1], [1])}
-    for score in (loss_within_class, saliency_within_class, prototype_distance):
+    for score in (loss_within_class, loss_of_worst_class, saliency_within_class, prototype_distance):
         assert score(clients)[0] is None
         assert score(clients)[1] is not None or score is prototype_distance
     silent = replace(clients[0], labels=torch.zeros(2, dtype=torch.int64))
