@@ -12,7 +12,16 @@ import numpy as np
 from spatl.diagnosis.places import check_number, places
 from spatl.diagnosis.relabelling import mixtures
 from spatl.diagnosis.scores import SCORES, Scores, check_alike
-from spatl.diagnosis.verdicts import NOTHING, Verdict, cannot_tell, evidence_of, verdict_of
+from spatl.diagnosis.verdicts import (
+    NOTHING,
+    UNKNOWN,
+    Verdict,
+    against_the_others,
+    cannot_tell,
+    evidence_of,
+    points_against,
+    verdict_of,
+)
 from spatl.saliency.findings import Findings
 
 LEAST_ACCURACY: Final = 0.7
@@ -66,7 +75,7 @@ class Diagnosis:
     Attributes:
         clients: In the order of their numbers.
         accuracy: Of the middle client: the median over clients, which a few sick ones do not move.
-        can_tell: Whether the model knows enough (`LEAST_ACCURACY`); no client has a verdict otherwise.
+        can_tell: Whether the model knows enough (`LEAST_ACCURACY`); otherwise nothing is said of anybody's data.
         blind: What it cannot see, a line each.
     """
 
@@ -77,8 +86,8 @@ class Diagnosis:
 
     @property
     def suspects(self) -> tuple[ClientDiagnosis, ...]:
-        """Clients with a verdict that is not `NOTHING`."""
-        return tuple(each for each in self.clients if self.can_tell and each.verdict.kind != NOTHING)
+        """Clients that something is said of."""
+        return tuple(each for each in self.clients if each.verdict.kind not in (NOTHING, UNKNOWN))
 
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -125,8 +134,10 @@ def diagnose(
         scores = {name: ScoreOfClient(each[client], place[client]) for name, (each, place) in by_name.items()}
         verdict = cannot_tell(accuracy, LEAST_ACCURACY)
         if can_tell:
-            cosine = scores["cosine"].place if "cosine" in scores else None
-            verdict = verdict_of(own, mixed[client], evidence[client], cosine_place=cosine, class_names=names)
+            verdict = verdict_of(own, mixed[client], evidence[client], class_names=names)
+        cosine = scores.get("cosine", ScoreOfClient(None, None))
+        if verdict.kind in (NOTHING, UNKNOWN) and points_against(cosine.value, cosine.place):
+            verdict = against_the_others()
         number = int(own.counts.sum())
         clients.append(ClientDiagnosis(client, number, accuracies[client], scores, evidence[client], verdict))
     return Diagnosis(tuple(clients), accuracy, can_tell)

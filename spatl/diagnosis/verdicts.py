@@ -2,8 +2,9 @@
 
 Two scores tell: the share of its examples that look like other classes than their labels', and its mean z. Each is
 taken above the middle client's, and in units of a limit that honest clients seldom reach; the larger of the two is the
-evidence, and above 1 there is a verdict. What it is follows from whose examples look like what. Limits are from
-planted faults (docs/diagnosis.md), on other seeds than those that the rates of false alarms were measured on.
+evidence, and above 1 there is a verdict. What it is follows from whose examples look like what. Of updates the cosine
+tells, whatever the model knows. Limits are from planted faults (docs/diagnosis.md), on other seeds than those that the
+rates of false alarms were measured on.
 """
 
 import math
@@ -72,21 +73,16 @@ def evidence_of(findings: Mapping[int, Findings], mislabelled: Scores, mean_z: S
     return found
 
 
-def verdict_of(
-    own: Findings, mixture: Mixture, evidence: float, *, cosine_place: float | None, class_names: Sequence[str]
-) -> Verdict:
-    """Return what is said of a client.
+def verdict_of(own: Findings, mixture: Mixture, evidence: float, *, class_names: Sequence[str]) -> Verdict:
+    """Return what is said of a client's data.
 
     Args:
         own: Its findings.
-        mixture: What its labels stand on.
+        mixture: Of the classes that its labels stand on.
         evidence: As of `evidence_of`.
-        cosine_place: The place of its updates' cosine; None where that is not known.
         class_names: Of the K classes.
     """
     if evidence <= 1:
-        if cosine_place is not None and cosine_place > _FAR:
-            return _verdict(AGAINST, "its updates point against the others' (update against the others)")
         return Verdict(NOTHING, NOTHING)
     labelled, looks_like, share = mixture.largest
     if share < _OF_ONE_PAIR and _right_by_chance(own):
@@ -96,6 +92,21 @@ def verdict_of(
         names = f"labels of class {class_names[labelled]} look like class {class_names[looks_like]}"
         return _verdict(RELABELLED, f"{names} (relabelled class)", labelled, looks_like)
     return _verdict(NOISY, "examples are unlike others' of the same classes (noisy images)")
+
+
+def points_against(cosine: float | None, place: float | None) -> bool:
+    """Return whether a client's updates point against the others': below a right angle, and far from the middle client.
+
+    Args:
+        cosine: Of its updates with the others' sums; None if unknown.
+        place: Of that among all clients.
+    """
+    return cosine is not None and place is not None and cosine < 0 and place > _FAR
+
+
+def against_the_others() -> Verdict:
+    """Return the verdict on such a client, of whose data nothing else is said."""
+    return _verdict(AGAINST, "its updates point against the others' (update against the others)")
 
 
 def cannot_tell(accuracy: float, least: float) -> Verdict:

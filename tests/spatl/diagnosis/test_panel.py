@@ -7,7 +7,7 @@ import torch
 
 from spatl.diagnosis.panel import LEAST_ACCURACY, diagnose
 from spatl.diagnosis.run import mean_cosines
-from spatl.diagnosis.verdicts import NOTHING, UNKNOWN
+from spatl.diagnosis.verdicts import AGAINST, NOTHING, UNKNOWN
 from spatl.errors import SpatlError
 from spatl.json_files import to_json
 from spatl.runs.records import append_lines
@@ -55,6 +55,14 @@ def test_below_the_least_accuracy_of_the_middle_client_nothing_is_said_of_anybod
     assert {each.verdict.kind for each in found.clients} == {UNKNOWN}
     assert "70 % are needed" in found.clients[0].verdict.text
     assert found.suspects == ()
+
+
+def test_an_update_against_the_others_is_named_whatever_the_model_knows():
+    """With the other cosines at .4 to .5; what is said of its data goes first."""
+    cosines = {0: 0.4, 1: 0.42, 2: 0.45, 3: -0.6, 4: 0.48, 9: 0.5}
+    for share in (1.0, 0.5):
+        found = diagnose({client: right(each, share) for client, each in CLIENTS.items()}, cosines=cosines)
+        assert [each.client for each in found.suspects if each.verdict.kind == AGAINST] == [3]
 
 
 def test_a_few_clients_on_which_the_model_fails_do_not_keep_it_from_telling():

@@ -7,7 +7,6 @@ import torch
 
 from spatl.diagnosis.relabelling import Mixture
 from spatl.diagnosis.verdicts import (
-    AGAINST,
     FALSE_ALARMS,
     MEAN_Z_LIMIT,
     MISLABELLED_LIMIT,
@@ -17,6 +16,7 @@ from spatl.diagnosis.verdicts import (
     RELABELLED,
     Verdict,
     evidence_of,
+    points_against,
     verdict_of,
 )
 from spatl.saliency.findings import Findings
@@ -42,8 +42,8 @@ ONE_PAIR = mixture((0.1, 0.9, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 ALL_PAIRS = mixture((0.4, 0.3, 0.3), (0.3, 0.4, 0.3), (0.3, 0.3, 0.4))
 
 
-def said(findings: Findings, mixed: Mixture, evidence: float = 2.0, cosine_place: float | None = None) -> Verdict:
-    return verdict_of(findings, mixed, evidence, cosine_place=cosine_place, class_names=NAMES)
+def said(findings: Findings, mixed: Mixture, evidence: float = 2.0) -> Verdict:
+    return verdict_of(findings, mixed, evidence, class_names=NAMES)
 
 
 def test_a_class_whose_examples_look_like_one_other_is_named_with_it():
@@ -70,10 +70,11 @@ def test_too_little_evidence_is_nothing_found(evidence):
     assert said(own(0), ALL_PAIRS, evidence) == Verdict(NOTHING, "nothing found")
 
 
-def test_an_update_against_the_others_is_named_where_the_data_are_not():
-    assert said(own(40), ALL_PAIRS, 0.5, cosine_place=9.0).kind == AGAINST
-    assert said(own(40), ALL_PAIRS, 0.5, cosine_place=1.0).kind == NOTHING
-    assert said(own(30), ALL_PAIRS, 1.5, cosine_place=9.0).kind == NOISY
+def test_updates_point_against_the_others_beyond_a_right_angle_and_far_from_the_middle():
+    assert points_against(-0.5, 9.0)
+    assert not points_against(0.1, 9.0)
+    assert not points_against(-0.5, 3.0)
+    assert not points_against(None, None)
 
 
 def test_evidence_is_the_larger_of_both_scores_above_the_middle_in_units_of_their_limits():
