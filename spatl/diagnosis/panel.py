@@ -15,11 +15,11 @@ from spatl.diagnosis.scores import SCORES, Scores, check_alike
 from spatl.diagnosis.verdicts import (
     NOTHING,
     UNKNOWN,
+    Evidence,
     Verdict,
-    against_the_others,
     cannot_tell,
     evidence_of,
-    points_against,
+    evidence_of_updates,
     verdict_of,
 )
 from spatl.saliency.findings import Findings
@@ -27,8 +27,8 @@ from spatl.saliency.findings import Findings
 LEAST_ACCURACY: Final = 0.7
 """Accuracy of the middle client below which a model knows too little to judge anybody's data by."""
 BLIND: Final = (
-    "a client that lies about its findings is taken at its word",
-    "an update that is turned against the others is seen by the cosine alone",
+    "a client that lies about its findings is taken at its word: only the cosine of its updates can show it",
+    "an update that is turned against the others is seen by the cosine alone, which a run records",
     "what more than half of the clients have is what is usual",
 )
 """What a diagnosis cannot see, a line each."""
@@ -56,7 +56,7 @@ class ClientDiagnosis:
         num_examples: Of its validation split.
         accuracy: Of the model on it.
         scores: By name, of `SCORES`; those that were not given are left out.
-        evidence: How much speaks against its data; more than 1 is enough for a verdict.
+        evidence: How much speaks against it; more than 1 is enough for a verdict.
         verdict: What they say.
     """
 
@@ -119,7 +119,7 @@ def diagnose(
         "batch_norm": {client: batch_norm.get(client) for client in findings},
     }
     values |= {name: score.of(findings) for name, score in SCORES.items() if score.of is not None}
-    evidence = evidence_of(findings, values["mislabelled"], values["mean_z"])
+    of_data = evidence_of(findings, values["mislabelled"], values["mean_z"])
     by_name = {
         name: (values[name], places(values[name], worse=score.worse))
         for name, score in SCORES.items()
@@ -132,12 +132,11 @@ def diagnose(
     clients = []
     for client, own in findings.items():
         scores = {name: ScoreOfClient(each[client], place[client]) for name, (each, place) in by_name.items()}
-        verdict = cannot_tell(accuracy, LEAST_ACCURACY)
-        if can_tell:
-            verdict = verdict_of(own, mixed[client], evidence[client], class_names=names)
         cosine = scores.get("cosine", ScoreOfClient(None, None))
-        if verdict.kind in (NOTHING, UNKNOWN) and points_against(cosine.value, cosine.place):
-            verdict = against_the_others()
+        against = Evidence(of_data[client] if can_tell else 0.0, evidence_of_updates(cosine.place), cosine.value)
+        verdict = verdict_of(own, mixed[client], against, names)
+        if verdict.kind == NOTHING and not can_tell:
+            verdict = cannot_tell(accuracy, LEAST_ACCURACY)
         number = int(own.counts.sum())
-        clients.append(ClientDiagnosis(client, number, accuracies[client], scores, evidence[client], verdict))
+        clients.append(ClientDiagnosis(client, number, accuracies[client], scores, against.in_all, verdict))
     return Diagnosis(tuple(clients), accuracy, can_tell)

@@ -1,10 +1,10 @@
-"""Verdicts: what the scores of a client say of its data, in plain words.
+"""Verdicts: what the scores of a client say of its data and of its updates, in plain words.
 
-Two scores tell: the share of its examples that look like other classes than their labels', and its mean z. Each is
-taken above the middle client's, and in units of a limit that honest clients seldom reach; the larger of the two is the
-evidence, and above 1 there is a verdict. What it is follows from whose examples look like what. Of updates the cosine
-tells, whatever the model knows. Limits are from planted faults (docs/diagnosis.md), on other seeds than those that the
-rates of false alarms were measured on.
+Two scores tell of its data: the share of its examples that look like other classes than their labels', and its mean z.
+Each is taken above the middle client's, in units of a limit that honest clients seldom reach; the larger of the two
+is the evidence of its data. The cosine tells of its updates, by its place. Above 1 in all there is a verdict. What it
+is follows from whose examples look like what. Limits are from planted faults (docs/diagnosis.md), on other seeds than
+those that the rates of false alarms were measured on.
 """
 
 import math
@@ -32,9 +32,11 @@ MISLABELLED_LIMIT: Final = 0.12
 """Share of mislabelled examples above the middle client's."""
 MEAN_Z_LIMIT: Final = 0.28
 """Mean z above the middle client's, of many examples."""
+COSINE_LIMIT: Final = 4.0
+"""Place of the cosine."""
 _FEW = 20  # examples of which half of a mean z is taken for chance
 _OF_ONE_PAIR = 0.5  # share of all mislabelled examples that are in one pair of classes if one class was relabelled
-_FAR = 3.5  # robust standard deviations of the cosine
+_LITTLE = 0.5  # evidence of data that says nothing of what they have
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Verdict:
 
 
 def evidence_of(findings: Mapping[int, Findings], mislabelled: Scores, mean_z: Scores) -> dict[int, float]:
-    """Return how much speaks against each client's data; more than 1 is enough for a verdict.
+    """Return how much speaks against each client's data, at least 0; 1 is what honest clients seldom reach.
 
     Args:
         findings: Of all clients.
@@ -69,44 +71,64 @@ def evidence_of(findings: Mapping[int, Findings], mislabelled: Scores, mean_z: S
     for client, own in findings.items():
         number = int(own.counts.sum())
         of_profile = profiles[client] * number / (number + _FEW) / MEAN_Z_LIMIT
-        found[client] = max(of_profile, labels[client] / MISLABELLED_LIMIT)
+        found[client] = max(0.0, of_profile, labels[client] / MISLABELLED_LIMIT)
     return found
 
 
-def verdict_of(own: Findings, mixture: Mixture, evidence: float, *, class_names: Sequence[str]) -> Verdict:
-    """Return what is said of a client's data.
+@dataclass(frozen=True)
+class Evidence:
+    """Evidence against one client; 1 in all is what honest clients seldom reach.
+
+    Attributes:
+        of_data: As of `evidence_of`; 0 where the model knows too little.
+        of_updates: As of `evidence_of_updates`.
+        cosine: Of its updates with the others' sums; None if unknown.
+    """
+
+    of_data: float
+    of_updates: float
+    cosine: float | None
+
+    @property
+    def in_all(self) -> float:
+        """The sum."""
+        return self.of_data + self.of_updates
+
+    @property
+    def is_of_updates(self) -> bool:
+        """Whether it is its updates that are unlike the others', and not its data."""
+        against = self.cosine is not None and self.cosine < 0
+        return self.of_data <= 1 and (against or self.of_data <= _LITTLE)
+
+
+def evidence_of_updates(place: float | None) -> float:
+    """Return how much the place of its cosine speaks against a client, at least 0; 0 where there is none."""
+    return max(0.0, place or 0.0) / COSINE_LIMIT
+
+
+def verdict_of(own: Findings, mixture: Mixture, evidence: Evidence, class_names: Sequence[str]) -> Verdict:
+    """Return what is said of a client.
 
     Args:
         own: Its findings.
         mixture: Of the classes that its labels stand on.
-        evidence: As of `evidence_of`.
+        evidence: Against it.
         class_names: Of the K classes.
     """
-    if evidence <= 1:
+    if evidence.in_all <= 1:
         return Verdict(NOTHING, NOTHING)
+    if evidence.is_of_updates:
+        against = evidence.cosine is not None and evidence.cosine < 0
+        where = "against the others'" if against else "elsewhere than the others', and its findings do not say why"
+        return _verdict(AGAINST, f"its updates point {where} (update against the others)")
     labelled, looks_like, share = mixture.largest
     if share < _OF_ONE_PAIR and _right_by_chance(own):
         return _verdict(RANDOM, "labels are right no more often than by chance (random labels)")
     mostly = int(own.labels[looks_like]) < mixture.counts_of(labelled, looks_like)
-    if share >= _OF_ONE_PAIR and mixture.mislabelled > MISLABELLED_LIMIT and mostly:
+    if share >= _OF_ONE_PAIR and mixture.mislabelled > MISLABELLED_LIMIT / 2 and mostly:
         names = f"labels of class {class_names[labelled]} look like class {class_names[looks_like]}"
         return _verdict(RELABELLED, f"{names} (relabelled class)", labelled, looks_like)
     return _verdict(NOISY, "examples are unlike others' of the same classes (noisy images)")
-
-
-def points_against(cosine: float | None, place: float | None) -> bool:
-    """Return whether a client's updates point against the others': below a right angle, and far from the middle client.
-
-    Args:
-        cosine: Of its updates with the others' sums; None if unknown.
-        place: Of that among all clients.
-    """
-    return cosine is not None and place is not None and cosine < 0 and place > _FAR
-
-
-def against_the_others() -> Verdict:
-    """Return the verdict on such a client, of whose data nothing else is said."""
-    return _verdict(AGAINST, "its updates point against the others' (update against the others)")
 
 
 def cannot_tell(accuracy: float, least: float) -> Verdict:

@@ -15,6 +15,7 @@ federations of these seeds; `--offset` takes the model with each client's own la
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +45,7 @@ from tests.support.faults import (
 
 LYING: Final = "random labels, lying"
 EVIDENCE: Final = "evidence"
+OF_DATA: Final = "evidence, without cosines"
 LOGISTIC: Final = "logistic regression"
 FEATURES: Final = ("mean_z", "loss", "worst_class", "prototypes", "saliency", "mislabelled")
 RIGHT: Final = {
@@ -103,7 +105,9 @@ def areas(cases: Sequence[Case], weights: Tensor | None, *, offset: bool) -> dic
     """The area under the curve of each score, one for each federation."""
     found: dict[str, list[float]] = {}
     for case in cases:
-        for name, values in numbers_of(diagnosis_of(case, offset=offset), weights).items():
+        numbers = numbers_of(diagnosis_of(case, offset=offset), weights)
+        numbers[OF_DATA] = numbers_of(diagnosis_of(replace(case, cosines={}), offset=offset), None)[EVIDENCE]
+        for name, values in numbers.items():
             sick = [value for client, value in enumerate(values) if client in case.sick]
             honest = [value for client, value in enumerate(values) if client not in case.sick]
             found.setdefault(name, []).append(auroc(sick, honest))
@@ -116,7 +120,7 @@ def print_areas(cases: Cases, fits: Mapping[str, Tensor], *, offset: bool) -> No
     print("| score | " + " | ".join(f"{data}: {fault}" for data, fault in columns) + " |")
     print("|---|" + "---:|" * len(columns))
     by_column = {key: areas(cases[key], fits.get(key[0]), offset=offset) for key in columns}
-    for name in (*SCORES, EVIDENCE, *([LOGISTIC] if fits else [])):
+    for name in (*SCORES, OF_DATA, EVIDENCE, *([LOGISTIC] if fits else [])):
         cells = []
         for key in columns:
             values = by_column[key].get(name)

@@ -7,6 +7,8 @@ import torch
 
 from spatl.diagnosis.relabelling import Mixture
 from spatl.diagnosis.verdicts import (
+    AGAINST,
+    COSINE_LIMIT,
     FALSE_ALARMS,
     MEAN_Z_LIMIT,
     MISLABELLED_LIMIT,
@@ -14,9 +16,10 @@ from spatl.diagnosis.verdicts import (
     NOTHING,
     RANDOM,
     RELABELLED,
+    Evidence,
     Verdict,
     evidence_of,
-    points_against,
+    evidence_of_updates,
     verdict_of,
 )
 from spatl.saliency.findings import Findings
@@ -42,8 +45,10 @@ ONE_PAIR = mixture((0.1, 0.9, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 ALL_PAIRS = mixture((0.4, 0.3, 0.3), (0.3, 0.4, 0.3), (0.3, 0.3, 0.4))
 
 
-def said(findings: Findings, mixed: Mixture, evidence: float = 2.0) -> Verdict:
-    return verdict_of(findings, mixed, evidence, class_names=NAMES)
+def said(
+    findings: Findings, mixed: Mixture, of_data: float = 2.0, of_updates: float = 0.0, cosine: float | None = None
+) -> Verdict:
+    return verdict_of(findings, mixed, Evidence(of_data, of_updates, cosine), NAMES)
 
 
 def test_a_class_whose_examples_look_like_one_other_is_named_with_it():
@@ -65,16 +70,25 @@ def test_labels_that_are_right_by_chance_and_look_like_all_classes_are_random():
     assert said(own(20), ALL_PAIRS).kind == NOISY
 
 
-@pytest.mark.parametrize("evidence", [-3.0, 0.0, 1.0])
-def test_too_little_evidence_is_nothing_found(evidence):
-    assert said(own(0), ALL_PAIRS, evidence) == Verdict(NOTHING, "nothing found")
+@pytest.mark.parametrize("evidence", [0.0, 0.6, 1.0])
+def test_too_little_evidence_in_all_is_nothing_found(evidence):
+    assert said(own(0), ALL_PAIRS, evidence, 1 - evidence) == Verdict(NOTHING, "nothing found")
 
 
-def test_updates_point_against_the_others_beyond_a_right_angle_and_far_from_the_middle():
-    assert points_against(-0.5, 9.0)
-    assert not points_against(0.1, 9.0)
-    assert not points_against(-0.5, 3.0)
-    assert not points_against(None, None)
+def test_what_updates_say_is_said_of_updates_where_the_data_say_less():
+    """Below a right angle, or where there is next to nothing in the data."""
+    assert said(own(40), ALL_PAIRS, 0.0, 1.5, -0.5).text == (
+        "its updates point against the others' (update against the others)"
+    )
+    assert said(own(40), ALL_PAIRS, 0.9, 0.9, -0.5).kind == AGAINST
+    assert "elsewhere than the others'" in said(own(40), ALL_PAIRS, 0.4, 0.9, 0.1).text
+    assert said(own(30), ALL_PAIRS, 0.9, 0.9, 0.1).kind == NOISY
+    assert said(own(30), ALL_PAIRS, 1.5, 9.0, -0.5).kind == NOISY
+
+
+def test_updates_that_point_where_the_others_do_are_no_evidence():
+    assert evidence_of_updates(COSINE_LIMIT) == 1.0
+    assert evidence_of_updates(-3.0) == evidence_of_updates(None) == 0.0
 
 
 def test_evidence_is_the_larger_of_both_scores_above_the_middle_in_units_of_their_limits():
