@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.studies.diagnosis import EVIDENCE, LOGISTIC, areas, auroc, diagnosis_of, fitted, numbers_of
+from tests.studies.diagnosis import EVIDENCE, LOGISTIC, OF_DATA, areas, auroc, diagnosis_of, fitted, numbers_of
 from tests.support.faults import HONEST, RANDOM, case_of, lying
 
 NUMBERS = st.lists(st.integers(-5, 5), min_size=1, max_size=8)
@@ -23,7 +23,7 @@ def test_the_area_knows_the_order_alone(sick, honest):
 
 
 @pytest.mark.slow
-def test_random_labels_are_found_unless_the_clients_lie(tmp_path):
+def test_random_labels_are_found_and_those_of_clients_that_lie_by_their_updates_alone(tmp_path):
     """On one federation of the digits; the regression is fitted on what it is then asked about, and must find them."""
     case = case_of("digits", RANDOM, seed=900, keep=tmp_path)
     again = case_of("digits", RANDOM, seed=900, keep=tmp_path)  # as it was kept
@@ -31,7 +31,8 @@ def test_random_labels_are_found_unless_the_clients_lie(tmp_path):
     assert numbers_of(diagnosis_of(case), weights) == numbers_of(diagnosis_of(again), weights)
     found = areas([case], weights, offset=False)
     assert found[EVIDENCE].tolist() == found["mean_z"].tolist() == found[LOGISTIC].tolist() == [1.0]
-    assert areas([lying(case)], None, offset=False)[EVIDENCE][0] < 0.9
+    of_liars = areas([lying(case)], None, offset=False)
+    assert (of_liars[OF_DATA][0] < 0.9, of_liars[EVIDENCE][0] > 0.9) == (True, True)
 
 
 @pytest.mark.slow
