@@ -96,7 +96,7 @@ class Evidence:
 
     @property
     def is_of_updates(self) -> bool:
-        """Whether it is its updates that are unlike the others', and not its data."""
+        """True where its updates are unlike the others', and not its data."""
         against = self.cosine is not None and self.cosine < 0
         return self.of_data <= 1 and (against or self.of_data <= _LITTLE)
 
