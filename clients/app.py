@@ -28,6 +28,7 @@ from spatl.errors import (
     SpatlError,
     UpdateRejected,
     from_outside,
+    system_fault,
     told,
     traceback_of,
 )
@@ -39,7 +40,7 @@ from spatl.rounds.client_state import ClientState
 from spatl.rounds.findings import find_round
 from spatl.rounds.offsets import check_of
 from spatl.rounds.workplace import Workplace
-from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_FAILED, CLIENT_LOST, CLIENT_REFUSED, RECORD
+from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_FAILED, CLIENT_LOST, CLIENT_MACHINE, CLIENT_REFUSED, RECORD
 from spatl.wire.download import Download, Model, unpack_download
 from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, pack_saliency
 from spatl.wire.reports import EvaluateReport
@@ -65,6 +66,8 @@ def reporting(handle: ClientAppCallable) -> ClientAppCallable:
             return handle(message, context)
         except Exception as error:
             own = CLIENT_REFUSED if isinstance(error, SpatlError) else CLIENT_FAILED
+            if system_fault(error) is not None and not _is_device(context):
+                own = CLIENT_MACHINE
             code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), own)
             reason, detailed = told(error), from_outside(error)
             if _is_device(context):  # its owner sees nothing of what the server says

@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from spatl.artifacts.model_files import write_federation_model
 from spatl.channels.selection import Selection
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run
-from spatl.errors import ConfigError, SpatlError, from_outside, told, traceback_of
+from spatl.errors import ConfigError, SpatlError, SystemFault, from_outside, system_fault, told, traceback_of
 from spatl.json_files import write_json
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.evaluation import final_encoder
@@ -87,7 +88,10 @@ def main(grid: Grid, context: Context) -> None:
             EVENTS.error("%s", told(error), exc_info=error if detailed else None)
             # For whoever started this process and cannot see its exceptions.
             content = {"error": type(error).__name__, "message": told(error)}
-            write_json(directory / ERROR, content | ({"traceback": traceback_of(error)} if detailed else {}))
+            with suppress(OSError):  # of a disk that is full
+                write_json(directory / ERROR, content | ({"traceback": traceback_of(error)} if detailed else {}))
+            if system_fault(error) is not None or isinstance(error, SystemFault):
+                raise SystemFault(f"{told(error)}; then go on with the run in {directory} (--resume)") from error
             raise
 
 
@@ -142,7 +146,7 @@ def serve(
     recorder.start_clock()
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
     selection = _agreed_selection(registered, known) if config.row.static_mask else None
-    strategy = _strategy(registered, recorder, selection, checkpoint)
+    strategy = _strategy(registered, recorder, selection, checkpoint, simulated=not devices)
     _run_rounds(strategy, grid, config)
     _write_model(strategy, recorder, directory)
     facts = _facts(registered, recorder, engine=_engine_name(grid, config))
@@ -165,8 +169,9 @@ def _where_to_go_on(directory: Path) -> tuple[Checkpoint | None, dict[str, Mark]
 
 
 def _strategy(
-    registered: Registered, recorder: Recorder, selection: Selection | None, checkpoint: Checkpoint | None
-) -> FederationStrategy:
+    registered: Registered, recorder: Recorder, selection: Selection | None, checkpoint: Checkpoint | None, *,
+    simulated: bool,
+) -> FederationStrategy:  # fmt: skip
     recorder.groups = registered.blueprint.layout.groups
     initial = check_of(registered.blueprint.initial_encoder())
     clients = registered.clients
@@ -177,6 +182,7 @@ def _strategy(
         recorder=recorder,
         cannot_build=[client for client, registration in clients.items() if registration.initial != initial],
         checkpoint=checkpoint,
+        simulated=simulated,
     )
 
 

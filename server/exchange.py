@@ -9,8 +9,9 @@ from server.questions import Questions, is_lost
 from server.recorder import Recorder
 from server.replies import blob_content, blob_of, content_sections, error_line
 from server.traffic import message_traffic
-from spatl.errors import UpdateRejected
+from spatl.errors import SystemFault, UpdateRejected
 from spatl.runs.ledger import Direction, Entry, entry
+from spatl.wire.blob import CLIENT_MACHINE
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +22,15 @@ class Exchange:
     Args:
         nodes: Flower's node id of each client.
         recorder: Whose round all messages are entered into.
+        simulated: Whether clients are of this machine, so that what it refuses them ends the run.
 
     Attributes:
         nodes: As given.
     """
 
-    def __init__(self, nodes: Mapping[int, int], recorder: Recorder) -> None:
+    def __init__(self, nodes: Mapping[int, int], recorder: Recorder, *, simulated: bool = False) -> None:
         self.nodes = nodes
+        self._simulated = simulated
         self._clients = {node: client for client, node in nodes.items()}
         self._recorder = recorder
         self._questions = Questions()
@@ -67,10 +70,15 @@ class Exchange:
         """Pass on with its client what answers the questions that are out, once each, and count what was taken.
 
         Where Flower says in place of a client that it is gone, its reply is missing. Whoever did not answer is named.
+
+        Raises:
+            SystemFault: This machine refused a client of a simulation something.
         """
         record, waiting, gone = self._recorder.round, set(self._sent_entries), dict[int, str]()
         position, silent, facts = len(record.entries), "none came in time", {"round": server_round}
         for reply in replies:
+            if self._simulated and reply.has_error() and reply.error.code == CLIENT_MACHINE:
+                raise SystemFault(error_line(reply.error))
             self._count(reply)
             node = self._questions.node_of(reply)
             client = None if node is None else self._clients.get(node)

@@ -46,6 +46,7 @@ class FederationStrategy(Strategy):
         recorder: Where rounds are written.
         cannot_build: The clients whose initial encoder is another one than the server's, so that it is sent to them.
         checkpoint: Where to go on from.
+        simulated: Whether clients are of this machine: what it refuses them ends the run.
 
     Attributes:
         federation: As given.
@@ -61,12 +62,13 @@ class FederationStrategy(Strategy):
         recorder: Recorder,
         cannot_build: Sequence[int] = (),
         checkpoint: Checkpoint | None = None,
+        simulated: bool = False,
     ) -> None:
         self.federation = federation
         self._config = federation.blueprint.config
         self._nodes = nodes
         self._recorder = recorder
-        self._exchange = Exchange(nodes, recorder)
+        self._exchange = Exchange(nodes, recorder, simulated=simulated)
         self._done = 0
         if checkpoint is None:
             self.state = first_state(federation, num_examples, cannot_build=cannot_build)

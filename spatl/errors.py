@@ -8,14 +8,17 @@ SpatlError
 ├── UpdateRejected     a blob that is malformed, stale or not finite
 │   └── ReferenceLost  changes of an encoder that the receiver does not hold
 ├── DamagedState       a stored file that is not as it was written
+├── SystemFault        a disk that is full, a folder that is gone: what the system refuses
 └── DivergedError      training that left the finite numbers
 """
 
 import difflib
+import errno
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from types import FrameType
 
@@ -52,6 +55,10 @@ class DamagedState(SpatlError):
     """Damage of stored bytes: they are not as they were written."""
 
 
+class SystemFault(SpatlError):
+    """Fault of the machine: it refuses to write or to read, for a reason that is no mistake of this program."""
+
+
 class DivergedError(SpatlError):
     """Divergence of a run: its loss or weights are no longer finite."""
 
@@ -60,6 +67,46 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the part of a message that suggests the known name closest to a wrong one; empty if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+_FAULTS = {
+    errno.ENOSPC: "no space is left on the disk: make room",
+    errno.EDQUOT: "the quota of the disk is used up: make room, or have it raised",
+    errno.EFBIG: "the file may not grow any further: raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "the file system is read-only: mount it for writing",
+    errno.EACCES: "no permission: change the owner or the rights",
+    errno.EPERM: "no permission: change the owner or the rights",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine: close some",
+    errno.EIO: "the disk fails: look at the system's log",
+    errno.ENOENT: "it is gone: put it back",
+    errno.ENOTDIR: "a folder on its way is gone: put it back",
+    errno.ESTALE: "the network's disk is gone: connect it again",
+}
+
+
+def system_fault(error: BaseException) -> str | None:
+    """Return what the system refused, and what to do, in one line; None of an exception of another kind.
+
+    Only where the exception did not come through code of the user's own: that one may mean anything by it.
+    """
+    if not isinstance(error, OSError) or error.errno not in _FAULTS or _users_frame(error) is not None:
+        return None
+    names = [printable(str(each)) for each in (error.filename, error.filename2) if each is not None]
+    if not names and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM):
+        return None  # nobody could do anything about it
+    return f"{names[0] if names else 'a file'}: {_FAULTS[error.errno]}"
+
+
+@contextmanager
+def naming(path: PurePath) -> Iterator[None]:
+    """Have an `OSError` of the block name a file, where it names none, as one of writing never does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def told(error: BaseException) -> str:
@@ -74,6 +121,8 @@ def told(error: BaseException) -> str:
     """
     if isinstance(error, SpatlError):
         return str(error)
+    if (fault := system_fault(error)) is not None:
+        return fault
     if isinstance(error, SyntaxError) and error.filename:  # the place is the message's own
         return f"{type(error).__name__}: {error.msg} ({PurePath(error.filename).name}:{error.lineno})"
     message = _first_line(str(error))
@@ -91,8 +140,10 @@ def traceback_of(error: BaseException) -> str:
 def from_outside(error: BaseException) -> bool:
     """Return whether an exception, or its cause, comes from code that is not ours, so that its traceback tells more.
 
-    So does a note, which is a traceback of another process.
+    So does a note, which is a traceback of another process. What the system refuses (`system_fault`) needs none.
     """
+    if system_fault(error) is not None:
+        return False
     if not isinstance(error, SpatlError) or getattr(error, "__notes__", []):
         return True
     cause = error.__cause__

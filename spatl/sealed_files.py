@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from spatl.errors import DamagedState, SpatlError
+from spatl.errors import DamagedState, SpatlError, naming
 
 if sys.platform != "win32":
     import fcntl
@@ -115,7 +115,7 @@ def write_sealed(
     path: Path, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int
 ) -> None:
     """Write what `seal` returns to a file, some of it at a time, and wait until the disk has it, as `write_synced`."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         _write(file, tensors, header, version=version)
         file.flush()
         os.fsync(file.fileno())
@@ -217,7 +217,7 @@ def _checked(file: BinaryIO, num_bytes: int, *, version: int, what: str) -> tupl
 
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and wait until the disk has it; the name may still be lost (`sync_names`)."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

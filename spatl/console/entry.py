@@ -52,6 +52,13 @@ def _nothing() -> None:
 
 def script() -> None:
     """Run the command line, and exit."""
+    _take(_at_once)
+    from spatl.console.streams import guard, lost
+
+    out, _ = guard()
     status = main()
     _take(_at_once)  # what is left to do in this process is nobody's to wait for
+    if (line := lost(out)) is not None:
+        print(f"spatl: {line}", file=sys.stderr)
+        status = status or 2
     sys.exit(status)

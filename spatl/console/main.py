@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from spatl.console.arguments import Parser
-from spatl.errors import SpatlError, from_outside
+from spatl.errors import SpatlError, from_outside, system_fault
 from spatl.runs.log import TextFormatter
 
 USER_MISTAKE = 2
@@ -40,6 +40,12 @@ def main(arguments: Sequence[str] | None = None, *, begin: Callable[[], None] = 
             traceback.print_exception(error)
         hint = " (--debug prints the traceback)" if from_outside(error) and not options.debug else ""
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {error}{hint}", markup=False)
+        return USER_MISTAKE
+    except OSError as error:
+        fault = system_fault(error)
+        if fault is None or options.debug:
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {fault}", markup=False)
         return USER_MISTAKE
     except KeyboardInterrupt:
         Console(stderr=True).print("spatl: interrupted; what was written until then stands in the output directory")

@@ -5,6 +5,7 @@ which is silent where no run is logged. Facts that a program may want stand besi
 """
 
 import logging
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,13 +66,22 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{found}".rstrip()
 
 
+class _LogFile(logging.FileHandler):
+    """Handler that writes lines to a file while the disk takes them: a disk that is full ends no run by its log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the library's name)
+        """Let a line go that the system refused; any other error is told as the library does."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """Append the events, and every warning of this process, to a file of JSON lines."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(JsonFormatter())
     handler.setLevel(logging.INFO)
-    warnings = logging.FileHandler(path, encoding="utf-8")
+    warnings = _LogFile(path, encoding="utf-8")
     warnings.setFormatter(JsonFormatter())
     warnings.setLevel(logging.WARNING)
     root = logging.getLogger()

@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spatl.errors import DamagedState
+from spatl.errors import DamagedState, naming
 from spatl.json_files import to_json
 
 _NAMED = 5  # clients in one line
@@ -152,7 +152,7 @@ def latest_accuracy(row: Mapping[str, Any]) -> float | None:
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Append one JSON object per line, wait until the disk has them, and return what was appended."""
     data = "".join(to_json(row) + "\n" for row in rows).encode()
-    with path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -28,6 +28,9 @@ CLIENT_LOST: Final = 102
 
 CLIENT_FAILED: Final = 103
 """An exception of the model's, or a bug: its reason goes on with a traceback."""
+CLIENT_MACHINE: Final = 104
+"""Code of an error reply of a simulation's client whose machine, which is the server's, refused something: its disk is
+full. The run then ends, to be gone on with; of a device it would be one client's failure."""
 
 RECORD, BLOB = "spatl", "blob"
 """Where a message has its blob: a bytes value of a config record, which costs 183 bytes and two objects around it; an

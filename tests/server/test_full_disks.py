@@ -1,0 +1,130 @@
+"""A machine that refuses to write ends a run in one line, and the run goes on as undisturbed once it writes again."""
+
+import errno
+import itertools
+import os
+import resource
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from spatl.console.main import main
+from spatl.runner import run
+from spatl.runs.files import CONFIG, ERROR, HISTORY, REPORT, SUMMARY
+from spatl.runs.records import read_lines
+from tests.support.federations import history_without_seconds, tiny_config
+
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A run of three rounds."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    run(tiny_config(rounds=ROUNDS), directory, pictures=False)
+    return directory
+
+
+@pytest.fixture
+def written_config(tmp_path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_config(rounds=ROUNDS).to_yaml())
+    return str(path)
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """Have the nth wait for the disk, and all after it, be refused."""
+    truly = os.fsync
+
+    def refusing(nth, number):
+        calls = itertools.count(1)
+
+        def fsync(descriptor):
+            if next(calls) >= nth:
+                raise OSError(number, os.strerror(number))
+            truly(descriptor)
+
+        # In the true one's place no frame of a test would be seen.
+        own = {**globals(), "__name__": "os", "__builtins__": __builtins__}
+        monkeypatch.setattr(os, "fsync", types.FunctionType(fsync.__code__, own, closure=fsync.__closure__))
+
+    yield refusing
+    monkeypatch.setattr(os, "fsync", truly)
+
+
+@pytest.mark.parametrize("nth", [1, 4, 9, 16, 25, 36, 49, 64, 81])
+def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_goes_on_from_there(
+    nth, written_config, undisturbed, refuse, monkeypatch, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    with monkeypatch.context():
+        refuse(nth, errno.ENOSPC)
+        status = main(["run", written_config, "--out", str(out)])
+    monkeypatch.undo()
+    error = capsys.readouterr().err.strip().splitlines()
+    if status == 0:
+        pytest.fail(f"the run does not wait for the disk {nth} times")
+    assert status == 2
+    assert "no space is left on the disk: make room" in error[-1]
+    assert not any("Traceback" in line for line in error)
+    begun = (out / CONFIG).exists()
+    assert main(["run", *(["--resume", str(out)] if begun else [written_config, "--out", str(out)])]) == 0
+    assert history_without_seconds(out) == history_without_seconds(undisturbed)
+    assert not (out / ERROR).exists()
+
+
+@pytest.mark.slow
+def test_files_that_may_not_grow_end_a_real_process_in_one_line(written_config, undisturbed, tmp_path):
+    """By the system's own limit, which stands for a disk that fills up."""
+    out = tmp_path / "out"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "spatl", "run", written_config, "--out", str(out)], capture_output=True, text=True,
+        preexec_fn=limit, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "the file may not grow any further" in done.stderr.strip().splitlines()[-1]
+    assert main(["run", "--resume", str(out)]) == 0
+    assert history_without_seconds(out) == history_without_seconds(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_full_standard_output_costs_neither_a_round_nor_the_report_and_is_told(written_config, tmp_path):
+    out = tmp_path / "out"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "spatl", "run", written_config, "--out", str(out)], stdout=full,
+            stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "spatl: standard output: No space left on device; what was printed there is not whole"
+    assert len(read_lines(out / HISTORY)) == ROUNDS
+    assert (out / REPORT).exists()
+    assert (out / SUMMARY).exists()
+
+
+@pytest.mark.slow
+def test_a_reader_who_has_enough_costs_nothing(written_config, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spatl", "run", written_config, "--out", str(out)], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()  # before anything is printed
+    assert process.stderr is not None
+    error = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert "Traceback" not in error
+    assert "Broken" not in error
+    assert (out / REPORT).exists()
