@@ -51,7 +51,7 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(arguments, advice, 
 
 
 # Options of `spatl run`, and words that mean another section's setting to most people.
-TAKEN = {"--engine", "--seeds", "--learning-rate", "--name", "--options", "--clients"}
+TAKEN = {"--engine", "--seeds", "--learning-rate", "--name", "--options", "--clients", "--epochs"}
 
 
 @pytest.mark.parametrize("key", setting_keys())
