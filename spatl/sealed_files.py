@@ -281,6 +281,23 @@ def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterato
         os.close(opened)
 
 
+def is_locked(lock: Path) -> bool:
+    """Return whether a process has a lock of `alone_in`; nothing is made or written. Windows does not tell."""
+    if sys.platform == "win32":
+        return False
+    try:
+        opened = os.open(lock, os.O_RDONLY)
+    except OSError:  # nobody has made it, or it is another user's
+        return False
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(opened)
+    return False
+
+
 def _write(
     file: BinaryIO, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int
 ) -> None:

@@ -22,7 +22,7 @@ from spatl.runs.files import (
     TENSORBOARD,
 )
 from spatl.runs.records import read_lines
-from spatl.sealed_files import alone_in
+from spatl.sealed_files import alone_in, is_locked
 
 _OF_EVERY_RUN = ("method", "rounds", "seed", "data", "partition", "model", "training", "server", "wire")
 """Keys that the config of a run has, of every version: it names all that there is."""
@@ -57,17 +57,7 @@ def _locked(directory: Path, lock: str, *, otherwise: str) -> Iterator[None]:
 
 def is_running(directory: Path) -> bool:
     """Return whether a process of this machine runs what a run's directory holds; Windows does not tell."""
-    return any(_is_taken(directory / name) for name in (LOCK, SERVERS_LOCK))
-
-
-def _is_taken(lock: Path) -> bool:
-    if not lock.exists():
-        return False
-    try:
-        with alone_in(lock, otherwise=_Taken()):
-            return False
-    except _Taken:
-        return True
+    return any(is_locked(directory / name) for name in (LOCK, SERVERS_LOCK))
 
 
 def has_rounds(directory: Path) -> bool:
@@ -83,15 +73,11 @@ def clear_start(directory: Path) -> bool:
     Logs stay. A directory of other files is left alone, and so is one that another process is about to run.
     """
     names = {path.name.removesuffix(".tmp") for path in directory.iterdir()}
-    if not names <= _OF_A_START or not names & {LOCK, SERVERS_LOCK} or _is_taken(directory / LOCK):
+    if not names <= _OF_A_START or not names & {LOCK, SERVERS_LOCK} or is_locked(directory / LOCK):
         return not names
     for name in (CONFIG, ERROR, REGISTRATION):
         (directory / name).unlink(missing_ok=True)
     return True
-
-
-class _Taken(SpatlError):
-    """Signal that another process has the lock."""
 
 
 def config_of(directory: Path) -> ExperimentConfig:

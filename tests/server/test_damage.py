@@ -1,5 +1,6 @@
 """What befalls the files of a run between two starts: it goes on as undisturbed, or one line says what is wrong."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -187,3 +188,24 @@ def test_pictures_are_made_again_and_are_whole_or_not_there(whole_and_killed, tm
 def test_there_is_no_report_of_a_run_that_is_not_over(killed_run, capsys):
     assert main(["report", str(killed_run)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_status_opens_nothing_for_writing(killed_run, monkeypatch, capsys):
+    """So that a folder that is read-only, or another user's, has a status too."""
+    truly = os.open
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+    def reading(path, flags, *more, **others):
+        assert not flags & writes, path
+        return truly(path, flags, *more, **others)
+
+    def read_only(self, mode="r", *more, **others):
+        assert not set(mode) & set("wax+"), self
+        return open(self, mode, *more, **others)
+
+    before = sorted(path.name for path in killed_run.iterdir())
+    monkeypatch.setattr(os, "open", reading)
+    monkeypatch.setattr(Path, "open", read_only)
+    assert main(["status", str(killed_run)]) == 0
+    assert "round 3 of 4" in capsys.readouterr().out
+    assert sorted(path.name for path in killed_run.iterdir()) == before
