@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from spatl.config.sections import Count, Momentum, Positive, Ratio, Section
+from spatl.config.sections import Count, Momentum, Positive, Ratio, Section, some_and_distinct
 
 
 class AblationsConfig(Section):
@@ -52,11 +52,4 @@ class BenchConfig(Section):
     ablations: AblationsConfig = AblationsConfig()
     """Which rows tell what one idea of a method is worth."""
 
-    @field_validator("seeds", "targets", "learning_rates", "momenta", "tune_seeds")
-    @classmethod
-    def _some_and_distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if not values:
-            raise ValueError("is empty; give at least one value")
-        if len(set(values)) < len(values):
-            raise ValueError(f"holds a value twice: {list(values)}")
-        return values
+    _distinct = field_validator("seeds", "targets", "learning_rates", "momenta", "tune_seeds")(some_and_distinct)

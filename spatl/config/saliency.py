@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator
 
-from spatl.config.sections import Count, Positive, Section
+from spatl.config.sections import Count, Positive, Section, some_and_distinct
 
 Claim = Literal["switching-off", "repair", "neighbours", "input-maps", "depth"]
 CLAIMS: Final[tuple[Claim, ...]] = ("switching-off", "repair", "neighbours", "input-maps", "depth")
@@ -39,11 +39,4 @@ class SaliencyConfig(Section):
     most_repaired: Count = 60
     """Of those, how many are repaired and mapped: each takes passes of its own."""
 
-    @field_validator("claims", "seeds", "top_k", "repair_lengths", "masked")
-    @classmethod
-    def _some_and_distinct(cls, values: tuple[object, ...]) -> tuple[object, ...]:
-        if not values:
-            raise ValueError("is empty; give at least one value")
-        if len(set(values)) < len(values):
-            raise ValueError(f"holds a value twice: {list(values)}")
-        return values
+    _distinct = field_validator("claims", "seeds", "top_k", "repair_lengths", "masked")(some_and_distinct)

@@ -6,7 +6,7 @@ Every default of the product stands here, in `spatl.config.selection` or in `spa
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -31,6 +31,9 @@ AGGREGATION_DOOR: Final = Door(
 )
 
 
+Values = TypeVar("Values", bound=tuple[Any, ...])
+
+
 def not_a_switch(value: object) -> object:
     """Return a value, unless it is true or false, which pydantic would take for 1 or 0.
 
@@ -40,6 +43,19 @@ def not_a_switch(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"must be a number, got {str(value).lower()}")
     return value
+
+
+def some_and_distinct(values: Values) -> Values:
+    """Return values, of which there is at least one, and none twice.
+
+    Raises:
+        ValueError: It is otherwise.
+    """
+    if not values:
+        raise ValueError("is empty; give at least one value")
+    if len(set(values)) < len(values):
+        raise ValueError(f"holds a value twice: {list(values)}")
+    return values
 
 
 Fraction = Annotated[float, BeforeValidator(not_a_switch), Field(gt=0, lt=1)]

@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -87,6 +88,30 @@ class ClientFailed(UpdateRejected):
 
 Answer = tuple[int, bytes | UpdateRejected]
 """A client, and the blob that it sent or why there is none."""
+Told = TypeVar("Told")
+
+
+def read_answers(
+    answers: Iterable[Answer], read: Callable[[int, bytes], Told]
+) -> tuple[dict[int, Told], dict[int, UpdateRejected]]:
+    """Read what clients told beside their updates.
+
+    Args:
+        answers: Each client that answered, once, in any order.
+        read: Returns what a client's blob tells, or raises `UpdateRejected`.
+
+    Returns:
+        What was told, and why the rest cannot be used, by client.
+    """
+    told, refused = dict[int, Told](), dict[int, UpdateRejected]()
+    for client, answer in answers:
+        try:
+            if isinstance(answer, UpdateRejected):
+                raise answer
+            told[client] = read(client, answer)
+        except UpdateRejected as error:
+            refused[client] = error
+    return told, refused
 
 
 @dataclass

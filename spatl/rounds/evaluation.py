@@ -10,8 +10,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from spatl.errors import UpdateRejected
-from spatl.rounds.answers import Answer
+from spatl.rounds.answers import Answer, read_answers
 from spatl.rounds.federation import Federation
 from spatl.rounds.server import advanced, pack_downloads
 from spatl.rounds.server_state import ServerState
@@ -78,18 +77,15 @@ def close_statistics(
     Returns:
         The state with the statistics, or without any where no answer can be used; and what each client told.
     """
-    blueprint, told, reasons = federation.blueprint, dict[int, Arrival](), dict[int, str]()
-    for client, answer in answers:
-        try:
-            if isinstance(answer, UpdateRejected):
-                raise answer
-            told[client] = unpack_statistics(
-                answer, blueprint.layout, blueprint.codecs.uplink, server_round=server_round,
-                version=state.versions.version, num_channels=blueprint.num_statistics,
-                with_accuracy=blueprint.config.keeps_best,
-            )  # fmt: skip
-        except UpdateRejected as error:
-            reasons[client] = str(error)
+    blueprint = federation.blueprint
+    told, refused = read_answers(
+        answers,
+        lambda _, blob: unpack_statistics(
+            blob, blueprint.layout, blueprint.codecs.uplink, server_round=server_round, version=state.versions.version,
+            num_channels=blueprint.num_statistics, with_accuracy=blueprint.config.keeps_best,
+        ),
+    )  # fmt: skip
+    reasons = {client: str(error) for client, error in refused.items()}
     state = replace(state, held={**state.held, **dict.fromkeys(told, state.versions.version)})
     statistics, outlying = statistics_of_all(federation, state, told)
     for client, reason in sorted((reasons | outlying).items()):

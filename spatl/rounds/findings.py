@@ -11,7 +11,7 @@ import torch
 
 from spatl.errors import UpdateRejected
 from spatl.models.copies import duplicate
-from spatl.rounds.answers import Answer, ClientFailed
+from spatl.rounds.answers import Answer, ClientFailed, read_answers
 from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.client_evaluation import take_statistics_
 from spatl.rounds.client_state import ClientState
@@ -81,20 +81,18 @@ def close_findings(
         server_round: The round after which they were asked.
         answers: Each client that answered, once, in any order.
     """
-    blueprint, found = federation.blueprint, dict[int, Findings]()
-    shape, reasons = findings_shape(blueprint), dict[int, UpdateRejected]()
-    for client, answer in answers:
-        try:
-            if isinstance(answer, UpdateRejected):
-                raise answer
-            found[client] = unpack_findings(
-                answer, blueprint.layout, blueprint.codecs.uplink, server_round=server_round,
-                version=state.versions.version, shape=shape,
-            )  # fmt: skip
-            _check_labels(found[client], state.num_examples[client])
-        except UpdateRejected as error:
-            found.pop(client, None)
-            reasons[client] = error
+    blueprint = federation.blueprint
+    shape = findings_shape(blueprint)
+
+    def read(client: int, blob: bytes) -> Findings:
+        findings = unpack_findings(
+            blob, blueprint.layout, blueprint.codecs.uplink, server_round=server_round, version=state.versions.version,
+            shape=shape,
+        )  # fmt: skip
+        _check_labels(findings, state.num_examples[client])
+        return findings
+
+    found, reasons = read_answers(answers, read)
     for client, reason in sorted(reasons.items()):
         traceback = reason.traceback if isinstance(reason, ClientFailed) else ""
         facts = {"round": server_round, "client": client, **({"traceback": traceback} if traceback else {})}
