@@ -30,6 +30,7 @@ BLIND: Final = (
     "a client that lies about its findings is taken at its word: only the cosine of its updates can show it",
     "an update that is turned against the others is seen by the cosine alone, which a run records",
     "what more than half of the clients have is what is usual",
+    "where clients have few classes in common, honest ones are named more often",
 )
 """What a diagnosis cannot see, a line each."""
 
@@ -120,6 +121,7 @@ def diagnose(
     }
     values |= {name: score.of(findings) for name, score in SCORES.items() if score.of is not None}
     of_data = evidence_of(findings, values["mislabelled"], values["mean_z"])
+    of_updates = evidence_of_updates(values["cosine"])
     by_name = {
         name: (values[name], places(values[name], worse=score.worse))
         for name, score in SCORES.items()
@@ -132,8 +134,7 @@ def diagnose(
     clients = []
     for client, own in findings.items():
         scores = {name: ScoreOfClient(each[client], place[client]) for name, (each, place) in by_name.items()}
-        cosine = scores.get("cosine", ScoreOfClient(None, None))
-        against = Evidence(of_data[client] if can_tell else 0.0, evidence_of_updates(cosine.place), cosine.value)
+        against = Evidence(of_data[client] if can_tell else 0.0, of_updates[client], values["cosine"][client])
         verdict = verdict_of(own, mixed[client], against, names)
         if verdict.kind == NOTHING and not can_tell:
             verdict = cannot_tell(accuracy, LEAST_ACCURACY)

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from spatl.diagnosis.places import places
 from spatl.diagnosis.relabelling import Mixture
 from spatl.diagnosis.scores import Scores
 from spatl.saliency.findings import Findings
@@ -33,7 +34,8 @@ MISLABELLED_LIMIT: Final = 0.12
 MEAN_Z_LIMIT: Final = 0.28
 """Mean z above the middle client's, of many examples."""
 COSINE_LIMIT: Final = 4.0
-"""Place of the cosine."""
+"""Place of the cosine, in robust standard deviations."""
+_LEAST_SPREAD = 0.05  # of cosines, that is taken for one robust standard deviation at least
 _FEW = 20  # examples of which half of a mean z is taken for chance
 _OF_ONE_PAIR = 0.5  # share of all mislabelled examples that are in one pair of classes if one class was relabelled
 _LITTLE = 0.5  # evidence of data that says nothing of what they have
@@ -101,9 +103,20 @@ class Evidence:
         return self.of_data <= 1 and (against or self.of_data <= _LITTLE)
 
 
-def evidence_of_updates(place: float | None) -> float:
-    """Return how much the place of its cosine speaks against a client, at least 0; 0 where there is none."""
-    return max(0.0, place or 0.0) / COSINE_LIMIT
+def evidence_of_updates(cosines: Scores) -> dict[int, float]:
+    """Return how much the cosine of its updates speaks against each client, at least 0; 0 where there is none.
+
+    By its place, but where clients are so much alike that a small difference is far off, by the difference itself.
+
+    Args:
+        cosines: Of all clients.
+    """
+    below = {client: -each for client, each in _above_the_middle(cosines).items()}
+    found = {}
+    for client, place in places(cosines, worse=-1).items():
+        far = min(place or 0.0, below[client] / _LEAST_SPREAD)
+        found[client] = max(0.0, far) / COSINE_LIMIT
+    return found
 
 
 def verdict_of(own: Findings, mixture: Mixture, evidence: Evidence, class_names: Sequence[str]) -> Verdict:

@@ -26,7 +26,7 @@ from spatl.saliency.findings import Findings
 from spatl.seeding import numpy_generator
 from tests.support.federations import blob_of, run_tiny, scaled, tampering
 
-NUM_CLIENTS, NUM_SICK = 13, 3
+NUM_CLIENTS, NUM_SICK, ALPHA = 13, 3, 0.5
 HONEST, RELABELLED, NOISY, RANDOM, FLIPPED = (
     "no fault", "relabelled class", "sensor noise", "random labels", "flipped update",
 )  # fmt: skip
@@ -71,21 +71,23 @@ class Case:
     cosines: Mapping[int, float | None]
 
 
-def case_of(data: str, fault: str, *, seed: int, keep: Path | None = None) -> Case:
+def case_of(data: str, fault: str, *, seed: int, alpha: float = ALPHA, keep: Path | None = None) -> Case:
     """Train a federation with a fault, and take its clients' findings.
 
     Args:
         data: Of `SETTINGS`.
         fault: Of `FAULTS`.
         seed: Draws all there is.
+        alpha: Of the Dirichlet partition.
         keep: A directory to keep cases in, and to take one from that was kept.
     """
-    kept = None if keep is None else keep / f"{data}-{fault.replace(' ', '-')}-{seed}"
+    skew = "" if alpha == ALPHA else f"-alpha-{alpha:g}"
+    kept = None if keep is None else keep / f"{data}-{fault.replace(' ', '-')}-{seed}{skew}"
     if kept is not None and (kept / "case.json").exists():
         return _read(kept)
     with tempfile.TemporaryDirectory() as scratch:
         path, run = Path(scratch) / "shares.npz", Path(scratch) / "run"
-        sick, relabelled = plant(data, fault, seed=seed, path=path)
+        sick, relabelled = plant(data, fault, seed=seed, alpha=alpha, path=path)
 
         def flip(client: int, content: RecordDict) -> RecordDict:
             return blob_content(scaled(blob_of(content), -1.0)) if client in sick else content
@@ -101,7 +103,7 @@ def case_of(data: str, fault: str, *, seed: int, keep: Path | None = None) -> Ca
 
 
 def plant(
-    data: str, fault: str, *, seed: int, path: Path, sick: tuple[int, ...] = ()
+    data: str, fault: str, *, seed: int, path: Path, alpha: float = ALPHA
 ) -> tuple[tuple[int, ...], dict[int, tuple[int, int]]]:  # fmt: skip
     """Share a data set out, make some clients sick, and write it all with each example's owner.
 
@@ -110,7 +112,7 @@ def plant(
         fault: Of `FAULTS`.
         seed: Draws all there is.
         path: An .npz file.
-        sick: Who is; drawn if nobody is named.
+        alpha: Of the Dirichlet partition.
 
     Returns:
         The sick clients, and what was relabelled.
@@ -120,12 +122,12 @@ def plant(
         dataset = load_dataset(source["name"], seed=seed, options=source.get("options", {}))
     images, labels = dataset.images.numpy().copy(), dataset.labels.numpy().copy()
     parts = partition(
-        dataset.labels, name="dirichlet", num_clients=NUM_CLIENTS, seed=seed, alpha=0.5, labels_per_client=None,
+        dataset.labels, name="dirichlet", num_clients=NUM_CLIENTS, seed=seed, alpha=alpha, labels_per_client=None,
         min_examples=40,
     )  # fmt: skip
     rng, relabelled, owners = numpy_generator(seed, f"faults-{fault}"), {}, np.zeros(len(labels), dtype=np.int64)
-    if fault != HONEST and not sick:
-        sick = tuple(sorted(rng.choice(NUM_CLIENTS, NUM_SICK, replace=False).tolist()))
+    drawn = sorted(rng.choice(NUM_CLIENTS, NUM_SICK, replace=False).tolist())
+    sick = () if fault == HONEST else tuple(drawn)
     for client, part in enumerate(parts):
         owners[part] = client
     deviation = float(images.std())

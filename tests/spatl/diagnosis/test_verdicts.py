@@ -86,9 +86,16 @@ def test_what_updates_say_is_said_of_updates_where_the_data_say_less():
     assert said(own(30), ALL_PAIRS, 1.5, 9.0, -0.5).kind == NOISY
 
 
-def test_updates_that_point_where_the_others_do_are_no_evidence():
-    assert evidence_of_updates(COSINE_LIMIT) == 1.0
-    assert evidence_of_updates(-3.0) == evidence_of_updates(None) == 0.0
+def test_the_evidence_of_updates_is_the_place_of_their_cosine_in_units_of_its_limit():
+    """Median .5; distances .4 .2 0 .1 .2, of which the median is .2. A client without a cosine has none against it."""
+    found = evidence_of_updates(dict(enumerate([0.1, 0.7, 0.5, 0.6, 0.3, None])))
+    assert found == pytest.approx({0: 2 / 1.4826 / COSINE_LIMIT, 1: 0, 2: 0, 3: 0, 4: 1 / 1.4826 / COSINE_LIMIT, 5: 0})
+
+
+def test_clients_that_are_much_alike_are_not_accused_of_a_small_difference():
+    """The first is 30 median distances away, which is .03; a robust deviation is taken for .05 at least."""
+    found = evidence_of_updates(dict(enumerate([0.870, 0.900, 0.901, 0.899, 0.901])))
+    assert found[0] == pytest.approx(0.03 / 0.05 / COSINE_LIMIT)
 
 
 def test_evidence_is_the_larger_of_both_scores_above_the_middle_in_units_of_their_limits():
