@@ -10,6 +10,7 @@ from rich.text import Text
 from spatl.diagnosis.panel import Diagnosis, ScoreOfClient
 from spatl.diagnosis.run import RunDiagnosis, diagnose_run
 from spatl.diagnosis.scores import SCORES
+from spatl.diagnosis.verdicts import FALSE_ALARMS, MEASURED
 from spatl.json_files import to_json, write_json
 from spatl.runs.files import DIAGNOSIS
 from spatl.terminal.tables import print_line, print_table
@@ -48,13 +49,13 @@ def table_of(diagnosis: Diagnosis) -> Table:
     """Return the clients as a table: each score with its place among all, and the verdict."""
     names = [name for name in SCORES if name in diagnosis.clients[0].scores]
     table = Table(title=f"{len(diagnosis.clients)} clients, accuracy of the middle one {_percent(diagnosis.accuracy)}")
-    for column in ("client", "examples", "accuracy", *names):
+    for column in ("client", "examples", "accuracy", *names, "evidence"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
     for each in diagnosis.clients:
         table.add_row(
             str(each.client), str(each.num_examples), _percent(each.accuracy),
-            *(_score(each.scores[name]) for name in names), Text(each.verdict.text),
+            *(_score(each.scores[name]) for name in names), f"{each.evidence:.2f}", Text(each.verdict.text),
         )  # fmt: skip
     return table
 
@@ -62,9 +63,15 @@ def table_of(diagnosis: Diagnosis) -> Table:
 def notes_of(diagnosis: Diagnosis) -> list[str]:
     """Return what has to be known to read the table, a line each."""
     names = [name for name in SCORES if name in diagnosis.clients[0].scores]
+    said = sorted({each.verdict.kind for each in diagnosis.suspects})
     return [
         "in brackets: robust standard deviations from the middle client, above 0 for what is worse",
+        "evidence: of mislabelled and mean_z, and of cosine; more than 1 is enough for a verdict",
         *(f"{name}: {SCORES[name].meaning}" for name in names),
+        *(
+            f"false alarms, {kind}: {FALSE_ALARMS[kind]} of {MEASURED} honest clients (docs/diagnosis.md)"
+            for kind in said
+        ),
         *(f"not seen: {each}" for each in diagnosis.blind),
     ]
 

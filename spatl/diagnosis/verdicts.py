@@ -27,8 +27,10 @@ AGAINST: Final = "update against the others"
 UNKNOWN: Final = "cannot tell"
 KINDS: Final = (NOTHING, RELABELLED, RANDOM, NOISY, AGAINST, UNKNOWN)
 """Kinds of verdicts."""
-FALSE_ALARMS: Final[Mapping[str, float]] = {RELABELLED: 0.0, RANDOM: 0.0, NOISY: 0.03, AGAINST: 0.0}
-"""Share of honest clients that got a verdict in federations without a fault (docs/diagnosis.md has the command)."""
+MEASURED: Final = 130
+"""Honest clients in federations without a fault that verdicts were tried on (docs/diagnosis.md has the command)."""
+FALSE_ALARMS: Final[Mapping[str, int]] = {RELABELLED: 0, RANDOM: 0, NOISY: 4, AGAINST: 0}
+"""How many of them got each verdict."""
 MISLABELLED_LIMIT: Final = 0.12
 """Share of mislabelled examples above the middle client's."""
 MEAN_Z_LIMIT: Final = 0.28
@@ -153,7 +155,7 @@ def cannot_tell(accuracy: float, least: float) -> Verdict:
 
 
 def _verdict(kind: str, text: str, labelled: int | None = None, looks_like: int | None = None) -> Verdict:
-    return Verdict(kind, text, FALSE_ALARMS[kind], labelled, looks_like)
+    return Verdict(kind, text, FALSE_ALARMS[kind] / MEASURED, labelled, looks_like)
 
 
 def _above_the_middle(scores: Scores) -> dict[int, float]:

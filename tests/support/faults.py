@@ -161,8 +161,11 @@ def config_of(data: str, path: Path, *, seed: int) -> ExperimentConfig:
 def lying(case: Case) -> Case:
     """The same case where the sick tell what others found out."""
     honest = [client for client in case.findings if client not in case.sick]
-    told = {client: case.findings[honest[place]] for place, client in enumerate(case.sick)}
-    return replace(case, findings={**case.findings, **told})
+    source = {client: honest[place] for place, client in enumerate(case.sick)}
+    findings, with_offset = (
+        {client: own[source.get(client, client)] for client in own} for own in (case.findings, case.with_offset)
+    )
+    return replace(case, findings=findings, with_offset=with_offset)
 
 
 def _relabel_(labels: NDArray[np.int64], own: NDArray[np.int64], rng: np.random.Generator) -> tuple[int, int]:

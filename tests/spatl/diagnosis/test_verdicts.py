@@ -11,6 +11,7 @@ from spatl.diagnosis.verdicts import (
     COSINE_LIMIT,
     FALSE_ALARMS,
     MEAN_Z_LIMIT,
+    MEASURED,
     MISLABELLED_LIMIT,
     NOISY,
     NOTHING,
@@ -56,7 +57,7 @@ def test_a_class_whose_examples_look_like_one_other_is_named_with_it():
     found = said(own(30, labels=(20, 0, 40)), ONE_PAIR)
     assert found.text == "labels of class cat look like class dog (relabelled class)"
     assert (found.kind, found.labelled, found.looks_like) == (RELABELLED, 0, 1)
-    assert found.false_alarms == FALSE_ALARMS[RELABELLED]
+    assert found.false_alarms == FALSE_ALARMS[RELABELLED] / MEASURED
 
 
 def test_it_is_none_where_the_client_has_more_examples_of_the_class_that_they_look_like():
