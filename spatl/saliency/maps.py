@@ -70,7 +70,7 @@ def _maps_of_one(
     }
     buffers = {name: each.clone() for name, each in model.named_buffers()}
     loss = F.cross_entropy(functional_call(model, {**buffers, **weights}, (leaf,)).float(), label[None])
-    found = torch.autograd.grad(loss, [leaf, *weights.values()], create_graph=True)
+    found = torch.autograd.grad(loss, [leaf, *weights.values()], create_graph=True, materialize_grads=True)
     profile = filters.absolute_means(dict(zip(weights, found[1:], strict=True)))
     z = standardised(profile, moments)
     boosted = z.detach().clone()

@@ -7,8 +7,9 @@ With L the cross-entropy of an example under its label, in eval mode, the profil
 Beside it stands, at the same cost, the sum of (dL/dw) * w: to first order what L loses when the filter is switched off.
 It has a sign: what is positive does harm.
 
-The examples of a chunk are taken together (`spatl.saliency.gradients`), after the first was found to have the profile
-that plain differentiation gives it. A network for which that is not so is taken example by example.
+The examples of a chunk are taken together (`spatl.saliency.gradients`), after the one of the first chunk that has the
+highest loss was found to have, in each layer, the profile that plain differentiation gives it. (One that the network is
+sure of has no gradient to compare.) A network for which that is not so is taken example by example.
 """
 
 import logging
@@ -117,7 +118,8 @@ def profiles_one_by_one(model: nn.Module, examples: Examples, filters: Filters) 
         for number in range(len(examples)):
             logits = model(examples.images[number : number + 1]).float()
             loss = F.cross_entropy(logits, examples.labels[number : number + 1])
-            gradients = dict(zip(names, torch.autograd.grad(loss, weights), strict=True))
+            found = torch.autograd.grad(loss, weights, materialize_grads=True)  # zeros where a layer is not used
+            gradients = dict(zip(names, found, strict=True))
             absolute, signed = filters.absolute_means(gradients), filters.inner_products(gradients, parameters)
             rows.append((absolute.float(), signed.detach().float(), loss.detach(), logits[0].argmax()))
     absolute, signed, losses, predictions = (torch.stack(each).cpu() for each in zip(*rows, strict=True))
@@ -147,17 +149,20 @@ def _together(model: nn.Module, examples: Examples, filters: Filters) -> Profile
 
 
 def _checked(model: nn.Module, examples: Examples, filters: Filters) -> Profiles | None:
-    """Return the profiles of a chunk taken together; None where the first has not the profile that it has alone."""
+    """Return the profiles of a chunk taken together; None where one of them is another than it is alone."""
     try:
         found = _together(model, examples, filters)
     except (Unsupported, RuntimeError) as error:
         logger.info("this network is taken example by example, which is slower: %s", error)
         return None
-    alone = profiles_one_by_one(model, Examples(examples.images[:1], examples.labels[:1]), filters)
-    for name in ("absolute", "signed", "losses"):
-        own, other = getattr(alone, name)[0], getattr(found, name)[0]
+    place = int(found.losses.argmax())
+    part = slice(place, place + 1)
+    alone = profiles_one_by_one(model, Examples(examples.images[part], examples.labels[part]), filters)
+    pairs = [(alone.signed[0], found.signed[place]), (alone.losses[0], found.losses[place])]
+    pairs += [(alone.absolute[0, each.places], found.absolute[place, each.places]) for each in filters.layers]
+    for own, other in pairs:
         if not float((own - other).norm()) <= _AGREEMENT * float(own.norm()) + _TINY:
-            logger.info("this network is taken example by example, which is slower: examples of a batch meet in it")
+            logger.info("this network is taken example by example, which is slower: a profile is another in a batch")
             return None
     return found
 

@@ -82,7 +82,8 @@ def example_gradients(
     leaves = {name: each.detach().clone().requires_grad_() for name, each in weights.items()}
     with in_eval_mode(model), torch.enable_grad():
         logits = functional_call(model, {**buffers, **leaves}, (image[None],)).float()
-        found = torch.autograd.grad(F.cross_entropy(logits, label[None]), list(leaves.values()))
+        loss = F.cross_entropy(logits, label[None])
+        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, found, strict=True))
 
 

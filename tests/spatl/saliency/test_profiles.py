@@ -1,6 +1,7 @@
 """Tests of profiles: every way to take them is the plain double loop's."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from spatl.data import Examples
 from spatl.errors import ModelError
 from spatl.saliency import profiles as module
 from spatl.saliency.filters import CONVOLUTION, KINDS, LINEAR, NORMALISATION, filters_of
+from spatl.saliency.maps import input_maps
+from spatl.saliency.moments import Moments
 from spatl.saliency.profiles import profiles, profiles_one_by_one
+from spatl.saliency.repair import example_gradients, filter_weights
 from spatl.training.calibration import calibrated
 from tests.support.saliency import double_loop, many_kinds, some_examples
 
@@ -154,3 +158,65 @@ def test_no_example_and_a_network_that_has_diverged_are_refused():
         network.stem.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match="not finite"):
         profiles(network, some_examples(2), filters_of(network))
+
+
+def drawn(network: nn.Module) -> nn.Module:
+    """The network in eval mode, with parameters that are the same in every process."""
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for each in network.parameters():
+            each.copy_(torch.randn(each.shape, generator=draws, dtype=torch.float64) * 0.4)
+    return network.eval()
+
+
+class _Faint(_Functional):
+    """The layer `mix` hardly matters, beside another that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = nn.Conv2d(3, 3, 3, padding=1).double()
+
+    def forward(self, images):
+        faint = self.mix(images) + F.conv2d(images.flip(1), self.mix.weight, padding=1)
+        return self.head((self.main(images) + 1e-4 * faint).mean((2, 3)))
+
+
+def test_a_weight_used_without_its_layer_is_found_out_in_a_layer_with_small_gradients():
+    network, examples = drawn(_Faint()), some_examples(5)
+    filters = filters_of(network)
+    expected = double_loop(network, examples, filters)[0]
+    found = profiles(network, examples, filters).absolute
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_an_example_that_the_network_is_sure_of_is_not_what_profiles_are_checked_by():
+    network, examples = drawn(_Functional()), some_examples(5)
+    images, labels = examples.images.clone(), examples.labels.clone()
+    images[0] *= 1e6
+    labels[0] = network(images[:1]).argmax()
+    sure, filters = Examples(images, labels), filters_of(network)
+    assert not double_loop(network, Examples(images[:1], labels[:1]), filters)[0].any()
+    assert_close(profiles(network, sure, filters), double_loop(network, sure, filters))
+
+
+class _WithUnused(_Functional):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Conv2d(3, 2, 3)
+
+
+def test_the_filters_of_a_layer_that_is_not_used_have_profiles_of_zero():
+    network, examples = drawn(_WithUnused()), some_examples(4)
+    filters = filters_of(network)
+    found, used = profiles(network, examples, filters), filters_of(_Functional())
+    assert not found.absolute[:, -2:].any()
+    assert not found.signed[:, -2:].any()
+    expected = double_loop(network, examples, used)
+    assert_close(replace(found, absolute=found.absolute[:, :-2], signed=found.signed[:, :-2]), expected)
+    weights = filter_weights(network, filters)
+    gradients = example_gradients(network, examples.images[0], examples.labels[0], weights)
+    assert not gradients["spare.weight"].any()
+    assert gradients["mix.weight"].any()
+    maps = input_maps(network, examples, filters, Moments.of(found.absolute), k=2)
+    assert maps.salient.isfinite().all()
+    assert maps.salient.any()

@@ -64,3 +64,32 @@ def test_a_layer_that_sees_another_batch_is_named():
         ModelError, match="layer 'mix' is gone through with a batch of 6 where the network has one of 3"
     ):
         logits_without(network, torch.zeros(3, 3, 8, 8), filters, off)
+
+
+class _Shared(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.second = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.head = torch.nn.Linear(3, 4)
+
+    def forward(self, images):
+        return self.head(self.second(self.first(images).relu()).relu().mean((2, 3)))
+
+
+class _Functional(_Shared):
+    def forward(self, images):
+        features = torch.nn.functional.conv2d(self.first(images), self.first.weight, self.second.bias)
+        return self.head(features.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [_Shared, _Functional])
+def test_filters_that_work_outside_their_layer_are_off_there_too(kind):
+    network, images = kind().double(), some_examples(9).images
+    filters = filters_of(network)
+    for off in (torch.eye(3, dtype=torch.bool).repeat(3, 1), ~torch.eye(3, dtype=torch.bool).repeat(3, 1)):
+        found = logits_without(network, images, filters, off).double()
+        assert torch.allclose(found, by_weights(network, images, filters, off), rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(found, network(images), atol=1e-4)
+    assert not any(module._forward_hooks for module in network.modules())
