@@ -47,7 +47,7 @@ def test_clients_with_a_relabelled_class_are_named_with_it_and_the_others_are_no
         else:
             assert "nothing found" in lines[str(client)]
     assert "from the findings that the run has recorded, after round 10" in printed
-    assert "false alarms, relabelled class: 0 of 130 honest clients" in printed
+    assert "false alarms, relabelled class: 0 of 221 honest clients" in printed
     assert "not seen: a client that lies about its findings" in printed
 
 
