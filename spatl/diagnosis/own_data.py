@@ -65,6 +65,8 @@ def compute_findings(
     if not (run / SUMMARY).is_file():
         raise SpatlError(f"the run in {run} has not come to its end, and leaves a model there (spatl status {run})")
     blueprint = cached_blueprint(config.to_json())
+    if not blueprint.layout.num_entries:
+        raise SpatlError(f"the clients of {run} have no model in common to be compared by (method {config.method})")
     findings, distances = dict[int, Findings](), dict[int, float | None]()
     for client in range(config.partition.num_clients):
         model, data = read_model(run, client=client), blueprint.client_data(client)

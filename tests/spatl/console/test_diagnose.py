@@ -17,7 +17,7 @@ SEED = 900
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, tuple[int, int]]]:
+def relabelled_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, tuple[int, int]]]:
     """A run of which three clients have a relabelled class, and which."""
     directory = tmp_path_factory.mktemp("planted")
     _, relabelled = plant("digits", RELABELLED, seed=SEED, path=directory / "shares.npz")
@@ -34,8 +34,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_clients_with_a_relabelled_class_are_named_with_it_and_the_others_are_not(planted, capsys):
-    run, relabelled = planted
+def test_clients_with_a_relabelled_class_are_named_with_it_and_the_others_are_not(relabelled_run, capsys):
+    run, relabelled = relabelled_run
     assert main(["diagnose", str(run)]) == 0
     printed = capsys.readouterr().out
     lines = {line.split()[0]: line for line in printed.splitlines() if line.split()[0].isdigit() and line[0] == " "}
@@ -52,8 +52,8 @@ def test_clients_with_a_relabelled_class_are_named_with_it_and_the_others_are_no
 
 
 @pytest.mark.slow
-def test_what_is_printed_as_json_stands_in_the_runs_directory_too(planted, capsys):
-    run, relabelled = planted
+def test_what_is_printed_as_json_stands_in_the_runs_directory_too(relabelled_run, capsys):
+    run, relabelled = relabelled_run
     assert main(["diagnose", str(run), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((run / "diagnosis.json").read_text())
@@ -62,9 +62,9 @@ def test_what_is_printed_as_json_stands_in_the_runs_directory_too(planted, capsy
 
 
 @pytest.mark.slow
-def test_findings_that_are_computed_here_are_those_that_clients_would_have_told(planted, tmp_path):
+def test_findings_that_are_computed_here_are_those_that_clients_would_have_told(relabelled_run, tmp_path):
     """But for what travels in float32."""
-    run, _ = planted
+    run, _ = relabelled_run
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / FINDINGS)
@@ -91,6 +91,11 @@ def refusal(run: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str
 
 def test_too_few_clients_are_refused_before_anything_is_computed(few, capsys):
     assert "needs findings of at least 5 clients, got 3" in refusal(few, capsys)
+
+
+def test_clients_that_share_no_model_are_refused(tmp_path, capsys):
+    run_tiny(tiny_config(rounds=1, method="local"), tmp_path)
+    assert "have no model in common" in refusal(tmp_path, capsys)
 
 
 def test_a_round_without_findings_is_refused(few, capsys):
