@@ -21,7 +21,7 @@ ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
+def whole_run(tmp_path_factory) -> Path:
     """A run of three rounds."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
     run(tiny_config(rounds=ROUNDS), directory, pictures=False)
@@ -58,7 +58,7 @@ def refuse(monkeypatch):
 
 @pytest.mark.parametrize("nth", [1, 4, 9, 16, 25, 36, 49, 64, 81])
 def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_goes_on_from_there(
-    nth, written_config, undisturbed, refuse, monkeypatch, tmp_path, capsys
+    nth, written_config, whole_run, refuse, monkeypatch, tmp_path, capsys
 ):
     out = tmp_path / "out"
     with monkeypatch.context():
@@ -73,12 +73,12 @@ def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_goes_on_from_the
     assert not any("Traceback" in line for line in error)
     begun = (out / CONFIG).exists()
     assert main(["run", *(["--resume", str(out)] if begun else [written_config, "--out", str(out)])]) == 0
-    assert history_without_seconds(out) == history_without_seconds(undisturbed)
+    assert history_without_seconds(out) == history_without_seconds(whole_run)
     assert not (out / ERROR).exists()
 
 
 @pytest.mark.slow
-def test_files_that_may_not_grow_end_a_real_process_in_one_line(written_config, undisturbed, tmp_path):
+def test_files_that_may_not_grow_end_a_real_process_in_one_line(written_config, whole_run, tmp_path):
     """By the system's own limit, which stands for a disk that fills up."""
     out = tmp_path / "out"
 
@@ -93,7 +93,7 @@ def test_files_that_may_not_grow_end_a_real_process_in_one_line(written_config, 
     assert "Traceback" not in done.stderr
     assert "the file may not grow any further" in done.stderr.strip().splitlines()[-1]
     assert main(["run", "--resume", str(out)]) == 0
-    assert history_without_seconds(out) == history_without_seconds(undisturbed)
+    assert history_without_seconds(out) == history_without_seconds(whole_run)
 
 
 @pytest.mark.slow
