@@ -44,13 +44,13 @@ def explain(options: argparse.Namespace, console: Console) -> None:
     )  # fmt: skip
     check_k(settings.top_k, subject.filters)
     directory = run / _name(options) if options.out is None else Path(options.out)
-    _make(directory)
-    with reproducible(1 if subject.blueprint is None else subject.blueprint.config.training.threads), \
+    with _made(directory), \
+            reproducible(1 if subject.blueprint is None else subject.blueprint.config.training.threads), \
             _told(Console(stderr=True)) as tell:  # fmt: skip
         found, maps = explain_model(subject, settings, tell=tell)
-    page = explanation_page(found, maps, subject, command=_command(options))
-    write_json(directory / NUMBERS, found.to_json())
-    replace_file(directory / PAGE, page.encode())
+        page = explanation_page(found, maps, subject, command=_command(options))
+        write_json(directory / NUMBERS, found.to_json())
+        replace_file(directory / PAGE, page.encode())
     _print(console, found)
     for name in (PAGE, NUMBERS):
         print_line(console, str(directory / name))
@@ -61,11 +61,19 @@ def _name(options: argparse.Namespace) -> str:
     return f"explanation{client}{'' if options.split == 'validation' else f'-{options.split}'}"
 
 
-def _make(directory: Path) -> None:
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Make a directory, so that one that cannot be is told at once; it goes if nothing comes to lie in it."""
+    is_new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make {directory}: {error.strerror} (--out)") from error
+    try:
+        yield
+    finally:
+        if is_new and not any(directory.iterdir()):
+            directory.rmdir()
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -6,7 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from spatl.runs.files import SELECTIONS
+from spatl.runs.files import SELECTIONS, SUMMARY
+from spatl.runs.marks import check_finished
 from spatl.runs.records import mean, read_lines
 
 _MOST_COLUMNS: Final = 8
@@ -48,8 +49,13 @@ def read_choices(run: Path, *, client: int | None = None) -> Choices | None:
     Args:
         run: Its directory.
         client: Whose choices; all clients' together if not given.
+
+    Raises:
+        DamagedState: The record of a run that is over is not as it was written.
     """
     rows = read_lines(run / SELECTIONS)
+    if (run / SUMMARY).exists():
+        check_finished(run, (SELECTIONS,))
     kept = [
         (row["round"], [counts for name, counts in row["kept"].items() if client in (None, int(name))]) for row in rows
     ]

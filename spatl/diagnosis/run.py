@@ -7,8 +7,9 @@ from typing import Any
 
 from spatl.diagnosis.own_data import compute_findings
 from spatl.diagnosis.panel import Diagnosis, diagnose
-from spatl.runs.files import CLIENTS
+from spatl.runs.files import CLIENTS, SUMMARY
 from spatl.runs.findings import findings_rounds, read_findings
+from spatl.runs.marks import check_finished
 from spatl.runs.records import is_number, mean, read_lines
 
 
@@ -58,8 +59,10 @@ def diagnose_run(
 
 def mean_cosines(run: Path) -> dict[int, float | None]:
     """Return the cosine of each client's updates with the sums of the others', mean over the rounds it has one in."""
-    by_client = dict[int, list[float]]()
-    for row in read_lines(run / CLIENTS):
+    by_client, rows = dict[int, list[float]](), read_lines(run / CLIENTS)
+    if (run / SUMMARY).exists():
+        check_finished(run, (CLIENTS,))
+    for row in rows:
         cosine = row.get("cosine")
         if cosine is not None and is_number(cosine):
             by_client.setdefault(row["client"], []).append(cosine)

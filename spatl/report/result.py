@@ -9,6 +9,7 @@ from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.report.page import facts
 from spatl.runs.files import ALONE, CLIENTS, CURVES, HISTORY, SUMMARY
+from spatl.runs.marks import check_finished
 from spatl.runs.records import read_lines, read_rounds
 from spatl.runs.text import human_bytes, human_percent
 
@@ -95,17 +96,19 @@ def read_run(directory: str | Path) -> RunResult:
     """Read a finished run.
 
     Raises:
-        SpatlError: The directory holds none.
+        SpatlError: The directory holds none, or its record is not as it was written.
     """
     directory = Path(directory)
     path = directory / SUMMARY
     if not path.exists():
         raise SpatlError(f"{directory} holds no finished run: {path.name} is not there")
     alone = directory / ALONE / SUMMARY
-    return RunResult(
+    result = RunResult(
         directory=directory,
         summary=read_json(path),
         history=read_rounds(directory / HISTORY),
         clients=read_lines(directory / CLIENTS),
         alone=read_json(alone) if alone.exists() else None,
     )
+    check_finished(directory)
+    return result

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,6 @@ from spatl.errors import DamagedState, SpatlError
 from spatl.json_files import read_json, write_json
 from spatl.runs.files import CHECKPOINT, CHECKPOINT_BEFORE, CLIENTS, HISTORY, LEDGER, MARKS, SELECTIONS, TIMINGS
 from spatl.runs.records import keep_rounds, read_lines, read_rounds
-from spatl.sealed_files import PIECE_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +26,7 @@ RECORD: Final = (HISTORY, CLIENTS, LEDGER, TIMINGS, SELECTIONS)
 """Files of the record, whose lines each belong to a round."""
 KEPT: Final = 2
 """Rounds whose marks are kept: that of the last checkpoint, and that of the one before."""
+_PIECE_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,33 @@ def checked_marks(directory: Path, server_round: int) -> dict[str, Mark] | None:
     return marks
 
 
+def check_finished(directory: Path, names: Iterable[str] = RECORD) -> None:
+    """Raise unless files of the record of a run that is over are as it left them; one without marks is not checked.
+
+    Args:
+        directory: The run's.
+        names: Of the files, from `RECORD`.
+
+    Raises:
+        DamagedState: One of them is another, or is not there.
+    """
+    path = directory / MARKS
+    known = _read(path) if path.exists() else {}
+    if not known:
+        return
+    last = max(known)
+    for name in names:
+        mark = known[last].get(name, Mark(0, ""))
+        _check(directory / name, mark, last)
+        if mark.num_bytes and (over := (directory / name).stat().st_size - mark.num_bytes):
+            raise DamagedState(_told(directory / name, last, f"it has {over} bytes more"))
+
+
 def _check(path: Path, mark: Mark, server_round: int) -> None:
     try:
         with path.open("rb") as file:
             digest, left = hashlib.blake2b(digest_size=16), mark.num_bytes
-            while left and (piece := file.read(min(left, PIECE_BYTES))):
+            while left and (piece := file.read(min(left, _PIECE_BYTES))):
                 digest.update(piece)
                 left -= len(piece)
     except FileNotFoundError:
@@ -164,9 +186,8 @@ def _check(path: Path, mark: Mark, server_round: int) -> None:
 
 def _told(path: Path, server_round: int, fault: str) -> str:
     return (
-        f"{path} is not what it was after round {server_round}, from which the run would go on: {fault}. Put the file "
-        f"back from a copy; or delete {MARKS} to go on with the record as it is, whose sums are then those of what is "
-        "left"
+        f"{path} is not what it was after round {server_round}: {fault}. Put the file back from a copy; or delete "
+        f"{MARKS} to go on with the record as it is, whose sums are then those of what is left"
     )
 
 
@@ -205,7 +226,7 @@ def _cut(path: Path, end: int) -> "hashlib.blake2b":
         return digest
     with path.open("r+b") as file:
         left = end
-        while left and (piece := file.read(min(left, PIECE_BYTES))):
+        while left and (piece := file.read(min(left, _PIECE_BYTES))):
             digest.update(piece)
             left -= len(piece)
         if (over := file.seek(0, os.SEEK_END) - end) > 0:

@@ -13,6 +13,7 @@ from spatl.errors import ConfigError
 from spatl.json_files import read_json
 from spatl.runs.directory import config_of, has_rounds, is_running
 from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
+from spatl.runs.marks import check_finished
 from spatl.runs.records import latest_accuracy, read_lines, read_rounds
 
 State = Literal["running", "finished", "failed", "stopped"]
@@ -97,7 +98,7 @@ def read_status(directory: Path) -> Status:
     """Read the status of a run from its directory.
 
     Raises:
-        SpatlError: The directory holds no run.
+        SpatlError: The directory holds no run, or its record is damaged.
     """
     directory = run_below(directory)
     if not (directory / CONFIG).is_file():
@@ -105,6 +106,8 @@ def read_status(directory: Path) -> Status:
     config = config_of(directory)
     history, rows = read_rounds(directory / HISTORY), read_lines(directory / CLIENTS)
     state, message = _state(directory)
+    if state == "finished":
+        check_finished(directory, (HISTORY, CLIENTS))
     last: Mapping[str, Any] = history[-1] if history else {}
     seconds = math.fsum(row["seconds"] for row in history) / len(history) if history else None
     left = None if seconds is None else seconds * (config.rounds - len(history)) if state == "running" else 0.0

@@ -165,6 +165,21 @@ def test_status_and_a_finished_run_name_the_line(damage, whole_and_killed, tmp_p
         read_run(finished)
 
 
+@pytest.mark.parametrize("damage", [*DAMAGE, "the last line stands twice"])
+def test_nothing_is_told_of_a_finished_run_by_the_lines_of_clients_that_are_not_as_it_left_them(
+    damage, whole_and_killed, tmp_path, capsys
+):
+    finished = Path(shutil.copytree(whole_and_killed[0], tmp_path / "run"))
+    edited(finished / CLIENTS, DAMAGE.get(damage, lambda lines: [*lines, lines[-1]]))
+    for command in ("status", "report", "diagnose"):
+        assert main([command, str(finished)]) == 2
+        (error,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{CLIENTS} is not what it was after round 4" in error or f"{CLIENTS} is damaged" in error
+    (finished / MARKS).unlink()
+    (finished / CLIENTS).write_bytes((whole_and_killed[0] / CLIENTS).read_bytes())
+    assert main(["status", str(finished)]) == 0
+
+
 @pytest.mark.parametrize("content", ["", "{}\n", "rounds: 4\n"])
 def test_a_config_that_is_not_whole_is_not_read_as_the_defaults(content, killed_run):
     (killed_run / CONFIG).write_text(content)

@@ -128,13 +128,16 @@ def test_other_data_than_those_of_the_run_are_noticed(device, tmp_path):
     assert [note for note in numbers_in(tmp_path / "page")["notes"] if "may not be the run's" in note]
 
 
+_FILES = {"config": "config.yaml", "run": RUN, "diagnosis": "diagnosis.json", "selections": "selections.jsonl"}
+
+
 def _changed(explained_run: Path, directory: Path, *, without: str = "", **files: str) -> Path:
     shutil.copytree(explained_run, directory)
     if without:
         path = directory / without
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in files.items():
-        (directory / {"config": "config.yaml", "run": RUN, "diagnosis": "diagnosis.json"}[name]).write_text(text)
+        (directory / _FILES[name]).write_text(text)
     return directory
 
 
@@ -149,6 +152,7 @@ def _changed(explained_run: Path, directory: Path, *, without: str = "", **files
         (["OWN"], "is a deployment's run, whose data lie on the devices"),
         (["DAMAGED"], "cannot read "),
         (["ODD"], "diagnosis.json is not as spatl diagnose writes it; that writes it anew"),
+        (["CHOSEN"], "selections.jsonl is not what it was after round "),
         (["RUN", "--client", "7"], "has the clients 0 to 4, got client 7"),
         (["RUN", "--client", "-1"], "has the clients 0 to 4, got client -1"),
         (["RUN", "--data", "digits"], "is a run, whose config says where its data are: leave out --data"),
@@ -173,6 +177,7 @@ def test_a_mistake_is_one_line(arguments, message, explained_run, device, tmp_pa
         "DEPLOYED": lambda: _changed(explained_run, tmp_path / "run", run="{}"),
         "DAMAGED": lambda: _changed(explained_run, tmp_path / "run", diagnosis="{"),
         "ODD": lambda: _changed(explained_run, tmp_path / "run", diagnosis='{"clients": [{"client": 0, "scores": 1}]}'),
+        "CHOSEN": lambda: _changed(explained_run, tmp_path / "run", selections="{}\n"),
         "OTHER_MODEL": lambda: _changed(explained_run, tmp_path / "run"),
         "FILE": lambda: tmp_path / "file",
     }  # fmt: skip
@@ -191,6 +196,7 @@ def test_a_mistake_is_one_line(arguments, message, explained_run, device, tmp_pa
     assert error.count("\n") == 1, error
     assert message in error
     assert sorted(explained_run.rglob("*")) == before
+    assert not list((tmp_path / "run").glob("explanation*"))
 
 
 def test_a_network_without_a_convolution_is_one_line(tmp_path, capsys):
