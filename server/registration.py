@@ -188,6 +188,7 @@ class _Registrar:
                     digest = _present(client, answer.digest, "data")
                     holders.setdefault(digest, []).append(client)
                     _check_digest(client, digest, shared, blueprint.config)
+                _check_share(client, registration.num_examples, blueprint)
                 if registration.num_examples != known.get(client, registration.num_examples):
                     raise SpatlError(
                         f"client {client} has {registration.num_examples} training examples, in the rounds before it "
@@ -291,6 +292,18 @@ def _registration(node: int, answer: RegistrationAnswer, blueprint: Blueprint) -
             raise SpatlError(f"client {client} could not register: {error}") from error
     assert answer.num_examples is not None  # of an answer that was not refused
     return Registration(node, answer.num_examples, _present(client, answer.initial, "initial"), saliency)
+
+
+def _check_share(client: int, num_examples: int, blueprint: Blueprint) -> None:
+    """Raise unless a client of data that the server shares out has as many training examples as it says.
+
+    Raises:
+        SpatlError: It has not: nobody need believe the weight that it would have.
+    """
+    if not blueprint.config.has_own_data and num_examples != (share := blueprint.num_training[client]):
+        raise SpatlError(
+            f"client {client} says that it trains on {num_examples} examples, and its share of the data has {share}"
+        )
 
 
 def _present(client: int, part: bytes | None, name: str) -> bytes:

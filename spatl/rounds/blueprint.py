@@ -118,6 +118,11 @@ class Blueprint:
         buffers = dict(self.model.named_buffers())
         return sum(buffers[mean].numel() for mean, _ in self.statistics.values())
 
+    @cached_property
+    def num_training(self) -> tuple[int, ...]:
+        """Training examples of each client, of data that clients share out (n_i)."""
+        return tuple(len(self.client_data(each).train) for each in range(self.config.partition.num_clients))
+
     def client_data(self, client: int) -> ClientData:
         """The splits of one client, drawn once from the seed."""
         return split_client(self.config, self.dataset, self.partition, client)
@@ -164,7 +169,7 @@ class Blueprint:
 
     @cached_property
     def _clients_checked(self) -> None:
-        self.check_training({len(self.client_data(each).train) for each in range(self.config.partition.num_clients)})
+        self.check_training(set(self.num_training))
         self.check_rule()
         name = self.config.selection.selector
         if self.config.row.selects and is_reference(name):

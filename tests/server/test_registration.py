@@ -50,3 +50,22 @@ def test_a_client_with_the_key_of_another_is_named_and_the_run_does_not_start(tm
     with pytest.raises(ConfigError, match=f"the key of client 2 says that it holds partition {liar}"):
         server.app.serve(grid, config, tmp_path, keys=keys)
     assert not (tmp_path / "history.jsonl").exists()
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, 1e6])
+def test_a_client_that_claims_other_numbers_of_examples_than_its_share_has_is_refused(factor, tmp_path):
+    """The server shares the data out itself, and need not believe a weight."""
+    app = ClientApp()
+
+    @app.query()
+    def register(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        numbers = reply.content.metric_records["metrics"]
+        if numbers["partition-id"] == 3:
+            numbers["num-examples"] = int(numbers["num-examples"] * factor)
+        return reply
+
+    with pytest.raises(
+        SpatlError, match=r"client 3 says that it trains on \d+ examples, and its share of the data has"
+    ):
+        run_tiny(tiny_config(), tmp_path, app=app)
