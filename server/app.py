@@ -25,7 +25,16 @@ from spatl.artifacts.model_files import write_federation_model
 from spatl.channels.selection import Selection
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run
-from spatl.errors import ConfigError, SpatlError, SystemFault, from_outside, system_fault, told, traceback_of
+from spatl.errors import (
+    ConfigError,
+    DamagedState,
+    SpatlError,
+    SystemFault,
+    from_outside,
+    system_fault,
+    told,
+    traceback_of,
+)
 from spatl.json_files import write_json
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.evaluation import final_encoder
@@ -133,6 +142,8 @@ def serve(
     known = checkpoint.state.num_examples if checkpoint else {}
     registered = register(grid, config, recorder, keys=keys or {}, known=known, devices=devices)
     config, blueprint, clients = registered.config, registered.blueprint, registered.clients
+    if checkpoint:
+        _check_encoder(directory, checkpoint, blueprint.layout.num_entries)
     replace_file(directory / CONFIG, config.to_yaml().encode())  # with what the clients have agreed on
     if config.server.aggregation == "agreement":
         _warn_of_label_skew(blueprint)
@@ -166,6 +177,14 @@ def _where_to_go_on(directory: Path) -> tuple[Checkpoint | None, dict[str, Mark]
         check_without_checkpoint(directory)
         return None, None
     return checkpoint, checked_marks(directory, checkpoint.server_round)
+
+
+def _check_encoder(directory: Path, checkpoint: Checkpoint, num_entries: int) -> None:
+    if len(checkpoint.state.encoder) != num_entries:
+        raise DamagedState(
+            f"{directory / CONFIG} describes an encoder of {num_entries} values, and the run's has "
+            f"{len(checkpoint.state.encoder)}: it is not the config of this run; put it back from a copy"
+        )
 
 
 def _strategy(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spatl.errors import DamagedState
+
 
 def to_json(content: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
     """Write JSON as every program reads it: a number that is not finite, which JSON does not have, is null."""
@@ -30,3 +32,18 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read what `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read the object of a file that a run has left.
+
+    Raises:
+        DamagedState: It is not as it was written.
+    """
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise DamagedState(f"{path} is damaged: it is no JSON ({error}); put it back from a copy") from error
+    if not isinstance(content, dict):
+        raise DamagedState(f"{path} is damaged: it holds no JSON object; put it back from a copy")
+    return content

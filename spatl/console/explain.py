@@ -18,7 +18,7 @@ from spatl.diagnosis.mistakes import ExplainSettings, Tell, first_of
 from spatl.diagnosis.subject import read_subject
 from spatl.errors import ConfigError
 from spatl.json_files import write_json
-from spatl.runs.text import human_percent
+from spatl.runs.text import counted, human_percent
 from spatl.saliency.choosing import check_k
 from spatl.sealed_files import replace_file
 from spatl.terminal.progress import live_progress
@@ -89,7 +89,8 @@ def _print(console: Console, found: Explanation) -> None:
     share = human_percent(mistakes.num_errors / found.num_examples)
     print_line(
         console,
-        f"{mistakes.num_errors} of {found.num_examples} examples ({found.about['split']} split) are wrong ({share})",
+        f"{mistakes.num_errors} of {counted(found.num_examples, 'example')} ({found.about['split']} split) "
+        f"{'is' if mistakes.num_errors == 1 else 'are'} wrong ({share})",
     )
     for note in found.notes:
         print_line(console, note)
@@ -106,7 +107,8 @@ def _print(console: Console, found: Explanation) -> None:
         table.add_row(*map(Text, cells))  # names of classes are no markup
     print_table(console, table)
     if mistakes.num_other_groups:
-        print_line(console, f"and {mistakes.num_other_errors} errors in {mistakes.num_other_groups} smaller groups")
+        rest = counted(mistakes.num_other_groups, "smaller group")
+        print_line(console, f"and {counted(mistakes.num_other_errors, 'error')} in {rest}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.runs.files import DIAGNOSIS
 from spatl.runs.records import is_number
+from spatl.runs.text import counted
 
 FORMAT: Final = 1
 _FEW = 30
@@ -127,8 +128,8 @@ def _too_few(subject: Subject) -> list[str]:
     if len(subject.usual) >= _FEW:
         return []
     return [
-        f"The validation split has {len(subject.usual)} examples: what is usual of a filter, and with it every z, is "
-        "hardly known."
+        f"The validation split has {counted(len(subject.usual), 'example')}: what is usual of a filter, and with "
+        "it every z, is hardly known."
     ]
 
 

@@ -12,12 +12,13 @@ from spatl.diagnosis.standing import Standing
 from spatl.diagnosis.subject import Subject
 from spatl.report.page import facts, listing, make_page, paragraph, provenance, section, table
 from spatl.runs.records import is_number
-from spatl.runs.text import human_percent
+from spatl.runs.text import counted, human_percent
 
 _NOTHING = "–"
 _ON_MAPS = (
-    "Beside each picture: where it changes how much its {k} most salient filters stand out, and the plain gradient of "
-    "the loss; dark where large, each map by itself. The first has not been shown to say more than the second."
+    "Beside each picture: where it changes how much its most salient filters, {k} of them, stand out, and the "
+    "plain gradient of the loss; dark where large, each map by itself. The first has not been shown to say "
+    "more than the second."
 )
 _LIMITS = (
     "z says how far a filter's mean absolute gradient is from its mean over the validation split, in standard "
@@ -92,7 +93,7 @@ def _summary(explanation: Explanation) -> list[tuple[str, str]]:
          else f"that of client {explanation.about['client']}, with its own part"),
         (f"Examples ({split} split)", f"{number:,}"),
         ("Wrong", f"{mistakes.num_errors:,} ({human_percent(mistakes.num_errors / number)})"),
-        ("What is usual is said by", f"{explanation.num_usual:,} examples of the validation split"),
+        ("What is usual is said by", f"{counted(explanation.num_usual, 'example')} of the validation split"),
         ("Filters blamed", f"{explanation.settings.top_k} at a time"),
         *((f"{name} version", version) for name, version in explanation.about["versions"].items()),
     ]  # fmt: skip
@@ -102,14 +103,15 @@ def _errors(explanation: Explanation) -> str:
     mistakes = explanation.mistakes
     if not mistakes.num_errors:
         return paragraph(
-            f"There are none: the model is right on all {explanation.num_examples:,} examples of the "
+            f"There are none: the model is right on all {counted(explanation.num_examples, 'example')} of the "
             f"{explanation.about['split']} split. There is nothing to blame a filter for here; try the other split, or "
             "another client."
         )
     found = errors_table(explanation)
     if mistakes.num_other_groups:
         found += paragraph(
-            f"Not shown: {mistakes.num_other_errors} errors in {mistakes.num_other_groups} smaller groups (--groups)."
+            f"Not shown: {counted(mistakes.num_other_errors, 'error')} in "
+            f"{counted(mistakes.num_other_groups, 'smaller group')} (--groups)."
         )
     return found
 
@@ -145,8 +147,8 @@ def _standing(explanation: Explanation) -> str:
                       kind="numbers named"),
                 table("Profiles by layer",
                       f"Mean z of the profiles of validation examples by {by}, standardised over those of this client "
-                      f"and {standing.num_compared} others: above 0, the loss of the client's examples depends more on "
-                      "the layer than usual.", layers, kind="numbers named"),
+                      f"and {counted(standing.num_compared, 'other')}: above 0, the loss of the client's examples "
+                      "depends more on the layer than usual.", layers, kind="numbers named"),
             ],
         )
     )  # fmt: skip

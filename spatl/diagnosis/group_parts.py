@@ -9,7 +9,7 @@ from spatl.diagnosis.pictures import Scale, map_picture
 from spatl.diagnosis.subject import Subject
 from spatl.diagnosis.treatments import NOTHING, STEP, Repair, Switching
 from spatl.report.page import paragraph, part, pictures, table
-from spatl.runs.text import human_percent
+from spatl.runs.text import counted, human_percent
 
 _ACROSS = "–"
 
@@ -45,13 +45,14 @@ def all_errors(explanation: Explanation) -> str:
     ]  # fmt: skip
     return table(
         "All errors, filters switched off",
-        f"{_errors(mistakes.num_switched)}, each with {k} filters of its own switched off, and what controls do. Blame "
-        "means something where the first two rows are above the random ones in the same layers.",
+        f"{counted(mistakes.num_switched, 'error')}, each with {counted(k, 'filter')} of its own switched off, and "
+        "what controls do. Blame means something where the first two rows are above the random ones in the same "
+        "layers.",
         _switching_rows(mistakes.switching),
         kind="numbers named",
     ) + table(
         "Layers",
-        f"Where the {k} filters that are blamed for each error lie, beside what chance would give.",
+        f"Where the filters that are blamed for each error, {k} for one, lie, beside what chance would give.",
         layers,
         kind="numbers named",
     )
@@ -75,22 +76,23 @@ def group_part(
     shown = pictures(_shown(each, group, maps, subject, scale) for each in group.examples)
     content = [
         paragraph(
-            f"{_errors(group.num_errors)}, {human_percent(group.num_errors / group.num_of_class)} of the "
-            f"{group.num_of_class} examples of the class. Those with the highest loss:"
+            f"{counted(group.num_errors, 'error')}, {human_percent(group.num_errors / group.num_of_class)} of the "
+            f"{counted(group.num_of_class, 'example')} of the class. Those with the highest loss:"
         ),
         shown,
         _blamed(place, group),
         table(
             f"Group {place}, filters switched off",
-            f"What becomes of {_errors(group.num_measured)} of the group when the {k} filters above are switched off "
-            "for all of them, and of right predictions; random rows are means over draws.",
+            f"What becomes of {counted(group.num_measured, 'error')} of the group with the "
+            f"{counted(k, 'filter')} above switched off for all of them, and of right predictions; "
+            "random rows are means over draws.",
             _switching_rows(group.switching),
             kind="numbers named",
         ),
         table(
             f"Group {place}, filters repaired",
-            f"What one step of training on one error does, by {k} filters alone: those that are blamed for this very "
-            f"error, or others. Means over those that are shown; every step changes the weights by "
+            f"What one step of training on one error does, by {counted(k, 'filter')} alone: those that are blamed for "
+            "this very error, or others. Means over those that are shown; every step changes the weights by "
             f"{100 * STEP:g} % of their length. Neighbours are the errors nearest by profile, of any group.",
             _repair_rows(group.repair),
             kind="numbers named",
@@ -176,7 +178,3 @@ def _repair_rows(found: Sequence[Repair]) -> list[dict[str, str]]:
 
 def _taken_for(true: str, predicted: str) -> str:
     return f"“{true}” taken for “{predicted}”"
-
-
-def _errors(number: int) -> str:
-    return f"{number:,} error{'' if number == 1 else 's'}"

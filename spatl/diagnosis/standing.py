@@ -11,7 +11,7 @@ from spatl.artifacts.description import read_description
 from spatl.artifacts.model_files import MODEL, read_model
 from spatl.data import Examples
 from spatl.diagnosis.subject import Subject, drawn
-from spatl.json_files import read_json
+from spatl.json_files import read_object
 from spatl.rounds.blueprint import Blueprint
 from spatl.runs.files import SUMMARY
 from spatl.saliency.filters import filters_of
@@ -124,7 +124,7 @@ def standing_of(subject: Subject, *, seed: int, progress: Progress) -> Standing 
 
 def _reported(subject: Subject) -> Mapping[str, float | None]:
     path = subject.run / SUMMARY
-    found: Mapping[str, float | None] = read_json(path).get("clients", {}) if path.is_file() else {}
+    found: Mapping[str, float | None] = read_object(path).get("clients", {}) if path.is_file() else {}
     return found
 
 

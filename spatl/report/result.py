@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatl.errors import SpatlError
-from spatl.json_files import read_json
+from spatl.json_files import read_object
 from spatl.report.page import facts
 from spatl.runs.files import ALONE, CLIENTS, CURVES, HISTORY, SUMMARY
 from spatl.runs.marks import check_finished
@@ -105,10 +105,10 @@ def read_run(directory: str | Path) -> RunResult:
     alone = directory / ALONE / SUMMARY
     result = RunResult(
         directory=directory,
-        summary=read_json(path),
+        summary=read_object(path),
         history=read_rounds(directory / HISTORY),
         clients=read_lines(directory / CLIENTS),
-        alone=read_json(alone) if alone.exists() else None,
+        alone=read_object(alone) if alone.exists() else None,
     )
     check_finished(directory)
     return result

@@ -3,18 +3,21 @@
 import math
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from spatl.deployment.sites import DEFAULT_RUN, ServerSite, is_deployment, resume_command
-from spatl.errors import ConfigError
+from spatl.errors import ConfigError, DamagedState
 from spatl.json_files import read_json
 from spatl.runs.directory import config_of, has_rounds, is_running
 from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
 from spatl.runs.marks import check_finished
 from spatl.runs.records import latest_accuracy, read_lines, read_rounds
+
+_OF_A_ROUND: Final = frozenset({"round", "rejected", "missing", "uplink_bytes", "downlink_bytes", "seconds"})
+_OF_A_CLIENT: Final = frozenset({"round", "client", "participated", "rejected", "uplink_bytes", "downlink_bytes"})
 
 State = Literal["running", "finished", "failed", "stopped"]
 
@@ -105,6 +108,8 @@ def read_status(directory: Path) -> Status:
         raise ConfigError(f"{directory} holds no run: config.yaml is not there")
     config = config_of(directory)
     history, rows = read_rounds(directory / HISTORY), read_lines(directory / CLIENTS)
+    _check_rows(directory / HISTORY, history, _OF_A_ROUND)
+    _check_rows(directory / CLIENTS, rows, _OF_A_CLIENT)
     state, message = _state(directory)
     if state == "finished":
         check_finished(directory, (HISTORY, CLIENTS))
@@ -129,6 +134,13 @@ def read_status(directory: Path) -> Status:
         seconds_since=max(0.0, time.time() - written.stat().st_mtime) if history else None,
         clients=_clients(history, rows, config.partition.num_clients, _absent(directory)),
     )
+
+
+def _check_rows(path: Path, rows: Sequence[Mapping[str, Any]], read: frozenset[str]) -> None:
+    """Raise unless every line has the entries that are read of it."""
+    for number, row in enumerate(rows, start=1):
+        if lacking := sorted(read - row.keys()):
+            raise DamagedState(f"{path} is damaged: line {number} lacks {', '.join(lacking)}")
 
 
 def _state(directory: Path) -> tuple[State, str | None]:

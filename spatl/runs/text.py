@@ -16,3 +16,8 @@ def human_bytes(num_bytes: int) -> str:
 def human_percent(value: float | None) -> str:
     """Write a share as a percentage, or a dash for one that is not known."""
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: `1 error`, `1,200 errors`; the noun is one whose plural has an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -224,3 +224,32 @@ def test_status_opens_nothing_for_writing(killed_run, monkeypatch, capsys):
     assert main(["status", str(killed_run)]) == 0
     assert "round 3 of 4" in capsys.readouterr().out
     assert sorted(path.name for path in killed_run.iterdir()) == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"accuracy": 0.9'])
+def test_a_summary_that_is_not_whole_is_one_line(content, whole_and_killed, tmp_path, capsys):
+    finished = Path(shutil.copytree(whole_and_killed[0], tmp_path / "run"))
+    (finished / SUMMARY).write_text(content)
+    for command in (["report", str(finished)], ["explain", str(finished), "--client", "1"]):
+        assert main(command) == 2
+        (error,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{SUMMARY} is damaged" in error
+
+
+@pytest.mark.parametrize("name", [HISTORY, CLIENTS])
+def test_the_status_of_a_run_that_is_not_over_names_a_line_that_lacks_something(name, killed_run, capsys):
+    edited(killed_run / name, lambda lines: [*lines[:-1], b'{"round": 3}\n'])
+    assert main(["status", str(killed_run)]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{name} is damaged: line " in error
+    assert " lacks " in error
+
+
+def test_the_config_of_another_network_is_one_line(killed_run, capsys):
+    config = (killed_run / CONFIG).read_text()
+    (killed_run / CONFIG).write_text(config.replace("    - 6\n", "    - 5\n"))
+    assert (killed_run / CONFIG).read_text() != config
+    before = {name: (killed_run / name).read_bytes() for name in (HISTORY, CLIENTS, LEDGER, CHECKPOINT)}
+    assert main(["run", "--resume", str(killed_run)]) == 2
+    assert "it is not the config of this run; put it back from a copy" in capsys.readouterr().err
+    assert {name: (killed_run / name).read_bytes() for name in before} == before
