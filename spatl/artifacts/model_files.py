@@ -235,7 +235,7 @@ def _lacking(place: Path, description: ModelDescription) -> str:
     line = f"{place} lacks {some}{' and others' if description.lacks[3:] else ''}, which each client has of its own"
     if description.statistics == "client":
         line += " (training.batch_norm: aggregated puts statistics together, but for methods that fine-tune)"
-    return f"{line}: say whose model (client)"
+    return f"{line}: say whose model (--client ID, or client=ID)"
 
 
 def _source_of_statistics(blueprint: Blueprint, statistics: Statistics | None) -> str:

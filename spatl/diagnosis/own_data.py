@@ -63,7 +63,7 @@ def compute_findings(
     config = config_of(run)
     check_number(config.partition.num_clients)
     if not (run / SUMMARY).is_file():
-        raise SpatlError(f"the run in {run} has not come to its end, and leaves a model there (spatl status {run})")
+        raise SpatlError(f"the run in {run} has not come to its end, and has no model yet (spatl status {run})")
     blueprint = cached_blueprint(config.to_json())
     if not blueprint.layout.num_entries:
         raise SpatlError(f"the clients of {run} have no model in common to be compared by (method {config.method})")
