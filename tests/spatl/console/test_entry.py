@@ -21,8 +21,9 @@ def start():
 
     def started(*arguments, ignored=()):
         def ignore():
-            for number in ignored:
-                signal.signal(number, signal.SIG_IGN)
+            # Whoever runs the tests in the background may have them ignore Ctrl-C.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
         process = subprocess.Popen(
             [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
