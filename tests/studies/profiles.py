@@ -2,7 +2,8 @@
 
 `python -m tests.studies.profiles [NETWORK ...]` takes the profiles of 64 images by `spatl.saliency.profiles` and by a
 plain loop (a forward and a backward pass and the mean absolute gradient of each filter, one example at a time), in
-turns, and prints the ratio: its median over the blocks of turns, the lowest and the highest.
+turns, and prints the ratio: its median over the blocks of turns, the lowest and the highest. Processes beside it change
+what is measured: leave the machine to it.
 """
 
 import argparse
