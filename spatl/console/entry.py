@@ -11,12 +11,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
+from typing import NoReturn
 
 STATUS = 130
 """Exit status of a command that a signal ended."""
 
 
-def _at_once(number: int, frame: FrameType | None) -> None:
+def _at_once(number: int, frame: FrameType | None) -> NoReturn:
     os.write(2, b"spatl: interrupted\n")
     os._exit(STATUS)
 
@@ -56,7 +57,10 @@ def script() -> None:
     from spatl.console.streams import guard, lost
 
     out, _ = guard()
-    status = main()
+    try:
+        status = main()
+    except KeyboardInterrupt:  # while another exception was told, or a library let go of it
+        _at_once(0, None)
     _take(_at_once)  # what is left to do in this process is nobody's to wait for
     if (line := lost(out)) is not None:
         print(f"spatl: {line}", file=sys.stderr)

@@ -125,3 +125,17 @@ def test_a_signal_that_is_to_be_ignored_is_ignored(long_run, start):
     assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
     assert ended(process)[0] == STATUS
+
+
+def test_an_interrupt_that_escapes_the_command_ends_it_in_one_line_too(start):
+    """As where a library swallows the first and raises another while an error is told."""
+    code = (
+        "from spatl.console import entry\n"
+        "import spatl.console.main as m\n"
+        "def escaping(arguments, begin):\n"
+        "    begin()\n"
+        "    raise KeyboardInterrupt\n"
+        "m.main = escaping\n"
+        "entry.script()\n"
+    )
+    assert ended(start("-c", code)) == (STATUS, "spatl: interrupted\n")
