@@ -1,8 +1,8 @@
 """Entry of the command line, which a signal ends in one line at any moment, from the first import on.
 
 SIGINT (Ctrl-C), SIGTERM and SIGHUP are told alike: the first one stops the command as tidily as it can, a second one
-ends the process at once. Before the command begins, and after it is over, the first one does. A signal that whoever
-started the process has it ignore, as `nohup` does with SIGHUP, stays ignored.
+ends the process at once. Before the command begins, while a module is imported, and after the command is over, the
+first one does. A signal that whoever started the process has it ignore, as `nohup` does with SIGHUP, stays ignored.
 """
 
 import os
@@ -23,8 +23,19 @@ def _at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _tidily(number: int, frame: FrameType | None) -> None:
+    if _is_importing(frame):
+        _at_once(number, frame)
     _take(_at_once)
     raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether a module is being imported: libraries let go of exceptions that are raised meanwhile."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _take(handler: "signal._HANDLER") -> None:

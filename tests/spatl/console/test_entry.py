@@ -92,8 +92,8 @@ def test_a_second_one_ends_it_at_once(start):
         "from spatl.console import entry\n"
         "import spatl.console.main as m\n"
         "def held(options, console=None):\n"
-        "    print('ready', flush=True)\n"
         "    try:\n"
+        "        print('ready', flush=True)\n"
         "        time.sleep(60)\n"
         "    finally:\n"
         "        print('stopping', flush=True)\n"
@@ -139,3 +139,25 @@ def test_an_interrupt_that_escapes_the_command_ends_it_in_one_line_too(start):
         "entry.script()\n"
     )
     assert ended(start("-c", code)) == (STATUS, "spatl: interrupted\n")
+
+
+def test_a_module_that_lets_go_of_every_exception_does_not_keep_a_command_alive(start, tmp_path):
+    (tmp_path / "stubborn.py").write_text(
+        "import time\nprint('importing', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept BaseException:\n    time.sleep(60)\n"
+    )
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from spatl.console import entry\n"
+        "import spatl.console.main as m\n"
+        "def importing(arguments, begin):\n"
+        "    begin()\n"
+        "    import stubborn\n"
+        "m.main = importing\n"
+        "entry.script()\n"
+    )
+    process = start("-c", code)
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (STATUS, "spatl: interrupted\n")
