@@ -159,9 +159,7 @@ _SPLITS = ("train", "validation", "test")
 
 def _pooled(parts: list[Examples], seed: int, name: str) -> Examples:
     """Return examples of all clients, drawn alike from all, in an order without meaning."""
-    images, labels = torch.cat([each.images for each in parts]), torch.cat([each.labels for each in parts])
-    chosen = torch.randperm(len(labels), generator=generator(seed, f"export/{name}"))[:MOST_POOLED]
-    return Examples(images[chosen], labels[chosen])
+    return Examples.joined(parts).drawn(MOST_POOLED, seed, f"export/{name}")
 
 
 def _calibration(train: Examples, seed: int) -> torch.Tensor:

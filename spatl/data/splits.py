@@ -1,7 +1,7 @@
 """Splits of a client's examples: for training, for choosing, for reporting."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,19 @@ class Examples:
     def to(self, device: torch.device | str) -> "Examples":
         """Return the same examples on the device."""
         return Examples(self.images.to(device), self.labels.to(device))
+
+    def at(self, places: Tensor | slice) -> "Examples":
+        """Return some of the examples, by their places."""
+        return Examples(self.images[places], self.labels[places])
+
+    @staticmethod
+    def joined(parts: "Sequence[Examples]") -> "Examples":
+        """Return the examples of all parts, which are at least one, one after the other."""
+        return Examples(torch.cat([each.images for each in parts]), torch.cat([each.labels for each in parts]))
+
+    def drawn(self, most: int, seed: int, purpose: str) -> "Examples":
+        """Return at most so many of the examples, in an order without meaning that follows from a seed."""
+        return self.at(torch.randperm(len(self), generator=generator(seed, purpose))[:most])
 
 
 @dataclass(frozen=True, eq=False)

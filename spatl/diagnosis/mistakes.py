@@ -376,8 +376,7 @@ def placed_in_the_middle(z: Tensor, varies: Tensor) -> Tensor:
 
 def _part_of(subject: Subject, places: Tensor) -> Examples:
     """Return some of the examples whose errors are shown, by their places."""
-    places = places.to(subject.device)
-    return Examples(subject.shown.images[places], subject.shown.labels[places])
+    return subject.shown.at(places.to(subject.device))
 
 
 def _profiles(subject: Subject, examples: Examples, filters: Filters, what: str, tell: Tell) -> Profiles:

@@ -25,7 +25,7 @@ Scores = dict[int, float | None]
 def mean_z(findings: Mapping[int, Findings]) -> Scores:
     """Return the mean over the filters of a client's mean profile, in standard deviations of all examples' profiles.
 
-    The moments are those of all clients together, z as of Levin et al. (arXiv 2108.01335, section 3.2).
+    The moments are those of all clients together, z as of Levin et al. (arXiv 2108.01335).
     """
     together = merged(each.moments for each in findings.values())
     return {client: float(standardised(each.moments.means, together).mean()) for client, each in findings.items()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spatl.artifacts.description import read_description
 from spatl.artifacts.model_files import MODEL, read_model
 from spatl.data import Examples
-from spatl.diagnosis.subject import Subject, drawn
+from spatl.diagnosis.subject import Subject
 from spatl.json_files import read_object
 from spatl.rounds.blueprint import Blueprint
 from spatl.runs.files import SUMMARY
@@ -145,10 +145,8 @@ def _layers(
     if not others:
         return (), 0
     splits = {each: blueprint.client_data(each).validation for each in (client, *others)}
-    parts = {each: drawn(split, MOST_EACH, seed, f"explain/client-{each}") for each, split in splits.items()}
-    together = Examples(
-        torch.cat([each.images for each in parts.values()]), torch.cat([each.labels for each in parts.values()])
-    ).to(subject.device)
+    parts = {each: split.drawn(MOST_EACH, seed, f"explain/client-{each}") for each, split in splits.items()}
+    together = Examples.joined(list(parts.values())).to(subject.device)
     filters = filters_of(network)
     found = profiles(network, together, filters, progress=progress)
     z = standardised(found.absolute, Moments.of(found.absolute))

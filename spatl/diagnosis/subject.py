@@ -1,6 +1,5 @@
 """Subject of an explanation: a model of a run, and examples of which it has some wrong."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +20,6 @@ from spatl.runs.directory import config_of, is_running
 from spatl.runs.files import CONFIG
 from spatl.saliency.filters import Filters, filters_of
 from spatl.saliency.findings import check_examples
-from spatl.seeding import generator
 from spatl.training.calibration import calibrated
 from spatl.training.device import choose_device
 from spatl.training.evaluate import evaluate
@@ -120,7 +118,7 @@ def _of_run(run: Path, *, client: int | None, split: str, device: str | None) ->
         found = {name: getattr(data, name) for name in SPLITS}
     else:
         splits = [blueprint.client_data(each) for each in range(number)]
-        found = {name: _pooled([getattr(each, name) for each in splits]) for name in SPLITS}
+        found = {name: Examples.joined([getattr(each, name) for each in splits]) for name in SPLITS}
         notes = [f"The examples are those of all {number} clients."]
         if model.description.offset is not None:
             notes.append("What each client adds to the logits for its own class frequencies is left out.")
@@ -157,20 +155,10 @@ def _subject(
     seed, target = config.seed, choose_device(config.training.device)
     if target.type == "mps":
         target = torch.device("cpu")  # z is float64, which Apple's devices do not have
-    usual = drawn(found["validation"], most, seed, "explain/validation").to(target)
-    shown = usual if split == "validation" else drawn(found[split], most, seed, f"explain/{split}").to(target)
+    usual = found["validation"].drawn(most, seed, "explain/validation").to(target)
+    shown = usual if split == "validation" else found[split].drawn(most, seed, f"explain/{split}").to(target)
     network = model.with_offset_().to(target).eval()
     return Subject(network, filters, model.description, usual, shown, split, tuple(notes), blueprint, run)
-
-
-def drawn(examples: Examples, most: int, seed: int, purpose: str) -> Examples:
-    """Return at most so many examples, in an order without meaning that follows from the seed."""
-    chosen = torch.randperm(len(examples), generator=generator(seed, purpose))[:most]
-    return Examples(examples.images[chosen], examples.labels[chosen])
-
-
-def _pooled(parts: Sequence[Examples]) -> Examples:
-    return Examples(torch.cat([each.images for each in parts]), torch.cat([each.labels for each in parts]))
 
 
 def _model(run: Path, client: int | None) -> RunModel:

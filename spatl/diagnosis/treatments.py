@@ -1,7 +1,7 @@
 """Treatments of a wrong prediction: filters switched off, or repaired, the blamed ones beside those of controls.
 
-Blamed are the filters with the highest z of the mean absolute gradient (most salient: Levin et al., arXiv 2108.01335,
-section 4), and those with the largest sum of gradient times weight (most harmful: what the loss falls by without them,
+Blamed are the filters with the highest z of the mean absolute gradient (most salient: Levin et al., arXiv 2108.01335),
+and those with the largest sum of gradient times weight (most harmful: what the loss falls by without them,
 to first order). Whether that tells more than chance, controls say: as many filters drawn from all, drawn from the
 layers that the blamed ones lie in, and the least salient.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spatl.data import Examples
 from spatl.saliency.choosing import CONTROLS
 from spatl.saliency.filters import Filters
-from spatl.saliency.repair import example_gradients, filter_weights, logits_with, repaired_by
+from spatl.saliency.repair import example_gradients, filter_weights, length_of, logits_with, repaired_by
 from spatl.saliency.switching import logits_without
 
 DRAWS: Final = 3
@@ -132,7 +132,7 @@ def repairs(
         generator: Draws the random controls.
     """
     weights = filter_weights(network, filters)
-    norm = float(torch.stack([each.double().square().sum() for each in weights.values()]).sum().sqrt())
+    norm = length_of(weights)
     rows: dict[str, list[Repair]] = {}
     for case in cases:
         gradients = example_gradients(network, case.example.images[0], case.example.labels[0], weights)

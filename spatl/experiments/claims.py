@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spatl.config.saliency import CLAIMS, SaliencyConfig
-from spatl.data import Examples
 from spatl.experiments.measures import Measure
-from spatl.experiments.networks import Subject
+from spatl.experiments.networks import Subject, logits_of
 from spatl.saliency.choosing import CONTROLS
 from spatl.saliency.findings import features
 from spatl.saliency.maps import input_maps
 from spatl.saliency.neighbours import nearest
-from spatl.saliency.repair import example_gradients, filter_weights, logits_with, repaired_by
+from spatl.saliency.repair import example_gradients, filter_weights, length_of, logits_with, repaired_by
 from spatl.saliency.switching import logits_without
 
 Z: Final = "z"
@@ -90,9 +89,9 @@ def repair(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
     number = min(config.most_repaired, len(subject.errors))
     z, images, labels = subject.z, subject.errors.images, subject.errors.labels
     places, _ = nearest(z, z, min(config.neighbours, len(z) - 1), same=True)
-    right = _first(subject.right, 100)
+    right = subject.right.at(slice(100))
     weights = filter_weights(subject.network, subject.filters)
-    total = float(torch.stack([each.square().sum() for each in weights.values()]).sum().sqrt())
+    total = length_of(weights)
     choices = _choices(subject, config.repaired, 0)
     everything = torch.ones(len(z), subject.filters.num_filters, dtype=torch.bool)
     ways = {**choices, "all filters": everything}
@@ -143,12 +142,12 @@ def neighbours(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
 
 def maps(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
     """Measure what masking the pixels that a map marks does to the error: they should be what misleads the network."""
-    errors = _first(subject.errors, config.most_repaired)
+    errors = subject.errors.at(slice(config.most_repaired))
     found = input_maps(subject.network, errors, subject.filters, subject.moments, k=config.boosted)
     drawn = torch.rand(found.salient.shape, generator=subject.draws("pixels"))
     ways = {"salient filters": found.salient, "plain gradient": found.gradient, RANDOM: drawn}
     labels = errors.labels.cpu()
-    before = _of_label(_logits_of(subject, errors.images), labels)
+    before = _of_label(logits_of(subject.network, errors.images), labels)
     mean = subject.right.images.mean((0, 2, 3), keepdim=True)
     for share in config.masked:
         for way, marked in ways.items():
@@ -156,7 +155,7 @@ def maps(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
             number = max(1, round(share * flat.shape[1]))
             chosen = CONTROLS["most salient"](flat, number, subject.filters, subject.draws(""))
             mask = chosen.reshape(marked.shape)[:, None].to(errors.images.device)
-            logits = _logits_of(subject, torch.where(mask, mean, errors.images))
+            logits = logits_of(subject.network, torch.where(mask, mean, errors.images))
             control = None if way == "plain gradient" else "plain gradient"
             setting = f"{100 * share:g} % masked"
             yield Measure("input-maps", "righted", setting, way, (logits.argmax(1) == labels).double(), control)
@@ -181,12 +180,7 @@ def depth(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
 
 
 def _logits(subject: Subject) -> Tensor:
-    return _logits_of(subject, subject.errors.images)
-
-
-def _logits_of(subject: Subject, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([subject.network(part).float().cpu() for part in torch.split(images, 256)])
+    return logits_of(subject.network, subject.errors.images)
 
 
 def _of_label(logits: Tensor, labels: Tensor) -> Tensor:
@@ -197,10 +191,6 @@ def _of_label(logits: Tensor, labels: Tensor) -> Tensor:
 def _residuals(logits: Tensor, labels: Tensor) -> Tensor:
     """Return `[N, K]`, the gradient of the loss with respect to the logits: it knows the label, as a profile does."""
     return F.softmax(logits.double(), dim=1) - F.one_hot(labels, logits.shape[1])
-
-
-def _first(examples: Examples, number: int) -> Examples:
-    return Examples(examples.images[:number], examples.labels[:number])
 
 
 _ENTRIES: Final = (

@@ -1,6 +1,7 @@
 """Networks of the experiments: trained as a config says, with their errors on examples that nothing has seen."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from spatl.seeding import generator, seeded_globals
 from spatl.training.device import choose_device
 from spatl.training.evaluate import evaluate
 from spatl.training.local import train_
+
+_IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ class Subject:
     profiles: Profiles
     right: Examples
 
-    @property
+    @cached_property
     def z(self) -> Tensor:
         """float64 [N, F]: the standardised profiles of the errors."""
         return standardised(self.profiles.absolute, self.moments)
@@ -68,7 +71,7 @@ def make_subject(config: ExperimentConfig, seed: int) -> Subject:
     filters = filters_of(network)
     moments = Moments.of(profiles(network, data.validation, filters).absolute)
     accuracy = evaluate(network, data.test).accuracy
-    predictions = _predictions(network, data.test)
+    predictions = logits_of(network, data.test.images).argmax(1).to(data.test.labels.device)
     wrong = (predictions != data.test.labels).nonzero().flatten()
     right = (predictions == data.test.labels).nonzero().flatten()
     if len(wrong) < 2:
@@ -76,9 +79,9 @@ def make_subject(config: ExperimentConfig, seed: int) -> Subject:
             f"the network of seed {seed} gets {len(wrong)} of {len(data.test)} test examples wrong, and the "
             "experiments need two errors at least: train for fewer epochs (saliency.epochs), or take harder data"
         )
-    errors = _some(data.test, wrong[: config.saliency.most_errors])
+    errors = data.test.at(wrong[: config.saliency.most_errors])
     return Subject(seed, network, filters, accuracy, moments, errors, profiles(network, errors, filters),
-                   _some(data.test, right[: config.saliency.most_errors]))  # fmt: skip
+                   data.test.at(right[: config.saliency.most_errors]))  # fmt: skip
 
 
 def _splits(dataset: Dataset, config: ExperimentConfig, seed: int) -> ClientData:
@@ -104,10 +107,7 @@ def _trained(dataset: Dataset, data: ClientData, config: ExperimentConfig, seed:
     return network.eval()
 
 
-def _predictions(network: nn.Module, examples: Examples) -> Tensor:
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Return float32 [N, K] on the CPU: the logits of images on the network's device, some at a time."""
     with torch.no_grad():
-        return torch.cat([network(images).argmax(1) for images in torch.split(examples.images, 256)])
-
-
-def _some(examples: Examples, chosen: Tensor) -> Examples:
-    return Examples(examples.images[chosen], examples.labels[chosen])
+        return torch.cat([network(part).float().cpu() for part in torch.split(images, _IMAGES_AT_ONCE)])

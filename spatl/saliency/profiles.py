@@ -88,7 +88,7 @@ def profiles(
     _keep_freed_memory()
     found, take = list[Profiles](), _together
     for start in range(0, len(examples), batch_size):
-        part = Examples(examples.images[start : start + batch_size], examples.labels[start : start + batch_size])
+        part = examples.at(slice(start, start + batch_size))
         if not start and not (batch := _checked(model, part, filters)):
             take = profiles_one_by_one
         found.append(batch if not start and batch else take(model, part, filters))
@@ -157,8 +157,7 @@ def _checked(model: nn.Module, examples: Examples, filters: Filters) -> Profiles
         logger.info("this network is taken example by example, which is slower: %s", error)
         return None
     place = int(found.losses.argmax())
-    part = slice(place, place + 1)
-    alone = profiles_one_by_one(model, Examples(examples.images[part], examples.labels[part]), filters)
+    alone = profiles_one_by_one(model, examples.at(slice(place, place + 1)), filters)
     pairs = [(alone.signed[0], found.signed[place]), (alone.losses[0], found.losses[place])]
     pairs += [(alone.absolute[0, each.places], found.absolute[place, each.places]) for each in filters.layers]
     for own, other in pairs:

@@ -56,9 +56,14 @@ def repaired_by(
         As of `repaired`; nothing is changed where the gradient of the chosen filters is zero.
     """
     masked = _masked(gradients, filters, chosen)
-    norm = float(torch.stack([each.double().square().sum() for each in masked.values()]).sum().sqrt())
+    norm = length_of(masked)
     factor = length / norm if norm > 0 else 0.0
     return {name: each - factor * masked[name] for name, each in weights.items()}
+
+
+def length_of(tensors: Mapping[str, Tensor]) -> float:
+    """Return the L2 length of all tensors together."""
+    return float(torch.stack([each.double().square().sum() for each in tensors.values()]).sum().sqrt())
 
 
 def filter_weights(model: nn.Module, filters: Filters) -> dict[str, Tensor]:
