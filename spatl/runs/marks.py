@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from spatl.errors import DamagedState, SpatlError
 from spatl.json_files import read_json, write_json
@@ -88,7 +88,7 @@ def record_of(directory: Path, done: int, marks: Mapping[str, Mark] | None) -> R
 def write_marks(directory: Path, server_round: int, marks: Mapping[str, Mark]) -> None:
     """Write the marks of a round, before its checkpoint; those of the round before stay."""
     path = directory / MARKS
-    known = _read(path) if path.exists() else {}
+    known = _read(path)
     kept = {number: each for number, each in known.items() if server_round - KEPT < number < server_round}
     kept[server_round] = dict(marks)
     write_json(
@@ -155,8 +155,7 @@ def check_finished(directory: Path, names: Iterable[str] = RECORD) -> None:
     Raises:
         DamagedState: One of them is another, or is not there.
     """
-    path = directory / MARKS
-    known = _read(path) if path.exists() else {}
+    known = _read(directory / MARKS)
     if not known:
         return
     last = max(known)
@@ -170,10 +169,7 @@ def check_finished(directory: Path, names: Iterable[str] = RECORD) -> None:
 def _check(path: Path, mark: Mark, server_round: int) -> None:
     try:
         with path.open("rb") as file:
-            digest, left = hashlib.blake2b(digest_size=16), mark.num_bytes
-            while left and (piece := file.read(min(left, _PIECE_BYTES))):
-                digest.update(piece)
-                left -= len(piece)
+            digest, left = _digest_of(file, mark.num_bytes)
     except FileNotFoundError:
         if not mark.num_bytes:
             return
@@ -219,16 +215,21 @@ def _row_of(line: bytes) -> int | None:
     return row if type(row) is int else None
 
 
+def _digest_of(file: BinaryIO, number: int) -> tuple["hashlib.blake2b", int]:
+    """Return the digest of the next bytes of a file, and how many of so many are not there."""
+    digest, left = hashlib.blake2b(digest_size=16), number
+    while left and (piece := file.read(min(left, _PIECE_BYTES))):
+        digest.update(piece)
+        left -= len(piece)
+    return digest, left
+
+
 def _cut(path: Path, end: int) -> "hashlib.blake2b":
     """Cut a file to so many bytes, where it is longer, and return the digest of what stays."""
-    digest = hashlib.blake2b(digest_size=16)
     if not path.exists():
-        return digest
+        return hashlib.blake2b(digest_size=16)
     with path.open("r+b") as file:
-        left = end
-        while left and (piece := file.read(min(left, _PIECE_BYTES))):
-            digest.update(piece)
-            left -= len(piece)
+        digest, _ = _digest_of(file, end)
         if (over := file.seek(0, os.SEEK_END) - end) > 0:
             logger.warning("%s: %d bytes that were written after the last checkpoint are cut off", path, over)
             file.truncate(end)
@@ -238,6 +239,9 @@ def _cut(path: Path, end: int) -> "hashlib.blake2b":
 
 
 def _read(path: Path) -> dict[int, dict[str, Mark]]:
+    """Return the marks by round; none where there is no such file."""
+    if not path.exists():
+        return {}
     try:
         content: dict[str, Any] = read_json(path)
         return {
