@@ -257,9 +257,11 @@ class _Registrar:
             raise refused
         try:
             numbers, fields = reply.content.metric_records["metrics"], reply.content.config_records[RECORD]
-            client = RegistrationAnswer.client_of(numbers)
+            client = RegistrationAnswer.client_of(numbers, fields)
         except KeyError as error:
             raise SpatlError(f"a client's registration lacks {error}") from error
+        except UpdateRejected as error:
+            raise SpatlError(f"{self.inquiry.name_of(node)} could not register: {error}") from error
         num_clients = self.config.partition.num_clients
         if not isinstance(client, int) or not 0 <= client < num_clients:
             raise ConfigError(f"a node says it holds partition {client}; the config has {num_clients}, counted from 0")

@@ -17,6 +17,7 @@ from spatl.wire.blob import (
     CLOSED_INDICES,
     CONTROL,
     DERIVED,
+    DIGEST_BYTES,
     DOWNLOAD,
     DOWNLOAD_HEADER,
     HEADER,
@@ -216,4 +217,4 @@ def _derived_control(data: memoryview) -> DerivedControl:
 def download_overhead(*, controls: bool) -> int:
     """The length of a download of one change without the change itself, for a client that missed nothing."""
     control = SECTION.size + _DERIVED_CONTROL.size if controls else 0
-    return HEADER.size + DOWNLOAD_HEADER.size + SECTION.size + 1 + control
+    return HEADER.size + DOWNLOAD_HEADER.size + SECTION.size + 1 + control + DIGEST_BYTES

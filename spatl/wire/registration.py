@@ -1,6 +1,9 @@
-"""Registration of a client: what it says of itself before the first round."""
+"""Registration of a client: what it says of itself before the first round.
 
-from collections.abc import Mapping
+It travels in fields of Flower's records and not in a blob; one more field is the digest of them all.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -10,12 +13,12 @@ from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
 from spatl.errors import UpdateRejected
-from spatl.wire.blob import BLOB
+from spatl.wire.blob import BLOB, check_digest, digest_of
 
 _LARGEST_SALIENCY: Final = 1e30
 _MOST_EXAMPLES: Final = 1 << 32
 _CLIENT, _EXAMPLES = "partition-id", "num-examples"
-_FINGERPRINT, _AGREED, _REFUSED = "fingerprint", "agreed", "refused"
+_FINGERPRINT, _AGREED, _REFUSED, _CHECK = "fingerprint", "agreed", "refused", "check"
 _FIELDS: Final = {
     _FINGERPRINT: "fingerprint", "initial": "initial", "rest": "rest", BLOB: "saliency", "data": "digest",
     "description": "description",
@@ -37,11 +40,17 @@ class RegistrationQuestion:
 
     def fields(self) -> dict[str, bytes | str]:
         """Return what a message carries, by key."""
-        return {_FINGERPRINT: self.fingerprint} | ({} if self.agreed is None else {_AGREED: self.agreed})
+        fields = {_FINGERPRINT: self.fingerprint} | ({} if self.agreed is None else {_AGREED: self.agreed})
+        return fields | {_CHECK: digest_of(*_told(fields))}
 
     @classmethod
     def of_fields(cls, fields: Mapping[str, object]) -> Self:
-        """Return the question that a message carries; a client reads no more of it than the agreement."""
+        """Return the question that a message carries; a client reads no more of it than the agreement.
+
+        Raises:
+            UpdateRejected: It was altered.
+        """
+        check_digest(fields.get(_CHECK), *_told(fields))
         agreed = fields.get(_AGREED)
         return cls(agreed=None if agreed is None else str(agreed))
 
@@ -79,12 +88,20 @@ class RegistrationAnswer:
     def fields(self) -> dict[str, bytes | str]:
         """Return what else a message carries, by key."""
         values = {key: getattr(self, name) for key, name in _FIELDS.items()} | {_REFUSED: self.refused}
-        return {key: value for key, value in values.items() if value is not None}
+        fields = {key: value for key, value in values.items() if value is not None}
+        return fields | {_CHECK: digest_of(*_told({**self.numbers(), **fields}))}
 
     @staticmethod
-    def client_of(numbers: Mapping[str, object]) -> object:
-        """Return the partition that a message says it is of, as it stands there."""
-        return numbers[_CLIENT]
+    def client_of(numbers: Mapping[str, object], fields: Mapping[str, object]) -> object:
+        """Return the partition that a message says it is of, as it stands there.
+
+        Raises:
+            KeyError: It says none.
+            UpdateRejected: It was altered.
+        """
+        client = numbers[_CLIENT]
+        check_digest(fields.get(_CHECK), *_told({**numbers, **fields}))
+        return client
 
     @classmethod
     def of_fields(cls, client: int, numbers: Mapping[str, object], fields: Mapping[str, object]) -> Self:
@@ -115,6 +132,15 @@ class RegistrationAnswer:
             digest=parts.get("digest"),
             description=parts.get("description"),
         )
+
+
+def _told(fields: Mapping[str, object]) -> Iterator[bytes]:
+    """Yield all that fields say, in an order of its own; the digest of it is none of them."""
+    for key, value in sorted(fields.items()):
+        if key != _CHECK:
+            content = value if isinstance(value, bytes) else str(value).encode()
+            yield f"{key} {type(value).__name__} {len(content)} ".encode()
+            yield content
 
 
 def pack_saliency(saliency: Tensor) -> bytes:

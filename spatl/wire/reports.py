@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.errors import UpdateRejected
+from spatl.wire.blob import DIGEST_BYTES, with_digest, without_digest
 
 LARGEST_METRIC: Final = 1e9
 """A loss above it belongs to no training that still works."""
@@ -88,8 +89,26 @@ class TrainReport(_Report):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateReport(_Report):
-    """Report on the encoder after the last round, on the client's test split."""
+    """Report on the encoder after the last round, on the client's test split; it travels alone, with its digest."""
 
     num_examples: int = _number("I")
     accuracy: float = _number("d")
     loss: float = _number("d")
+
+    def to_bytes(self) -> bytes:
+        """The numbers, one after another, and a digest."""
+        return with_digest(super().to_bytes())
+
+    @classmethod
+    def num_bytes(cls) -> int:
+        """Return how many bytes `to_bytes` writes."""
+        return super().num_bytes() + DIGEST_BYTES
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            UpdateRejected: It was altered, its length is wrong, or a number is out of its range.
+        """
+        return super().from_bytes(without_digest(data))

@@ -10,6 +10,7 @@ from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, pack_bitmap
 from spatl.errors import UpdateRejected
 from spatl.wire.blob import (
+    DIGEST_BYTES,
     HEADER,
     REPORT,
     SECTION,
@@ -79,8 +80,8 @@ def pack_update(
     header = UPDATE_HEADER.pack(update.base_version, update.step_weight, update.corrected)
     room = None
     if max_bytes is not None:
-        spent = HEADER.size + len(header) + SECTION.size + sum(SECTION.size + len(s) for s in sections.values())
-        room = max_bytes - spent
+        spent = HEADER.size + len(header) + sum(SECTION.size + len(s) for s in sections.values()) + DIGEST_BYTES
+        room = max_bytes - spent - SECTION.size
     places = layout.places(update.selection)
     sections[VALUES] = codec.encode(update.values, places, generator=generator, max_bytes=room)
     return pack_blob(UPDATE, codec, update.server_round, layout, header, sections)
@@ -128,5 +129,5 @@ def update_bytes(layout: EncoderLayout, codec: Codec, *, num_values: int, num_ch
     """The length of a packed update with so many values of so many channels: the largest, where it varies."""
     bitmap = 0 if num_channels == layout.num_channels else (layout.num_channels + 7) // 8
     values = codec.num_bytes(num_values=num_values, num_channels=num_channels)
-    overhead = HEADER.size + UPDATE_HEADER.size + 3 * SECTION.size + TrainReport.num_bytes()
+    overhead = HEADER.size + UPDATE_HEADER.size + 3 * SECTION.size + TrainReport.num_bytes() + DIGEST_BYTES
     return overhead + bitmap + values

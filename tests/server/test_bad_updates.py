@@ -2,6 +2,7 @@
 
 import math
 import struct
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,21 +19,13 @@ from tests.support.federations import (
     tampering,
     tiny_config,
 )
+from tests.support.messages import forged, written
 
 # Where things stand in an update: docs/wire-format.md.
 FORMAT, KIND, CODEC, COUNT, ROUND, FINGERPRINT, PAYLOAD, VERSION, STEP, CORRECTED, TABLE = (
     4, 5, 6, 7, 8, 12, 20, 28, 32, 40, 41,
 )  # fmt: skip
 SECTION = 9
-
-
-def written(place, form, *values):
-    """A change of a blob: other numbers at a place."""
-
-    def change(blob):
-        return blob[:place] + struct.pack(form, *values) + blob[place + struct.calcsize(form) :]
-
-    return change
 
 
 def with_section(name, data):
@@ -47,7 +40,7 @@ def with_section(name, data):
         place = {"values": -1, "indices": [row[0] in (2, 4) for row in rows].index(True)}[name]
         parts[place] = data(parts[place])
         rows[place][1] = len(parts[place])
-        head = written(PAYLOAD, "<Q", sum(map(len, parts)))(blob[:TABLE])
+        head = written(PAYLOAD, "Q", sum(map(len, parts)))(blob[:TABLE])
         return b"".join((head, *(struct.pack("<BQ", *row) for row in rows), *parts))
 
     return change
@@ -60,23 +53,23 @@ BAD = {
     "one byte less": lambda blob: blob[:-1],
     "one byte more": lambda blob: blob + b"\0",
     "random bytes": lambda blob: np.random.default_rng(1).bytes(len(blob)),
-    "another magic": written(0, "<4s", b"NPTL"),
-    "another format": written(FORMAT, "<B", 9),
-    "a download": written(KIND, "<B", 1),
-    "another codec": written(CODEC, "<B", CODECS["int8"].number),
-    "an unknown codec": written(CODEC, "<B", 250),
-    "255 sections": written(COUNT, "<B", 255),
-    "a section of an exabyte": written(TABLE + 1, "<Q", 2**60),
-    "a payload of an exabyte": written(PAYLOAD, "<Q", 2**60),
-    "an unknown section": written(TABLE, "<B", 77),
-    "a section twice": lambda blob: written(TABLE, "<B", blob[TABLE + SECTION])(blob),
-    "a round to come": written(ROUND, "<I", 10_000),
-    "another model's fingerprint": written(FINGERPRINT, "<Q", 1),
-    "another base version": written(VERSION, "<I", 10_000),
-    "a step weight of 0": written(STEP, "<d", 0.0),
-    "a step weight of NaN": written(STEP, "<d", math.nan),
-    "an absurd step weight": written(STEP, "<d", 1e-9),
-    "a flag that is no flag": written(CORRECTED, "<B", 7),
+    "another magic": written(0, "4s", b"NPTL"),
+    "another format": written(FORMAT, "B", 9),
+    "a download": written(KIND, "B", 1),
+    "another codec": written(CODEC, "B", CODECS["int8"].number),
+    "an unknown codec": written(CODEC, "B", 250),
+    "255 sections": written(COUNT, "B", 255),
+    "a section of an exabyte": written(TABLE + 1, "Q", 2**60),
+    "a payload of an exabyte": written(PAYLOAD, "Q", 2**60),
+    "an unknown section": written(TABLE, "B", 77),
+    "a section twice": lambda blob: written(TABLE, "B", blob[TABLE + SECTION])(blob),
+    "a round to come": written(ROUND, "I", 10_000),
+    "another model's fingerprint": written(FINGERPRINT, "Q", 1),
+    "another base version": written(VERSION, "I", 10_000),
+    "a step weight of 0": written(STEP, "d", 0.0),
+    "a step weight of NaN": written(STEP, "d", math.nan),
+    "an absurd step weight": written(STEP, "d", 1e-9),
+    "a flag that is no flag": written(CORRECTED, "B", 7),
     "too few indices": with_section("indices", lambda data: data[:-1]),
     "too many indices": with_section("indices", lambda data: data + b"\xff"),
     "a channel beyond the last": with_section("indices", lambda data: data[:-1] + bytes([data[-1] | 0x80])),
@@ -84,8 +77,14 @@ BAD = {
     "a value more than the indices say": with_section("values", lambda data: data + data[:4]),
     "NaN": with_section("values", lambda data: data[:-4] + struct.pack("<f", math.nan)),
     "infinity": with_section("values", lambda data: data[:-4] + struct.pack("<f", -math.inf)),
+}
+"""Changes of all of an update but its digest, which the sender makes anew."""
+ALTERED = {
     "a thousand times the update": lambda blob: scaled(blob, 1000.0),
     "an update of 1e30": lambda blob: scaled(blob, 1e30),
+    "a bit of a value": written(-12, "B", 0x55),
+    "a digest of others": lambda blob: blob[:-8] + b"otherone",
+    "no digest": lambda blob: blob[:-8],
 }
 
 
@@ -96,7 +95,7 @@ def test_of_thirty_kinds_of_bad_updates_nothing_is_folded_in(tmp_path):
     Every round ends as if the reply had been lost on its way, to the bit, and says who was refused and why. An index
     cannot be repeated: indices are a bitmap. Nor can a client speak for another: Flower knows its node by its key.
     """
-    kinds = list(BAD.items())
+    kinds = [*((name, partial(forged, change=change)) for name, change in BAD.items()), *ALTERED.items()]
     config = tiny_config(
         rounds=len(kinds) + 5, method="spatl", selection={"selector": "update", "keep_ratio": 0.5},
         wire={"uplink": "float32", "downlink": "adaptive"}, training={"local_steps": 1},

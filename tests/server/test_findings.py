@@ -1,6 +1,5 @@
 """Findings of clients: asked, counted, checked and kept, and nothing else of a run changes by them."""
 
-import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +37,7 @@ from tests.support.federations import (
     without_seconds,
 )
 from tests.support.findings import same_findings
+from tests.support.messages import forged, written
 from tests.support.own_data import own_config, serve_devices
 
 RESNET = {"name": "resnet8", "options": {"width": 0.25}}
@@ -109,13 +109,7 @@ def test_each_message_is_in_the_ledger_and_all_bytes_are_theirs(tmp_path: Path) 
 
 def _with(place: int, value: float) -> Callable[[bytes], bytes]:
     """A change of one binary64 number of findings; the first is the mean of filter 0."""
-
-    def change(blob: bytes) -> bytes:
-        data = bytearray(blob)
-        struct.pack_into("<d", data, 28 + 4 + 4 * 9 + 8 * place, value)
-        return bytes(data)
-
-    return change
+    return written(28 + 4 + 4 * 9 + 8 * place, "d", value)
 
 
 @pytest.mark.parametrize(
@@ -123,16 +117,16 @@ def _with(place: int, value: float) -> Callable[[bytes], bytes]:
     [
         (_with(3, float("nan")), "the means must be finite"),
         (_with(4, -1.0), "the means must not be below 0"),
-        (lambda blob: blob[:-4], "promises"),
-        (lambda blob: b"", "fewer than a header"),
-        (lambda blob: blob[:28] + b"\x07" + blob[29:], "version 7, expected round 1 and version 1"),
+        (lambda body: body[:-4], "promises"),
+        (lambda body: b"", "fewer than a header"),
+        (lambda body: body[:28] + b"\x07" + body[29:], "version 7, expected round 1 and version 1"),
     ],
 )
 def test_what_cannot_be_used_is_named_and_left_out(
     change: Callable[[bytes], bytes], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def lie(client: int, content: RecordDict) -> RecordDict:
-        return blob_content(change(blob_of(content))) if client == 2 else content
+        return blob_content(forged(blob_of(content), change)) if client == 2 else content
 
     summary = run_tiny(asking("end", rounds=1), tmp_path, app=tampering(findings=lie))
     assert "the findings of client 2 are not used: " in caplog.text
@@ -149,9 +143,8 @@ def test_training_examples_that_were_not_registered_are_refused(
     place = 28 + 4 + 4 * 9 + 16 * findings_shape(blueprint_of(config)).num_filters + 2 * 8 * 10
 
     def lie(client: int, content: RecordDict) -> RecordDict:
-        data = bytearray(blob_of(content))
-        data[place] += 1
-        return blob_content(bytes(data)) if client == 4 else content
+        blob = blob_of(content)
+        return blob_content(forged(blob, written(place, "B", blob[place] + 1))) if client == 4 else content
 
     run_tiny(config, tmp_path, app=tampering(findings=lie))
     assert "training examples, the client registered" in caplog.text

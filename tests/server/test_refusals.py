@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 from server.replies import blob_content
 from spatl.errors import DivergedError, SpatlError
 from spatl.runs.records import read_lines
-from spatl.wire.blob import section_bytes
+from spatl.wire.blob import section_bytes, with_digest
 from spatl.wire.codecs import CODECS
 from spatl.wire.update import pack_update
 from tests.support.federations import (
@@ -26,13 +26,15 @@ from tests.support.federations import (
     tampering,
     tiny_config,
 )
+from tests.support.messages import forged
 
 
 def reporting(content, layout, **numbers):
     """An update's records with other numbers in its report."""
     blob = blob_of(content)
     _, report = parted(blob, layout)
-    return blob_content(blob.replace(report.to_bytes(), dataclasses.replace(report, **numbers).to_bytes()))
+    other = dataclasses.replace(report, **numbers)
+    return blob_content(forged(blob, lambda body: body.replace(report.to_bytes(), other.to_bytes())))
 
 
 def packed(update, layout, codec="float32"):
@@ -40,29 +42,29 @@ def packed(update, layout, codec="float32"):
     return blob_content(pack_update(update, layout, CODECS[codec], generator=torch.Generator()))
 
 
-def with_first_values(blob, first):
+def with_first_values(body, first):
     """A blob whose last section, the values, starts otherwise: with the step, where they are adaptive."""
-    start = len(blob) - section_bytes(blob)["values"]
-    return blob[:start] + first + blob[start + len(first) :]
+    start = len(body) - section_bytes(with_digest(body))["values"]
+    return body[:start] + first + body[start + len(first) :]
 
 
 @pytest.mark.parametrize(
     ("wire", "change", "reason"),
     [
-        (DENSE, lambda blob: blob[:-4] + b"\x00\x00\xc0\x7f", "NaN or infinity"),
-        (DENSE, lambda blob: blob[:-4] + b"\x00\x00\x80\x7f", "NaN or infinity"),
-        (COMPRESSED, lambda blob: with_first_values(blob, b"\x00\x00\xc0\x7f"), "step of adaptive values"),
-        (COMPRESSED, lambda blob: with_first_values(blob, b"\x00\x00\x80\x7f"), "step of adaptive values"),
-        (COMPRESSED, lambda blob: blob[:-1], "promises"),
-        (COMPRESSED, lambda blob: b"", "fewer than a header"),
-        (COMPRESSED, lambda blob: blob[:12] + b"\0" * 8 + blob[20:], "fingerprint"),
-        (COMPRESSED, lambda blob: blob[:8] + b"\x01" + blob[9:], "answers round"),
-        (COMPRESSED, lambda blob: blob[:28] + b"\x00" + blob[29:], "from version 0, expected round"),
+        (DENSE, lambda body: body[:-4] + b"\x00\x00\xc0\x7f", "NaN or infinity"),
+        (DENSE, lambda body: body[:-4] + b"\x00\x00\x80\x7f", "NaN or infinity"),
+        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\xc0\x7f"), "step of adaptive values"),
+        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\x80\x7f"), "step of adaptive values"),
+        (COMPRESSED, lambda body: body[:-1], "promises"),
+        (COMPRESSED, lambda body: b"", "fewer than a header"),
+        (COMPRESSED, lambda body: body[:12] + b"\0" * 8 + body[20:], "fingerprint"),
+        (COMPRESSED, lambda body: body[:8] + b"\x01" + body[9:], "answers round"),
+        (COMPRESSED, lambda body: body[:28] + b"\x00" + body[29:], "from version 0, expected round"),
     ],
 )
 def test_a_bad_update_is_refused_and_counted_and_the_round_goes_on(tmp_path, caplog, wire, change, reason):
     def attack(client, content):
-        return blob_content(change(blob_of(content))) if client == 1 else content
+        return blob_content(forged(blob_of(content), change)) if client == 1 else content
 
     summary = run_tiny(tiny_config(rounds=2, wire=wire), tmp_path, app=tampering(attack))
     rows = read_lines(tmp_path / "history.jsonl")

@@ -1,6 +1,7 @@
 """Who takes part: the run starts with all, with the right ones, or not at all."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from flwr.app import Context, Message, RecordDict
@@ -10,6 +11,8 @@ import server.app
 from clients.app import app as client_app
 from server.grids import InProcessGrid
 from spatl.errors import ConfigError, SpatlError
+from spatl.wire.blob import RECORD
+from spatl.wire.registration import RegistrationAnswer
 from tests.support.federations import run_tiny, tiny_config
 
 
@@ -61,8 +64,11 @@ def test_a_client_that_claims_other_numbers_of_examples_than_its_share_has_is_re
     def register(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         numbers = reply.content.metric_records["metrics"]
-        if numbers["partition-id"] == 3:
-            numbers["num-examples"] = int(numbers["num-examples"] * factor)
+        told = RegistrationAnswer.of_fields(numbers["partition-id"], numbers, reply.content.config_records[RECORD])
+        if told.client == 3:
+            lie = replace(told, num_examples=int(told.num_examples * factor))
+            numbers.update(lie.numbers())
+            reply.content.config_records[RECORD].update(lie.fields())
         return reply
 
     with pytest.raises(

@@ -1,7 +1,6 @@
 """BatchNorm statistics after the last round: counted, checked, and put together from whoever can be believed."""
 
 import json
-import struct
 from pathlib import Path
 
 import pytest
@@ -17,22 +16,21 @@ from spatl.rounds.client_state import ClientState
 from spatl.rounds.workplace import Workplace
 from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.records import read_lines
-from spatl.wire.blob import section_bytes
+from spatl.wire.blob import section_bytes, with_digest
 from spatl.wire.statistics import Statistics
 from tests.support.clients import received
 from tests.support.federations import blob_of, blueprint_of, run_tiny, tampering, tiny_config
+from tests.support.messages import forged, written
 
 RESNET = {"name": "resnet8", "options": {"width": 0.25}}
 CONFIG = tiny_config(rounds=1, model=RESNET, training={"batch_norm": "aggregated"})
 NUM_CHANNELS = 84  # 4 + 2 x 4 + 3 x 8 + 3 x 16 of ResNet-8 at a quarter of its width
 
 
-def changed(blob: bytes, place: int, *values: float) -> bytes:
-    """A blob of statistics with other numbers from a place on."""
-    start = len(blob) - section_bytes(blob)["values"]
-    data = bytearray(blob)
-    struct.pack_into(f"<{len(values)}f", data, start + 4 * place, *values)
-    return bytes(data)
+def changed(body: bytes, place: int, *values: float) -> bytes:
+    """A blob of statistics, but for its digest, with other numbers from a place on."""
+    start = len(body) - section_bytes(with_digest(body))["values"]
+    return written(start + 4 * place, f"{len(values)}f", *values)(body)
 
 
 def test_each_client_is_asked_once_more_and_both_ways_cost_eight_bytes_a_channel(tmp_path: Path) -> None:
@@ -55,17 +53,17 @@ def test_each_client_is_asked_once_more_and_both_ways_cost_eight_bytes_a_channel
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda blob: changed(blob, 3, float("nan")), "running means must be finite"),
-        (lambda blob: changed(blob, NUM_CHANNELS, -1.0), "running variances must lie in"),
-        (lambda blob: changed(blob, 0, *[1e6] * NUM_CHANNELS), "standard deviations and a factor of"),
-        (lambda blob: blob[:-4], "promises"),
-        (lambda blob: b"", "fewer than a header"),
-        (lambda blob: blob[:28] + b"\x07" + blob[29:], "version 7, expected round 1 and version 1"),
+        (lambda body: changed(body, 3, float("nan")), "running means must be finite"),
+        (lambda body: changed(body, NUM_CHANNELS, -1.0), "running variances must lie in"),
+        (lambda body: changed(body, 0, *[1e6] * NUM_CHANNELS), "standard deviations and a factor of"),
+        (lambda body: body[:-4], "promises"),
+        (lambda body: b"", "fewer than a header"),
+        (lambda body: body[:28] + b"\x07" + body[29:], "version 7, expected round 1 and version 1"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path, change, reason, caplog) -> None:  # type: ignore[no-untyped-def]
     def lie(client: int, content: RecordDict) -> RecordDict:
-        return blob_content(change(blob_of(content))) if client == 2 else content
+        return blob_content(forged(blob_of(content), change)) if client == 2 else content
 
     run_tiny(CONFIG, tmp_path / "all but one", app=tampering(statistics=lie))
     assert "the BatchNorm statistics of client 2 are not used: " in caplog.text
@@ -91,7 +89,9 @@ def test_a_rule_that_trusts_nobody_takes_medians(tmp_path: Path) -> None:
     """One client moves every mean by three deviations; the sum follows by a fifth of that, the median hardly at all."""
 
     def lie(client: int, content: RecordDict) -> RecordDict:
-        return blob_content(changed(blob_of(content), 0, *[3.0] * NUM_CHANNELS)) if client == 2 else content
+        if client != 2:
+            return content
+        return blob_content(forged(blob_of(content), lambda body: changed(body, 0, *[3.0] * NUM_CHANNELS)))
 
     means: dict[tuple[str, bool], torch.Tensor] = {}
     for rule in ("mean", "median"):

@@ -7,8 +7,9 @@ another length, ends it with a status other than 0. It needs a process of its ow
 
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,42 +22,41 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.channels.layout import Places
     from spatl.channels.selection import Selection
     from spatl.errors import UpdateRejected
-    from spatl.rounds.downlink import Reference
     from spatl.rounds.following import Held, follow
     from spatl.saliency.findings import fault_of
-    from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
-    from spatl.wire.download import DerivedControl, pack_download, unpack_download
+    from spatl.wire.blob import DIGEST_BYTES, with_digest
+    from spatl.wire.codecs import CODECS_BY_NUMBER
+    from spatl.wire.download import unpack_download
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
-    from spatl.wire.findings import FindingsShape, pack_findings, unpack_findings
+    from spatl.wire.findings import unpack_findings
     from spatl.wire.reports import ROUNDING, TrainReport
-    from spatl.wire.statistics import Arrival, Statistics, pack_statistics, unpack_statistics
-    from spatl.wire.update import pack_update
-    from tests.support.findings import drawn_findings
-    from tests.support.layouts import make_update
+    from spatl.wire.statistics import unpack_statistics
+    from tests.support.blobs import INITIAL, NUM_STATISTICS, SHAPE, Sent, downloads, findings, statistics, updates
     from tests.support.messages import LAYOUT, REPORT, codec_of, unpack
 
-MASKS = ([True] * LAYOUT.num_channels, [True, False] * 6 + [True])
-INITIAL = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(1))
 HEADER, SECTION = 28, 9
 OWN_HEADER = {1: 20, 2: 13, 3: 4, 4: 4}
-NUM_STATISTICS = 5
 
 
 def with_whole_payload(data: bytes) -> bytes:
-    """The bytes, with the lengths that a header promises made right: few mutations would get past them otherwise."""
+    """The bytes, with promised lengths and digest made right: few mutations would get past them otherwise."""
     if len(data) < HEADER or data[5] not in OWN_HEADER:
         return data
     table, count = HEADER + OWN_HEADER[data[5]], data[7]
-    payload = len(data) - table - SECTION * count
+    payload = len(data) - DIGEST_BYTES - table - SECTION * count
     if payload < 0:
         return data
-    blob = bytearray(data)
+    blob = bytearray(data[:-DIGEST_BYTES])
     struct.pack_into("<Q", blob, 20, payload)
     rows = [table + 1 + SECTION * section for section in range(count)]
     before = sum(struct.unpack_from("<Q", blob, row)[0] for row in rows[:-1])
     if rows and before <= payload:
         struct.pack_into("<Q", blob, rows[-1], payload - before)
-    return bytes(blob)
+    return with_digest(bytes(blob))
+
+
+def seeds_of(sent: Callable[[], Iterator[Sent]]) -> list[bytes]:
+    return [each.blob for each in sent()]
 
 
 def decode_update(data: bytes) -> None:
@@ -64,17 +64,6 @@ def decode_update(data: bytes) -> None:
     assert torch.isfinite(update.values).all()
     assert len(update.values) == len(update.selection.entries(LAYOUT))
     assert 0 < update.step_weight < float("inf")
-
-
-def update_seeds() -> list[bytes]:
-    difference = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(0))
-    updates = [make_update(LAYOUT, mask, difference * scale) for mask in MASKS for scale in (0.0, 0.1)]
-    return [
-        pack_update(replace(update, report=report), LAYOUT, codec, generator=torch.Generator())
-        for codec in CODECS.values()
-        for update in updates
-        for report in (None, REPORT)
-    ]
 
 
 def follow_download(data: bytes) -> None:
@@ -93,27 +82,6 @@ def follow_download(data: bytes) -> None:
 
 def entries_of(selection: Selection | None) -> torch.Tensor:
     return torch.arange(LAYOUT.num_entries) if selection is None else selection.entries(LAYOUT)
-
-
-def download_seeds() -> list[bytes]:
-    seeds = []
-    for codec in CODECS.values():
-        for selection in (None, Selection(torch.tensor(MASKS[1]))):
-            draw = torch.Generator().manual_seed(0)
-            reference = Reference(INITIAL, LAYOUT, codec, selection=selection)
-            for _ in range(4):
-                difference = 0.1 * torch.randn(LAYOUT.num_entries, generator=draw)
-                reference, _ = reference.advance(reference.encoder + difference, generator=draw)
-            for held in (0, 2, 3):
-                download = reference.download(
-                    held, server_round=5, acknowledged_round=3, cannot_build=held == 0 and selection is None
-                )
-                seeds.append(pack_download(download, LAYOUT))
-                seeds.append(pack_download(replace(download, derived=DerivedControl(0.5, 0.25, True)), LAYOUT))
-            if codec.relative:
-                snapshot = torch.arange(len(entries_of(selection)), dtype=torch.int32)
-                seeds.append(pack_download(replace(download, values=(), snapshot=snapshot), LAYOUT))
-    return seeds
 
 
 def decode_report(data: bytes) -> None:
@@ -175,23 +143,13 @@ def integers_seeds() -> list[bytes]:
 
 
 def decode_statistics(data: bytes) -> None:
-    asked = len(data) > 0 and data[-1] % 2 == 1
+    asked = len(data) > DIGEST_BYTES and data[-1 - DIGEST_BYTES] % 2 == 1
     read = unpack_statistics(
         with_whole_payload(data), LAYOUT, codec_of(data), server_round=7, version=6, num_channels=NUM_STATISTICS,
         with_accuracy=asked,
     )  # fmt: skip
     assert torch.isfinite(read.statistics.means).all()
     assert (read.statistics.variances >= 0).all()
-
-
-def statistics_seeds() -> list[bytes]:
-    draw = torch.Generator().manual_seed(0)
-    means, variances = torch.randn(NUM_STATISTICS, generator=draw), torch.ones(NUM_STATISTICS)
-    statistics = Statistics(means, torch.cat([variances[:-1], torch.tensor([2.0])]))  # whose last byte is 0x40
-    return [pack_statistics(Arrival(statistics), LAYOUT, codec, server_round=7, version=6) for codec in CODECS.values()]
-
-
-SHAPE = FindingsShape(num_filters=2, num_classes=3, num_features=2)
 
 
 def decode_findings(data: bytes) -> None:
@@ -202,16 +160,11 @@ def decode_findings(data: bytes) -> None:
     assert read.prototypes.shape == (SHAPE.num_classes, SHAPE.num_features)
 
 
-def findings_seeds() -> list[bytes]:
-    drawn = [drawn_findings(seed, num_filters=2, num_classes=3, num_features=2) for seed in range(3)]
-    return [pack_findings(each, LAYOUT, CODECS["float32"], server_round=7, version=6) for each in drawn]
-
-
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
-    "update": (decode_update, update_seeds),
-    "download": (follow_download, download_seeds),
-    "statistics": (decode_statistics, statistics_seeds),
-    "findings": (decode_findings, findings_seeds),
+    "update": (decode_update, partial(seeds_of, updates)),
+    "download": (follow_download, partial(seeds_of, downloads)),
+    "statistics": (decode_statistics, partial(seeds_of, statistics)),
+    "findings": (decode_findings, partial(seeds_of, findings)),
     "report": (decode_report, report_seeds),
     "values": (decode_values, values_seeds),
     "integers": (decode_integers_of_many, integers_seeds),

@@ -23,10 +23,10 @@ from spatl.rounds.client_state import ClientState
 from spatl.runs.checkpoint import ServerState
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
-from spatl.wire.blob import BLOB, RECORD, section_bytes
+from spatl.wire.blob import BLOB, DIGEST_BYTES, RECORD, section_bytes
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update, unpack_update
-from tests.support.messages import codec_of
+from tests.support.messages import codec_of, forged
 
 DENSE = {"uplink": "float32", "downlink": "float32"}
 COMPRESSED = {"uplink": "adaptive", "downlink": "adaptive"}
@@ -153,8 +153,12 @@ def blob_of(content: RecordDict) -> bytes:
 
 def scaled(blob: bytes, factor: float) -> bytes:
     """An update with all its values times a factor; they are the last section, in float32."""
-    start = len(blob) - section_bytes(blob)["values"]
-    return blob[:start] + (np.frombuffer(blob[start:], "<f4") * np.float32(factor)).tobytes()
+    length = section_bytes(blob)["values"]
+
+    def change(body: bytes) -> bytes:
+        return body[:-length] + (np.frombuffer(body[-length:], "<f4") * np.float32(factor)).tobytes()
+
+    return forged(blob, change) if length else blob
 
 
 def opened(blob: bytes, layout: EncoderLayout) -> Update:
@@ -164,11 +168,11 @@ def opened(blob: bytes, layout: EncoderLayout) -> Update:
 
 
 def parted(blob: bytes, layout: EncoderLayout) -> tuple[bytes, TrainReport]:
-    """The bytes of an update but for its report, which tells of seconds, and the report."""
+    """The bytes of an update but for its report, which tells of seconds, and its digest; and the report."""
     report = opened(blob, layout).report
     assert report is not None
     assert blob.count(report.to_bytes()) == 1
-    return blob.replace(report.to_bytes(), b""), report
+    return blob[:-DIGEST_BYTES].replace(report.to_bytes(), b""), report
 
 
 def state_of(directory: Path, client: int) -> ClientState:

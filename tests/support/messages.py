@@ -1,10 +1,14 @@
 """Small messages, and what their headers are refused for."""
 
+import struct
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
+from spatl.wire.blob import DIGEST_BYTES, with_digest
 from spatl.wire.codec import Codec
 from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
 from spatl.wire.download import Download
@@ -34,6 +38,22 @@ def unpack(blob: bytes, codec: Codec = FLOAT32) -> Update:
     return unpack_update(blob, LAYOUT, codec, server_round=1, base_version=0)
 
 
+def forged(blob: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A blob that `change` made of all of one but its digest, with a digest that is right: what a liar sends."""
+    return with_digest(change(blob[:-DIGEST_BYTES]))
+
+
+def written(place: int, form: str, *values: Any) -> Callable[[bytes], bytes]:
+    """A change of bytes: other numbers at a place, little-endian."""
+
+    def change(data: bytes) -> bytes:
+        changed = bytearray(data)
+        struct.pack_into(f"<{form}", changed, place, *values)
+        return bytes(changed)
+
+    return change
+
+
 def codec_of(blob: bytes) -> Codec:
     """The codec that a blob says it is written with; float32 where it is none of ours."""
     return CODECS_BY_NUMBER.get(blob[6], FLOAT32) if len(blob) > 6 else FLOAT32
@@ -41,7 +61,7 @@ def codec_of(blob: bytes) -> Codec:
 
 HEADER_CASES = [
     (0, "4s", b"EVIL", "not a SPATL blob"),
-    (4, "B", 1, "format version 1, expected 3"),
+    (4, "B", 3, "format version 3, expected 4"),
     (4, "B", 99, "format version 99"),
     (5, "B", 0, "kind 0"),
     (6, "B", 200, "codec number 200"),

@@ -16,7 +16,7 @@ from spatl.wire.blob import section_bytes
 from spatl.wire.codecs import CODECS
 from spatl.wire.download import DerivedControl, Download, download_overhead, pack_download, unpack_download
 from tests.support.layouts import split_labels
-from tests.support.messages import HEADER_CASES, LAYOUT, download_of
+from tests.support.messages import HEADER_CASES, LAYOUT, download_of, forged, written
 
 SOME = Selection(torch.arange(LAYOUT.num_channels) % 2 == 0)
 READS = torch.arange(LAYOUT.num_entries) % (LAYOUT.num_channels + 1) - 1
@@ -101,10 +101,9 @@ def test_rounds_and_versions_of_32_bits_come_through_or_are_refused(numbers):
 )
 def test_every_header_field_of_a_download_is_checked(offset, layout, value, reason):
     """The header is 28 bytes, the download's own 20, and the table of sections follows at 48."""
-    blob = bytearray(pack_download(whole_download(), LAYOUT))
-    struct.pack_into("<" + layout, blob, offset, value)
+    blob = pack_download(whole_download(), LAYOUT)
     with pytest.raises(UpdateRejected, match=reason):
-        unpack(bytes(blob), LAYOUT)
+        unpack(forged(blob, written(offset, layout, value)), LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +130,9 @@ def test_every_section_of_a_download_is_checked(sections, reason):
 
 def with_section(kind: int, data: bytes) -> bytes:
     """A download of one section with any bytes."""
-    blob = bytearray(pack_download(download_of(), LAYOUT))
-    blob[7] = 1
-    struct.pack_into("<Q", blob, 20, len(data))
-    return bytes(blob) + struct.pack("<BQ", kind, len(data)) + data
+    row = struct.pack("<BQ", kind, len(data)) + data
+    blob = forged(pack_download(download_of(), LAYOUT), lambda body: written(7, "B", 1)(body) + row)
+    return forged(blob, written(20, "Q", len(data)))
 
 
 @pytest.mark.parametrize(
@@ -160,19 +158,17 @@ def test_numbers_that_control_follows_from_have_one_length(length):
         unpack(with_section(8, bytes(length)), LAYOUT)
 
 
-def test_a_truncated_extended_or_changed_download_is_refused_or_well_formed():
+def test_a_truncated_extended_or_forged_download_is_refused_or_well_formed():
     sent = replace(whole_download(), values=(b"one",))
     blob = pack_download(sent, LAYOUT)
-    for length in range(len(blob)):
+    for length in range(len(blob) - 8):
         with pytest.raises(UpdateRejected):
-            unpack(blob[:length], LAYOUT)
+            unpack(forged(blob, lambda body, length=length: body[:length]), LAYOUT)
     with pytest.raises(UpdateRejected):
-        unpack(blob + b"\0", LAYOUT)
-    for position, mask in product(range(len(blob)), (1, 0x80, 0xFF)):
-        changed = bytearray(blob)
-        changed[position] ^= mask
+        unpack(forged(blob, lambda body: body + b"\0"), LAYOUT)
+    for position, mask in product(range(len(blob) - 8), (1, 0x80, 0xFF)):
         try:
-            seen = unpack(bytes(changed), LAYOUT)
+            seen = unpack(forged(blob, written(position, "B", blob[position] ^ mask)), LAYOUT)
         except UpdateRejected:
             continue
         assert bool(torch.isfinite(seen.base).all())

@@ -1,7 +1,6 @@
 """An update as bytes: what goes in comes out, and nothing damaged comes through."""
 
 import re
-import struct
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,19 @@ from spatl.wire.download import pack_download, unpack_download
 from spatl.wire.reports import EvaluateReport, TrainReport
 from spatl.wire.update import Update, pack_update, unpack_update, update_bytes
 from tests.support.layouts import interleaved_layout, make_update
-from tests.support.messages import FLOAT32, GENERATOR, HEADER_CASES, LAYOUT, REPORT, download_of, masks, packed, unpack
+from tests.support.messages import (
+    FLOAT32,
+    GENERATOR,
+    HEADER_CASES,
+    LAYOUT,
+    REPORT,
+    download_of,
+    forged,
+    masks,
+    packed,
+    unpack,
+    written,
+)
 
 
 @given(mask=masks, step_weight=st.floats(1e-6, 1e6))
@@ -68,13 +79,12 @@ def test_noise_is_refused(noise):
 
 
 @given(mask=masks, data=st.data())
-def test_a_changed_byte_is_refused_or_changes_a_value_only(mask, data):
+def test_a_forged_byte_is_refused_or_changes_a_value_only(mask, data):
     blob, update = packed(mask)
-    position = data.draw(st.integers(0, len(blob) - 1))
-    changed = bytearray(blob)
-    changed[position] ^= data.draw(st.integers(1, 255))
+    position = data.draw(st.integers(0, len(blob) - 9))
+    changed = blob[position] ^ data.draw(st.integers(1, 255))
     try:
-        seen = unpack(bytes(changed))
+        seen = unpack(forged(blob, written(position, "B", changed)))
     except UpdateRejected:
         return
     assert bool(torch.isfinite(seen.values).all())
@@ -111,10 +121,9 @@ def test_a_changed_byte_is_refused_or_changes_a_value_only(mask, data):
     ],
 )
 def test_every_header_field_and_section_of_an_update_is_checked(offset, layout, value, reason):
-    blob = bytearray(packed([True, False] * (LAYOUT.num_channels // 2) + [True])[0])
-    struct.pack_into("<" + layout, blob, offset, value)
+    blob, _ = packed([True, False] * (LAYOUT.num_channels // 2) + [True])
     with pytest.raises(UpdateRejected, match=reason):
-        unpack(bytes(blob))
+        unpack(forged(blob, written(offset, layout, value)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -165,7 +174,7 @@ def test_the_documented_lengths_are_those_of_the_code():
     page = (Path(__file__).parents[3] / "docs" / "wire-format.md").read_text()
     assert f"**Report.** {TrainReport.num_bytes()} bytes" in page
     assert f"{EvaluateReport.num_bytes()} bytes:" in page
-    assert len(pack_download(download_of(), LAYOUT)) == 28 + 20
+    assert len(pack_download(download_of(), LAYOUT)) == 28 + 20 + 8
     for codec in CODECS.values():
         assert re.search(rf"\| +{codec.number} \| `{codec.name}` +\|", page)
 
