@@ -1,7 +1,6 @@
 """Who takes part: the run starts with all, with the right ones, or not at all."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from flwr.app import Context, Message, RecordDict
@@ -11,9 +10,7 @@ import server.app
 from clients.app import app as client_app
 from server.grids import InProcessGrid
 from spatl.errors import ConfigError, SpatlError
-from spatl.wire.blob import RECORD
-from spatl.wire.registration import RegistrationAnswer
-from tests.support.federations import run_tiny, tiny_config
+from tests.support.federations import registered, run_tiny, tiny_config
 
 
 def test_too_few_nodes_is_one_clear_line(tmp_path):
@@ -64,12 +61,10 @@ def test_a_client_that_claims_other_numbers_of_examples_than_its_share_has_is_re
     def register(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         numbers = reply.content.metric_records["metrics"]
-        told = RegistrationAnswer.of_fields(numbers["partition-id"], numbers, reply.content.config_records[RECORD])
-        if told.client == 3:
-            lie = replace(told, num_examples=int(told.num_examples * factor))
-            numbers.update(lie.numbers())
-            reply.content.config_records[RECORD].update(lie.fields())
-        return reply
+        if numbers["partition-id"] != 3:
+            return reply
+        lie = registered(reply.content, num_examples=int(numbers["num-examples"] * factor))
+        return Message(lie, reply_to=message)
 
     with pytest.raises(
         SpatlError, match=r"client 3 says that it trains on \d+ examples, and its share of the data has"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
@@ -19,9 +19,9 @@ from spatl.errors import SpatlError
 from spatl.rounds.blueprint import make_blueprint
 from spatl.rounds.workplace import Workplace
 from spatl.runs.records import read_lines
-from spatl.wire.blob import CLIENT_FAILED, RECORD
+from spatl.wire.blob import CLIENT_FAILED
 from tests.support import users_parts
-from tests.support.federations import of_users, run_tiny, tiny_config
+from tests.support.federations import of_users, registered, run_tiny, tiny_config
 
 
 def log_of(directory):
@@ -148,8 +148,7 @@ def test_a_client_whose_model_differs_in_what_does_not_travel_is_refused_by_name
     def register(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         if context.node_config["partition-id"] == 2:
-            own = ConfigRecord({**reply.content[RECORD], "rest": b"".join(elsewhere.rest.values())})
-            return Message(RecordDict({**reply.content, RECORD: own}), reply_to=message)
+            return Message(registered(reply.content, rest=b"".join(elsewhere.rest.values())), reply_to=message)
         return reply
 
     with pytest.raises(SpatlError, match=f"client 2's model has another {KINDS[kind]} than the server's"):
@@ -181,8 +180,7 @@ def test_a_client_whose_method_partition_or_codec_is_another_is_refused_by_name(
     def register(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         if context.node_config["partition-id"] == 2:
-            own = ConfigRecord({**reply.content[RECORD], "rest": elsewhere})
-            return Message(RecordDict({**reply.content, RECORD: own}), reply_to=message)
+            return Message(registered(reply.content, rest=elsewhere), reply_to=message)
         return reply
 
     with pytest.raises(SpatlError, match=f"client 2 has another {what} than the server: the module must be the same"):

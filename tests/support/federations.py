@@ -2,13 +2,14 @@
 
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
@@ -24,6 +25,7 @@ from spatl.runs.checkpoint import ServerState
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from spatl.wire.blob import BLOB, DIGEST_BYTES, RECORD, section_bytes
+from spatl.wire.registration import RegistrationAnswer
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update, unpack_update
 from tests.support.messages import codec_of, forged
@@ -149,6 +151,13 @@ def blob_of(content: RecordDict) -> bytes:
     blob = content.config_records[RECORD][BLOB]
     assert isinstance(blob, bytes)
     return blob
+
+
+def registered(content: RecordDict, **parts: Any) -> RecordDict:
+    """The registration in a message with other parts, and a digest that is right."""
+    numbers, fields = content.metric_records["metrics"], content.config_records[RECORD]
+    told = replace(RegistrationAnswer.of_fields(int(numbers["partition-id"]), numbers, fields), **parts)
+    return RecordDict({"metrics": MetricRecord(told.numbers()), RECORD: ConfigRecord(told.fields())})
 
 
 def scaled(blob: bytes, factor: float) -> bytes:
