@@ -20,10 +20,11 @@ from flwr.serverapp import ServerApp
 from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import environment, free_port, script, stop
-from spatl.errors import DivergedError, SpatlError
+from spatl.errors import DivergedError, SpatlError, SystemFault, naming, system_fault
 from spatl.json_files import read_json
 from spatl.runs.directory import alone_in_run
 from spatl.runs.files import ERROR, FLOWER_LOG, SUMMARY
+from spatl.sealed_files import write_synced
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ SERVER_APP = "server.app:app"
 CLIENT_APP = "clients.app:app"
 _START_SECONDS = 60.0
 _NEEDS = "spatl[simulation]"
+_PROBE = ".probe"
+_PROBE_BYTES = 4096
 
 
 def run_inline(config: ExperimentConfig, directory: Path, *, resume: bool = False) -> None:
@@ -96,6 +99,7 @@ def check_outcome(directory: Path, *, otherwise: str) -> None:
 
     Raises:
         SpatlError: The run has no summary.
+        SystemFault: Its directory cannot be written to, so that there is no error either.
     """
     error = directory / ERROR
     if error.exists():
@@ -105,7 +109,27 @@ def check_outcome(directory: Path, *, otherwise: str) -> None:
             ending.add_note(content["traceback"])
         raise ending
     if not (directory / SUMMARY).exists():
+        check_writable(directory)
         raise SpatlError(otherwise)
+
+
+def check_writable(directory: Path) -> None:
+    """Write some bytes into a run's directory, and delete them again.
+
+    Raises:
+        SystemFault: The system refuses it; the message says what to do.
+    """
+    probe = directory / _PROBE
+    try:
+        with naming(probe):
+            write_synced(probe, bytes(_PROBE_BYTES))
+    except OSError as error:
+        if (fault := system_fault(error)) is None:
+            raise
+        raise SystemFault(f"{fault}; then go on with the run in {directory} (--resume)") from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _load(reference: str) -> object:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from server.engines import check_outcome
 from spatl.console.main import main
+from spatl.errors import SpatlError, SystemFault
 from spatl.runner import run
 from spatl.runs.files import CONFIG, ERROR, HISTORY, REPORT, SUMMARY
 from spatl.runs.records import read_lines
@@ -128,3 +130,12 @@ def test_a_reader_who_has_enough_costs_nothing(written_config, tmp_path):
     assert "Traceback" not in error
     assert "Broken" not in error
     assert (out / REPORT).exists()
+
+
+def test_what_ended_a_run_elsewhere_is_told_though_the_disk_had_no_room_for_its_error(tmp_path, refuse):
+    with pytest.raises(SpatlError, match="ended somehow"):
+        check_outcome(tmp_path, otherwise="ended somehow")
+    refuse(1, errno.ENOSPC)
+    with pytest.raises(SystemFault, match=r"no space is left on the disk: make room; then go on .*--resume"):
+        check_outcome(tmp_path, otherwise="ended somehow")
+    assert not list(tmp_path.iterdir())

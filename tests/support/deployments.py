@@ -4,7 +4,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from spatl.config.experiment import ExperimentConfig
@@ -59,13 +59,15 @@ def await_that(
 
 
 @contextlib.contextmanager
-def started(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of `spatl`, stopped with all it started."""
+def started(
+    *arguments: str, log: Path, variables: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of `spatl`, stopped with all it started; `variables` are added to its environment."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "spatl", *arguments], stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
-            env={**environment(log.parent / f"{log.name}-home"), "PYTHONUNBUFFERED": "1"},
+            env={**environment(log.parent / f"{log.name}-home"), "PYTHONUNBUFFERED": "1", **(variables or {})},
         )  # fmt: skip
     try:
         yield process

@@ -114,6 +114,11 @@ class Proxy:
             self._cuts.append(order)
         return order.done
 
+    def forget(self) -> None:
+        """Take back all cuts that have not happened."""
+        with self._lock:
+            self._cuts = []
+
     def paths(self) -> list[str]:
         """Paths of the calls so far, where there was no TLS."""
         with self._lock:
