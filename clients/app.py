@@ -1,5 +1,6 @@
 """Flower's ClientApp: takes a message apart, has `spatl.rounds.client` do the work, puts the reply together."""
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from spatl.errors import (
     DivergedError,
     ReferenceLost,
     SpatlError,
+    StateBusy,
     UpdateRejected,
     from_outside,
     system_fault,
@@ -40,7 +42,16 @@ from spatl.rounds.client_state import ClientState
 from spatl.rounds.findings import find_round
 from spatl.rounds.offsets import check_of
 from spatl.rounds.workplace import Workplace
-from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_FAILED, CLIENT_LOST, CLIENT_MACHINE, CLIENT_REFUSED, RECORD
+from spatl.wire.blob import (
+    BLOB,
+    CLIENT_BUSY,
+    CLIENT_DIVERGED,
+    CLIENT_FAILED,
+    CLIENT_LOST,
+    CLIENT_MACHINE,
+    CLIENT_REFUSED,
+    RECORD,
+)
 from spatl.wire.download import Download, Model, unpack_download
 from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, pack_saliency
 from spatl.wire.reports import EvaluateReport
@@ -50,7 +61,9 @@ logger = logging.getLogger(__name__)
 app = ClientApp()
 
 _PATH = re.compile(r'File "[^"\n]*[/\\](?=[^"\n]*")')
-_CODES: dict[type[SpatlError], int] = {DivergedError: CLIENT_DIVERGED, ReferenceLost: CLIENT_LOST}
+_CODES: dict[type[SpatlError], int] = {
+    DivergedError: CLIENT_DIVERGED, ReferenceLost: CLIENT_LOST, StateBusy: CLIENT_BUSY,
+}  # fmt: skip
 
 
 def reporting(handle: ClientAppCallable) -> ClientAppCallable:
@@ -136,12 +149,15 @@ def _registration(message: Message, context: Context, client: int) -> Registrati
 def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
     workplace, client, store = workplace_of(context), _client(context), _store(context)
-    download = _download(message, workplace)
+    download, question = _download(message, workplace), _question(message, context, workplace)
     with store.locked():
+        if question and (answer := store.answer(question)) is not None:
+            logger.warning("round %d: asked again; the answer that was made goes out once more", download.server_round)
+            return Message(_content(answer), reply_to=message)
         # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
         model, state = receive(workplace, download, _load(store, download, workplace, before=download.server_round))
         blob, state = train_round(workplace, client, model, state, budget=_own_budget(context))
-        store.save(state)
+        store.save(state, question=question, answer=blob if question else b"")
     return Message(_content(blob), reply_to=message)
 
 
@@ -210,6 +226,16 @@ def _save_model(
         version=spatl.__version__, client=_client(context),
     )  # fmt: skip
     store.save_model(description, own.tensors, private)
+
+
+def _question(message: Message, context: Context, workplace: Workplace) -> bytes:
+    """What names a question, so that a copy of it is known; empty where no message is lost on its way."""
+    if not _is_device(context):
+        return b""
+    blob = message.content[RECORD][BLOB]  # of a download that was read
+    assert isinstance(blob, bytes)
+    terms = f"{workplace.config.to_json()} {_own_budget(context)}"
+    return hashlib.blake2b(terms.encode() + blob, digest_size=16).digest()
 
 
 def _download(message: Message, workplace: Workplace) -> Download:

@@ -2,13 +2,16 @@
 
 The state is one safetensors blob whose header carries the integers and a seal, the SHA-256 of all other bytes: one
 file is replaced atomically, and a damaged one is never used. The state of the round before lies beside it: a round that
-the server asks for again, because it was killed in it, starts from that one.
+the server asks for again, because it was killed in it, starts from that one. The last answer lies there too, for a
+question that comes again because it was lost on its way: no work is done twice.
 """
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from spatl.artifacts.description import ModelDescription
 from spatl.artifacts.model_files import MODEL, PRIVATE, write_model
-from spatl.errors import DamagedState, SpatlError
+from spatl.errors import DamagedState, SpatlError, StateBusy
 from spatl.models.weights import packed
 from spatl.rounds.client_state import FORMAT, ClientState
 from spatl.sealed_files import alone_in, read_sealed, replace_file, sync_names
@@ -34,6 +37,9 @@ _LOCK = "state.lock"
 
 _AGREED = "agreed.json"
 
+_ANSWER = "answer.bin"
+_DIGEST_BYTES = 16  # of a question, and of an answer
+
 
 class StateStore(Protocol):
     """Place of one client's state."""
@@ -46,8 +52,12 @@ class StateStore(Protocol):
         """The state to go on from, or None; the arguments as of `DirectoryStore.load`."""
         ...
 
-    def save(self, state: ClientState) -> None:
-        """Replace the state."""
+    def save(self, state: ClientState, *, question: bytes = b"", answer: bytes = b"") -> None:
+        """Replace the state; the arguments as of `DirectoryStore.save`."""
+        ...
+
+    def answer(self, question: bytes) -> bytes | None:
+        """Return the answer to a question that was kept with the state; None where there is none."""
         ...
 
     def save_model(
@@ -85,10 +95,10 @@ class DirectoryStore:
         """Keep other processes out, and clear what a killed one left; Windows has no such lock.
 
         Raises:
-            SpatlError: Another process has the state.
+            StateBusy: Another process has the state.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        otherwise = SpatlError(f"another process uses the client's state in {self._directory}")
+        otherwise = StateBusy(f"another process uses the client's state in {self._directory}")
         with alone_in(self._directory / _LOCK, otherwise=otherwise, wait=self._wait):
             self._temporary.unlink(missing_ok=True)
             yield
@@ -140,9 +150,20 @@ class DirectoryStore:
                        previous.control_round)  # fmt: skip
         return previous
 
-    def save(self, state: ClientState) -> None:
-        """Write to a temporary name, keep the state of the round before unless it is damaged, then rename."""
+    def save(self, state: ClientState, *, question: bytes = b"", answer: bytes = b"") -> None:
+        """Write to a temporary name, keep the state of the round before unless it is damaged, then rename.
+
+        Args:
+            state: The state.
+            question: What names the question that led to it, where its answer is to be kept; 16 bytes.
+            answer: The answer.
+        """
         self._directory.mkdir(parents=True, exist_ok=True)
+        if question:
+            # An answer counts once the state names its question, so that the two are replaced at once.
+            digest = hashlib.blake2b(answer, digest_size=_DIGEST_BYTES).digest()
+            replace_file(self._directory / _ANSWER, b"".join((question, digest, answer)))
+            state = replace(state, answered=question.hex())
         state.write(self._temporary)
         try:
             _, before = read_sealed(self._path, version=FORMAT, what="the client's state")
@@ -152,6 +173,20 @@ class DirectoryStore:
             os.replace(self._path, self._previous)
         os.replace(self._temporary, self._path)
         sync_names(self._directory)
+
+    def answer(self, question: bytes) -> bytes | None:
+        """Return the answer to a question that was kept with the state; None where there is none, or it is damaged."""
+        try:
+            with (self._directory / _ANSWER).open("rb") as file:
+                if file.read(_DIGEST_BYTES) != question:
+                    return None
+                digest, answer = file.read(_DIGEST_BYTES), file.read()
+            if hashlib.blake2b(answer, digest_size=_DIGEST_BYTES).digest() != digest:
+                return None
+            _, header = read_sealed(self._path, version=FORMAT, what="the client's state")
+        except (FileNotFoundError, SpatlError):
+            return None
+        return answer if header["answered"] == question.hex() else None
 
     def save_model(
         self, description: ModelDescription | None, tensors: Mapping[str, Tensor], private: Mapping[str, Tensor]
@@ -205,14 +240,18 @@ class ContextStore:
             return newest
         return _of_round_before(newest, self._read("previous"), before)
 
-    def save(self, state: ClientState) -> None:
-        """Replace the record, and keep that of the round before."""
+    def save(self, state: ClientState, *, question: bytes = b"", answer: bytes = b"") -> None:
+        """Replace the record, and keep that of the round before; no answer is kept."""
         record = self._records.config_records.get("spatl") or ConfigRecord()
         before = self._read("state")
         if before is not None and before.control_round < state.control_round:
             record["previous"] = record["state"]
         record["state"] = state.to_bytes()
         self._records["spatl"] = record
+
+    def answer(self, question: bytes) -> bytes | None:
+        """Return None: in a simulation no answer is lost on its way."""
+        return None
 
     def save_model(
         self, description: ModelDescription | None, tensors: Mapping[str, Tensor], private: Mapping[str, Tensor]

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 import spatl
-from server.grids import InProcessGrid, StreamingGrid
+from server.grids import FederationGrid, InProcessGrid, StreamingGrid
 from server.recorder import Recorder
 from server.registration import Registered, register
 from server.strategy import FederationStrategy
@@ -87,10 +87,8 @@ def main(grid: Grid, context: Context) -> None:
                 known = None if config.has_own_data else servers_blueprint(config.to_json())
                 for line in remarks_on(config, known, engine="deployment"):
                     logger.warning("%s", line)
-            streaming = (
-                grid if isinstance(grid, InProcessGrid) else StreamingGrid(grid, patience=config.server.patience)
-            )
             devices = bool(context.run_config.get("run"))
+            streaming = grid if isinstance(grid, InProcessGrid) else _streaming(grid, config, devices=devices)
             serve(streaming, config, directory, resume=resume, keys=keys_of(context.run_config), devices=devices)
         except Exception as error:
             detailed = from_outside(error)
@@ -104,8 +102,17 @@ def main(grid: Grid, context: Context) -> None:
             raise
 
 
+def _streaming(grid: Grid, config: ExperimentConfig, *, devices: bool) -> StreamingGrid:
+    """Return what streams replies over Flower's grid.
+
+    Clients of a simulation wait for each other, so that no time of theirs is usual, and lose no message.
+    """
+    server = config.server
+    return StreamingGrid(grid, patience=server.patience, ask_again_after=server.ask_again_after if devices else 0.0)
+
+
 def serve(
-    grid: Grid, config: ExperimentConfig, directory: Path, *, resume: bool = False,
+    grid: FederationGrid, config: ExperimentConfig, directory: Path, *, resume: bool = False,
     keys: Mapping[int, int] | None = None, devices: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a federation over a grid.
@@ -157,7 +164,7 @@ def serve(
     recorder.start_clock()
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
     selection = _agreed_selection(registered, known) if config.row.static_mask else None
-    strategy = _strategy(registered, recorder, selection, checkpoint, simulated=not devices)
+    strategy = _strategy(registered, recorder, selection, checkpoint, grid=grid, simulated=not devices)
     _run_rounds(strategy, grid, config)
     _write_model(strategy, recorder, directory)
     facts = _facts(registered, recorder, engine=_engine_name(grid, config))
@@ -189,7 +196,7 @@ def _check_encoder(directory: Path, checkpoint: Checkpoint, num_entries: int) ->
 
 def _strategy(
     registered: Registered, recorder: Recorder, selection: Selection | None, checkpoint: Checkpoint | None, *,
-    simulated: bool,
+    grid: FederationGrid, simulated: bool,
 ) -> FederationStrategy:  # fmt: skip
     recorder.groups = registered.blueprint.layout.groups
     initial = check_of(registered.blueprint.initial_encoder())
@@ -199,6 +206,7 @@ def _strategy(
         nodes={client: registration.node_id for client, registration in clients.items()},
         num_examples=registered.num_examples,
         recorder=recorder,
+        grid=grid,
         cannot_build=[client for client, registration in clients.items() if registration.initial != initial],
         checkpoint=checkpoint,
         simulated=simulated,

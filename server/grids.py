@@ -4,6 +4,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import Context, Error, Message, MessageType, RecordDict
@@ -13,28 +14,46 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from server.asking import AnswerTimes, OpenQuestions
 from spatl.errors import traceback_of
 
 SERVER_NODE_ID = 1
 
 
-class StreamingGrid(Grid):
+class FederationGrid(Grid):
+    """Grid whose `send_and_receive` yields each reply as it comes, and says whom it asked more than once.
+
+    Attributes:
+        copies: How many copies of its last question each node was sent beside the first, by node id.
+    """
+
+    copies: Mapping[int, int] = MappingProxyType({})
+
+
+class StreamingGrid(FederationGrid):
     """Grid whose `send_and_receive` yields each reply as it comes, over any other grid.
 
     Flower's strategies hand the iterable straight to their aggregation, so that nothing waits for the last reply and
-    no more than one reply is held.
+    no more than one reply is held. A reply to an earlier question comes with the others: whoever asks tells it by its
+    group.
 
     Args:
         inner: The grid that carries the messages.
         poll_seconds: How long to wait before asking again when nothing came.
         patience: Once half of the replies to training are in, the others are waited for at most so many times as long
             as these took; None for no such limit.
+        ask_again_after: How many times as long as usual an answer is waited for before its question is asked again; 0
+            for never. The questions are then kept until they are answered.
     """
 
-    def __init__(self, inner: Grid, *, poll_seconds: float = 0.1, patience: float | None = None) -> None:
+    def __init__(
+        self, inner: Grid, *, poll_seconds: float = 0.1, patience: float | None = None, ask_again_after: float = 0.0
+    ) -> None:
         self._inner = inner
         self._poll_seconds = poll_seconds
         self._patience = patience
+        self._times = AnswerTimes(ask_again_after)
+        self._late = dict[str, int]()
 
     def set_run(self, run: Run) -> None:
         """Set the run of the inner grid."""
@@ -63,57 +82,29 @@ class StreamingGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages and yield the replies in the order they come, until all are in or the time is over."""
-        outgoing = list(messages)
-        if not outgoing:
-            return
-        waiting = self._push(outgoing)
-        number, trains = len(outgoing), outgoing[0].metadata.message_type == MessageType.TRAIN
-        patience = self._patience if trains else None
+        outgoing, started = list(messages), time.monotonic()
+        del messages
+        trains = bool(outgoing) and outgoing[0].metadata.message_type == MessageType.TRAIN
+        questions = OpenQuestions(self._inner, outgoing, self._times, self._late, now=started, timeout=timeout)
         del outgoing
-        started = time.monotonic()
+        self.copies = questions.copies
+        patience = self._patience if trains else None
         deadline = None if timeout is None else started + timeout
-        while waiting and (deadline is None or time.monotonic() < deadline):
-            replies = [reply for reply in self._inner.pull_messages(set(waiting)) if self._settle(reply, waiting)]
+        while questions.num_waiting and (deadline is None or time.monotonic() < deadline):
+            replies = questions.pull(time.monotonic())
             for reply in replies:
                 yield reply
-                if patience is not None and 2 * len(waiting) <= number:
+                if patience is not None and 2 * questions.num_waiting <= questions.number:
                     now = time.monotonic()
                     deadline = min(now + patience * (now - started), math.inf if deadline is None else deadline)
                     patience = None
+            questions.ask_again(time.monotonic())
             if not replies:
                 time.sleep(self._poll_seconds)
-
-    def _push(self, outgoing: list[Message]) -> dict[str, int]:
-        """Send messages; return the node of each that was taken, by its id, and take the ids of the others away."""
-        ids = list(self._inner.push_messages(outgoing))
-        taken = set(filter(None, ids))
-        waiting = {}
-        for message in outgoing:
-            if message.metadata.message_id in taken:
-                waiting[message.metadata.message_id] = message.metadata.dst_node_id
-            else:
-                message.metadata.__dict__["_message_id"] = ""
-        return waiting
-
-    def _settle(self, reply: Message, waiting: dict[str, int]) -> bool:
-        """Take the messages that a reply answers off those that are waited for; return whether it is of use.
-
-        An error may not say which message it stands for, and stand for several: then it is about nodes that have gone.
-        """
-        answered = reply.metadata.reply_to_message_id
-        if answered in waiting or not reply.has_error():
-            waiting.pop(answered, None)
-            return True
-        connected = set(self._inner.get_node_ids())
-        gone = [message_id for message_id, node in waiting.items() if node not in connected]
-        for message_id in gone:
-            del waiting[message_id]
-        if gone:
-            reply.metadata.__dict__["_reply_to_message_id"] = gone[0]
-        return bool(gone)
+        questions.close()
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(FederationGrid):
     """Grid that calls a ClientApp directly: no Ray, no SuperLink, no polling; one message at a time, in order.
 
     Args:

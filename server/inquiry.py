@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
 
+from server.grids import FederationGrid
 from server.questions import Questions, is_lost
 from server.replies import error_line
 from server.traffic import message_traffic
@@ -33,7 +33,7 @@ class Inquiry:
         reply_seconds: How long answers are waited for.
     """
 
-    grid: Grid
+    grid: FederationGrid
     keys: Mapping[int, int]
     connect_seconds: float
     reply_seconds: float
@@ -65,9 +65,12 @@ class Inquiry:
             questions, lost = Questions(messages, connected), dict[int, str]()
             for reply in self.grid.send_and_receive(messages, timeout=self.reply_seconds):
                 asked = questions.node_of(reply)
-                if asked is None or asked not in waiting:
+                if asked is None or asked not in waiting | lost.keys():
+                    if asked is not None and reply.has_content():
+                        self._count(asked, reply.content, "uplink")  # a second answer
                     continue
                 waiting.discard(asked)
+                lost.pop(asked, None)  # it is back
                 if is_lost(reply) or (reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_CRASHED):
                     lost[asked] = error_line(reply.error)
                     continue
@@ -75,6 +78,9 @@ class Inquiry:
                 if reply.has_content():
                     self._count(asked, reply.content, "uplink")
                 yield asked, reply
+            for node, copies in self.grid.copies.items():
+                for _ in range(copies):
+                    self._count(node, content, "downlink")
             for node in sorted(waiting | lost.keys()):
                 if questions.was_taken(node, answered=False):
                     self._count(node, content, "downlink")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
-_LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 
 
 class Questions:
@@ -46,4 +46,9 @@ class Questions:
 
 def is_lost(reply: Message) -> bool:
     """Return whether a reply is Flower's own, which says in place of a node that no answer will come."""
-    return reply.has_error() and reply.error.code in _LOST
+    return reply.has_error() and reply.error.code in LOST
+
+
+def is_gone(reply: Message) -> bool:
+    """Return whether a reply is Flower's own, which says that a node is not connected any more."""
+    return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 from torch import Tensor
 
+from server.grids import FederationGrid
 from server.inquiry import Inquiry
 from server.recorder import Recorder
 from server.replies import error_line, error_traceback
@@ -71,7 +71,7 @@ class Registered:
 
 
 def register(
-    grid: Grid,
+    grid: FederationGrid,
     config: ExperimentConfig,
     recorder: Recorder,
     *,

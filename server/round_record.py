@@ -1,6 +1,7 @@
 """Record of the round under way, and the lines that it becomes in a run's files."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ class RoundRecord:
         participants: The clients that were asked to train.
         left_out: Clients that were not asked, for they had failed too often.
         late: Replies that came after their round, or that nobody asked for.
+        duplicates: Second replies to one question.
+        away: Clients that were asked to train, were not connected, and did not answer.
+        asked_again: How many more times than once each client was asked something.
         outcome: What came of it.
         final: Reports of all clients on the encoder after the last round.
         entries: Messages for the ledger.
@@ -31,6 +35,9 @@ class RoundRecord:
     participants: tuple[int, ...] = ()
     left_out: tuple[int, ...] = ()
     late: int = 0
+    duplicates: int = 0
+    away: set[int] = field(default_factory=set)
+    asked_again: Counter[int] = field(default_factory=Counter)
     outcome: Outcome = field(default_factory=Outcome)
     final: dict[int, EvaluateReport] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
@@ -65,6 +72,10 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
         ),
         left_out=record.left_out,
         late=record.late,
+        duplicates=record.duplicates,
+        away=len(record.away),
+        errors=len(record.outcome.errors),
+        asked_again=record.asked_again.total(),
         skipped=record.outcome.skipped,
         final_accuracy=mean(report.accuracy for report in final),
         final_accuracy_min=min((report.accuracy for report in final), default=None),
@@ -97,6 +108,9 @@ def client_rows(record: RoundRecord, num_examples: Mapping[int, int]) -> Iterabl
             downlink_bytes=total(own, "downlink")["bytes"],
             seconds=trained.seconds if trained else None,
             rejected=record.outcome.rejected.get(client),
+            away=client in record.away,
+            error=client in record.outcome.errors,
+            asked_again=record.asked_again[client],
             cosine=record.outcome.cosines.get(client),
             final_accuracy=final.accuracy if final else None,
             final_loss=final.loss if final else None,

@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from server.best import keep_best
 from server.exchange import Exchange, contents
 from server.findings import ask_for_findings
+from server.grids import FederationGrid
 from server.recorder import Recorder
 from server.replies import blob_of, error_traceback
 from spatl.config.sections import ServerConfig
@@ -44,6 +45,7 @@ class FederationStrategy(Strategy):
         nodes: Flower's node id of each client.
         num_examples: Training examples of each client (n_i).
         recorder: Where rounds are written.
+        grid: What carries the messages.
         cannot_build: The clients whose initial encoder is another one than the server's, so that it is sent to them.
         checkpoint: Where to go on from.
         simulated: Whether clients are of this machine: what it refuses them ends the run.
@@ -60,6 +62,7 @@ class FederationStrategy(Strategy):
         nodes: Mapping[int, int],
         num_examples: Mapping[int, int],
         recorder: Recorder,
+        grid: FederationGrid,
         cannot_build: Sequence[int] = (),
         checkpoint: Checkpoint | None = None,
         simulated: bool = False,
@@ -68,7 +71,7 @@ class FederationStrategy(Strategy):
         self._config = federation.blueprint.config
         self._nodes = nodes
         self._recorder = recorder
-        self._exchange = Exchange(nodes, recorder, simulated=simulated)
+        self._exchange = Exchange(nodes, recorder, grid, simulated=simulated)
         self._done = 0
         if checkpoint is None:
             self.state = first_state(federation, num_examples, cannot_build=cannot_build)

@@ -51,6 +51,10 @@ class ReferenceLost(UpdateRejected):
     """Loss of the encoder: changes start from a version that the receiver does not have, or lead elsewhere."""
 
 
+class StateBusy(SpatlError):
+    """Use of a client's state by another process, which is at work on it."""
+
+
 class DamagedState(SpatlError):
     """Damage of stored bytes: they are not as they were written."""
 

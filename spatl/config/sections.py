@@ -311,6 +311,9 @@ class ServerConfig(Section):
     """For fleets: once half of a round's replies are in, the others are waited for at most so many times as long as
     these took. Null for the timeout alone; with it, what a run gives depends on who is fast: under `local_epochs` a
     client with many times the examples of the others is late in every round, under `local_steps` it is not."""
+    ask_again_after: Annotated[float, BeforeValidator(not_a_switch), Field(ge=0)] = 1.5
+    """For deployments: a question that has no answer after so many times what the client usually takes, is put again,
+    up to three times with growing waits; 0 for never. Which of its answers arrive changes nothing."""
 
     @field_validator("aggregation")
     @classmethod

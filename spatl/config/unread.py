@@ -325,6 +325,11 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: "clients in one process neither connect nor are waited for (engine inline)",
     ),
     _Rule(
+        ("server.ask_again_after",),
+        lambda run: not run.in_process and not run.shares_resources,
+        lambda run: "no message of a simulation is lost on its way",
+    ),
+    _Rule(
         ("privacy.clip", "privacy.delta"),
         lambda run: run.config.privacy.noise_multiplier is not None,
         lambda run: "there is no privacy without privacy.noise_multiplier",

@@ -127,6 +127,7 @@ class Outcome:
         tracebacks: What a client that failed told beyond that.
         diverged: The clients whose local training diverged, or whose update was too large.
         lost: The clients that do not hold what the server's changes start from.
+        errors: The clients that answered with an error.
         skipped: Whether there were fewer usable updates than the round needs, so that it changed nothing.
         ending: Why the run cannot go on; None where it can.
     """
@@ -139,6 +140,7 @@ class Outcome:
     tracebacks: dict[int, str] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
+    errors: set[int] = field(default_factory=set)
     skipped: bool = False
     ending: SpatlError | None = None
 
@@ -264,6 +266,8 @@ def refuse_(outcome: Outcome, client: int, error: UpdateRejected, server_round: 
     if found:
         outcome.tracebacks[client] = found
     outcome.rejected[client] = str(error)
+    if isinstance(error, ClientFailed):
+        outcome.errors.add(client)
     if isinstance(error, UpdateTooLarge) or (isinstance(error, ClientFailed) and error.diverged):
         outcome.diverged.add(client)
     if isinstance(error, ClientFailed) and error.lost:

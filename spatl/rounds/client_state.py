@@ -13,7 +13,7 @@ from spatl.rounds.control import fading
 from spatl.rounds.following import Held
 from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
 
-FORMAT = 3
+FORMAT = 4
 
 _HELD = "held/"
 
@@ -30,6 +30,7 @@ class ClientState:
         pending_control: float32 [P], c_i of that round if the server folds the update in; empty without one.
         selector: What the selector keeps.
         held: The versions of the server's encoder that the client holds.
+        answered: The question whose answer is kept beside the state, as hexadecimal digits; empty for none.
     """
 
     private: Mapping[str, Tensor]
@@ -39,6 +40,7 @@ class ClientState:
     pending_control: Tensor = field(default_factory=lambda: torch.zeros(0))
     selector: Mapping[str, Tensor] = field(default_factory=dict)
     held: Held = field(default_factory=lambda: Held({}))
+    answered: str = ""
 
     @classmethod
     def initial(cls, layout: EncoderLayout) -> Self:
@@ -73,7 +75,7 @@ class ClientState:
         """Write what `to_bytes` returns to a file, some of it at a time, and wait until the disk has it."""
         write_sealed(path, *self._content(), version=FORMAT)
 
-    def _content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, int]]:
+    def _content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, Any]]:
         tensors: dict[str, Tensor | StoredTensor] = {
             "control": self.control,
             "pending_control": self.pending_control,
@@ -85,7 +87,9 @@ class ClientState:
             tensors["base"] = self.held.base
         if self.held.control is not None:
             tensors["held_control"] = self.held.control
-        header = {"control_round": self.control_round, "pending_round": self.pending_round}
+        header = {
+            "control_round": self.control_round, "pending_round": self.pending_round, "answered": self.answered,
+        }  # fmt: skip
         return tensors, header
 
     @classmethod
@@ -124,6 +128,7 @@ class ClientState:
                 optional.get("base"),
                 optional.get("held_control"),
             ),
+            answered=header["answered"],
         )
 
 

@@ -24,7 +24,9 @@ class ClientRow:
 
     A client that only registered (round 1) or only received the final encoder (last round) has a row as well, so that
     the bytes of all rows are the bytes of the run; what it did not do is null. `missed` says that it was asked to train
-    and no answer came in time. `cosine` is that of its update with the sum of the other participants', on what it sent.
+    and no answer came in time, `away` that it was not even connected, `error` that it answered with an error, whose
+    reason is in `rejected`. `asked_again` counts the copies of questions that it was sent. `cosine` is that of its
+    update with the sum of the other participants', on what it sent.
     """
 
     round: int
@@ -47,6 +49,9 @@ class ClientRow:
     cosine: float | None = None
     final_accuracy: float | None = None
     final_loss: float | None = None
+    away: bool = False
+    error: bool = False
+    asked_again: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,12 @@ class HistoryRow:
     """Line of `history.jsonl`: one round.
 
     `accuracy` and `loss` are means over the round's participants of the encoder as it arrived, before training.
-    `uplink` and `downlink` break the bytes down into values, indices, control and other. `left_out` names the clients
-    that were not asked because they had failed too often, `late` counts replies that came after their round or that
-    nobody asked for; they are dropped. A `skipped` round had too few usable replies and changed nothing. The last round
-    also carries `final_*`: all clients with the encoder after the last round.
+    `uplink` and `downlink` break the bytes down into values, indices, control and other. Of the `missing`, `away` were
+    not connected; of the `rejected`, `errors` had answered with an error. `left_out` names the clients that were not
+    asked because they had failed too often, `late` counts replies that came after their round or that nobody asked
+    for, and `duplicates` second replies to a question that was `asked_again`; they are dropped. A `skipped` round had
+    too few usable replies and changed nothing. The last round also carries `final_*`: all clients with the encoder
+    after the last round.
     """
 
     round: int
@@ -84,6 +91,10 @@ class HistoryRow:
     final_accuracy: float | None = None
     final_accuracy_min: float | None = None
     final_loss: float | None = None
+    duplicates: int = 0
+    away: int = 0
+    errors: int = 0
+    asked_again: int = 0
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ CLIENT_FAILED: Final = 103
 CLIENT_MACHINE: Final = 104
 """Code of an error reply of a simulation's client whose machine, which is the server's, refused something: its disk is
 full. The run then ends, to be gone on with; of a device it would be one client's failure."""
+CLIENT_BUSY: Final = 105
+"""Another process of the client's is at work on its state: the answer will come if it is asked for again."""
 
 RECORD, BLOB = "spatl", "blob"
 """Where a message has its blob: a bytes value of a config record, which costs 183 bytes and two objects around it; an

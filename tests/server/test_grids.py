@@ -6,19 +6,7 @@ from flwr.app import Message, RecordDict
 import server.grids
 from server.grids import InProcessGrid, StreamingGrid
 from tests.support.flower import echo
-
-
-class Clock:
-    """Stands still but for who sleeps."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
+from tests.support.lossy import Clock
 
 
 class Slow(InProcessGrid):

@@ -63,6 +63,7 @@ def test_every_setting_is_either_always_read_or_has_a_rule() -> None:
         ("spatl", "report.prototype_examples", 3, "there are no findings without report.findings"),
         ("spatl", "server.trim_fraction", 0.1, "server.aggregation is mean, not trimmed-mean"),
         ("spatl", "server.patience", 3.0, "clients in one process neither connect nor are waited for"),
+        ("spatl", "server.ask_again_after", 2.0, "no message of a simulation is lost on its way"),
         ("spatl", "privacy.clip", 0.5, "there is no privacy without privacy.noise_multiplier"),
         ("spatl", "resources.gpus_per_client", 0.5, "only engine ray shares out a machine's resources"),
         ("spatl", "partition.labels_per_client", 2, "the partition dirichlet does not read it (labels do)"),
@@ -174,7 +175,8 @@ OTHER: dict[str, Any] = {
     "agent.tuning_rounds": 1, "agent.max_share": 0.9, "agent.policy": "nowhere.json", "control.damping": 0.9,
     "control.half_life": 0.3, "server.learning_rate": 0.2, "server.norm_bound": 0.001, "server.aggregation": "median",
     "server.trim_fraction": 0.4, "server.clip": 0.01, "server.connect_timeout_seconds": 0.1,
-    "server.round_timeout_seconds": 0.1, "server.patience": 0.1, "privacy.clip": 0.1, "privacy.delta": 0.1,
+    "server.round_timeout_seconds": 0.1, "server.patience": 0.1, "server.ask_again_after": 9.0,
+    "privacy.clip": 0.1, "privacy.delta": 0.1,
     "wire.uplink": "int4", "wire.downlink": "int4", "resources.cpus_per_client": 9, "resources.gpus_per_client": 2.0,
     "report.compare_alone": True, "report.best": True, "report.prototype_examples": 5,
 }  # fmt: skip
