@@ -4,12 +4,15 @@ import contextlib
 import importlib
 import json
 import logging
+import os
+import shlex
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from flwr.serverapp import ServerApp
 
 from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.config.experiment import ExperimentConfig
-from spatl.deployment.processes import environment, free_port, script, stop
+from spatl.deployment.processes import REASON_VARIABLE, environment, free_port, is_alive, script, stop
 from spatl.errors import DivergedError, SpatlError, SystemFault, naming, system_fault
 from spatl.json_files import read_json
 from spatl.runs.directory import alone_in_run
@@ -31,9 +34,13 @@ logger = logging.getLogger(__name__)
 SERVER_APP = "server.app:app"
 CLIENT_APP = "clients.app:app"
 _START_SECONDS = 60.0
+_END_SECONDS = 5.0  # in which Flower says of a simulation whose process is over how it ended
+_POLL_SECONDS = 0.2
+_PROCESS, _REASON = "process", "reason"
 _NEEDS = "spatl[simulation]"
 _PROBE = ".probe"
 _PROBE_BYTES = 4096
+_LONGEST_PLACE = 24  # Ray's sockets lie up to 80 characters deeper, and may have 107
 
 
 def run_inline(config: ExperimentConfig, directory: Path, *, resume: bool = False) -> None:
@@ -70,13 +77,14 @@ def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) 
     with alone_in_run(directory):  # what a killed one left may still be at work; the ServerApp locks it for good
         (directory / ERROR).unlink(missing_ok=True)
     log_path = directory / FLOWER_LOG
-    with tempfile.TemporaryDirectory(prefix="spatl-") as scratch, log_path.open("ab") as log:
-        home, app = Path(scratch) / "flwr", Path(scratch) / "app"
+    with _scratch_directory() as scratch, log_path.open("ab") as log:
+        home, app = scratch / "flwr", scratch / "app"
         home.mkdir()
         app.mkdir()
         write_app(app, config, directory, resume=resume)
-        settings = environment(home)
-        with running_superlink(home, settings, log_path) as address:
+        settings = _environment_of_simulation(scratch, home)
+        program = [sys.executable, "-m", "server.simulation.superlink", str(scratch)]
+        with running_superlink(program, home, settings, log_path) as address:
             (home / "config.toml").write_text(
                 f'[superlink]\ndefault = "spatl"\n\n[superlink.spatl]\naddress = "{address}"\ninsecure = true\n',
                 encoding="utf-8",
@@ -87,11 +95,38 @@ def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) 
                 f"client-resources-num-cpus={resources.cpus_per_client} "
                 f"client-resources-num-gpus={resources.gpus_per_client}"
             )
-            subprocess.run(
-                [script("flwr", needs=_NEEDS), "run", str(app), "spatl", "--federation-config", federation, "--stream"],
-                env=settings, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False,
-            )  # fmt: skip
-    check_outcome(directory, otherwise=f"Flower's simulation ended without a result; see {log_path}")
+            command = [
+                script("flwr", needs=_NEEDS), "run", str(app), "spatl", "--federation-config", federation, "--stream",
+            ]  # fmt: skip
+            with subprocess.Popen(
+                command, env=settings, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            ) as streaming:
+                try:
+                    _await_simulation(streaming, scratch)
+                finally:
+                    streaming.terminate()
+        reason = scratch / _REASON
+        told = reason.read_text(encoding="utf-8") if reason.exists() else "Flower's simulation ended without a result"
+    check_outcome(directory, otherwise=f"{told}; go on with the run in {directory} (--resume), or see {log_path}")
+
+
+def _await_simulation(streaming: "subprocess.Popen[bytes]", scratch: Path) -> None:
+    """Wait for the end of a simulation, or of its process, which its SuperLink would notice a minute later."""
+    gone_since = None
+    while streaming.poll() is None:
+        gone = not _is_there(scratch / _PROCESS)
+        gone_since = (gone_since or time.monotonic()) if gone else None
+        if gone_since is not None and time.monotonic() - gone_since > _END_SECONDS:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_there(mark: Path) -> bool:
+    """Return whether the process whose id a file holds is there, or has not begun."""
+    try:
+        return is_alive(int(mark.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return True
 
 
 def check_outcome(directory: Path, *, otherwise: str) -> None:
@@ -177,11 +212,47 @@ def write_app(
 
 
 @contextlib.contextmanager
-def running_superlink(home: Path, settings: dict[str, str], log_path: Path) -> Iterator[str]:
-    """Start a SuperLink in simulation mode on loopback, and stop it and all it started afterwards."""
+def _scratch_directory() -> Iterator[Path]:
+    """Make a directory for what Flower and Ray keep during a run, in a place whose name is short enough for Ray."""
+    usual = tempfile.gettempdir()
+    short = usual if len(usual) <= _LONGEST_PLACE or not Path("/tmp").is_dir() else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="spatl-", dir=short, ignore_cleanup_errors=True) as scratch:
+        yield Path(scratch)
+
+
+def _environment_of_simulation(scratch: Path, home: Path) -> dict[str, str]:
+    """Return the environment of the processes of a simulation: with our program in the place of Flower's, a Ray alone.
+
+    Ray looks for another one of this machine in the environment and in its directory of temporary files.
+    """
+    settings = environment(home)
+    if (address := settings.pop("RAY_ADDRESS", "")) not in ("", "local"):
+        logger.warning("RAY_ADDRESS=%s is not used: a run starts a Ray of its own, on this machine", address)
+    programs = scratch / "bin"
+    programs.mkdir()
+    program = programs / "flwr-simulation"
+    command = shlex.join([sys.executable, "-m", "server.simulation.process"])
+    mark = shlex.quote(str(scratch / _PROCESS))
+    program.write_text(f'#!/bin/sh\necho $$ > {mark}\nexec {command} "$@"\n', encoding="utf-8")
+    program.chmod(0o700)
+    settings["PATH"] = os.pathsep.join([str(programs), settings["PATH"]])
+    settings |= {"RAY_TMPDIR": str(scratch), REASON_VARIABLE: str(scratch / _REASON)}
+    return settings
+
+
+@contextlib.contextmanager
+def running_superlink(program: Sequence[str], home: Path, settings: dict[str, str], log_path: Path) -> Iterator[str]:
+    """Start a SuperLink in simulation mode on loopback, and stop it and all it started afterwards.
+
+    Args:
+        program: What takes the options of Flower's SuperLink.
+        home: Where it starts.
+        settings: Its environment.
+        log_path: Where what it prints goes.
+    """
     port, control_port = free_port(), free_port()
     command = [
-        script("flower-superlink", needs=_NEEDS), "--insecure", "--simulation", "--isolation", "subprocess",
+        *program, "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--control-api-address", f"127.0.0.1:{control_port}",
     ]  # fmt: skip
     with log_path.open("ab") as log:

@@ -1,6 +1,7 @@
 """Flower's programs as child processes: started with this interpreter's packages, stopped with all they started."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -13,8 +14,12 @@ from pathlib import Path
 
 from spatl.errors import SpatlError
 
+REASON_VARIABLE = "SPATL_REASON"
+"""Environment variable with the path of a file for the reason why a process of a simulation ended itself."""
 _STOP_SECONDS = 10.0
 _WATCH_SECONDS = 0.5
+_LAST_WRITES_SECONDS = 2.0
+_CHILD_SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 _LOOPBACK = "127.0.0.1,localhost"
 
 
@@ -66,23 +71,39 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     for number in (process.pid, *below):
         _signal(number, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
-    while time.monotonic() < deadline and (process.poll() is None or any(_signal(number, 0) for number in below)):
+    while time.monotonic() < deadline and (process.poll() is None or any(map(is_alive, below))):
         time.sleep(0.1)
     for number in (process.pid, *below):
         _signal(number, signal.SIGKILL)
     process.wait()
 
 
-def end_with_parent() -> None:
-    """End this process and all below it, from now on, once the one that started it is gone."""
-    threading.Thread(target=_watch, args=(os.getppid(),), name="spatl-parent", daemon=True).start()
+def end_with_parent(*, remove: Path | None = None) -> None:
+    """End this process and all below it, from now on, once the one that started it is gone.
+
+    Args:
+        remove: A directory to remove then, which the other can no more.
+    """
+    threading.Thread(target=_watch, args=(os.getppid(), remove), name="spatl-parent", daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def adopt_orphans() -> None:
+    """Have processes below this one stay below it when those between have ended, where the system can (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _watch(parent: int, remove: Path | None) -> None:
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
-    for number in descendants(os.getpid()):
+    below = descendants(os.getpid())
+    for number in below:
         _signal(number, signal.SIGKILL)
+    if remove is not None:
+        deadline = time.monotonic() + _LAST_WRITES_SECONDS
+        while time.monotonic() < deadline and any(map(is_alive, below)):
+            time.sleep(0.05)
+        shutil.rmtree(remove, ignore_errors=True)
     os._exit(1)
 
 
@@ -107,6 +128,15 @@ def _parents() -> list[tuple[int, int]]:
         return pairs
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
     return [(int(number), int(parent)) for number, parent in (line.split() for line in listing.splitlines())]
+
+
+def is_alive(number: int) -> bool:
+    """Return whether a process is there, and not only its status, which nobody has asked for."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return False
+    return _signal(number, 0)
 
 
 def _signal(number: int, what: int) -> bool:

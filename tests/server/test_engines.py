@@ -69,7 +69,7 @@ home.mkdir()
 settings = environment(home)
 settings["PYTHONPATH"] = ""
 log = Path({str(tmp_path)!r}) / "log"
-with running_superlink(home, settings, log) as address:
+with running_superlink([script("flower-superlink")], home, settings, log) as address:
     (home / "config.toml").write_text(
         f'[superlink]\\ndefault = "test"\\n[superlink.test]\\naddress = "{{address}}"\\ninsecure = true\\n'
     )
