@@ -7,9 +7,9 @@ from pathlib import Path
 _SECONDS = 60.0
 
 
-def until(happens: Callable[[], object]) -> None:
-    """Wait for something, a minute at most."""
-    deadline = time.monotonic() + _SECONDS
+def until(happens: Callable[[], object], *, seconds: float = _SECONDS) -> None:
+    """Wait for something, a minute at most where nothing else is said."""
+    deadline = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,5 +1,6 @@
 """Real processes of a simulation on Ray that are killed: workers, the run itself, Ray."""
 
+import functools
 import os
 import re
 import signal
@@ -15,10 +16,13 @@ from spatl.deployment.processes import descendants, is_alive
 from spatl.runner import run
 from spatl.runs.files import ERROR, HISTORY
 from spatl.runs.records import read_lines
+from tests.support import processes
 from tests.support.federations import history_without_seconds, tiny_config
-from tests.support.processes import command_of, until
+from tests.support.processes import command_of
 
 CONFIG = {"rounds": 4, "partition": {"num_clients": 4}, "training": {"local_steps": 300}, "method": "spatl"}
+
+until = functools.partial(processes.until, seconds=240.0)  # Ray takes its time where others work too
 
 
 @pytest.fixture(scope="module")
