@@ -168,6 +168,11 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
         "server/grids.py": {"common.constant", "supercore.run", "supercore.task_identity"},
         "server/inquiry.py": {"common.constant"},
         "server/questions.py": {"common.constant"},
+        "server/simulation/process.py": {
+            "common.constant", "server.superlink.fleet.vce.backend", "server.superlink.fleet.vce.backend.backend",
+            "simulation.app",
+        },
+        "server/simulation/superlink.py": {"superlink.cli"},
         "server/strategy.py": {"serverapp.strategy"},
         "server/traffic.py": {
             "app.message", "app.metadata", "common.serde", "proto.fleet_pb2", "proto.message_pb2", "proto.node_pb2",

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import ray
-from flwr.app import Error, Message
-from flwr.app.message import Context
+from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.server.superlink.fleet.vce.backend import raybackend
 from flwr.server.superlink.fleet.vce.backend.backend import BackendConfig
@@ -23,9 +22,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from spatl.deployment.processes import REASON_VARIABLE, end_with_parent
 
+WATCH_SECONDS = 0.5
+"""Time between two looks at Ray's servers."""
 _ALWAYS = -1
 _RETRIES = 1
-_WATCH_SECONDS = 0.5
 _SERVERS = {"gcs_server", "raylet"}
 
 
@@ -60,7 +60,7 @@ class LastingBackend(raybackend.RayBackend):
         super().terminate()
 
     def _watch(self) -> None:
-        while not self._over.wait(_WATCH_SECONDS):
+        while not self._over.wait(WATCH_SECONDS):
             self._check_ray()
 
     def _check_ray(self) -> None:

@@ -26,7 +26,7 @@ until = functools.partial(processes.until, seconds=240.0)  # Ray takes its time 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def never_killed(tmp_path_factory):
     """The same federation in one process, which nobody disturbs."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
     run(tiny_config(**CONFIG), directory, pictures=False)
@@ -49,7 +49,7 @@ def kill_once(root: int, name: str, history: Path, *, rounds: int) -> list[int]:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_nothing_and_another_ray_is_not_looked_for(
-    undisturbed, tmp_path, monkeypatch, caplog
+    never_killed, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     out, killed = tmp_path / "out", list[int]()
@@ -60,12 +60,12 @@ def test_a_worker_that_is_killed_costs_nothing_and_another_ray_is_not_looked_for
     run(tiny_config(**CONFIG, engine="ray"), out, pictures=False)
     killer.join()
     assert len(killed) == 1
-    assert history_without_seconds(out) == undisturbed
+    assert history_without_seconds(out) == never_killed
     assert "RAY_ADDRESS=127.0.0.1:1 is not used: a run starts a Ray of its own" in caplog.text
 
 
 @pytest.mark.slow
-def test_all_processes_end_with_the_run_or_with_ray_and_it_goes_on_as_undisturbed(undisturbed, tmp_path, capsys):
+def test_all_processes_end_with_the_run_or_with_ray_and_it_goes_on_as_undisturbed(never_killed, tmp_path, capsys):
     path, out = tmp_path / "config.yaml", tmp_path / "out"
     path.write_text(tiny_config(**CONFIG, engine="ray").to_yaml())
     command = [sys.executable, "-m", "spatl", "run", str(path), "--out", str(out)]
@@ -93,5 +93,5 @@ def test_all_processes_end_with_the_run_or_with_ray_and_it_goes_on_as_undisturbe
     assert all(row["missing"] == 0 for row in read_lines(out / HISTORY))
 
     assert main(["run", "--resume", str(out)]) == 0
-    assert history_without_seconds(out) == undisturbed
+    assert history_without_seconds(out) == never_killed
     assert not (out / ERROR).exists()

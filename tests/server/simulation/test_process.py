@@ -23,7 +23,8 @@ class Ended(BaseException):
 def backend(monkeypatch):
     """A backend whose workers raise what `failing` of it says, with one of Ray's servers dead where `dead` does."""
     monkeypatch.setattr(raybackend.RayBackend, "init_ray", lambda self, config: None)
-    monkeypatch.setattr(process, "_WATCH_SECONDS", 3600.0)
+    monkeypatch.setattr(process, "WATCH_SECONDS", 3600.0)
+    monkeypatch.setattr(raybackend.RayBackend, "terminate", lambda self: None)
 
     def fail(self, message, context):
         raise self.failing
@@ -34,7 +35,7 @@ def backend(monkeypatch):
     made.dead = []
     monkeypatch.setattr(process.ray._private.worker, "_global_node", node)
     yield made
-    made._over.set()
+    made.terminate()
 
 
 @pytest.fixture
@@ -44,8 +45,7 @@ def message() -> Message:
 
 
 def test_workers_start_again_whenever_they_die_and_do_once_more_what_they_were_at(backend):
-    options = backend._validate_client_resources({"client_resources": {"num_cpus": 2, "num_gpus": 0.5}})
-    assert options == {"num_cpus": 2, "num_gpus": 0.5, "max_restarts": -1, "max_task_retries": 1}
+    assert backend.client_resources == {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1, "max_task_retries": 1}
 
 
 def test_the_reply_of_a_worker_that_died_is_lost_and_says_so_in_one_line(backend, message):
