@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import spatl
 from server.grids import FederationGrid, InProcessGrid, StreamingGrid
+from server.limits import most_bytes
 from server.recorder import Recorder
 from server.registration import Registered, register
 from server.strategy import FederationStrategy
@@ -45,7 +46,7 @@ from spatl.rounds.rules import aggregation_rule
 from spatl.runner import remarks_on
 from spatl.runs.checkpoint import Checkpoint, load_checkpoint
 from spatl.runs.directory import alone_in_run, config_of
-from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, REGISTRATION, SUMMARY, TENSORBOARD
+from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, MOST_BYTES, REGISTRATION, SUMMARY, TENSORBOARD
 from spatl.runs.log import EVENTS, logged_to
 from spatl.runs.marks import Mark, check_without_checkpoint, checked_marks
 from spatl.runs.tensorboard import Scalars
@@ -158,8 +159,7 @@ def serve(
         blueprint.check_training(registered.num_examples.values())
         blueprint.check_rule()
     if devices:
-        absent = _by_name(registered.absent)
-        write_json(directory / REGISTRATION, {"num_examples": registered.num_examples, "absent": absent})
+        _write_registration(registered, directory)
     recorder.num_examples.update(registered.num_examples)
     recorder.start_clock()
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
@@ -171,6 +171,16 @@ def serve(
     most_examples = max(strategy.state.num_examples.values())
     whole = whole_update_bytes(blueprint, most_examples) if blueprint.layout.num_entries else 0
     return recorder.write_summary(facts, whole_update_bytes=whole)
+
+
+def _write_registration(registered: Registered, directory: Path) -> None:
+    """Leave who takes part, and how much the gate is to let through; before any client is asked for an update."""
+    facts = {
+        "num_examples": registered.num_examples,
+        "absent": _by_name(registered.absent),
+        MOST_BYTES: most_bytes(registered.blueprint),
+    }
+    write_json(directory / REGISTRATION, facts)
 
 
 def _where_to_go_on(directory: Path) -> tuple[Checkpoint | None, dict[str, Mark] | None]:

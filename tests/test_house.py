@@ -162,6 +162,10 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
             "cli.build", "common.serde", "proto.control_pb2", "supercore.control", "supercore.fab",
             "supercore.interceptors.http.runtime_version", "supercore.protobuf.client",
         },
+        "server/deployment/gate.py": {"proto.fleet_pb2", "proto.message_pb2"},
+        "server/deployment/signatures.py": {
+            "common.constant", "supercore.constant", "supercore.date", "supercore.primitives.asymmetric",
+        },
         "server/deployment/superlink.py": {
             "supercore.http_logging", "superlink.cli.flower_superlink", "superlink.main",
         },

@@ -195,9 +195,11 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
             write_run(run_directory, run_name(run_directory) or _new_name(), directory)
             replace_file(run_directory / RUN_CONFIG, config.to_yaml().encode())  # also for whoever looks meanwhile
         keys = {} if options.insecure else read_public_keys(directory, site.num_clients)
-        with started_superlink(directory, run_directory, bind, insecure=options.insecure) as link:
+        with started_superlink(
+            directory, run_directory, bind, insecure=options.insecure, num_clients=site.num_clients
+        ) as link:
             nodes = link.register(keys)
-            link.open()
+            link.open(None if options.insecure else keys.values())
             say(f"listening on {bind}, waiting for {site.num_clients} clients")
             enough = max(1, config.server.min_replies)
             link.await_clients(site.num_clients, say, seconds=options.wait, enough=enough)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -23,7 +24,8 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
 
-from server.deployment.superlink import OPEN_PATH, TOKEN_HEADER, TOKEN_VARIABLE, listening
+from server.deployment.gate import OPEN_PATH, TOKEN_HEADER
+from server.deployment.superlink import TOKEN_VARIABLE, listening
 from server.engines import check_outcome, write_app
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import environment, free_port, stop
@@ -35,11 +37,12 @@ from spatl.runs.files import ERROR, FLOWER_LOG, REGISTRATION, SUMMARY
 _START_SECONDS = 90.0
 _FINISH_SECONDS = 10.0
 _POLL_SECONDS = 0.5
+_CONNECTIONS, _CONNECTIONS_OF_A_CLIENT = 64, 16  # Flower pushes and pulls eight objects at once
 
 
 @contextlib.contextmanager
 def started_superlink(
-    directory: Path, run_directory: Path, bind: Address, *, insecure: bool
+    directory: Path, run_directory: Path, bind: Address, *, insecure: bool, num_clients: int
 ) -> Iterator["StartedSuperLink"]:
     """Start a SuperLink that has not been opened to SuperNodes, and stop it and all it started afterwards.
 
@@ -48,6 +51,7 @@ def started_superlink(
         run_directory: Directory of the run, for Flower's log.
         bind: Public address to listen on.
         insecure: Whether to do without TLS and keys.
+        num_clients: How many clients there are, which says how many connections may be open at once.
 
     Raises:
         SpatlError: The address cannot be listened on, the server's key is missing or open to others, or the SuperLink
@@ -68,6 +72,8 @@ def started_superlink(
     port, token, log_path = free_port(), secrets.token_hex(32), run_directory / FLOWER_LOG
     command = [
         sys.executable, "-m", "server.deployment.superlink", "--fleet-host", bind.host, "--fleet-port", str(bind.port),
+        "--most-connections", str(_CONNECTIONS + _CONNECTIONS_OF_A_CLIENT * num_clients),
+        "--registration", str(run_directory / REGISTRATION),
         "--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess",
         *(["--insecure"] if insecure else certificates),
     ]  # fmt: skip
@@ -133,9 +139,9 @@ class StartedSuperLink:
             for client, key in keys.items()
         }
 
-    def open(self) -> None:
-        """Let SuperNodes in, whose keys are registered by now."""
-        self._http.post(OPEN_PATH).raise_for_status()
+    def open(self, keys: Iterable[bytes] | None) -> None:
+        """Let SuperNodes in, whose keys (PEM) are registered by now; None where anybody is let in."""
+        self._http.post(OPEN_PATH, content=b"\n".join(map(b64encode, keys or ()))).raise_for_status()
 
     def await_clients(self, number: int, say: Callable[[str], None], *, seconds: float, enough: int) -> None:
         """Wait until so many clients are connected, or for a while for enough of them, and say who is missing.

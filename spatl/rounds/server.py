@@ -259,7 +259,7 @@ def _room(federation: Federation) -> int | None:
     limit, controls = federation.blueprint.message_bytes, federation.blueprint.config.row.controls
     if limit is None:
         return None
-    room = limit - download_overhead(controls=controls)
+    room = limit - download_overhead(controls=controls, selection=federation.agreed)
     return room // 2 if controls and not federation.derives_control else room
 
 

@@ -214,7 +214,8 @@ def _derived_control(data: memoryview) -> DerivedControl:
     return DerivedControl(damping, step_weight, bool(valid))
 
 
-def download_overhead(*, controls: bool) -> int:
+def download_overhead(*, controls: bool, selection: Selection | None = None) -> int:
     """The length of a download of one change without the change itself, for a client that missed nothing."""
     control = SECTION.size + _DERIVED_CONTROL.size if controls else 0
-    return HEADER.size + DOWNLOAD_HEADER.size + SECTION.size + 1 + control + DIGEST_BYTES
+    indices = 0 if selection is None else SECTION.size + len(pack_bitmap(selection))
+    return HEADER.size + DOWNLOAD_HEADER.size + SECTION.size + 1 + control + indices + DIGEST_BYTES

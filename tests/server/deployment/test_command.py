@@ -18,7 +18,7 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from server.deployment.superlink import OPEN_PATH, TOKEN_HEADER, Gate
+from server.deployment.gate import OPEN_PATH, TOKEN_HEADER, Gate
 from spatl.console.main import main
 from spatl.deployment.processes import environment, free_port, script
 from spatl.runs.records import read_lines
@@ -113,9 +113,12 @@ def status_of(gate: Gate, path: str, port: int, token: str | None = None) -> int
     async def send(event):
         sent.append(event)
 
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
     headers = [] if token is None else [(TOKEN_HEADER.encode(), token.encode())]
     scope = {"type": "http", "path": path, "server": ("127.0.0.1", port), "headers": headers}
-    asyncio.run(gate(scope, None, send))
+    asyncio.run(gate(scope, receive, send))
     return sent[0]["status"] if sent else None
 
 

@@ -176,8 +176,9 @@ def test_a_truncated_extended_or_forged_download_is_refused_or_well_formed():
         assert 0 <= seen.derived.damping <= 1
 
 
+@pytest.mark.parametrize("selection", [None, SOME], ids=["of all channels", "of some"])
 @pytest.mark.parametrize("controls", [False, True])
-def test_what_a_download_takes_beside_its_change_is_foretold(controls):
+def test_what_a_download_takes_beside_its_change_is_foretold(controls, selection):
     derived = DerivedControl(0.5, 0.25, True) if controls else None
-    blob = pack_download(download_of(values=(b"a change",), derived=derived), LAYOUT)
-    assert len(blob) == download_overhead(controls=controls) + len(b"a change")
+    blob = pack_download(download_of(values=(b"a change",), derived=derived, selection=selection), LAYOUT)
+    assert len(blob) == download_overhead(controls=controls, selection=selection) + len(b"a change")
