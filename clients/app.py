@@ -5,26 +5,35 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
-from pathlib import Path
+from functools import wraps
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
-from pydantic import ValidationError
 
 import spatl
-from clients.store import ContextStore, DirectoryStore, StateStore
+from clients.node import (
+    agreement_of,
+    budget_of,
+    check_same_run,
+    client_of,
+    config_of,
+    directory_of,
+    is_device,
+    sent_config,
+    store_of,
+    tells_findings,
+    workplace_of,
+)
+from clients.owner import governed, owner_of
+from clients.pinned import pin
+from clients.store import StateStore
 from spatl.artifacts.model_files import LABEL_OFFSET, describe_model
-from spatl.channels.costs import BUDGET_KINDS, Budget
-from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import config_from_run, on_device, parse_budget, with_agreement
-from spatl.config.sections import AgreedConfig
+from spatl.config.loading import with_agreement
 from spatl.data.own import Agreement
-from spatl.deployment.sites import NO_FINDINGS
 from spatl.errors import (
-    ConfigError,
     DivergedError,
+    NotNow,
     ReferenceLost,
     SpatlError,
     StateBusy,
@@ -34,11 +43,11 @@ from spatl.errors import (
     told,
     traceback_of,
 )
-from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.client import receive, train_round
 from spatl.rounds.client_data import data_digest, describe_own
 from spatl.rounds.client_evaluation import ClientModel, arrived, evaluate_round, gather_round
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.demands import check_binding, check_demands, check_kept
 from spatl.rounds.findings import find_round
 from spatl.rounds.offsets import check_of
 from spatl.rounds.workplace import Workplace
@@ -49,6 +58,7 @@ from spatl.wire.blob import (
     CLIENT_FAILED,
     CLIENT_LOST,
     CLIENT_MACHINE,
+    CLIENT_NOT_NOW,
     CLIENT_REFUSED,
     RECORD,
 )
@@ -62,7 +72,7 @@ app = ClientApp()
 
 _PATH = re.compile(r'File "[^"\n]*[/\\](?=[^"\n]*")')
 _CODES: dict[type[SpatlError], int] = {
-    DivergedError: CLIENT_DIVERGED, ReferenceLost: CLIENT_LOST, StateBusy: CLIENT_BUSY,
+    DivergedError: CLIENT_DIVERGED, ReferenceLost: CLIENT_LOST, StateBusy: CLIENT_BUSY, NotNow: CLIENT_NOT_NOW,
 }  # fmt: skip
 
 
@@ -70,26 +80,27 @@ def reporting(handle: ClientAppCallable) -> ClientAppCallable:
     """Answer with an error that says why, in one line, where the work cannot be done.
 
     What the model or a bug raised goes on with its traceback, for the server's `log.jsonl`; a device's own log has it
-    too.
+    too. On a device, the work is done under the rules of its owner.
     """
 
     @wraps(handle)
     def answer(message: Message, context: Context) -> Message:
         try:
-            return handle(message, context)
+            with governed(context, message.metadata.message_type):
+                return handle(message, context)
         except Exception as error:
             own = CLIENT_REFUSED if isinstance(error, SpatlError) else CLIENT_FAILED
-            if system_fault(error) is not None and not _is_device(context):
+            if system_fault(error) is not None and not is_device(context):
                 own = CLIENT_MACHINE
             code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), own)
             reason, detailed = told(error), from_outside(error)
-            if _is_device(context):  # its owner sees nothing of what the server says
+            if is_device(context):  # its owner sees nothing of what the server says
                 logger.error("this device could not do what it was asked for (%s): %s", message.metadata.message_type,
                              reason, exc_info=error if detailed else None)  # fmt: skip
             if detailed:
                 found = traceback_of(error)
                 # A device's paths are its own affair.
-                reason += "\n" + (_PATH.sub('File "', found) if _is_device(context) else found)
+                reason += "\n" + (_PATH.sub('File "', found) if is_device(context) else found)
             return Message(Error(code=code, reason=reason), reply_to=message)
 
     return answer
@@ -103,11 +114,11 @@ def register(message: Message, context: Context) -> Message:
     A device with data of its own is asked twice: first what its data are like, and then, with what the clients have
     agreed on, for the rest. Why it cannot take part goes with its partition, so that the server can name it.
     """
-    client = _client(context)
+    client = client_of(context)
     try:
         answer = _registration(message, context, client)
     except SpatlError as error:
-        if _is_device(context):
+        if is_device(context):
             logger.error("client %d takes no part in this run: %s", client, error,
                          exc_info=error if from_outside(error) else None)  # fmt: skip
         elif from_outside(error):  # the server's log is to have the traceback
@@ -119,44 +130,71 @@ def register(message: Message, context: Context) -> Message:
 
 def _registration(message: Message, context: Context, client: int) -> RegistrationAnswer:
     """Return what a client says of itself."""
-    store = _store(context)  # a state that has no place is refused before any work
-    config = _config(context)
+    store = store_of(context)  # a state that has no place is refused before any work
+    check_same_run(context, sent_config(context), registering=True)
+    config = config_of(context)
+    agreement: Agreement | None = None
     if config.has_own_data and config.data.agreed is None:
         agreed = RegistrationQuestion.of_fields(message.content.config_records[RECORD]).agreed
         if agreed is None:
             description = describe_own(config, client)
             return RegistrationAnswer(client, description.num_examples, description=description.to_bytes())
-        with_agreement(config, _agreement(agreed))
+        agreement = agreement_of(agreed)
+        check_same_run(context, with_agreement(sent_config(context), agreement), registering=True)
         store.save_agreed(agreed)
-    workplace = workplace_of(context)
-    budget = _own_budget(context)
-    if workplace.budget(client, budget) is None and budget is not None:  # an impossible one is refused, before any work
-        logger.warning("client %d: this run sends whole updates, its budget of %s is not kept", client, budget)
+    workplace = workplace_of(context, registering=True)
+    num_examples = workplace.num_examples(client)
+    _check_demands(context, workplace, num_examples)
     blueprint, masked = workplace.blueprint, workplace.config.row.static_mask
-    return RegistrationAnswer(
+    answer = RegistrationAnswer(
         client,
-        workplace.num_examples(client),
+        num_examples,
         fingerprint=blueprint.layout.fingerprint,
         initial=check_of(blueprint.initial_encoder()),
         rest=b"".join(blueprint.rest.values()) or None,
         saliency=pack_saliency(workplace.saliency(client)) if masked else None,
-        digest=data_digest(config) if _is_device(context) and config.shares_data_on_disk else None,
+        digest=data_digest(config) if is_device(context) and config.shares_data_on_disk else None,
     )
+    if is_device(context):
+        sent = sent_config(context)
+        pin(directory_of(context), sent if agreement is None else with_agreement(sent, agreement))
+    return answer
+
+
+def _check_demands(context: Context, workplace: Workplace, num_examples: int) -> None:
+    """Raise where the run goes beyond the limits of a device, or does not keep a client's own budget.
+
+    Raises:
+        NotAllowed: A device's owner lets no such run take place.
+        BudgetError: No selection meets the budget.
+    """
+    owner, client, budget = owner_of(context), client_of(context), budget_of(context)
+    if owner is not None:
+        check_demands(workplace.blueprint, client, num_examples, owner.rules.limits)
+        if budget is not None:
+            check_binding(workplace.blueprint, client, budget, source="budget")
+    elif workplace.budget(client, budget) is None and budget is not None:  # an impossible one is refused by now
+        logger.warning("client %d: this run sends whole updates, its budget of %s is not kept", client, budget)
 
 
 @app.train()
 @reporting
 def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
-    workplace, client, store = workplace_of(context), _client(context), _store(context)
-    download, question = _download(message, workplace), _question(message, context, workplace)
+    workplace, client, store = workplace_of(context), client_of(context), store_of(context)
+    owner, budget = owner_of(context), budget_of(context)
+    download, question = _download(message, context, workplace), _question(message, context, workplace)
     with store.locked():
         if question and (answer := store.answer(question)) is not None:
             logger.warning("round %d: asked again; the answer that was made goes out once more", download.server_round)
             return Message(_content(answer), reply_to=message)
         # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
         model, state = receive(workplace, download, _load(store, download, workplace, before=download.server_round))
-        blob, state = train_round(workplace, client, model, state, budget=_own_budget(context))
+        if owner is not None and budget is not None and model.selection is not None:
+            check_kept(workplace.blueprint, model.selection, budget, source="budget")
+        blob, state = train_round(workplace, client, model, state, budget=budget)
+        if owner is not None:
+            owner.check_length(len(blob), "upload_megabytes")
         store.save(state, question=question, answer=blob if question else b"")
     return Message(_content(blob), reply_to=message)
 
@@ -167,7 +205,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the encoder that was sent, under this client's own predictor."""
     workplace = workplace_of(context)
     with _visited(message, context, workplace) as (store, model, state):
-        report, own = evaluate_round(workplace, _client(context), model, state, whole=_is_device(context))
+        report, own = evaluate_round(workplace, client_of(context), model, state, whole=is_device(context))
         _save_model(store, context, workplace, model, report, own)
         del model, state, own  # before the state is read again
     return Message(_content(report.to_bytes()), reply_to=message)
@@ -179,7 +217,7 @@ def statistics(message: Message, context: Context) -> Message:
     """Estimate BatchNorm statistics on this client's data, under the encoder that was sent."""
     workplace = workplace_of(context)
     with _visited(message, context, workplace) as (_, model, state):
-        blob = gather_round(workplace, _client(context), model, state)
+        blob = gather_round(workplace, client_of(context), model, state)
         del model, state
     return Message(_content(blob), reply_to=message)
 
@@ -188,13 +226,13 @@ def statistics(message: Message, context: Context) -> Message:
 @reporting
 def findings(message: Message, context: Context) -> Message:
     """Say what the model that was sent does on this client's validation split; nothing is kept of it."""
-    if context.node_config.get("findings") == NO_FINDINGS:
+    if not tells_findings(context):
         raise SpatlError("its owner says that it tells none (--no-findings)")
-    workplace, store = workplace_of(context), _store(context)
-    download = _download(message, workplace)
+    workplace, store = workplace_of(context), store_of(context)
+    download = _download(message, context, workplace)
     with store.locked():
         model, state = receive(workplace, download, _load(store, download, workplace))
-        blob = find_round(workplace, _client(context), model, state)
+        blob = find_round(workplace, client_of(context), model, state)
     return Message(_content(blob), reply_to=message)
 
 
@@ -203,7 +241,7 @@ def _visited(
     message: Message, context: Context, workplace: Workplace
 ) -> Iterator[tuple[StateStore, Model, ClientState]]:
     """Yield the client's store, model and settled state for work that is no training: then only the encoder is kept."""
-    store, download = _store(context), _download(message, workplace)
+    store, download = store_of(context), _download(message, context, workplace)
     with store.locked():
         # The state before is read twice: it has control variates that settling drops, each as long as the encoder.
         model, settled = receive(workplace, download, _load(store, download, workplace))
@@ -218,27 +256,27 @@ def _save_model(
 ) -> None:
     """Leave a client's model: on a device all of it, elsewhere what is the client's own, for the run has the rest."""
     private = {} if own.offset is None else {LABEL_OFFSET: own.offset}
-    if not _is_device(context):
+    if not is_device(context):
         store.save_model(None, {**own.tensors, **private}, {})
         return
     description = describe_model(
         workplace.blueprint, statistics=received.statistics, encoder=received.start(), accuracy=report.accuracy,
-        version=spatl.__version__, client=_client(context),
+        version=spatl.__version__, client=client_of(context),
     )  # fmt: skip
     store.save_model(description, own.tensors, private)
 
 
 def _question(message: Message, context: Context, workplace: Workplace) -> bytes:
     """What names a question, so that a copy of it is known; empty where no message is lost on its way."""
-    if not _is_device(context):
+    if not is_device(context):
         return b""
     blob = message.content[RECORD][BLOB]  # of a download that was read
     assert isinstance(blob, bytes)
-    terms = f"{workplace.config.to_json()} {_own_budget(context)}"
+    terms = f"{workplace.config.to_json()} {budget_of(context)}"
     return hashlib.blake2b(terms.encode() + blob, digest_size=16).digest()
 
 
-def _download(message: Message, workplace: Workplace) -> Download:
+def _download(message: Message, context: Context, workplace: Workplace) -> Download:
     record = message.content.get(RECORD)  # `config_records` would make a cycle, and keep it until the next collection
     if not isinstance(record, ConfigRecord):
         raise UpdateRejected(f"the server's message lacks {RECORD!r}")
@@ -248,7 +286,9 @@ def _download(message: Message, workplace: Workplace) -> Download:
         raise UpdateRejected(f"the server's message lacks {error}") from error
     if not isinstance(blob, bytes):
         raise UpdateRejected(f"the server's blob must be bytes, got {type(blob).__name__}")
-    blueprint = workplace.blueprint
+    blueprint, owner = workplace.blueprint, owner_of(context)
+    if owner is not None:
+        owner.check_length(len(blob), "download_megabytes")
     return unpack_download(blob, blueprint.layout, blueprint.codecs.downlink, num_statistics=blueprint.num_statistics)
 
 
@@ -262,80 +302,3 @@ def _load(
 
 def _content(blob: bytes) -> RecordDict:
     return RecordDict({RECORD: ConfigRecord({BLOB: blob})})
-
-
-def _client(context: Context) -> int:
-    client = context.node_config.get("partition-id")
-    if not isinstance(client, int) or client < 0:
-        raise ConfigError(f"the node's config must give its partition-id, an integer from 0, got {client!r}")
-    return client
-
-
-def _own_budget(context: Context) -> Budget | None:
-    """The budget that the node's own config sets: keep-ratio, flops-ratio or uplink-bytes."""
-    own = context.node_config
-    values: dict[str, object] = {kind: own[key] for kind in BUDGET_KINDS if (key := kind.replace("_", "-")) in own}
-    try:
-        return parse_budget(values)
-    except ConfigError as error:
-        raise ConfigError(f"the node's config: {error}") from None
-
-
-def _store(context: Context) -> StateStore:
-    """A deployed client's state lies in its own device's directory, whatever the server says."""
-    own = context.node_config.get("state-dir")
-    if own is not None:
-        run = str(context.run_config.get("run", "")) or str(context.run_id)
-        if not re.fullmatch(r"[0-9A-Za-z-]+", run):
-            raise ConfigError(f"the run's name must be letters, digits and hyphens, got {run!r}")
-        return DirectoryStore(Path(str(own)) / run)
-    directory = str(context.run_config.get("out", ""))
-    if directory:
-        return DirectoryStore(Path(directory) / "clients" / str(_client(context)))
-    return ContextStore(context.state)
-
-
-def workplace_of(context: Context) -> Workplace:
-    """Workplace that the run's config describes, on the device and with the data that the node's own config names.
-
-    Raises:
-        SpatlError: It does not work out, or this device does not know what the clients have agreed on.
-    """
-    config = _config(context)
-    if config.has_own_data and config.data.agreed is None:
-        agreed = _store(context).agreed()
-        if agreed is None:
-            raise SpatlError("this device has not registered, or lost what the clients have agreed on")
-        config = with_agreement(config, _agreement(agreed))
-    return _cached_workplace(config.to_json())
-
-
-def _config(context: Context) -> ExperimentConfig:
-    """The run's config, as the node's own config has it."""
-    device, data = (context.node_config.get(key) for key in ("device", "data-dir"))
-    try:
-        config = config_from_run(context.run_config)
-        return on_device(
-            config.without_weights() if _is_device(context) else config,
-            device=None if device is None else str(device),
-            data=None if data is None else str(data),
-        )
-    except ConfigError as error:
-        raise ConfigError(f"the node's config: {error}") from None
-
-
-def _agreement(text: str) -> Agreement:
-    try:
-        return AgreedConfig.model_validate_json(text).agreement()
-    except ValidationError as error:
-        raise ConfigError(f"what the clients have agreed on does not hold: {error.errors()[0]['msg']}") from None
-
-
-def _is_device(context: Context) -> bool:
-    """Return whether this is a machine of its own, with a place for its state, and no part of a simulation."""
-    return "state-dir" in context.node_config
-
-
-@lru_cache(maxsize=2)
-def _cached_workplace(config_json: str) -> Workplace:
-    return Workplace(cached_blueprint(config_json))

@@ -90,6 +90,11 @@ class DirectoryStore:
         self._temporary = directory / _TEMPORARY
         self._wait = wait
 
+    @property
+    def directory(self) -> Path:
+        """The client's own directory."""
+        return self._directory
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out, and clear what a killed one left; Windows has no such lock.

@@ -8,6 +8,8 @@ SpatlError
 ├── UpdateRejected     a blob that is malformed, stale or not finite
 │   └── ReferenceLost  changes of an encoder that the receiver does not hold
 ├── DamagedState       a stored file that is not as it was written
+├── NotAllowed         what a device's owner does not let a run do
+│   └── NotNow          what the owner does not let it do at this time
 ├── SystemFault        a disk that is full, a folder that is gone: what the system refuses
 └── DivergedError      training that left the finite numbers
 """
@@ -57,6 +59,21 @@ class StateBusy(SpatlError):
 
 class DamagedState(SpatlError):
     """Damage of stored bytes: they are not as they were written."""
+
+
+class NotAllowed(SpatlError):
+    """Refusal of a run by the owner of a device; the message names the setting, what was asked, and what is allowed."""
+
+    @classmethod
+    def of(cls, setting: str, asked: object, allowed: object) -> "NotAllowed":
+        """Make the one line that the device's owner and the server see."""
+        return cls(
+            f"{setting}: this run asks for {in_short(asked)}, the owner of this device allows {in_short(allowed)}"
+        )
+
+
+class NotNow(NotAllowed):
+    """Refusal that passes with time: the hour, the battery, the rounds of a day."""
 
 
 class SystemFault(SpatlError):
@@ -165,6 +182,13 @@ def printable(text: str) -> str:
     return _CONTROL.sub("?", text)
 
 
+def in_short(value: object) -> str:
+    """Write a value that may be anybody's in a line."""
+    text = " ".join(printable(str(value)).split())
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+_LONGEST_VALUE = 160
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_LINE = 300
 _LONGEST_TRACEBACK = 15_000

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
-from clients.app import workplace_of
 from clients.device import handover
 from clients.device.peak_memory import peak_megabytes
+from clients.node import workplace_of
 from clients.store import DirectoryStore
 from spatl.config.loading import parse_config
 from spatl.deployment.processes import environment

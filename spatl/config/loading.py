@@ -36,12 +36,26 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     """
     given, path = str(path), config_path(path)
     try:
-        content = load_yaml(_text_of(path))
+        content = read_mapping(path)
     except FileNotFoundError:
         close = did_you_mean(given, shipped_configs())
         raise ConfigError(
             f"config file not found: {given}{close}; `spatl show configs` lists those that ship"
         ) from None
+    return with_overrides(content, overrides)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys and values.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ConfigError: It cannot be read, is not YAML or no mapping, is too long, or a key stands twice in it.
+    """
+    try:
+        content = load_yaml(_text_of(path))
+    except FileNotFoundError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read config file {path}: {error}") from error
     except RepeatedKey as error:
@@ -52,7 +66,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         content = {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(content).__name__}")
-    return with_overrides(content, overrides)
+    return content
 
 
 def _text_of(path: Path) -> str:
@@ -70,7 +84,7 @@ def parse_config(values: Mapping[str, Any]) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
+        raise ConfigError(mistakes_in(error)) from None
 
 
 def parse_budget(values: Mapping[str, Any]) -> Budget | None:
@@ -82,7 +96,7 @@ def parse_budget(values: Mapping[str, Any]) -> Budget | None:
     try:
         return BudgetConfig.model_validate(dict(values)).own_budget()
     except ValidationError as error:
-        raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
+        raise ConfigError(mistakes_in(error)) from None
 
 
 def config_from_json(text: str) -> ExperimentConfig:
@@ -97,17 +111,21 @@ def config_from_json(text: str) -> ExperimentConfig:
         values = json.loads(text, object_pairs_hook=_each_key_once)
     except RecursionError:
         raise ConfigError("the run's config is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"the run's config is not valid JSON: {error}") from error
     except RepeatedKey as error:
         raise ConfigError(f"the run's config: {error}") from None
+    except ValueError as error:  # of JSON, or of a number with more digits than any has
+        raise ConfigError(f"the run's config is not valid JSON: {error}") from error
     return parse_config(values)
 
 
-def config_from_run(run_config: Mapping[str, Any]) -> ExperimentConfig:
+def config_from_run(run_config: Mapping[str, Any], *, reads_files: bool = True) -> ExperimentConfig:
     """Make a config from Flower's flat `run_config`, whose key `config` holds JSON, or the path of a YAML file.
 
     A relative path counts from the directory that holds the packages, which is the app's own in a Flower app bundle.
+
+    Args:
+        run_config: Flower's.
+        reads_files: Whether a path will do; not on a device, whose files are none of the server's affair.
 
     Raises:
         ConfigError: The key is missing, or what it holds is not a config.
@@ -119,6 +137,8 @@ def config_from_run(run_config: Mapping[str, Any]) -> ExperimentConfig:
         )
     if text.lstrip().startswith("{"):
         return config_from_json(text)
+    if not reads_files:
+        raise ConfigError("the run's config must be a config as JSON, got the path of a file, which no device opens")
     return load_config(Path(__file__).parents[2] / text)
 
 
@@ -199,12 +219,17 @@ def more_rounds(overrides: Sequence[str]) -> Any:
     return with_overrides({}, overrides).get("rounds")
 
 
-def _line(error: Any) -> str:
+def mistakes_in(error: ValidationError, model: type[BaseModel] = ExperimentConfig) -> str:
+    """Return one line for the errors that pydantic has found in the values of a model."""
+    return "; ".join(_line(item, model) for item in error.errors())
+
+
+def _line(error: Any, model: type[BaseModel]) -> str:
     """Return one line for one pydantic error: the key, what is wrong, what came."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "config"
     if error["type"] == "extra_forbidden":
-        allowed = _keys_of(location[:-1])
+        allowed = _keys_of(location[:-1], model)
         where = ".".join(location[:-1]) or "the top level"
         return f"{key}: unknown key{did_you_mean(location[-1], allowed)}; {where} takes {', '.join(allowed)}"
     if error["type"] == "value_error":
@@ -214,8 +239,7 @@ def _line(error: Any) -> str:
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
-def _keys_of(location: Sequence[str]) -> list[str]:
-    section: type[BaseModel] = ExperimentConfig
+def _keys_of(location: Sequence[str], section: type[BaseModel]) -> list[str]:
     for part in location:
         if part not in section.model_fields:  # a key of the budgets by client
             return list(BudgetConfig.model_fields)

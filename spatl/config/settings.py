@@ -61,8 +61,8 @@ def all_settings() -> tuple[Setting, ...]:
     found = []
     for key, owner, name in _fields(ExperimentConfig):
         info = owner.model_fields[name]
-        own = {method: _yaml(value) for method, value in _of_methods(key).items()}
-        found.append(Setting(key, _default(info), _allowed(info), _meanings(owner)[name], own))
+        own = {method: as_yaml(value) for method, value in _of_methods(key).items()}
+        found.append(Setting(key, _default(info), _allowed(info), field_meanings(owner)[name], own))
     return tuple(found)
 
 
@@ -115,7 +115,7 @@ def _summary(model: type[BaseModel]) -> str:
 
 
 @cache
-def _meanings(model: type[BaseModel]) -> dict[str, str]:
+def field_meanings(model: type[BaseModel]) -> dict[str, str]:
     """Return the strings under the fields of a class, and of those it inherits from."""
     found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
@@ -144,10 +144,10 @@ def _of_methods(key: str) -> dict[str, Any]:
 
 
 def _default(info: FieldInfo) -> str:
-    return _yaml(info.get_default(call_default_factory=True))
+    return as_yaml(info.get_default(call_default_factory=True))
 
 
-def _yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """Write a value in YAML's flow style."""
     if isinstance(value, str):
         return value if value.replace("-", "").replace("_", "").isalnum() else "'" + value.replace("'", "''") + "'"
@@ -156,9 +156,9 @@ def _yaml(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if value < 1e16 else repr(value)
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_yaml, value))}]"
+        return f"[{', '.join(map(as_yaml, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_yaml(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {as_yaml(each)}" for key, each in value.items()) + "}"
     return str(value)
 
 
@@ -177,7 +177,7 @@ def _kind(annotation: Any, metadata: Any = ()) -> str:
     if origin is Annotated:
         return _kind(parts[0], [each for part in parts[1:] for each in getattr(part, "metadata", [part])])
     if origin is Literal:
-        return "one of " + ", ".join(map(_yaml, parts))
+        return "one of " + ", ".join(map(as_yaml, parts))
     if origin is Union or (origin is not None and origin.__name__ == "UnionType"):
         kinds = [_kind(part, () if part is type(None) else metadata) for part in parts]
         return " or ".join(sorted(kinds, key=lambda kind: kind != "null"))

@@ -21,7 +21,7 @@ from spatl.data.files import folder, npz
 from spatl.data.hub import huggingface
 from spatl.data.leaf import femnist
 from spatl.data.normalisation import Normalisation
-from spatl.data.synthetic import synthetic
+from spatl.data.synthetic import bytes_of_synthetic, synthetic
 from spatl.data.users import DATASET_DOOR, load_users_dataset
 from spatl.errors import DataError, SpatlError, did_you_mean, told
 from spatl.extensions.references import is_reference, row_of
@@ -37,11 +37,13 @@ class DatasetEntry:
         loader: `loader(seed, **options)` returns the data set; every option is a keyword with a default.
         description: One line saying what the images are.
         source: Where the images come from.
+        num_bytes: Memory that making them takes, by the options; None for images that are read.
     """
 
     loader: Callable[..., Dataset]
     description: str
     source: str
+    num_bytes: Callable[[Mapping[str, Any]], int] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -166,5 +168,6 @@ DATASETS: dict[str, DatasetEntry] = {
         loader=synthetic,
         description="procedural 32x32 colour images: classes are arrangements of shared textures, of chosen difficulty",
         source="generated from the seed",
+        num_bytes=bytes_of_synthetic,
     ),
 }

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from spatl.errors import SpatlError, did_you_mean, told
+from spatl.errors import NotAllowed, SpatlError, did_you_mean, told
+from spatl.extensions.listed import check_reference
 
 Row = TypeVar("Row")
 
@@ -60,11 +61,14 @@ def resolve(reference: str, door: Door, *, accepts: Callable[[Any], bool]) -> An
         SpatlError: As `door.error`, in one line: the reference is half of one, the module is not there or fails, it has
             no such attribute, or the object is of another kind. What the module raised stays attached as the cause.
     """
+    check_reference(reference, door.setting)
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise door.error(f'a {door.noun} of your own is written "{door.form}", got {reference!r}')
     try:
         module = importlib.import_module(module_name)
+    except NotAllowed:
+        raise
     except (Exception, SystemExit) as error:
         raise door.error(f"{door.noun} {reference!r}: {_import_failure(module_name, error)}") from error
     found = getattr(module, attribute, None)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from spatl.channels.costs import Costs, check_budget
 from spatl.channels.layout import EncoderLayout
@@ -21,15 +20,16 @@ from spatl.channels.tracing import trace_groups
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
 from spatl.data import ClientData, Dataset
-from spatl.errors import ConfigError, ModelError, told
+from spatl.errors import ConfigError
 from spatl.extensions.references import is_reference
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, duplicate
-from spatl.models.inputs import take_images_
 from spatl.models.weights import read_weights, start_from_
 from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_clients, split_client
+from spatl.rounds.memory import check_memory
 from spatl.rounds.remembered import remembered_warnings
 from spatl.rounds.rules import rehearse_rule
+from spatl.rounds.soundness import check_output, check_weights
 from spatl.rounds.statistics import statistics_names
 from spatl.saliency.filters import main_filters
 from spatl.seeding import generator
@@ -210,17 +210,21 @@ class Blueprint:
             )
 
 
-def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Blueprint:
+def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_bytes: int | None = None) -> Blueprint:
     """Build and check what a config describes, but for the clients' splits (`Blueprint.check_clients`).
 
     Args:
         config: The run.
         has_data: Whether this machine has data where each device has its own; the server then needs none.
+        most_bytes: Memory that a device's owner lets it take; None for any.
 
     Raises:
         SpatlError: A data set, model, cut, partition or budget does not work out.
+        NotAllowed: It would take more memory than it may; the network was not built.
     """
     dataset, parts = load_clients(config) if has_data else (_stand_in(config), ())
+    if most_bytes is not None:
+        check_memory(config, dataset, most_bytes)
     # The same on all sides, so that nothing that is built depends on what lies on one of them.
     example = (_stand_in(config) if config.has_own_data else dataset).images[:1]
     _, in_channels, image_size, _ = dataset.images.shape
@@ -237,8 +241,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
         path = Path(config.model.weights)
         tensors = read_weights(path, sha256=config.model.weights_sha256)
         start_from_(model, tensors, predictor=Split(tuple(cut)), where=str(path))
-    _check_weights(model)
-    _check_output(model, dataset)
+    check_weights(model)
+    check_output(model, dataset)
     built_cut = cut
     if config.predictor_row.residual:
         cut = add_residual_(model, cut, example)
@@ -272,10 +276,10 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True) -> Bluepr
 
 
 @lru_cache(maxsize=2)
-def cached_blueprint(config_json: str) -> Blueprint:
-    """Return the blueprint of a config, made once per process."""
+def cached_blueprint(config_json: str, most_bytes: int | None = None) -> Blueprint:
+    """Return the blueprint of a config, made once per process; `most_bytes` as of `make_blueprint`."""
     with remembered_warnings() as warnings:
-        blueprint = make_blueprint(config_from_json(config_json))
+        blueprint = make_blueprint(config_from_json(config_json), most_bytes=most_bytes)
     return replace(blueprint, warnings=tuple(warnings))
 
 
@@ -350,41 +354,6 @@ def _check_message_bytes(blueprint: Blueprint) -> None:
             f"wire.target_ratio is {blueprint.config.wire.target_ratio:g}, which leaves messages of {limit} bytes, of "
             f"which {overhead} are overhead; for this encoder give at most {math.floor(most)}"
         )
-
-
-def _check_weights(model: nn.Module) -> None:
-    """Raise where a weight is no number before anything was trained: later the learning rate would be blamed."""
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):  # what `make_split` refuses, by name
-            continue
-        wrong = int((~parameter.detach().isfinite()).sum())
-        if wrong:
-            raise ModelError(
-                f"the model's initial weights must be finite, got {wrong} of {parameter.numel()} in {name!r} that are "
-                "NaN or infinity; look at how the model is made"
-            )
-
-
-def _check_output(model: nn.Module, dataset: Dataset) -> None:
-    """Raise unless the model gives one logit per class, here rather than inside a client."""
-    _, _, height, width = dataset.images.shape
-    try:
-        logits = take_images_(model, dataset.images[:1])
-    except ModelError:
-        raise
-    except Exception as error:
-        failure = f"the model fails on an input of shape {tuple(dataset.images[:1].shape)}: {told(error)}"
-        if height != width:
-            failure = (
-                f"images are {height} x {width}; this model needs squares: set data.options.image_size ({failure})"
-            )
-        raise ModelError(failure) from error
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != (1, dataset.num_classes):
-        raise ModelError(f"for one image the model must return logits of shape (1, {dataset.num_classes}), got {found}")
-    if not logits.is_floating_point() or bool(logits.isnan().any()):
-        what = "NaN" if logits.is_floating_point() else f"{logits.dtype}, which no loss can be computed of,"
-        raise ModelError(f"the model returns {what} for the first image, before any training")
 
 
 def _everything_private(model: nn.Module, cut: tuple[str, ...]) -> Split:

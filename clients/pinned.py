@@ -1,0 +1,96 @@
+"""Config that a device has registered for, kept beside its state: a run stays what it was while it has its name.
+
+A server that goes on with a run may ask for more rounds, and, where each device has data of its own, for more clients.
+Before the device has trained at all, the clients may agree anew on their classes and their scale, as they do where a
+server starts again. Any other setting that changes is refused, with the setting and both values.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import config_from_json
+from spatl.deployment.sites import replace_private
+from spatl.errors import DamagedState, NotAllowed, SpatlError, in_short
+
+_FILE: Final = "pinned.json"
+_GROWS: Final = ("rounds",)
+_NOTHING: Final = object()
+
+
+def pin(directory: Path, config: ExperimentConfig) -> None:
+    """Keep the config of a run for which this device has registered.
+
+    Args:
+        directory: Of the device's state in the run.
+        config: What the server sent, with what the clients have agreed on.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    text = config.to_json()
+    if _read(directory) != text:
+        replace_private(directory / _FILE, text.encode())
+
+
+def check_pinned(
+    directory: Path, config: ExperimentConfig, *, trained: Callable[[], bool], registering: bool = False
+) -> None:
+    """Raise unless a config is the one that this device has registered for.
+
+    Args:
+        directory: Of the device's state in the run.
+        config: What the server sent.
+        trained: Returns whether the device has trained in this run.
+        registering: Whether it registers, so that there need be none yet.
+
+    Raises:
+        NotAllowed: It is another one, or the device has not registered.
+        DamagedState: What was kept is damaged.
+    """
+    text = _read(directory)
+    if text is None:
+        if registering:
+            return
+        raise NotAllowed("this device has not registered for this run, and does nothing for it")
+    if text == config.to_json():
+        return
+    try:
+        before = config_from_json(text)
+    except NotAllowed:
+        raise
+    except SpatlError as error:
+        raise DamagedState(f"{_FILE} of this run is damaged: delete the run's state on this device") from error
+    for setting, old, new in _changes(before, config):
+        if setting in _GROWS and isinstance(new, int) and new > old:
+            continue
+        if setting == "partition.num_clients" and config.has_own_data and new > old:
+            continue
+        if setting.startswith("data.agreed") and ((registering and config.data.agreed is None) or not trained()):
+            continue
+        raise NotAllowed(
+            f"{setting}: this run asks for {in_short(new)} under its name, this device registered for {in_short(old)}"
+        )
+
+
+def _read(directory: Path) -> str | None:
+    try:
+        return (directory / _FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def _changes(before: ExperimentConfig, after: ExperimentConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the settings that differ, with both values."""
+    old, new = (dict(_leaves(json.loads(config.to_json()))) for config in (before, after))
+    for setting in {**old, **new}:
+        if old.get(setting, _NOTHING) != new.get(setting, _NOTHING):
+            yield setting, old.get(setting), new.get(setting)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

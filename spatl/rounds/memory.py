@@ -1,0 +1,77 @@
+"""Memory that a run takes on a device, estimated before its network is built.
+
+A built-in network is made without memory, on PyTorch's device `meta`, and passes a batch there. A network of the
+owner's own code is not measured: it runs because its owner has listed it.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from spatl.config.experiment import ExperimentConfig
+from spatl.data import Dataset
+from spatl.errors import ModelError, NotAllowed
+from spatl.extensions.references import arguments_for, is_reference
+from spatl.models import MODELS
+from spatl.seeding import seeded_globals
+
+COPIES: Final = 12
+"""Copies of the network's numbers: the one built, the one trained, its gradients and momentum; the encoder as built, as
+received, as trained, the update, c, c_i, the c_i to come, and what is packed."""
+_PASSES = 3  # outputs of layers, of what is between them, and their gradients
+_EVALUATED_AT_ONCE = 1024  # as `spatl.training.evaluate`
+_BYTES = 4
+
+
+def check_memory(config: ExperimentConfig, dataset: Dataset, most_bytes: int) -> None:
+    """Raise where a run takes more memory than it may.
+
+    Args:
+        config: The run.
+        dataset: Its data, which are loaded by now.
+        most_bytes: What it may take.
+
+    Raises:
+        NotAllowed: It takes more, about.
+        ModelError: An option of the network is wrong.
+    """
+    needed = 2 * dataset.images.nbytes + _bytes_of_network(config, dataset, most_bytes)
+    if needed > most_bytes:
+        raise _too_much(f"about {needed / 1e6:,.0f}", most_bytes)
+
+
+def _too_much(asked: str, most_bytes: int) -> NotAllowed:
+    return NotAllowed.of("limits.memory_megabytes (model, training.batch_size)", asked, f"{most_bytes / 1e6:,.0f}")
+
+
+def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: int) -> int:
+    if is_reference(config.model.name) or config.model.name not in MODELS:
+        return 0
+    factory, (_, in_channels, _, image_size) = MODELS[config.model.name].factory, dataset.images.shape
+    sizes = {"num_classes": dataset.num_classes, "in_channels": in_channels, "image_size": image_size}
+    arguments = arguments_for(
+        factory, what=f"model {config.model.name!r}", offered=sizes, options=config.model.options, given_by="data",
+        section="model.options", error=ModelError,
+    )  # fmt: skip
+    outputs: list[int] = []
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.append(output.numel() // 2)
+
+    try:
+        with seeded_globals(config.seed, "model"), torch.device("meta"), torch.no_grad():
+            model = factory(**arguments)
+            for module in model.modules():
+                if next(module.children(), None) is None:
+                    module.register_forward_hook(note)
+            model(torch.empty((2, *dataset.images.shape[1:])))
+    except ModelError:
+        raise
+    except Exception as error:  # sizes that no tensor can have
+        raise _too_much("a network whose size cannot be told", most_bytes) from error
+    numbers = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
+    trained = sum(outputs) * _PASSES * min(config.training.batch_size, len(dataset))
+    evaluated = max(outputs, default=0) * _PASSES * min(_EVALUATED_AT_ONCE, len(dataset))
+    return _BYTES * (COPIES * numbers + max(trained, evaluated))

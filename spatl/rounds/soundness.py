@@ -1,0 +1,51 @@
+"""Soundness of a network as it was built: finite weights, and one logit for each class."""
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from spatl.data import Dataset
+from spatl.errors import ModelError, told
+from spatl.models.inputs import take_images_
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise where a weight is no number before anything was trained: later the learning rate would be blamed.
+
+    Raises:
+        ModelError: There is one; the message names the parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):  # what `make_split` refuses, by name
+            continue
+        wrong = int((~parameter.detach().isfinite()).sum())
+        if wrong:
+            raise ModelError(
+                f"the model's initial weights must be finite, got {wrong} of {parameter.numel()} in {name!r} that are "
+                "NaN or infinity; look at how the model is made"
+            )
+
+
+def check_output(model: nn.Module, dataset: Dataset) -> None:
+    """Raise unless the model gives one logit per class, here rather than inside a client.
+
+    Raises:
+        ModelError: It fails, or gives something else.
+    """
+    _, _, height, width = dataset.images.shape
+    try:
+        logits = take_images_(model, dataset.images[:1])
+    except ModelError:
+        raise
+    except Exception as error:
+        failure = f"the model fails on an input of shape {tuple(dataset.images[:1].shape)}: {told(error)}"
+        if height != width:
+            failure = (
+                f"images are {height} x {width}; this model needs squares: set data.options.image_size ({failure})"
+            )
+        raise ModelError(failure) from error
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (1, dataset.num_classes):
+        raise ModelError(f"for one image the model must return logits of shape (1, {dataset.num_classes}), got {found}")
+    if not logits.is_floating_point() or bool(logits.isnan().any()):
+        what = "NaN" if logits.is_floating_point() else f"{logits.dtype}, which no loss can be computed of,"
+        raise ModelError(f"the model returns {what} for the first image, before any training")
