@@ -30,6 +30,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from rich.console import Console
 
 from clients.device import handover, supervisor
+from spatl.config.device import DEVICE_FILE, DeviceConfig, read_device
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import on_device, parse_budget
 from spatl.deployment.processes import environment, free_port, script
@@ -43,15 +44,21 @@ from spatl.deployment.sites import (
     check_private,
     make_private,
     read_client_site,
+    replace_private,
 )
-from spatl.errors import ConfigError, SpatlError
+from spatl.errors import ConfigError, NotAllowed, SpatlError
+from spatl.extensions.listed import ListedFiles
+from spatl.json_files import to_json
 
 logger = logging.getLogger(__name__)
 
 _CALL_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 5.0
 _NODE_FILE = "node.toml"
+_TRUSTED_FILE = "trusted.yaml"
 _MARKS = "running"
+_APPS = ("flwr-clientapp", "flwr-agentapp")
+_OF_NO_DEVICE = ("flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
 
 
 def start(options: Namespace, console: Console) -> None:
@@ -65,6 +72,7 @@ def start(options: Namespace, console: Console) -> None:
     directory = Path(options.directory).absolute()
     site = read_client_site(directory)
     address = Address.parse(site.address)
+    rules = owners_rules(directory)
     node = node_config(
         site, directory, data=options.data_dir, budget=options.budget, device=options.device,
         tells_findings=not options.no_findings,
@@ -88,16 +96,51 @@ def start(options: Namespace, console: Console) -> None:
     (home / _NODE_FILE).write_text("".join(lines), encoding="utf-8")
     console.print(f"client {site.client} of {site.num_clients}, server {address}, state in {node['state-dir']}",
                   markup=False, highlight=False, soft_wrap=True)  # fmt: skip
-    settings = environment(home)
+    command += _trusted(home, rules)
+    settings = environment(home, here=False)
     preloaded = None if options.cold else home / "preloaded.sock"
     marks = home / _MARKS
     marks.mkdir(exist_ok=True)
-    settings["PATH"] = os.pathsep.join([str(_programs(home, marks, preloaded)), settings["PATH"]])
+    settings["PATH"] = os.pathsep.join(
+        [str(_programs(home, marks, preloaded, signed=bool(rules.code.trusted))), settings["PATH"]]
+    )
     os.chdir(home)
-    programs = [*command, "--node-config", str(home / _NODE_FILE)]
+    command += ["--node-config", str(home / _NODE_FILE)]
     if preloaded is not None:  # the process that this one becomes is its parent
-        programs += ["--", sys.executable, "-m", "clients.device.preloaded", str(preloaded), str(os.getpid())]
-    os.execve(sys.executable, [sys.executable, "-S", "-E", supervisor.__file__, str(marks), *programs], settings)
+        command += ["--", sys.executable, "-m", "clients.device.preloaded", str(preloaded), str(os.getpid())]
+    os.execve(sys.executable, [sys.executable, "-S", "-E", supervisor.__file__, str(marks), *command], settings)
+
+
+def owners_rules(directory: Path) -> DeviceConfig:
+    """Return what the owner of a client's device lets a run do.
+
+    Raises:
+        ConfigError: The file says something that cannot be, or lists a file that is not there or is another one.
+    """
+    path = directory / DEVICE_FILE
+    rules = read_device(path)
+    if rules is None:
+        logger.warning("%s is not there: its safe values hold, as `spatl deploy init` writes them", path)
+        return DeviceConfig()
+    listed = ListedFiles(directory, rules.files)
+    for name in rules.files:
+        try:
+            listed.read(name, name)
+        except NotAllowed as error:
+            raise ConfigError(f"{path}: {error}") from None
+    if rules.data.dir is not None:
+        place = directory / os.path.expanduser(rules.data.dir)
+        if not place.exists():
+            raise ConfigError(f"{path}: data.dir: {place} is not there")
+    return rules
+
+
+def _trusted(home: Path, rules: DeviceConfig) -> list[str]:
+    """Return the option by which a SuperNode knows whose signatures its owner believes."""
+    if not rules.code.trusted:
+        return []
+    replace_private(home / _TRUSTED_FILE, to_json(rules.code.trusted, indent=2).encode())  # JSON is YAML
+    return ["--trusted-entities", str(home / _TRUSTED_FILE)]
 
 
 def node_config(
@@ -137,18 +180,22 @@ def node_config(
     return node
 
 
-def _programs(home: Path, marks: Path, preloaded: Path | None) -> Path:
+def _programs(home: Path, marks: Path, preloaded: Path | None, *, signed: bool) -> Path:
     """Make a directory of programs that go before Flower's, each of which leaves its process id in a mark.
 
     `flwr-clientapp` is `clients.device.handover`, or `clients.device.message_process`; its mark goes when the SuperNode
-    has the reply. `flower-superexec`, which starts it, is Flower's own.
+    has the reply. It is also what runs where a server asks for an app of another kind, and refuses that. The programs
+    of the kinds that no device runs end at once. `flower-superexec`, which starts them, is Flower's own.
     """
     directory = home / "bin"
     directory.mkdir(exist_ok=True)
-    message = (
-        [sys.executable, "-m", "clients.device.message_process"] if preloaded is None else handover.command(preloaded)
-    )
-    for name, command in (("flwr-clientapp", message), ("flower-superexec", [script("flower-superexec")])):
+    cold = [sys.executable, "-P", "-m", "clients.device.message_process"]
+    message = [
+        *(cold if preloaded is None else handover.command(preloaded)),
+        *([handover.SIGNED_BUNDLES] if signed else []),
+    ]
+    programs = dict.fromkeys(_APPS, message) | {name: ["false"] for name in _OF_NO_DEVICE}
+    for name, command in (programs | {"flower-superexec": [script("flower-superexec")]}).items():
         program, mark = directory / name, shlex.quote(str(marks / name))
         lines = [
             "#!/bin/sh",

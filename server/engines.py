@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from server.grids import SERVER_NODE_ID, InProcessGrid
+from spatl.config.engines import CLIENT_APP, SERVER_APP
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import REASON_VARIABLE, environment, free_port, is_alive, script, stop
 from spatl.errors import DivergedError, SpatlError, SystemFault, naming, system_fault
@@ -31,8 +32,6 @@ from spatl.sealed_files import write_synced
 
 logger = logging.getLogger(__name__)
 
-SERVER_APP = "server.app:app"
-CLIENT_APP = "clients.app:app"
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0  # in which Flower says of a simulation whose process is over how it ended
 _POLL_SECONDS = 0.2

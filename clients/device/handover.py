@@ -10,6 +10,9 @@ import signal
 import socket
 import sys
 
+SIGNED_BUNDLES = "--signed-bundles"
+"""Option for `message_process`: somebody whom the device's owner trusts has signed the bundle, so that it is run."""
+
 
 def command(path: os.PathLike[str]) -> list[str]:
     """Return the command of this program, for a process that serves at a socket."""
@@ -29,7 +32,7 @@ def main() -> None:
         connection.sendall(json.dumps(request).encode() + b"\n")
     except OSError:
         os.chdir(here)
-        os.execv(sys.executable, [sys.executable, "-m", "clients.device.message_process", *arguments])
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "clients.device.message_process", *arguments])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, lambda received, frame: connection.send(bytes([received])))
     try:

@@ -5,6 +5,7 @@ The package of Flower's own program imports the SuperNode, and with it a web ser
 
 import argparse
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from flwr.common.args import add_args_flwr_app_common, try_obtain_flwr_app_token
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 
+from clients.device.bundle import App, app_for
+from clients.device.handover import SIGNED_BUNDLES
 from clients.device.supervisor import MARK_VARIABLE
 
 _runtime: Any = import_module("flwr.supernode.runtime.run_clientapp")
@@ -21,8 +24,12 @@ def main() -> None:
     """Handle one message, by the arguments of Flower's program."""
     parser = argparse.ArgumentParser(prog="flwr-clientapp")
     parser.add_argument("--runtime-api-address", required=True)
+    parser.add_argument(SIGNED_BUNDLES, action="store_true")
     add_args_flwr_app_common(parser=parser)
     options = parser.parse_args()
+    signed = getattr(options, SIGNED_BUNDLES.strip("-").replace("-", "_"))
+    if not signed:
+        _keep_out_bundles()
     if mark := os.environ.get(MARK_VARIABLE):
         _unmark_when_answered(Path(mark))
     _runtime.run_clientapp(
@@ -31,8 +38,21 @@ def main() -> None:
         insecure=options.insecure,
         certificates=validate_and_resolve_root_certificates(options.root_certificates, options.insecure),
         parent_pid=options.parent_pid,
-        runtime_dependency_install=options.runtime_dependency_install,
+        runtime_dependency_install=signed and options.runtime_dependency_install,
     )
+
+
+def _keep_out_bundles() -> None:
+    """Have the installed ClientApp handle the message, and nothing of a bundle be written, imported or installed."""
+    found: list[App] = []
+
+    def look_at(content: bytes, **named: Any) -> None:
+        found.append(app_for(content))
+
+    def installed_only(**named: Any) -> Callable[..., App]:
+        return lambda *bundle: found[-1]
+
+    _runtime.install_from_fab, _runtime.get_load_client_app_fn = look_at, installed_only
 
 
 def _unmark_when_answered(mark: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from server.deployment.certificates import make_client_pair
+from spatl.config.device import DEVICE_FILE, device_text
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
 from spatl.data import OWN
@@ -84,6 +85,7 @@ def fill_client(directory: Path, site: ClientSite, certificate: bytes, server: P
     pair = make_client_pair()
     write_private(directory / CA_CERTIFICATE, certificate)
     write_private(directory / CLIENT_KEY, pair.private)
+    write_private(directory / DEVICE_FILE, device_text().encode())
     write_site(directory, site)
     write_private(server / PUBLIC_KEYS / f"client-{site.client}.pub", pair.public)
 

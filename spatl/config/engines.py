@@ -1,4 +1,4 @@
-"""Table of engines: what runs a simulated federation, by the name in a config."""
+"""Table of engines: what runs a simulated federation, by the name in a config; and the apps that they all run."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -26,3 +26,8 @@ ENGINES: Final[dict[str, EngineRow]] = {
     "ray": EngineRow("server.engines:run_ray", False, True, "Flower's simulation runtime"),
 }
 """What `engine` can name."""
+
+SERVER_APP: Final = "server.app:app"
+"""Flower's ServerApp of every run."""
+CLIENT_APP: Final = "clients.app:app"
+"""Flower's ClientApp of every run: what a device runs, whatever a bundle holds."""

@@ -139,7 +139,7 @@ def _check_limits(config: ExperimentConfig, device: DeviceConfig) -> None:
     if training.threads > limits.threads:
         raise NotAllowed.of("limits.threads (training.threads)", f"{training.threads:,}", f"{limits.threads:,}")
     for name, asked in (
-        ("local_steps", training.local_steps or 0),
+        ("local_steps", 0 if training.local_steps is None else training.local_steps),
         ("local_epochs", training.local_epochs if training.local_steps is None else 0),
         ("head_epochs", training.head_epochs if config.row.head_first else 0),
         ("finetune_epochs", training.finetune_epochs if config.row.fine_tunes else 0),
@@ -147,8 +147,9 @@ def _check_limits(config: ExperimentConfig, device: DeviceConfig) -> None:
         if asked > limits.steps:  # an epoch is a step or more
             unit = "steps" if name == "local_steps" else "epochs"
             raise NotAllowed.of(f"limits.steps (training.{name})", f"{asked:,} {unit}", f"{limits.steps:,} steps")
-    made = 0 if is_reference(config.data.name) else _bytes_made(config.data.name, config.data.options)
-    examples = config.data.options.get("num_examples", 0) if made else 0
+    name, options = config.data.name, config.data.options
+    made = 0 if is_reference(name) else _bytes_made(name, options)
+    examples = options.get("num_examples", DATASETS[name].options.get("num_examples")) if made else 0
     if isinstance(examples, int) and examples > limits.examples:
         raise NotAllowed.of("limits.examples (data.options.num_examples)", f"{examples:,}", f"{limits.examples:,}")
     needed = made + 64 * config.partition.num_clients  # a list of clients is made on the way

@@ -23,9 +23,15 @@ _CHILD_SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 _LOOPBACK = "127.0.0.1,localhost"
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Return the environment of Flower's processes: this interpreter's programs and packages, and no telemetry."""
-    roots = [str(Path(__file__).resolve().parents[2]), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+def environment(home: Path, *, here: bool = True) -> dict[str, str]:
+    """Return the environment of Flower's processes: this interpreter's programs and packages, and no telemetry.
+
+    Args:
+        home: Flower's directory.
+        here: Whether modules are found in the present directory, too; not on a device, which imports nobody's.
+    """
+    own = [str(Path.cwd())] if here else []
+    roots = [str(Path(__file__).resolve().parents[2]), *own, os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         **past_proxies(),
