@@ -1,0 +1,183 @@
+"""What a device's owner has allowed takes place: files of their own, places of their own, and their time."""
+
+import hashlib
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from clients import owner
+from clients.app import reporting
+from clients.owner import check_now
+from spatl.config.device import DeviceConfig, Limits, device_text
+from spatl.errors import NotNow
+from spatl.wire.blob import CLIENT_NOT_NOW, CLIENT_REFUSED, RECORD
+from tests.support.own_data import write_data
+from tests.support.owned import Case, context_of, register, told
+
+NET = """
+from torch import nn
+from ownedlayers.wide import width
+
+class Net(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(in_channels, width(), 3), nn.Linear(width(), num_classes)
+
+    def forward(self, images):
+        return self.head(self.conv(images).relu().mean((2, 3)))
+"""
+WIDE = "def width():\n    return 5\n"
+FILES = {"owned_net.py": NET, "ownedlayers/wide.py": WIDE}
+LISTED = "files:\n" + "".join(
+    f"  {name}: '{hashlib.sha256(text.encode()).hexdigest()}'\n" for name, text in FILES.items()
+)
+ASKED = {"model": {"name": "owned_net:Net", "options": {}, "cut": ["head"]}, "training": {"batch_norm": "local"}}
+
+
+@pytest.fixture
+def forgets():
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("owned_net", "ownedlayers")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("forgets")
+def test_a_network_of_listed_files_is_built_and_puts_nothing_on_pythons_path(tmp_path):
+    before = list(sys.path), list(sys.meta_path)
+    reply, lines = register(context_of(Case(ASKED, LISTED, FILES), tmp_path))
+    assert "fingerprint" in told(reply)
+    assert lines == []
+    assert (sys.path, sys.meta_path) == before
+
+
+@pytest.mark.usefixtures("forgets")
+def test_what_a_listed_file_imports_must_be_listed_or_installed(tmp_path):
+    only = "\n".join(LISTED.splitlines()[:2])
+    reply, _ = register(context_of(Case({**ASKED, "seed": 4}, only, FILES), tmp_path))  # one that is not built yet
+    assert "it needs the module 'ownedlayers', which is not installed" in told(reply)["refused"]
+
+
+def test_a_link_out_of_the_devices_directory_is_no_file_of_it(tmp_path):
+    elsewhere = tmp_path / "elsewhere.py"
+    elsewhere.write_text(NET)
+    context = context_of(Case(ASKED, LISTED), tmp_path / "device")
+    (tmp_path / "device" / "owned_net.py").symlink_to(elsewhere)
+    reply, _ = register(context)
+    assert "owned_net.py, which lies elsewhere" in told(reply)["refused"]
+
+
+@pytest.mark.parametrize("by_option", [True, False], ids=["--data-dir", "data.dir"])
+def test_the_owners_data_are_read_whatever_path_the_run_names(tmp_path, by_option):
+    write_data(tmp_path / "mine.npz", 300, range(3))
+    asked = {"data": {"name": "npz", "options": {"path": "/etc/passwd"}}, "partition": {"name": "iid"}}
+    case = Case(asked, "data: {dir: mine.npz}" if not by_option else None,
+                node={"data-dir": str(tmp_path / "mine.npz")} if by_option else {})  # fmt: skip
+    reply, _ = register(context_of(case, tmp_path))
+    assert told(reply)["num-examples"] == 36  # 60 % of a fifth
+
+
+def test_a_file_as_it_is_made_lets_the_usual_run_register(tmp_path):
+    reply, lines = register(context_of(Case({}, device_text()), tmp_path))
+    assert "fingerprint" in told(reply)
+    assert lines == []
+
+
+@pytest.mark.parametrize("text", ["limits: {steps: 'a secret'}", "", "secret: [", "- secret"])
+def test_a_file_that_cannot_be_used_stops_all_work_and_its_content_stays_here(tmp_path, text):
+    reply, lines = register(context_of(Case({}, text), tmp_path))
+    assert told(reply)["error"] == "the device.yaml of this device cannot be used; its own log says why"
+    assert "device.yaml" in lines[0]
+    assert "secret" not in told(reply)["error"]
+
+
+def test_a_file_that_others_may_write_is_not_used(tmp_path):
+    context = context_of(Case({}, device_text()), tmp_path)
+    (tmp_path / "device.yaml").chmod(0o666)
+    reply, lines = register(context)
+    assert told(reply)["code"] == CLIENT_REFUSED
+    assert "can be written by other users of this machine (mode 666): chmod 600" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("hours", "inside", "outside"),
+    [("09:00-17:00", ("09:00", "16:59"), ("08:59", "17:00")), ("22:30-06:00", ("22:30", "05:59"), ("06:00", "22:29"))],
+)
+def test_hours_may_pass_midnight(tmp_path, hours, inside, outside):
+    limits = Limits(hours=hours)
+    for clock in inside:
+        check_now(limits, tmp_path, now=time.strptime(clock, "%H:%M"))
+    for clock in outside:
+        with pytest.raises(NotNow, match=f"asks for work at {clock}, the owner of this device allows {hours}"):
+            check_now(limits, tmp_path, now=time.strptime(clock, "%H:%M"))
+
+
+def test_a_command_of_the_owners_says_whether_to_work(tmp_path):
+    check_now(Limits(command=["test", "-d", "."]), tmp_path)
+    with pytest.raises(NotNow, match=r"limits\.command: the owner of this device lets nothing run now \(status 1\)"):
+        check_now(Limits(command=["test", "-e", "mains"]), tmp_path)
+    (tmp_path / "mains").touch()
+    check_now(Limits(command=["test", "-e", "mains"]), tmp_path)
+    with pytest.raises(NotNow, match=r"\(status no status\)"):
+        check_now(Limits(command=["a-program-that-is-nowhere"]), tmp_path)
+
+
+def answered(context, handle, message_type="train"):
+    """The reply of a handler under the owner's rules."""
+    register(context)
+    message = Message(RecordDict({RECORD: ConfigRecord({})}), dst_node_id=2, message_type=message_type)
+    return reporting(handle)(message, context)
+
+
+def test_what_is_refused_for_now_has_a_code_of_its_own_and_a_registration_takes_place_at_any_hour(tmp_path):
+    context = context_of(Case({}, "limits: {command: [test, -e, mains]}"), tmp_path)
+    assert "fingerprint" in told(register(context)[0])
+    reply = answered(context, lambda message, context: message)
+    assert reply.error.code == CLIENT_NOT_NOW
+    assert "limits.command" in reply.error.reason
+
+
+def test_a_day_has_so_many_rounds(tmp_path, monkeypatch):
+    moment = 1_000_000.0
+    monkeypatch.setattr(owner.time, "time", lambda: moment)
+    context = context_of(Case({}, "limits: {rounds_a_day: 2}"), tmp_path)
+    taken = []
+    for hours in (0, 1, 2, 23.9, 24.1, 24.2):
+        moment = 1_000_000.0 + 3600 * hours
+        reply = answered(context, lambda message, context: Message(RecordDict(), reply_to=message))
+        taken.append(reply.error.reason if reply.has_error() else None)
+    assert [each is None for each in taken] == [True, True, False, False, True, False]
+    assert taken[2] == (
+        "limits.rounds_a_day: this run asks for round 3 in 24 hours, the owner of this device allows 2; the next in "
+        "22.0 h"
+    )
+    reply = answered(context, lambda message, context: Message(RecordDict(), reply_to=message), "evaluate")
+    assert not reply.has_error()  # which is no round
+
+
+def test_work_that_takes_too_long_is_ended(tmp_path):
+    def works_for_ever(message, context):
+        while True:
+            pass
+
+    context = context_of(Case({}, "limits: {seconds: 2}"), tmp_path)
+    reply = answered(context, works_for_ever)
+    assert reply.error.reason == (
+        "limits.seconds: this run asks for more than 2 for one message, the owner of this device allows 2"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's limit of a process's memory")
+def test_work_that_takes_too_much_memory_is_ended(tmp_path):
+    context = context_of(Case({}, "limits: {memory_megabytes: 100}"), tmp_path)
+    reply = answered(context, lambda message, context: torch.zeros(10**9))
+    assert reply.error.reason == "limits.memory_megabytes: this run asks for more, the owner of this device allows 100"
+    assert torch.zeros(10**8).numel() == 10**8  # it holds for the message alone
+
+
+def test_the_safe_values_are_those_of_the_text(tmp_path):
+    values = yaml.safe_load(device_text())
+    assert DeviceConfig.model_validate(values) == DeviceConfig()
