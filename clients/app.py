@@ -188,6 +188,8 @@ def train(message: Message, context: Context) -> Message:
         if question and (answer := store.answer(question)) is not None:
             logger.warning("round %d: asked again; the answer that was made goes out once more", download.server_round)
             return Message(_content(answer), reply_to=message)
+        if owner is not None:
+            owner.begin_round(directory_of(context).parent)
         # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
         model, state = receive(workplace, download, _load(store, download, workplace, before=download.server_round))
         if owner is not None and budget is not None and model.selection is not None:

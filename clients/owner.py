@@ -75,6 +75,18 @@ class Owner:
         has_data = self.data_dir is not None
         return permitted(config, self.rules, self.listed, self.directory, client=client, has_data=has_data)
 
+    def begin_round(self, state: Path) -> None:
+        """Enter that a round of training begins.
+
+        Args:
+            state: Where the device's state lies, of all runs.
+
+        Raises:
+            NotNow: There were enough today.
+        """
+        if self.rules.limits.rounds_a_day is not None:
+            _count_round(state, self.rules.limits.rounds_a_day)
+
     def check_length(self, num_bytes: int, setting: str) -> None:
         """Raise where a message is longer than the owner allows.
 
@@ -156,8 +168,6 @@ def governed(context: Context, message_type: str) -> Iterator[None]:
         stack.enter_context(_bounded_memory(owner.most_bytes))
         if message_type != "query":
             check_now(limits, owner.directory)
-        if message_type == "train" and limits.rounds_a_day is not None:
-            _count_round(Path(str(context.node_config["state-dir"])), limits.rounds_a_day)
         yield
 
 

@@ -79,11 +79,14 @@ class ClientFailed(UpdateRejected):
         traceback: What it told beyond that; empty for nothing.
         diverged: Whether its local training left the finite numbers.
         lost: Whether it does not hold what the server's changes start from.
+        not_now: Whether its owner lets it do nothing at this time.
     """
 
-    def __init__(self, reason: str, *, traceback: str = "", diverged: bool = False, lost: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, traceback: str = "", diverged: bool = False, lost: bool = False, not_now: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.traceback, self.diverged, self.lost = traceback, diverged, lost
+        self.traceback, self.diverged, self.lost, self.not_now = traceback, diverged, lost, not_now
 
 
 Answer = tuple[int, bytes | UpdateRejected]
@@ -140,6 +143,7 @@ class Outcome:
     tracebacks: dict[int, str] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
+    not_now: set[int] = field(default_factory=set)
     errors: set[int] = field(default_factory=set)
     skipped: bool = False
     ending: SpatlError | None = None
@@ -272,6 +276,8 @@ def refuse_(outcome: Outcome, client: int, error: UpdateRejected, server_round: 
         outcome.diverged.add(client)
     if isinstance(error, ClientFailed) and error.lost:
         outcome.lost.add(client)
+    if isinstance(error, ClientFailed) and error.not_now:
+        outcome.not_now.add(client)
 
 
 def knows_control(federation: Federation, state: ServerState, client: int) -> bool:

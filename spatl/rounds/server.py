@@ -184,7 +184,7 @@ def close_round(
         cannot_build=state.cannot_build | {client for client in outcome.lost if held[client] == 0},
         control_share=0.0,
         admission=admission.after(
-            server_round, folded=sizes, refused=outcome.rejected,
+            server_round, folded=sizes, refused=outcome.rejected.keys() - outcome.not_now,
             max_failures=server.max_failures, rounds_away=server.rounds_away,
         ),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients import owner
 from clients.app import reporting
-from clients.owner import check_now
+from clients.owner import check_now, owner_of
 from spatl.config.device import DeviceConfig, Limits, device_text
 from spatl.errors import NotNow
 from spatl.wire.blob import CLIENT_NOT_NOW, CLIENT_REFUSED, RECORD
@@ -143,19 +143,21 @@ def test_what_is_refused_for_now_has_a_code_of_its_own_and_a_registration_takes_
 def test_a_day_has_so_many_rounds(tmp_path, monkeypatch):
     moment = 1_000_000.0
     monkeypatch.setattr(owner.time, "time", lambda: moment)
-    context = context_of(Case({}, "limits: {rounds_a_day: 2}"), tmp_path)
+    mine = owner_of(context_of(Case({}, "limits: {rounds_a_day: 2}"), tmp_path))
     taken = []
     for hours in (0, 1, 2, 23.9, 24.1, 24.2):
         moment = 1_000_000.0 + 3600 * hours
-        reply = answered(context, lambda message, context: Message(RecordDict(), reply_to=message))
-        taken.append(reply.error.reason if reply.has_error() else None)
+        try:
+            mine.begin_round(tmp_path / "state")
+            taken.append(None)
+        except NotNow as error:
+            taken.append(str(error))
     assert [each is None for each in taken] == [True, True, False, False, True, False]
     assert taken[2] == (
         "limits.rounds_a_day: this run asks for round 3 in 24 hours, the owner of this device allows 2; the next in "
         "22.0 h"
     )
-    reply = answered(context, lambda message, context: Message(RecordDict(), reply_to=message), "evaluate")
-    assert not reply.has_error()  # which is no round
+    assert (tmp_path / "state" / "rounds").stat().st_mode & 0o777 == 0o600
 
 
 def test_work_that_takes_too_long_is_ended(tmp_path):

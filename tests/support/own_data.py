@@ -31,7 +31,9 @@ def own_config(**sections):
     return tiny_config(**{**values, **sections})
 
 
-def serve_devices(config, base, *, run=None, resume=False, absent=(), grid_type=InProcessGrid, strict=False):
+def serve_devices(
+    config, base, *, run=None, resume=False, absent=(), grid_type=InProcessGrid, strict=False, states=None
+):
     """Run a config on devices of this process, each with a state and data of its own in `base`."""
     directory = base / "run" if run is None else run
     values = {"config": config.to_json(), "out": str(directory), "run": RUN_NAME}
@@ -39,7 +41,7 @@ def serve_devices(config, base, *, run=None, resume=False, absent=(), grid_type=
     for context in grid.contexts.values():
         client = context.node_config["partition-id"]
         context.node_config["data-dir"] = str(base / f"{client}.npz")
-        context.node_config["state-dir"] = str(base / f"device-{client}")
+        context.node_config["state-dir"] = str(base / f"device-{client}" if states is None else states[client])
     keys = {node: node - 2 for node in grid.get_node_ids()}
     for client in absent:
         del grid.contexts[client + 2]
