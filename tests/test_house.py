@@ -137,7 +137,7 @@ def test_every_reference_by_string_resolves_and_stands_in_one_of_these_files():
     assert {name for name, texts in found.items() if texts} == {
         "pyproject.toml",  # the command, and the apps that Flower loads
         "spatl/console/parser.py",  # the commands
-        "spatl/config/engines.py", "server/engines.py",  # the engines, and the apps that they run
+        "spatl/config/engines.py",  # the engines, and the apps that they run
     }  # fmt: skip
     for text in set().union(*found.values()):
         module, _, name = text.partition(":")

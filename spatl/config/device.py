@@ -128,7 +128,7 @@ class OwnersBudget(BudgetConfig):
 
 
 class DeviceConfig(OwnersSection):
-    """What a run may ask of a device: the content of `device.yaml`."""
+    """Content of `device.yaml`: what a run may ask of a device."""
 
     models: Literal["all"] | list[str] = "all"
     """Built-in networks that may be trained (`spatl show models`): all, or a list of names."""

@@ -266,12 +266,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
         main_filters(model)  # raises where there are none
     _check_codecs(blueprint)
     _check_message_bytes(blueprint)
-    if config.row.static_mask:
-        check_static_budget(config.budget(), blueprint.costs)
-    if config.chooses_channels:
-        check_budget(config.budget(), blueprint.costs)
-        for client in config.selection.clients:
-            check_budget(config.budget(client), blueprint.costs, source=f"selection.clients.{client}")
+    _check_budgets(blueprint)
     return blueprint
 
 
@@ -330,6 +325,17 @@ def _stand_in(config: ExperimentConfig) -> Dataset:
         config.data.name, images, labels, num_classes=len(agreed.classes), class_names=agreed.classes,
         normalisation=agreed.agreement().normalisation,
     )  # fmt: skip
+
+
+def _check_budgets(blueprint: Blueprint) -> None:
+    """Raise unless some selection meets each budget of the config."""
+    config, costs = blueprint.config, blueprint.costs
+    if config.row.static_mask:
+        check_static_budget(config.budget(), costs)
+    if config.chooses_channels:
+        check_budget(config.budget(), costs)
+        for client in config.selection.clients:
+            check_budget(config.budget(client), costs, source=f"selection.clients.{client}")
 
 
 def _check_codecs(blueprint: Blueprint) -> None:

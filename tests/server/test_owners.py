@@ -8,7 +8,7 @@ from tests.support.own_data import CLASSES, NUMBERS, own_config, serve_devices, 
 
 
 @pytest.fixture
-def devices(tmp_path):
+def owned_devices(tmp_path):
     """Three devices with data of their own, each in a directory that its owner can put a file into."""
     for client, (number, classes) in enumerate(zip(NUMBERS, CLASSES, strict=True)):
         write_data(tmp_path / f"{client}.npz", number, classes, seed=client)
@@ -27,34 +27,34 @@ def places(base):
     return {client: base / f"owner-{client}" / "state" for client in range(3)}
 
 
-def test_a_run_that_asks_too_much_of_one_device_goes_on_without_it_and_says_why(devices, caplog):
-    says(devices, 1, "methods: [spatl]")
-    says(devices, 2, "limits: {threads: 1}")
-    serve_devices(own_config(), devices, states=places(devices))
+def test_a_run_that_asks_too_much_of_one_device_goes_on_without_it_and_says_why(owned_devices, caplog):
+    says(owned_devices, 1, "methods: [spatl]")
+    says(owned_devices, 2, "limits: {threads: 1}")
+    serve_devices(own_config(), owned_devices, states=places(owned_devices))
     line = "methods (method): this run asks for fedavg, the owner of this device allows spatl"
-    assert read_json(devices / "run" / "registration.json")["absent"] == {"1": line}
-    assert read_json(devices / "run" / "summary.json")["absent"] == {"1": line}
+    assert read_json(owned_devices / "run" / "registration.json")["absent"] == {"1": line}
+    assert read_json(owned_devices / "run" / "summary.json")["absent"] == {"1": line}
     assert f"client 1 takes no part: {line}" in caplog.text  # on the server
     assert f"client 1 takes no part in this run: {line}" in caplog.text  # on the device
-    assert not list((devices / "owner-1" / "state").rglob("*.*"))
+    assert not list((owned_devices / "owner-1" / "state").rglob("*.*"))
 
 
-def test_a_device_that_may_not_work_now_is_no_bad_client_and_is_back_when_it_may(devices):
+def test_a_device_that_may_not_work_now_is_no_bad_client_and_is_back_when_it_may(owned_devices):
     """Its owner's command lets it work from the third round on; two failures in a row would leave it out for ten."""
     counter = "test $(echo x >> count; wc -l < count) -gt 3"
-    says(devices, 1, f"limits: {{command: [sh, -c, '{counter}']}}")
+    says(owned_devices, 1, f"limits: {{command: [sh, -c, '{counter}']}}")
     config = own_config(rounds=5, server={"max_failures": 2, "connect_timeout_seconds": 0.2})
-    serve_devices(config, devices, states=places(devices))
-    rows = read_lines(devices / "run" / "clients.jsonl")
+    serve_devices(config, owned_devices, states=places(owned_devices))
+    rows = read_lines(owned_devices / "run" / "clients.jsonl")
     reasons = {row["round"]: row["rejected"] for row in rows if row["client"] == 1}
     told = "limits.command: the owner of this device lets nothing run now (status 1)"
     assert reasons == {1: told, 2: told, 3: told, 4: None, 5: None}
-    assert read_json(devices / "run" / "summary.json")["not_evaluated"] == 0
+    assert read_json(owned_devices / "run" / "summary.json")["not_evaluated"] == 0
 
 
-def test_a_budget_of_the_owners_is_kept_by_every_update(devices):
-    says(devices, 1, "budget: {keep_ratio: 0.3}")
+def test_a_budget_of_the_owners_is_kept_by_every_update(owned_devices):
+    says(owned_devices, 1, "budget: {keep_ratio: 0.3}")
     config = own_config(method="spatl", selection={"selector": "update", "keep_ratio": 0.9})
-    serve_devices(config, devices, states=places(devices))
-    kept = {row["client"]: row["keep_ratio"] for row in read_lines(devices / "run" / "clients.jsonl")}
+    serve_devices(config, owned_devices, states=places(owned_devices))
+    kept = {row["client"]: row["keep_ratio"] for row in read_lines(owned_devices / "run" / "clients.jsonl")}
     assert kept[1] <= 0.3 < kept[0]
