@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from spatl.deployment.processes import environment
+
 CHILD = """
 import subprocess, sys, time
 from spatl.deployment.processes import end_with_parent
@@ -42,3 +44,12 @@ def test_a_process_whose_parent_is_killed_ends_with_all_below_it():
     while any(map(is_alive, numbers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, numbers))
+
+
+def test_modules_in_the_directory_of_start_are_found_by_a_server_and_by_no_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/owners/own")
+    assert str(tmp_path) in environment(tmp_path)["PYTHONPATH"].split(os.pathsep)
+    of_device = environment(tmp_path, here=False)["PYTHONPATH"].split(os.pathsep)
+    assert str(tmp_path) not in of_device
+    assert "/owners/own" in of_device
