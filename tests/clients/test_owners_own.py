@@ -11,8 +11,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients import owner
 from clients.app import reporting
+from clients.deploy import owners_rules
 from clients.owner import check_now, owner_of
 from spatl.config.device import DeviceConfig, Limits, device_text
+from spatl.console.main import main
+from spatl.deployment.sites import ClientSite, write_site
 from spatl.errors import NotNow
 from spatl.wire.blob import CLIENT_NOT_NOW, CLIENT_REFUSED, RECORD
 from tests.support.own_data import write_data
@@ -183,3 +186,18 @@ def test_work_that_takes_too_much_memory_is_ended(tmp_path):
 def test_the_safe_values_are_those_of_the_text(tmp_path):
     values = yaml.safe_load(device_text())
     assert DeviceConfig.model_validate(values) == DeviceConfig()
+
+
+def test_the_command_says_once_that_there_is_no_file_and_ends_where_it_has_a_mistake(tmp_path, caplog, capsys):
+    write_site(tmp_path, ClientSite("127.0.0.1:1", 0, 2))
+    assert owners_rules(tmp_path) == DeviceConfig()
+    assert caplog.text.count("device.yaml is not there: its safe values hold") == 1
+    for text, told in {
+        "limits: {stepz: 3}": "limits.stepz: unknown key",
+        f"files: {{net.py: '{'0' * 64}'}}": "files (net.py): net.py is listed, but cannot be read: No such file",
+        "data: {dir: nowhere}": f"data.dir: {tmp_path / 'nowhere'} is not there",
+    }.items():
+        (tmp_path / "device.yaml").write_text(text)
+        (tmp_path / "device.yaml").chmod(0o600)
+        assert main(["deploy", "client", str(tmp_path), "--insecure"]) == 2
+        assert told in capsys.readouterr().err

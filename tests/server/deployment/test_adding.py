@@ -57,7 +57,8 @@ def test_a_new_client_gets_what_the_others_have_and_the_server_its_public_key(fe
     grown = {"server/server.json", "server/config.yaml"}
     assert {name for name, each in before.items() if after[name] != each} == grown
     assert after.keys() - before.keys() == {
-        "client-3", "client-3/ca.pem", "client-3/client.json", "client-3/client.key", "server/clients/client-3.pub"
+        "client-3", "client-3/ca.pem", "client-3/client.json", "client-3/client.key", "client-3/device.yaml",
+        "server/clients/client-3.pub",
     }  # fmt: skip
     assert {mode for mode, digest in after.values()} == {0o700, 0o600}
     assert all(bool(digest) == (mode == 0o600) for mode, digest in after.values())
