@@ -192,7 +192,7 @@ def test_the_command_says_once_that_there_is_no_file_and_ends_where_it_has_a_mis
     write_site(tmp_path, ClientSite("127.0.0.1:1", 0, 2))
     assert owners_rules(tmp_path) == DeviceConfig()
     assert caplog.text.count("device.yaml is not there: its safe values hold") == 1
-    for text, told in {
+    for text, line in {
         "limits: {stepz: 3}": "limits.stepz: unknown key",
         f"files: {{net.py: '{'0' * 64}'}}": "files (net.py): net.py is listed, but cannot be read: No such file",
         "data: {dir: nowhere}": f"data.dir: {tmp_path / 'nowhere'} is not there",
@@ -200,4 +200,4 @@ def test_the_command_says_once_that_there_is_no_file_and_ends_where_it_has_a_mis
         (tmp_path / "device.yaml").write_text(text)
         (tmp_path / "device.yaml").chmod(0o600)
         assert main(["deploy", "client", str(tmp_path), "--insecure"]) == 2
-        assert told in capsys.readouterr().err
+        assert line in capsys.readouterr().err
