@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 import spatl
 from server.grids import FederationGrid, InProcessGrid, StreamingGrid
 from server.limits import most_bytes
+from server.pulling import careful
 from server.recorder import Recorder
 from server.registration import Registered, register
 from server.strategy import FederationStrategy
@@ -47,7 +48,7 @@ from spatl.runner import remarks_on
 from spatl.runs.checkpoint import Checkpoint, load_checkpoint
 from spatl.runs.directory import alone_in_run, config_of
 from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, MOST_BYTES, REGISTRATION, SUMMARY, TENSORBOARD
-from spatl.runs.log import EVENTS, logged_to
+from spatl.runs.log import EVENTS, logged_to, make_logs_printable
 from spatl.runs.marks import Mark, check_without_checkpoint, checked_marks
 from spatl.runs.tensorboard import Scalars
 from spatl.sealed_files import replace_file
@@ -77,7 +78,9 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError(
             f"{directory} holds the {used[0]} of another run; choose another directory for this one (out)"
         )
-    opened = time.time()
+    devices, opened = bool(context.run_config.get("run")), time.time()
+    if devices:  # whose texts are not this machine's
+        make_logs_printable()
     with alone_in_run(directory), logged_to(directory / LOG):
         try:
             if not config.has_own_data:
@@ -88,7 +91,6 @@ def main(grid: Grid, context: Context) -> None:
                 known = None if config.has_own_data else servers_blueprint(config.to_json())
                 for line in remarks_on(config, known, engine="deployment"):
                     logger.warning("%s", line)
-            devices = bool(context.run_config.get("run"))
             streaming = grid if isinstance(grid, InProcessGrid) else _streaming(grid, config, devices=devices)
             serve(streaming, config, directory, resume=resume, keys=keys_of(context.run_config), devices=devices)
         except Exception as error:
@@ -109,7 +111,8 @@ def _streaming(grid: Grid, config: ExperimentConfig, *, devices: bool) -> Stream
     Clients of a simulation wait for each other, so that no time of theirs is usual, and lose no message.
     """
     server = config.server
-    return StreamingGrid(grid, patience=server.patience, ask_again_after=server.ask_again_after if devices else 0.0)
+    again = server.ask_again_after if devices else 0.0
+    return StreamingGrid(careful(grid), patience=server.patience, ask_again_after=again)
 
 
 def serve(

@@ -11,7 +11,7 @@ from flwr.common.constant import ErrorCode
 from server.grids import FederationGrid
 from server.questions import Questions, is_lost
 from server.replies import error_line
-from server.traffic import message_traffic
+from server.traffic import Traffic, message_traffic
 from spatl.runs.ledger import Direction, Entry, entry
 from spatl.wire.blob import BLOB, RECORD
 
@@ -37,7 +37,7 @@ class Inquiry:
     keys: Mapping[int, int]
     connect_seconds: float
     reply_seconds: float
-    _traffic: dict[int, list[tuple[Direction, RecordDict]]] = field(default_factory=dict)
+    _traffic: dict[int, list[tuple[Direction, Traffic, int]]] = field(default_factory=dict)
 
     def await_nodes(self, are_enough: Callable[[set[int]], bool]) -> set[int]:
         """Wait for a while until the connected nodes are enough; return those that are connected."""
@@ -108,14 +108,7 @@ class Inquiry:
             client = clients.get(node, self.keys.get(node))
             if client is None:
                 continue
-            for direction, content in passed:
-                own = content.config_records.get(RECORD)
-                blob = None if own is None else own.get(BLOB)
-                # The clients' saliencies are there to agree on indices.
-                indices = len(blob) if direction == "uplink" and isinstance(blob, bytes) else 0
-                traffic = message_traffic(
-                    content, direction=direction, message_type=MessageType.QUERY, group_id=_FIRST_ROUND
-                )
+            for direction, traffic, indices in passed:
                 yield entry(
                     server_round=server_round, client=client, direction=direction, phase="query",
                     num_bytes=traffic.num_bytes, opposite=traffic.opposite, sections={"indices": indices},
@@ -126,4 +119,9 @@ class Inquiry:
         return f"client {self.keys[node]}" if node in self.keys else f"the client at node {node}"
 
     def _count(self, node: int, content: RecordDict, direction: Direction) -> None:
-        self._traffic.setdefault(node, []).append((direction, content))
+        own = content.config_records.get(RECORD)
+        blob = None if own is None else own.get(BLOB)
+        # The clients' saliencies are there to agree on indices.
+        indices = len(blob) if direction == "uplink" and isinstance(blob, bytes) else 0
+        traffic = message_traffic(content, direction=direction, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
+        self._traffic.setdefault(node, []).append((direction, traffic, indices))

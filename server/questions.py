@@ -7,6 +7,7 @@ A SuperLink does not take every message either: one to a node that never was the
 from collections.abc import Collection, Iterable, Mapping
 
 from flwr.app import Message
+from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
@@ -33,11 +34,15 @@ class Questions:
         own = reply.metadata
         if own.reply_to_message_id in self._nodes:
             node = self._nodes[own.reply_to_message_id]
-            return node if own.src_node_id in (node, SUPERLINK_NODE_ID) else None  # a client speaks for itself alone
-        asked = self._asked.get(own.src_node_id)
-        if asked is None or (asked.message_type, asked.group_id) != (own.message_type, own.group_id):
-            return None
-        return own.src_node_id
+            if own.src_node_id == SUPERLINK_NODE_ID:
+                return node
+            return node if own.src_node_id == node and self._is_of(node, own) else None  # a client speaks for itself
+        return own.src_node_id if self._is_of(own.src_node_id, own) else None
+
+    def _is_of(self, node: int, reply: Metadata) -> bool:
+        """Return whether a reply is of the kind and round of a node's question."""
+        asked = self._asked.get(node)
+        return asked is not None and (asked.message_type, asked.group_id) == (reply.message_type, reply.group_id)
 
     def was_taken(self, node: int, *, answered: bool) -> bool:
         """Return whether a node has fetched its question, as far as anyone knows: it answered, or could have."""

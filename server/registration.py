@@ -263,8 +263,10 @@ class _Registrar:
         except UpdateRejected as error:
             raise SpatlError(f"{self.inquiry.name_of(node)} could not register: {error}") from error
         num_clients = self.config.partition.num_clients
-        if not isinstance(client, int) or not 0 <= client < num_clients:
-            raise ConfigError(f"a node says it holds partition {client}; the config has {num_clients}, counted from 0")
+        if type(client) is not int or not 0 <= client < num_clients:
+            raise ConfigError(
+                f"a node says it holds partition {client!r:.20}; the config has {num_clients}, counted from 0"
+            )
         owner = self.keys.get(node, client)
         if owner != client:
             raise ConfigError(f"the node with the key of client {owner} says that it holds partition {client}")

@@ -13,6 +13,7 @@ from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_LOST, CLIENT_NOT_NOW, 
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_READ = 32 << 10  # of a reason, from either end
 _LONGEST_REASON = 500
 _LONGEST_TRACEBACK = 16_000
 _TRACEBACK = "Traceback (most recent call last)"
@@ -59,8 +60,8 @@ def _blob_in(content: RecordDict) -> bytes | None:
 
 def error_line(error: Error) -> str:
     """The reason of a client's error in one line: its first, or what the traceback of another runtime ends in."""
-    logger.debug("a client reported: %s", error.reason)
     lines = _lines(error)
+    logger.debug("a client reported: %s", "\n".join(lines))
     if not lines:
         return "the client reported an error without a reason"
     if error.code >= CLIENT_REFUSED or not any(line.strip().startswith(_TRACEBACK) for line in lines):
@@ -83,4 +84,8 @@ def error_traceback(error: Error) -> str:
 
 
 def _lines(error: Error) -> list[str]:
-    return [line.rstrip() for line in printable(error.reason or "").splitlines() if line.strip()]
+    """Lines of a reason; of one of megabytes its first and its last ones."""
+    reason = error.reason or ""
+    if len(reason) > 2 * _LONGEST_READ:
+        reason = f"{reason[:_LONGEST_READ]}\n...\n{reason[-_LONGEST_READ:]}"
+    return [line.rstrip() for line in printable(reason).splitlines() if line.strip()]

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from spatl.artifacts.model_files import MODEL
 from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
@@ -33,6 +31,7 @@ from spatl.runs.log import logged_to
 from spatl.runs.tensorboard import check_tensorboard
 from spatl.sealed_files import replace_file
 from spatl.terminal.progress import progress_of, watched_console
+from spatl.terminal.screen import Screen
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +216,7 @@ def _watched(
     own = [each for each in (on_round, on_round_alone) if each is not None]
     console = watched_console() if progress is None and not own else None
     if progress:
-        console = Console(stderr=True)
+        console = Screen(stderr=True)
     if console is None:
         yield _both(_nothing, on_round), _both(_nothing, on_round_alone)
         return

@@ -16,12 +16,14 @@ from flwr.supercore.tls import validate_and_resolve_root_certificates
 from clients.device.bundle import App, app_for
 from clients.device.handover import SIGNED_BUNDLES
 from clients.device.supervisor import MARK_VARIABLE
+from spatl.runs.log import make_logs_printable
 
 _runtime: Any = import_module("flwr.supernode.runtime.run_clientapp")
 
 
 def main() -> None:
     """Handle one message, by the arguments of Flower's program."""
+    make_logs_printable()
     parser = argparse.ArgumentParser(prog="flwr-clientapp")
     parser.add_argument("--runtime-api-address", required=True)
     parser.add_argument(SIGNED_BUNDLES, action="store_true")

@@ -13,6 +13,7 @@ from spatl.diagnosis.scores import SCORES
 from spatl.diagnosis.verdicts import FALSE_ALARMS, MEASURED
 from spatl.json_files import to_json, write_json
 from spatl.runs.files import DIAGNOSIS
+from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line, print_table
 
 _SOURCES = {
@@ -28,7 +29,7 @@ def diagnose(options: argparse.Namespace, console: Console) -> None:
         SpatlError: There is nothing to go by, or too little.
     """
     directory = Path(options.run)
-    watching = Console(stderr=True)
+    watching = Screen(stderr=True)
     with watching.status("") as status:
         found = diagnose_run(
             directory, server_round=options.round,

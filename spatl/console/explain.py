@@ -22,6 +22,7 @@ from spatl.runs.text import counted, human_percent
 from spatl.saliency.choosing import check_k
 from spatl.sealed_files import replace_file
 from spatl.terminal.progress import live_progress
+from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line, print_table
 from spatl.training.device import reproducible
 
@@ -46,7 +47,7 @@ def explain(options: argparse.Namespace, console: Console) -> None:
     directory = run / _name(options) if options.out is None else Path(options.out)
     with _made(directory), \
             reproducible(1 if subject.blueprint is None else subject.blueprint.config.training.threads), \
-            _told(Console(stderr=True)) as tell:  # fmt: skip
+            _told(Screen(stderr=True)) as tell:  # fmt: skip
         found, maps = explain_model(subject, settings, tell=tell)
         page = explanation_page(found, maps, subject, command=_command(options))
         write_json(directory / NUMBERS, found.to_json())

@@ -7,11 +7,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from spatl.console.arguments import Parser
 from spatl.errors import SpatlError, from_outside, system_fault
-from spatl.runs.log import TextFormatter
+from spatl.runs.log import TextFormatter, make_logs_printable
+from spatl.terminal.screen import Screen
 
 USER_MISTAKE = 2
 
@@ -25,6 +24,7 @@ def main(arguments: Sequence[str] | None = None, *, begin: Callable[[], None] = 
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser_for(words).parse_args(words)
+    make_logs_printable()
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter(tracebacks=options.debug))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -39,16 +39,16 @@ def main(arguments: Sequence[str] | None = None, *, begin: Callable[[], None] = 
         if options.debug:
             traceback.print_exception(error)
         hint = " (--debug prints the traceback)" if from_outside(error) and not options.debug else ""
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {error}{hint}", markup=False)
+        Screen(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {error}{hint}", markup=False)
         return USER_MISTAKE
     except OSError as error:
         fault = system_fault(error)
         if fault is None or options.debug:
             raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {fault}", markup=False)
+        Screen(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {fault}", markup=False)
         return USER_MISTAKE
     except KeyboardInterrupt:
-        Console(stderr=True).print("spatl: interrupted; what was written until then stands in the output directory")
+        Screen(stderr=True).print("spatl: interrupted; what was written until then stands in the output directory")
         return 130
     return 0
 

@@ -6,8 +6,6 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import version
 
-from rich.console import Console
-
 from spatl import __version__
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.config.engines import ENGINES
@@ -15,6 +13,7 @@ from spatl.console.arguments import Parser
 from spatl.console.completion import SHELLS
 from spatl.console.predict import add_predict_arguments
 from spatl.console.show import SHOWN
+from spatl.terminal.screen import Screen
 
 
 def make_parser() -> Parser:
@@ -359,7 +358,7 @@ def _by_reference(reference: str) -> Callable[[argparse.Namespace], None]:
 
     def command(options: argparse.Namespace) -> None:
         module, _, name = reference.partition(":")
-        getattr(importlib.import_module(module), name)(options, Console())
+        getattr(importlib.import_module(module), name)(options, Screen())
 
     return command
 

@@ -17,6 +17,7 @@ from spatl.artifacts.inputs import Item, count_inputs, input_files, read_inputs
 from spatl.console.arguments import Parser
 from spatl.errors import ConfigError, DataError
 from spatl.json_files import to_json
+from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line, print_table
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     files = input_files(options.inputs)
     items = read_inputs(files, classifier.input_shape)
     table = Table("image", *(f"class {rank}" for rank in range(1, _ranks(classifier) + 1)))
-    unusable, num_images, beside = 0, 0, Console(stderr=True)
+    unusable, num_images, beside = 0, 0, Screen(stderr=True)
     for row in _watched(_predictions(classifier, items, options.batch), count_inputs(files), beside):
         num_images += 1
         unusable += "error" in row
@@ -88,7 +89,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
 
 
 def _predict_on_a_console(options: argparse.Namespace) -> None:
-    predict(options, Console())
+    predict(options, Screen())
 
 
 def _predictions(classifier: "Classifier", items: Iterator[Item], batch: int) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from spatl.experiments.measures import Row
 from spatl.experiments.run import PICTURE, RESULT, Outcome, conditions, quantities, run_experiments, ways, write_outcome
 from spatl.runner import fresh_directory
 from spatl.terminal.progress import live_progress
+from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line, print_table
 
 
@@ -26,7 +27,7 @@ def experiment(options: argparse.Namespace, console: Console) -> None:
     """
     config = _config(options)
     directory = fresh_directory(options.out, name="saliency")
-    watching = Console(stderr=True)
+    watching = Screen(stderr=True)
     with live_progress(watching, transient=True) as bars:
         bar = bars.add_task("networks and claims", total=None)
         outcome = run_experiments(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spatl.data.labels import class_order, listed
 from spatl.data.normalisation import Normalisation
-from spatl.errors import DataError
+from spatl.errors import DataError, printable
 
 if TYPE_CHECKING:
     from spatl.data.dataset import Dataset
@@ -146,6 +146,8 @@ def check_classes(classes: Sequence[object]) -> None:
     for name in classes:
         if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_NAME:
             raise DataError(f"the name of a class must be a text of 1 to {LONGEST_NAME} characters, got {name!r:.50}")
+        if printable(name) != name:
+            raise DataError(f"the name of a class must have no control characters, got {name!r:.50}")
     if len(set(classes)) < len(classes):
         raise DataError("a class is named twice")
 
@@ -181,13 +183,14 @@ def describe(dataset: "Dataset", train: Tensor) -> Description:
 def agree(described: Mapping[int, Description]) -> tuple[Agreement, dict[int, str]]:
     """Return the agreement of all clients, and the reason of each that does not fit in.
 
-    Images must have one shape: that of most clients, and of the first ones where there are as many of another.
+    Images must have one shape: that of most clients, and of the first ones where there are as many of another. Where
+    all have more classes than a model may have, who has the most that nobody else has is left out.
 
     Args:
         described: What each client told, at least one.
 
     Raises:
-        DataError: There are not two classes, or too many.
+        DataError: There are not two classes.
     """
     shapes = Counter(each.shape for _, each in sorted(described.items()))
     shape, number = shapes.most_common(1)[0]
@@ -196,21 +199,33 @@ def agree(described: Mapping[int, Description]) -> tuple[Agreement, dict[int, st
         for client, each in sorted(described.items())
         if each.shape != shape
     }
-    fitting = [each for client, each in sorted(described.items()) if client not in misfits]
-    classes = tuple(class_order({name for each in fitting for name in each.classes}))
+    fitting = {client: each for client, each in sorted(described.items()) if client not in misfits}
+    while len(owners := Counter(name for each in fitting.values() for name in each.classes)) > LARGEST_NUM_CLASSES:
+        most = max(fitting, key=lambda client: (_num_own(fitting[client], owners), len(fitting[client].classes)))
+        misfits[most] = (
+            f"the clients have {len(owners)} classes, at most {LARGEST_NUM_CLASSES} can be, and "
+            f"{_num_own(fitting[most], owners)} are its alone"
+        )
+        del fitting[most]
+    classes = tuple(class_order(set(owners)))
     if len(classes) < 2:
         raise DataError(f"all clients together must have at least two classes, got {', '.join(classes)}")
     check_classes(classes)
     means, deviations = [], []
     size = shape[1] * shape[2]
-    count = size * sum(each.num_examples for each in fitting)
+    count = size * sum(each.num_examples for each in fitting.values())
     for channel in range(shape[0]):
-        mean = math.fsum(size * each.num_examples * each.means[channel] for each in fitting) / count
-        spread = (size * each.num_examples * (each.means[channel] - mean) ** 2 for each in fitting)
-        squares = math.fsum((*spread, *(each.squares[channel] for each in fitting)))
+        mean = math.fsum(size * each.num_examples * each.means[channel] for each in fitting.values()) / count
+        spread = (size * each.num_examples * (each.means[channel] - mean) ** 2 for each in fitting.values())
+        squares = math.fsum((*spread, *(each.squares[channel] for each in fitting.values())))
         means.append(mean)
         deviations.append(math.sqrt(squares / count) or 1.0)
     return Agreement(classes, shape, tuple(means), tuple(deviations)), misfits
+
+
+def _num_own(description: Description, owners: Counter[str]) -> int:
+    """Return how many of a client's classes are nobody else's."""
+    return sum(owners[name] == 1 for name in description.classes)
 
 
 def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":

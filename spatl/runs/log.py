@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from spatl.errors import printable
 from spatl.json_files import to_json
 
 EVENTS = logging.getLogger("spatl.events")
@@ -22,6 +23,24 @@ EVENTS.propagate = False  # the terminal has its own progress
 EVENTS.addHandler(logging.NullHandler())
 
 _FACTS = ("round", "client")
+
+
+class PrintableRecord(logging.LogRecord):
+    """Record of a log whose text moves no terminal's cursor, whoever wrote what it tells of."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.exc_info and self.exc_info[0] is not None:
+            self.exc_text = printable("".join(traceback.format_exception(*self.exc_info))).rstrip()
+
+    def getMessage(self) -> str:  # noqa: N802  (the library's name)
+        """Return the message with its arguments."""
+        return printable(super().getMessage())
+
+
+def make_logs_printable() -> None:
+    """Have every record of this process be a `PrintableRecord`, whoever logs it and wherever it is shown."""
+    logging.setLogRecordFactory(PrintableRecord)
 
 
 class JsonFormatter(logging.Formatter):
@@ -44,8 +63,8 @@ class JsonFormatter(logging.Formatter):
 def traceback_in(record: logging.LogRecord) -> str:
     """Return the traceback that a record carries, or that a client sent (`traceback`); empty for none."""
     if record.exc_info:
-        return "".join(traceback.format_exception(*record.exc_info))
-    return str(getattr(record, "traceback", ""))
+        return printable("".join(traceback.format_exception(*record.exc_info)))
+    return printable(str(getattr(record, "traceback", "")))
 
 
 class TextFormatter(logging.Formatter):

@@ -20,6 +20,7 @@ from rich.text import Text
 from spatl.config.experiment import ExperimentConfig
 from spatl.runs.records import latest_accuracy
 from spatl.runs.text import human_bytes, human_percent
+from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line
 
 _BAR = range(10, 41)  # characters; less only where not even the accuracy would fit
@@ -56,7 +57,7 @@ def watched_console() -> Console | None:
     That is a notebook, or the terminal's error stream, so that a script's own output stays its own. Output that goes to
     a file, a pipe or a test is nobody's to watch.
     """
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     return console if console.is_jupyter or (console.is_terminal and sys.stdout.isatty()) else None
 
 

@@ -5,14 +5,15 @@ It travels in fields of Flower's records and not in a blob; one more field is th
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from types import MappingProxyType
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
-from spatl.errors import UpdateRejected
+from spatl.errors import UpdateRejected, printable
 from spatl.wire.blob import BLOB, check_digest, digest_of
 
 _LARGEST_SALIENCY: Final = 1e30
@@ -20,10 +21,11 @@ _MOST_EXAMPLES: Final = 1 << 32
 _CLIENT, _EXAMPLES = "partition-id", "num-examples"
 _FINGERPRINT, _AGREED, _REFUSED, _CHECK = "fingerprint", "agreed", "refused", "check"
 _FIELDS: Final = {
-    _FINGERPRINT: "fingerprint", "initial": "initial", "rest": "rest", BLOB: "saliency", "data": "digest",
-    "description": "description",
+    _FINGERPRINT: ("fingerprint", 64), "initial": ("initial", 64), "rest": ("rest", 1 << 20),
+    BLOB: ("saliency", 1 << 30), "data": ("digest", 64), "description": ("description", 8 << 20),
 }  # fmt: skip
-"""The key of each part of an answer that is bytes, and its name here."""
+"""The key of each part of an answer that is bytes, its name here, and the most bytes that anybody would send of it."""
+_LONGEST_REASON: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,7 @@ class RegistrationQuestion:
 
     def fields(self) -> dict[str, bytes | str]:
         """Return what a message carries, by key."""
-        fields = {_FINGERPRINT: self.fingerprint} | ({} if self.agreed is None else {_AGREED: self.agreed})
-        return fields | {_CHECK: digest_of(*_told(fields))}
+        return with_check({_FINGERPRINT: self.fingerprint} | ({} if self.agreed is None else {_AGREED: self.agreed}))
 
     @classmethod
     def of_fields(cls, fields: Mapping[str, object]) -> Self:
@@ -87,9 +88,8 @@ class RegistrationAnswer:
 
     def fields(self) -> dict[str, bytes | str]:
         """Return what else a message carries, by key."""
-        values = {key: getattr(self, name) for key, name in _FIELDS.items()} | {_REFUSED: self.refused}
-        fields = {key: value for key, value in values.items() if value is not None}
-        return fields | {_CHECK: digest_of(*_told({**self.numbers(), **fields}))}
+        values = {key: getattr(self, name) for key, (name, _) in _FIELDS.items()} | {_REFUSED: self.refused}
+        return with_check({key: value for key, value in values.items() if value is not None}, self.numbers())
 
     @staticmethod
     def client_of(numbers: Mapping[str, object], fields: Mapping[str, object]) -> object:
@@ -111,14 +111,16 @@ class RegistrationAnswer:
             UpdateRejected: A part of it has another type or range than it must have.
         """
         if _REFUSED in fields:
-            return cls(client, refused=str(fields[_REFUSED]))
+            return cls(client, refused=printable(str(fields[_REFUSED])[:_LONGEST_REASON]))
         examples = numbers.get(_EXAMPLES)
-        if not isinstance(examples, int) or not 1 <= examples < _MOST_EXAMPLES:
-            raise UpdateRejected(f"registered with {examples} training examples, expected at least 1")
+        if type(examples) is not int or not 1 <= examples < _MOST_EXAMPLES:
+            raise UpdateRejected(f"registered with {examples!r:.20} training examples, expected at least 1")
         parts: dict[str, bytes] = {}
-        for key, name in _FIELDS.items():
+        for key, (name, most) in _FIELDS.items():
             part = fields.get(key)
             if isinstance(part, bytes):
+                if len(part) > most:
+                    raise UpdateRejected(f"registered with {len(part)} bytes of {name}, at most {most} are read")
                 parts[name] = part
             elif part is not None:
                 raise UpdateRejected("registered with other than bytes where bytes are expected")
@@ -132,6 +134,11 @@ class RegistrationAnswer:
             digest=parts.get("digest"),
             description=parts.get("description"),
         )
+
+
+def with_check(fields: Mapping[str, Any], numbers: Mapping[str, object] = MappingProxyType({})) -> dict[str, Any]:
+    """Return fields with one more, which is the digest of what they and the numbers beside them say."""
+    return {**fields, _CHECK: digest_of(*_told({**numbers, **fields}))}
 
 
 def _told(fields: Mapping[str, object]) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ CONFIG = tiny_config(
     model={"name": "resnet8", "options": {"width": 2.0}},  # small models drown in polling; with BatchNorm
     training={"local_steps": 5},
     report={"findings": 4},
+    server={"ask_again_after": 0},  # a copy on a slow machine would be counted rightly, but not as inline
 )
 ASKED = [4, 8, 10]  # rounds after which clients are asked for their findings
 OF_MESSAGES = ("pull-messages", "pull-object", "confirm-message-received", "push-messages", "push-object")
