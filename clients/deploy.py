@@ -8,32 +8,19 @@ import json
 import logging
 import os
 import shlex
-import socket
-import ssl
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import httpx
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.client import ProtobufClientInterceptor
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from rich.console import Console
 
+from clients.admission import await_server, read_private_key
 from clients.device import handover, supervisor
 from spatl.config.device import DEVICE_FILE, DeviceConfig, read_device
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import on_device, parse_budget
-from spatl.deployment.processes import environment, free_port, script
+from spatl.deployment.processes import environment, script
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
     CLIENT_KEY,
@@ -41,7 +28,6 @@ from spatl.deployment.sites import (
     STATE,
     Address,
     ClientSite,
-    check_private,
     make_private,
     read_client_site,
     replace_private,
@@ -49,25 +35,27 @@ from spatl.deployment.sites import (
 from spatl.errors import ConfigError, NotAllowed, SpatlError
 from spatl.extensions.listed import ListedFiles
 from spatl.json_files import to_json
+from spatl.sealed_files import stay_alone_in
 
 logger = logging.getLogger(__name__)
 
-_CALL_SECONDS = 10.0
-_ASK_AGAIN_SECONDS = 5.0
 _NODE_FILE = "node.toml"
 _TRUSTED_FILE = "trusted.yaml"
 _MARKS = "running"
 _APPS = ("flwr-clientapp", "flwr-agentapp")
 _OF_NO_DEVICE = ("flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
+_PULSE = "pulse"
+_SESSION = "session"
+_LOCK = "lock"
 
 
 def start(options: Namespace, console: Console) -> None:
     """Become the supervisor of the SuperNode of a client's directory.
 
     Raises:
-        SpatlError: The directory is none of a client, an option is wrong, or the server is not the one of its CA,
-            speaks no TLS, or does not know its key. A server that is not there yet is waited for, and so is, by a
-            client that was added to a federation, one that does not know its key yet.
+        SpatlError: The directory is none of a client, or another process runs it; an option is wrong; the server is not
+            the one of its CA, or does not know its key. Whatever else is in the way is waited for, and so is, by a
+            client that was added to a federation, a server that does not know its key yet.
     """
     directory = Path(options.directory).absolute()
     site = read_client_site(directory)
@@ -78,19 +66,20 @@ def start(options: Namespace, console: Console) -> None:
         tells_findings=not options.no_findings,
     )  # fmt: skip
     command = [
-        script("flower-supernode"), "--superlink", site.address, "--isolation", "subprocess",
-        "--host", "127.0.0.1", "--port", str(free_port()),
+        sys.executable, "-m", "clients.device.supernode", "--superlink", site.address, "--isolation", "subprocess",
+        "--host", "127.0.0.1",
     ]  # fmt: skip
+    home = directory / "flower"
+    if not home.exists():
+        make_private(home)
+    stay_alone_in(home / _LOCK, otherwise=SpatlError(f"another process runs the client of {directory}"))
     if options.insecure:
         logger.warning("--insecure: no TLS, no key; whoever is between here and %s can read and change all", address)
         command.append("--insecure")
     else:
         ca, key = directory / CA_CERTIFICATE, directory / CLIENT_KEY
-        await_server(address, ca, read_private_key(key), added=site.added)
+        await_server(address, ca, read_private_key(key), added=site.added, session=home / _SESSION)
         command += ["--root-certificates", str(ca), "--auth-supernode-private-key", str(key)]
-    home = directory / "flower"
-    if not home.exists():
-        make_private(home)
     # A JSON value is a TOML value once its characters are written out.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in node.items()]
     (home / _NODE_FILE).write_text("".join(lines), encoding="utf-8")
@@ -99,8 +88,10 @@ def start(options: Namespace, console: Console) -> None:
     command += _trusted(home, rules)
     settings = environment(home, here=False)
     preloaded = None if options.cold else home / "preloaded.sock"
-    marks = home / _MARKS
-    marks.mkdir(exist_ok=True)
+    marks, pulse = home / _MARKS, home / _PULSE
+    for own in (marks, pulse):
+        own.mkdir(exist_ok=True)
+    settings |= {supervisor.PULSE_VARIABLE: str(pulse), supervisor.SESSION_VARIABLE: str(home / _SESSION)}
     settings["PATH"] = os.pathsep.join(
         [str(_programs(home, marks, preloaded, signed=bool(rules.code.trusted))), settings["PATH"]]
     )
@@ -108,7 +99,8 @@ def start(options: Namespace, console: Console) -> None:
     command += ["--node-config", str(home / _NODE_FILE)]
     if preloaded is not None:  # the process that this one becomes is its parent
         command += ["--", sys.executable, "-m", "clients.device.preloaded", str(preloaded), str(os.getpid())]
-    os.execve(sys.executable, [sys.executable, "-S", "-E", supervisor.__file__, str(marks), *command], settings)
+    own_arguments = [supervisor.__file__, str(marks), str(pulse), str(site.client)]
+    os.execve(sys.executable, [sys.executable, "-S", "-E", *own_arguments, *command], settings)
 
 
 def owners_rules(directory: Path) -> DeviceConfig:
@@ -206,92 +198,3 @@ def _programs(home: Path, marks: Path, preloaded: Path | None, *, signed: bool) 
         program.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         program.chmod(0o700)
     return directory
-
-
-def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Return this client's key.
-
-    Raises:
-        SpatlError: It is missing, open to others, or no key that Flower takes.
-    """
-    check_private(path)
-    try:
-        key = load_ssh_private_key(path.read_bytes(), None)
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise SpatlError(f"{path} holds no private key of OpenSSH's on an elliptic curve, without a password")
-    return key
-
-
-class NotLetIn(SpatlError):
-    """Refusal of a key by a server that is the right one."""
-
-
-def await_server(address: Address, ca: Path, key: ec.EllipticCurvePrivateKey, *, added: bool) -> None:
-    """Return once nothing is known that would keep this client out; one that was added waits until its key is known.
-
-    Raises:
-        SpatlError: As of `check_server`; of a client that was added, its key being unknown is no reason.
-    """
-    said = False
-    while True:
-        try:
-            check_server(address, ca, key)
-        except NotLetIn as error:
-            if not added:
-                raise
-            if not said:
-                logger.warning(
-                    "waiting: %s; this client was added (spatl deploy add-client), and a server knows such a one from "
-                    "its next start on (spatl deploy server DIR --resume)", error,
-                )  # fmt: skip
-                said = True
-            time.sleep(_ASK_AGAIN_SECONDS)
-        else:
-            return
-
-
-def check_server(address: Address, ca: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    """Raise where the server would never let this client in; a server that is away is waited for.
-
-    Raises:
-        SpatlError: The server's certificate is of another CA or host, or it speaks no TLS.
-        NotLetIn: It does not know the key.
-    """
-    try:
-        context = ssl.create_default_context(cafile=str(ca))
-    except OSError as error:
-        raise SpatlError(f"cannot use {ca}: {error.strerror or 'it holds no certificate'}") from error
-    try:
-        with (
-            socket.create_connection((address.host, address.port), timeout=_CALL_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=address.host),
-        ):
-            pass
-    except ssl.SSLCertVerificationError as error:
-        raise SpatlError(f"{address} is not the server that {ca} vouches for: {error.verify_message}") from error
-    except ssl.SSLError as error:
-        raise SpatlError(f"{address} speaks no TLS ({error.reason}); is it a SuperLink, started without --insecure?"
-                         ) from error  # fmt: skip
-    except OSError as error:
-        logger.warning("the server is not there yet (%s): %s; waiting for it", address, error.strerror or error)
-        return
-    public = key.public_key()
-    own: list[ProtobufClientInterceptor] = [
-        RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-        NodeAuthHttpInterceptor(key, public),
-    ]
-    request = ActivateNodeRequest(public_key=public_key_to_bytes(public), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-    try:
-        with FleetHttpClient(f"https://{address}", interceptors=own, verify=context, timeout=_CALL_SECONDS) as client:
-            client.DeactivateNode(DeactivateNodeRequest(node_id=client.ActivateNode(request).node_id))
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            raise NotLetIn(
-                f"{address} does not let this client in (HTTP {error.response.status_code}): it does not know its key, "
-                "or the clocks of the two machines differ, or a SuperNode with this key runs or was killed within the "
-                "last minute"
-            ) from error
-    except httpx.HTTPError as error:
-        logger.warning("the server is not ready yet (%s): %s; waiting for it", address, error)

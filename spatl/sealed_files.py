@@ -281,6 +281,24 @@ def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterato
         os.close(opened)
 
 
+def stay_alone_in(lock: Path, *, otherwise: SpatlError) -> None:
+    """Hold a lock until this process ends, or the program that takes its place. On Windows nothing is locked.
+
+    Raises:
+        SpatlError: `otherwise`, or that the file cannot be made.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        opened = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise otherwise from None
+    except OSError as error:
+        raise SpatlError(f"cannot make {lock}: {error.strerror}") from error
+    os.set_inheritable(opened, True)
+
+
 def is_locked(lock: Path) -> bool:
     """Return whether a process has a lock of `alone_in`; nothing is made or written. Windows does not tell."""
     if sys.platform == "win32":

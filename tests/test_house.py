@@ -148,7 +148,7 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
     """What a new release of Flower may break. Public are `flwr.app`, `flwr.clientapp` and `flwr.serverapp`."""
     allowed = {
         "clients/app.py": {"clientapp.typing"},
-        "clients/deploy.py": {
+        "clients/admission.py": {
             "common.constant", "proto.fleet_pb2", "supercore.interceptors.http.runtime_version",
             "supercore.primitives.asymmetric", "supercore.protobuf.client", "supernode.fleet_http_client",
             "supernode.node_auth_http_interceptor",
@@ -157,6 +157,12 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
             "supercore.cli.flower_superexec", "supernode.cli.flower_supernode", "supernode.main",
         },
         "clients/device/message_process.py": {"common.args", "supercore.tls", "supernode.runtime.run_clientapp"},
+        "clients/device/refusals.py": {"supercore.error"},
+        "clients/device/supernode.py": {
+            "proto.fleet_pb2", "proto.heartbeat_pb2", "supercore", "supercore.heartbeat",
+            "supercore.protobuf.constants", "supercore.retry", "supercore.retry.http_retry",
+            "supernode.cli.flower_supernode", "supernode.fleet_http_client", "supernode.fleet_http_connection",
+        },
         "server/deployment/command.py": {"supercore.primitives.asymmetric"},
         "server/deployment/control.py": {
             "cli.build", "common.serde", "proto.control_pb2", "supercore.control", "supercore.fab",
@@ -167,7 +173,8 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
             "common.constant", "supercore.constant", "supercore.date", "supercore.primitives.asymmetric",
         },
         "server/deployment/superlink.py": {
-            "supercore.http_logging", "superlink.cli.flower_superlink", "superlink.main",
+            "proto.fleet_pb2", "server.superlink.linkstate", "supercore.error", "supercore.http_logging",
+            "superlink.cli.flower_superlink", "superlink.main", "superlink.servicer.fleet",
         },
         "server/grids.py": {"common.constant", "supercore.run", "supercore.task_identity"},
         "server/inquiry.py": {"common.constant"},

@@ -15,15 +15,37 @@ from logging import INFO
 from pathlib import Path
 
 import uvicorn
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.error import FlowerError
 from flwr.supercore.http_logging import get_uvicorn_log_config
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
 from flwr.superlink.main import create_app
+from flwr.superlink.servicer.fleet import fleet_handlers
 
 from server.deployment.connections import Doorkeeper, hurried_protocol
 from server.deployment.gate import Gate
+from spatl.deployment.keys import KEY_IN_USE, UNKNOWN_KEY
 from spatl.deployment.processes import end_with_parent
 
 TOKEN_VARIABLE = "SPATL_SUPERLINK_TOKEN"
+
+
+_flowers_activate_node = fleet_handlers.activate_node
+
+
+def activate_node(request: ActivateNodeRequest, state: LinkState) -> ActivateNodeResponse:
+    """Activate a node as Flower does.
+
+    Raises:
+        FlowerError: As of Flower's; its public details say whether the key is the reason.
+    """
+    try:
+        return _flowers_activate_node(request=request, state=state)
+    except FlowerError as error:
+        known = state.get_node_id_by_public_key(request.public_key) is not None
+        error.public_details = KEY_IN_USE if known else UNKNOWN_KEY
+        raise
 
 
 def main() -> None:
@@ -36,6 +58,7 @@ def main() -> None:
     options, flowers = parser.parse_known_args()
     token = os.environ.pop(TOKEN_VARIABLE)
     end_with_parent()
+    fleet_handlers.activate_node = activate_node
     sys.argv = ["flower-superlink", *flowers]  # Flower's parser takes no other
     config = _parse_superlink_lifespan_config()
     app = create_app(config, SuperLinkLifespan)

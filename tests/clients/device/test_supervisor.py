@@ -1,11 +1,14 @@
 """Programs that are started again when they end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from clients.device import supervisor
 from spatl.deployment.processes import descendants
@@ -14,9 +17,12 @@ from tests.support.processes import command_of, gone, until
 _SECONDS = 30.0
 
 
-def keeping(marks: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-S", "-E", supervisor.__file__, str(marks), *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def keeping(marks: Path, *arguments: str, patience: float = 120.0) -> subprocess.Popen[str]:
+    pulse = marks.parent / "pulse"
+    pulse.mkdir(exist_ok=True)
+    command = [sys.executable, "-S", "-E", supervisor.__file__, str(marks), str(pulse), "3", *arguments]
+    settings = {**os.environ, supervisor.PATIENCE_VARIABLE: str(patience)}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=settings)
 
 
 def test_each_program_is_started_again_however_it_ended_and_it_is_said(tmp_path):
@@ -30,8 +36,8 @@ def test_each_program_is_started_again_however_it_ended_and_it_is_said(tmp_path)
         until(lambda: len(starts.read_text()) >= 2)
         process.terminate()
         said = process.communicate()[1]
-    assert "sh ended with status 3; it starts again in 5 s" in said
-    assert "sleep ended by signal 9; it starts again in 5 s" in said
+    assert re.search(r"sh ended with status 3; it starts again in [12]\.\d s", said)
+    assert "sleep ended by signal 9; it starts again in " in said
 
 
 def test_told_to_stop_it_stops_what_it_keeps(tmp_path):
@@ -73,6 +79,126 @@ def test_the_first_is_started_again_when_a_process_that_it_waits_for_is_gone(tmp
         process.terminate()
         said = process.communicate()[1]
     zombie.wait()
-    assert said.count("sh waits for a process that is gone\nsh ended by signal 15; it starts again in 5 s\n") == 2
+    assert said.count("sh waits for a process that is gone\nsh ended by signal 15; it starts again in ") == 2
     assert "sleep" not in said
     assert gone(other)
+
+
+BEATING = "while :; do touch {pulse}/asking {pulse}/heartbeat; sleep 0.05; done"
+
+
+def test_one_that_lives_but_asks_for_nothing_any_more_is_started_again(tmp_path):
+    (marks := tmp_path / "marks").mkdir()
+    starts, pulse = tmp_path / "starts", tmp_path / "pulse"
+    silent = f"echo >> {starts}; touch {pulse}/asking; while :; do touch {pulse}/heartbeat; sleep 0.05; done"
+    with keeping(marks, "sh", "-c", silent, "--", "sleep", "600", patience=1.0) as process:
+        until(lambda: starts.exists() and len(starts.read_text()) == 2)
+        process.terminate()
+        said = process.communicate()[1]
+    assert "sh has not called the server for 1 s or more\n" in said
+    assert "sleep" not in said
+
+
+class Program:
+    """Stands for a process."""
+
+    def __init__(self, *arguments, **named):
+        self.status = None
+
+    def poll(self):
+        return self.status
+
+    def terminate(self):
+        self.status = -signal.SIGTERM
+
+    def wait(self, timeout=None):
+        return self.status
+
+    def kill(self):
+        pass
+
+
+@pytest.fixture
+def pretended_time(monkeypatch):
+    """The time, in a list, and programs that are none."""
+    now = [0.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(supervisor.subprocess, "Popen", Program)
+    return now
+
+
+def is_stopped(supervised, pretended_time, *, seconds, each_time=lambda: None):
+    """Whether a program that is looked at for so long was stopped."""
+    for _ in range(int(seconds / supervisor.POLL_SECONDS)):
+        pretended_time[0] += supervisor.POLL_SECONDS
+        each_time()
+        supervised.check()
+        if supervised.process.poll() is not None:
+            return True
+    return False
+
+
+def test_one_that_works_on_a_message_need_not_ask_but_its_heartbeat_must_go_on(tmp_path, pretended_time):
+    for name in ("marks", "pulse"):
+        (tmp_path / name).mkdir()
+    mark, heartbeat = tmp_path / "marks" / supervisor.MESSAGE, tmp_path / "pulse" / "heartbeat"
+    beats = iter(range(1, 10**6))
+
+    def beat():
+        os.utime(heartbeat, (0, next(beats)))
+
+    for works, beating, stopped in ((True, True, False), (True, False, True), (False, True, True)):
+        supervised = supervisor.Supervised(["program"], mark.parent, heartbeat.parent, patience=40.0)
+        if works:
+            mark.write_text(f"{os.getpid()}\n")
+        each_time = beat if beating else lambda: None
+        assert not is_stopped(supervised, pretended_time, seconds=30.0, each_time=each_time)
+        assert is_stopped(supervised, pretended_time, seconds=50.0, each_time=each_time) is stopped
+
+
+def test_files_that_are_not_there_tell_nothing(tmp_path, pretended_time):
+    (pulse := tmp_path / "pulse").mkdir()
+    supervised = supervisor.Supervised(["program"], None, pulse, patience=40.0)
+    for name in supervisor.PULSES:
+        (pulse / name).unlink()
+    pulse.rmdir()
+    assert not is_stopped(supervised, pretended_time, seconds=400.0)
+
+
+def test_time_in_which_the_supervisor_itself_was_stopped_is_no_silence(tmp_path):
+    (marks := tmp_path / "marks").mkdir()
+    beating = BEATING.format(pulse=tmp_path / "pulse")
+    with keeping(marks, "sh", "-c", beating, patience=2.0) as process:
+        until((tmp_path / "pulse" / "heartbeat").exists)
+        (program,) = (number for number in descendants(process.pid) if "touch" in command_of(number))
+        for number in (process.pid, program):
+            os.kill(number, signal.SIGSTOP)
+        time.sleep(3.0)
+        for number in (process.pid, program):
+            os.kill(number, signal.SIGCONT)
+        time.sleep(1.0)
+        assert not gone(program)
+        process.terminate()
+        assert process.communicate()[1] == ""
+
+
+def test_waits_grow_differ_between_devices_and_are_the_first_again_once_it_has_lived(pretended_time, capsys):
+    def waits(seed, lived):
+        program, found = supervisor.Supervised(["program"], seed=seed), []
+        for seconds in lived:
+            program.process.status = 1
+            pretended_time[0] += seconds
+            program.check()
+            found.append(program.due - pretended_time[0])
+            pretended_time[0] = program.due
+            program.check()
+        return found
+
+    ones = waits("1", [0.0] * 8)
+    for number, wait in enumerate(ones):
+        longest = min(supervisor.FIRST_WAIT_SECONDS * 2**number, supervisor.MOST_WAIT_SECONDS)
+        assert longest / 2 <= wait <= longest
+    assert waits("1", [0.0] * 8) == pytest.approx(ones)
+    assert waits("2", [0.0] * 8) != pytest.approx(ones)
+    assert waits("1", [0.0] * 5 + [supervisor.GOOD_SECONDS + 1])[-1] <= supervisor.FIRST_WAIT_SECONDS
+    assert "program ended with status 1; it starts again in " in capsys.readouterr().err

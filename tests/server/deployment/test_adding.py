@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
+import clients.admission
 import clients.deploy
 import server.deployment.adding
-from clients.deploy import NotLetIn, await_server
+from clients.admission import await_server
+from clients.device.refusals import Refusal
 from server.deployment.command import read_public_keys
 from spatl.config.loading import load_config
 from spatl.console.main import main
@@ -224,13 +226,14 @@ def let_in_at(number, monkeypatch):
     """The server lets a client in when it is asked for so many times; how long is waited in between."""
     asked, waited = [], []
 
-    def check(address, ca, key):
+    def check(address, ca, key, *, session):
         asked.append(address)
         if len(asked) < number:
-            raise NotLetIn("the server does not let this client in (HTTP 401): it does not know its key")
+            return Refusal("the server does not let this client in: it does not know its key", False, True)
+        return None
 
-    monkeypatch.setattr(clients.deploy, "check_server", check)
-    monkeypatch.setattr(clients.deploy.time, "sleep", waited.append)
+    monkeypatch.setattr(clients.admission, "check_server", check)
+    monkeypatch.setattr(clients.admission.time, "sleep", waited.append)
     return asked, waited
 
 
@@ -240,7 +243,7 @@ def test_one_that_was_added_waits_until_it_is_known_and_says_once_for_what(monke
         await_server(Address("localhost", 9092), Path("ca.pem"), None, added=True)
     assert (len(asked), len(waited)) == (4, 3)
     (said,) = (record.getMessage() for record in caplog.records)
-    assert said.startswith("waiting: the server does not let this client in (HTTP 401): it does not know its key")
+    assert said.startswith("waiting: the server does not let this client in: it does not know its key")
     assert "from its next start on (spatl deploy server DIR --resume)" in said
 
 

@@ -24,15 +24,15 @@ def test_clients_come_back_whose_message_or_executor_was_killed_before_the_messa
     assert main(["deploy", "init", str(federation), str(tmp_path / "config.yaml"), "--address", address]) == 0
     logs = [tmp_path / f"client-{client}.log" for client in range(2)]
     with contextlib.ExitStack() as stack:
+        said = tmp_path / "server.log"
+        server = stack.enter_context(started("deploy", "server", str(federation / "server"), log=said))
         for client, log in enumerate(logs):
             stack.enter_context(started("deploy", "client", str(federation / f"client-{client}"), log=log))
         for client, victim in enumerate(("flwr-clientapp", "flower-superexec")):
             own = federation / f"client-{client}" / "flower"
             until((own / "running" / "flower-superexec").exists)
             _sabotage(own / "bin" / "flwr-clientapp", own / "running" / victim)
-        log = tmp_path / "server.log"
-        server = stack.enter_context(started("deploy", "server", str(federation / "server"), log=log))
-        assert server.wait(_SECONDS) == 0, log.read_text()
+        assert server.wait(_SECONDS) == 0, said.read_text()
     run = federation / "server" / "run"
     said = (run / "log.jsonl").read_text()
     assert said.count("it will be asked again") == 2
