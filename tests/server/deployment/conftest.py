@@ -33,7 +33,7 @@ def link(monkeypatch):
     link = Link()
 
     @contextlib.contextmanager
-    def superlink(directory, run_directory, bind, *, insecure):
+    def superlink(directory, run_directory, bind, *, insecure, num_clients):
         (run_directory / "flower.log").touch()
         yield link
 
