@@ -17,7 +17,7 @@ class Link:
     def register(self, keys):
         return {}
 
-    def open(self):
+    def open(self, keys):
         pass
 
     def await_clients(self, number, say, *, seconds, enough):
