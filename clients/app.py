@@ -32,6 +32,7 @@ from spatl.artifacts.model_files import LABEL_OFFSET, describe_model
 from spatl.config.loading import with_agreement
 from spatl.data.own import Agreement
 from spatl.errors import (
+    ControlLost,
     DivergedError,
     NotNow,
     ReferenceLost,
@@ -43,7 +44,7 @@ from spatl.errors import (
     told,
     traceback_of,
 )
-from spatl.rounds.client import receive, train_round
+from spatl.rounds.client import receive, train_round, with_its_control
 from spatl.rounds.client_data import data_digest, describe_own
 from spatl.rounds.client_evaluation import ClientModel, arrived, evaluate_round, gather_round
 from spatl.rounds.client_state import ClientState
@@ -56,6 +57,7 @@ from spatl.wire.blob import (
     CLIENT_BUSY,
     CLIENT_DIVERGED,
     CLIENT_FAILED,
+    CLIENT_FORGOT,
     CLIENT_LOST,
     CLIENT_MACHINE,
     CLIENT_NOT_NOW,
@@ -73,6 +75,7 @@ app = ClientApp()
 _PATH = re.compile(r'File "[^"\n]*[/\\](?=[^"\n]*")')
 _CODES: dict[type[SpatlError], int] = {
     DivergedError: CLIENT_DIVERGED, ReferenceLost: CLIENT_LOST, StateBusy: CLIENT_BUSY, NotNow: CLIENT_NOT_NOW,
+    ControlLost: CLIENT_FORGOT,
 }  # fmt: skip
 
 
@@ -191,7 +194,7 @@ def train(message: Message, context: Context) -> Message:
         if owner is not None:
             owner.begin_round(directory_of(context).parent)
         # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
-        model, state = receive(workplace, download, _load(store, download, workplace, before=download.server_round))
+        model, state = receive(workplace, download, _state_before(store, download, workplace, context))
         if owner is not None and budget is not None and model.selection is not None:
             check_kept(workplace.blueprint, model.selection, budget, source="budget")
         blob, state = train_round(workplace, client, model, state, budget=budget)
@@ -199,6 +202,18 @@ def train(message: Message, context: Context) -> Message:
             owner.check_length(len(blob), "upload_megabytes")
         store.save(state, question=question, answer=blob if question else b"")
     return Message(_content(blob), reply_to=message)
+
+
+def _state_before(store: StateStore, download: Download, workplace: Workplace, context: Context) -> ClientState | None:
+    """The state to train from, with the c_i that the server's c contains."""
+    before = store.load(before=download.server_round)
+    if before is None and download.acknowledged_round and is_device(context):
+        logger.warning(
+            "round %d: there is no state in %s, though the server has folded in round %d of this device: it was "
+            "emptied, renamed or never put back; what this client kept for itself begins anew",
+            download.server_round, directory_of(context), download.acknowledged_round,
+        )  # fmt: skip
+    return with_its_control(workplace, download, before)
 
 
 @app.evaluate()
@@ -233,7 +248,7 @@ def findings(message: Message, context: Context) -> Message:
     workplace, store = workplace_of(context), store_of(context)
     download = _download(message, context, workplace)
     with store.locked():
-        model, state = receive(workplace, download, _load(store, download, workplace))
+        model, state = receive(workplace, download, store.load())
         blob = find_round(workplace, client_of(context), model, state)
     return Message(_content(blob), reply_to=message)
 
@@ -246,11 +261,11 @@ def _visited(
     store, download = store_of(context), _download(message, context, workplace)
     with store.locked():
         # The state before is read twice: it has control variates that settling drops, each as long as the encoder.
-        model, settled = receive(workplace, download, _load(store, download, workplace))
+        model, settled = receive(workplace, download, store.load())
         yield store, model, settled
         held = settled.held
         del model, settled
-        store.save(arrived(_load(store, download, workplace), held, workplace.blueprint.layout))
+        store.save(arrived(store.load(), held, workplace.blueprint.layout))
 
 
 def _save_model(
@@ -292,14 +307,6 @@ def _download(message: Message, context: Context, workplace: Workplace) -> Downl
     if owner is not None:
         owner.check_length(len(blob), "download_megabytes")
     return unpack_download(blob, blueprint.layout, blueprint.codecs.downlink, num_statistics=blueprint.num_statistics)
-
-
-def _load(
-    store: StateStore, download: Download, workplace: Workplace, *, before: int | None = None
-) -> ClientState | None:
-    """The client's state; an older one only where no control variate is lost by it."""
-    folded_round = download.acknowledged_round if workplace.config.row.controls else 0
-    return store.load(before=before, folded_round=folded_round)
 
 
 def _content(blob: bytes) -> RecordDict:

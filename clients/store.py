@@ -48,8 +48,8 @@ class StateStore(Protocol):
         """Keep other processes out, from before `load` until after `save`."""
         ...
 
-    def load(self, *, before: int | None = None, folded_round: int = 0) -> ClientState | None:
-        """The state to go on from, or None; the arguments as of `DirectoryStore.load`."""
+    def load(self, *, before: int | None = None) -> ClientState | None:
+        """The state to go on from, or None; the argument as of `DirectoryStore.load`."""
         ...
 
     def save(self, state: ClientState, *, question: bytes = b"", answer: bytes = b"") -> None:
@@ -108,16 +108,14 @@ class DirectoryStore:
             self._temporary.unlink(missing_ok=True)
             yield
 
-    def load(self, *, before: int | None = None, folded_round: int = 0) -> ClientState | None:
+    def load(self, *, before: int | None = None) -> ClientState | None:
         """The state last saved, or the one of the round before where that fits better, or None for a client's first.
 
-        It fits better where a round is repeated, and where the newest is damaged or missing. One to go on from it is
-        only while the server has folded in nothing later: then it is as if the later rounds had never reached the
-        client. Otherwise the c_i that the server's c contains is gone.
+        It fits better where a round is repeated, and where the newest is damaged or missing. Whether the c_i in it is
+        the one that the server's c contains is for others to see (`ClientState.has_control_of`).
 
         Args:
             before: The round that is about to be trained, so that its own state is not the one to start from.
-            folded_round: The last round of this client whose c_i the server's c contains; 0 for none.
 
         Raises:
             SpatlError: The state is damaged and cannot be replaced, of another format, or of rounds that the server
@@ -135,19 +133,14 @@ class DirectoryStore:
         except DamagedState as error:
             raise DamagedState(f"{damage or error} ({self._path}), and so is the one before it") from error
         if newest is not None and before is not None:
-            state = _of_round_before(newest, previous, before)
-            if (state.control_round if state else 0) >= folded_round:
-                return state
-            damage = DamagedState(f"the client's state is of round {newest.control_round}, which is asked for again")
+            return _of_round_before(newest, previous, before)
         if previous is None and damage is None:
             return None
         damage = damage or DamagedState("the client's state is missing")
         if previous is None:
-            raise DamagedState(f"{damage} ({self._path}), and there is none before it") from damage
-        if previous.control_round < folded_round:
             raise DamagedState(
-                f"{damage} ({self._path}), and the one before it is of round {previous.control_round}, but the server "
-                f"has folded in round {folded_round}: without {self._directory} the client starts anew, its c_i lost"
+                f"{damage} ({self._path}), and there is none before it; without {self._directory} the client starts "
+                "anew, its own parts lost"
             ) from damage
         if before is not None and previous.control_round > before:
             raise _lost_rounds(previous, before)
@@ -238,7 +231,7 @@ class ContextStore:
         """Do nothing: nobody else has this memory."""
         return nullcontext()
 
-    def load(self, *, before: int | None = None, folded_round: int = 0) -> ClientState | None:
+    def load(self, *, before: int | None = None) -> ClientState | None:
         """The state last saved, or the one of the round before where a round is repeated, or None."""
         newest = self._read("state")
         if newest is None or before is None or newest.control_round < before:

@@ -16,7 +16,7 @@ from spatl.runs.findings import forget_findings
 from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
 from spatl.runs.marks import Mark, record_of, write_marks
-from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, mean, read_lines
+from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, mean, mishaps, read_lines
 from spatl.runs.tensorboard import Scalars
 from spatl.wire.reports import EvaluateReport
 
@@ -50,7 +50,7 @@ class Recorder:
         self._record = record_of(directory, done, marks)
         history, clients, ledger = (read_lines(directory / name) for name in (HISTORY, CLIENTS, LEDGER))
         self.history = [
-            HistoryRow(**{**row, "rejections": tuple(row["rejections"]), "left_out": tuple(row["left_out"])})
+            HistoryRow(**row | {name: tuple(row.get(name, ())) for name in ("rejections", "left_out", "forgot")})
             for row in history
         ]
         self._final = {
@@ -146,6 +146,7 @@ class Recorder:
             "excluded_by_client": {str(client): number for client, number in sorted(excluded.items())},
             "excluded_examples_share": self._share_of_examples(excluded),
             "missing": sum(row.missing for row in self.history),
+            **mishaps(map(asdict, self.history)),
             "not_evaluated": len(self.num_examples) - len(self._final),
             "seconds": sum(row.seconds for row in self.history),
             "clients": {str(client): accuracy for client, accuracy in accuracies.items()},

@@ -9,7 +9,16 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from spatl.errors import UpdateRejected, printable
 from spatl.rounds.answers import ClientFailed
-from spatl.wire.blob import BLOB, CLIENT_DIVERGED, CLIENT_LOST, CLIENT_NOT_NOW, CLIENT_REFUSED, RECORD, section_bytes
+from spatl.wire.blob import (
+    BLOB,
+    CLIENT_DIVERGED,
+    CLIENT_FORGOT,
+    CLIENT_LOST,
+    CLIENT_NOT_NOW,
+    CLIENT_REFUSED,
+    RECORD,
+    section_bytes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +45,8 @@ def blob_of(reply: Message) -> bytes:
         code = reply.error.code
         raise ClientFailed(
             error_line(reply.error), traceback=error_traceback(reply.error),
-            diverged=code == CLIENT_DIVERGED, lost=code == CLIENT_LOST, not_now=code == CLIENT_NOT_NOW,
+            diverged=code == CLIENT_DIVERGED, lost=code in (CLIENT_LOST, CLIENT_FORGOT), forgot=code == CLIENT_FORGOT,
+            not_now=code == CLIENT_NOT_NOW,
         )  # fmt: skip
     blob = _blob_in(reply.content)
     if blob is None:

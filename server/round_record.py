@@ -24,6 +24,7 @@ class RoundRecord:
         late: Replies that came after their round, or that nobody asked for.
         duplicates: Second replies to one question.
         away: Clients that were asked to train, were not connected, and did not answer.
+        control_anew: Whether the control variates of all began anew in it.
         asked_again: How many more times than once each client was asked something.
         outcome: What came of it.
         final: Reports of all clients on the encoder after the last round.
@@ -37,6 +38,7 @@ class RoundRecord:
     late: int = 0
     duplicates: int = 0
     away: set[int] = field(default_factory=set)
+    control_anew: bool = False
     asked_again: Counter[int] = field(default_factory=Counter)
     outcome: Outcome = field(default_factory=Outcome)
     final: dict[int, EvaluateReport] = field(default_factory=dict)
@@ -76,6 +78,8 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
         away=len(record.away),
         errors=len(record.outcome.errors),
         asked_again=record.asked_again.total(),
+        forgot=tuple(sorted(record.outcome.forgot)),
+        control_anew=record.control_anew,
         skipped=record.outcome.skipped,
         final_accuracy=mean(report.accuracy for report in final),
         final_accuracy_min=min((report.accuracy for report in final), default=None),

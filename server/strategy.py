@@ -99,6 +99,7 @@ class FederationStrategy(Strategy):
             self.state, downloads = open_round(self.federation, self.state, number, clients)
         except DivergedError as error:
             self._stop(error)
+        self._recorder.round.control_anew = self.state.control_since == number
         return self._exchange.ask(downloads, number, MessageType.TRAIN, connected)
 
     def aggregate_train(

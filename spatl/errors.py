@@ -53,6 +53,10 @@ class ReferenceLost(UpdateRejected):
     """Loss of the encoder: changes start from a version that the receiver does not have, or lead elsewhere."""
 
 
+class ControlLost(UpdateRejected):
+    """Loss of a client's control variate: it does not have the c_i that the server's c contains."""
+
+
 class StateBusy(SpatlError):
     """Use of a client's state by another process, which is at work on it."""
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from spatl.json_files import to_json
 from spatl.runs.findings import findings_by_round
+from spatl.runs.records import MISHAPS
 from spatl.runs.status import read_status, run_below
 from spatl.runs.text import human_bytes
 from spatl.terminal.tables import print_line, print_table
@@ -37,6 +38,13 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
         f"accuracy {_percent(status.accuracy)}, up {human_bytes(status.uplink_bytes)}, down "
         f"{human_bytes(status.downlink_bytes)}, refused {status.refused}, missing {status.missing}"
     )
+    if told := [f"{status.mishaps[name]} {words}" for name, words in MISHAPS.items() if status.mishaps[name]]:
+        say(", ".join(told))
+    for number, clients in status.control_anew.items():
+        who = ", ".join(map(str, clients))
+        say(
+            f"round {number}: all control variates began anew, for those of client {who} were lost or of an older state"
+        )
     table = Table()
     for name in ("client", "rounds", "last", "accuracy", "up", "down", "missed", "refused"):
         table.add_column(name, justify="right")

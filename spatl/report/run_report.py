@@ -7,7 +7,7 @@ from typing import Any
 from spatl.report.figures import curves_svg, final_accuracies, run_title
 from spatl.report.page import facts, figure, make_page, provenance, section, table
 from spatl.report.result import RunResult
-from spatl.runs.records import bytes_on_arrival, excluded_line, is_number, mean
+from spatl.runs.records import MISHAPS, bytes_on_arrival, excluded_line, is_number, mean
 from spatl.runs.text import human_bytes
 from spatl.sealed_files import replace_file
 
@@ -75,6 +75,7 @@ def _summary(result: RunResult) -> str:
         ("Refused updates", _text(summary.get("rejected"))),
         *([("Refused or left out", excluded)] if (excluded := excluded_line(summary)) is not None else []),
         ("Missing replies", _text(summary.get("missing"))),
+        *[(f"Messages {words}", str(summary[name])) for name, words in MISHAPS.items() if summary.get(name)],
         ("Seconds", _seconds(summary["seconds"])),
         ("Method", str(summary["method"])),
         ("Seed", str(summary["seed"])),
@@ -154,6 +155,7 @@ def _rounds(result: RunResult) -> str:
             "refused": _text(row.get("rejected")),
             "missing": _text(row.get("missing")),
             "late": _text(row.get("late")),
+            "asked again": _text(row.get("asked_again")),
             "left out": _text(len(row.get("left_out") or ())),
             "keep ratio": _ratio(row.get("keep_ratio")),
             "FLOPs ratio": _ratio(row.get("flops_ratio")),

@@ -79,14 +79,17 @@ class ClientFailed(UpdateRejected):
         traceback: What it told beyond that; empty for nothing.
         diverged: Whether its local training left the finite numbers.
         lost: Whether it does not hold what the server's changes start from.
+        forgot: Whether it does not have the control variate that the server's contains.
         not_now: Whether its owner lets it do nothing at this time.
     """
 
     def __init__(
-        self, reason: str, *, traceback: str = "", diverged: bool = False, lost: bool = False, not_now: bool = False
-    ) -> None:
+        self, reason: str, *, traceback: str = "", diverged: bool = False, lost: bool = False, forgot: bool = False,
+        not_now: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(reason)
-        self.traceback, self.diverged, self.lost, self.not_now = traceback, diverged, lost, not_now
+        self.traceback, self.diverged, self.lost, self.forgot = traceback, diverged, lost, forgot
+        self.not_now = not_now
 
 
 Answer = tuple[int, bytes | UpdateRejected]
@@ -130,6 +133,7 @@ class Outcome:
         tracebacks: What a client that failed told beyond that.
         diverged: The clients whose local training diverged, or whose update was too large.
         lost: The clients that do not hold what the server's changes start from.
+        forgot: The clients that do not have the control variate that the server's contains.
         errors: The clients that answered with an error.
         skipped: Whether there were fewer usable updates than the round needs, so that it changed nothing.
         ending: Why the run cannot go on; None where it can.
@@ -143,6 +147,7 @@ class Outcome:
     tracebacks: dict[int, str] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
+    forgot: set[int] = field(default_factory=set)
     not_now: set[int] = field(default_factory=set)
     errors: set[int] = field(default_factory=set)
     skipped: bool = False
@@ -276,6 +281,8 @@ def refuse_(outcome: Outcome, client: int, error: UpdateRejected, server_round: 
         outcome.diverged.add(client)
     if isinstance(error, ClientFailed) and error.lost:
         outcome.lost.add(client)
+    if isinstance(error, ClientFailed) and error.forgot:
+        outcome.forgot.add(client)
     if isinstance(error, ClientFailed) and error.not_now:
         outcome.not_now.add(client)
 

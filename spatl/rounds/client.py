@@ -14,7 +14,7 @@ from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.vectors import all_finite, give_back
 from spatl.data.dataset import misfits
-from spatl.errors import DataError, DivergedError, ModelError, UpdateRejected
+from spatl.errors import ControlLost, DataError, DivergedError, ModelError, UpdateRejected
 from spatl.models.copies import check_parts
 from spatl.rounds.blueprint import Blueprint, encoder_tensors
 from spatl.rounds.client_evaluation import evaluated_model, private_part, told_of_arrival, train_epochs_
@@ -73,6 +73,28 @@ def receive(workplace: Workplace, download: Download, state: ClientState | None)
     return model, replace(settled, held=held)
 
 
+def with_its_control(workplace: Workplace, download: Download, state: ClientState | None) -> ClientState | None:
+    """Return a client's state before a round, if its c_i is the one that the server's c contains.
+
+    Raises:
+        ControlLost: It is another one, which the server has to know.
+    """
+    contained = download.acknowledged_round
+    if not workplace.config.row.controls or contained == 0:
+        return state
+    if state is None:
+        raise ControlLost(
+            f"no state of this client is here, and the server has folded in its round {contained}: its own parts and "
+            "its control variate are lost; it begins anew"
+        )
+    if not state.has_control_of(contained):
+        raise ControlLost(
+            f"the client's state has its control variate of round {state.folded_round}, the server that of round "
+            f"{contained}: the state is an older one; the control variate begins anew"
+        )
+    return state
+
+
 def train_round(
     workplace: Workplace, client: int, received: Model, state: ClientState, *, budget: Budget | None = None
 ) -> tuple[bytes, ClientState]:
@@ -123,8 +145,9 @@ def train_round(
         give_back(own.blueprint.layout.num_entries)
     control = _refreshed_control(own, blob)
     state = replace(state, private=private, selector=choice.state)
-    if control is not None:
-        state = replace(state, pending_round=received.server_round, pending_control=control)
+    if own.blueprint.config.row.controls:  # an update that was not corrected leaves c_i as it is
+        pending = torch.zeros(0) if control is None else control
+        state = replace(state, pending_round=received.server_round, pending_control=pending)
     return blob, state
 
 

@@ -26,8 +26,9 @@ class ClientState:
         private: The predictor and whatever else of the model is not shared, by the model's names; empty at first.
         control: float32 [P], c_i as of `control_round`, without the pending update.
         control_round: The server round that `control` belongs to; it fades with every later one.
+        folded_round: The last round whose update is part of `control`; 0 for none.
         pending_round: The round whose update is under way, or 0.
-        pending_control: float32 [P], c_i of that round if the server folds the update in; empty without one.
+        pending_control: float32 [P], c_i of that round if the server folds the update in; empty where it is `control`.
         selector: What the selector keeps.
         held: The versions of the server's encoder that the client holds.
         answered: The question whose answer is kept beside the state, as hexadecimal digits; empty for none.
@@ -36,6 +37,7 @@ class ClientState:
     private: Mapping[str, Tensor]
     control: Tensor
     control_round: int = 0
+    folded_round: int = 0
     pending_round: int = 0
     pending_control: Tensor = field(default_factory=lambda: torch.zeros(0))
     selector: Mapping[str, Tensor] = field(default_factory=dict)
@@ -47,22 +49,29 @@ class ClientState:
         """The state of a client that never trained: c_i = 0."""
         return cls(private={}, control=torch.zeros(layout.num_parameter_entries))
 
+    def has_control_of(self, acknowledged_round: int) -> bool:
+        """Return whether c_i is the one that the server's c contains, or it contains none of this client."""
+        return acknowledged_round in (0, self.folded_round, self.pending_round)
+
     def settle(self, *, acknowledged_round: int, server_round: int, half_life: float | None) -> "ClientState":
         """Commit or drop the pending update, and let c_i fade to the present.
 
         Args:
             acknowledged_round: The last round of this client that the server folded in; the pending update is
-                committed if it is of that round.
+                committed if it is of that round. 0 for none: c_i is 0.
             server_round: The present.
             half_life: Rounds in which control variates fade to a half, or None.
         """
         folded = self.pending_round != 0 and acknowledged_round == self.pending_round
-        control = self.pending_control if folded else self.control
+        control = self.pending_control if folded and len(self.pending_control) else self.control
+        if acknowledged_round == 0 and self.folded_round:
+            control = torch.zeros_like(control)
         fade = fading(half_life, server_round - self.control_round if self.control_round else 0)
         return replace(
             self,
             control=control if fade == 1.0 else control * fade,
             control_round=server_round,
+            folded_round=acknowledged_round if folded or acknowledged_round == 0 else self.folded_round,
             pending_round=0,
             pending_control=torch.zeros(0),
         )
@@ -88,7 +97,8 @@ class ClientState:
         if self.held.control is not None:
             tensors["held_control"] = self.held.control
         header = {
-            "control_round": self.control_round, "pending_round": self.pending_round, "answered": self.answered,
+            "control_round": self.control_round, "folded_round": self.folded_round,
+            "pending_round": self.pending_round, "answered": self.answered,
         }  # fmt: skip
         return tensors, header
 
@@ -120,6 +130,7 @@ class ClientState:
             private=_below("private/", tensors),
             control=as_tensor(tensors["control"]),
             control_round=header["control_round"],
+            folded_round=header["folded_round"],
             pending_round=header["pending_round"],
             pending_control=as_tensor(tensors["pending_control"]),
             selector=_below("selector/", tensors),

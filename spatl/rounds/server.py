@@ -28,16 +28,16 @@ from spatl.rounds.answers import (
     refuse_,
     usual_sizes,
 )
-from spatl.rounds.control import fading, followed_control
 from spatl.rounds.cosines import Sketches
 from spatl.rounds.downlink import Reference
 from spatl.rounds.federation import Federation
+from spatl.rounds.opened_control import derived_control, encoded_control, with_control_opened, without_lost_control
 from spatl.rounds.progress import checked_progress
 from spatl.rounds.rules import aggregation_rule, sums_as_given
 from spatl.rounds.sampling import sample_clients
 from spatl.rounds.server_state import ServerState
 from spatl.seeding import generator
-from spatl.wire.download import DerivedControl, download_overhead, pack_download
+from spatl.wire.download import download_overhead, pack_download
 
 __all__ = [
     "admit",
@@ -133,11 +133,14 @@ def open_round(
     reference = federation.reference(state)
     state = replace(state, statistics=None)  # those of an evaluation before are of another encoder
     if server_round > 1:
+        state = without_lost_control(state, server_round)
         reference, change = advanced(federation, state, reference, server_round)
-        state = replace(_with_control_opened(federation, state, change), versions=reference.versions)
+        state = replace(with_control_opened(federation, state, change, server_round), versions=reference.versions)
     sent_control = None
     if state.control is not None and not federation.derives_control:
-        sent_control, held_control = _encoded_control(federation, state.control, server_round)
+        sent_control, held_control = encoded_control(
+            federation, state.control, server_round, max_bytes=_room(federation)
+        )
         state = replace(state, held_control=held_control)
     return pack_downloads(federation, state, reference, server_round, clients, control=sent_control)
 
@@ -171,23 +174,12 @@ def close_round(
     sizes, unclipped = _fold_(federation, aggregator, sketches, candidates, state.num_examples, server_round, outcome)
     if sketches is not None:
         outcome.cosines = sketches.cosines(channel_energies(aggregator, federation.blueprint.layout))
-    held = {**state.held, **dict.fromkeys(sizes, state.versions.version)}
     encoder = aggregator.encoder()
     closed, outcome.ending = checked_progress(federation, state, server_round, outcome, encoder)
     if outcome.ending is not None:
         return state, outcome
+    closed = _remembered(federation, replace(closed, admission=admission), server_round, outcome, sizes)
     server = federation.blueprint.config.server
-    # A client that lost its way starts from the initial encoder; one that did so in vain cannot build that.
-    closed = replace(
-        closed,
-        held=held | dict.fromkeys(outcome.lost, 0),
-        cannot_build=state.cannot_build | {client for client in outcome.lost if held[client] == 0},
-        control_share=0.0,
-        admission=admission.after(
-            server_round, folded=sizes, refused=outcome.rejected.keys() - outcome.not_now,
-            max_failures=server.max_failures, rounds_away=server.rounds_away,
-        ),
-    )  # fmt: skip
     if aggregator.num_updates < server.min_replies:
         outcome.skipped = True
         logger.warning(
@@ -196,10 +188,38 @@ def close_round(
         )  # fmt: skip
         return closed, outcome
     # One that was clipped is not acknowledged: c does not contain it, so that c_i must not either.
-    folded = {**state.folded, **dict.fromkeys(sorted(unclipped), server_round)}
+    folded = {**closed.folded, **dict.fromkeys(sorted(unclipped), server_round)}
     return replace(
         closed, encoder=encoder, control=aggregator.control(), control_share=aggregator.control_share(), folded=folded
     ), outcome
+
+
+def _remembered(
+    federation: Federation,
+    state: ServerState,
+    server_round: int,
+    outcome: Outcome,
+    sizes: Mapping[int, Size],
+) -> ServerState:
+    """The state with what a round's answers tell of the clients, whether or not it changes the model."""
+    server = federation.blueprint.config.server
+    held = {**state.held, **dict.fromkeys(sizes, state.versions.version)}
+    # One that arrives elsewhere has its c_i all the same; without control variates it is told that it is as if new.
+    anew = outcome.lost if state.control is None else outcome.forgot
+    # A client that lost its way starts from the initial encoder; one that did so in vain cannot build that.
+    in_vain = {client for client in outcome.lost - outcome.forgot if held[client] == 0}
+    return replace(
+        state,
+        held={**held, **dict.fromkeys(outcome.lost, 0)},
+        cannot_build=state.cannot_build | in_vain,
+        control_share=0.0,
+        folded={client: last for client, last in state.folded.items() if client not in anew},
+        forgotten=state.forgotten | (outcome.forgot & state.folded.keys()),
+        admission=state.admission.after(
+            server_round, folded=sizes, refused=outcome.rejected.keys() - outcome.not_now,
+            max_failures=server.max_failures, rounds_away=server.rounds_away,
+        ),
+    )  # fmt: skip
 
 
 def _fold_(
@@ -263,37 +283,6 @@ def _room(federation: Federation) -> int | None:
     return room // 2 if controls and not federation.derives_control else room
 
 
-def _with_control_opened(federation: Federation, state: ServerState, change: Tensor) -> ServerState:
-    """The state with c and what is known of the clients' c as of a round that opens: faded, and derived anew."""
-    if state.control is None or state.held_control is None:
-        return state
-    fade = fading(federation.blueprint.config.control.half_life, 1)
-    control = state.control if fade == 1.0 else state.control * fade
-    derived = _derived_control(federation, state, valid=True)
-    held = control
-    if federation.derives_control:
-        held = followed_control(state.held_control, change, derived, fading=fade)
-    forgetting = fade * (1 - derived.damping)
-    staleness = {client: share * forgetting for client, share in state.control_staleness.items()}
-    return replace(state, control=control, held_control=held, control_staleness=staleness)
-
-
-def _derived_control(federation: Federation, state: ServerState, *, valid: bool) -> DerivedControl:
-    """Return what the clients' c follows from; as float32, which is what they see of it."""
-    damping = federation.blueprint.config.control.damping * state.control_share
-    step_weight = federation.mean_step_weight(state.num_examples)
-    return DerivedControl(_as_float32(damping), _as_float32(step_weight), valid)
-
-
-def _encoded_control(federation: Federation, control: Tensor, server_round: int) -> tuple[bytes, Tensor]:
-    """C encoded, and as the clients decode it, which is what c moves from."""
-    config, layout = federation.blueprint.config, federation.blueprint.layout
-    codec, places = federation.blueprint.codecs.downlink, layout.parameter_places
-    rounding = generator(config.seed, "rounding-control", server_round=server_round)
-    data = codec.encode(control, places, generator=rounding, max_bytes=_room(federation))
-    return data, codec.decode(memoryview(data), places)
-
-
 def pack_downloads(
     federation: Federation,
     state: ServerState,
@@ -332,10 +321,11 @@ def _download(
         cannot_build=client in state.cannot_build and state.held[client] == 0,
     )
     if trains and federation.derives_control:
-        if version > 0 and state.held[client] != version - 1:
+        # Where c begins anew, one that missed a version knows it as well as the others.
+        if version > 0 and state.held[client] != version - 1 and state.control_since != server_round:
             state = replace(state, control_staleness={**state.control_staleness, client: 1.0})
         valid = knows_control(federation, state, client)
-        download = replace(download, derived=_derived_control(federation, state, valid=valid))
+        download = replace(download, derived=derived_control(federation, state, server_round, valid=valid))
     elif trains and control is not None:
         download = replace(download, control=control)
     elif not trains:
@@ -369,8 +359,3 @@ def _aggregator(federation: Federation, state: ServerState) -> Aggregator:
     settings["normalizes"] = config.row.normalizes
     rule = aggregation_rule(config.server.aggregation)
     return rule.make(trim_fraction=config.server.trim_fraction, **settings)
-
-
-def _as_float32(number: float) -> float:
-    """A number as the other side reads it from four bytes."""
-    return float(torch.tensor(number, dtype=torch.float32))

@@ -31,6 +31,8 @@ class ServerState:
             classes; None before it.
         useless_rounds: How many rounds in a row had nothing usable.
         admission: What decides which updates are let in.
+        forgotten: The clients whose control variate is lost, and still a part of c.
+        control_since: The round in which c and all c_i began anew; 0 if they never did.
         statistics: BatchNorm statistics of all clients' data under the encoder after the last round; None before it.
     """
 
@@ -47,4 +49,6 @@ class ServerState:
     first_loss: float | None = None
     useless_rounds: int = 0
     admission: Admission = field(default_factory=Admission)
+    forgotten: frozenset[int] = frozenset()
+    control_since: int = 0
     statistics: Statistics | None = None

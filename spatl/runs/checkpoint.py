@@ -19,7 +19,7 @@ from spatl.runs.planes import pack_planes, unpack_planes
 from spatl.sealed_files import replace_sealed, seal, unseal
 from spatl.wire.statistics import Statistics
 
-_FORMAT = 4
+_FORMAT = 5
 _BY_CLIENT = {"folded": "folded", "held": "held", "astray": "control_staleness", "num_examples": "num_examples"}
 """The name in the file, and in the state."""
 _OF_ADMISSION = ("failures", "away", "trust")
@@ -61,6 +61,8 @@ class Checkpoint:
             "control_share": state.control_share,
             **{name: _named(getattr(state, own)) for name, own in _BY_CLIENT.items()},
             "cannot_build": sorted(state.cannot_build),
+            "forgotten": sorted(state.forgotten),
+            "control_since": state.control_since,
             "first_loss": state.first_loss,
             "useless_rounds": state.useless_rounds,
             "sizes": [_pair(size) for size in state.admission.sizes],
@@ -98,6 +100,8 @@ class Checkpoint:
             control_share=header["control_share"],
             versions=Versions.of_tensors(versions),
             cannot_build=frozenset(header["cannot_build"]),
+            forgotten=frozenset(header["forgotten"]),
+            control_since=header["control_since"],
             first_loss=header["first_loss"],
             useless_rounds=header["useless_rounds"],
             admission=Admission(

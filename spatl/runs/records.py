@@ -63,8 +63,9 @@ class HistoryRow:
     not connected; of the `rejected`, `errors` had answered with an error. `left_out` names the clients that were not
     asked because they had failed too often, `late` counts replies that came after their round or that nobody asked
     for, and `duplicates` second replies to a question that was `asked_again`; they are dropped. A `skipped` round had
-    too few usable replies and changed nothing. The last round also carries `final_*`: all clients with the encoder
-    after the last round.
+    too few usable replies and changed nothing. `forgot` names the clients that had not the control variate that the
+    server's contains, and a round with `control_anew` began with all of them at 0 for that. The last round also carries
+    `final_*`: all clients with the encoder after the last round.
     """
 
     round: int
@@ -95,6 +96,8 @@ class HistoryRow:
     away: int = 0
     errors: int = 0
     asked_again: int = 0
+    forgot: tuple[int, ...] = ()
+    control_anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,22 @@ class SelectionRow:
     groups: tuple[str, ...]
     sizes: tuple[int, ...]
     kept: Mapping[str, tuple[int, ...]]
+
+
+MISHAPS = {
+    "away": "of the missing not connected",
+    "errors": "of the refused errors",
+    "late": "late",
+    "asked_again": "asked again",
+    "duplicates": "answered twice",
+}
+"""What is counted of a round's messages beside the refused and the missing ones, by key of its row, and in words."""
+
+
+def mishaps(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many there were in rounds, by key of `MISHAPS`; runs of old have not counted all."""
+    rounds = list(rows)
+    return {name: sum(row.get(name) or 0 for row in rounds) for name in MISHAPS}
 
 
 def excluded_line(summary: Mapping[str, Any]) -> str | None:

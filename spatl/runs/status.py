@@ -3,7 +3,7 @@
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,7 +14,7 @@ from spatl.json_files import read_json
 from spatl.runs.directory import config_of, has_rounds, is_running
 from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
 from spatl.runs.marks import check_finished
-from spatl.runs.records import latest_accuracy, read_lines, read_rounds
+from spatl.runs.records import latest_accuracy, mishaps, read_lines, read_rounds
 
 _OF_A_ROUND: Final = frozenset({"round", "rejected", "missing", "uplink_bytes", "downlink_bytes", "seconds"})
 _OF_A_CLIENT: Final = frozenset({"round", "client", "participated", "rejected", "uplink_bytes", "downlink_bytes"})
@@ -67,6 +67,9 @@ class Status:
         participants: Clients whose update the last round folded in.
         refused: Refused updates of the whole run.
         missing: Replies that did not come.
+        mishaps: What else is counted of the messages of the whole run, by key of `spatl.runs.records.MISHAPS`.
+        control_anew: The rounds in which the control variates of all began anew, each with the clients that had lost
+            theirs before.
         uplink_bytes: Sent by the clients.
         downlink_bytes: Sent to them.
         seconds_per_round: In the mean.
@@ -84,6 +87,8 @@ class Status:
     participants: int
     refused: int
     missing: int
+    mishaps: Mapping[str, int]
+    control_anew: Mapping[int, tuple[int, ...]]
     uplink_bytes: int
     downlink_bytes: int
     seconds_per_round: float | None
@@ -127,6 +132,8 @@ def read_status(directory: Path) -> Status:
         participants=last.get("participants", 0),
         refused=sum(row["rejected"] for row in history),
         missing=sum(row["missing"] for row in history),
+        mishaps=mishaps(history),
+        control_anew=_control_anew(history),
         uplink_bytes=sum(row["uplink_bytes"] for row in history),
         downlink_bytes=sum(row["downlink_bytes"] for row in history),
         seconds_per_round=seconds,
@@ -134,6 +141,17 @@ def read_status(directory: Path) -> Status:
         seconds_since=max(0.0, time.time() - written.stat().st_mtime) if history else None,
         clients=_clients(history, rows, config.partition.num_clients, _absent(directory)),
     )
+
+
+def _control_anew(history: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, ...]]:
+    """Return the rounds in which control variates began anew, and who had lost one since the last time."""
+    found, forgot = dict[int, tuple[int, ...]](), set[int]()
+    for row in history:
+        if row.get("control_anew"):
+            found[row["round"]] = tuple(sorted(forgot))
+            forgot.clear()
+        forgot.update(row.get("forgot") or ())
+    return found
 
 
 def _check_rows(path: Path, rows: Sequence[Mapping[str, Any]], read: frozenset[str]) -> None:

@@ -40,6 +40,8 @@ CLIENT_BUSY: Final = 105
 """Another process of the client's is at work on its state: the answer will come if it is asked for again."""
 CLIENT_NOT_NOW: Final = 106
 """Code of an error reply of a device whose owner lets it do nothing at this time; it is no failure of the client."""
+CLIENT_FORGOT: Final = 107
+"""The client does not have the control variate that the server's contains: its state was lost, or is an older one."""
 
 RECORD, BLOB = "spatl", "blob"
 """Where a message has its blob: a bytes value of a config record, which costs 183 bytes and two objects around it; an

@@ -42,6 +42,7 @@ def test_a_client_that_is_gone_is_missing_by_name_and_neither_late_nor_refused(t
         run_tiny(tiny_config(rounds=2, method="fedavg"), tmp_path, grid_type=grid)
     _, row = read_lines(tmp_path / "history.jsonl")
     assert (row["participants"], row["missing"], row["rejected"], row["late"]) == (3, 2, 0, 0)
+    assert (row["away"], row["errors"], row["asked_again"], row["duplicates"]) == (grid.says_which, 0, 0, 0)
     missed = [(each["round"], each["client"]) for each in read_lines(tmp_path / "clients.jsonl") if each["missed"]]
     assert missed == [(2, 2), (2, 4)]
     assert [client.missed for client in read_status(tmp_path).clients] == [0, 0, 1, 0, 1]
@@ -76,13 +77,14 @@ def test_the_ledger_holds_what_was_taken_and_not_what_nobody_fetched(tmp_path):
     assert [row["client"] for row in rows if row["direction"] == "downlink"] == [0, 1, 3, 4]
     assert [row["client"] for row in rows if row["direction"] == "uplink"] == [0, 1, 4]
     absent = [row for row in read_lines(tmp_path / "clients.jsonl") if (row["round"], row["client"]) == (2, 2)]
-    assert [row["missed"] for row in absent] == [True]
+    assert [(row["missed"], row["away"]) for row in absent] == [(True, True)]
     _, row = read_lines(tmp_path / "history.jsonl")
     of_all = [each for each in read_lines(tmp_path / "ledger.jsonl") if each["round"] == 2]
     assert row["downlink_bytes"] == sum(
         each["bytes"] if each["direction"] == "downlink" else each["opposite"] for each in of_all
     )
-    assert json.loads((tmp_path / "summary.json").read_text())["missing"] == 2
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["missing"], summary["away"], read_status(tmp_path).mishaps["away"]) == (2, 2, 2)
 
 
 def questions_to(*nodes):

@@ -191,16 +191,21 @@ def state_of(directory: Path, client: int) -> ClientState:
     return state
 
 
-def weighted_control(config: ExperimentConfig, directory: Path, state: ServerState) -> torch.Tensor:
-    """sum_i p_i c_i from the clients' disks, as of the last round; a client that never trained has c_i = 0.
+def weighted_control(
+    config: ExperimentConfig, directory: Path, state: ServerState, *, server_round: int | None = None
+) -> torch.Tensor:
+    """sum_i p_i c_i from the clients' disks, as of a round or the last; a client that keeps nothing has c_i = 0.
 
     What a client has pending counts if the server folded it in, as it would say in the next round.
     """
     total = sum(state.num_examples.values())
     result = torch.zeros(blueprint_of(config).layout.num_parameter_entries, dtype=torch.float64)
     for client, number in state.num_examples.items():
-        settled = state_of(directory, client).settle(
-            acknowledged_round=state.folded.get(client, 0), server_round=config.rounds,
+        own = DirectoryStore(directory / "clients" / str(client)).load()
+        if own is None:
+            continue
+        settled = own.settle(
+            acknowledged_round=state.folded.get(client, 0), server_round=server_round or config.rounds,
             half_life=config.control.half_life,
         )  # fmt: skip
         result += number / total * settled.control.double()
