@@ -163,6 +163,18 @@ METHODS: dict[str, Method] = {
         title="FedAvg + fine-tuning", source="Yu et al. 2020, arXiv 2002.04758", shares="all", fine_tunes=True
     ),
     "fedprox": Method(title="FedProx", source="Li et al., MLSys 2020, arXiv 1812.06127", shares="all", proximal=True),
+    "fedavgm": Method(
+        title="FedAvgM", source="Hsu et al. 2019, arXiv 1909.06335", shares="all",
+        defaults={"server_optimizer": {"name": "momentum"}},
+    ),
+    "fedadam": Method(
+        title="FedAdam", source="Reddi et al., ICLR 2021, arXiv 2003.00295", shares="all",
+        defaults={"server_optimizer": {"name": "adam"}, "server": {"learning_rate": 0.01}},
+    ),
+    "fedyogi": Method(
+        title="FedYogi", source="Reddi et al., ICLR 2021, arXiv 2003.00295", shares="all",
+        defaults={"server_optimizer": {"name": "yogi"}, "server": {"learning_rate": 0.01}},
+    ),
     "fednova": Method(
         title="FedNova", source="Wang et al., NeurIPS 2020, arXiv 2007.07481", shares="all", normalizes=True
     ),

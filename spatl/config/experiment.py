@@ -28,6 +28,7 @@ from spatl.config.sections import (
     one_of,
 )
 from spatl.config.selection import AgentConfig, SelectionConfig
+from spatl.config.server_optimizer import ServerOptimizerConfig
 from spatl.data import DATASETS, OWN, is_read_from_path
 from spatl.extensions.references import is_reference
 from spatl.methods import METHOD_DOOR, METHODS, PREDICTORS, Method, PredictorMode, PredictorRow, find_method
@@ -54,6 +55,7 @@ class ExperimentConfig(Section):
     agent: AgentConfig = AgentConfig()
     control: ControlConfig = ControlConfig()
     server: ServerConfig = ServerConfig()
+    server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     wire: WireConfig = WireConfig()
     resources: ResourcesConfig = ResourcesConfig()
@@ -98,6 +100,11 @@ class ExperimentConfig(Section):
         if self.row.controls and self.control.downlink == "derived" and codec is not None and not codec.relative:
             raise ValueError(
                 f"control.downlink: derived needs a wire.downlink that sends changes; {self.wire.downlink} does not"
+            )
+        if self.row.controls and self.control.downlink == "derived" and self.server_optimizer.name != "sgd":
+            raise ValueError(
+                "control.downlink: derived needs server_optimizer.name: sgd, whose steps tell the clients how c moved; "
+                f"with {self.server_optimizer.name} set control.downlink: sent"
             )
         return self
 

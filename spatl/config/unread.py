@@ -15,6 +15,7 @@ from spatl.channels.costs import BUDGET_KINDS
 from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.sections import Section
+from spatl.config.server_optimizer import ADAPTIVE
 from spatl.data import PARTITIONERS, Dataset, partition_settings
 from spatl.extensions.references import is_reference
 from spatl.methods import METHODS, Method
@@ -304,10 +305,21 @@ RULES: Final[tuple[_Rule, ...]] = (
         fact=lambda row: row.controls, lacks="has no control variates",
     ),
     _only_where(
+        "server_optimizer.name",
         "server.learning_rate", "server.norm_bound", "server.aggregation", "server.trim_fraction", "server.clip",
         "privacy.noise_multiplier", "privacy.clip", "privacy.delta",
         "wire.target_ratio", "wire.uplink", "wire.downlink",
         fact=lambda row: row.shares != "nothing", lacks="shares nothing",
+    ),
+    _Rule(
+        ("server_optimizer.momentum",),
+        lambda run: run.config.server_optimizer.name == "momentum",
+        lambda run: f"server_optimizer.name is {run.config.server_optimizer.name}, not momentum",
+    ),
+    _Rule(
+        ("server_optimizer.beta_1", "server_optimizer.beta_2", "server_optimizer.tau"),
+        lambda run: run.config.server_optimizer.name in ADAPTIVE,
+        lambda run: f"server_optimizer.name is {run.config.server_optimizer.name}, not {' or '.join(sorted(ADAPTIVE))}",
     ),
     _Rule(
         ("server.norm_bound",),

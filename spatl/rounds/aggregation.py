@@ -307,6 +307,11 @@ def channel_energies(aggregator: Aggregator, layout: EncoderLayout) -> Tensor:
     return energies
 
 
+def channels_sent(aggregator: Aggregator) -> Tensor:
+    """Return the channels that a client sent, bool [C]."""
+    return aggregator._examples > 0
+
+
 def positions(kept: Tensor | None, own: slice | None = None) -> Tensor | slice:
     """Which entries of a part travel, or of the beginning of it that is as long as a slice."""
     if kept is None:

@@ -32,8 +32,11 @@ class Federation:
         """True where clients derive c from the encoder's changes instead of being sent it."""
         config = self.blueprint.config
         wanted = config.control.downlink
-        return config.row.controls and (
-            wanted == "derived" or (wanted == "auto" and self.blueprint.codecs.downlink.relative)
+        # The encoder's change says how c moved only where it is a multiple of the averaged update.
+        return (
+            config.row.controls
+            and config.server_optimizer.name == "sgd"
+            and (wanted == "derived" or (wanted == "auto" and self.blueprint.codecs.downlink.relative))
         )
 
     @property

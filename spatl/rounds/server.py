@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spatl.errors import UpdateRejected
 from spatl.rounds.admission import Size
-from spatl.rounds.aggregation import Aggregator, AverageSettings, PrivateAggregator, channel_energies
+from spatl.rounds.aggregation import Aggregator, AverageSettings, PrivateAggregator, channel_energies, channels_sent
 from spatl.rounds.answers import (
     Answer,
     Candidate,
@@ -35,6 +35,7 @@ from spatl.rounds.opened_control import derived_control, encoded_control, with_c
 from spatl.rounds.progress import checked_progress
 from spatl.rounds.rules import aggregation_rule, sums_as_given
 from spatl.rounds.sampling import sample_clients
+from spatl.rounds.server_optimizer import Moments, moved
 from spatl.rounds.server_state import ServerState
 from spatl.seeding import generator
 from spatl.wire.download import download_overhead, pack_download
@@ -80,6 +81,7 @@ def first_state(
         control_staleness=dict.fromkeys(num_examples, 0.0),
         num_examples=num_examples,
         cannot_build=frozenset(cannot_build),
+        moments=Moments.start(blueprint.config.server_optimizer, blueprint.layout),
     )
 
 
@@ -174,7 +176,7 @@ def close_round(
     sizes, unclipped = _fold_(federation, aggregator, sketches, candidates, state.num_examples, server_round, outcome)
     if sketches is not None:
         outcome.cosines = sketches.cosines(channel_energies(aggregator, federation.blueprint.layout))
-    encoder = aggregator.encoder()
+    encoder, moments = _moved(federation, state, aggregator)
     closed, outcome.ending = checked_progress(federation, state, server_round, outcome, encoder)
     if outcome.ending is not None:
         return state, outcome
@@ -190,8 +192,21 @@ def close_round(
     # One that was clipped is not acknowledged: c does not contain it, so that c_i must not either.
     folded = {**closed.folded, **dict.fromkeys(sorted(unclipped), server_round)}
     return replace(
-        closed, encoder=encoder, control=aggregator.control(), control_share=aggregator.control_share(), folded=folded
-    ), outcome
+        closed, encoder=encoder, moments=moments, control=aggregator.control(),
+        control_share=aggregator.control_share(), folded=folded,
+    ), outcome  # fmt: skip
+
+
+def _moved(federation: Federation, state: ServerState, aggregator: Aggregator) -> tuple[Tensor, Moments | None]:
+    """The encoder after the round, float32 [N], and the memory of what moved it."""
+    encoder = aggregator.encoder()
+    if state.moments is None:
+        return encoder, None
+    config = federation.blueprint.config
+    return moved(
+        state.encoder, encoder, channels_sent(aggregator), state.moments, config.server_optimizer,
+        learning_rate=config.server.learning_rate, layout=federation.blueprint.layout,
+    )  # fmt: skip
 
 
 def _remembered(
@@ -344,7 +359,7 @@ def _aggregator(federation: Federation, state: ServerState) -> Aggregator:
         "encoder": state.encoder,
         "control": state.control,
         "total_examples": sum(state.num_examples.values()),
-        "learning_rate": config.server.learning_rate,
+        "learning_rate": config.server.learning_rate if state.moments is None else 1.0,
     }
     if config.privacy.noise_multiplier is not None:
         return PrivateAggregator(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spatl.rounds.admission import Admission
 from spatl.rounds.downlink import Versions
+from spatl.rounds.server_optimizer import Moments
 from spatl.wire.statistics import Statistics
 
 
@@ -34,6 +35,7 @@ class ServerState:
         forgotten: The clients whose control variate is lost, and still a part of c.
         control_since: The round in which c and all c_i began anew; 0 if they never did.
         statistics: BatchNorm statistics of all clients' data under the encoder after the last round; None before it.
+        moments: Memory of the server's optimizer; None of plain SGD.
     """
 
     encoder: Tensor
@@ -52,3 +54,4 @@ class ServerState:
     forgotten: frozenset[int] = frozenset()
     control_since: int = 0
     statistics: Statistics | None = None
+    moments: Moments | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from spatl.errors import DamagedState, SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.rounds.downlink import Versions
+from spatl.rounds.server_optimizer import Moments
 from spatl.rounds.server_state import ServerState
 from spatl.runs.files import CHECKPOINT, CHECKPOINT_BEFORE
 from spatl.runs.planes import pack_planes, unpack_planes
@@ -56,6 +57,9 @@ class Checkpoint:
         }
         if state.statistics is not None:
             tensors |= {"means": state.statistics.means, "variances": state.statistics.variances}
+        if (moments := state.moments) is not None:
+            tensors["first_moment"] = moments.first
+            tensors |= {} if moments.second is None else {"second_moment": moments.second}
         header = {
             "server_round": self.server_round,
             "control_share": state.control_share,
@@ -68,6 +72,7 @@ class Checkpoint:
             "sizes": [_pair(size) for size in state.admission.sizes],
             "largest": _pair(largest) if (largest := state.admission.largest) is not None else None,
             **{name: _named(getattr(state.admission, name)) for name in _OF_ADMISSION},
+            **({} if moments is None else {"optimizer_steps": moments.steps}),
         }
         squeezed = {
             name: str(each.dtype).removeprefix("torch.")
@@ -110,9 +115,16 @@ class Checkpoint:
                 **of_admission,
             ),
             statistics=Statistics(tensors["means"], tensors["variances"]) if "means" in tensors else None,
+            moments=_moments(tensors, header),
             **by_client,
         )
         return cls(header["server_round"], state)
+
+
+def _moments(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Moments | None:
+    if "first_moment" not in tensors:
+        return None
+    return Moments(header["optimizer_steps"], tensors["first_moment"], tensors.get("second_moment"))
 
 
 def _pair(size: Size) -> list[float]:

@@ -22,6 +22,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "statistics put together": {"wire": COMPRESSED, "model": RESNET, "server": {"fraction_train": 0.6}},
     "a private predictor": {"method": "spatl-paper", "model": RESNET},
     "one set of channels": {"method": "ssfl"},
+    "momentum of the server": {"method": "fedavgm", "wire": COMPRESSED},
+    "two moments of the server": {"method": "spatl", "server_optimizer": {"name": "yogi"}, "wire": COMPRESSED},
 }
 
 

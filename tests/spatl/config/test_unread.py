@@ -178,6 +178,8 @@ OTHER: dict[str, Any] = {
     "server.round_timeout_seconds": 0.1, "server.patience": 0.1, "server.ask_again_after": 9.0,
     "privacy.clip": 0.1, "privacy.delta": 0.1,
     "wire.uplink": "int4", "wire.downlink": "int4", "resources.cpus_per_client": 9, "resources.gpus_per_client": 2.0,
+    "server_optimizer.name": "adam", "server_optimizer.momentum": 0.2, "server_optimizer.beta_1": 0.2,
+    "server_optimizer.beta_2": 0.2, "server_optimizer.tau": 0.2,
     "report.compare_alone": True, "report.best": True, "report.prototype_examples": 5,
 }  # fmt: skip
 """Another value of each setting that some runs do not read, as far as they go together."""
