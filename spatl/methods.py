@@ -169,11 +169,11 @@ METHODS: dict[str, Method] = {
     ),
     "fedadam": Method(
         title="FedAdam", source="Reddi et al., ICLR 2021, arXiv 2003.00295", shares="all",
-        defaults={"server_optimizer": {"name": "adam"}, "server": {"learning_rate": 0.01}},
+        defaults={"server_optimizer": {"name": "adam"}, "server": {"learning_rate": 0.03}},
     ),
     "fedyogi": Method(
         title="FedYogi", source="Reddi et al., ICLR 2021, arXiv 2003.00295", shares="all",
-        defaults={"server_optimizer": {"name": "yogi"}, "server": {"learning_rate": 0.01}},
+        defaults={"server_optimizer": {"name": "yogi"}, "server": {"learning_rate": 0.03}},
     ),
     "fednova": Method(
         title="FedNova", source="Wang et al., NeurIPS 2020, arXiv 2007.07481", shares="all", normalizes=True

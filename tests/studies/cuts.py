@@ -327,9 +327,13 @@ def main() -> int:
 
     def of(calls: bool) -> list[Recovery]:
         name = "calls" if calls else "TLS"
-        with tempfile.TemporaryDirectory(prefix="spatl-cuts-", ignore_cleanup_errors=True) as scratch:
-            return federation(Path(scratch) / "federation", options.only, calls=calls,
-                              say=lambda line: print(f"{name}: {line}", flush=True))  # fmt: skip
+        try:
+            with tempfile.TemporaryDirectory(prefix="spatl-cuts-", ignore_cleanup_errors=True) as scratch:
+                return federation(Path(scratch) / "federation", options.only, calls=calls,
+                                  say=lambda line: print(f"{name}: {line}", flush=True))  # fmt: skip
+        except Exception as error:  # the other one goes on for a while
+            print(f"{name}: {error!r:.3000}", flush=True)
+            raise
 
     with ThreadPoolExecutor() as pool:
         recoveries = [each for found in pool.map(of, (False, True)) for each in found]
