@@ -35,6 +35,7 @@ from spatl.errors import (
     ControlLost,
     DivergedError,
     NotNow,
+    NotRegistered,
     ReferenceLost,
     SpatlError,
     StateBusy,
@@ -62,6 +63,7 @@ from spatl.wire.blob import (
     CLIENT_MACHINE,
     CLIENT_NOT_NOW,
     CLIENT_REFUSED,
+    CLIENT_UNREGISTERED,
     RECORD,
 )
 from spatl.wire.download import Download, Model, unpack_download
@@ -75,7 +77,7 @@ app = ClientApp()
 _PATH = re.compile(r'File "[^"\n]*[/\\](?=[^"\n]*")')
 _CODES: dict[type[SpatlError], int] = {
     DivergedError: CLIENT_DIVERGED, ReferenceLost: CLIENT_LOST, StateBusy: CLIENT_BUSY, NotNow: CLIENT_NOT_NOW,
-    ControlLost: CLIENT_FORGOT,
+    ControlLost: CLIENT_FORGOT, NotRegistered: CLIENT_UNREGISTERED,
 }  # fmt: skip
 
 

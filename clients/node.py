@@ -16,7 +16,7 @@ from spatl.config.loading import config_from_run, on_device, with_agreement
 from spatl.config.sections import AgreedConfig
 from spatl.data.own import Agreement
 from spatl.deployment.sites import NO_FINDINGS
-from spatl.errors import ConfigError, SpatlError
+from spatl.errors import ConfigError, NotRegistered, SpatlError
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.workplace import Workplace
 
@@ -72,7 +72,7 @@ def workplace_of(context: Context, *, registering: bool = False) -> Workplace:
     if config.has_own_data and config.data.agreed is None:
         agreed = store_of(context).agreed()
         if agreed is None:
-            raise SpatlError("this device has not registered, or lost what the clients have agreed on")
+            raise NotRegistered("this device has not registered, or lost what the clients have agreed on")
         config, sent = (with_agreement(each, agreement_of(agreed)) for each in (config, sent))
     check_same_run(context, sent, registering=registering)
     owner = owner_of(context)

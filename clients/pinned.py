@@ -13,7 +13,7 @@ from typing import Any, Final
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
 from spatl.deployment.sites import replace_private
-from spatl.errors import DamagedState, NotAllowed, SpatlError, in_short
+from spatl.errors import DamagedState, NotAllowed, NotRegistered, SpatlError, in_short
 
 _FILE: Final = "pinned.json"
 _GROWS: Final = ("rounds",)
@@ -45,14 +45,18 @@ def check_pinned(
         registering: Whether it registers, so that there need be none yet.
 
     Raises:
-        NotAllowed: It is another one, or the device has not registered.
+        NotAllowed: It is another one.
+        NotRegistered: The device has not registered, or keeps nothing of it any more.
         DamagedState: What was kept is damaged.
     """
     text = _read(directory)
     if text is None:
         if registering:
             return
-        raise NotAllowed("this device has not registered for this run, and does nothing for it")
+        raise NotRegistered(
+            "this device has not registered for this run, or what it kept of it was emptied or renamed: it does "
+            "nothing before it has registered again"
+        )
     if text == config.to_json():
         return
     try:

@@ -26,12 +26,14 @@ from spatl.json_files import to_json
 from spatl.models.copies import DIGEST_BYTES
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.client_data import data_digest
+from spatl.runs.ledger import Entry
 from spatl.wire.blob import BLOB, RECORD
 from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, unpack_saliency
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_REASON = 500
+_AGAIN_SECONDS = 60.0  # for a registration in the middle of a run: the others are waiting for their round
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +122,37 @@ def register(
         absent=dict(sorted(registrar.absent.items())),
         num_examples={client: registration.num_examples for client, registration in clients.items()},
     )  # fmt: skip
+
+
+def register_again(
+    grid: FederationGrid, blueprint: Blueprint, nodes: Mapping[int, int], known: Mapping[int, int], *, server_round: int
+) -> list[Entry]:
+    """Ask devices that keep nothing of their registration for it once more, in the middle of a run.
+
+    One that does not fit the run any more is named, and refused again when it is asked to train.
+
+    Args:
+        grid: Where the nodes are.
+        blueprint: Of the run, with what the clients have agreed on.
+        nodes: The node of each such client.
+        known: The training examples of each client.
+        server_round: The round that is next.
+
+    Returns:
+        The ledger's entries.
+    """
+    config = blueprint.config
+    keys = {node: client for client, node in nodes.items()}
+    seconds = min(_AGAIN_SECONDS, config.server.round_timeout_seconds)
+    inquiry = Inquiry(grid, keys, connect_seconds=0.0, reply_seconds=seconds)
+    sent = config.model_copy(update={"data": config.data.model_copy(update={"agreed": None})})
+    others = dict.fromkeys(set(range(config.partition.num_clients)) - nodes.keys(), "")
+    registered = _Registrar(inquiry, sent, keys, devices=True, absent=others).register(keys, blueprint, known)
+    for client in registered:
+        logger.warning(
+            "client %d has registered again: it kept nothing of what it was", client, extra={"client": client}
+        )
+    return list(inquiry.entries(keys, server_round=server_round))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from spatl.wire.blob import (
     CLIENT_LOST,
     CLIENT_NOT_NOW,
     CLIENT_REFUSED,
+    CLIENT_UNREGISTERED,
     RECORD,
     section_bytes,
 )
@@ -45,8 +46,9 @@ def blob_of(reply: Message) -> bytes:
         code = reply.error.code
         raise ClientFailed(
             error_line(reply.error), traceback=error_traceback(reply.error),
-            diverged=code == CLIENT_DIVERGED, lost=code in (CLIENT_LOST, CLIENT_FORGOT), forgot=code == CLIENT_FORGOT,
-            not_now=code == CLIENT_NOT_NOW,
+            diverged=code == CLIENT_DIVERGED, lost=code in (CLIENT_LOST, CLIENT_FORGOT, CLIENT_UNREGISTERED),
+            forgot=code in (CLIENT_FORGOT, CLIENT_UNREGISTERED),  # the latter keeps nothing at all
+            not_now=code == CLIENT_NOT_NOW, unregistered=code == CLIENT_UNREGISTERED,
         )  # fmt: skip
     blob = _blob_in(reply.content)
     if blob is None:

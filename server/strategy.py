@@ -21,6 +21,7 @@ from server.exchange import Exchange, contents
 from server.findings import ask_for_findings
 from server.grids import FederationGrid
 from server.recorder import Recorder
+from server.registration import register_again
 from server.replies import blob_of, error_traceback
 from spatl.config.sections import ServerConfig
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
@@ -73,6 +74,7 @@ class FederationStrategy(Strategy):
         self._recorder = recorder
         self._exchange = Exchange(nodes, recorder, grid, simulated=simulated)
         self._done = 0
+        self._unregistered = frozenset[int]()
         if checkpoint is None:
             self.state = first_state(federation, num_examples, cannot_build=cannot_build)
         else:
@@ -92,6 +94,7 @@ class FederationStrategy(Strategy):
     ) -> Iterable[Message]:
         """Sample the round's clients and address the packed model to each."""
         number = self._done + server_round
+        self._register_again(grid)
         clients, left_out = choose_clients(self.federation, self.state, number)
         self._recorder.round.participants, self._recorder.round.left_out = clients, tuple(sorted(left_out))
         connected = _connected(grid, [self._nodes[client] for client in clients], self._config.server, number)
@@ -109,7 +112,7 @@ class FederationStrategy(Strategy):
         number = self._done + server_round
         asked = self._exchange.answers(replies, number, f"round {number}")
         self.state, outcome = close_round(self.federation, self.state, number, contents(asked))
-        self._recorder.round.outcome = outcome
+        self._recorder.round.outcome, self._unregistered = outcome, frozenset(outcome.unregistered)
         keep_best(self._recorder.directory, self.federation, self.state, number - 1, outcome.arrivals)
         if outcome.ending is not None:
             self._stop(outcome.ending)
@@ -164,6 +167,14 @@ class FederationStrategy(Strategy):
         save_checkpoint(Checkpoint(number, self.state), self._recorder.directory)
         shown = {k: v for k, v in (("accuracy", row.accuracy), ("loss", row.loss)) if v is not None}
         return MetricRecord(dict(shown)) if shown else None
+
+    def _register_again(self, grid: Grid) -> None:
+        """Have the devices register that said in the round before that they know nothing of having done so."""
+        nodes = {client: self._nodes[client] for client in sorted(self._unregistered)}
+        if nodes and isinstance(grid, FederationGrid):
+            blueprint, known = self.federation.blueprint, self.state.num_examples
+            entries = register_again(grid, blueprint, nodes, known, server_round=self._recorder.round.server_round)
+            self._recorder.round.entries.extend(entries)
 
     def _ask_for_findings(self, grid: Grid, state: ServerState, number: int, *, arrived: bool) -> None:
         ask_for_findings(

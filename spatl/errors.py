@@ -76,6 +76,10 @@ class NotAllowed(SpatlError):
         )
 
 
+class NotRegistered(NotAllowed):
+    """Refusal of work for a run that a device knows nothing of: it has not registered, or its state was emptied."""
+
+
 class NotNow(NotAllowed):
     """Refusal that passes with time: the hour, the battery, the rounds of a day."""
 

@@ -81,15 +81,16 @@ class ClientFailed(UpdateRejected):
         lost: Whether it does not hold what the server's changes start from.
         forgot: Whether it does not have the control variate that the server's contains.
         not_now: Whether its owner lets it do nothing at this time.
+        unregistered: Whether it keeps nothing of its registration.
     """
 
     def __init__(
         self, reason: str, *, traceback: str = "", diverged: bool = False, lost: bool = False, forgot: bool = False,
-        not_now: bool = False,
+        not_now: bool = False, unregistered: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(reason)
         self.traceback, self.diverged, self.lost, self.forgot = traceback, diverged, lost, forgot
-        self.not_now = not_now
+        self.not_now, self.unregistered = not_now, unregistered
 
 
 Answer = tuple[int, bytes | UpdateRejected]
@@ -134,6 +135,8 @@ class Outcome:
         diverged: The clients whose local training diverged, or whose update was too large.
         lost: The clients that do not hold what the server's changes start from.
         forgot: The clients that do not have the control variate that the server's contains.
+        not_now: The clients whose owner lets them do nothing at this time.
+        unregistered: The clients that keep nothing of their registration.
         errors: The clients that answered with an error.
         skipped: Whether there were fewer usable updates than the round needs, so that it changed nothing.
         ending: Why the run cannot go on; None where it can.
@@ -149,6 +152,7 @@ class Outcome:
     lost: set[int] = field(default_factory=set)
     forgot: set[int] = field(default_factory=set)
     not_now: set[int] = field(default_factory=set)
+    unregistered: set[int] = field(default_factory=set)
     errors: set[int] = field(default_factory=set)
     skipped: bool = False
     ending: SpatlError | None = None
@@ -285,6 +289,8 @@ def refuse_(outcome: Outcome, client: int, error: UpdateRejected, server_round: 
         outcome.forgot.add(client)
     if isinstance(error, ClientFailed) and error.not_now:
         outcome.not_now.add(client)
+    if isinstance(error, ClientFailed) and error.unregistered:
+        outcome.unregistered.add(client)
 
 
 def knows_control(federation: Federation, state: ServerState, client: int) -> bool:

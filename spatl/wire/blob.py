@@ -42,6 +42,8 @@ CLIENT_NOT_NOW: Final = 106
 """Code of an error reply of a device whose owner lets it do nothing at this time; it is no failure of the client."""
 CLIENT_FORGOT: Final = 107
 """The client does not have the control variate that the server's contains: its state was lost, or is an older one."""
+CLIENT_UNREGISTERED: Final = 108
+"""The device keeps nothing of its registration: it does nothing before it is asked for it again."""
 
 RECORD, BLOB = "spatl", "blob"
 """Where a message has its blob: a bytes value of a config record, which costs 183 bytes and two objects around it; an

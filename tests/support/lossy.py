@@ -95,14 +95,26 @@ def losing_one(direction: str, client: int, kind: str, group: str) -> Callable[[
 
 
 def serve_over(
-    config: ExperimentConfig, base: Path, clock: Clock, *, loses: Callable[[str, int, Message], bool], patch: Any
+    config: ExperimentConfig,
+    base: Path,
+    clock: Clock,
+    *,
+    loses: Callable[[str, int, Message], bool],
+    patch: Any,
+    data: Path | None = None,
 ) -> tuple[dict[str, Any], LossyGrid]:
-    """Run a config on devices of this process, each with a state of its own in `base`; `patch` is a MonkeyPatch."""
+    """Run a config on devices of this process, each with a state of its own in `base`; `patch` is a MonkeyPatch.
+
+    Each has its own `.npz` in `data` where that is given.
+    """
     patch.setattr(server.grids, "time", clock)
     run = base / "run"
     values = {"config": config.to_json(), "out": str(run), "run": "tiny"}
     inner = LossyGrid(clock, loses, num_clients=config.partition.num_clients, run_config=values)
     for context in inner.contexts.values():
-        context.node_config["state-dir"] = str(base / f"device-{context.node_config['partition-id']}")
+        client = context.node_config["partition-id"]
+        context.node_config["state-dir"] = str(base / f"device-{client}")
+        if data is not None:
+            context.node_config["data-dir"] = str(data / f"{client}.npz")
     grid = StreamingGrid(inner, ask_again_after=config.server.ask_again_after)
     return serve(grid, config, run, devices=True), inner
