@@ -23,13 +23,10 @@ from spatl.artifacts.model_files import MODEL, PRIVATE, write_model
 from spatl.errors import DamagedState, SpatlError, StateBusy
 from spatl.models.weights import packed
 from spatl.rounds.client_state import FORMAT, ClientState
+from spatl.runs.files import PREVIOUS_STATE, STATE
 from spatl.sealed_files import alone_in, read_sealed, replace_file, sync_names
 
 logger = logging.getLogger(__name__)
-
-_FILE = "state.safetensors"
-
-_PREVIOUS = "previous.safetensors"
 
 _TEMPORARY = "state.tmp"
 
@@ -85,8 +82,8 @@ class DirectoryStore:
 
     def __init__(self, directory: Path, *, wait: float = 3.0) -> None:
         self._directory = directory
-        self._path = directory / _FILE
-        self._previous = directory / _PREVIOUS
+        self._path = directory / STATE
+        self._previous = directory / PREVIOUS_STATE
         self._temporary = directory / _TEMPORARY
         self._wait = wait
 

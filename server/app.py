@@ -45,13 +45,12 @@ from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
 from spatl.rounds.rules import aggregation_rule
 from spatl.runner import remarks_on
-from spatl.runs.checkpoint import Checkpoint, load_checkpoint
-from spatl.runs.directory import alone_in_run, config_of
+from spatl.runs.checkpoint import Checkpoint
+from spatl.runs.directory import alone_in_run, config_of, write_config
 from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, MOST_BYTES, REGISTRATION, SUMMARY, TENSORBOARD
+from spatl.runs.going_on import where_to_go_on
 from spatl.runs.log import EVENTS, logged_to, make_logs_printable
-from spatl.runs.marks import Mark, check_without_checkpoint, checked_marks
 from spatl.runs.tensorboard import Scalars
-from spatl.sealed_files import replace_file
 from spatl.selection.common_mask import common_selection
 from spatl.training.device import reproducible
 
@@ -143,19 +142,19 @@ def serve(
     aggregation_rule(config.server.aggregation)  # one that is not there shows before any client is waited for
     if resume and config_of(directory) != config:
         raise ConfigError(f"{directory} was run with another config; resume it with its own config.yaml")
-    checkpoint, marks = _where_to_go_on(directory) if resume else (None, None)
+    checkpoint, marks = where_to_go_on(directory, devices=devices) if resume else (None, None)
     done = checkpoint.server_round if checkpoint else 0
-    scalars = Scalars(directory / TENSORBOARD, done=done) if config.report.tensorboard else None
+    scalars = Scalars(directory / TENSORBOARD, goes_on=done > 0) if config.report.tensorboard else None
     recorder = Recorder(directory, done=done, marks=marks, scalars=scalars)
     if resume:
         (directory / ERROR).unlink(missing_ok=True)
-    replace_file(directory / CONFIG, config.to_yaml().encode())
+    write_config(directory, config)
     known = checkpoint.state.num_examples if checkpoint else {}
     registered = register(grid, config, recorder, keys=keys or {}, known=known, devices=devices)
     config, blueprint, clients = registered.config, registered.blueprint, registered.clients
     if checkpoint:
         _check_encoder(directory, checkpoint, blueprint.layout.num_entries)
-    replace_file(directory / CONFIG, config.to_yaml().encode())  # with what the clients have agreed on
+    write_config(directory, config)  # with what the clients have agreed on
     if config.server.aggregation == "agreement":
         _warn_of_label_skew(blueprint)
     if config.has_own_data:
@@ -184,19 +183,6 @@ def _write_registration(registered: Registered, directory: Path) -> None:
         MOST_BYTES: most_bytes(registered.blueprint),
     }
     write_json(directory / REGISTRATION, facts)
-
-
-def _where_to_go_on(directory: Path) -> tuple[Checkpoint | None, dict[str, Mark] | None]:
-    """Return the checkpoint of a run, None before its first round is over, and the marks of its record.
-
-    Raises:
-        SpatlError: They do not fit each other, or are damaged; nothing was cut or written.
-    """
-    checkpoint = load_checkpoint(directory)
-    if checkpoint is None:
-        check_without_checkpoint(directory)
-        return None, None
-    return checkpoint, checked_marks(directory, checkpoint.server_round)
 
 
 def _check_encoder(directory: Path, checkpoint: Checkpoint, num_entries: int) -> None:

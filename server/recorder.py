@@ -10,12 +10,12 @@ from typing import Any
 
 from server.round_record import RoundRecord, client_rows, history_row, selection_rows, timing_rows
 from spatl.channels.layout import ChannelGroup
-from spatl.json_files import write_json
+from spatl.json_files import json_bytes
 from spatl.runs.files import CLIENTS, HISTORY, LEDGER, SELECTIONS, SUMMARY, TIMINGS
 from spatl.runs.findings import forget_findings
 from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
-from spatl.runs.marks import Mark, record_of, write_marks
+from spatl.runs.marks import Mark, record_of, replace_marked, write_marks
 from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, mean, mishaps, read_lines
 from spatl.runs.tensorboard import Scalars
 from spatl.wire.reports import EvaluateReport
@@ -53,6 +53,9 @@ class Recorder:
             HistoryRow(**row | {name: tuple(row.get(name, ())) for name in ("rejections", "left_out", "forgot")})
             for row in history
         ]
+        if scalars is not None:
+            for each in self.history:
+                scalars.write(each)
         self._final = {
             row["client"]: EvaluateReport(
                 num_examples=row["num_examples"], accuracy=row["final_accuracy"], loss=row["final_loss"]
@@ -151,7 +154,7 @@ class Recorder:
             "seconds": sum(row.seconds for row in self.history),
             "clients": {str(client): accuracy for client, accuracy in accuracies.items()},
         }
-        write_json(self.directory / SUMMARY, summary)
+        replace_marked(self.directory, SUMMARY, json_bytes(summary))
         return summary
 
     def _warn_of_excluded(self, record: RoundRecord) -> None:

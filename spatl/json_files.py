@@ -26,7 +26,12 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON to a temporary name, then rename."""
     from spatl.sealed_files import replace_file  # with which PyTorch comes, that whoever reads JSON may not have
 
-    replace_file(path, (to_json(content, indent=2) + "\n").encode())
+    replace_file(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """Return what `write_json` writes."""
+    return (to_json(content, indent=2) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
@@ -40,8 +45,17 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         DamagedState: It is not as it was written.
     """
+    return parse_object(path, path.read_bytes())
+
+
+def parse_object(path: Path, data: bytes) -> dict[str, Any]:
+    """Return the object that a file's bytes hold.
+
+    Raises:
+        DamagedState: They are not as they were written.
+    """
     try:
-        content = read_json(path)
+        content = json.loads(data.decode())
     except ValueError as error:
         raise DamagedState(f"{path} is damaged: it is no JSON ({error}); put it back from a copy") from error
     if not isinstance(content, dict):

@@ -24,12 +24,12 @@ from spatl.report.figures import draw_curves
 from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
-from spatl.runs.directory import alone_in_run, clear_start, config_of
+from spatl.runs.directory import alone_in_run, clear_start, config_of, write_config
 from spatl.runs.files import ALONE, CONFIG, CURVES, LOG, REPORT, SUMMARY
 from spatl.runs.following import follow
+from spatl.runs.going_on import where_to_go_on
 from spatl.runs.log import logged_to
 from spatl.runs.tensorboard import check_tensorboard
-from spatl.sealed_files import replace_file
 from spatl.terminal.progress import progress_of, watched_console
 from spatl.terminal.screen import Screen
 
@@ -163,18 +163,21 @@ def _extended(directory: Path, config: ExperimentConfig, rounds: int) -> Experim
         )
     if config.model.weights is not None:  # before anything of it is touched
         read_weights(Path(config.model.weights), sha256=config.model.weights_sha256)
-    for own in (directory, directory / ALONE):
-        if not (own / CONFIG).exists():
-            continue
+    runs = [own for own in (directory, directory / ALONE) if (own / CONFIG).exists()]
+    for own in runs:
         if (own / SUMMARY).exists() and not (own / MODEL).exists():
             raise ConfigError(
                 f"{own} was finished by a version that kept no state to go on from; start a run of its own"
             )
+        if (own / SUMMARY).exists():
+            read_run(own)
+        where_to_go_on(own, devices=is_deployment(directory))
+    for own in runs:
         with alone_in_run(own):
             for name in (SUMMARY, REPORT):  # a run without a summary is not over; killed here, it is told anew
                 (own / name).unlink(missing_ok=True)
             longer = config_of(own).model_copy(update={"rounds": rounds})
-            replace_file(own / CONFIG, longer.to_yaml().encode())
+            write_config(own, longer)
     return config_of(directory)
 
 

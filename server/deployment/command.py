@@ -50,10 +50,9 @@ from spatl.report.result import read_run
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.rules import aggregation_rule
 from spatl.runner import Engine, resume, run
-from spatl.runs.directory import alone_in_run, config_of, has_rounds, serving_run
+from spatl.runs.directory import alone_in_run, config_of, has_rounds, serving_run, write_config
 from spatl.runs.files import CONFIG as RUN_CONFIG
 from spatl.runs.files import ERROR, REGISTRATION, REPORT, SUMMARY
-from spatl.sealed_files import replace_file
 from spatl.terminal.progress import progress_of
 from spatl.terminal.result import print_result
 
@@ -193,7 +192,7 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
             for name in (ERROR, REGISTRATION):
                 (run_directory / name).unlink(missing_ok=True)
             write_run(run_directory, run_name(run_directory) or _new_name(), directory)
-            replace_file(run_directory / RUN_CONFIG, config.to_yaml().encode())  # also for whoever looks meanwhile
+            write_config(run_directory, config)  # also for whoever looks meanwhile
         keys = {} if options.insecure else read_public_keys(directory, site.num_clients)
         with started_superlink(
             directory, run_directory, bind, insecure=options.insecure, num_clients=site.num_clients

@@ -11,9 +11,10 @@ from spatl.artifacts.description import read_description
 from spatl.artifacts.model_files import MODEL, read_model
 from spatl.data import Examples
 from spatl.diagnosis.subject import Subject
-from spatl.json_files import read_object
+from spatl.json_files import parse_object
 from spatl.rounds.blueprint import Blueprint
 from spatl.runs.files import SUMMARY
+from spatl.runs.marks import read_marked
 from spatl.saliency.filters import filters_of
 from spatl.saliency.moments import Moments, standardised
 from spatl.saliency.profiles import Progress, profiles
@@ -124,7 +125,9 @@ def standing_of(subject: Subject, *, seed: int, progress: Progress) -> Standing 
 
 def _reported(subject: Subject) -> Mapping[str, float | None]:
     path = subject.run / SUMMARY
-    found: Mapping[str, float | None] = read_object(path).get("clients", {}) if path.is_file() else {}
+    found: Mapping[str, float | None] = (
+        parse_object(path, read_marked(subject.run, SUMMARY)).get("clients", {}) if path.is_file() else {}
+    )
     return found
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatl.errors import SpatlError
-from spatl.json_files import read_object
+from spatl.json_files import parse_object
 from spatl.report.page import facts
 from spatl.runs.files import ALONE, CLIENTS, CURVES, HISTORY, SUMMARY
-from spatl.runs.marks import check_finished
+from spatl.runs.marks import check_finished, read_marked
 from spatl.runs.records import read_lines, read_rounds
 from spatl.runs.text import human_bytes, human_percent
 
@@ -102,13 +102,13 @@ def read_run(directory: str | Path) -> RunResult:
     path = directory / SUMMARY
     if not path.exists():
         raise SpatlError(f"{directory} holds no finished run: {path.name} is not there")
-    alone = directory / ALONE / SUMMARY
+    alone = directory / ALONE
     result = RunResult(
         directory=directory,
-        summary=read_object(path),
+        summary=parse_object(path, read_marked(directory, SUMMARY)),
         history=read_rounds(directory / HISTORY),
         clients=read_lines(directory / CLIENTS),
-        alone=read_object(alone) if alone.exists() else None,
+        alone=parse_object(alone / SUMMARY, read_marked(alone, SUMMARY)) if (alone / SUMMARY).exists() else None,
     )
     check_finished(directory)
     return result

@@ -107,9 +107,10 @@ def without_outliers(answers: Mapping[int, Statistics]) -> tuple[dict[int, Stati
         answers: By client.
 
     Returns:
-        All of them where they are fewer than three; otherwise those within `FARTHEST` of the medians.
+        All of them where they are fewer than three, or of a model without statistics; otherwise those within `FARTHEST`
+        of the medians.
     """
-    if len(answers) < _FEWEST:
+    if len(answers) < _FEWEST or not any(each.means.numel() for each in answers.values()):
         return dict(answers), {}
     means = torch.stack([each.means.double() for each in answers.values()]).quantile(0.5, dim=0)
     variances = torch.stack([each.variances.double() for each in answers.values()]).quantile(0.5, dim=0) + _EPSILON

@@ -16,18 +16,22 @@ from spatl.runs.files import (
     HISTORY,
     LOCK,
     LOG,
+    MARKS,
     REGISTRATION,
     SERVERS_LOCK,
     SUMMARY,
     TENSORBOARD,
 )
+from spatl.runs.marks import read_marked, replace_marked
 from spatl.runs.records import read_lines
 from spatl.sealed_files import alone_in, is_locked
 
 _OF_EVERY_RUN = ("method", "rounds", "seed", "data", "partition", "model", "training", "server", "wire")
 """Keys that the config of a run has, of every version: it names all that there is."""
-_OF_A_START = frozenset({LOCK, SERVERS_LOCK, REGISTRATION, CONFIG, RUN, ERROR, FLOWER_LOG, LOG, TENSORBOARD})
+_OF_A_START = frozenset({LOCK, SERVERS_LOCK, REGISTRATION, CONFIG, MARKS, RUN, ERROR, FLOWER_LOG, LOG, TENSORBOARD})
 """What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
+
+_NAMED = 5  # runs in one line
 
 
 def alone_in_run(directory: Path) -> AbstractContextManager[None]:
@@ -75,7 +79,7 @@ def clear_start(directory: Path) -> bool:
     names = {path.name.removesuffix(".tmp") for path in directory.iterdir()}
     if not names <= _OF_A_START or not names & {LOCK, SERVERS_LOCK} or is_locked(directory / LOCK):
         return not names
-    for name in (CONFIG, ERROR, REGISTRATION):
+    for name in (CONFIG, MARKS, ERROR, REGISTRATION):
         (directory / name).unlink(missing_ok=True)
     return True
 
@@ -88,10 +92,28 @@ def config_of(directory: Path) -> ExperimentConfig:
     """
     path = directory / CONFIG
     if not path.is_file():
-        raise ConfigError(f"{directory} holds no run to resume: {path.name} is not there")
+        raise ConfigError(f"{directory} holds no run{_instead(directory)}: {path.name} is not there")
+    try:
+        read_marked(directory, CONFIG)
+    except OSError as error:
+        raise SpatlError(f"cannot read {path}: {error.strerror}") from error
     values = read_config(path)
     if lacking := [key for key in _OF_EVERY_RUN if key not in values]:
         raise DamagedState(
             f"{path} is not a run's whole config: it lacks {', '.join(lacking)}; put it back from a copy"
         )
     return load_config(path)
+
+
+def write_config(directory: Path, config: ExperimentConfig) -> None:
+    """Put a run's config in the place of the one before, whose rounds it goes on with."""
+    replace_marked(directory, CONFIG, config.to_yaml().encode())
+
+
+def _instead(directory: Path) -> str:
+    """Return what is at the place where a run was looked for, where that helps."""
+    if not directory.exists():
+        close = sorted(path.parent.name for path in directory.parent.glob(f"*/{CONFIG}"))
+        there = f"; runs beside it: {', '.join(close[:_NAMED])}" if close else ""
+        return f" to resume, for it is not there{there}"
+    return " to resume"

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from spatl.errors import DamagedState, SpatlError
-from spatl.runs.files import FINDINGS
+from spatl.runs.files import FINDINGS, MARKS
+from spatl.runs.marks import marked_files, read_marked, remove_marked, replace_marked
 from spatl.saliency.filters import FilterLayer, Filters
 from spatl.saliency.findings import Findings, fault_of
 from spatl.saliency.moments import Moments
-from spatl.sealed_files import replace_sealed, unseal
+from spatl.sealed_files import seal, unseal
 
 _FORMAT = 1
-_NAME = re.compile(r"([1-9][0-9]*)\.safetensors")
+_NAME = re.compile(FINDINGS + r"/([1-9][0-9]*)\.safetensors")
 _DTYPES = {
     "means": torch.float64, "squares": torch.float64, "counts": torch.int64, "losses": torch.float64,
     "correct": torch.int64, "class_profiles": torch.float32, "prototypes": torch.float32, "labels": torch.int64,
@@ -69,9 +70,9 @@ def write_findings(
         "class_names": list(class_names),
         "filters": [[each.name, each.kind, each.num_filters, each.groups] for each in filters.layers],
     }
-    path = run / FINDINGS / f"{server_round}.safetensors"
+    path = run / _file_of(server_round)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_sealed(path, tensors, header, version=_FORMAT)
+    replace_marked(run, _file_of(server_round), seal(tensors, header, version=_FORMAT))
     return path
 
 
@@ -87,14 +88,20 @@ def read_findings(run: Path, server_round: int | None = None) -> FindingsRecord:
         DamagedState: The file is not as it was written, or what it says cannot be.
     """
     rounds = findings_rounds(run)
+    for number in rounds:
+        if not (run / _file_of(number)).exists():
+            raise DamagedState(
+                f"{run / _file_of(number)} is not there, which the run left: put it back from a copy, or delete "
+                f"{MARKS} to go on without it"
+            )
     if not rounds:
         raise SpatlError(f"{run} has no findings of its clients: set report.findings, and run it")
     chosen = rounds[-1] if server_round is None else server_round
     if chosen not in rounds:
         raise SpatlError(f"round {chosen} of {run} has no findings; these have: {', '.join(map(str, rounds))}")
-    path = run / FINDINGS / f"{chosen}.safetensors"
+    path = run / _file_of(chosen)
     try:
-        data = path.read_bytes()
+        data = read_marked(run, _file_of(chosen))
     except OSError as error:
         raise SpatlError(f"cannot read {path}: {error.strerror}") from error
     try:
@@ -109,14 +116,14 @@ def read_findings(run: Path, server_round: int | None = None) -> FindingsRecord:
 
 
 def findings_rounds(run: Path) -> list[int]:
-    """Return the rounds that have findings, ascending.
+    """Return the rounds that have findings, ascending; also those whose file the run left and somebody took away.
 
     Args:
         run: The run's directory.
     """
     directory = run / FINDINGS
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
+    names = {f"{FINDINGS}/{path.name}" for path in directory.iterdir()} if directory.is_dir() else set[str]()
+    return sorted(int(found[1]) for name in names | marked_files(run) if (found := _NAME.fullmatch(name)))
 
 
 def findings_by_round(run: Path) -> dict[int, list[int]]:
@@ -140,7 +147,11 @@ def forget_findings(run: Path, *, after: int) -> None:
     """
     for number in findings_rounds(run):
         if number > after:
-            (run / FINDINGS / f"{number}.safetensors").unlink()
+            remove_marked(run, _file_of(number))
+
+
+def _file_of(server_round: int) -> str:
+    return f"{FINDINGS}/{server_round}.safetensors"
 
 
 def _tensors(findings: Findings) -> dict[str, Tensor]:

@@ -5,10 +5,11 @@ which is silent where no run is logged. Facts that a program may want stand besi
 """
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ class _LogFile(logging.FileHandler):
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """Append the events, and every warning of this process, to a file of JSON lines."""
+    _end_line(path)
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(JsonFormatter())
     handler.setLevel(logging.INFO)
@@ -113,3 +115,10 @@ def logged_to(path: Path) -> Iterator[None]:
         root.removeHandler(warnings)
         handler.close()
         warnings.close()
+
+
+def _end_line(path: Path) -> None:
+    """End the last line of a file, where it was torn, so that the next one is whole."""
+    with suppress(OSError), path.open("r+b") as file:
+        if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+            file.write(b"\n")

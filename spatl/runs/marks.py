@@ -1,32 +1,36 @@
-"""Marks of a run's record: how long each of its files was after a round, and a digest of all of it.
+"""Marks of a run: how long each file of its record was after a round, and digests of all that it goes on from.
 
 The record (`history.jsonl` and its like) grows by lines, and what befalls its files between two starts is not seen in
 them: a line may be lost, doubled or cut, and sums over the rounds are then quietly wrong. A checkpoint knows how far
 the run has come; its marks say what the record was by then. What stands behind them was written after it and goes; what
-is missing before them is not replaced by anything.
+is missing before them is not replaced by anything. Of files that are replaced whole, the config and the summary, the
+marks have the digest.
 """
 
 import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from spatl.errors import DamagedState, SpatlError
-from spatl.json_files import read_json, write_json
+from spatl.json_files import read_json, to_json, write_json
 from spatl.runs.files import CHECKPOINT, CHECKPOINT_BEFORE, CLIENTS, HISTORY, LEDGER, MARKS, SELECTIONS, TIMINGS
 from spatl.runs.records import keep_rounds, read_lines, read_rounds
+from spatl.sealed_files import replace_file
 
 logger = logging.getLogger(__name__)
 
 RECORD: Final = (HISTORY, CLIENTS, LEDGER, TIMINGS, SELECTIONS)
 """Files of the record, whose lines each belong to a round."""
-KEPT: Final = 2
-"""Rounds whose marks are kept: that of the last checkpoint, and that of the one before."""
+KEPT: Final = 3
+"""Rounds whose marks are kept: of one without a checkpoint yet, that of the last one, and that of the one before."""
 _PIECE_BYTES: Final = 2**20
+_ATTEMPTS, _AGAIN_SECONDS = 3, 0.2
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,19 @@ class Mark:
 
     num_bytes: int
     digest: str
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Marks of a run, as they stand in its directory.
+
+    Attributes:
+        files: The digests that each file which is replaced whole may have: two while it is, one otherwise.
+        rounds: By round, of each file of the record.
+    """
+
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rounds: Mapping[int, Mapping[str, Mark]] = field(default_factory=dict)
 
 
 class Record:
@@ -76,6 +93,7 @@ def record_of(directory: Path, done: int, marks: Mapping[str, Mark] | None) -> R
         DamagedState: There are none, and the lines are not those of the rounds.
     """
     if marks is not None:
+        forget_marks(directory, after=done)  # first: what stands in the marks is in the record, at any time
         return Record(directory, {name: mark.num_bytes for name, mark in marks.items()})
     for name in RECORD:
         keep_rounds(directory / name, done)
@@ -86,16 +104,82 @@ def record_of(directory: Path, done: int, marks: Mapping[str, Mark] | None) -> R
 
 
 def write_marks(directory: Path, server_round: int, marks: Mapping[str, Mark]) -> None:
-    """Write the marks of a round, before its checkpoint; those of the round before stay."""
-    path = directory / MARKS
-    known = _read(path)
-    kept = {number: each for number, each in known.items() if server_round - KEPT < number < server_round}
-    kept[server_round] = dict(marks)
-    write_json(
-        path,
-        {str(number): {name: [mark.num_bytes, mark.digest] for name, mark in each.items()} for number, each in
-         sorted(kept.items())},
-    )  # fmt: skip
+    """Write the marks of a round, before its checkpoint; those of the rounds before stay."""
+    known = _read(directory)
+    kept = {number: each for number, each in known.rounds.items() if server_round - KEPT < number < server_round}
+    _write(directory, replace(known, rounds={**kept, server_round: dict(marks)}))
+
+
+def forget_marks(directory: Path, *, after: int) -> None:
+    """Drop the marks of rounds that will be done again, before the record is cut."""
+    known = _read(directory)
+    if any(number > after for number in known.rounds):
+        kept = {number: each for number, each in known.rounds.items() if number <= after}
+        _write(directory, replace(known, rounds=kept))
+
+
+def replace_marked(directory: Path, name: str, data: bytes) -> None:
+    """Put a new file in the place of an old one, as `replace_file`, and its digest among the marks."""
+    known, digest = _read(directory), _digest(data)
+    # Whatever is killed in between leaves a file whose digest is there.
+    _write(directory, replace(known, files={**known.files, name: (*known.files.get(name, ())[-1:], digest)}))
+    replace_file(directory / name, data)
+    _write(directory, replace(known, files={**known.files, name: (digest,)}))
+
+
+def remove_marked(directory: Path, name: str) -> None:
+    """Remove a file that `replace_marked` wrote, and its mark."""
+    known = _read(directory)
+    if name in known.files:
+        _write(directory, replace(known, files={other: each for other, each in known.files.items() if other != name}))
+    (directory / name).unlink(missing_ok=True)
+
+
+def marked_files(directory: Path) -> set[str]:
+    """Return the names of the files that are replaced whole, as the marks have them."""
+    return set(_read(directory).files)
+
+
+def read_marked(directory: Path, name: str) -> bytes:
+    """Return a file that `replace_marked` wrote; one without a mark as it is.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        DamagedState: It is another than the run left.
+    """
+    for attempt in range(_ATTEMPTS):
+        data = (directory / name).read_bytes()
+        allowed = _read(directory).files.get(name)
+        if allowed is None or _digest(data) in allowed:
+            return data
+        time.sleep(_AGAIN_SECONDS * attempt)  # a run that is under way may just have replaced it
+    raise DamagedState(
+        f"{directory / name} is not as the run left it: put it back from a copy; or, if it was changed on purpose, "
+        f"delete {MARKS} to go on with it as it is"
+    )
+
+
+def read_so_far(directory: Path, name: str) -> bytes:
+    """Return a file of the record as far as it is marked, checked; all of it where there are no marks.
+
+    Raises:
+        DamagedState: Something of it is missing or another.
+    """
+    path = directory / name
+    for attempt in range(_ATTEMPTS):
+        rounds = _read(directory).rounds
+        if not rounds:
+            return path.read_bytes() if path.exists() else b""
+        last = max(rounds)
+        mark = rounds[last].get(name, Mark(0, ""))
+        try:
+            _check(path, mark, last)
+            return path.read_bytes()[: mark.num_bytes] if mark.num_bytes else b""
+        except DamagedState:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(_AGAIN_SECONDS * attempt)  # a run that goes on may just have cut it
+    raise AssertionError("the last attempt returns or raises")
 
 
 def check_without_checkpoint(directory: Path) -> None:
@@ -131,18 +215,18 @@ def checked_marks(directory: Path, server_round: int) -> dict[str, Mark] | None:
         DamagedState: Something of the record is missing or another, with the file, the line where that can be told,
             and what to do.
     """
-    path = directory / MARKS
-    if not path.exists():
+    known = _read(directory).rounds
+    if not known:
         return None
-    marks = _read(path).get(server_round)
+    marks = known.get(server_round)
     if marks is None:
         raise DamagedState(
-            f"{path} has no marks of round {server_round}, after which the run would go on; if you are sure that the "
-            f"record is whole, delete {path.name} and resume"
+            f"{directory / MARKS} has no marks of round {server_round}, after which the run would go on; if you are "
+            f"sure that the record is whole, delete {MARKS} and resume"
         )
     for name, mark in marks.items():
         _check(directory / name, mark, server_round)
-    return marks
+    return dict(marks)
 
 
 def check_finished(directory: Path, names: Iterable[str] = RECORD) -> None:
@@ -155,7 +239,7 @@ def check_finished(directory: Path, names: Iterable[str] = RECORD) -> None:
     Raises:
         DamagedState: One of them is another, or is not there.
     """
-    known = _read(directory / MARKS)
+    known = _read(directory).rounds
     if not known:
         return
     last = max(known)
@@ -238,17 +322,38 @@ def _cut(path: Path, end: int) -> "hashlib.blake2b":
     return digest
 
 
-def _read(path: Path) -> dict[int, dict[str, Mark]]:
-    """Return the marks by round; none where there is no such file."""
-    if not path.exists():
-        return {}
+def _read(directory: Path) -> Marks:
+    """Return the marks of a run; none where there is no such file."""
+    path = directory / MARKS
     try:
         content: dict[str, Any] = read_json(path)
-        return {
+        if content.pop("digest") != _digest(to_json(content).encode()):
+            raise ValueError("its digest is not as written")
+        files = {str(name): tuple(map(str, digests)) for name, digests in content["files"].items()}
+        rounds = {
             int(number): {str(name): Mark(int(length), str(digest)) for name, (length, digest) in each.items()}
-            for number, each in content.items()
+            for number, each in content["rounds"].items()
         }
-    except (ValueError, TypeError, AttributeError) as error:
+    except FileNotFoundError:
+        return Marks()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedState(
-            f"{path} is damaged: {type(error).__name__}; delete it to go on without its checks"
+            f"{path} is damaged: {type(error).__name__}; put it back from a copy, or delete it to go on without its "
+            "checks"
         ) from error
+    return Marks(files, rounds)
+
+
+def _write(directory: Path, marks: Marks) -> None:
+    content: dict[str, Any] = {
+        "files": {name: list(digests) for name, digests in marks.files.items()},
+        "rounds": {
+            str(number): {name: [mark.num_bytes, mark.digest] for name, mark in each.items()}
+            for number, each in sorted(marks.rounds.items())
+        },
+    }
+    write_json(directory / MARKS, {**content, "digest": _digest(to_json(content).encode())})
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

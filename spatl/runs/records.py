@@ -286,10 +286,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         DamagedState: A line is no JSON object.
     """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [parse_line(path, number, line) for number, line in enumerate(lines, start=1)]
+    return lines_in(path, path.read_bytes()) if path.exists() else []
+
+
+def lines_in(path: Path, data: bytes) -> list[dict[str, Any]]:
+    """Return the whole lines of a JSON-lines file, given its bytes; the errors are of `read_lines`."""
+    return [parse_line(path, number, line) for number, line in enumerate(data.split(b"\n")[:-1], start=1)]
 
 
 def read_rounds(path: Path) -> list[dict[str, Any]]:
@@ -298,7 +300,11 @@ def read_rounds(path: Path) -> list[dict[str, Any]]:
     Raises:
         DamagedState: A line is no JSON object, or a round is missing or there twice.
     """
-    rows = read_lines(path)
+    return rounds_of(path, read_lines(path))
+
+
+def rounds_of(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a `history.jsonl`, seen to be one for each round; the errors are of `read_rounds`."""
     for number, row in enumerate(rows, start=1):
         if row.get("round") != number:
             raise DamagedState(

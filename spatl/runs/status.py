@@ -10,11 +10,11 @@ from typing import Any, Final, Literal
 
 from spatl.deployment.sites import DEFAULT_RUN, ServerSite, is_deployment, resume_command
 from spatl.errors import ConfigError, DamagedState
-from spatl.json_files import read_json
+from spatl.json_files import read_object
 from spatl.runs.directory import config_of, has_rounds, is_running
 from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
-from spatl.runs.marks import check_finished
-from spatl.runs.records import latest_accuracy, mishaps, read_lines, read_rounds
+from spatl.runs.marks import check_finished, read_so_far
+from spatl.runs.records import latest_accuracy, lines_in, mishaps, rounds_of
 
 _OF_A_ROUND: Final = frozenset({"round", "rejected", "missing", "uplink_bytes", "downlink_bytes", "seconds"})
 _OF_A_CLIENT: Final = frozenset({"round", "client", "participated", "rejected", "uplink_bytes", "downlink_bytes"})
@@ -112,7 +112,8 @@ def read_status(directory: Path) -> Status:
     if not (directory / CONFIG).is_file():
         raise ConfigError(f"{directory} holds no run: config.yaml is not there")
     config = config_of(directory)
-    history, rows = read_rounds(directory / HISTORY), read_lines(directory / CLIENTS)
+    history, rows = (lines_in(directory / name, read_so_far(directory, name)) for name in (HISTORY, CLIENTS))
+    rounds_of(directory / HISTORY, history)
     _check_rows(directory / HISTORY, history, _OF_A_ROUND)
     _check_rows(directory / CLIENTS, rows, _OF_A_CLIENT)
     state, message = _state(directory)
@@ -167,7 +168,7 @@ def _state(directory: Path) -> tuple[State, str | None]:
     if is_running(directory):
         return "running", None
     if (directory / ERROR).exists():
-        failure: str = read_json(directory / ERROR)["message"]
+        failure = str(_entry_of(directory / ERROR, "message"))
         return "failed", f"{failure} ({_next_command(directory)})" if is_deployment(directory) else failure
     return "stopped", _next_command(directory)
 
@@ -184,7 +185,22 @@ def _next_command(directory: Path) -> str:
 def _absent(directory: Path) -> dict[int, str]:
     """Return the reasons of clients that take no part in a deployment's run."""
     path = directory / REGISTRATION
-    return {int(client): why for client, why in read_json(path)["absent"].items()} if path.exists() else {}
+    absent = _entry_of(path, "absent") if path.exists() else {}
+    if not isinstance(absent, dict) or not all(str(client).isdecimal() for client in absent):
+        raise DamagedState(f"{path} is damaged: its 'absent' is not by client; put it back from a copy")
+    return {int(client): str(why) for client, why in absent.items()}
+
+
+def _entry_of(path: Path, key: str) -> Any:
+    """Return what a JSON file of the run has under a key.
+
+    Raises:
+        DamagedState: It is not as it was written.
+    """
+    content = read_object(path)
+    if key not in content:
+        raise DamagedState(f"{path} is damaged: it lacks {key!r}; put it back from a copy, or delete it")
+    return content[key]
 
 
 def _clients(

@@ -23,17 +23,18 @@ class Scalars:
 
     Args:
         directory: Where the event files go.
-        done: The last round that is over, where a run goes on; what the files say of later ones is dropped.
+        goes_on: Whether rounds are there already: their files may have been damaged, and all of them are to be written
+            again.
 
     Raises:
         ConfigError: TensorBoard is not installed.
     """
 
-    def __init__(self, directory: Path, *, done: int = 0) -> None:
+    def __init__(self, directory: Path, *, goes_on: bool = False) -> None:
         check_tensorboard()
         from torch.utils.tensorboard import SummaryWriter  # an extra, which takes a second to import
 
-        self._writer: Any = SummaryWriter(log_dir=str(directory), purge_step=done + 1 if done else None)
+        self._writer: Any = SummaryWriter(log_dir=str(directory), purge_step=1 if goes_on else None)
 
     def write(self, row: HistoryRow) -> None:
         """Write one round."""

@@ -12,6 +12,7 @@ from spatl.json_files import read_json
 from spatl.rounds.downlink import Versions
 from spatl.rounds.server import rejoined
 from spatl.rounds.server_state import ServerState
+from spatl.runs.directory import write_config
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from tests.support.federations import COMPRESSED, DENSE
@@ -24,7 +25,7 @@ def grown(base, *, num_clients, rounds):
     """The config of a run that is to go on with more clients, to more rounds; it stands in the run's directory."""
     config = load_config(base / "run" / "config.yaml").model_copy(update={"rounds": rounds})
     config = with_clients(config, num_clients)
-    (base / "run" / "config.yaml").write_text(config.to_yaml())
+    write_config(base / "run", config)
     (base / "run" / "summary.json").unlink(missing_ok=True)
     return config
 

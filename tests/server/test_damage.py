@@ -1,6 +1,8 @@
 """What befalls the files of a run between two starts: it goes on as undisturbed, or one line says what is wrong."""
 
 import os
+import random
+import re
 import shutil
 from pathlib import Path
 
@@ -18,14 +20,18 @@ from spatl.runs.files import (
     CLIENTS,
     CONFIG,
     CURVES,
+    ERROR,
     HISTORY,
     LEDGER,
     MARKS,
+    REGISTRATION,
     REPORT,
+    STATE,
     SUMMARY,
     TIMINGS,
 )  # fmt: skip
 from spatl.runs.records import read_lines
+from tests.studies import damage as study
 from tests.support.federations import history_without_seconds, tiny_config
 
 ROUNDS = 4
@@ -160,7 +166,7 @@ def test_status_and_a_finished_run_name_the_line(damage, whole_and_killed, tmp_p
     edited(finished / HISTORY, DAMAGE[damage])
     assert (finished / SUMMARY).exists()
     assert main(["status", str(finished)]) == 2
-    assert f"{HISTORY} is damaged: line 2" in capsys.readouterr().err
+    assert re.search(f"{HISTORY} is not what it was after round 4: line 2 is", capsys.readouterr().err)
     with pytest.raises(SpatlError, match=f"{HISTORY} is damaged: line 2"):
         read_run(finished)
 
@@ -183,6 +189,9 @@ def test_nothing_is_told_of_a_finished_run_by_the_lines_of_clients_that_are_not_
 @pytest.mark.parametrize("content", ["", "{}\n", "rounds: 4\n"])
 def test_a_config_that_is_not_whole_is_not_read_as_the_defaults(content, killed_run):
     (killed_run / CONFIG).write_text(content)
+    with pytest.raises(DamagedState, match=f"{CONFIG} is not as the run left it: put it back from a copy"):
+        resume(killed_run, pictures=False)
+    (killed_run / MARKS).unlink()
     with pytest.raises(DamagedState, match=f"{CONFIG} is not a run's whole config: it lacks method"):
         resume(killed_run, pictures=False)
 
@@ -233,12 +242,15 @@ def test_a_summary_that_is_not_whole_is_one_line(content, whole_and_killed, tmp_
     for command in (["report", str(finished)], ["explain", str(finished), "--client", "1"]):
         assert main(command) == 2
         (error,) = capsys.readouterr().err.strip().splitlines()
-        assert f"{SUMMARY} is damaged" in error
+        assert re.search(f"{SUMMARY} is (damaged|not as the run left it)", error)
 
 
 @pytest.mark.parametrize("name", [HISTORY, CLIENTS])
 def test_the_status_of_a_run_that_is_not_over_names_a_line_that_lacks_something(name, killed_run, capsys):
     edited(killed_run / name, lambda lines: [*lines[:-1], b'{"round": 3}\n'])
+    assert main(["status", str(killed_run)]) == 2
+    assert f"{name} is not what it was after round 3" in capsys.readouterr().err
+    (killed_run / MARKS).unlink()
     assert main(["status", str(killed_run)]) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert f"{name} is damaged: line " in error
@@ -249,7 +261,70 @@ def test_the_config_of_another_network_is_one_line(killed_run, capsys):
     config = (killed_run / CONFIG).read_text()
     (killed_run / CONFIG).write_text(config.replace("    - 6\n", "    - 5\n"))
     assert (killed_run / CONFIG).read_text() != config
+    (killed_run / MARKS).unlink()  # which would not let it pass
     before = {name: (killed_run / name).read_bytes() for name in (HISTORY, CLIENTS, LEDGER, CHECKPOINT)}
     assert main(["run", "--resume", str(killed_run)]) == 2
     assert "it is not the config of this run; put it back from a copy" in capsys.readouterr().err
     assert {name: (killed_run / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("rounds", ["2", "44", "4e0"])
+def test_a_digit_of_the_config_is_as_the_run_left_it(rounds, killed_run, capsys):
+    config = (killed_run / CONFIG).read_text()
+    (killed_run / CONFIG).write_text(config.replace("rounds: 4\n", f"rounds: {rounds}\n", 1))
+    for command in (["status", str(killed_run)], ["run", "--resume", str(killed_run)]):
+        assert main(command) == 2
+        assert f"{CONFIG} is not as the run left it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"message": ', "[]"])
+@pytest.mark.parametrize("name", [ERROR, REGISTRATION])
+def test_status_names_a_file_of_errors_or_absences_that_is_damaged(name, content, killed_run, capsys):
+    (killed_run / name).write_text(content)
+    assert main(["status", str(killed_run)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{name} is damaged" in line
+
+
+def test_a_client_of_a_simulation_that_lost_its_state_does_not_go_on_to_other_numbers(killed_run, whole_and_killed):
+    """Neither from none, nor from that of the round before, which is of another round than the server's."""
+    own = killed_run / "clients" / "1"
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    for harm in (lambda: shutil.rmtree(own), (own / STATE).unlink, lambda: (own / STATE).write_bytes(b"")):
+        harm()
+        with pytest.raises(DamagedState, match=r"client 1 cannot go on after round 3: .*put it back"):
+            resume(killed_run, pictures=False)
+        own.mkdir(exist_ok=True)
+        for name, data in before.items():
+            (own / name).write_bytes(data)
+    resume(killed_run, pictures=False)
+    assert history_without_seconds(killed_run) == history_without_seconds(whole_and_killed[0])
+
+
+def test_more_rounds_are_refused_before_anything_of_a_damaged_run_is_taken_away(whole_and_killed, tmp_path, capsys):
+    finished = Path(shutil.copytree(whole_and_killed[0], tmp_path / "run"))
+    edited(finished / LEDGER, DAMAGE["a line is lost"])
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert main(["run", "--resume", str(finished), "--set", "rounds=5"]) == 2
+    assert f"{LEDGER} is not what it was after round 4" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(scope="module")
+def study_runs(tmp_path_factory):
+    """The runs of `tests.studies.damage`, and what the commands say of them."""
+    scratch = tmp_path_factory.mktemp("study")
+    runs = study.make_runs(scratch)
+    return runs, {kind: study.undisturbed_answers(run, scratch) for kind, run in runs.items()}
+
+
+@pytest.mark.parametrize("kind", ["stopped", "over"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_file_that_is_damaged_anywhere_gives_the_same_or_one_line(kind, seed, study_runs, tmp_path):
+    """Files, damages and places that are drawn; `python -m tests.studies.damage` takes them all."""
+    runs, undisturbed = study_runs
+    draw = random.Random(f"{kind} {seed}")
+    path, damage = draw.choice(study.files_of(runs[kind])), draw.choice(sorted(study.DAMAGE))
+    found = list(study.outcomes(runs[kind], tmp_path, path, damage, draw, undisturbed[kind]))
+    assert [each for each in found if each[1] == study.WRONG] == []
+    assert len(found) == len(undisturbed[kind])

@@ -14,6 +14,7 @@ from spatl.errors import ConfigError
 from spatl.json_files import read_json
 from spatl.rounds.blueprint import make_blueprint
 from spatl.rounds.client_data import load_own
+from spatl.runs.directory import write_config
 from spatl.runs.records import read_lines
 from tests.support.federations import COMPRESSED
 from tests.support.own_data import check_devices_control, own_config, serve_devices, write_data
@@ -126,7 +127,7 @@ def test_c_stays_the_weighted_sum_of_the_c_i_when_one_comes_later_and_another_st
     serve_devices(config_of(2), devices, absent=[1])
     for rounds, absent in ((4, []), (6, [0])):
         agreed = load_config(devices / "run" / "config.yaml").data.agreed
-        (devices / "run" / "config.yaml").write_text(config_of(rounds, agreed).to_yaml())
+        write_config(devices / "run", config_of(rounds, agreed))
         with contextlib.suppress(FileNotFoundError):
             (devices / "run" / "summary.json").unlink()
         serve_devices(config_of(rounds, agreed), devices, resume=True, absent=absent)

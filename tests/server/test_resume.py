@@ -27,7 +27,7 @@ from spatl.rounds.client_state import ClientState
 from spatl.rounds.downlink import Versions
 from spatl.runner import resume, run
 from spatl.runs.checkpoint import Checkpoint, ServerState, load_checkpoint, save_checkpoint
-from spatl.runs.directory import alone_in_run
+from spatl.runs.directory import alone_in_run, write_config
 from spatl.runs.files import CHECKPOINT
 from spatl.runs.records import read_lines
 from spatl.sealed_files import alone_in
@@ -228,7 +228,7 @@ def test_the_simulation_engine_goes_on_too(tmp_path):
         kill_at(patch, "the round is written", 2)
         with pytest.raises(Killed):
             run_inline(config, directory)
-    (directory / "config.yaml").write_text((directory / "config.yaml").read_text().replace("inline", "ray"))
+    write_config(directory, config.model_copy(update={"engine": "ray"}))
     resume(directory, pictures=False)
     rounds = [history_without_seconds(each) for each in (directory, tmp_path / "undisturbed")]
     assert rounds[0] == rounds[1]

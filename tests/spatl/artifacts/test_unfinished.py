@@ -19,7 +19,7 @@ from spatl.errors import DamagedState, SpatlError
 from spatl.models.weights import read_weights
 from spatl.runner import resume
 from spatl.runs.checkpoint import load_checkpoint
-from spatl.runs.directory import alone_in_run, serving_run
+from spatl.runs.directory import alone_in_run, serving_run, write_config
 from tests.support.deployments import await_that
 from tests.support.federations import COMPRESSED, DENSE, tiny_config
 from tests.support.stopped import Stopped, stopped_after
@@ -89,7 +89,7 @@ def test_statistics_of_another_rounds_encoder_are_not_taken(tmp_path: Path) -> N
     for name in ("summary.json", "report.html"):
         (tmp_path / "run" / name).unlink(missing_ok=True)
     longer = config.model_copy(update={"rounds": 4})
-    (tmp_path / "run" / "config.yaml").write_text(longer.to_yaml())
+    write_config(tmp_path / "run", longer)
     stopped_after(3, longer, tmp_path / "run", resume=True)
     checkpoint = load_checkpoint(tmp_path / "run")
     assert checkpoint is not None
@@ -139,7 +139,7 @@ def test_a_run_without_a_whole_round_and_one_that_is_damaged_are_one_line(tmp_pa
     (tmp_path / "config.yaml").unlink()
     stopped_after(1, config, tmp_path)
     wider = tiny_config(rounds=3, model={"options": {"channels": [5, 6], "hidden": 12}})
-    (tmp_path / "config.yaml").write_text(wider.to_yaml())
+    write_config(tmp_path, wider)
     with pytest.raises(SpatlError, match="one of the two is of another run"):
         found_in(tmp_path)
     path = tmp_path / "server.checkpoint"
@@ -177,7 +177,7 @@ def test_a_run_in_another_process_gives_its_model_and_goes_on_undisturbed(tmp_pa
     assert all(torch.equal(tensor, weights[name]) for name, tensor in found[-1].tensors.items())
     rounds = _round(tmp_path / "run") + 1
     config = config.model_copy(update={"rounds": rounds})
-    (tmp_path / "run" / "config.yaml").write_text(config.to_yaml())
+    write_config(tmp_path / "run", config)
     assert resume(tmp_path / "run", pictures=False).summary["rounds"] == rounds
 
 

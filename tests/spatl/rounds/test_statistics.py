@@ -78,6 +78,11 @@ def test_of_two_clients_neither_is_the_odd_one() -> None:
     assert without_outliers(both) == (both, {})
 
 
+def test_where_a_model_has_no_statistics_nobody_is_odd() -> None:
+    nothing = Statistics(torch.zeros(0), torch.zeros(0))
+    assert without_outliers(dict.fromkeys(range(3), nothing)) == (dict.fromkeys(range(3), nothing), {})
+
+
 def test_statistics_are_loaded_where_they_were_gathered_and_frozen_layers_keep_theirs() -> None:
     def network() -> nn.Sequential:
         return nn.Sequential(

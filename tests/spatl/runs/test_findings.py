@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spatl.errors import DamagedState, SpatlError
+from spatl.runs.files import MARKS
 from spatl.runs.findings import findings_rounds, forget_findings, read_findings, write_findings
 from spatl.saliency.moments import Moments
 from tests.support.findings import drawn_filters, drawn_findings, same_findings
@@ -95,5 +96,8 @@ def test_a_sealed_file_of_what_cannot_be_is_damaged(tmp_path: Path, change: dict
 def test_a_file_under_another_rounds_name_is_damaged(tmp_path: Path) -> None:
     path = written(tmp_path, 3)
     path.rename(path.with_name("5.safetensors"))
+    with pytest.raises(DamagedState, match=r"3.safetensors is not there, which the run left"):
+        read_findings(tmp_path)
+    (tmp_path / MARKS).unlink()
     with pytest.raises(DamagedState, match=r"5.safetensors has the findings of round 3"):
         read_findings(tmp_path)

@@ -46,6 +46,16 @@ def test_a_run_logs_its_rounds_and_why_it_failed(tmp_path, capsys):
     assert "spatl.events" not in capsys.readouterr().err
 
 
+def test_what_is_logged_after_a_torn_line_is_whole(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"level": "info"}\n{"level": "wa')
+    for message in ("first", "second"):
+        with logged_to(path):
+            EVENTS.info(message)
+    *_, first, second = path.read_text().splitlines()
+    assert [json.loads(line)["message"] for line in (first, second)] == ["first", "second"]
+
+
 def test_every_line_of_a_log_is_one_object(tmp_path):
     with logged_to(tmp_path / "log.jsonl"):
         EVENTS.info("a\nb\u2028c")
