@@ -56,6 +56,16 @@ def test_what_is_logged_after_a_torn_line_is_whole(tmp_path):
     assert [json.loads(line)["message"] for line in (first, second)] == ["first", "second"]
 
 
+@pytest.fixture
+def plain_logs():
+    """Records as Python makes them, whatever a test before has had made of all."""
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(logging.LogRecord)
+    yield
+    logging.setLogRecordFactory(before)
+
+
+@pytest.mark.usefixtures("plain_logs")
 def test_every_line_of_a_log_is_one_object(tmp_path):
     with logged_to(tmp_path / "log.jsonl"):
         EVENTS.info("a\nb\u2028c")
