@@ -20,6 +20,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from rich.console import Console
 
 from server.deployment.adding import fill_client, of_all_clients
+from server.deployment.begun import check_begun, note_begun
 from server.deployment.certificates import make_authority, make_server_pair, pem, private_pem
 from server.deployment.control import started_superlink
 from spatl.config.experiment import ExperimentConfig
@@ -142,6 +143,8 @@ def serve(options: Namespace, console: Console) -> None:
             say("the run is over; clients that were added since take part in more rounds: --set rounds=N")
         return
     began = has_rounds(out)
+    if options.resume and not began:
+        check_begun(directory, out)
     if began:
         config = config_of(out)
     shown = config.model_copy(update={"rounds": rounds}) if type(rounds) is int else config
@@ -191,7 +194,9 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
         with alone_in_run(run_directory):
             for name in (ERROR, REGISTRATION):
                 (run_directory / name).unlink(missing_ok=True)
-            write_run(run_directory, run_name(run_directory) or _new_name(), directory)
+            name = run_name(run_directory) or _new_name()
+            write_run(run_directory, name, directory)
+            note_begun(directory, run_directory, name)
             write_config(run_directory, config)  # also for whoever looks meanwhile
         keys = {} if options.insecure else read_public_keys(directory, site.num_clients)
         with started_superlink(

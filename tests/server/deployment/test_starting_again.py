@@ -1,6 +1,7 @@
 """A deployment whose run ended before its first round, and one whose run goes on; the SuperLink is left out."""
 
 import contextlib
+import shutil
 
 import pytest
 
@@ -61,6 +62,36 @@ def test_so_is_one_that_failed_while_its_clients_registered_with_another_config_
     assert serve(site, "--resume") == 0
     assert len(read_lines(directory / "history.jsonl")) == 1
     assert run_name(directory) != name  # what the devices keep is of another run
+
+
+def test_a_run_whose_folder_was_renamed_is_not_quietly_begun_anew(link, site, capsys):
+    """Nor one whose folder is gone; without --resume, somebody who wants a new one gets it."""
+    assert serve(site) == 0
+    name = run_name(site / "run")
+    (site / "run").rename(site / "moved")
+    assert serve(site, "--resume") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"the run {name} was begun in {site / 'run'}, which does not hold it any more" in line
+    assert f"it is {site / 'moved'} by now; move it back" in line
+    assert not (site / "run").exists()
+    (site / "moved").rename(site / "run")
+    assert serve(site, "--resume") == 0
+    shutil.rmtree(site / "run")
+    assert serve(site, "--resume") == 2
+    assert "put it back, or start a new run without --resume" in capsys.readouterr().err
+    assert serve(site) == 0
+    assert run_name(site / "run") != name
+
+
+@pytest.mark.parametrize("beside", [[], ["other"]])
+def test_a_simulation_that_is_not_there_is_not_begun_by_resume(beside, tmp_path, capsys):
+    for each in beside:
+        run(CONFIG, tmp_path / each, pictures=False)
+    assert main(["run", "--resume", str(tmp_path / "gone")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{tmp_path / 'gone'} holds no run to resume, for it is not there" in line
+    assert ("runs beside it: other" in line) == bool(beside)
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_run_that_has_rounds_is_never_begun_anew(link, site, capsys):
