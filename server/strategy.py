@@ -7,6 +7,7 @@ rounds that are left.
 
 import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from spatl.wire.statistics import STATISTICS_QUESTION
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_SECRET_BITS = 128
 
 
 class FederationStrategy(Strategy):
@@ -79,7 +81,11 @@ class FederationStrategy(Strategy):
             self.state = first_state(federation, num_examples, cannot_build=cannot_build)
         else:
             self._done = checkpoint.server_round
-            self.state = rejoined(checkpoint.state, num_examples, cannot_build=cannot_build)
+            self.state = rejoined(
+                checkpoint.state, num_examples, cannot_build=cannot_build, max_weight=federation.max_weight
+            )
+        if not simulated and self.state.sampling_seed is None:
+            self.state = replace(self.state, sampling_seed=secrets.randbits(_SECRET_BITS))
 
     @property
     def num_rounds_left(self) -> int:

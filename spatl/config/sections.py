@@ -20,8 +20,12 @@ from spatl.models.weights import sha256_of
 from spatl.wire.codecs import CODECS
 from spatl.wire.users import CODEC_DOOR
 
-AGGREGATIONS: Final = ("mean", "agreement", "median", "trimmed-mean")
+AGGREGATIONS: Final = (
+    "mean", "agreement", "median", "trimmed-mean", "multi-krum", "nnm", "centered-clipping", "geometric-median",
+)  # fmt: skip
 """The rules of aggregation, which are made above this room (`spatl.rounds.rules`)."""
+TRIMMING: Final = ("trimmed-mean", "multi-krum", "nnm")
+"""Those that leave a share out (`server.trim_fraction`)."""
 AGGREGATION_DOOR: Final = Door(
     noun="aggregation rule",
     setting="server.aggregation",
@@ -282,22 +286,29 @@ class ServerConfig(Section):
     """A round with fewer usable replies changes nothing."""
     norm_bound: Positive | None = 10.0
     """An update is refused if it is more than so many times larger than usual, both in its root mean square and in that
-    per accumulated step weight, so that neither many examples nor few make a client's update large. Usual is the
-    largest median of the rounds before (in the first round, its own), and at least a tenth of the encoder's own root
-    mean square. Null for no bound. Honest clients of unusual data stayed below 5 (docs/robustness.md)."""
+    per accumulated step weight, so that neither many examples nor few make a client's update large. Usual is the lower
+    quartile of the clients' last updates, the largest that it ever was, growing by half a round at the most (in the
+    first round, that round's own), and at least a tenth of the encoder's own root mean square. Null for no bound.
+    Honest clients of unusual data stayed below it (docs/robustness.md)."""
     aggregation: str = "mean"
-    """How the clients' updates become one, for each entry over those that sent it: their mean, weighted by their
-    numbers of examples; `agreement`, the same without the clients whose updates have pointed against the others' over
-    the rounds, which wants `clip` beside it where rounds are small, and clients that have most classes in common: it
-    throws honest ones out that hold one or two each; or by rank, each alike (`median`, `trimmed-mean`). All but the
-    mean are for federations with a few bad clients (docs/robustness.md) and keep every update in memory until the
-    round is over. `spatl show aggregation-rules` lists them; `package.module:rule` is one of your own."""
+    """How the clients' updates become one, for each entry over those that sent it. Weighted by their numbers of
+    examples: their mean; `agreement`, the same without the clients whose updates have pointed against the others' over
+    the rounds, which wants `clip` beside it where rounds are small; and by the distances of updates from each other
+    `multi-krum`, `nnm`, `centered-clipping` and `geometric-median`. By rank, each alike: `median`, `trimmed-mean`. All
+    but the mean are for federations with a few bad clients (docs/robustness.md has what each costs) and keep every
+    update in memory until the round is over. `spatl show aggregation-rules` lists them; `package.module:rule` is one of
+    your own."""
     trim_fraction: Annotated[float, BeforeValidator(not_a_switch), Field(ge=0, lt=0.5)] = 0.2
-    """The share of the senders that a trimmed mean leaves out at either end, rounded up."""
+    """The share of the senders that a trimmed mean leaves out at either end, rounded up; for `multi-krum` and `nnm`,
+    the share of a round's clients that may be bad."""
     clip: Positive | None = None
     """An update that is more than so many times larger than usual, measured as for `norm_bound`, is scaled down to it;
-    here the largest median of the last five rounds is usual, and at least a hundredth of the encoder's root mean
-    square. It moves no control variate then. Null for none."""
+    here the median of the clients' last updates is usual, the largest of the last five rounds, and at least a hundredth
+    of the encoder's root mean square. It moves no control variate then. Null for none."""
+    max_weight: Ratio = 0.2
+    """The largest share that one client can have in all averages where the server has nothing but its word for how many
+    examples it has (`partition.name: own`); no less than twice an equal share counts. One that says it has more counts
+    as that, and the server says so. 1 for no bound."""
     max_failures: Count = 3
     """A client whose updates are refused so many times in a row is left out for a while."""
     rounds_away: Count = 10

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.sections import Section
+from spatl.config.sections import TRIMMING, Section
 from spatl.config.server_optimizer import ADAPTIVE
 from spatl.data import PARTITIONERS, Dataset, partition_settings
 from spatl.extensions.references import is_reference
@@ -307,6 +307,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     _only_where(
         "server_optimizer.name",
         "server.learning_rate", "server.norm_bound", "server.aggregation", "server.trim_fraction", "server.clip",
+        "server.max_weight",
         "privacy.noise_multiplier", "privacy.clip", "privacy.delta",
         "wire.target_ratio", "wire.uplink", "wire.downlink",
         fact=lambda row: row.shares != "nothing", lacks="shares nothing",
@@ -328,8 +329,13 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("server.trim_fraction",),
-        lambda run: run.config.server.aggregation == "trimmed-mean" or is_reference(run.config.server.aggregation),
-        lambda run: f"server.aggregation is {run.config.server.aggregation}, not trimmed-mean",
+        lambda run: run.config.server.aggregation in TRIMMING or is_reference(run.config.server.aggregation),
+        lambda run: f"server.aggregation is {run.config.server.aggregation}, none of {', '.join(TRIMMING)}",
+    ),
+    _Rule(
+        ("server.max_weight",),
+        lambda run: run.config.has_own_data,
+        lambda run: "the server knows how many examples each client has (partition own is where it does not)",
     ),
     _Rule(
         ("server.connect_timeout_seconds", "server.round_timeout_seconds", "server.patience"),

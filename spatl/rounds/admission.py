@@ -4,8 +4,7 @@ What an update must be to be read at all, `protocol` and the strategy check. Her
 """
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from spatl.channels.layout import EncoderLayout
@@ -14,6 +13,7 @@ from spatl.errors import UpdateRejected
 from spatl.wire.update import Update
 
 _ROUNDS_REMEMBERED = 5
+_GROWTH = 1.5  # of what is usual, from one round to the next at most
 _LEAST_BOUNDED = 0.1  # of the encoder: by the default bound, what changes it by no more than itself is not refused
 _LEAST_CLIPPED = 0.01
 _FIRST_TRUST = 0.25
@@ -52,11 +52,14 @@ class Admission:
     """Memory of the rounds before.
 
     Attributes:
-        sizes: The median size of the updates that were folded in, of each of the last rounds with any.
-        largest: The largest median of all rounds so far, in either respect; None before the first round.
+        sizes: The median of the clients' last sizes, after each of the last rounds with an update.
+        largest: The largest lower quartile of these after any round, in either respect; None before the first round.
         failures: How many updates in a row each client was refused.
         away: The last round that each client is left out of.
         trust: A quarter, and what the agreements of each client with the others add to it, by `judged`.
+        by_client: The size of each client's last update that was folded in.
+        agreed: How far each client's last update agreed with the others'.
+        accord: The lower third of these, after each of the last rounds.
     """
 
     sizes: tuple[Size, ...] = ()
@@ -64,6 +67,9 @@ class Admission:
     failures: Mapping[int, int] = field(default_factory=dict)
     away: Mapping[int, int] = field(default_factory=dict)
     trust: Mapping[int, float] = field(default_factory=dict)
+    by_client: Mapping[int, Size] = field(default_factory=dict)
+    agreed: Mapping[int, float] = field(default_factory=dict)
+    accord: tuple[float, ...] = ()
 
     @property
     def recent(self) -> Size | None:
@@ -87,14 +93,21 @@ class Admission:
         whoever turns is out in a few rounds. What it disagreed is not forgotten but outweighed: a client that is not
         folded in any more comes to point where the others do, for they unlearn what only it knows.
 
+        Nothing counts as disagreement while clients do not agree as a whole: where each holds a class of its own, they
+        point against each other, and nobody is bad. That is so if in any of the last five rounds a third of all clients
+        disagreed when last seen.
+
         Args:
-            agreements: By client, as `spatl.rounds.aggregation.agreements` returns them.
+            agreements: By client, as `spatl.rounds.robust.agreements` returns them.
         """
-        trust = dict(self.trust)
+        agreed = {**self.agreed, **agreements}
+        lower_third = [sorted(agreed.values())[len(agreed) // 3]] if agreements else []
+        accord = (*self.accord, *lower_third)[-_ROUNDS_REMEMBERED:]
+        together, trust = min(accord, default=0.0) > 0, dict(self.trust)
         for client, agreement in agreements.items():
-            more = agreement if agreement < 0 else _SHARE_OF_AGREEMENT * agreement
+            more = (agreement if together else 0.0) if agreement < 0 else _SHARE_OF_AGREEMENT * agreement
             trust[client] = min(_MOST_TRUST, trust.get(client, _FIRST_TRUST) + more)
-        return replace(self, trust=trust)
+        return replace(self, trust=trust, agreed=agreed, accord=accord)
 
     def after(
         self,
@@ -118,15 +131,13 @@ class Admission:
         failures |= {client: failures.get(client, 0) + 1 for client in refused}
         away = {client: last for client, last in self.away.items() if last > server_round}
         away |= {client: server_round + rounds_away for client in refused if failures[client] >= max_failures}
-        median = median_of(folded.values())
-        medians = [median] if median is not None else []
-        return replace(
-            self,
-            sizes=(*self.sizes, *medians)[-_ROUNDS_REMEMBERED:],
-            largest=largest_of(([self.largest] if self.largest is not None else []) + medians),
-            failures=failures,
-            away=away,
-        )
+        by_client = {**self.by_client, **folded}
+        sizes, largest = self.sizes, self.largest
+        if folded:
+            sizes = (*sizes, _grown(median_of(by_client.values()), self.recent))[-_ROUNDS_REMEMBERED:]
+            usual = _grown(low_of(by_client.values()), largest)
+            largest = largest_of([usual, largest or usual])
+        return replace(self, by_client=by_client, sizes=sizes, largest=largest, failures=failures, away=away)
 
 
 def size_of(update: Update, layout: EncoderLayout) -> Size:
@@ -136,15 +147,28 @@ def size_of(update: Update, layout: EncoderLayout) -> Size:
     return Size(rms, rms / update.step_weight)
 
 
-def median_of(sizes: Iterable[Size]) -> Size | None:
-    """The usual size of some updates, the lower median in either respect; None of none.
+def median_of(sizes: Collection[Size]) -> Size:
+    """The lower median of some sizes, at least one, in either respect."""
+    return _ranked(sizes, (len(sizes) - 1) // 2)
 
-    The lower, so that of two clients the one that sends a thousandfold does not say what is usual.
+
+def low_of(sizes: Collection[Size]) -> Size:
+    """The lower quartile of some sizes, at least one, in either respect: the least of up to four.
+
+    So low that most of the clients would have to be bad for what they send to say what is usual.
     """
-    every = list(sizes)
-    if not every:
-        return None
-    return Size(statistics.median_low(size.rms for size in every), statistics.median_low(size.rate for size in every))
+    return _ranked(sizes, (len(sizes) - 1) // 4)
+
+
+def _ranked(sizes: Collection[Size], rank: int) -> Size:
+    return Size(sorted(size.rms for size in sizes)[rank], sorted(size.rate for size in sizes)[rank])
+
+
+def _grown(size: Size, before: Size | None) -> Size:
+    """A size, but not more than a factor larger than the one before: no few rounds make anything usual."""
+    if before is None:
+        return size
+    return Size(min(size.rms, _GROWTH * before.rms), min(size.rate, _GROWTH * before.rate))
 
 
 def largest_of(sizes: Iterable[Size]) -> Size | None:
@@ -158,8 +182,8 @@ class Usual:
     """Usual sizes, which a round's updates are measured by.
 
     Attributes:
-        bounded: For `server.norm_bound`: the largest median of all rounds. It never shrinks, because a client that is
-            new in a late round, or alone holds some classes, may send what all sent in the first.
+        bounded: For `server.norm_bound`: the largest lower quartile of all rounds. It never shrinks, because a client
+            that is new in a late round, or alone holds some classes, may send what all sent in the first.
         clipped: For `server.clip`: the largest median of the last rounds.
     """
 
@@ -174,8 +198,8 @@ class Usual:
         thousands of times larger: FedRep once all but one have converged.
 
         Args:
-            largest: The largest median of all rounds.
-            recent: That of the last rounds.
+            largest: The largest lower quartile of all rounds.
+            recent: The largest median of the last rounds.
             encoder_rms: The root mean square of the encoder's parameters.
         """
 

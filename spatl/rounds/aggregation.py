@@ -17,6 +17,7 @@ from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
 from spatl.rounds.exact_sum import ExactSum
+from spatl.rounds.few_senders import MOST_OF_A_MEAN, restrain_few_
 from spatl.wire.multiples import Multiples
 from spatl.wire.update import Update
 
@@ -83,7 +84,7 @@ class Aggregator:
         self._updates: ExactSum | None = None
         self._gradients: ExactSum | None = None
         self._examples = torch.zeros(layout.num_channels, dtype=torch.int64)  # over the clients that sent a channel
-        self._corrected = torch.zeros(layout.num_channels, dtype=torch.int64)  # over those of them with control
+        self._corrected, self._senders = torch.zeros(2, layout.num_channels, dtype=torch.int64)  # of those with control
         self._step_weights: list[tuple[int, float]] = []
 
     @property
@@ -116,6 +117,7 @@ class Aggregator:
         if self._is_corrected(update):
             self._corrected[update.selection.mask] += num_examples
         self._examples[update.selection.mask] += num_examples
+        self._senders += update.selection.mask
         self._step_weights.append((num_examples, update.step_weight))
 
     def _is_corrected(self, update: Update) -> bool:
@@ -188,8 +190,8 @@ class Aggregator:
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N]: entries nobody sent keep their bits.
 
-        Statistics are plain weighted means: a learning rate above 1 would extrapolate a variance below 0. What rounding
-        takes below 0 all the same, is halved instead.
+        What few sent is restrained (`spatl.rounds.few_senders`). Statistics are plain weighted means: a learning rate
+        above 1 would extrapolate a variance below 0. What rounding takes below 0 all the same, is halved instead.
         """
         encoder = self.encoder_before.clone()
         factor = self._learning_rate * self._mean_step_weight()
@@ -200,6 +202,7 @@ class Aggregator:
             before = self.encoder_before[part]
             moved = before.to(torch.float64) + scale * total / examples.clamp(min=1)
             encoder[part] = torch.where(examples > 0, moved.to(torch.float32), before)
+        restrain_few_(encoder, self.encoder_before, self._senders, self.num_updates, self._layout, most=MOST_OF_A_MEAN)
         return self._without_negative(encoder)
 
     def _without_negative(self, encoder: Tensor) -> Tensor:

@@ -18,12 +18,14 @@ from spatl.rounds.admission import (
     check_size,
     check_trust,
     clip_update,
+    low_of,
     median_of,
     size_of,
 )
 from spatl.rounds.federation import Federation
 from spatl.rounds.robust import agreements
 from spatl.rounds.server_state import ServerState
+from spatl.rounds.shared_statistics import StatisticsBounds, has_statistics
 from spatl.wire.reports import TrainReport
 from spatl.wire.statistics import Arrival
 from spatl.wire.update import Update, unpack_update
@@ -209,11 +211,30 @@ def usual_sizes(
     server = federation.blueprint.config.server
     if largest is None and (federation.norm_bound is not None or server.clip is not None):
         answers = list(answers)
-        largest = recent = median_of(_sizes(federation, state, server_round, answers))
+        layout = federation.blueprint.layout
+        sizes = [size_of(update, layout) for _, update in _readable(federation, state, server_round, answers)]
+        largest, recent = (low_of(sizes), median_of(sizes)) if sizes else (None, None)
     if largest is None or recent is None:
         return None, answers
     parameters = state.encoder[: federation.blueprint.layout.num_parameter_entries]
     return Usual.of(largest, recent, encoder_rms=math.sqrt(mean_square(parameters))), answers
+
+
+def statistics_bounds(
+    federation: Federation, state: ServerState, server_round: int, answers: Iterable[Answer]
+) -> tuple[StatisticsBounds | None, Iterable[Answer]]:
+    """Return what bounds the statistics of a round's updates, None where none travel; and the answers, as they came.
+
+    With privacy, what becomes of an update must not depend on another's, and its clip bounds statistics as well.
+    """
+    layout = federation.blueprint.layout
+    if not has_statistics(layout) or federation.blueprint.config.privacy.noise_multiplier is not None:
+        return None, answers
+    answers = list(answers)
+    before = federation.reference(state).encoder
+    exact = federation.blueprint.config.wire.uplink == "float32"
+    updates = _readable(federation, state, server_round, answers)
+    return StatisticsBounds.of(updates, before, layout, exact=exact), answers
 
 
 def checked_candidates(
@@ -223,11 +244,12 @@ def checked_candidates(
     answers: Iterable[Answer],
     usual: Usual | None,
     outcome: Outcome,
+    bounds: StatisticsBounds | None = None,
 ) -> Iterator[Candidate]:
     """Open the answers as they come, and pass on the updates that can be used and are not too large."""
     for client, content in answers:
         try:
-            candidate = _candidate(federation, state, server_round, client, content, usual)
+            candidate = _candidate(federation, state, server_round, client, content, usual, bounds)
         except UpdateRejected as error:
             refuse_(outcome, client, error, server_round)
             continue
@@ -242,8 +264,11 @@ def _candidate(
     client: int,
     content: bytes | UpdateRejected,
     usual: Usual | None,
+    bounds: StatisticsBounds | None,
 ) -> Candidate:
     update, report = _opened(federation, state, server_round, client, content)
+    if bounds is not None:
+        update = bounds.bounded(client, update, federation.blueprint.layout)
     size = size_of(update, federation.blueprint.layout)
     check_size(size, usual.bounded if usual else None, federation.norm_bound)
     factor = federation.blueprint.config.server.clip
@@ -298,14 +323,16 @@ def knows_control(federation: Federation, state: ServerState, client: int) -> bo
     return not federation.derives_control or state.control_staleness[client] < _FRESH
 
 
-def _sizes(federation: Federation, state: ServerState, server_round: int, answers: Iterable[Answer]) -> Iterator[Size]:
-    """The sizes of the updates that can be read."""
+def _readable(
+    federation: Federation, state: ServerState, server_round: int, answers: Iterable[Answer]
+) -> Iterator[tuple[int, Update]]:
+    """The updates that can be read, by client."""
     for client, content in answers:
         try:
             update, _ = _opened(federation, state, server_round, client, content)
         except UpdateRejected:
             continue
-        yield size_of(update, federation.blueprint.layout)
+        yield client, update
 
 
 def _opened(

@@ -104,4 +104,4 @@ def statistics_of_all(
     if not usable or not federation.blueprint.statistics:
         return None, outlying
     medians = federation.blueprint.config.server.aggregation != "mean"
-    return aggregate_statistics(usable, state.num_examples, medians=medians), outlying
+    return aggregate_statistics(usable, state.shares, medians=medians), outlying

@@ -46,6 +46,12 @@ class Federation:
         return None if config.privacy.noise_multiplier is not None else config.server.norm_bound
 
     @property
+    def max_weight(self) -> float:
+        """The largest share that a client can have in all averages; 1 where the server knows who has how much."""
+        config = self.blueprint.config
+        return config.server.max_weight if config.has_own_data else 1.0
+
+    @property
     def notes_choices(self) -> bool:
         """True where the channels that each client chose are written down: not where they are a client's secret."""
         config = self.blueprint.config
@@ -58,10 +64,10 @@ class Federation:
             self._step_weights[num_examples] = accumulated_step_weight(training, num_examples)
         return self._step_weights[num_examples]
 
-    def mean_step_weight(self, num_examples: Mapping[int, int]) -> float:
-        """sum_i p_i a_i over clients with so many training examples each."""
-        weighted = math.fsum(number * self.step_weight(number) for number in num_examples.values())
-        return weighted / sum(num_examples.values())
+    def mean_step_weight(self, num_examples: Mapping[int, int], weights: Mapping[int, int]) -> float:
+        """sum_i p_i a_i over clients with so many training examples each, and with these weights."""
+        weighted = math.fsum(weights[client] * self.step_weight(number) for client, number in num_examples.items())
+        return weighted / sum(weights.values())
 
     def reference(self, state: ServerState) -> Reference:
         """The encoder as the clients hold it."""

@@ -65,7 +65,7 @@ def derived_control(federation: Federation, state: ServerState, server_round: in
     if state.control_since == server_round:
         return DerivedControl(1.0, torch.finfo(torch.float32).max, valid)
     damping = federation.blueprint.config.control.damping * state.control_share
-    step_weight = federation.mean_step_weight(state.num_examples)
+    step_weight = federation.mean_step_weight(state.num_examples, state.shares)
     return DerivedControl(_as_float32(damping), _as_float32(step_weight), valid)
 
 

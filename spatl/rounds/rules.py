@@ -19,6 +19,12 @@ from spatl.config.sections import AGGREGATION_DOOR
 from spatl.errors import ConfigError, SpatlError, told
 from spatl.extensions.references import arguments_for, is_reference, resolve, row_of
 from spatl.rounds.aggregation import Aggregator, AverageSettings
+from spatl.rounds.neighbours import (
+    ClippingAggregator,
+    GeometricMedianAggregator,
+    MultiKrumAggregator,
+    NearestNeighboursAggregator,
+)
 from spatl.rounds.robust import DenseAggregator, MedianAggregator, TrimmedMeanAggregator
 from spatl.seeding import generator, seeded_globals
 from spatl.wire.update import Update
@@ -60,6 +66,18 @@ AGGREGATION_RULES: dict[str, AggregationRule] = {
     "trimmed-mean": AggregationRule(
         TrimmedMeanAggregator,
         "their mean without the lowest and the highest (server.trim_fraction)",
+    ),
+    "multi-krum": AggregationRule(
+        MultiKrumAggregator, "the mean of the updates that are nearest to each other (server.trim_fraction are not)"
+    ),
+    "nnm": AggregationRule(
+        NearestNeighboursAggregator, "the trimmed mean of each update's mean with those that are nearest to it"
+    ),
+    "centered-clipping": AggregationRule(
+        ClippingAggregator, "a centre, moved by what the updates differ from it, clipped to the median distance"
+    ),
+    "geometric-median": AggregationRule(
+        GeometricMedianAggregator, "the point whose distances to all updates have the least sum"
     ),
 }
 """What `server.aggregation` can name."""

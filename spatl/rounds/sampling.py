@@ -1,4 +1,8 @@
-"""Sampling of a round's clients: from the run's seed over the clients' stable identities, so that runs repeat."""
+"""Sampling of a round's clients: from a seed over the clients' stable identities, so that runs repeat.
+
+In a simulation it is the run's. Clients of a deployment know that one, and could work out in which rounds they are
+most: there it is a secret of the server's, which its checkpoint keeps.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +15,7 @@ def sample_clients(clients: Sequence[int], *, fraction: float, seed: int, server
     Args:
         clients: Partition ids.
         fraction: Share of them that trains, in (0, 1]; at least one client always does.
-        seed: The run's seed.
+        seed: The run's, or the server's own.
         server_round: The round, from 1.
 
     Returns:

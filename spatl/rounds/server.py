@@ -26,6 +26,7 @@ from spatl.rounds.answers import (
     knows_control,
     question_of,
     refuse_,
+    statistics_bounds,
     usual_sizes,
 )
 from spatl.rounds.cosines import Sketches
@@ -37,6 +38,7 @@ from spatl.rounds.rules import aggregation_rule, sums_as_given
 from spatl.rounds.sampling import sample_clients
 from spatl.rounds.server_optimizer import Moments, moved
 from spatl.rounds.server_state import ServerState
+from spatl.rounds.weights import bounded_weights
 from spatl.seeding import generator
 from spatl.wire.download import download_overhead, pack_download
 
@@ -56,7 +58,11 @@ logger = logging.getLogger(__name__)
 
 
 def first_state(
-    federation: Federation, num_examples: Mapping[int, int], *, cannot_build: Collection[int] = ()
+    federation: Federation,
+    num_examples: Mapping[int, int],
+    *,
+    cannot_build: Collection[int] = (),
+    sampling_seed: int | None = None,
 ) -> ServerState:
     """Return the state before the first round.
 
@@ -64,6 +70,7 @@ def first_state(
         federation: What holds for all rounds.
         num_examples: Training examples of each client (n_i).
         cannot_build: The clients whose initial encoder is another one than the server's, so that it is sent to them.
+        sampling_seed: As of the state.
     """
     blueprint = federation.blueprint
     control = torch.zeros(blueprint.layout.num_parameter_entries) if blueprint.config.row.controls else None
@@ -80,25 +87,30 @@ def first_state(
         held=dict.fromkeys(num_examples, 0),
         control_staleness=dict.fromkeys(num_examples, 0.0),
         num_examples=num_examples,
+        weights=bounded_weights(num_examples, federation.max_weight),
         cannot_build=frozenset(cannot_build),
         moments=Moments.start(blueprint.config.server_optimizer, blueprint.layout),
+        sampling_seed=sampling_seed,
     )
 
 
-def rejoined(state: ServerState, num_examples: Mapping[int, int], *, cannot_build: Collection[int] = ()) -> ServerState:
+def rejoined(
+    state: ServerState, num_examples: Mapping[int, int], *, cannot_build: Collection[int] = (), max_weight: float = 1.0
+) -> ServerState:
     """Return the state of a run that goes on, once its clients have registered again; arguments as of `first_state`.
 
     Who is away for a while has a share in c as before. The c_i of one that is new is 0, and p_i is less for all others.
     """
-    known = state.num_examples
-    everyone = {**known, **num_examples}
+    known, everyone = state.shares, {**state.num_examples, **num_examples}
+    weights = {**state.weights, **bounded_weights(everyone, max_weight, known=known)}
     control = state.control
     if control is not None and known:
-        control = control * (sum(known.values()) / sum(everyone.values()))
+        control = control * (sum(known.values()) / sum({**everyone, **weights}.values()))
     return replace(
         state,
         control=control,
         num_examples=everyone,
+        weights=weights,
         held={**dict.fromkeys(everyone, 0), **state.held},
         control_staleness={**dict.fromkeys(everyone, 1.0), **state.control_staleness},
         cannot_build=state.cannot_build | frozenset(cannot_build),
@@ -108,10 +120,9 @@ def rejoined(state: ServerState, num_examples: Mapping[int, int], *, cannot_buil
 def choose_clients(federation: Federation, state: ServerState, server_round: int) -> tuple[tuple[int, ...], set[int]]:
     """Return the clients to ask in a round, and those that are left out because they keep failing."""
     config = federation.blueprint.config
+    seed = config.seed if state.sampling_seed is None else state.sampling_seed
     admitted = state.admission.admitted(sorted(federation.clients), server_round)
-    chosen = sample_clients(
-        admitted, fraction=config.server.fraction_train, seed=config.seed, server_round=server_round
-    )
+    chosen = sample_clients(admitted, fraction=config.server.fraction_train, seed=seed, server_round=server_round)
     return chosen, set(federation.clients) - set(admitted)
 
 
@@ -168,12 +179,13 @@ def close_round(
     outcome = Outcome()
     aggregator = _aggregator(federation, state)
     usual, answers = usual_sizes(federation, state, server_round, answers)
-    candidates = checked_candidates(federation, state, server_round, answers, usual, outcome)
+    bounds, answers = statistics_bounds(federation, state, server_round, answers)
+    candidates = checked_candidates(federation, state, server_round, answers, usual, outcome, bounds)
     admission = state.admission
     if aggregation_rule(federation.blueprint.config.server.aggregation).compares:
         candidates, admission = agreeing_candidates(federation, admission, list(candidates), server_round, outcome)
     sketches = _sketches(federation, aggregator, server_round)
-    sizes, unclipped = _fold_(federation, aggregator, sketches, candidates, state.num_examples, server_round, outcome)
+    sizes, unclipped = _fold_(federation, aggregator, sketches, candidates, state.shares, server_round, outcome)
     if sketches is not None:
         outcome.cosines = sketches.cosines(channel_energies(aggregator, federation.blueprint.layout))
     encoder, moments = _moved(federation, state, aggregator)
@@ -358,7 +370,7 @@ def _aggregator(federation: Federation, state: ServerState) -> Aggregator:
         "layout": layout,
         "encoder": state.encoder,
         "control": state.control,
-        "total_examples": sum(state.num_examples.values()),
+        "total_examples": sum(state.shares.values()),
         "learning_rate": config.server.learning_rate if state.moments is None else 1.0,
     }
     if config.privacy.noise_multiplier is not None:

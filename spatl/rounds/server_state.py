@@ -36,6 +36,8 @@ class ServerState:
         control_since: The round in which c and all c_i began anew; 0 if they never did.
         statistics: BatchNorm statistics of all clients' data under the encoder after the last round; None before it.
         moments: Memory of the server's optimizer; None of plain SGD.
+        weights: What those clients weigh whose word for their numbers of examples does not count in full.
+        sampling_seed: A secret from which each round's clients are drawn; None for the run's seed, which clients know.
     """
 
     encoder: Tensor
@@ -55,3 +57,10 @@ class ServerState:
     control_since: int = 0
     statistics: Statistics | None = None
     moments: Moments | None = None
+    weights: Mapping[int, int] = field(default_factory=dict)
+    sampling_seed: int | None = None
+
+    @property
+    def shares(self) -> Mapping[int, int]:
+        """What each client weighs, of which p_i is its share: its number of examples, unless that is bounded."""
+        return {**self.num_examples, **self.weights}

@@ -113,20 +113,35 @@ def without_outliers(answers: Mapping[int, Statistics]) -> tuple[dict[int, Stati
     if len(answers) < _FEWEST or not any(each.means.numel() for each in answers.values()):
         return dict(answers), {}
     means = torch.stack([each.means.double() for each in answers.values()]).quantile(0.5, dim=0)
-    variances = torch.stack([each.variances.double() for each in answers.values()]).quantile(0.5, dim=0) + _EPSILON
+    variances = torch.stack([each.variances.double() for each in answers.values()]).quantile(0.5, dim=0)
     fitting, refused = dict[int, Statistics](), dict[int, str]()
     for client, each in answers.items():
-        own = each.variances.double() + _EPSILON
-        shift = _rms((each.means.double() - means) / (own + variances).sqrt())
-        stretch = _rms((own / variances).log())
-        if shift <= FARTHEST and stretch <= FARTHEST:
+        reason = outlying_by(each.means.double(), each.variances.double(), means, variances)
+        if reason is None:
             fitting[client] = each
         else:
-            refused[client] = (
-                f"its BatchNorm statistics are {shift:.3g} standard deviations and a factor of e^{stretch:.3g} in "
-                f"variance from the other clients', of {FARTHEST:g} that are possible"
-            )
+            refused[client] = reason
     return fitting, refused
+
+
+def outlying_by(means: Tensor, variances: Tensor, others_means: Tensor, others_variances: Tensor) -> str | None:
+    """Return why statistics are too far from the others' to be used; None where they are not.
+
+    Args:
+        means: float64 [M], a client's.
+        variances: float64 [M], likewise, none below 0.
+        others_means: float64 [M], what the others say.
+        others_variances: float64 [M], likewise.
+    """
+    own, others = variances + _EPSILON, others_variances + _EPSILON
+    shift = _rms((means - others_means) / (own + others).sqrt())
+    stretch = _rms((own / others).log())
+    if shift <= FARTHEST and stretch <= FARTHEST:
+        return None
+    return (
+        f"its BatchNorm statistics are {shift:.3g} standard deviations and a factor of e^{stretch:.3g} in variance "
+        f"from the other clients', of {FARTHEST:g} that are possible"
+    )
 
 
 def _rms(values: Tensor) -> float:

@@ -21,9 +21,12 @@ from spatl.sealed_files import replace_sealed, seal, unseal
 from spatl.wire.statistics import Statistics
 
 _FORMAT = 5
-_BY_CLIENT = {"folded": "folded", "held": "held", "astray": "control_staleness", "num_examples": "num_examples"}
+_BY_CLIENT = {
+    "folded": "folded", "held": "held", "astray": "control_staleness", "num_examples": "num_examples",
+    "weights": "weights",
+}  # fmt: skip
 """The name in the file, and in the state."""
-_OF_ADMISSION = ("failures", "away", "trust")
+_OF_ADMISSION = ("failures", "away", "trust", "agreed")
 _SQUEEZED = (torch.float32, torch.int32)
 _OPTIONAL = ("control", "held_control")
 
@@ -69,10 +72,13 @@ class Checkpoint:
             "control_since": state.control_since,
             "first_loss": state.first_loss,
             "useless_rounds": state.useless_rounds,
+            "sampling_seed": state.sampling_seed,
             "sizes": [_pair(size) for size in state.admission.sizes],
             "largest": _pair(largest) if (largest := state.admission.largest) is not None else None,
             **{name: _named(getattr(state.admission, name)) for name in _OF_ADMISSION},
             **({} if moments is None else {"optimizer_steps": moments.steps}),
+            "size_of": _named({client: _pair(size) for client, size in state.admission.by_client.items()}),
+            "accord": list(state.admission.accord),
         }
         squeezed = {
             name: str(each.dtype).removeprefix("torch.")
@@ -109,9 +115,12 @@ class Checkpoint:
             control_since=header["control_since"],
             first_loss=header["first_loss"],
             useless_rounds=header["useless_rounds"],
+            sampling_seed=header["sampling_seed"],
             admission=Admission(
                 sizes=tuple(Size(*pair) for pair in header["sizes"]),
                 largest=Size(*header["largest"]) if header["largest"] is not None else None,
+                by_client={client: Size(*pair) for client, pair in _by_client(header["size_of"]).items()},
+                accord=tuple(header["accord"]),
                 **of_admission,
             ),
             statistics=Statistics(tensors["means"], tensors["variances"]) if "means" in tensors else None,

@@ -317,7 +317,11 @@ def test_a_checkpoint_reads_as_it_was_written(tmp_path):
         state = ServerState(
             vector, control, control, 0.25, versions, {1: 7, 0: 6}, {0: 3, 1: 4}, {0: 0.5, 1: 1e-9}, {0: 5, 1: 6},
             frozenset({1}), 2.5, 1,
-            Admission((Size(1.5, 0.1),), Size(2.5, 1 / 3), {1: 2}, {1: 9}, {0: 0.1, 1: -1 / 3}),
+            Admission(
+                (Size(1.5, 0.1),), Size(2.5, 1 / 3), {1: 2}, {1: 9}, {0: 0.1, 1: -1 / 3}, {1: Size(0.5, 0.7)}, {0: 0.2},
+                (0.1, -0.3),
+            ),
+            sampling_seed=None if control is None else 2**127 + 1,
         )  # fmt: skip
         written = Checkpoint(7, state)
         read = Checkpoint.from_bytes(written.to_bytes())
@@ -329,6 +333,7 @@ def test_a_checkpoint_reads_as_it_was_written(tmp_path):
         assert read.state.num_examples == {0: 5, 1: 6}
         assert read.state.control_staleness == state.control_staleness
         assert read.state.admission == state.admission
+        assert read.state.sampling_seed == state.sampling_seed
         first = replace(written, state=replace(state, admission=Admission()))
         assert Checkpoint.from_bytes(first.to_bytes()).state.admission == Admission()
         assert (read.state.first_loss, read.state.useless_rounds, read.state.cannot_build) == (2.5, 1, {1})

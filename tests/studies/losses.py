@@ -11,15 +11,34 @@ from pathlib import Path
 
 from flwr.app import Message
 
+from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.json_files import read_json
-from tests.studies.attacks import config_of
+from tests.studies.attacks.situations import SMALL
 from tests.support.federations import COMPRESSED, run_tiny
+
+
+def config_of(*, seed: int, rounds: int) -> ExperimentConfig:
+    """Ten clients on the digits, Dirichlet 0.5."""
+    return parse_config(
+        {
+            "seed": seed,
+            "rounds": rounds,
+            "partition": {"num_clients": 10, "alpha": 0.5},
+            "model": SMALL,
+            "training": {
+                "local_epochs": 2, "batch_size": 16, "learning_rate": 0.02, "momentum": 0.9, "device": "cpu",
+            },
+            "selection": {"selector": "update", "keep_ratio": 0.8},
+            "wire": COMPRESSED,
+            "report": {"split": "validation"},
+        }
+    )  # fmt: skip
 
 
 def accuracy_with(share: float, *, seed: int, rounds: int, directory: Path) -> tuple[float, int]:
     """The final accuracy over all clients, and how many replies were lost."""
-    config = parse_config({**config_of({}, seed=seed, rounds=rounds).model_dump(), "wire": COMPRESSED})
+    config = config_of(seed=seed, rounds=rounds)
     draw = random.Random(seed)
 
     def loses(client: int, message: Message) -> bool:

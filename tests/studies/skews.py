@@ -22,7 +22,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.data import load_dataset
 from spatl.rounds.admission import Size, check_size
-from tests.studies.attacks import SMALL
+from tests.studies.attacks.situations import SMALL
 from tests.support.federations import run_tiny
 
 ALL = tuple(range(10))

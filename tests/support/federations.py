@@ -198,9 +198,9 @@ def weighted_control(
 
     What a client has pending counts if the server folded it in, as it would say in the next round.
     """
-    total = sum(state.num_examples.values())
+    total = sum(state.shares.values())
     result = torch.zeros(blueprint_of(config).layout.num_parameter_entries, dtype=torch.float64)
-    for client, number in state.num_examples.items():
+    for client, number in state.shares.items():
         own = DirectoryStore(directory / "clients" / str(client)).load()
         if own is None:
             continue

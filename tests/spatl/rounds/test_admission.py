@@ -18,6 +18,7 @@ from spatl.rounds.admission import (
     check_size,
     check_trust,
     clip_update,
+    low_of,
     median_of,
     size_of,
 )
@@ -52,21 +53,50 @@ def test_nothing_is_of_size_zero():
     assert size_of(update(torch.zeros(0), nothing), LAYOUT) == Size(0.0, 0.0)
 
 
-def test_the_clip_is_by_the_largest_median_of_the_last_five_rounds_and_the_bound_by_that_of_all():
-    """Medians 5, 1, 1, 1, 1; then the 5 is six rounds old. A round in which nothing was folded in changes nothing."""
+def test_the_clip_is_by_the_largest_median_of_the_last_five_rounds_and_the_bound_by_the_largest_low_of_all():
+    """Of sizes 4, 5, 90 the median is 5 and the least 4. Then all send 1, and the 5 is six rounds old at last.
+
+    A round in which nothing was folded in changes nothing.
+    """
     admission = Admission()
     assert admission.recent is admission.largest is None
-    for server_round, sizes in enumerate([(4.0, 5.0, 90.0), (1.0,), (1.0,), (1.0, 1.0), (), (1.0,)], start=1):
-        admission = after(admission, server_round, folded=enumerate(sizes))
-    assert admission.recent == admission.largest == Size(5.0, 5.0)
+    admission = after(admission, 1, folded=[(0, 4.0), (1, 5.0), (2, 90.0)])
+    assert (admission.recent, admission.largest) == (Size(5.0, 5.0), Size(4.0, 4.0))
+    for server_round, folded in enumerate([3, 3, 3, 0, 3], start=2):
+        admission = after(admission, server_round, folded=[(client, 1.0) for client in range(folded)])
+    assert admission.recent == Size(5.0, 5.0)
     admission = after(admission, 7, folded=[(0, 2.0)])
-    assert admission.recent == Size(2.0, 2.0)
-    assert admission.largest == Size(5.0, 5.0)
+    assert (admission.recent, admission.largest) == (Size(1.0, 1.0), Size(4.0, 4.0))
 
 
-def test_of_two_updates_the_smaller_says_what_is_usual():
-    assert median_of([Size(1.0, 20.0), Size(1000.0, 2.0)]) == Size(1.0, 2.0)
-    assert median_of([]) is None
+@given(bad=st.floats(1e-3, 1e6), rounds=st.integers(1, 20), draws=st.randoms(use_true_random=False))
+def test_two_of_ten_cannot_make_large_what_is_usual_however_often_they_are_drawn(bad, rounds, draws):
+    """Honest clients send 1 to 2. Whoever is drawn, what is usual is what an honest client sends, or less."""
+    admission = Admission()
+    for server_round in range(1, rounds + 1):
+        chosen = draws.sample(range(10), 4)
+        admission = after(admission, server_round, folded=[(c, bad if c < 2 else 1 + c / 10) for c in chosen])
+        assert admission.largest.rms <= 1.9
+        if len(admission.by_client) >= 5:
+            assert admission.sizes[-1].rms <= 1.9
+
+
+@given(sizes=st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=20))
+def test_what_is_usual_grows_by_half_in_a_round_at_most(sizes):
+    """Even where all clients send so much more."""
+    admission = after(Admission(), 1, folded=[(0, 1.0), (1, 1.0)])
+    for server_round, size in enumerate(sizes, start=2):
+        before = admission
+        admission = after(admission, server_round, folded=[(0, size), (1, size)])
+        assert admission.largest.rms <= 1.5 * before.largest.rms
+        assert admission.recent.rms <= 1.5 * before.recent.rms
+
+
+def test_of_two_updates_the_smaller_says_what_is_usual_and_of_ten_the_third():
+    two = [Size(1.0, 20.0), Size(1000.0, 2.0)]
+    assert median_of(two) == low_of(two) == Size(1.0, 2.0)
+    ten = [Size(float(number), 10.0 * number) for number in range(10, 0, -1)]
+    assert (low_of(ten), median_of(ten)) == (Size(3.0, 30.0), Size(5.0, 50.0))
 
 
 @given(
@@ -89,7 +119,7 @@ def test_a_thousandfold_update_is_refused_whoever_of_clients_whose_sizes_differ_
     bad = data.draw(st.integers(0, len(weights) - 1))
     sizes[bad] = Size(1000 * sizes[bad].rms, 1000 * sizes[bad].rate)
     with pytest.raises(UpdateTooLarge, match=r"server\.norm_bound allows 10"):
-        check_size(sizes[bad], median_of(sizes), 10.0)
+        check_size(sizes[bad], low_of(sizes), 10.0)
 
 
 def test_what_is_larger_than_the_bound_as_a_whole_and_for_its_steps_is_refused_and_so_is_what_is_no_number():
@@ -138,19 +168,36 @@ def test_a_round_is_never_without_clients():
     assert admission.admitted([0, 1], 5) == [0, 1]
 
 
+AGREEING = dict.fromkeys(range(3), 0.3)
+
+
 @given(past=st.lists(st.floats(-1, 1), max_size=20), rounds=st.integers(1, 5))
 def test_whatever_went_before_a_round_of_working_against_the_others_costs_a_client_its_trust(past, rounds):
     admission = Admission()
     for agreement in past:
-        admission = admission.judged({7: agreement})
+        admission = admission.judged({**AGREEING, 7: agreement})
         assert admission.trust[7] <= 0.5
     for _ in range(rounds):
-        admission = admission.judged({7: -0.6})
+        admission = admission.judged({**AGREEING, 7: -0.6})
     assert not admission.trusts(7)
     assert admission.trusts(8)
+    assert all(admission.trusts(client) for client in AGREEING)
     lost = admission.trust[7]
     assert admission.judged({8: 1.0}).trust[7] == lost  # a round without it changes nothing
     assert admission.judged({7: 0.4}).trust[7] == pytest.approx(lost + 0.1)
+
+
+@given(rounds=st.integers(1, 8), draws=st.randoms(use_true_random=False))
+def test_nobody_loses_trust_where_clients_do_not_agree_and_for_five_rounds_after_it(rounds, draws):
+    """Ten of one class each: four of them point against the others. Then all but one agree."""
+    admission = Admission()
+    for _ in range(rounds):
+        admission = admission.judged({c: draws.uniform(-1, -0.01) if c < 4 else 0.2 for c in range(10)})
+    for _ in range(4):
+        admission = admission.judged({c: -0.5 if c == 0 else 0.2 for c in range(10)})
+    assert all(admission.trusts(client) for client in range(10))
+    admission = admission.judged({c: -0.6 if c == 0 else 0.2 for c in range(10)})
+    assert [client for client in range(10) if not admission.trusts(client)] == [0]
 
 
 def test_the_update_of_a_client_without_trust_is_refused_with_what_it_lacks():

@@ -143,14 +143,17 @@ def test_entries_nobody_sent_keep_their_bits(seed, number):
 
 @given(seed=st.integers(0, 2**32), number=st.integers(1, 8))
 def test_the_average_lies_between_the_clients_that_sent_the_entry(seed, number):
+    """Of a channel that at most two in five sent, between them and where it was, which is 0."""
     updates = random_updates(seed, number)
     moved, _ = aggregate(updates, torch.zeros(N), None)
     dense = torch.full((number, N), float("nan"))
     for row, (update, _) in enumerate(updates):
         dense[row, update.selection.entries(LAYOUT)] = update.values
     sent = ~dense.isnan().all(0)
+    few = ((~dense.isnan()).sum(0) <= 0.4 * number)[sent]
     low = torch.where(dense.isnan(), torch.inf, dense).amin(0)[sent]
     high = torch.where(dense.isnan(), -torch.inf, dense).amax(0)[sent]
+    low, high = torch.where(few, low.clamp(max=0), low), torch.where(few, high.clamp(min=0), high)
     assert bool(((moved[sent] >= low) & (moved[sent] <= high)).all())
 
 

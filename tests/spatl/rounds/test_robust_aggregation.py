@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spatl.rounds.few_senders import restrain_few_
 from spatl.rounds.robust import agreements
 from spatl.rounds.rules import AGGREGATION_RULES
 from tests.support.layouts import interleaved_layout, make_update
@@ -39,15 +40,18 @@ def test_robust_rules_are_those_of_numpy_over_the_clients_that_sent_an_entry(rul
     for update, _ in updates:
         for entry, value in zip(update.selection.entries(LAYOUT).tolist(), update.values.tolist(), strict=True):
             sent.setdefault(entry, []).append(value)
-    for entry in range(LAYOUT.num_entries):
-        values = sorted(sent.get(entry, []))
-        if not values:
-            assert result[entry].view(torch.int32) == encoder[entry].view(torch.int32)
-            continue
+    moved = torch.zeros(LAYOUT.num_entries)
+    for entry, values in sent.items():
         trimmed = min(math.ceil(round(trim_fraction * len(values), 9)), (len(values) - 1) // 2)
-        kept = values[trimmed : len(values) - trimmed]
-        expected = np.median(values) if rule == "median" else np.mean(kept)
-        assert float(result[entry]) == pytest.approx(float(encoder[entry]) + expected, rel=1e-5, abs=1e-5)
+        kept = sorted(values)[trimmed : len(values) - trimmed]
+        moved[entry] = float(np.median(values) if rule == "median" else np.mean(kept))
+    senders = (
+        torch.stack([update.selection.mask for update, _ in updates]).sum(0) if updates else LAYOUT.parameter_sizes
+    )
+    restrain_few_(moved, torch.zeros_like(moved), senders, number, LAYOUT, most=1.0)
+    assert torch.allclose(result, encoder + moved, rtol=1e-5, atol=1e-5)
+    nobody = torch.tensor([entry not in sent for entry in range(LAYOUT.num_entries)])
+    assert torch.equal(result[nobody].view(torch.int32), encoder[nobody].view(torch.int32))
 
 
 @both_rules
@@ -84,14 +88,14 @@ def in_numpy(updates, trusted):
         row = np.full(LAYOUT.num_entries, np.nan)
         row[update.selection.entries(LAYOUT).numpy()] = update.values.numpy()
         rows.append(row[:length])
-    counted = [row for row, counts in zip(rows, trusted, strict=True) if counts or not any(trusted)]
-    median = np.zeros(length)
-    for entry in range(length):
-        sent = [row[entry] for row in counted if not np.isnan(row[entry])]
-        median[entry] = np.median(sent) if sent else 0.0
+    counted = [counts or not any(trusted) for counts in trusted]
     cosines = []
-    for row in rows:
-        values = np.nan_to_num(row)
+    for judged, row in enumerate(rows):
+        others = [each for one, each in enumerate(rows) if counted[one] and one != judged]
+        enough = min(max(2, math.ceil(len(others) / 4)), max(1, sum(counted) - 1))
+        sent = [[each[entry] for each in others if not np.isnan(each[entry])] for entry in range(length)]
+        entries = [e for e in range(length) if not np.isnan(row[e]) and len(sent[e]) >= enough]
+        values, median = row[entries], np.array([np.median(sent[entry]) for entry in entries])
         norm = np.linalg.norm(values) * np.linalg.norm(median)
         cosines.append(values @ median / norm if norm else 0.0)
     return cosines
@@ -112,13 +116,24 @@ def test_agreements_are_cosines_with_the_median_of_the_trusted_in_any_order(seed
 
 
 @given(seed=st.integers(0, 2**32), factor=st.floats(1e-3, 1e3))
-def test_an_update_that_is_not_trusted_agrees_as_much_as_its_negative_disagrees_whatever_its_size(seed, factor):
+def test_an_update_agrees_as_much_as_its_negative_disagrees_whatever_its_size(seed, factor):
+    """It is judged by the others alone, whether it is trusted or not."""
     updates = [update for update, _ in random_updates(seed, 5)]
     negative = replace(updates[4], values=-factor * updates[4].values)
-    trusted = [True] * 4 + [False]
-    one, other = (agreements([*updates[:4], last], trusted, LAYOUT) for last in (updates[4], negative))
-    assert one[:4] == other[:4]
-    assert one[4] == pytest.approx(-other[4], abs=1e-6)
+    for trusted in (True, False):
+        one, other = (
+            agreements([*updates[:4], last], [True] * 4 + [trusted], LAYOUT) for last in (updates[4], negative)
+        )
+        assert one[4] == pytest.approx(-other[4], abs=1e-6)
+
+
+def test_a_channel_that_only_the_judged_and_one_more_send_covers_nothing():
+    """Six clients; two flip what all send, and both send a channel of their own, a thousand times as large."""
+    layout = interleaved_layout([(2, 3)])
+    common = torch.where(layout.owner == 0, 1.0, 1000.0)
+    honest = [make_update(layout, [True, False], common) for _ in range(4)]
+    bad = [make_update(layout, [True, True], torch.where(layout.owner == 0, -1.0, 1000.0)) for _ in range(2)]
+    assert agreements([*honest, *bad], [True] * 6, layout) == pytest.approx([1.0] * 4 + [-1.0] * 2)
 
 
 def test_statistics_do_not_agree_or_disagree():

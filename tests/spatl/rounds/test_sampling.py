@@ -5,7 +5,10 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spatl.rounds.federation import Federation
 from spatl.rounds.sampling import sample_clients
+from spatl.rounds.server import choose_clients, first_state
+from tests.support.federations import blueprint_of, tiny_config
 
 
 @given(
@@ -28,3 +31,16 @@ def test_every_client_gets_its_turn():
         client for r in range(1, 401) for client in sample_clients(range(10), fraction=0.4, seed=1, server_round=r)
     )
     assert all(120 <= counts[client] <= 200 for client in range(10))
+
+
+def test_a_secret_of_the_servers_decides_where_it_has_one_and_the_runs_seed_otherwise():
+    config = tiny_config(server={"fraction_train": 0.4}, partition={"num_clients": 20})
+    federation = Federation(blueprint_of(config), clients=frozenset(range(20)))
+
+    def drawn(secret):
+        state = first_state(federation, dict.fromkeys(range(20), 30), sampling_seed=secret)
+        return [choose_clients(federation, state, server_round)[0] for server_round in range(1, 6)]
+
+    assert drawn(2**127) == drawn(2**127)
+    assert drawn(2**127) != drawn(2**127 + 1)
+    assert drawn(None) == drawn(config.seed) != drawn(2**127)

@@ -1,0 +1,119 @@
+"""The study of attacks: which rule holds against what, and what it costs where nobody is bad.
+
+`python -m tests.studies.attacks` runs ten clients, two of whom cheat, on the digits: every attack, situation, rule and
+seed that is asked for, and prints a table for each situation: the accuracy of the honest clients (their validation
+splits), the success of the backdoor, and what was refused. `--keep FILE` appends each run to a file as a line of JSON,
+takes what it holds already from there, and so goes on where it was cut; `--table` prints that alone.
+"""
+
+import argparse
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spatl.json_files import to_json
+from tests.studies.attacks.arena import Result, result_of
+from tests.studies.attacks.situations import SITUATIONS
+from tests.studies.attacks.ways import ATTACKS
+
+RULES: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "agreement, clip 1.5": {"aggregation": "agreement", "clip": 1.5},
+    "median": {"aggregation": "median"},
+    "trimmed-mean": {"aggregation": "trimmed-mean"},
+    "multi-krum": {"aggregation": "multi-krum"},
+    "nnm": {"aggregation": "nnm"},
+    "centered-clipping": {"aggregation": "centered-clipping"},
+    "geometric-median": {"aggregation": "geometric-median"},
+}
+Key = tuple[str, str, str, int, int]
+"""Situation, attack, rule, seed and rounds."""
+
+
+def read(path: Path | None) -> dict[Key, Result]:
+    """Return the runs that a file holds."""
+    if path is None or not path.exists():
+        return {}
+    found = {}
+    for line in path.read_text().splitlines():
+        kept = json.loads(line)
+        situation, attack, rule, seed, rounds = kept.pop("run")
+        found[situation, attack, rule, seed, rounds] = Result(
+            **{key: math.nan if v is None else v for key, v in kept.items()}
+        )
+    return found
+
+
+def keep(path: Path, run: Key, result: Result) -> None:
+    """Append a run to a file."""
+    numbers = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(result).items()}
+    with path.open("a") as file:
+        file.write(to_json({"run": list(run), **numbers}) + "\n")
+
+
+def table(found: dict[Key, Result], situation: str, rules: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a situation's table."""
+    yield f"| {situation} | " + " | ".join(rules) + " |"
+    yield "|---|" + "---:|" * len(rules)
+    for attack in ATTACKS:
+        cells = [
+            cell([each for (s, a, r, *_), each in sorted(found.items()) if (s, a, r) == (situation, attack, rule)])
+            for rule in rules
+        ]
+        if any(cells):
+            yield f"| {attack} | " + " | ".join(cells) + " |"
+
+
+def cell(results: Sequence[Result]) -> str:
+    """Return the mean accuracy of some seeds, how far they spread, the backdoor's success and what was refused."""
+    if not results:
+        return ""
+    accuracies = [100 * each.accuracy for each in results if not math.isnan(each.accuracy)]
+    lost = len(results) - len(accuracies)
+    told = [f"{sum(accuracies) / len(accuracies):.1f} ({min(accuracies):.1f} to {max(accuracies):.1f})"] * bool(
+        accuracies
+    )
+    told += [f"{lost} diverged"] * bool(lost)
+    backdoor = [each.backdoor for each in results if not math.isnan(each.backdoor)]
+    told += [f"backdoor {100 * max(backdoor):.0f}"] * (bool(backdoor) and max(backdoor) >= 0.1)
+    for kind, name in (("bad", "refused"), ("honest", "HONEST refused")):
+        share = sum(each.refused[kind] for each in results) / max(1, sum(each.asked[kind] for each in results))
+        told += [f"{name} {100 * share:.0f} %" if share >= 0.005 else f"{name} {100 * share:.1f} %"] * (share > 0)
+    return ", ".join(told)
+
+
+def main() -> None:
+    """Run what is not there yet, and print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m tests.studies.attacks")
+    parser.add_argument("seeds", type=int, nargs="*", default=[1, 2, 3])
+    for name, every in (("situations", SITUATIONS), ("rules", RULES), ("attacks", ATTACKS)):
+        parser.add_argument(f"--{name}", default=";".join(every), help="separated by semicolons; all if not given")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--keep", type=Path, help="a file of JSON lines")
+    parser.add_argument("--table", action="store_true", help="print what the file holds, and run nothing")
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    found = read(options.keep)
+    situations, rules, attacks = (getattr(options, name).split(";") for name in ("situations", "rules", "attacks"))
+    runs = [
+        (situation, attack, rule, seed, options.rounds)
+        for seed in options.seeds for situation in situations for attack in attacks for rule in rules
+    ]  # fmt: skip
+    for number, run in enumerate(runs, start=1):
+        if run in found or options.table:
+            continue
+        situation, attack, rule, seed, rounds = run
+        found[run] = result_of(situation, RULES[rule], attack, seed=seed, rounds=rounds)
+        if options.keep is not None:
+            keep(options.keep, run, found[run])
+        print(f"{number}/{len(runs)} {situation}, {attack}, {rule}, seed {seed}: {cell([found[run]])}", flush=True)
+    for situation in situations:
+        print("\n".join(["", *table(found, situation, rules)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
