@@ -288,8 +288,7 @@ class ServerConfig(Section):
     """An update is refused if it is more than so many times larger than usual, both in its root mean square and in that
     per accumulated step weight, so that neither many examples nor few make a client's update large. Usual is the lower
     quartile of the clients' last updates, the largest that it ever was, growing by half a round at the most (in the
-    first round, that round's own), and at least a tenth of the encoder's own root mean square. Null for no bound.
-    Honest clients of unusual data stayed below it (docs/robustness.md)."""
+    first round, that round's own), and at least a tenth of the encoder's own root mean square. Null for no bound."""
     aggregation: str = "mean"
     """How the clients' updates become one, for each entry over those that sent it. Weighted by their numbers of
     examples: their mean; `agreement`, the same without the clients whose updates have pointed against the others' over
@@ -306,9 +305,8 @@ class ServerConfig(Section):
     here the median of the clients' last updates is usual, the largest of the last five rounds, and at least a hundredth
     of the encoder's root mean square. It moves no control variate then. Null for none."""
     max_weight: Ratio = 0.2
-    """The largest share that one client can have in all averages where the server has nothing but its word for how many
-    examples it has (`partition.name: own`); no less than twice an equal share counts. One that says it has more counts
-    as that, and the server says so. 1 for no bound."""
+    """The largest share that a client can have in all averages where the server has nothing but its word for how many
+    examples it has (`partition.name: own`), or twice an equal share where that is more. 1 for no bound."""
     max_failures: Count = 3
     """A client whose updates are refused so many times in a row is left out for a while."""
     rounds_away: Count = 10

@@ -62,5 +62,5 @@ class ServerState:
 
     @property
     def shares(self) -> Mapping[int, int]:
-        """What each client weighs, of which p_i is its share: its number of examples, unless that is bounded."""
+        """Weight of each client, of which p_i is its share: its number of examples, unless that is bounded."""
         return {**self.num_examples, **self.weights}
