@@ -20,7 +20,8 @@ from clients.device import handover, supervisor
 from spatl.config.device import DEVICE_FILE, DeviceConfig, read_device
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import on_device, parse_budget
-from spatl.deployment.processes import environment, script
+from spatl.deployment import superexec
+from spatl.deployment.processes import environment
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
     CLIENT_KEY,
@@ -29,6 +30,7 @@ from spatl.deployment.sites import (
     Address,
     ClientSite,
     make_private,
+    private_files,
     read_client_site,
     replace_private,
 )
@@ -49,6 +51,7 @@ _SESSION = "session"
 _LOCK = "lock"
 
 
+@private_files()
 def start(options: Namespace, console: Console) -> None:
     """Become the supervisor of the SuperNode of a client's directory.
 
@@ -91,6 +94,7 @@ def start(options: Namespace, console: Console) -> None:
     marks, pulse = home / _MARKS, home / _PULSE
     for own in (marks, pulse):
         own.mkdir(exist_ok=True)
+    settings |= superexec.make_secret(home)
     settings |= {supervisor.PULSE_VARIABLE: str(pulse), supervisor.SESSION_VARIABLE: str(home / _SESSION)}
     settings["PATH"] = os.pathsep.join(
         [str(_programs(home, marks, preloaded, signed=bool(rules.code.trusted))), settings["PATH"]]
@@ -177,7 +181,7 @@ def _programs(home: Path, marks: Path, preloaded: Path | None, *, signed: bool) 
 
     `flwr-clientapp` is `clients.device.handover`, or `clients.device.message_process`; its mark goes when the SuperNode
     has the reply. It is also what runs where a server asks for an app of another kind, and refuses that. The programs
-    of the kinds that no device runs end at once. `flower-superexec`, which starts them, is Flower's own.
+    of the kinds that no device runs end at once. What starts them is `spatl.deployment.superexec`.
     """
     directory = home / "bin"
     directory.mkdir(exist_ok=True)
@@ -187,7 +191,7 @@ def _programs(home: Path, marks: Path, preloaded: Path | None, *, signed: bool) 
         *([handover.SIGNED_BUNDLES] if signed else []),
     ]
     programs = dict.fromkeys(_APPS, message) | {name: ["false"] for name in _OF_NO_DEVICE}
-    for name, command in (programs | {"flower-superexec": [script("flower-superexec")]}).items():
+    for name, command in (programs | {superexec.PROGRAM: list(superexec.COMMAND)}).items():
         program, mark = directory / name, shlex.quote(str(marks / name))
         lines = [
             "#!/bin/sh",

@@ -36,12 +36,20 @@ def main() -> None:
         _unmark_when_answered(Path(mark))
     _runtime.run_clientapp(
         runtime_api_address=options.runtime_api_address,
-        token=try_obtain_flwr_app_token(options),
+        token=_token(options),
         insecure=options.insecure,
         certificates=validate_and_resolve_root_certificates(options.root_certificates, options.insecure),
         parent_pid=options.parent_pid,
         runtime_dependency_install=signed and options.runtime_dependency_install,
     )
+
+
+def _token(options: argparse.Namespace) -> str:
+    """Return the token that Flower's options give; the file of one goes, for nobody reads it again."""
+    token = try_obtain_flwr_app_token(options)
+    if options.token_file is not None:
+        Path(options.token_file).unlink(missing_ok=True)
+    return token
 
 
 def _keep_out_bundles() -> None:

@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from clients.device.refusals import is_final, refusal
 from clients.device.supervisor import PULSE_VARIABLE, PULSES, SESSION_VARIABLE
 from spatl.deployment.processes import free_port
+from spatl.deployment.superexec import read_secret
 
 CONNECT_SECONDS = 10.0
 """How long a connection, or its TLS handshake, is waited for."""
@@ -38,6 +40,7 @@ _SLOWEST_BYTES_PER_SECOND = 5000.0  # of what the system still has to send when 
 RETRY_SECONDS = 6
 """The longest time from a call that did not get through to the next."""
 _BEAT_AGAIN_SECONDS = 4
+_START_API = "_start_supernode_http_api"  # Flower's, which serves work to the SuperExec
 _PIECE_BYTES = 1 << 16
 _HEARTBEAT = "heartbeat"  # as its path ends
 _OF_EACH_TRY = ("Connection attempt failed", "Connection successful after")
@@ -215,9 +218,21 @@ def make_patient() -> None:
     logging.getLogger("flwr").addFilter(lambda record: not str(record.msg).startswith(_OF_EACH_TRY))
 
 
+def ask_for_secret() -> None:
+    """Have Flower's SuperNode give work to nobody but who knows the secret, be it a SuperExec that it starts itself."""
+    program: Any = import_module("flwr.supernode.cli.flower_supernode")
+    start_api, secret = getattr(program, _START_API), read_secret()
+
+    def start_with_secret(config: Any, state_factory: Any) -> Any:
+        return start_api(replace(config, superexec_auth_secret=secret), state_factory)
+
+    setattr(program, _START_API, start_with_secret)
+
+
 def main() -> None:
     """Run a SuperNode, on a port of loopback that is free now, until it ends or a signal stops it."""
     make_patient()
+    ask_for_secret()
     sys.argv = ["flower-supernode", *sys.argv[1:], "--port", str(free_port())]
     status = 1
     try:

@@ -40,6 +40,7 @@ from spatl.deployment.sites import (
     ClientSite,
     ServerSite,
     make_private,
+    private_files,
     read_server_site,
     run_name,
     write_private,
@@ -60,6 +61,7 @@ from spatl.terminal.result import print_result
 logger = logging.getLogger(__name__)
 
 
+@private_files()
 def init(options: Namespace, console: Console) -> None:
     """Make all keys of a deployment, and a directory for each machine.
 
@@ -119,6 +121,7 @@ def init(options: Namespace, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+@private_files()
 def serve(options: Namespace, console: Console) -> None:
     """Run the federation of a server's directory, and stop all that it takes afterwards.
 

@@ -5,6 +5,7 @@ It is `server.deployment.superlink`, which listens for these calls on a private 
 
 import contextlib
 import hashlib
+import os
 import secrets
 import ssl
 import subprocess
@@ -29,7 +30,16 @@ from server.deployment.superlink import TOKEN_VARIABLE, listening
 from server.engines import check_outcome, write_app
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import environment, free_port, stop
-from spatl.deployment.sites import CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY, Address, check_private, run_name
+from spatl.deployment.sites import (
+    CA_CERTIFICATE,
+    SERVER_CERTIFICATE,
+    SERVER_KEY,
+    Address,
+    check_private,
+    make_private,
+    run_name,
+)
+from spatl.deployment.superexec import make_program, make_secret
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.runs.files import ERROR, FLOWER_LOG, REGISTRATION, SUMMARY
@@ -81,7 +91,7 @@ def started_superlink(
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spatl-")))
         log = stack.enter_context(log_path.open("ab"))
         process = subprocess.Popen(
-            command, env={**environment(home), TOKEN_VARIABLE: token}, cwd=home, stdin=subprocess.DEVNULL,
+            command, env=_settings(home) | {TOKEN_VARIABLE: token}, cwd=home, stdin=subprocess.DEVNULL,
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         stack.callback(stop, process)
@@ -96,6 +106,13 @@ def started_superlink(
         link = StartedSuperLink(process, client, http, log_path)
         link.await_start()
         yield link
+
+
+def _settings(home: Path) -> dict[str, str]:
+    """Return the environment of the server's processes, with our program in the place of Flower's SuperExec."""
+    settings, programs = environment(home), home / "bin"
+    make_program(make_private(programs))
+    return settings | make_secret(home) | {"PATH": os.pathsep.join([str(programs), settings["PATH"]])}
 
 
 class StartedSuperLink:

@@ -27,6 +27,7 @@ from server.deployment.connections import Doorkeeper, hurried_protocol
 from server.deployment.gate import Gate
 from spatl.deployment.keys import KEY_IN_USE, UNKNOWN_KEY
 from spatl.deployment.processes import end_with_parent
+from spatl.deployment.superexec import read_secret
 
 TOKEN_VARIABLE = "SPATL_SUPERLINK_TOKEN"
 
@@ -61,6 +62,7 @@ def main() -> None:
     fleet_handlers.activate_node = activate_node
     sys.argv = ["flower-superlink", *flowers]  # Flower's parser takes no other
     config = _parse_superlink_lifespan_config()
+    config.superexec_auth_secret = read_secret()  # which Flower leaves out where it starts the SuperExec itself
     app = create_app(config, SuperLinkLifespan)
     app.add_middleware(Gate, private_port=config.port, token=token, registration=options.registration)
     settings = uvicorn.Config(

@@ -14,7 +14,8 @@ import ipaddress
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -206,6 +207,16 @@ def _run(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         pass
     raise SpatlError(f"{directory / RUN} is damaged; delete it, and the devices begin anew")
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Have whatever is written in this block, and by processes that are started in it, be its owner's alone."""
+    before = os.umask(0o777 & ~_PRIVATE_DIRECTORY)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def make_private(directory: Path) -> Path:

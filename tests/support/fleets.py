@@ -27,14 +27,14 @@ POLL_SECONDS = 0.05
 OF_CLIENT = {
     "supervisor": ("device/supervisor.py",),
     "SuperNode": ("flower-supernode", "clients.device.supernode"),
-    "SuperExec of a client": ("flower-superexec",),
+    "SuperExec of a client": ("deployment.superexec",),
     "preloaded": ("clients.device.preloaded",),
     "message process": ("handover.py", "clients.device.message_process"),
 }
 """Parts of a client by what stands in their command lines."""
 OF_SERVER = {
     "SuperLink": ("server.deployment.superlink",),
-    "SuperExec of the server": ("flower-superexec",),
+    "SuperExec of the server": ("deployment.superexec",),
     "ServerApp": ("flwr-serverapp",),
 }
 """Parts of a server besides `spatl deploy server` itself."""

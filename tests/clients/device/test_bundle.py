@@ -122,3 +122,16 @@ def test_a_bundle_is_neither_unpacked_nor_put_on_pythons_path_nor_run(runtime, t
     assert sys.path == before
     assert "evil" not in sys.modules
     assert [path.name for path in tmp_path.iterdir()] == ["device"]  # no mark, and no apps in Flower's home
+
+
+def test_a_token_in_a_file_is_read_once(runtime, monkeypatch, tmp_path):
+    given, path = [], tmp_path / "token"
+    path.write_text("secret")
+    program = import_module("flwr.supernode.runtime.run_clientapp")
+    monkeypatch.setattr(program, "run_clientapp", lambda **options: given.append(options["token"]))
+    monkeypatch.setattr(
+        sys, "argv", ["flwr-clientapp", "--runtime-api-address", "here:1", "--token-file", str(path), "--insecure"]
+    )
+    message_process.main()
+    assert given == ["secret"]
+    assert not path.exists()

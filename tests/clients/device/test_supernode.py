@@ -6,7 +6,9 @@ import logging
 import os
 import threading
 from collections import defaultdict
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import httpx
 import pytest
@@ -22,6 +24,7 @@ from flwr.supercore.run import RunNotRunningException
 from clients.device import supernode
 from clients.device.supernode import PatientFleetClient
 from clients.device.supervisor import PULSE_VARIABLE, SESSION_VARIABLE
+from spatl.deployment.superexec import make_secret
 
 PROTOBUF, HTML = "application/protobuf", "text/html"
 PORTAL = (200, HTML, b"<html>Welcome to our hotel!</html>")
@@ -197,6 +200,7 @@ def test_where_flowers_loop_ends_the_process_does(monkeypatch):
     """Flower's returns; a thread of its web server would go on."""
     ended, flowers = [], import_module("flwr.supernode.cli.flower_supernode")
     monkeypatch.setattr(supernode, "make_patient", lambda: None)
+    monkeypatch.setattr(supernode, "ask_for_secret", lambda: None)
     monkeypatch.setattr(supernode, "end", ended.append)
     monkeypatch.setattr(supernode.sys, "argv", ["supernode", "--superlink", "localhost:1"])
     for ending, status in ((None, 1), (SystemExit(0), 0), (SystemExit(3), 3), (RuntimeError("port"), 1)):
@@ -208,3 +212,18 @@ def test_where_flowers_loop_ends_the_process_does(monkeypatch):
         monkeypatch.setattr(flowers, "flower_supernode", flower_supernode)
         supernode.main()
         assert ended.pop() == status
+
+
+def test_work_is_given_for_the_secret_though_flower_starts_the_superexec_itself(monkeypatch, tmp_path):
+    flowers, given = import_module("flwr.supernode.cli.flower_supernode"), []
+    monkeypatch.setattr(flowers, "_start_supernode_http_api", lambda config, factory: given.append((config, factory)))
+    ((name, path),) = make_secret(tmp_path).items()
+    monkeypatch.setenv(name, path)
+    supernode.ask_for_secret()
+    monkeypatch.setattr(supernode.sys, "argv", ["flower-supernode", "--insecure", "--superlink", "localhost:1"])
+    config = flowers._parse_supernode_lifespan_config()
+    assert config.superexec_auth_secret is None
+    flowers._start_supernode_http_api(config, "factory")
+    ((secured, factory),) = given
+    assert secured == replace(config, superexec_auth_secret=Path(path).read_bytes())
+    assert factory == "factory"

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import ssl
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +16,14 @@ import pytest
 from cryptography import x509
 from flwr.proto.control_pb2 import ListNodesRequest
 from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from server.deployment.gate import OPEN_PATH, TOKEN_HEADER, Gate
 from spatl.console.main import main
-from spatl.deployment.processes import environment, free_port, script
+from spatl.deployment.processes import descendants, environment, free_port, script
 from spatl.runs.records import read_lines
 from tests.support.deployments import await_text, started
 from tests.support.federations import run_tiny, tiny_config
@@ -167,6 +170,50 @@ class Deployed:
     inline: Path
     answers: dict[str, str]
     logs: dict[str, str]
+    watched: "Watched"
+
+
+class Watched:
+    """Looks at the processes below this one, as another user of the machine may, while a deployment runs.
+
+    Attributes:
+        arguments: All that were seen.
+        answers: What each API on loopback answered who asked it for work.
+    """
+
+    def __init__(self) -> None:
+        self.arguments: set[tuple[str, ...]] = set()
+        self.answers: dict[str, int] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Watched":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.1):
+            for number in descendants(os.getpid()):
+                with contextlib.suppress(OSError):  # it has ended
+                    self._look(tuple(Path(f"/proc/{number}/cmdline").read_text().split("\0")))
+
+    def _look(self, arguments: tuple[str, ...]) -> None:
+        self.arguments.add(arguments)
+        if "--runtime-api-address" in arguments:
+            address = arguments[arguments.index("--runtime-api-address") + 1]
+            if address not in self.answers:
+                scheme = "http" if "--insecure" in arguments else "https"
+                with contextlib.suppress(httpx.HTTPError):  # it does not listen yet
+                    self.answers[address] = httpx.post(
+                        f"{scheme}://{address}/v1/runtime/acquire-task",
+                        content=AcquireTaskRequest().SerializeToString(),
+                        headers={"content-type": "application/protobuf"},
+                        verify=False,
+                    ).status_code
 
 
 def answer(*command: str, log: Path) -> str:
@@ -187,6 +234,7 @@ def intrusions(directory: Path, address: str, stranger: Path) -> dict[str, str]:
     for copy, key, trusted in ((unknown_key, stranger, ca), (wrong_ca, own, stranger / "ca.pem")):
         copy.mkdir()
         shutil.copy(own / "client.json", copy)
+        shutil.copy(own / "device.yaml", copy)
         shutil.copy(key / "client.key" if key.is_dir() else key, copy / "client.key")
         shutil.copy(trusted, copy / "ca.pem")
     supernode = (script("flower-supernode"), "--superlink", address, "--host", "127.0.0.1", "--max-retries", "0")
@@ -240,9 +288,41 @@ def deployed(tmp_path_factory) -> Deployed:
         for client in range(NUM_CLIENTS):
             own, cold = base / f"client-{client}.log", ["--cold"] if client == 0 else []
             stack.enter_context(started("deploy", "client", str(directory / f"client-{client}"), *cold, log=own))
+        watched = stack.enter_context(Watched())
         assert server.wait(SECONDS) == 0, log.read_text()
     run_tiny(CONFIG, base / "inline")
-    return Deployed(directory, base / "inline", answers, {path.stem: path.read_text() for path in base.glob("*.log")})
+    logs = {path.stem: path.read_text() for path in base.glob("*.log")}
+    return Deployed(directory, base / "inline", answers, logs, watched)
+
+
+@pytest.mark.slow
+def test_nobody_on_the_machine_is_given_work_without_the_secret_or_sees_a_token(deployed):
+    """By the server's API on loopback and each device's; tokens are in files, whose names are arguments."""
+    assert list(deployed.watched.answers.values()) == [401] * (1 + NUM_CLIENTS)
+    arguments = deployed.watched.arguments
+    assert not any("--token" in each for each in arguments)
+    files = [Path(each[each.index("--token-file") + 1]) for each in arguments if "--token-file" in each]
+    assert {deployed.directory / f"client-{client}" / "flower" for client in range(NUM_CLIENTS)} <= {
+        path.parent for path in files
+    }
+    assert any("flwr-serverapp" in " ".join(each) for each in arguments if "--token-file" in each)
+    secrets = [path.read_bytes() for path in deployed.directory.rglob("superexec.secret")]
+    assert len(set(secrets)) == NUM_CLIENTS
+
+
+@pytest.mark.slow
+def test_what_a_deployment_leaves_is_its_owners_alone(deployed):
+    found = [deployed.directory, *deployed.directory.rglob("*")]
+    assert {path.name for path in found if not path.is_symlink() and path.stat().st_mode & 0o077} == set()
+    assert {
+        "state.safetensors",
+        "history.jsonl",
+        "server.checkpoint",
+        "flower.log",
+        "registration.json",
+        "node.toml",
+    } <= {path.name for path in found}
+    assert not list(deployed.directory.rglob("token-*"))
 
 
 @pytest.mark.slow
