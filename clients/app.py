@@ -25,7 +25,7 @@ from clients.node import (
     tells_findings,
     workplace_of,
 )
-from clients.owner import governed, owner_of
+from clients.owner import governed, owner_of, without_places
 from clients.pinned import pin
 from clients.store import StateStore
 from spatl.artifacts.model_files import LABEL_OFFSET, describe_model
@@ -106,7 +106,7 @@ def reporting(handle: ClientAppCallable) -> ClientAppCallable:
                 found = traceback_of(error)
                 # A device's paths are its own affair.
                 reason += "\n" + (_PATH.sub('File "', found) if is_device(context) else found)
-            return Message(Error(code=code, reason=reason), reply_to=message)
+            return Message(Error(code=code, reason=without_places(context, reason)), reply_to=message)
 
     return answer
 
@@ -128,7 +128,7 @@ def register(message: Message, context: Context) -> Message:
                          exc_info=error if from_outside(error) else None)  # fmt: skip
         elif from_outside(error):  # the server's log is to have the traceback
             raise
-        answer = RegistrationAnswer(client, refused=str(error))
+        answer = RegistrationAnswer(client, refused=without_places(context, str(error)))
     numbers, fields = MetricRecord(dict(answer.numbers())), ConfigRecord(dict(answer.fields()))
     return Message(RecordDict({"metrics": numbers, RECORD: fields}), reply_to=message)
 

@@ -27,7 +27,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_budget
 from spatl.config.permission import permitted
 from spatl.deployment.sites import replace_private
-from spatl.errors import ConfigError, NotAllowed, NotNow
+from spatl.errors import ConfigError, NotAllowed, NotNow, SpatlError
 from spatl.extensions.listed import ListedFiles, only_listed
 
 if sys.platform != "win32":
@@ -121,6 +121,24 @@ def owner_of(context: Context) -> Owner | None:
         data_dir=None if data is None else str(directory / os.path.expanduser(str(data))),
         own_budget=budget_of_node(context) or rules.budget.own_budget(),
     )  # fmt: skip
+
+
+def without_places(context: Context, text: str) -> str:
+    """Return a text for the server, without the paths of a device: where it and its data lie is its owner's affair."""
+    node = context.node_config
+    if "state-dir" not in node:
+        return text
+    directory = Path(str(node["state-dir"])).parent
+    places = {str(directory): "(the device's directory)"}
+    try:
+        owner = owner_of(context)
+    except SpatlError:  # whose file cannot be used
+        owner = None
+    if owner is not None and owner.data_dir is not None:
+        places[owner.data_dir] = "(the owner's data)"
+    for place in sorted(places, key=len, reverse=True):
+        text = text.replace(place, places[place])
+    return text
 
 
 def budget_of_node(context: Context) -> Budget | None:

@@ -83,6 +83,16 @@ def test_the_owners_data_are_read_whatever_path_the_run_names(tmp_path, by_optio
     assert told(reply)["num-examples"] == 36  # 60 % of a fifth
 
 
+def test_no_path_of_the_device_goes_to_the_server(tmp_path):
+    (tmp_path / "mine.npz").write_text("a secret")
+    case = Case({"data": {"name": "npz"}, "partition": {"name": "iid"}}, "data: {dir: mine.npz}")
+    reply, lines = register(context_of(case, tmp_path))
+    assert "npz: (the owner's data)" in told(reply)["refused"]
+    assert str(tmp_path) not in str(told(reply))
+    assert str(tmp_path / "mine.npz") in lines[0]  # the owner is to know
+    assert "secret" not in str(told(reply))
+
+
 def test_a_file_as_it_is_made_lets_the_usual_run_register(tmp_path):
     reply, lines = register(context_of(Case({}, device_text()), tmp_path))
     assert "fingerprint" in told(reply)
