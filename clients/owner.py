@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import FrameType
 
@@ -156,8 +156,22 @@ def budget_of_node(context: Context) -> Budget | None:
 
 
 def _rules(path: Path) -> DeviceConfig:
+    """Return what a file says: read again where it is another one than before, for a message asks several times."""
     try:
-        return read_device(path) or DeviceConfig()
+        found = path.stat()
+    except OSError:
+        return _read(path)
+    return _read(path, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)
+
+
+@lru_cache(maxsize=8)
+def _known(path: Path, *identity: int) -> DeviceConfig:
+    return read_device(path) or DeviceConfig()
+
+
+def _read(path: Path, *identity: int) -> DeviceConfig:
+    try:
+        return _known(path, *identity) if identity else read_device(path) or DeviceConfig()
     except ConfigError as error:
         logger.error("nothing is done for the server until this is put right: %s", error)
         raise NotAllowed(f"the {DEVICE_FILE} of this device cannot be used; its own log says why") from None

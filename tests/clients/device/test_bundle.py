@@ -7,9 +7,12 @@ from importlib import import_module
 
 import pytest
 from flwr.app import Context, Message, RecordDict
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 
+from clients.deploy import _programs
 from clients.device import message_process
 from clients.device.bundle import app_for
+from clients.device.handover import SIGNED_BUNDLES
 from server.engines import write_app
 from server.grids import InProcessGrid
 from spatl.wire.blob import CLIENT_REFUSED
@@ -62,6 +65,17 @@ def test_the_bundle_of_a_run_leads_to_the_installed_app(tmp_path):
     write_app(tmp_path, tiny_config(), tmp_path)
     reply = asked(app_for(bundle((tmp_path / "pyproject.toml").read_text())))
     assert "the run has no config" in reply.content.config_records["spatl"]["refused"]
+
+
+def test_no_program_of_flowers_for_any_kind_of_app_is_found_before_the_devices_own(tmp_path):
+    """A server may ask for an app of another kind than a ClientApp, whose program would run what the bundle holds."""
+    found = {path.name: path.read_text() for path in _programs(tmp_path, tmp_path, None, signed=False).iterdir()}
+    assert set(TASK_TYPE_TO_COMMAND.values()) <= found.keys()
+    for name in TASK_TYPE_TO_COMMAND.values():
+        assert "clients.device.message_process" in found[name] or "exec false" in found[name]
+        assert SIGNED_BUNDLES not in found[name]
+    signed = _programs(tmp_path, tmp_path, None, signed=True)
+    assert f'message_process {SIGNED_BUNDLES} "$@"' in (signed / "flwr-clientapp").read_text()
 
 
 class Client:
