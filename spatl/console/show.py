@@ -1,4 +1,4 @@
-"""Command `spatl show WHAT`: names for configs, every setting, shipped configs, and the cost of codecs and starts."""
+"""Command `spatl show WHAT`: names for configs, settings, a device's file, shipped configs, costs of codecs, starts."""
 
 import argparse
 import importlib
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.bench.codecs import measure_codecs
+from spatl.config.device import device_text
 from spatl.config.sections import AGGREGATION_DOOR
 from spatl.config.settings import Setting, find_settings, section_meanings
 from spatl.config.shipped import opening_words, shipped_configs
@@ -45,6 +46,12 @@ def show(options: argparse.Namespace, console: Console) -> None:
     """
     if options.what == "settings":
         _show_settings(console, options.names)
+        return
+    if options.what == "device":
+        if options.names:
+            raise ConfigError(f"device is one file, shown whole: leave out {options.names[0]}")
+        for line in device_text().splitlines():
+            print_line(console, line)
         return
     listing = LISTINGS[options.what]
     rows = list(listing.rows())
@@ -163,5 +170,5 @@ LISTINGS: Mapping[str, _Listing] = {
         lambda: importlib.import_module("clients.device.cold_start").rows(),
     ),
 }
-SHOWN = (*LISTINGS, "settings")
+SHOWN = (*LISTINGS, "settings", "device")
 """What `spatl show` takes."""

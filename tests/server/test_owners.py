@@ -2,8 +2,15 @@
 
 import pytest
 
+from spatl.errors import SpatlError
 from spatl.json_files import read_json
+from spatl.methods import METHODS
+from spatl.rounds.blueprint import servers_blueprint
+from spatl.runs.directory import config_of
 from spatl.runs.records import read_lines
+from spatl.selection.selectors import SELECTORS
+from spatl.wire.codecs import CODECS
+from spatl.wire.update import update_bytes
 from tests.support.own_data import CLASSES, NUMBERS, own_config, serve_devices, write_data
 
 
@@ -52,9 +59,47 @@ def test_a_device_that_may_not_work_now_is_no_bad_client_and_is_back_when_it_may
     assert read_json(owned_devices / "run" / "summary.json")["not_evaluated"] == 0
 
 
-def test_a_budget_of_the_owners_is_kept_by_every_update(owned_devices):
-    says(owned_devices, 1, "budget: {keep_ratio: 0.3}")
-    config = own_config(method="spatl", selection={"selector": "update", "keep_ratio": 0.9})
-    serve_devices(config, owned_devices, states=places(owned_devices))
-    kept = {row["client"]: row["keep_ratio"] for row in read_lines(owned_devices / "run" / "clients.jsonl")}
-    assert kept[1] <= 0.3 < kept[0]
+def ways():
+    """Every method, every selector under two kinds of budget, and one mask for all within the budget and above it."""
+    for name in METHODS:
+        yield "keep_ratio", {"method": name}
+    for name in SELECTORS:
+        for kind in ("keep_ratio", "uplink_bytes"):
+            yield kind, {"method": "spatl", "selection": {"selector": name}}
+    for ratio in (0.3, 0.31):
+        yield "keep_ratio", {"method": "ssfl", "selection": {"keep_ratio": ratio}}
+
+
+def refusal_of(config, base):
+    """Why the run was refused, or None."""
+    try:
+        serve_devices(config, base, states=places(base))
+    except SpatlError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "way"), list(ways()), ids=str)
+def test_a_budget_of_the_owners_is_kept_by_every_update_or_the_run_is_refused(owned_devices, kind, way):
+    limit = {"keep_ratio": 0.3, "uplink_bytes": 700}[kind]
+    for client in range(3):
+        says(owned_devices, client, f"budget: {{{kind}: {limit}}}")
+    config = own_config(rounds=1, **way)
+    refusal = refusal_of(config, owned_devices)
+    if refusal is not None:
+        assert f"budget.{kind}" in refusal
+        assert not list(owned_devices.rglob("state.safetensors"))
+        return
+    rows = read_lines(owned_devices / "run" / "clients.jsonl")
+    parts = [
+        row["values"] + row["indices"] for row in read_lines(owned_devices / "run" / "ledger.jsonl")
+        if row["phase"] == "train" and row["direction"] == "uplink"
+    ]  # fmt: skip
+    assert len(rows) == len(parts) == 3
+    if kind == "uplink_bytes":
+        layout = servers_blueprint(config_of(owned_devices / "run").to_json()).layout
+        around = update_bytes(layout, CODECS["float32"], num_values=0, num_channels=layout.num_channels)
+        assert max(parts) + around <= limit
+    elif config.shares != "nothing":
+        assert max(row["keep_ratio"] for row in rows) <= limit

@@ -2,6 +2,7 @@
 
 import pytest
 
+from spatl.config.device import device_text
 from spatl.config.settings import all_settings
 from spatl.console.main import main
 from spatl.console.show import LISTINGS, SHOWN
@@ -79,4 +80,11 @@ def test_an_unknown_name_is_one_line_and_status_2(what, capsys):
 
 
 def test_everything_there_is_to_show_can_be_named():
-    assert set(SHOWN) == {*LISTINGS, "settings"}
+    assert set(SHOWN) == {*LISTINGS, "settings", "device"}
+
+
+def test_a_devices_file_is_shown_as_it_is_made(capsys):
+    assert main(["show", "device"]) == 0
+    assert capsys.readouterr().out == device_text()
+    assert main(["show", "device", "limits"]) == 2
+    assert "device is one file, shown whole: leave out limits" in capsys.readouterr().err
