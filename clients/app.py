@@ -26,7 +26,7 @@ from clients.node import (
     workplace_of,
 )
 from clients.owner import governed, owner_of, without_places
-from clients.pinned import pin
+from clients.pinned import check_last, check_not_over, pin
 from clients.store import StateStore
 from spatl.artifacts.model_files import LABEL_OFFSET, describe_model
 from spatl.config.loading import with_agreement
@@ -138,6 +138,7 @@ def _registration(message: Message, context: Context, client: int) -> Registrati
     store = store_of(context)  # a state that has no place is refused before any work
     check_same_run(context, sent_config(context), registering=True)
     config = config_of(context)
+    agreed: str | None = None
     agreement: Agreement | None = None
     if config.has_own_data and config.data.agreed is None:
         agreed = RegistrationQuestion.of_fields(message.content.config_records[RECORD]).agreed
@@ -145,9 +146,7 @@ def _registration(message: Message, context: Context, client: int) -> Registrati
             description = describe_own(config, client)
             return RegistrationAnswer(client, description.num_examples, description=description.to_bytes())
         agreement = agreement_of(agreed)
-        check_same_run(context, with_agreement(sent_config(context), agreement), registering=True)
-        store.save_agreed(agreed)
-    workplace = workplace_of(context, registering=True)
+    workplace = workplace_of(context, registering=True, agreement=agreement)
     num_examples = workplace.num_examples(client)
     _check_demands(context, workplace, num_examples)
     blueprint, masked = workplace.blueprint, workplace.config.row.static_mask
@@ -163,6 +162,8 @@ def _registration(message: Message, context: Context, client: int) -> Registrati
     if is_device(context):
         sent = sent_config(context)
         pin(directory_of(context), sent if agreement is None else with_agreement(sent, agreement))
+    if agreed is not None:
+        store.save_agreed(agreed)
     return answer
 
 
@@ -194,6 +195,7 @@ def train(message: Message, context: Context) -> Message:
             logger.warning("round %d: asked again; the answer that was made goes out once more", download.server_round)
             return Message(_content(answer), reply_to=message)
         if owner is not None:
+            check_not_over(directory_of(context), download.server_round)
             owner.begin_round(directory_of(context).parent)
         # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
         model, state = receive(workplace, download, _state_before(store, download, workplace, context))
@@ -262,6 +264,8 @@ def _visited(
     """Yield the client's store, model and settled state for work that is no training: then only the encoder is kept."""
     store, download = store_of(context), _download(message, context, workplace)
     with store.locked():
+        if is_device(context):
+            check_last(directory_of(context), download.server_round, workplace.config.rounds)
         # The state before is read twice: it has control variates that settling drops, each as long as the encoder.
         model, settled = receive(workplace, download, store.load())
         yield store, model, settled

@@ -57,12 +57,13 @@ def directory_of(context: Context) -> Path:
     return Path(str(context.node_config["state-dir"])) / run
 
 
-def workplace_of(context: Context, *, registering: bool = False) -> Workplace:
+def workplace_of(context: Context, *, registering: bool = False, agreement: Agreement | None = None) -> Workplace:
     """Workplace that the run's config describes, on the device and with the data that the node's own config names.
 
     Args:
         context: The node's.
         registering: Whether the run is none yet that a device has registered for.
+        agreement: What the clients have just agreed on; as kept, where it is needed and not given.
 
     Raises:
         SpatlError: It does not work out, or this device does not know what the clients have agreed on.
@@ -70,10 +71,12 @@ def workplace_of(context: Context, *, registering: bool = False) -> Workplace:
     """
     config, sent = config_of(context), sent_config(context)
     if config.has_own_data and config.data.agreed is None:
-        agreed = store_of(context).agreed()
-        if agreed is None:
-            raise NotRegistered("this device has not registered, or lost what the clients have agreed on")
-        config, sent = (with_agreement(each, agreement_of(agreed)) for each in (config, sent))
+        if agreement is None:
+            agreed = store_of(context).agreed()
+            if agreed is None:
+                raise NotRegistered("this device has not registered, or lost what the clients have agreed on")
+            agreement = agreement_of(agreed)
+        config, sent = with_agreement(config, agreement), with_agreement(sent, agreement)
     check_same_run(context, sent, registering=registering)
     owner = owner_of(context)
     if owner is None:

@@ -16,6 +16,7 @@ from spatl.deployment.sites import replace_private
 from spatl.errors import DamagedState, NotAllowed, NotRegistered, SpatlError, in_short
 
 _FILE: Final = "pinned.json"
+_LAST: Final = "last"
 _GROWS: Final = ("rounds",)
 _NOTHING: Final = object()
 
@@ -75,6 +76,49 @@ def check_pinned(
         raise NotAllowed(
             f"{setting}: this run asks for {in_short(new)} under its name, this device registered for {in_short(old)}"
         )
+
+
+def check_last(directory: Path, server_round: int, rounds: int) -> None:
+    """Raise unless an evaluation comes after the last round, and keep that it has: then no round before it comes again.
+
+    Args:
+        directory: Of the device's state in the run.
+        server_round: The round that the message says it is after.
+        rounds: How many the run has.
+
+    Raises:
+        NotAllowed: It comes earlier, when nothing is to be told beside updates.
+    """
+    if server_round != rounds:
+        raise NotAllowed(f"an evaluation is asked for after round {server_round}, and this run has {rounds} rounds")
+    if _last(directory) < rounds:
+        replace_private(directory / _LAST, f"{rounds}\n".encode("ascii"))
+
+
+def check_not_over(directory: Path, server_round: int) -> None:
+    """Raise where a round is asked for that was over before the last evaluation.
+
+    A server that goes on from its checkpoint, or the one before, asks for the last round again, or the one before it.
+
+    Args:
+        directory: Of the device's state in the run.
+        server_round: The round.
+
+    Raises:
+        NotAllowed: It is.
+    """
+    if server_round < (last := _last(directory)) - 1:
+        raise NotAllowed(f"round {server_round} is asked for after the evaluation of round {last}, the last one")
+
+
+def _last(directory: Path) -> int:
+    """Return the round after which the device was last evaluated; 0 before."""
+    try:
+        return int((directory / _LAST).read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
+    except ValueError as error:
+        raise DamagedState(f"{_LAST} of this run is damaged: delete the run's state on this device") from error
 
 
 def _read(directory: Path) -> str | None:

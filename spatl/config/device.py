@@ -76,7 +76,7 @@ class CodeRules(OwnersSection):
     trusted: dict[str, str] = Field(default_factory=dict)
     """Keys whose signature on an app bundle is believed, as Flower's trusted entities: {fpk_ID: ssh-ed25519 KEY}. With
     none, only the installed ClientApp runs, whatever a bundle holds. With some, Flower refuses every bundle that none
-    of them has signed, and what they have signed runs as it is."""
+    of them has signed, and what they have signed runs as it is. Read when the client is started."""
 
     @field_validator("trusted")
     @classmethod

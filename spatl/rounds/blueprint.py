@@ -226,7 +226,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
     if most_bytes is not None:
         check_memory(config, dataset, most_bytes)
     # The same on all sides, so that nothing that is built depends on what lies on one of them.
-    example = (_stand_in(config) if config.has_own_data else dataset).images[:1]
+    example = (_stand_in(config, 1) if config.has_own_data else dataset).images[:1]
     _, in_channels, image_size, _ = dataset.images.shape
     model, cut = build_model(
         config.model.name,
@@ -313,12 +313,12 @@ def _digest_of_text(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
-def _stand_in(config: ExperimentConfig) -> Dataset:
-    """A batch of random images of the shape and the classes that were agreed upon."""
+def _stand_in(config: ExperimentConfig, number: int | None = None) -> Dataset:
+    """Random images of the shape and the classes that were agreed upon: so many, or a batch."""
     agreed = config.data.agreed
     if agreed is None:
         raise ConfigError(OWN_IN_A_SIMULATION)
-    number = max(2, config.training.batch_size)
+    number = max(2, config.training.batch_size) if number is None else number
     images = torch.rand((number, *agreed.shape), generator=generator(config.seed, "stand-in")) * 2 - 1
     labels = torch.arange(number) % len(agreed.classes)
     return Dataset(

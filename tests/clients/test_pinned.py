@@ -6,7 +6,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients.app import app
-from clients.pinned import check_pinned, pin
+from clients.pinned import check_last, check_not_over, check_pinned, pin
 from server.grids import InProcessGrid
 from spatl.config.loading import config_from_json, parse_config
 from spatl.errors import DamagedState, NotAllowed
@@ -72,6 +72,22 @@ def test_a_pin_that_is_damaged_is_one_line(tmp_path):
     (tmp_path / "state" / RUN / "pinned.json").write_text('{"rounds": ')
     with pytest.raises(DamagedState, match=r"pinned\.json of this run is damaged: delete the run's state"):
         check_pinned(tmp_path / "state" / RUN, tiny_config(), trained=lambda: True)
+
+
+def test_a_device_is_evaluated_after_the_last_round_alone_and_goes_on_from_there_or_one_before(tmp_path):
+    check_not_over(tmp_path, 1)
+    with pytest.raises(NotAllowed, match="an evaluation is asked for after round 3, and this run has 20 rounds"):
+        check_last(tmp_path, 3, 20)
+    check_not_over(tmp_path, 4)  # nothing was kept of it
+    check_last(tmp_path, 20, 20)
+    check_last(tmp_path, 20, 20)  # a server that was killed asks again
+    for number in (19, 20, 21):
+        check_not_over(tmp_path, number)
+    with pytest.raises(NotAllowed, match="round 18 is asked for after the evaluation of round 20, the last one"):
+        check_not_over(tmp_path, 18)
+    check_last(tmp_path, 30, 30)  # more rounds
+    with pytest.raises(NotAllowed, match="after the evaluation of round 30"):
+        check_not_over(tmp_path, 20)
 
 
 def agreed(**values):

@@ -2,14 +2,17 @@
 
 import pytest
 
+import server.strategy
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.methods import METHODS
 from spatl.rounds.blueprint import servers_blueprint
+from spatl.rounds.evaluation import open_evaluation
 from spatl.runs.directory import config_of
 from spatl.runs.records import read_lines
 from spatl.selection.selectors import SELECTORS
 from spatl.wire.codecs import CODECS
+from spatl.wire.statistics import STATISTICS_QUESTION
 from spatl.wire.update import update_bytes
 from tests.support.own_data import CLASSES, NUMBERS, own_config, serve_devices, write_data
 
@@ -59,12 +62,33 @@ def test_a_device_that_may_not_work_now_is_no_bad_client_and_is_back_when_it_may
     assert read_json(owned_devices / "run" / "summary.json")["not_evaluated"] == 0
 
 
+def test_statistics_are_told_after_the_last_round_alone(owned_devices, monkeypatch):
+    """A server that asks for them before it says that the last round was over."""
+    original = server.strategy.FederationStrategy.configure_evaluate
+
+    def early(self, server_round, arrays, config, grid):
+        clients = sorted(self._nodes)
+        _, downloads = open_evaluation(self.federation, self.state, server_round, clients)
+        questions = self._exchange.ask(downloads, server_round, STATISTICS_QUESTION, set(grid.get_node_ids()))
+        for _, reply in self._exchange.answers(grid.send_and_receive(questions), server_round, "statistics"):
+            told.append(reply.error.reason if reply.has_error() else None)
+        return original(self, server_round, arrays, config, grid)
+
+    told = []
+    monkeypatch.setattr(server.strategy.FederationStrategy, "configure_evaluate", early)
+    model = {"name": "resnet8", "options": {"width": 0.25}}
+    serve_devices(own_config(rounds=2, model=model), owned_devices, states=places(owned_devices))
+    line = "an evaluation is asked for after round 1, and this run has 2 rounds"
+    assert told[:3] == [line] * 3
+    assert told[3:] == [None] * 3
+
+
 def ways():
     """Every method, every selector under two kinds of budget, and one mask for all within the budget and above it."""
     for name in METHODS:
         yield "keep_ratio", {"method": name}
     for name in SELECTORS:
-        for kind in ("keep_ratio", "uplink_bytes"):
+        for kind in ("keep_ratio", *(["uplink_bytes"] if name in ("all", "update", "drawn") else [])):
             yield kind, {"method": "spatl", "selection": {"selector": name}}
     for ratio in (0.3, 0.31):
         yield "keep_ratio", {"method": "ssfl", "selection": {"keep_ratio": ratio}}
