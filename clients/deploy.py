@@ -69,8 +69,8 @@ def start(options: Namespace, console: Console) -> None:
         tells_findings=not options.no_findings,
     )  # fmt: skip
     command = [
-        sys.executable, "-m", "clients.device.supernode", "--superlink", site.address, "--isolation", "subprocess",
-        "--host", "127.0.0.1",
+        sys.executable, "-P", "-m", "clients.device.supernode", "--superlink", site.address,
+        "--isolation", "subprocess", "--host", "127.0.0.1",
     ]  # fmt: skip
     home = directory / "flower"
     if not home.exists():
@@ -97,12 +97,12 @@ def start(options: Namespace, console: Console) -> None:
     settings |= superexec.make_secret(home)
     settings |= {supervisor.PULSE_VARIABLE: str(pulse), supervisor.SESSION_VARIABLE: str(home / _SESSION)}
     settings["PATH"] = os.pathsep.join(
-        [str(_programs(home, marks, preloaded, signed=bool(rules.code.trusted))), settings["PATH"]]
+        [str(make_programs(home, marks, preloaded, signed=bool(rules.code.trusted))), settings["PATH"]]
     )
     os.chdir(home)
     command += ["--node-config", str(home / _NODE_FILE)]
     if preloaded is not None:  # the process that this one becomes is its parent
-        command += ["--", sys.executable, "-m", "clients.device.preloaded", str(preloaded), str(os.getpid())]
+        command += ["--", sys.executable, "-P", "-m", "clients.device.preloaded", str(preloaded), str(os.getpid())]
     own_arguments = [supervisor.__file__, str(marks), str(pulse), str(site.client)]
     os.execve(sys.executable, [sys.executable, "-S", "-E", *own_arguments, *command], settings)
 
@@ -176,7 +176,7 @@ def node_config(
     return node
 
 
-def _programs(home: Path, marks: Path, preloaded: Path | None, *, signed: bool) -> Path:
+def make_programs(home: Path, marks: Path, preloaded: Path | None, *, signed: bool) -> Path:
     """Make a directory of programs that go before Flower's, each of which leaves its process id in a mark.
 
     `flwr-clientapp` is `clients.device.handover`, or `clients.device.message_process`; its mark goes when the SuperNode

@@ -1,8 +1,10 @@
 """Owners of devices in a federation: who asks too much of one loses that one, by name; the others go on."""
 
 import pytest
+from flwr.app import Message
 
-import server.strategy
+from server.replies import blob_content
+from server.strategy import FederationStrategy
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.methods import METHODS
@@ -64,18 +66,21 @@ def test_a_device_that_may_not_work_now_is_no_bad_client_and_is_back_when_it_may
 
 def test_statistics_are_told_after_the_last_round_alone(owned_devices, monkeypatch):
     """A server that asks for them before it says that the last round was over."""
-    original = server.strategy.FederationStrategy.configure_evaluate
+    original = FederationStrategy.configure_evaluate
 
     def early(self, server_round, arrays, config, grid):
-        clients = sorted(self._nodes)
+        clients = {node - 2: node for node in grid.get_node_ids()}
         _, downloads = open_evaluation(self.federation, self.state, server_round, clients)
-        questions = self._exchange.ask(downloads, server_round, STATISTICS_QUESTION, set(grid.get_node_ids()))
-        for _, reply in self._exchange.answers(grid.send_and_receive(questions), server_round, "statistics"):
+        questions = [
+            Message(blob_content(blob), dst_node_id=clients[client], message_type=STATISTICS_QUESTION)
+            for client, blob in downloads.items()
+        ]
+        for reply in grid.send_and_receive(questions):
             told.append(reply.error.reason if reply.has_error() else None)
         return original(self, server_round, arrays, config, grid)
 
     told = []
-    monkeypatch.setattr(server.strategy.FederationStrategy, "configure_evaluate", early)
+    monkeypatch.setattr(FederationStrategy, "configure_evaluate", early)
     model = {"name": "resnet8", "options": {"width": 0.25}}
     serve_devices(own_config(rounds=2, model=model), owned_devices, states=places(owned_devices))
     line = "an evaluation is asked for after round 1, and this run has 2 rounds"

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 
-from clients.deploy import _programs
+from clients.deploy import make_programs
 from clients.device import message_process
 from clients.device.bundle import app_for
 from clients.device.handover import SIGNED_BUNDLES
@@ -69,12 +69,12 @@ def test_the_bundle_of_a_run_leads_to_the_installed_app(tmp_path):
 
 def test_no_program_of_flowers_for_any_kind_of_app_is_found_before_the_devices_own(tmp_path):
     """A server may ask for an app of another kind than a ClientApp, whose program would run what the bundle holds."""
-    found = {path.name: path.read_text() for path in _programs(tmp_path, tmp_path, None, signed=False).iterdir()}
+    found = {path.name: path.read_text() for path in make_programs(tmp_path, tmp_path, None, signed=False).iterdir()}
     assert set(TASK_TYPE_TO_COMMAND.values()) <= found.keys()
     for name in TASK_TYPE_TO_COMMAND.values():
         assert "clients.device.message_process" in found[name] or "exec false" in found[name]
         assert SIGNED_BUNDLES not in found[name]
-    signed = _programs(tmp_path, tmp_path, None, signed=True)
+    signed = make_programs(tmp_path, tmp_path, None, signed=True)
     assert f'message_process {SIGNED_BUNDLES} "$@"' in (signed / "flwr-clientapp").read_text()
 
 
