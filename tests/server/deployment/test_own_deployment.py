@@ -78,6 +78,10 @@ def test_devices_with_data_of_their_own_train_on_all_of_it_and_end_well(devices)
     assert summary["accuracy"] > 0.8
     assert load_config(done.run / "config.yaml").data.agreed.classes == ("0", "1", "2", "3")
     assert not list((done.federation / "server").rglob("*.npz"))
+    assert not list(done.federation.glob("client-*/flower/apps"))  # nothing of the app bundle was unpacked
+    pinned = list(done.federation.glob("client-*/state/*/pinned.json"))
+    assert {path.stat().st_mode & 0o777 for path in pinned} == {0o600}
+    assert len(pinned) == 3
     check_models(done, devices, summary)
 
 
