@@ -8,7 +8,7 @@ from flwr.app import Context
 from pydantic import ValidationError
 
 from clients.owner import budget_of_node, owner_of
-from clients.pinned import check_pinned
+from clients.pinned import check_pinned, is_pinned
 from clients.store import ContextStore, DirectoryStore, StateStore
 from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
@@ -79,7 +79,7 @@ def workplace_of(context: Context, *, registering: bool = False, agreement: Agre
         config, sent = with_agreement(config, agreement), with_agreement(sent, agreement)
     check_same_run(context, sent, registering=registering)
     owner = owner_of(context)
-    if owner is None:
+    if owner is None or (not registering and is_pinned(directory_of(context))):  # its size was looked at then
         return _cached_workplace(config.to_json())
     return _cached_workplace(config.to_json(), owner.most_bytes)
 

@@ -34,6 +34,11 @@ def pin(directory: Path, config: ExperimentConfig) -> None:
         replace_private(directory / _FILE, text.encode())
 
 
+def is_pinned(directory: Path) -> bool:
+    """Return whether this device keeps what it has registered for."""
+    return (directory / _FILE).exists()
+
+
 def check_pinned(
     directory: Path, config: ExperimentConfig, *, trained: Callable[[], bool], registering: bool = False
 ) -> None:

@@ -317,7 +317,10 @@ def _add_add_client(parser: Parser) -> None:
 
 
 def _add_deploy_client(parser: Parser) -> None:
-    parser.description = "Start a SuperNode; it takes part in what the server runs until it is stopped."
+    parser.description = (
+        "Start a SuperNode; it takes part in what the server runs until it is stopped. What a run may ask of this "
+        "device its owner says in DIR/client-ID/device.yaml."
+    )
     parser.add_argument("directory", metavar="DIR/client-ID", help="what `spatl deploy init` made for this client")
     parser.add_argument("--data-dir", metavar="PATH", help="this device's copy of the data, for data.options.path")
     parser.add_argument(

@@ -121,6 +121,7 @@ def test_a_run_that_goes_on_to_more_rounds_is_the_same_to_its_devices_and_anothe
     serve_devices(own_config(rounds=2), tmp_path)
     longer = config_of(tmp_path / "run").model_copy(update={"rounds": 3})
     (tmp_path / "run" / "config.yaml").write_text(longer.to_yaml())
+    (tmp_path / "run" / "marks.json").unlink()  # which are of the config as it was
     assert serve_devices(longer, tmp_path, resume=True)["rejected"] == 0
     changed = json.loads(longer.to_json())
     changed["data"]["agreed"]["means"] = [0.0]
