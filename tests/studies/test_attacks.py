@@ -66,6 +66,7 @@ def test_a_run_that_was_kept_is_read_again_and_stands_in_the_table(tmp_path):
     lines = list(table(found, "iid", ["mean"]))
     assert lines[2:] == ["| none | 90.0 (90.0 to 90.0), 1 diverged, backdoor 50, refused 50 % |"]
     assert cell([]) == ""
+    assert cell([Result()]) == "1 diverged"
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ RULES: dict[str, dict[str, Any]] = {
     "centered-clipping": {"aggregation": "centered-clipping"},
     "geometric-median": {"aggregation": "geometric-median"},
 }
+_WORTH_TELLING = 0.1  # of a backdoor's success: below it, as many images are mistaken without one
 Key = tuple[str, str, str, int, int]
 """Situation, attack, rule, seed and rounds."""
 
@@ -56,13 +57,16 @@ def keep(path: Path, run: Key, result: Result) -> None:
 
 
 def table(found: dict[Key, Result], situation: str, rules: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of a situation's table."""
-    yield f"| {situation} | " + " | ".join(rules) + " |"
-    yield "|---|" + "---:|" * len(rules)
+    """Yield the lines of a situation's table, without rules that did not run in it; nothing where none did."""
+    there = [rule for rule in rules if any((s, r) == (situation, rule) for s, _, r, *_ in found)]
+    if not there:
+        return
+    yield f"| {situation} | " + " | ".join(there) + " |"
+    yield "|---|" + "---:|" * len(there)
     for attack in ATTACKS:
         cells = [
             cell([each for (s, a, r, *_), each in sorted(found.items()) if (s, a, r) == (situation, attack, rule)])
-            for rule in rules
+            for rule in there
         ]
         if any(cells):
             yield f"| {attack} | " + " | ".join(cells) + " |"
@@ -74,15 +78,19 @@ def cell(results: Sequence[Result]) -> str:
         return ""
     accuracies = [100 * each.accuracy for each in results if not math.isnan(each.accuracy)]
     lost = len(results) - len(accuracies)
-    told = [f"{sum(accuracies) / len(accuracies):.1f} ({min(accuracies):.1f} to {max(accuracies):.1f})"] * bool(
-        accuracies
-    )
-    told += [f"{lost} diverged"] * bool(lost)
-    backdoor = [each.backdoor for each in results if not math.isnan(each.backdoor)]
-    told += [f"backdoor {100 * max(backdoor):.0f}"] * (bool(backdoor) and max(backdoor) >= 0.1)
+    told = []
+    if accuracies:
+        mean = sum(accuracies) / len(accuracies)
+        told.append(f"{mean:.1f} ({min(accuracies):.1f} to {max(accuracies):.1f})")
+    if lost:
+        told.append(f"{lost} diverged")
+    worst = max((each.backdoor for each in results if not math.isnan(each.backdoor)), default=0.0)
+    if worst >= _WORTH_TELLING:
+        told.append(f"backdoor {100 * worst:.0f}")
     for kind, name in (("bad", "refused"), ("honest", "HONEST refused")):
         share = sum(each.refused[kind] for each in results) / max(1, sum(each.asked[kind] for each in results))
-        told += [f"{name} {100 * share:.0f} %" if share >= 0.005 else f"{name} {100 * share:.1f} %"] * (share > 0)
+        if share > 0:
+            told.append(f"{name} {100 * share:.0f} %" if share >= 0.005 else f"{name} {100 * share:.1f} %")
     return ", ".join(told)
 
 

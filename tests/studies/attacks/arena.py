@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from spatl.rounds.evaluation import arrived_state, open_evaluation
 from spatl.rounds.federation import Federation
 from spatl.rounds.server import choose_clients, close_round, first_state, open_round, question_of
 from spatl.rounds.server_state import ServerState
+from spatl.rounds.weights import bounded_weights
 from spatl.rounds.workplace import Workplace
 from spatl.seeding import generator
 from spatl.wire.download import Model, unpack_download
@@ -104,6 +105,8 @@ class Arena:
             DivergedError: The run cannot go on.
         """
         state = first_state(self._federation, self._claimed)
+        if self._attack.claims > 1:  # as where the server has nothing but their word
+            state = replace(state, weights=bounded_weights(self._claimed, self._config.server.max_weight))
         for server_round in range(1, self._config.rounds + 1):
             chosen, away = choose_clients(self._federation, state, server_round)
             state, downloads = open_round(self._federation, state, server_round, chosen)
