@@ -201,7 +201,7 @@ def _strategy(
     initial = check_of(registered.blueprint.initial_encoder())
     clients = registered.clients
     return FederationStrategy(
-        Federation(registered.blueprint, frozenset(clients), agreed=selection),
+        Federation(registered.blueprint, frozenset(clients), agreed=selection, of_devices=not simulated),
         nodes={client: registration.node_id for client, registration in clients.items()},
         num_examples=registered.num_examples,
         recorder=recorder,

@@ -101,6 +101,7 @@ class OpenQuestions:
     Attributes:
         number: How many questions there are.
         copies: How many copies of its question each node was sent beside the first, by node id.
+        num_answered: How many nodes have answered, be it with an error of their own.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class OpenQuestions:
         self.number, self.copies = len(messages), Counter[int]()
         self._inner, self._times, self._late, self._timeout = inner, times, late, timeout
         self._kind = str(messages[0].metadata.message_type) if messages else ""
+        self.num_answered = 0
         self._others = list[float]()  # how long those took that have answered
         self._asked = dict[int, _Asked]()
         self._nodes = dict[str, int]()  # of every message that may be answered yet, by its id
@@ -204,6 +206,7 @@ class OpenQuestions:
 
     def _settle_answer(self, node: int, asked: _Asked, seconds: float, *, counts: bool) -> None:
         """Wait no longer for a node that has answered; what else it was asked before, and in vain, is let go."""
+        self.num_answered += 1
         if counts:
             self._times.note(node, self._kind, seconds)
             self._others.append(seconds)

@@ -94,7 +94,8 @@ class StreamingGrid(FederationGrid):
             replies = questions.pull(time.monotonic())
             for reply in replies:
                 yield reply
-                if patience is not None and 2 * questions.num_waiting <= questions.number:
+                # Those that have gone have not answered: they are no measure for the others.
+                if patience is not None and 0 < questions.num_answered >= questions.num_waiting:
                     now = time.monotonic()
                     deadline = min(now + patience * (now - started), math.inf if deadline is None else deadline)
                     patience = None

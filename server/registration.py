@@ -14,6 +14,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
+from server.claims import check_digest, check_rest, check_share, present
 from server.grids import FederationGrid
 from server.inquiry import Inquiry
 from server.recorder import Recorder
@@ -23,9 +24,9 @@ from spatl.config.loading import with_agreement
 from spatl.data.own import Description, agree
 from spatl.errors import ConfigError, DataError, SpatlError, UpdateRejected
 from spatl.json_files import to_json
-from spatl.models.copies import DIGEST_BYTES
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.client_data import data_digest
+from spatl.rounds.offsets import check_of
 from spatl.runs.ledger import Entry
 from spatl.wire.blob import BLOB, RECORD
 from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, unpack_saliency
@@ -99,7 +100,8 @@ def register(
         reply_seconds=config.server.round_timeout_seconds,
     )  # fmt: skip
     registrar = _Registrar(inquiry, config, keys, devices=devices)
-    nodes = registrar.connected()
+    stays = known if devices and not config.row.static_mask else {}
+    nodes = registrar.connected(enough_at_once=bool(stays))
     if config.has_own_data and config.data.agreed is None:
         described = registrar.describe(nodes)
         nodes = [node for node, _ in described.values()]
@@ -113,6 +115,7 @@ def register(
     blueprint = servers_blueprint(config.to_json())
     clients = dict(sorted(registrar.register(nodes, blueprint, known).items()))
     registrar.check_enough(len(clients))
+    clients = dict(sorted({**clients, **registrar.away(stays, blueprint)}.items()))
     owners = {each.node_id: client for client, each in clients.items()}
     for entry in inquiry.entries(owners, server_round=recorder.round.server_round):
         if not known or entry.client in clients.keys() - known.keys():
@@ -164,20 +167,25 @@ class _Registrar:
     keys: Mapping[int, int]
     devices: bool
     absent: dict[int, str] = field(default_factory=dict)
+    _away: set[int] = field(default_factory=set)
 
     @property
     def _enough(self) -> int:
         """Number of clients that a run needs."""
         return max(1, self.config.server.min_replies) if self.devices else self.config.partition.num_clients
 
-    def connected(self) -> list[int]:
+    def connected(self, *, enough_at_once: bool) -> list[int]:
         """Wait for as many connected nodes as there are clients; return those that are connected.
+
+        Args:
+            enough_at_once: Whether to wait for as many as a run needs only.
 
         Raises:
             ConfigError: There are too many or too few.
         """
         wanted = self.config.partition.num_clients
-        nodes = sorted(self.inquiry.await_nodes(lambda connected: len(connected) >= wanted))
+        least = self._enough if enough_at_once else wanted
+        nodes = sorted(self.inquiry.await_nodes(lambda connected: len(connected) >= least))
         if len(nodes) != wanted and not self.devices:
             raise ConfigError(
                 f"partition.num_clients is {wanted}, but {len(nodes)} nodes are connected; for a simulation add "
@@ -185,6 +193,7 @@ class _Registrar:
             )
         for node, client in self.keys.items():
             if node not in nodes:
+                self._away.add(client)
                 self._leave_out(client, f"it did not connect in {self.config.server.connect_timeout_seconds:g} s")
         return nodes
 
@@ -195,7 +204,7 @@ class _Registrar:
             client = None
             try:
                 client, answer = self._opened(node, reply, described)
-                description = Description.from_bytes(_present(client, answer.description, "description"))
+                description = Description.from_bytes(present(client, answer.description, "description"))
                 if description.num_examples != answer.num_examples:
                     raise DataError("it says two numbers of training examples")
                 described[client] = node, description
@@ -218,10 +227,10 @@ class _Registrar:
                 client, answer = self._opened(node, reply, clients)
                 registration = _registration(node, answer, blueprint)
                 if shared is not None:
-                    digest = _present(client, answer.digest, "data")
+                    digest = present(client, answer.digest, "data")
                     holders.setdefault(digest, []).append(client)
-                    _check_digest(client, digest, shared, blueprint.config)
-                _check_share(client, registration.num_examples, blueprint)
+                    check_digest(client, digest, shared, blueprint.config)
+                check_share(client, registration.num_examples, blueprint)
                 if registration.num_examples != known.get(client, registration.num_examples):
                     raise SpatlError(
                         f"client {client} has {registration.num_examples} training examples, in the rounds before it "
@@ -239,6 +248,20 @@ class _Registrar:
         for client in missing:
             self._leave_out(client, "it did not register")
         return clients
+
+    def away(self, known: Mapping[int, int], blueprint: Blueprint) -> dict[int, Registration]:
+        """Return the registrations of clients that were not there to register, of those that a run that goes on has.
+
+        They are asked as soon as they are back, with what is known of them.
+        """
+        initial, found = check_of(blueprint.initial_encoder()), {}
+        for node, client in self.keys.items():
+            if client in self._away & known.keys():
+                found[client] = Registration(node, known[client], initial, torch.zeros(0))
+                del self.absent[client]
+                logger.warning("client %d is away; it takes part again when it is back", client,
+                               extra={"client": client})  # fmt: skip
+        return found
 
     def refuse(self, node: int, error: SpatlError, client: int | None = None) -> None:
         """Leave a client out; without devices, end the run."""
@@ -269,6 +292,7 @@ class _Registrar:
             if isinstance(reply, Message):
                 yield node, reply
             else:
+                self._away.update([self.keys[node]] if node in self.keys else [])
                 self.refuse(node, SpatlError(f"{self.inquiry.name_of(node)} could not register: {reply}"))
 
     def _leave_out(self, client: int, reason: str, found: str = "") -> None:
@@ -320,67 +344,15 @@ def _registration(node: int, answer: RegistrationAnswer, blueprint: Blueprint) -
     client = answer.client
     if answer.fingerprint != blueprint.layout.fingerprint:
         raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
-    _check_rest(client, answer.rest or b"", blueprint)
+    check_rest(client, answer.rest or b"", blueprint)
     saliency = torch.zeros(0)
     if blueprint.config.row.static_mask:
         try:
-            saliency = unpack_saliency(_present(client, answer.saliency, BLOB), blueprint.layout)
+            saliency = unpack_saliency(present(client, answer.saliency, BLOB), blueprint.layout)
         except UpdateRejected as error:
             raise SpatlError(f"client {client} could not register: {error}") from error
     assert answer.num_examples is not None  # of an answer that was not refused
-    return Registration(node, answer.num_examples, _present(client, answer.initial, "initial"), saliency)
-
-
-def _check_share(client: int, num_examples: int, blueprint: Blueprint) -> None:
-    """Raise unless a client of data that the server shares out has as many training examples as it says.
-
-    Raises:
-        SpatlError: It has not: nobody need believe the weight that it would have.
-    """
-    if not blueprint.config.has_own_data and num_examples != (share := blueprint.num_training[client]):
-        raise SpatlError(
-            f"client {client} says that it trains on {num_examples} examples, and its share of the data has {share}"
-        )
-
-
-def _present(client: int, part: bytes | None, name: str) -> bytes:
-    """Return a part of a client's answer.
-
-    Raises:
-        SpatlError: It is not there.
-    """
-    if part is None:
-        raise SpatlError(f"client {client}: a client's registration lacks {name!r}")
-    return part
-
-
-def _check_rest(client: int, digests: bytes, blueprint: Blueprint) -> None:
-    """Raise where a client's model differs from the server's in something that no message carries, and name it."""
-    rest = blueprint.rest
-    if len(digests) != DIGEST_BYTES * len(rest):
-        raise SpatlError(f"client {client} built another model from this config; do its versions differ?")
-    for number, (name, own) in enumerate(rest.items()):
-        if digests[DIGEST_BYTES * number : DIGEST_BYTES * (number + 1)] == own:
-            continue
-        if name in blueprint.users_parts:
-            raise SpatlError(
-                f"client {client} has another {name} than the server: the module must be the same on every machine, "
-                "and give the same for the same seed"
-            )
-        raise SpatlError(
-            f"client {client}'s model has another {name} than the server's, which no message carries: a frozen "
-            "parameter, a buffer or an attribute must come out the same wherever the model is built"
-        )
-
-
-def _check_digest(client: int, digest: bytes, shared: bytes, config: ExperimentConfig) -> None:
-    """Raise unless a client has the data set that all have."""
-    if digest != shared:
-        raise DataError(
-            f"its data set has the digest {digest.hex()[:16]}, the server's {shared.hex()[:16]}: the partitioner "
-            f"{config.partition.name} gives out shares of one data set that every machine holds; copy the same there, "
-            "or, where each device has data of its own, set partition.name: own"
-        )
+    return Registration(node, answer.num_examples, present(client, answer.initial, "initial"), saliency)
 
 
 def _named(clients: Iterable[int]) -> str:

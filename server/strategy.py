@@ -8,7 +8,6 @@ rounds that are left.
 import hashlib
 import logging
 import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
@@ -24,7 +23,7 @@ from server.grids import FederationGrid
 from server.recorder import Recorder
 from server.registration import register_again
 from server.replies import blob_of, error_traceback
-from spatl.config.sections import ServerConfig
+from server.waiting import await_clients
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.rounds.evaluation import arrived_state, close_statistics, open_evaluation
 from spatl.rounds.federation import Federation
@@ -36,7 +35,6 @@ from spatl.wire.statistics import STATISTICS_QUESTION
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.5
 _SECRET_BITS = 128
 
 
@@ -74,6 +72,7 @@ class FederationStrategy(Strategy):
         self._config = federation.blueprint.config
         self._nodes = nodes
         self._recorder = recorder
+        self._simulated = simulated
         self._exchange = Exchange(nodes, recorder, grid, simulated=simulated)
         self._done = 0
         self._unregistered = frozenset[int]()
@@ -103,7 +102,7 @@ class FederationStrategy(Strategy):
         self._register_again(grid)
         clients, left_out = choose_clients(self.federation, self.state, number)
         self._recorder.round.participants, self._recorder.round.left_out = clients, tuple(sorted(left_out))
-        connected = _connected(grid, [self._nodes[client] for client in clients], self._config.server, number)
+        connected = self._await(grid, clients, number)
         try:
             self.state, downloads = open_round(self.federation, self.state, number, clients)
         except DivergedError as error:
@@ -137,6 +136,7 @@ class FederationStrategy(Strategy):
             self._ask_for_findings(grid, self.state, number, arrived=False)
             return self._exchange.ask({}, number, MessageType.EVALUATE, set())
         clients = sorted(self._nodes)
+        self._await(grid, clients, number)
         try:
             state = arrived_state(self.federation, self.state, number)
         except DivergedError as error:
@@ -182,6 +182,12 @@ class FederationStrategy(Strategy):
             entries = register_again(grid, blueprint, nodes, known, server_round=self._recorder.round.server_round)
             self._recorder.round.entries.extend(entries)
 
+    def _await(self, grid: Grid, clients: Iterable[int], number: int) -> set[int]:
+        """Wait for as many of some clients as a round needs replies; return the nodes that are connected."""
+        run = None if self._simulated else self._recorder.directory
+        nodes = {client: self._nodes[client] for client in clients}
+        return await_clients(grid, nodes, self._config.server, number, run=run)
+
     def _ask_for_findings(self, grid: Grid, state: ServerState, number: int, *, arrived: bool) -> None:
         ask_for_findings(
             self._exchange, grid, self.federation, state, number, arrived=arrived, run=self._recorder.directory
@@ -194,18 +200,3 @@ class FederationStrategy(Strategy):
 
     def _fingerprint(self) -> str:
         return hashlib.blake2b(self.state.encoder.numpy().data, digest_size=16).hexdigest()
-
-
-def _connected(grid: Grid, nodes: Sequence[int], server: ServerConfig, server_round: int) -> set[int]:
-    """Wait for a while until as many of a round's nodes are connected as it needs replies; return who is."""
-    needed = min(server.min_replies, len(nodes))
-    deadline = time.monotonic() + server.connect_timeout_seconds
-    said = False
-    while True:
-        connected = set(grid.get_node_ids())
-        if len(connected.intersection(nodes)) >= needed or time.monotonic() >= deadline:
-            return connected
-        if not said:
-            logger.warning("round %d: waiting for clients to connect", server_round, extra={"round": server_round})
-            said = True
-        time.sleep(_POLL_SECONDS)

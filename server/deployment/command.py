@@ -54,11 +54,14 @@ from spatl.rounds.rules import aggregation_rule
 from spatl.runner import Engine, resume, run
 from spatl.runs.directory import alone_in_run, config_of, has_rounds, serving_run, write_config
 from spatl.runs.files import CONFIG as RUN_CONFIG
-from spatl.runs.files import ERROR, REGISTRATION, REPORT, SUMMARY
+from spatl.runs.files import ERROR, REGISTRATION, REPORT, SUMMARY, WAITING
 from spatl.terminal.progress import progress_of
 from spatl.terminal.result import print_result
 
 logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = {False: 600.0, True: 30.0}
+"""How long all clients are waited for where enough are there, by whether a run goes on."""
 
 
 @private_files()
@@ -195,7 +198,7 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
         config = of_all_clients(config, site, run_directory / RUN_CONFIG)
         # What a killed one left may still be at work; the ServerApp locks it for good.
         with alone_in_run(run_directory):
-            for name in (ERROR, REGISTRATION):
+            for name in (ERROR, REGISTRATION, WAITING):
                 (run_directory / name).unlink(missing_ok=True)
             name = run_name(run_directory) or _new_name()
             write_run(run_directory, name, directory)
@@ -208,8 +211,13 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
             nodes = link.register(keys)
             link.open(None if options.insecure else keys.values())
             say(f"listening on {bind}, waiting for {site.num_clients} clients")
-            enough = max(1, config.server.min_replies)
-            link.await_clients(site.num_clients, say, seconds=options.wait, enough=enough)
+            # Those who agreed on one mask go on together or not at all; others that are known may come later.
+            enough = site.num_clients if resume and config.row.static_mask else max(1, config.server.min_replies)
+            wait = _WAIT_SECONDS[resume] if options.wait is None else options.wait
+            link.await_clients(
+                site.num_clients, say, run=run_directory, seconds=wait, enough=enough,
+                give_up=config.server.give_up_seconds,
+            )  # fmt: skip
             link.run(config, run_directory, say, resume=resume, nodes=nodes)
 
     return engine

@@ -43,6 +43,7 @@ from spatl.deployment.superexec import make_program, make_secret
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.runs.files import ERROR, FLOWER_LOG, REGISTRATION, SUMMARY
+from spatl.runs.waiting import Waiting, read_waiting, write_waiting
 
 _START_SECONDS = 90.0
 _FINISH_SECONDS = 10.0
@@ -160,32 +161,45 @@ class StartedSuperLink:
         """Let SuperNodes in, whose keys (PEM) are registered by now; None where anybody is let in."""
         self._http.post(OPEN_PATH, content=b"\n".join(map(b64encode, keys or ()))).raise_for_status()
 
-    def await_clients(self, number: int, say: Callable[[str], None], *, seconds: float, enough: int) -> None:
-        """Wait until so many clients are connected, or for a while for enough of them, and say who is missing.
+    def await_clients(
+        self, number: int, say: Callable[[str], None], *, run: Path, seconds: float, enough: int, give_up: float | None
+    ) -> None:
+        """Wait until so many clients are connected, or for a while for more than enough of them; say who is missing.
+
+        Args:
+            number: How many there are.
+            say: Shows a line.
+            run: Directory of the run, for whoever looks at it meanwhile.
+            seconds: How long all are waited for where enough are there.
+            enough: How many must come.
+            give_up: After how many seconds too few end the wait; None for never.
 
         Raises:
             SpatlError: Too few come in time.
         """
-        deadline, said = time.monotonic() + seconds, -1
+        began, started, said, told = time.time(), time.monotonic(), -1, False
         while True:
             nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
-            online = [node for node in nodes if node.status == "online"]
-            if len(online) != said:
-                say(f"{len(online)} of {number} clients are connected")
-                said = len(online)
-            if len(online) >= number:
+            online = sum(node.status == "online" for node in nodes)
+            missing = sorted(node.name for node in nodes if node.name and node.status != "online")
+            if online != said:
+                say(f"{online} of {number} clients are connected")
+                said = online
+                numbers = tuple(int(name.removeprefix("client-")) for name in missing)
+                write_waiting(run, Waiting(0, began, enough, online, numbers) if online < enough else None)
+            if online >= number:
                 return
             self._check_alive()
-            if time.monotonic() > deadline:
-                missing = sorted(node.name for node in nodes if node.name and node.status != "online")
-                told = (
-                    f"after {seconds:g} s {len(online)} of {number} clients are connected"
-                    f"{', without ' + ', '.join(missing) if missing else ''} (--wait)"
-                )
-                if len(online) < enough:
-                    raise SpatlError(told)
-                say(f"{told}; going on with those")
+            waited = time.monotonic() - started
+            without = f"{online} of {number} clients are connected{', without ' * bool(missing)}{', '.join(missing)}"
+            if online < enough and give_up is not None and waited > give_up:
+                raise SpatlError(f"after {give_up:g} s {without} (server.give_up_seconds)")
+            if waited > seconds and online >= enough:
+                say(f"after {seconds:g} s {without} (--wait); going on with those")
                 return
+            if waited > seconds and not told:
+                say(f"after {seconds:g} s {without}; waiting for {enough} (server.min_replies)")
+                told = True
             time.sleep(_POLL_SECONDS)
 
     def run(
@@ -203,13 +217,16 @@ class StartedSuperLink:
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         run_id = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
         over = [directory / name for name in (SUMMARY, ERROR)]
-        said = False
+        said, awaited = False, ""
         while not any(path.exists() for path in over) and not self._is_finished(run_id):
             self._check_alive()
             if not said and (directory / REGISTRATION).exists():
                 for client, reason in read_json(directory / REGISTRATION)["absent"].items():
                     say(f"client {client} takes no part: {reason}")
                 said = True
+            if (waits := str(read_waiting(directory) or "")) != awaited:
+                say(waits or "enough clients are connected again")
+                awaited = waits
             time.sleep(_POLL_SECONDS)
         deadline = time.monotonic() + _FINISH_SECONDS
         while not self._is_finished(run_id) and time.monotonic() < deadline:  # the clients' last replies are in

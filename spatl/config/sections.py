@@ -265,8 +265,7 @@ class ControlConfig(Section):
     """Control variates, for methods that correct gradients."""
 
     damping: Ratio = 0.5
-    """rho: how far c and c_i move towards their new estimates; 1 is SCAFFOLD's option II, which can diverge when
-    clients choose what they send."""
+    """rho: how far c and c_i move to new estimates; 1 is SCAFFOLD's option II, which can diverge under selection."""
     half_life: Positive | None = 2.0
     """Rounds after which what was not refreshed counts half; null never forgets."""
     downlink: Literal["auto", "derived", "sent"] = "auto"
@@ -312,8 +311,9 @@ class ServerConfig(Section):
     rounds_away: Count = 10
     """For so many rounds; then it has one attempt at a time."""
     connect_timeout_seconds: Positive = 60.0
-    """How long the server waits for all clients to connect, and before a round for as many of its clients as it needs
-    replies."""
+    """How long the server waits for all clients to connect; in a simulation before a round, too, for enough of them."""
+    give_up_seconds: Positive | None = None
+    """How long a deployment's server waits for enough clients to connect before it stops. Null for ever."""
     round_timeout_seconds: Positive = 3600.0
     """How long the server waits for the replies of a round."""
     patience: Positive | None = None

@@ -348,6 +348,11 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: "no message of a simulation is lost on its way",
     ),
     _Rule(
+        ("server.give_up_seconds",),
+        lambda run: not run.in_process and not run.shares_resources,
+        lambda run: "clients of a simulation that have gone do not come back",
+    ),
+    _Rule(
         ("privacy.clip", "privacy.delta"),
         lambda run: run.config.privacy.noise_multiplier is not None,
         lambda run: "there is no privacy without privacy.noise_multiplier",

@@ -299,7 +299,10 @@ def _add_deploy_server(parser: Parser) -> None:
         "--resume", action="store_true", help="go on with the run if it was stopped; start it if it never was"
     )
     parser.add_argument(
-        "--wait", metavar="SECONDS", type=float, default=600.0, help="how long to wait for the clients (%(default)g)"
+        "--wait",
+        metavar="SECONDS",
+        type=float,
+        help="how long to wait for all clients, where enough are there (600, with --resume 30)",
     )
     parser.add_argument("--insecure", action="store_true", help="no TLS, and any client may take part")
     _add_overrides(parser, "with --resume, rounds=N: more rounds for a run that is finished, or was stopped")

@@ -20,11 +20,13 @@ class Federation:
         blueprint: What every side builds from the config.
         clients: Who takes part.
         agreed: The channels that all clients train and send, for a method that agrees on them; the rest is zero.
+        of_devices: Whether clients are machines of their own, which come back: rounds without an answer end no run.
     """
 
     blueprint: Blueprint
     clients: frozenset[int]
     agreed: Selection | None = None
+    of_devices: bool = False
     _step_weights: dict[int, float] = field(default_factory=dict, repr=False)
 
     @cached_property

@@ -21,6 +21,7 @@ from spatl.runs.files import (
     SERVERS_LOCK,
     SUMMARY,
     TENSORBOARD,
+    WAITING,
 )
 from spatl.runs.marks import read_marked, replace_marked
 from spatl.runs.records import read_lines
@@ -28,7 +29,9 @@ from spatl.sealed_files import alone_in, is_locked
 
 _OF_EVERY_RUN = ("method", "rounds", "seed", "data", "partition", "model", "training", "server", "wire")
 """Keys that the config of a run has, of every version: it names all that there is."""
-_OF_A_START = frozenset({LOCK, SERVERS_LOCK, REGISTRATION, CONFIG, MARKS, RUN, ERROR, FLOWER_LOG, LOG, TENSORBOARD})
+_OF_A_START = frozenset(
+    {LOCK, SERVERS_LOCK, REGISTRATION, CONFIG, MARKS, RUN, ERROR, FLOWER_LOG, LOG, TENSORBOARD, WAITING}
+)
 """What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
 
 _NAMED = 5  # runs in one line
@@ -79,7 +82,7 @@ def clear_start(directory: Path) -> bool:
     names = {path.name.removesuffix(".tmp") for path in directory.iterdir()}
     if not names <= _OF_A_START or not names & {LOCK, SERVERS_LOCK} or is_locked(directory / LOCK):
         return not names
-    for name in (CONFIG, MARKS, ERROR, REGISTRATION):
+    for name in (CONFIG, MARKS, ERROR, REGISTRATION, WAITING):
         (directory / name).unlink(missing_ok=True)
     return True
 

@@ -15,6 +15,7 @@ from spatl.runs.directory import config_of, has_rounds, is_running
 from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
 from spatl.runs.marks import check_finished, read_so_far
 from spatl.runs.records import latest_accuracy, lines_in, mishaps, rounds_of
+from spatl.runs.waiting import read_waiting
 
 _OF_A_ROUND: Final = frozenset({"round", "rejected", "missing", "uplink_bytes", "downlink_bytes", "seconds"})
 _OF_A_CLIENT: Final = frozenset({"round", "client", "participated", "rejected", "uplink_bytes", "downlink_bytes"})
@@ -59,7 +60,7 @@ class Status:
 
     Attributes:
         state: `running` while a process has its directory; `stopped` if none has it and it has not ended by itself.
-        message: Why it failed, or what to do about one that stopped.
+        message: Why it failed, what to do about one that stopped, or which clients one that runs waits for.
         method: The method's title.
         round: The last round that is over.
         rounds: How many there will be.
@@ -166,7 +167,8 @@ def _state(directory: Path) -> tuple[State, str | None]:
     if (directory / SUMMARY).exists():
         return "finished", None
     if is_running(directory):
-        return "running", None
+        waiting = read_waiting(directory)
+        return "running", None if waiting is None else str(waiting)
     if (directory / ERROR).exists():
         failure = str(_entry_of(directory / ERROR, "message"))
         return "failed", f"{failure} ({_next_command(directory)})" if is_deployment(directory) else failure

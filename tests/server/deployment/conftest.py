@@ -20,7 +20,7 @@ class Link:
     def open(self, keys):
         pass
 
-    def await_clients(self, number, say, *, seconds, enough):
+    def await_clients(self, number, say, *, run, seconds, enough, give_up):
         if self.failure is not None:
             raise self.failure
 

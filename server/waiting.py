@@ -1,0 +1,61 @@
+"""Waiting for clients before a round, and before the last evaluation: no clients is not a failed round.
+
+Devices are waited for until enough are back, and whoever looks at the run's directory sees for whom and since when.
+Those of a simulation are this machine's: what does not come within a while does not come at all.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from spatl.config.sections import ServerConfig
+from spatl.errors import SpatlError
+from spatl.runs.waiting import Waiting, write_waiting
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+
+
+def await_clients(
+    grid: Grid, nodes: Mapping[int, int], server: ServerConfig, server_round: int, *, run: Path | None
+) -> set[int]:
+    """Wait until as many of a round's clients are connected as it needs replies; return the nodes that are.
+
+    Args:
+        grid: Where they are.
+        nodes: The node of each client that is to be asked.
+        server: Its settings.
+        server_round: The round.
+        run: Directory of the run, where clients are devices; None in a simulation.
+
+    Raises:
+        SpatlError: They are devices, and too few are there after `server.give_up_seconds`.
+    """
+    needed, began, said = min(server.min_replies, len(nodes)), time.time(), -1
+    started = time.monotonic()
+    patience = server.connect_timeout_seconds if run is None else server.give_up_seconds
+    while True:
+        connected = set(grid.get_node_ids())
+        missing = tuple(client for client, node in nodes.items() if node not in connected)
+        there = len(nodes) - len(missing)
+        is_over = patience is not None and time.monotonic() - started >= patience
+        if there >= needed or (is_over and run is None):
+            break
+        waiting = Waiting(server_round, began, needed, there, missing)
+        if is_over:
+            raise SpatlError(f"{waiting}; given up after {patience:g} s (server.give_up_seconds), go on with --resume")
+        if there != said:
+            logger.warning("%s", waiting, extra={"round": server_round})
+            if run is not None:
+                write_waiting(run, waiting)
+            said = there
+        time.sleep(_POLL_SECONDS)
+    if said >= 0 and run is not None:
+        write_waiting(run, None)
+        logger.warning("round %d goes on after %.0f s: enough clients are connected", server_round,
+                       time.monotonic() - started, extra={"round": server_round})  # fmt: skip
+    return connected
