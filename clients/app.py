@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -39,6 +41,7 @@ from spatl.errors import (
     ReferenceLost,
     SpatlError,
     StateBusy,
+    SystemFault,
     UpdateRejected,
     from_outside,
     system_fault,
@@ -95,13 +98,15 @@ def reporting(handle: ClientAppCallable) -> ClientAppCallable:
                 return handle(message, context)
         except Exception as error:
             own = CLIENT_REFUSED if isinstance(error, SpatlError) else CLIENT_FAILED
-            if system_fault(error) is not None and not is_device(context):
+            refused_by_system = system_fault(error) is not None or isinstance(error, SystemFault)
+            if refused_by_system and not is_device(context):
                 own = CLIENT_MACHINE
             code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), own)
             reason, detailed = told(error), from_outside(error)
             if is_device(context):  # its owner sees nothing of what the server says
                 logger.error("this device could not do what it was asked for (%s): %s", message.metadata.message_type,
                              reason, exc_info=error if detailed else None)  # fmt: skip
+                reason = reason.replace(f"{Path(str(context.node_config['state-dir'])).parent}{os.sep}", "")
             if detailed:
                 found = traceback_of(error)
                 # A device's paths are its own affair.

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from spatl.errors import DamagedState, SpatlError, naming
+from spatl.errors import DamagedState, SpatlError, SystemFault, naming, system_fault
 
 if sys.platform != "win32":
     import fcntl
@@ -254,7 +254,7 @@ def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterato
         wait: Seconds to wait for it.
 
     Raises:
-        SpatlError: `otherwise`, or that the file cannot be made.
+        SpatlError: `otherwise`, or that the file cannot be made; a `SystemFault` where the machine refuses it.
     """
     if sys.platform == "win32":
         yield
@@ -262,7 +262,8 @@ def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterato
     try:
         opened = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise SpatlError(f"cannot make {lock}: {error.strerror}") from error
+        kind = SpatlError if system_fault(error) is None else SystemFault
+        raise kind(f"cannot make {lock}: {error.strerror}") from error
     try:
         deadline = time.monotonic() + wait
         while True:
