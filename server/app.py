@@ -95,12 +95,14 @@ def main(grid: Grid, context: Context) -> None:
         except Exception as error:
             detailed = from_outside(error)
             EVENTS.error("%s", told(error), exc_info=error if detailed else None)
+            refused = system_fault(error) is not None or isinstance(error, SystemFault)
+            line = f"{told(error)}; then go on with the run in {directory} (--resume)" if refused else told(error)
             # For whoever started this process and cannot see its exceptions.
-            content = {"error": type(error).__name__, "message": told(error)}
+            content = {"error": type(error).__name__, "message": line}
             with suppress(OSError):  # of a disk that is full
                 write_json(directory / ERROR, content | ({"traceback": traceback_of(error)} if detailed else {}))
-            if system_fault(error) is not None or isinstance(error, SystemFault):
-                raise SystemFault(f"{told(error)}; then go on with the run in {directory} (--resume)") from error
+            if refused:
+                raise SystemFault(line) from error
             raise
 
 
