@@ -6,6 +6,7 @@ import pytest
 
 import clients.store
 from clients.store import DirectoryStore
+from spatl.errors import StateBusy
 from spatl.rounds.client_state import ClientState
 from tests.support.layouts import interleaved_layout
 
@@ -51,3 +52,13 @@ def test_an_answer_whose_state_was_not_written_does_not_count(tmp_path, monkeypa
     assert os.path.getsize(tmp_path / "answer.bin") == 32 + len(b"next")
     assert store.answer(OTHER) is None
     assert store.answer(ONE) is None  # it is gone, and worked out anew if it is asked for
+
+
+def test_while_one_process_is_at_work_another_one_is_told_that_it_is_busy_and_then_finds_the_answer(tmp_path):
+    one, other = DirectoryStore(tmp_path), DirectoryStore(tmp_path, wait=0.1)
+    with one.locked():
+        with pytest.raises(StateBusy, match="another process uses the client's state"), other.locked():
+            pass
+        one.save(ClientState.initial(LAYOUT), question=ONE, answer=b"update")
+    with other.locked():
+        assert other.answer(ONE) == b"update"
