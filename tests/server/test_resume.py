@@ -286,7 +286,7 @@ def test_a_run_is_resumed_with_its_own_config_only(tmp_path):
     run_inline(tiny_config(rounds=1), tmp_path)
     with pytest.raises(ConfigError, match="was run with another config"):
         run_inline(tiny_config(rounds=2), tmp_path, resume=True)
-    with pytest.raises(ConfigError, match=r"holds no run to resume: config\.yaml is not there"):
+    with pytest.raises(ConfigError, match=r"holds no run to resume.*config\.yaml is not there"):
         resume(tmp_path / "elsewhere")
 
 
