@@ -170,11 +170,11 @@ def undisturbed_answers(run: Path, scratch: Path) -> dict[str, tuple[int, list[s
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
     found = answers_of(copy)
-    if found["resume"][0] != 0:  # of a run that is over; what it would tell is what lies there
+    if found["resume"][0] != 0:  # of a run that is over; without its summary it makes that again
         shutil.rmtree(copy)
         shutil.copytree(run, copy)
         (copy / SUMMARY).unlink()
-        found["resume"] = answers_of(copy)["resume"]
+        found["resume"] = (*found["resume"][:2], answers_of(copy)["resume"][2])
     return found
 
 
