@@ -7,11 +7,15 @@ import datetime
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from spatl.errors import SpatlError
 
 _VALID_DAYS = 3650
 _CLOCK_SKEW = datetime.timedelta(hours=1)
@@ -118,3 +122,45 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def check_server_pair(authority: Path, certificate: Path, key: Path, *, now: datetime.datetime | None = None) -> None:
+    """Raise where a server cannot start with these files, or no client would believe it.
+
+    Args:
+        authority: Its certificate.
+        certificate: The server's.
+        key: The server's.
+        now: The time; this machine's clock if not given.
+
+    Raises:
+        SpatlError: One of them cannot be read, a certificate is not valid now or was not issued by the authority, or
+            the key is another one's.
+    """
+    try:
+        issuer, own = (x509.load_pem_x509_certificate(path.read_bytes()) for path in (authority, certificate))
+        private = serialization.load_pem_private_key(key.read_bytes(), None)
+    except OSError as error:
+        raise SpatlError(f"cannot read {error.filename}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise SpatlError(f"{certificate}, {authority} or {key} is damaged: {error}") from error
+    now = now or datetime.datetime.now(datetime.UTC)
+    for path, each in ((certificate, own), (authority, issuer)):
+        if now >= each.not_valid_after_utc:
+            raise SpatlError(
+                f"{path} expired on {each.not_valid_after_utc:%Y-%m-%d}: no client would believe it; make the "
+                "federation's keys anew (spatl deploy init), or set the clock"
+            )
+        if now < each.not_valid_before_utc:
+            raise SpatlError(
+                f"{path} is valid from {each.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on, and this machine's clock "
+                f"says {now:%Y-%m-%d %H:%M}: set the clock"
+            )
+    if private.public_key() != own.public_key():
+        raise SpatlError(f"{key} is not the key of {certificate}: one of them belongs to another federation")
+    try:
+        own.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError):
+        raise SpatlError(
+            f"{certificate} was not issued by {authority}, which the clients trust: one belongs to another federation"
+        ) from None

@@ -15,6 +15,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 from flwr.cli.build import build_fab_from_disk
@@ -25,6 +26,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
 
+from server.deployment.certificates import check_server_pair
 from server.deployment.gate import OPEN_PATH, TOKEN_HEADER
 from server.deployment.superlink import TOKEN_VARIABLE, listening
 from server.engines import check_outcome, write_app
@@ -47,6 +49,7 @@ from spatl.runs.waiting import Waiting, read_waiting, write_waiting
 
 _START_SECONDS = 90.0
 _FINISH_SECONDS = 10.0
+_ANSWER_SECONDS = 45.0
 _POLL_SECONDS = 0.5
 _CONNECTIONS, _CONNECTIONS_OF_A_CLIENT = 64, 16  # Flower pushes and pulls eight objects at once
 
@@ -74,6 +77,7 @@ def started_superlink(
         raise SpatlError(f"cannot listen on {bind}: {error.strerror} (--bind)") from error
     if not insecure:
         check_private(directory / SERVER_KEY)
+        check_server_pair(directory / CA_CERTIFICATE, directory / SERVER_CERTIFICATE, directory / SERVER_KEY)
     certificates = [
         "--ssl-ca-certfile", str(directory / CA_CERTIFICATE),
         "--ssl-certfile", str(directory / SERVER_CERTIFICATE),
@@ -102,7 +106,9 @@ def started_superlink(
             RuntimeVersionHttpInterceptor(component_name="spatl"),
             _WithToken(token),
         ]
-        client = stack.enter_context(ControlHttpClient(url, interceptors=interceptors, verify=verify))
+        client = stack.enter_context(
+            ControlHttpClient(url, interceptors=interceptors, verify=verify, timeout=_ANSWER_SECONDS)
+        )
         http = stack.enter_context(httpx.Client(base_url=url, verify=verify, headers={TOKEN_HEADER: token}))
         link = StartedSuperLink(process, client, http, log_path)
         link.await_start()
@@ -179,7 +185,7 @@ class StartedSuperLink:
         """
         began, started, said, told = time.time(), time.monotonic(), -1, False
         while True:
-            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
+            nodes = self._answer_of(self._client.ListNodes, ListNodesRequest()).nodes_info
             online = sum(node.status == "online" for node in nodes)
             missing = sorted(node.name for node in nodes if node.name and node.status != "online")
             if online != said:
@@ -215,7 +221,7 @@ class StartedSuperLink:
             write_app(Path(app), config, directory, resume=resume, name=run_name(directory), nodes=nodes)
             content = build_fab_from_disk(Path(app))
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        run_id = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
+        run_id = self._answer_of(self._client.StartRun, StartRunRequest(fab=fab_to_proto(fab))).run_id
         over = [directory / name for name in (SUMMARY, ERROR)]
         said, awaited = False, ""
         while not any(path.exists() for path in over) and not self._is_finished(run_id):
@@ -234,12 +240,29 @@ class StartedSuperLink:
         check_outcome(directory, otherwise=f"the run ended without a result; see {self._log_path}")
 
     def _is_finished(self, run_id: int) -> bool:
-        runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
+        runs = self._answer_of(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict
         return bool(runs[run_id].status.status == "finished")
 
+    def _answer_of(self, call: Callable[[Any], Any], request: Any) -> Any:
+        """Return what the SuperLink answers.
+
+        Raises:
+            SpatlError: It has ended, or does not answer.
+        """
+        try:
+            return call(request)
+        except httpx.HTTPError as error:
+            self._check_alive()
+            raise SpatlError(
+                f"the SuperLink does not answer any more ({type(error).__name__}: {error}); see {self._log_path}, and "
+                "start the server again with --resume"
+            ) from error
+
     def _check_alive(self) -> None:
-        if self._process.poll() is not None:
-            raise SpatlError(f"the SuperLink has ended; see {self._log_path}")
+        status = self._process.poll()
+        if status is not None:
+            how = f"was ended by signal {-status}" if status < 0 else f"has ended with status {status}"
+            raise SpatlError(f"the SuperLink {how}; see {self._log_path}, and start the server again with --resume")
 
 
 class _WithToken:
