@@ -22,7 +22,7 @@ from rich.console import Console
 from server.deployment.adding import fill_client, of_all_clients
 from server.deployment.begun import check_begun, note_begun
 from server.deployment.certificates import make_authority, make_server_pair, pem, private_pem
-from server.deployment.control import started_superlink
+from server.deployment.control import LinkLost, started_superlink
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, more_rounds, parse_config, read_config
 from spatl.data import OWN, is_read_from_path
@@ -54,12 +54,15 @@ from spatl.rounds.rules import aggregation_rule
 from spatl.runner import Engine, resume, run
 from spatl.runs.directory import alone_in_run, config_of, has_rounds, serving_run, write_config
 from spatl.runs.files import CONFIG as RUN_CONFIG
-from spatl.runs.files import ERROR, REGISTRATION, REPORT, SUMMARY, WAITING
+from spatl.runs.files import ERROR, LOCK, REGISTRATION, REPORT, SUMMARY, WAITING
+from spatl.sealed_files import is_locked
 from spatl.terminal.progress import progress_of
 from spatl.terminal.result import print_result
 
 logger = logging.getLogger(__name__)
 
+_HOUR_SECONDS = 3600.0
+_END_SECONDS = 30.0
 _WAIT_SECONDS = {False: 600.0, True: 30.0}
 """How long all clients are waited for where enough are there, by whether a run goes on."""
 
@@ -194,7 +197,7 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
     if bind.is_loopback and not address.is_loopback:
         logger.warning("listening on %s only, where no other machine can call: set --bind 0.0.0.0", bind.host)
 
-    def engine(config: ExperimentConfig, run_directory: Path, *, resume: bool) -> None:
+    def attempt(config: ExperimentConfig, run_directory: Path, *, resume: bool) -> None:
         config = of_all_clients(config, site, run_directory / RUN_CONFIG)
         # What a killed one left may still be at work; the ServerApp locks it for good.
         with alone_in_run(run_directory):
@@ -219,6 +222,30 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
                 give_up=config.server.give_up_seconds,
             )  # fmt: skip
             link.run(config, run_directory, say, resume=resume, nodes=nodes)
+
+    return _kept_up(attempt, options.restarts, say)
+
+
+def _kept_up(attempt: Engine, restarts: int, say: Callable[[str], None]) -> Engine:
+    """Return an engine that is started again, on what the last one left, when its SuperLink or ServerApp was lost."""
+
+    def engine(config: ExperimentConfig, run_directory: Path, *, resume: bool) -> None:
+        started: list[float] = []
+        while True:
+            try:
+                return attempt(config, run_directory, resume=resume)
+            except LinkLost as error:
+                started = [when for when in started if time.monotonic() - when < _HOUR_SECONDS]
+                if len(started) >= restarts:
+                    raise SpatlError(
+                        f"{error}; started again {len(started)} times within an hour (--restarts); go on with --resume"
+                    ) from error
+                started.append(time.monotonic())
+                say(f"{error}; starting again, after the last round that was over")
+            deadline = time.monotonic() + _END_SECONDS
+            while is_locked(run_directory / LOCK) and time.monotonic() < deadline:  # what was killed is ending
+                time.sleep(0.1)
+            config, resume = config_of(run_directory), True  # with what the clients have agreed on
 
     return engine
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import signal
 import ssl
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from server.deployment.gate import OPEN_PATH, TOKEN_HEADER
 from server.deployment.superlink import TOKEN_VARIABLE, listening
 from server.engines import check_outcome, write_app
 from spatl.config.experiment import ExperimentConfig
-from spatl.deployment.processes import environment, free_port, stop
+from spatl.deployment.processes import descendants, environment, free_port, stop
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
     SERVER_CERTIFICATE,
@@ -49,7 +50,8 @@ from spatl.runs.waiting import Waiting, read_waiting, write_waiting
 
 _START_SECONDS = 90.0
 _FINISH_SECONDS = 10.0
-_ANSWER_SECONDS = 45.0
+ANSWER_VARIABLE = "SPATL_ANSWER_SECONDS"
+"""Environment variable with how long a SuperLink may take to answer; 45 seconds where it is not set."""
 _POLL_SECONDS = 0.5
 _CONNECTIONS, _CONNECTIONS_OF_A_CLIENT = 64, 16  # Flower pushes and pulls eight objects at once
 
@@ -71,13 +73,7 @@ def started_superlink(
         SpatlError: The address cannot be listened on, the server's key is missing or open to others, or the SuperLink
             does not start.
     """
-    try:
-        listening(bind.host, bind.port).close()
-    except OSError as error:
-        raise SpatlError(f"cannot listen on {bind}: {error.strerror} (--bind)") from error
-    if not insecure:
-        check_private(directory / SERVER_KEY)
-        check_server_pair(directory / CA_CERTIFICATE, directory / SERVER_CERTIFICATE, directory / SERVER_KEY)
+    _check_start(directory, bind, insecure=insecure)
     certificates = [
         "--ssl-ca-certfile", str(directory / CA_CERTIFICATE),
         "--ssl-certfile", str(directory / SERVER_CERTIFICATE),
@@ -106,13 +102,24 @@ def started_superlink(
             RuntimeVersionHttpInterceptor(component_name="spatl"),
             _WithToken(token),
         ]
-        client = stack.enter_context(
-            ControlHttpClient(url, interceptors=interceptors, verify=verify, timeout=_ANSWER_SECONDS)
-        )
+        seconds = float(os.environ.get(ANSWER_VARIABLE, "45"))
+        client = stack.enter_context(ControlHttpClient(url, interceptors=interceptors, verify=verify, timeout=seconds))
         http = stack.enter_context(httpx.Client(base_url=url, verify=verify, headers={TOKEN_HEADER: token}))
         link = StartedSuperLink(process, client, http, log_path)
         link.await_start()
+        stack.callback(link.kill_below)
         yield link
+
+
+def _check_start(directory: Path, bind: Address, *, insecure: bool) -> None:
+    """Raise what would keep a SuperLink from starting."""
+    try:
+        listening(bind.host, bind.port).close()
+    except OSError as error:
+        raise SpatlError(f"cannot listen on {bind}: {error.strerror} (--bind)") from error
+    if not insecure:
+        check_private(directory / SERVER_KEY)
+        check_server_pair(directory / CA_CERTIFICATE, directory / SERVER_CERTIFICATE, directory / SERVER_KEY)
 
 
 def _settings(home: Path) -> dict[str, str]:
@@ -120,6 +127,10 @@ def _settings(home: Path) -> dict[str, str]:
     settings, programs = environment(home), home / "bin"
     make_program(make_private(programs))
     return settings | make_secret(home) | {"PATH": os.pathsep.join([str(programs), settings["PATH"]])}
+
+
+class LinkLost(SpatlError):
+    """Loss of a SuperLink or of the ServerApp that it runs: killed, or hanging. Both may be started again."""
 
 
 class StartedSuperLink:
@@ -139,6 +150,7 @@ class StartedSuperLink:
         self._client = client
         self._http = http
         self._log_path = log_path
+        self._below = set[int]()
 
     def await_start(self) -> None:
         """Wait until it answers.
@@ -233,11 +245,23 @@ class StartedSuperLink:
             if (waits := str(read_waiting(directory) or "")) != awaited:
                 say(waits or "enough clients are connected again")
                 awaited = waits
+            self._below.update(descendants(self._process.pid))
             time.sleep(_POLL_SECONDS)
         deadline = time.monotonic() + _FINISH_SECONDS
         while not self._is_finished(run_id) and time.monotonic() < deadline:  # the clients' last replies are in
             time.sleep(_POLL_SECONDS)
+        if not (directory / SUMMARY).exists():
+            # What the ServerApp says of a SuperLink that has gone is no outcome.
+            self._answer_of(self._client.ListNodes, ListNodesRequest())
+            if not (directory / ERROR).exists():
+                raise LinkLost(f"the ServerApp has ended without a result; see {self._log_path}")
         check_outcome(directory, otherwise=f"the run ended without a result; see {self._log_path}")
+
+    def kill_below(self) -> None:
+        """Kill what a SuperLink has left that ended by itself; the end of one that runs is theirs, too."""
+        for number in self._below if self._process.poll() is not None else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
 
     def _is_finished(self, run_id: int) -> bool:
         runs = self._answer_of(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict
@@ -247,22 +271,21 @@ class StartedSuperLink:
         """Return what the SuperLink answers.
 
         Raises:
-            SpatlError: It has ended, or does not answer.
+            LinkLost: It has ended, or does not answer.
         """
         try:
             return call(request)
         except httpx.HTTPError as error:
             self._check_alive()
-            raise SpatlError(
-                f"the SuperLink does not answer any more ({type(error).__name__}: {error}); see {self._log_path}, and "
-                "start the server again with --resume"
+            raise LinkLost(
+                f"the SuperLink does not answer any more ({type(error).__name__}: {error}); see {self._log_path}"
             ) from error
 
     def _check_alive(self) -> None:
         status = self._process.poll()
         if status is not None:
             how = f"was ended by signal {-status}" if status < 0 else f"has ended with status {status}"
-            raise SpatlError(f"the SuperLink {how}; see {self._log_path}, and start the server again with --resume")
+            raise LinkLost(f"the SuperLink {how}; see {self._log_path}")
 
 
 class _WithToken:

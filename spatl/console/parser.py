@@ -304,6 +304,13 @@ def _add_deploy_server(parser: Parser) -> None:
         type=float,
         help="how long to wait for all clients, where enough are there (600, with --resume 30)",
     )
+    parser.add_argument(
+        "--restarts",
+        metavar="N",
+        type=int,
+        default=6,
+        help="how often an hour a SuperLink or ServerApp that was killed or hangs is started again (%(default)d)",
+    )
     parser.add_argument("--insecure", action="store_true", help="no TLS, and any client may take part")
     _add_overrides(parser, "with --resume, rounds=N: more rounds for a run that is finished, or was stopped")
     parser.set_defaults(command=_by_reference("server.deployment.command:serve"))

@@ -1,0 +1,60 @@
+"""A SuperLink or ServerApp that was killed, or hangs, is started again, and the run ends as if nothing had happened."""
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+from server.deployment.control import ANSWER_VARIABLE, LinkLost
+from spatl.console.main import main
+from spatl.deployment.processes import descendants, free_port
+from spatl.runs.records import read_lines
+from tests.support.deployments import await_that, started
+from tests.support.federations import tiny_config
+from tests.support.processes import command_of
+
+SECONDS = 240.0
+
+
+def test_it_is_started_again_so_often_an_hour_and_then_said(link, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(tiny_config(rounds=2, method="fedavg").to_yaml())
+    assert main(["deploy", "init", str(tmp_path / "federation"), str(tmp_path / "config.yaml")]) == 0
+    server = str(tmp_path / "federation" / "server")
+    link.failure = LinkLost("the SuperLink was ended by signal 9")
+    assert main(["deploy", "server", server, "--restarts", "2"]) == 2
+    out = capsys.readouterr()
+    assert out.out.count("signal 9; starting again, after the last round that was over") == 2
+    assert "started again 2 times within an hour (--restarts); go on with --resume" in out.err
+    link.failure = None
+    assert main(["deploy", "server", server, "--resume"]) == 0
+
+
+def over(history):
+    """How many rounds are."""
+    return len(read_lines(history)) if history.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_superlink_that_is_killed_or_hangs_costs_no_round(tmp_path, monkeypatch):
+    monkeypatch.setenv(ANSWER_VARIABLE, "6")
+    config = tiny_config(method="spatl", rounds=12, partition={"num_clients": 2}, training={"local_steps": 20})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    federation, log = tmp_path / "federation", tmp_path / "server.log"
+    address = f"127.0.0.1:{free_port()}"
+    assert main(["deploy", "init", str(federation), str(tmp_path / "config.yaml"), "--address", address]) == 0
+    history = federation / "server" / "run" / "history.jsonl"
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(started("deploy", "server", str(federation / "server"), log=log))
+        for client in range(2):
+            own = tmp_path / f"client-{client}.log"
+            stack.enter_context(started("deploy", "client", str(federation / f"client-{client}"), log=own))
+        for times, number in enumerate((signal.SIGKILL, signal.SIGSTOP), start=1):
+            before = over(history)
+            await_that(lambda before=before: over(history) > before + 1, server, seconds=SECONDS, told=log.read_text)
+            (victim,) = (pid for pid in descendants(server.pid) if "deployment.superlink" in command_of(pid))
+            os.kill(victim, number)
+            again = lambda times=times: log.read_text().count("starting again") == times  # noqa: E731
+            await_that(again, server, seconds=SECONDS, told=log.read_text)
+        assert server.wait(SECONDS) == 0, log.read_text()
+    assert [row["round"] for row in read_lines(history)] == list(range(1, 13))
