@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test fast chaos check format clean
+.PHONY: help install quickstart test fast chaos kills cuts check format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,13 @@ test: install ## run all tests, the slow ones too
 fast: install ## run the tests a developer runs while working
 	$(BIN)/python -m pytest -n logical --dist loadfile
 
-chaos: install ## kill every part of real deployments twenty times and more (a quarter of an hour)
+chaos: kills cuts ## both of these
+
+kills: install ## kill every part of real deployments twenty times and more (a quarter of an hour)
 	$(BIN)/python -m tests.studies.chaos --federations 2 --cycles 11 --at-least 20
+
+cuts: install ## cut networks, stop processes, fill disks, set clocks wrong in real deployments (forty minutes)
+	$(BIN)/python -m tests.studies.cuts
 
 check: install ## all checks: lint, format, import contracts, types, tests
 	$(BIN)/ruff check .
