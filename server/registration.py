@@ -114,6 +114,10 @@ def register(
     registrar.check_enough(len(nodes))
     blueprint = servers_blueprint(config.to_json())
     clients = dict(sorted(registrar.register(nodes, blueprint, known).items()))
+    if devices and known and config.row.static_mask:
+        for client in sorted(clients.keys() - known.keys()):
+            registrar.come_too_late(client)
+            del clients[client]
     registrar.check_enough(len(clients))
     clients = dict(sorted({**clients, **registrar.away(stays, blueprint)}.items()))
     owners = {each.node_id: client for client, each in clients.items()}
@@ -272,6 +276,11 @@ class _Registrar:
             logger.warning("%s takes no part: %s", self.inquiry.name_of(node), error)
         else:
             self._leave_out(client, str(error), "".join(getattr(error, "__notes__", [])))
+
+    def come_too_late(self, client: int) -> None:
+        """Leave out a client that was not there when the others agreed on one set of channels."""
+        title = self.config.row.title
+        self._leave_out(client, f"it was not there when the clients of {title} agreed on their channels")
 
     def check_enough(self, number: int) -> None:
         """Raise unless so many clients are enough for a run.

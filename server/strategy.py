@@ -186,7 +186,8 @@ class FederationStrategy(Strategy):
         """Wait for as many of some clients as a round needs replies; return the nodes that are connected."""
         run = None if self._simulated else self._recorder.directory
         nodes = {client: self._nodes[client] for client in clients}
-        return await_clients(grid, nodes, self._config.server, number, run=run)
+        everyone = self._nodes.values()
+        return await_clients(grid, nodes, self._config.server, number, run=run, everyone=everyone)
 
     def _ask_for_findings(self, grid: Grid, state: ServerState, number: int, *, arrived: bool) -> None:
         ask_for_findings(

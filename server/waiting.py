@@ -6,7 +6,7 @@ Those of a simulation are this machine's: what does not come within a while does
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -21,9 +21,13 @@ _POLL_SECONDS = 0.5
 
 
 def await_clients(
-    grid: Grid, nodes: Mapping[int, int], server: ServerConfig, server_round: int, *, run: Path | None
-) -> set[int]:
+    grid: Grid, nodes: Mapping[int, int], server: ServerConfig, server_round: int, *, run: Path | None,
+    everyone: Collection[int] = (),
+) -> set[int]:  # fmt: skip
     """Wait until as many of a round's clients are connected as it needs replies; return the nodes that are.
+
+    Of devices, those that were drawn are waited for only a while where enough others are there: the next round draws
+    others, and one that never comes back blocks no run.
 
     Args:
         grid: Where they are.
@@ -31,6 +35,7 @@ def await_clients(
         server: Its settings.
         server_round: The round.
         run: Directory of the run, where clients are devices; None in a simulation.
+        everyone: The nodes of all clients that a round may draw.
 
     Raises:
         SpatlError: They are devices, and too few are there after `server.give_up_seconds`.
@@ -42,9 +47,18 @@ def await_clients(
         connected = set(grid.get_node_ids())
         missing = tuple(client for client, node in nodes.items() if node not in connected)
         there = len(nodes) - len(missing)
-        is_over = patience is not None and time.monotonic() - started >= patience
+        waited = time.monotonic() - started
+        is_over = patience is not None and waited >= patience
         if there >= needed or (is_over and run is None):
             break
+        if len(connected.intersection(everyone)) >= needed and waited >= server.connect_timeout_seconds:
+            logger.warning(
+                "round %d goes on without clients that were drawn for it: for %.0f s %s away, and others are there",
+                server_round, waited, _told(missing), extra={"round": server_round},
+            )  # fmt: skip
+            if run is not None:
+                write_waiting(run, None)
+            return connected
         waiting = Waiting(server_round, began, needed, there, missing)
         if is_over:
             raise SpatlError(f"{waiting}; given up after {patience:g} s (server.give_up_seconds), go on with --resume")
@@ -59,3 +73,8 @@ def await_clients(
         logger.warning("round %d goes on after %.0f s: enough clients are connected", server_round,
                        time.monotonic() - started, extra={"round": server_round})  # fmt: skip
     return connected
+
+
+def _told(missing: tuple[int, ...]) -> str:
+    numbers = ", ".join(map(str, missing))
+    return f"client {numbers} is" if len(missing) == 1 else f"clients {numbers} are"

@@ -52,6 +52,7 @@ from spatl.report.result import read_run
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.rules import aggregation_rule
 from spatl.runner import Engine, resume, run
+from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.directory import alone_in_run, config_of, has_rounds, serving_run, write_config
 from spatl.runs.files import CONFIG as RUN_CONFIG
 from spatl.runs.files import ERROR, LOCK, REGISTRATION, REPORT, SUMMARY, WAITING
@@ -214,8 +215,7 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
             nodes = link.register(keys)
             link.open(None if options.insecure else keys.values())
             say(f"listening on {bind}, waiting for {site.num_clients} clients")
-            # Those who agreed on one mask go on together or not at all; others that are known may come later.
-            enough = site.num_clients if resume and config.row.static_mask else max(1, config.server.min_replies)
+            enough = _enough(config, run_directory, resume=resume)
             wait = _WAIT_SECONDS[resume] if options.wait is None else options.wait
             link.await_clients(
                 site.num_clients, say, run=run_directory, seconds=wait, enough=enough,
@@ -224,6 +224,17 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
             link.run(config, run_directory, say, resume=resume, nodes=nodes)
 
     return _kept_up(attempt, options.restarts, say)
+
+
+def _enough(config: ExperimentConfig, run_directory: Path, *, resume: bool) -> int:
+    """Return how many clients must be connected before a run begins or goes on.
+
+    Those who agreed on one set of channels go on together or not at all; others that are known may come later.
+    """
+    if not (resume and config.row.static_mask):
+        return max(1, config.server.min_replies)
+    checkpoint = load_checkpoint(run_directory)
+    return config.partition.num_clients if checkpoint is None else len(checkpoint.state.num_examples)
 
 
 def _kept_up(attempt: Engine, restarts: int, say: Callable[[str], None]) -> Engine:

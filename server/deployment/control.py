@@ -32,7 +32,7 @@ from server.deployment.gate import OPEN_PATH, TOKEN_HEADER
 from server.deployment.superlink import TOKEN_VARIABLE, listening
 from server.engines import check_outcome, write_app
 from spatl.config.experiment import ExperimentConfig
-from spatl.deployment.processes import descendants, environment, free_port, stop
+from spatl.deployment.processes import descendants, environment, free_port, is_alive, stop
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
     SERVER_CERTIFICATE,
@@ -171,13 +171,16 @@ class StartedSuperLink:
     def register(self, keys: Mapping[int, bytes]) -> dict[int, int]:
         """Let in the clients that hold these keys (PEM); return the node id of each."""
         return {
-            client: self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=f"client-{client}")).node_id
+            client: self._answer_of(
+                self._client.RegisterNode, RegisterNodeRequest(public_key=key, name=f"client-{client}")
+            ).node_id
             for client, key in keys.items()
         }
 
     def open(self, keys: Iterable[bytes] | None) -> None:
         """Let SuperNodes in, whose keys (PEM) are registered by now; None where anybody is let in."""
-        self._http.post(OPEN_PATH, content=b"\n".join(map(b64encode, keys or ()))).raise_for_status()
+        content = b"\n".join(map(b64encode, keys or ()))
+        self._answer_of(lambda body: self._http.post(OPEN_PATH, content=body).raise_for_status(), content)
 
     def await_clients(
         self, number: int, say: Callable[[str], None], *, run: Path, seconds: float, enough: int, give_up: float | None
@@ -245,7 +248,7 @@ class StartedSuperLink:
             if (waits := str(read_waiting(directory) or "")) != awaited:
                 say(waits or "enough clients are connected again")
                 awaited = waits
-            self._below.update(descendants(self._process.pid))
+            self.look_below()
             time.sleep(_POLL_SECONDS)
         deadline = time.monotonic() + _FINISH_SECONDS
         while not self._is_finished(run_id) and time.monotonic() < deadline:  # the clients' last replies are in
@@ -256,6 +259,10 @@ class StartedSuperLink:
             if not (directory / ERROR).exists():
                 raise LinkLost(f"the ServerApp has ended without a result; see {self._log_path}")
         check_outcome(directory, otherwise=f"the run ended without a result; see {self._log_path}")
+
+    def look_below(self) -> None:
+        """Note what runs below it; of what has ended, the number may be another process's by the time of a kill."""
+        self._below = set(filter(is_alive, {*self._below, *descendants(self._process.pid)}))
 
     def kill_below(self) -> None:
         """Kill what a SuperLink has left that ended by itself; the end of one that runs is theirs, too."""

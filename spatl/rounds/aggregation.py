@@ -310,8 +310,10 @@ def channel_energies(aggregator: Aggregator, layout: EncoderLayout) -> Tensor:
     return energies
 
 
-def channels_sent(aggregator: Aggregator) -> Tensor:
-    """Return the channels that a client sent, bool [C]."""
+def channels_moved(aggregator: Aggregator) -> Tensor:
+    """Return the channels that a round moves, bool [C]: those that a client sent, under privacy all of them."""
+    if isinstance(aggregator, PrivateAggregator):  # who chose what is covered by noise on the others
+        return torch.ones_like(aggregator._examples, dtype=torch.bool)
     return aggregator._examples > 0
 
 

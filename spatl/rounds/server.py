@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spatl.errors import UpdateRejected
 from spatl.rounds.admission import Size
-from spatl.rounds.aggregation import Aggregator, AverageSettings, PrivateAggregator, channel_energies, channels_sent
+from spatl.rounds.aggregation import Aggregator, AverageSettings, PrivateAggregator, channel_energies, channels_moved
 from spatl.rounds.answers import (
     Answer,
     Candidate,
@@ -216,7 +216,7 @@ def _moved(federation: Federation, state: ServerState, aggregator: Aggregator) -
         return encoder, None
     config = federation.blueprint.config
     return moved(
-        state.encoder, encoder, channels_sent(aggregator), state.moments, config.server_optimizer,
+        state.encoder, encoder, channels_moved(aggregator), state.moments, config.server_optimizer,
         learning_rate=config.server.learning_rate, layout=federation.blueprint.layout,
     )  # fmt: skip
 

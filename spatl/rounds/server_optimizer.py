@@ -49,7 +49,7 @@ def moved(
     Args:
         before: float32 [N], x before the round.
         averaged: float32 [N], the average of what the clients have made of it.
-        sent: bool [C], the channels that a client sent.
+        sent: bool [C], the channels that a client sent; under privacy all of them.
         moments: The memory.
         settings: Which optimizer, and its constants.
         learning_rate: eta_g.

@@ -93,7 +93,50 @@ def _losing(*, rounds):
     return Losing
 
 
+class Gone(InProcessGrid):
+    """Client 1 goes for good once it is asked to train."""
+
+    is_gone = False
+
+    def get_node_ids(self):
+        return [node for node in super().get_node_ids() if node != 3 or not self.is_gone]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        outgoing = list(messages)
+        self.is_gone = self.is_gone or (bool(outgoing) and outgoing[0].metadata.message_type == "train")
+        lost = [each for each in outgoing if self.is_gone and each.metadata.dst_node_id == 3]
+        yield from super().send_and_receive([each for each in outgoing if each not in lost], timeout=timeout)
+        for message in lost:
+            self.push_messages([message])
+            yield flowers_error(message)
+
+
+def test_a_device_that_never_comes_back_blocks_no_run_whose_rounds_draw_one_client(devices, monkeypatch):
+    monkeypatch.setattr("server.strategy.secrets.randbits", lambda bits: 7)
+    config = own_config(
+        rounds=8, server={"connect_timeout_seconds": 0.2, "give_up_seconds": 20.0, "fraction_train": 0.3}
+    )
+    serve_devices(config, devices, grid_type=Gone)
+    rows = read_lines(devices / "run" / "clients.jsonl")
+    drawn = [row["client"] for row in rows if row["participated"] or row["missed"]]
+    history = read_lines(devices / "run" / "history.jsonl")
+    assert [row["participants"] for row in history] == [int(client != 1) for client in drawn]
+    assert drawn.count(1) > 1
+    assert read_waiting(devices / "run") is None
+
+
 # A run that goes on
+
+
+def test_one_set_of_channels_goes_on_with_those_who_agreed_on_it_though_another_has_come(devices):
+    config = own_config(rounds=1, method="ssfl")
+    serve_devices(config, devices, absent=(2,))
+    (devices / "run" / "summary.json").unlink()
+    config = load_config(devices / "run" / "config.yaml").model_copy(update={"rounds": 2})
+    write_config(devices / "run", config)
+    summary = serve_devices(config, devices, resume=True)
+    assert (summary["rounds"], summary["num_clients"], summary["missing"]) == (2, 2, 0)
+    assert summary["absent"] == {"2": "it was not there when the clients of SSFL, by channels agreed on their channels"}
 
 
 class Late(InProcessGrid):

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.deployment.certificates import check_server_pair, make_authority, make_server_pair, pem
-from server.deployment.control import StartedSuperLink
+from server.deployment.control import LinkLost, StartedSuperLink
 from spatl.errors import SpatlError
 
 
@@ -70,6 +70,11 @@ class Silent:
     def ListNodes(self, request):  # noqa: N802  (as Flower names it)
         raise httpx.ReadTimeout("timed out")
 
+    RegisterNode = ListNodes
+
+    def post(self, path, *, content):
+        raise httpx.ReadTimeout("timed out")
+
 
 @pytest.mark.parametrize(
     ("status", "said"),
@@ -80,6 +85,11 @@ class Silent:
     ],
 )
 def test_a_superlink_that_hangs_or_has_gone_is_one_line(status, said, tmp_path):
-    link = StartedSuperLink(SimpleNamespace(poll=lambda: status), Silent(), None, tmp_path / "flower.log")
-    with pytest.raises(SpatlError, match=rf"{said}.*flower\.log"):
-        link.await_clients(2, lambda line: None, run=tmp_path, seconds=1.0, enough=1, give_up=None)
+    link = StartedSuperLink(SimpleNamespace(poll=lambda: status), Silent(), Silent(), tmp_path / "flower.log")
+    for ask in (
+        lambda: link.await_clients(2, lambda line: None, run=tmp_path, seconds=1.0, enough=1, give_up=None),
+        lambda: link.register({0: b"key"}),
+        lambda: link.open([b"key"]),
+    ):
+        with pytest.raises(LinkLost, match=rf"{said}.*flower\.log"):
+            ask()

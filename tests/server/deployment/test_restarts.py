@@ -3,10 +3,13 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from server.deployment.control import ANSWER_VARIABLE, LinkLost
+from server.deployment.control import ANSWER_VARIABLE, LinkLost, StartedSuperLink
 from spatl.console.main import main
 from spatl.deployment.processes import descendants, free_port
 from spatl.runs.records import read_lines
@@ -28,6 +31,24 @@ def test_it_is_started_again_so_often_an_hour_and_then_said(link, tmp_path, caps
     assert "started again 2 times within an hour (--restarts); go on with --resume" in out.err
     link.failure = None
     assert main(["deploy", "server", server, "--resume"]) == 0
+
+
+def test_what_has_ended_below_a_superlink_is_not_killed_by_a_number_that_may_be_anothers_by_then(tmp_path, monkeypatch):
+    status = None
+    link = StartedSuperLink(SimpleNamespace(pid=os.getpid(), poll=lambda: status), None, None, tmp_path / "flower.log")
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(sleep) as ended, subprocess.Popen(sleep) as left:
+        link.look_below()
+        ended.kill()
+        ended.wait()
+        link.look_below()
+        killed, status = [], -signal.SIGKILL
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "kill", lambda number, what: killed.append(number))
+            link.kill_below()
+        left.kill()
+    assert left.pid in killed
+    assert ended.pid not in killed
 
 
 def over(history):

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from spatl.deployment.sites import RUN, run_name
 from spatl.errors import ConfigError, SpatlError
 from spatl.json_files import read_json
 from spatl.runner import resume, run
+from spatl.runs.checkpoint import load_checkpoint, save_checkpoint
 from spatl.runs.directory import alone_in_run, serving_run
 from spatl.runs.records import read_lines
 from spatl.runs.status import read_status
@@ -102,6 +104,24 @@ def test_a_run_that_has_rounds_is_never_begun_anew(link, site, capsys):
     assert "--resume goes on with it" in capsys.readouterr().err
     assert (site / "run" / "history.jsonl").read_text() == before
     assert serve(site, "--resume") == 0
+
+
+def test_one_set_of_channels_waits_for_those_who_agreed_on_it_alone(tmp_path, link, monkeypatch):
+    (tmp_path / "config.yaml").write_text(tiny_config(rounds=1, method="ssfl").to_yaml())
+    assert main(["deploy", "init", str(tmp_path / "federation"), str(tmp_path / "config.yaml")]) == 0
+    site, waited = tmp_path / "federation" / "server", []
+    assert serve(site) == 0
+    checkpoint = load_checkpoint(site / "run")
+    agreed = {client: number for client, number in checkpoint.state.num_examples.items() if client != 4}
+    save_checkpoint(replace(checkpoint, state=replace(checkpoint.state, num_examples=agreed)), site / "run")
+
+    def await_clients(number, say, **settings):
+        waited.append((number, settings["enough"]))
+        raise SpatlError("nobody came")
+
+    monkeypatch.setattr(link, "await_clients", await_clients)
+    assert serve(site, "--resume", "--set", "rounds=2") == 2
+    assert waited == [(5, 4)]
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

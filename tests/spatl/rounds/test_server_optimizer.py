@@ -96,6 +96,19 @@ def test_running_variances_stay_positive(tmp_path, name):
         assert bool((last.state.encoder[place] > 0).all())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_under_privacy_what_nobody_sent_moves_by_noise_like_all_else(tmp_path, name):
+    """Otherwise the encoder would tell whose channels nobody chose."""
+    config = tiny_config(
+        method="spatl-no-control", rounds=1, partition={"num_clients": 2}, selection={"keep_ratio": 0.3},
+        server_optimizer={"name": name}, privacy={"noise_multiplier": 1.0},
+    )  # fmt: skip
+    run_tiny(config, tmp_path)
+    last = load_checkpoint(tmp_path)
+    assert last is not None
+    assert bool((last.state.encoder != blueprint_of(config).initial_encoder()).all())
+
+
 def test_clients_cannot_derive_c_from_steps_of_another_kind():
     with pytest.raises(ConfigError, match=r"control\.downlink: derived needs server_optimizer\.name: sgd"):
         parse_config({"method": "spatl", "control": {"downlink": "derived"}, "server_optimizer": {"name": "adam"}})
