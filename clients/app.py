@@ -52,7 +52,7 @@ from spatl.rounds.client import receive, train_round, with_its_control
 from spatl.rounds.client_data import data_digest, describe_own
 from spatl.rounds.client_evaluation import ClientModel, arrived, evaluate_round, gather_round
 from spatl.rounds.client_state import ClientState
-from spatl.rounds.demands import check_binding, check_demands, check_kept
+from spatl.rounds.demands import check_binding, check_chosen, check_demands, check_kept, check_mask
 from spatl.rounds.findings import find_round
 from spatl.rounds.offsets import check_of
 from spatl.rounds.workplace import Workplace
@@ -182,6 +182,8 @@ def _check_demands(context: Context, workplace: Workplace, num_examples: int) ->
     owner, client, budget = owner_of(context), client_of(context), budget_of(context)
     if owner is not None:
         check_demands(workplace.blueprint, client, num_examples, owner.rules.limits)
+        if not owner.rules.leaves.whole_updates:
+            check_chosen(workplace.blueprint, client, budget)
         if budget is not None:
             check_binding(workplace.blueprint, client, budget, source="budget")
     elif workplace.budget(client, budget) is None and budget is not None:  # an impossible one is refused by now
@@ -194,6 +196,8 @@ def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
     workplace, client, store = workplace_of(context), client_of(context), store_of(context)
     owner, budget = owner_of(context), budget_of(context)
+    if owner is not None:  # whose file may say less by now than at registration
+        _check_demands(context, workplace, workplace.num_examples(client))
     download, question = _download(message, context, workplace), _question(message, context, workplace)
     with store.locked():
         if question and (answer := store.answer(question)) is not None:
@@ -204,6 +208,8 @@ def train(message: Message, context: Context) -> Message:
             owner.begin_round(directory_of(context).parent)
         # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
         model, state = receive(workplace, download, _state_before(store, download, workplace, context))
+        if owner is not None and model.selection is not None and not owner.rules.leaves.whole_updates:
+            check_mask(workplace.blueprint, model.selection)
         if owner is not None and budget is not None and model.selection is not None:
             check_kept(workplace.blueprint, model.selection, budget, source="budget")
         blob, state = train_round(workplace, client, model, state, budget=budget)

@@ -136,6 +136,11 @@ def without_places(context: Context, text: str) -> str:
         owner = None
     if owner is not None and owner.data_dir is not None:
         places[owner.data_dir] = "(the owner's data)"
+    places |= {os.path.realpath(place): told for place, told in places.items()}
+    home = os.path.expanduser("~")
+    for own, told in ((home, "~"), (sys.prefix, "(Python)")):
+        if len(own) > 1:  # no root
+            places.setdefault(own, told)
     for place in sorted(places, key=len, reverse=True):
         text = text.replace(place, places[place])
     return text
@@ -242,7 +247,7 @@ def _count_round(state: Path, most: int) -> None:
     Raises:
         NotNow: There were enough.
     """
-    path, now = state / "rounds", time.time()
+    path, now = state / "rounds.txt", time.time()  # no run has this name
     try:
         begun = [float(line) for line in path.read_text(encoding="ascii").split()]
     except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 A server that goes on with a run may ask for more rounds, and, where each device has data of its own, for more clients.
 Before the device has trained at all, the clients may agree anew on their classes and their scale, as they do where a
-server starts again. Any other setting that changes is refused, with the setting and both values.
+server starts again; then it registers once more. Any other setting that changes is refused, with the setting and both values.
 """
 
 import json
@@ -76,8 +76,8 @@ def check_pinned(
             continue
         if setting == "partition.num_clients" and config.has_own_data and new > old:
             continue
-        if setting.startswith("data.agreed") and ((registering and config.data.agreed is None) or not trained()):
-            continue
+        if setting.startswith("data.agreed") and registering and (config.data.agreed is None or not trained()):
+            continue  # what is agreed anew is looked at as at first
         raise NotAllowed(
             f"{setting}: this run asks for {in_short(new)} under its name, this device registered for {in_short(old)}"
         )
@@ -131,6 +131,8 @@ def _read(directory: Path) -> str | None:
         return (directory / _FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise DamagedState(f"{_FILE} of this run is damaged: delete the run's state on this device") from error
 
 
 def _changes(before: ExperimentConfig, after: ExperimentConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -6,6 +6,7 @@ lies on Python's path will do. The bytes that are executed are those that were d
 """
 
 import hashlib
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,24 @@ class ListedFiles(MetaPathFinder, InspectLoader):
         loaded = sys.modules.get(module)
         if loaded is not None and not isinstance(getattr(loaded.__spec__, "loader", None), ListedFiles):
             raise NotAllowed.of(f"{_SETTING} ({setting})", f"{module}, which is loaded from elsewhere", self._told())
+
+    def check_found(self, module: str, attribute: str, found: object, setting: str) -> None:
+        """Raise unless what a reference leads to is defined in a listed file, or is meant to be had from this one.
+
+        A module has the names of all that it imports, and each could be called with options of the server's.
+
+        Raises:
+            NotAllowed: It is a class or function of another module, and the module's `__all__` does not name it.
+        """
+        if isinstance(found, type) or inspect.isroutine(found):
+            home = getattr(found, "__module__", None)
+        else:
+            home = getattr(found, "__dict__", {}).get("__module__", module)  # of a function that was wrapped
+        if isinstance(home, str) and self._file_of(home) is not None:
+            return
+        if attribute not in getattr(sys.modules[module], "__all__", ()):
+            told = f"{module}:{attribute}, which {self._file_of(module)} has from {home or 'elsewhere'}"
+            raise NotAllowed.of(f"{_SETTING} ({setting})", told, "what a listed file defines, or names in its __all__")
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -134,6 +153,23 @@ def check_reference(reference: str, setting: str) -> None:
     listed = _PERMITTED.get()
     if listed is not None:
         listed.check_module(reference.partition(":")[0], setting)
+
+
+def check_found(reference: str, found: object, setting: str) -> None:
+    """Raise where this is a device, and a listed file only passes on what a reference leads to.
+
+    Args:
+        reference: `"package.module:name"`.
+        found: What it leads to.
+        setting: The setting that names it.
+
+    Raises:
+        NotAllowed: That is so; it was not called.
+    """
+    listed = _PERMITTED.get()
+    if listed is not None:
+        module, _, attribute = reference.partition(":")
+        listed.check_found(module, attribute, found, setting)
 
 
 def _is_package(name: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from spatl.errors import NotAllowed, SpatlError, did_you_mean, told
-from spatl.extensions.listed import check_reference
+from spatl.extensions.listed import check_found, check_reference
 
 Row = TypeVar("Row")
 
@@ -60,6 +60,7 @@ def resolve(reference: str, door: Door, *, accepts: Callable[[Any], bool]) -> An
     Raises:
         SpatlError: As `door.error`, in one line: the reference is half of one, the module is not there or fails, it has
             no such attribute, or the object is of another kind. What the module raised stays attached as the cause.
+        NotAllowed: On a device, the module is none of its owner's, or has the object from one that is not.
     """
     check_reference(reference, door.setting)
     module_name, _, attribute = reference.partition(":")
@@ -80,6 +81,7 @@ def resolve(reference: str, door: Door, *, accepts: Callable[[Any], bool]) -> An
             f"{door.noun} {reference!r}: {attribute!r} must be {door.expected}, {_what_came(found)} "
             f"(configs: {door.setting})"
         )
+    check_found(reference, found, door.setting)
     return found
 
 

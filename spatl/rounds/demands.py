@@ -81,6 +81,40 @@ def check_kept(blueprint: Blueprint, selection: Selection, budget: Budget, *, so
         raise _over(budget, cost, source, "method")
 
 
+def check_chosen(blueprint: Blueprint, client: int, own: Budget | None) -> None:
+    """Raise where the budget that a client goes by pays for the whole encoder, or there is nothing to choose.
+
+    Args:
+        blueprint: The run's.
+        client: The client's partition id.
+        own: The budget of the device's owner, if any.
+
+    Raises:
+        NotAllowed: That is so.
+    """
+    config, layout = blueprint.config, blueprint.layout
+    if not layout.num_entries:
+        return
+    budget = (own or config.budget(client)) if config.chooses_channels else config.budget()
+    if not layout.groups or cost_of(blueprint, select_all(layout), budget.kind) <= budget.limit:
+        raise NotAllowed.of(f"leaves.whole_updates (selection.{budget.kind})", "updates of the whole encoder",
+                            "chosen channels")  # fmt: skip
+
+
+def check_mask(blueprint: Blueprint, selection: Selection) -> None:
+    """Raise unless channels that the server has chosen for all are within the budget of the run.
+
+    Raises:
+        NotAllowed: They are not, where whole updates are to stay.
+    """
+    budget = blueprint.config.budget()
+    cost = cost_of(blueprint, selection, budget.kind)
+    if cost > budget.limit:
+        asked = f"updates of {smallest_budget(cost, budget.kind)}"
+        told = f"what the run said, {budget.kind} {budget.limit:g}"
+        raise NotAllowed.of("leaves.whole_updates (the server's mask)", asked, told)
+
+
 def cost_of(blueprint: Blueprint, selection: Selection, kind: BudgetKind) -> float:
     """Return what a selection costs, entries that belong to no channel included."""
     layout = blueprint.layout

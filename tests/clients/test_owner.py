@@ -92,6 +92,8 @@ def leaving() -> dict[str, tuple[Case, str]]:
     for asked, setting in (
         (WHOLE, "method"), ({"selection": {"selector": "all"}}, "selection.selector"),
         ({"selection": {"selector": "update", "keep_ratio": 1.0}}, "selection"),
+        ({"selection": {"selector": "update", "uplink_bytes": TRILLION}}, "selection.uplink_bytes"),
+        ({"method": "ssfl", "selection": {"uplink_bytes": TRILLION}}, "selection.uplink_bytes"),
     ):  # fmt: skip
         row(f"whole updates by {setting}", asked, "leaves: {whole_updates: false}",
             f"leaves.whole_updates ({setting}): {chosen}")  # fmt: skip

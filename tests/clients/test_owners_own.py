@@ -1,6 +1,7 @@
 """What a device's owner has allowed takes place: files of their own, places of their own, and their time."""
 
 import hashlib
+import os
 import sys
 import time
 
@@ -64,6 +65,27 @@ def test_what_a_listed_file_imports_must_be_listed_or_installed(tmp_path):
     assert "it needs the module 'ownedlayers', which is not installed" in told(reply)["refused"]
 
 
+@pytest.mark.usefixtures("forgets")
+@pytest.mark.parametrize(
+    ("name", "home"), [("system", os.system.__module__), ("from_file", "torch"), ("Linear", "torch.nn.modules.linear")]
+)
+def test_what_a_listed_file_has_from_elsewhere_is_not_called_unless_it_says_so(tmp_path, name, home):
+    text = f"{NET}from os import system\nfrom torch import from_file\nfrom torch.nn import Linear\n"
+    call = {"model": {"name": f"owned_net:{name}", "options": {"command": f"touch {tmp_path / 'MARK'}"}, "cut": []}}
+    for more, line in (
+        ("", f"owned_net:{name}, which owned_net.py has from {home}, the owner of this device allows what a listed"),
+        (f"__all__ = ['{name}']\n", f"owned_net:{name}"),
+    ):
+        files = {**FILES, "owned_net.py": text + more}
+        listed = {each: hashlib.sha256(content.encode()).hexdigest() for each, content in files.items()}
+        asked = call if not more else {"model": {**call["model"], "options": {}}}
+        reply, _ = register(context_of(Case(asked, f"files: {listed}", files), tmp_path))
+        assert line in told(reply)["refused"]
+        assert ("allows" in told(reply)["refused"]) is (not more)
+        sys.modules.pop("owned_net")
+    assert not (tmp_path / "MARK").exists()
+
+
 def test_a_link_out_of_the_devices_directory_is_no_file_of_it(tmp_path):
     elsewhere = tmp_path / "elsewhere.py"
     elsewhere.write_text(NET)
@@ -91,6 +113,16 @@ def test_no_path_of_the_device_goes_to_the_server(tmp_path):
     assert str(tmp_path) not in str(told(reply))
     assert str(tmp_path / "mine.npz") in lines[0]  # the owner is to know
     assert "secret" not in str(told(reply))
+
+
+def test_neither_a_resolved_path_nor_the_home_nor_pythons_place_goes_to_the_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "alice"))
+    (tmp_path / "alice" / "device").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "alice" / "device")
+    context = context_of(Case({}), tmp_path / "link")
+    text = f"{tmp_path}/link/a, {tmp_path}/alice/device/b, {tmp_path}/alice/.cache/c and {sys.prefix}/d"
+    told = "(the device's directory)/a, (the device's directory)/b, ~/.cache/c and (Python)/d"
+    assert owner.without_places(context, text) == told
 
 
 def test_a_file_as_it_is_made_lets_the_usual_run_register(tmp_path):
@@ -170,7 +202,14 @@ def test_a_day_has_so_many_rounds(tmp_path, monkeypatch):
         "limits.rounds_a_day: this run asks for round 3 in 24 hours, the owner of this device allows 2; the next in "
         "22.0 h"
     )
-    assert (tmp_path / "state" / "rounds").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "state" / "rounds.txt").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_run_has_the_name_of_the_file_of_rounds(tmp_path):
+    context = context_of(Case({}, "limits: {rounds_a_day: 2}"), tmp_path, run="rounds")
+    assert "fingerprint" in told(register(context)[0])
+    owner_of(context).begin_round(tmp_path / "state")
+    assert "fingerprint" in told(register(context)[0])
 
 
 def test_work_that_takes_too_long_is_ended(tmp_path):

@@ -69,9 +69,10 @@ def test_a_run_may_have_more_rounds_and_is_pinned_with_those(tmp_path):
 
 def test_a_pin_that_is_damaged_is_one_line(tmp_path):
     register(context_of(Case({}), tmp_path))
-    (tmp_path / "state" / RUN / "pinned.json").write_text('{"rounds": ')
-    with pytest.raises(DamagedState, match=r"pinned\.json of this run is damaged: delete the run's state"):
-        check_pinned(tmp_path / "state" / RUN, tiny_config(), trained=lambda: True)
+    for content in (b"\xff", b'{"rounds": '):
+        (tmp_path / "state" / RUN / "pinned.json").write_bytes(content)
+        with pytest.raises(DamagedState, match=r"pinned\.json of this run is damaged: delete the run's state"):
+            check_pinned(tmp_path / "state" / RUN, tiny_config(), trained=lambda: True)
 
 
 def test_a_device_is_evaluated_after_the_last_round_alone_and_goes_on_from_there_or_one_before(tmp_path):
@@ -109,7 +110,9 @@ def test_clients_may_come_where_each_has_data_of_its_own(tmp_path):
 def test_what_the_clients_agreed_on_may_change_before_the_device_has_trained_only(tmp_path):
     pin(tmp_path, own(data=agreed()))
     other = own(data=agreed(means=[0.5]))
-    check_pinned(tmp_path, other, trained=lambda: False)
+    check_pinned(tmp_path, other, trained=lambda: False, registering=True)
+    with pytest.raises(NotAllowed, match=r"data\.agreed\.means"):  # nobody looked at what it asks for
+        check_pinned(tmp_path, other, trained=lambda: False)
     with pytest.raises(NotAllowed, match=r"data\.agreed\.means: this run asks for \[0\.5\] under its name"):
         check_pinned(tmp_path, other, trained=lambda: True, registering=True)
     check_pinned(tmp_path, own(), trained=lambda: True, registering=True)  # the first of two questions

@@ -1,10 +1,15 @@
 """Owners of devices in a federation: who asks too much of one loses that one, by name; the others go on."""
 
+import shutil
+
 import pytest
+import torch
 from flwr.app import Message
 
+import server.app
 from server.replies import blob_content
 from server.strategy import FederationStrategy
+from spatl.channels.selection import Selection
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.methods import METHODS
@@ -86,6 +91,47 @@ def test_statistics_are_told_after_the_last_round_alone(owned_devices, monkeypat
     line = "an evaluation is asked for after round 1, and this run has 2 rounds"
     assert told[:3] == [line] * 3
     assert told[3:] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("limits: {examples: 10}", "limits.examples (data)"), ("budget: {keep_ratio: 0.3}", "budget.keep_ratio (method)")],
+)
+def test_what_an_owner_says_after_the_registration_counts_from_the_next_round_on(
+    owned_devices, monkeypatch, text, line
+):
+    def then(registered, directory):
+        write(registered, directory)
+        says(owned_devices, 1, text)
+
+    write = server.app._write_registration
+    monkeypatch.setattr(server.app, "_write_registration", then)
+    serve_devices(own_config(rounds=1), owned_devices, states=places(owned_devices))
+    rows = read_lines(owned_devices / "run" / "clients.jsonl")
+    reasons = {row["client"]: row["rejected"] for row in rows}
+    assert (reasons[0], reasons[2]) == (None, None)
+    assert reasons[1].startswith(line)
+
+
+def test_a_server_cannot_widen_the_mask_of_a_run_whose_whole_updates_are_to_stay(owned_devices, monkeypatch):
+    says(owned_devices, 0, "leaves: {whole_updates: false}")
+    says(owned_devices, 1, "leaves: {whole_updates: false}")
+    config = own_config(rounds=1, method="ssfl", selection={"keep_ratio": 0.5})
+    serve_devices(config, owned_devices, states=places(owned_devices), run=owned_devices / "as-agreed")
+    rows = read_lines(owned_devices / "as-agreed" / "clients.jsonl")
+    assert [row["rejected"] for row in rows] == [None] * 3
+
+    def every(registered, known):
+        num_channels = registered.blueprint.layout.num_channels
+        return Selection(torch.ones(num_channels, dtype=torch.bool), closed=True)
+
+    monkeypatch.setattr(server.app, "_agreed_selection", every)
+    for place in places(owned_devices).values():
+        shutil.rmtree(place)
+    serve_devices(config, owned_devices, states=places(owned_devices))
+    rows = read_lines(owned_devices / "run" / "clients.jsonl")
+    line = "leaves.whole_updates (the server's mask): this run asks for updates of 1.0000, the owner of this device"
+    assert {row["client"]: (row["rejected"] or "")[: len(line)] for row in rows} == {0: line, 1: line, 2: ""}
 
 
 def ways():
