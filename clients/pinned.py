@@ -2,7 +2,8 @@
 
 A server that goes on with a run may ask for more rounds, and, where each device has data of its own, for more clients.
 Before the device has trained at all, the clients may agree anew on their classes and their scale, as they do where a
-server starts again; then it registers once more. Any other setting that changes is refused, with the setting and both values.
+server starts again; then it registers once more. Any other setting that changes is refused, with the setting and both
+values.
 """
 
 import json

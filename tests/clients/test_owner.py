@@ -95,7 +95,7 @@ def leaving() -> dict[str, tuple[Case, str]]:
         ({"selection": {"selector": "update", "uplink_bytes": TRILLION}}, "selection.uplink_bytes"),
         ({"method": "ssfl", "selection": {"uplink_bytes": TRILLION}}, "selection.uplink_bytes"),
     ):  # fmt: skip
-        row(f"whole updates by {setting}", asked, "leaves: {whole_updates: false}",
+        row(f"whole updates by {setting} of {asked.get('method', 'spatl')}", asked, "leaves: {whole_updates: false}",
             f"leaves.whole_updates ({setting}): {chosen}")  # fmt: skip
     row("saliency", {"method": "ssfl"}, "leaves: {saliency: false}",
         f"leaves.saliency (method): {both('the saliency that SSFL, by channels goes by', 'none')}")  # fmt: skip

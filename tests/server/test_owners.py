@@ -100,12 +100,12 @@ def test_statistics_are_told_after_the_last_round_alone(owned_devices, monkeypat
 def test_what_an_owner_says_after_the_registration_counts_from_the_next_round_on(
     owned_devices, monkeypatch, text, line
 ):
-    def then(registered, directory):
-        write(registered, directory)
+    def then(self, *arguments, **named):
         says(owned_devices, 1, text)
+        return start(self, *arguments, **named)
 
-    write = server.app._write_registration
-    monkeypatch.setattr(server.app, "_write_registration", then)
+    start = FederationStrategy.start
+    monkeypatch.setattr(FederationStrategy, "start", then)
     serve_devices(own_config(rounds=1), owned_devices, states=places(owned_devices))
     rows = read_lines(owned_devices / "run" / "clients.jsonl")
     reasons = {row["client"]: row["rejected"] for row in rows}
@@ -121,11 +121,10 @@ def test_a_server_cannot_widen_the_mask_of_a_run_whose_whole_updates_are_to_stay
     rows = read_lines(owned_devices / "as-agreed" / "clients.jsonl")
     assert [row["rejected"] for row in rows] == [None] * 3
 
-    def every(registered, known):
-        num_channels = registered.blueprint.layout.num_channels
-        return Selection(torch.ones(num_channels, dtype=torch.bool), closed=True)
+    def every(saliency, num_examples, costs, budget):
+        return Selection(torch.ones(costs.layout.num_channels, dtype=torch.bool), closed=True)
 
-    monkeypatch.setattr(server.app, "_agreed_selection", every)
+    monkeypatch.setattr(server.app, "common_selection", every)
     for place in places(owned_devices).values():
         shutil.rmtree(place)
     serve_devices(config, owned_devices, states=places(owned_devices))
