@@ -263,6 +263,8 @@ def findings(message: Message, context: Context) -> Message:
     workplace, store = workplace_of(context), store_of(context)
     download = _download(message, context, workplace)
     with store.locked():
+        if is_device(context) and download.server_round == workplace.config.rounds:
+            check_last(directory_of(context), download.server_round, workplace.config.rounds)
         model, state = receive(workplace, download, store.load())
         blob = find_round(workplace, client_of(context), model, state)
     return Message(_content(blob), reply_to=message)

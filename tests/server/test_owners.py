@@ -19,6 +19,7 @@ from spatl.runs.directory import config_of
 from spatl.runs.records import read_lines
 from spatl.selection.selectors import SELECTORS
 from spatl.wire.codecs import CODECS
+from spatl.wire.findings import FINDINGS_QUESTION
 from spatl.wire.statistics import STATISTICS_QUESTION
 from spatl.wire.update import update_bytes
 from tests.support.own_data import CLASSES, NUMBERS, own_config, serve_devices, write_data
@@ -131,6 +132,29 @@ def test_a_server_cannot_widen_the_mask_of_a_run_whose_whole_updates_are_to_stay
     rows = read_lines(owned_devices / "run" / "clients.jsonl")
     line = "leaves.whole_updates (the server's mask): this run asks for updates of 1.0000, the owner of this device"
     assert {row["client"]: (row["rejected"] or "")[: len(line)] for row in rows} == {0: line, 1: line, 2: ""}
+
+
+def test_no_earlier_round_comes_after_findings_that_were_asked_for_as_if_the_last_one_was_over(
+    owned_devices, monkeypatch
+):
+    original = FederationStrategy.configure_evaluate
+
+    def early(self, server_round, arrays, config, grid):
+        if server_round == 1:
+            node = min(grid.get_node_ids())
+            _, downloads = open_evaluation(self.federation, self.state, 4, [0])
+            question = Message(blob_content(downloads[0]), dst_node_id=node, message_type=FINDINGS_QUESTION)
+            told.extend(reply.has_content() for reply in grid.send_and_receive([question]))
+        return original(self, server_round, arrays, config, grid)
+
+    told = []
+    monkeypatch.setattr(FederationStrategy, "configure_evaluate", early)
+    serve_devices(own_config(rounds=4, report={"findings": "end"}), owned_devices, states=places(owned_devices))
+    assert told == [True]
+    rows = read_lines(owned_devices / "run" / "clients.jsonl")
+    line = "round 2 is asked for after the evaluation of round 4, the last one"
+    assert {row["round"]: row["rejected"] for row in rows if row["client"] == 0} == {1: None, 2: line, 3: None, 4: None}
+    assert read_json(owned_devices / "run" / "summary.json")["not_evaluated"] == 0
 
 
 def ways():
