@@ -204,7 +204,7 @@ def train(message: Message, context: Context) -> Message:
             logger.warning("round %d: asked again; the answer that was made goes out once more", download.server_round)
             return Message(_content(answer), reply_to=message)
         if owner is not None:
-            check_not_over(directory_of(context), download.server_round)
+            check_not_over(directory_of(context), download.server_round, workplace.config.rounds)
             owner.begin_round(directory_of(context).parent)
         # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
         model, state = receive(workplace, download, _state_before(store, download, workplace, context))

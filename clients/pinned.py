@@ -101,18 +101,21 @@ def check_last(directory: Path, server_round: int, rounds: int) -> None:
         replace_private(directory / _LAST, f"{rounds}\n".encode("ascii"))
 
 
-def check_not_over(directory: Path, server_round: int) -> None:
-    """Raise where a round is asked for that was over before the last evaluation.
+def check_not_over(directory: Path, server_round: int, rounds: int) -> None:
+    """Raise where a round is asked for that was over before the last evaluation, or that the run does not have.
 
     A server that goes on from its checkpoint, or the one before, asks for the last round again, or the one before it.
 
     Args:
         directory: Of the device's state in the run.
         server_round: The round.
+        rounds: How many the run has.
 
     Raises:
         NotAllowed: It is.
     """
+    if not 1 <= server_round <= rounds:
+        raise NotAllowed(f"round {server_round} is asked for, and this run has {rounds} rounds")
     if server_round < (last := _last(directory)) - 1:
         raise NotAllowed(f"round {server_round} is asked for after the evaluation of round {last}, the last one")
 
