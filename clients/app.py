@@ -205,13 +205,14 @@ def train(message: Message, context: Context) -> Message:
             return Message(_content(answer), reply_to=message)
         if owner is not None:
             check_not_over(directory_of(context), download.server_round, workplace.config.rounds)
-            owner.begin_round(directory_of(context).parent)
         # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
         model, state = receive(workplace, download, _state_before(store, download, workplace, context))
         if owner is not None and model.selection is not None and not owner.rules.leaves.whole_updates:
             check_mask(workplace.blueprint, model.selection)
         if owner is not None and budget is not None and model.selection is not None:
             check_kept(workplace.blueprint, model.selection, budget, source="budget")
+        if owner is not None:  # what cannot be trained from is no round of the day
+            owner.begin_round(directory_of(context).parent)
         blob, state = train_round(workplace, client, model, state, budget=budget)
         if owner is not None:
             owner.check_length(len(blob), "upload_megabytes")

@@ -17,6 +17,8 @@ def test_an_emptied_state_is_named_with_its_place_on_the_device_and_without_it_o
     config = tiny_config(
         method=method, rounds=5, partition={"name": "iid", "num_clients": 3}, wire={"downlink": "adaptive"}
     )
+    (tmp_path / "device.yaml").write_text("limits: {rounds_a_day: 100}")
+    (tmp_path / "device.yaml").chmod(0o600)
     emptied = []
 
     def empties(way, client, message):
@@ -37,6 +39,8 @@ def test_an_emptied_state_is_named_with_its_place_on_the_device_and_without_it_o
     rows = read_lines(tmp_path / "run" / "history.jsonl")
     assert [[each["client"] for each in row["rejections"]] for row in rows] == [[], [], [1], [], []]
     assert str(tmp_path) not in rows[2]["rejections"][0]["reason"]
+    begun = (tmp_path / "device-1" / "rounds.txt").read_text().split()
+    assert len(begun) == 4  # the third was none
     assert [row["forgot"] for row in rows] == [[], [], [1] if method == "spatl" else [], [], []]
     assert [row["control_anew"] for row in rows] == [False, False, False, method == "spatl", False]
 
