@@ -44,6 +44,7 @@ from spatl.rounds.federation import Federation
 from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
 from spatl.rounds.rules import aggregation_rule
+from spatl.rounds.weights import bounded_weights, largest_share
 from spatl.runner import remarks_on
 from spatl.runs.checkpoint import Checkpoint
 from spatl.runs.directory import alone_in_run, config_of, write_config
@@ -167,7 +168,7 @@ def serve(
     recorder.num_examples.update(registered.num_examples)
     recorder.start_clock()
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
-    selection = _agreed_selection(registered, known) if config.row.static_mask else None
+    selection = agreed_selection(registered, known) if config.row.static_mask else None
     strategy = _strategy(registered, recorder, selection, checkpoint, grid=grid, simulated=not devices)
     _run_rounds(strategy, grid, config)
     _write_model(strategy, recorder, directory)
@@ -242,7 +243,7 @@ def _by_name(absent: Mapping[int, str]) -> dict[str, str]:
     return {str(client): reason for client, reason in absent.items()}
 
 
-def _agreed_selection(registered: Registered, known: Mapping[int, int]) -> Selection:
+def agreed_selection(registered: Registered, known: Mapping[int, int]) -> Selection:
     """Return the mask that the saliencies of all clients make, the same for all.
 
     Raises:
@@ -255,7 +256,8 @@ def _agreed_selection(registered: Registered, known: Mapping[int, int]) -> Selec
             f"got {sorted(clients)}"
         )
     saliency = {client: registration.saliency for client, registration in clients.items()}
-    return common_selection(saliency, registered.num_examples, registered.blueprint.costs, config.budget())
+    weights = {**registered.num_examples, **bounded_weights(registered.num_examples, largest_share(config))}
+    return common_selection(saliency, weights, registered.blueprint.costs, config.budget())
 
 
 def _facts(registered: Registered, recorder: Recorder, *, engine: str) -> dict[str, Any]:

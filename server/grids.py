@@ -182,6 +182,9 @@ class InProcessGrid(FederationGrid):
         for message_id in self.queue:
             if message_id in wanted:
                 message = self.queue.pop(message_id)
+                if message.metadata.dst_node_id not in self.contexts:  # as a SuperLink says it
+                    gone = Error(code=ErrorCode.NODE_UNAVAILABLE, reason="the node is not connected")
+                    return [Message(gone, reply_to=message)]
                 reply = self._call(message)
                 client = self.contexts[message.metadata.dst_node_id].node_config["partition-id"]
                 assert isinstance(client, int)

@@ -9,6 +9,7 @@ from spatl.channels.selection import Selection
 from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.downlink import Reference
 from spatl.rounds.server_state import ServerState
+from spatl.rounds.weights import largest_share
 from spatl.training.step_weight import accumulated_step_weight
 
 
@@ -50,8 +51,7 @@ class Federation:
     @property
     def max_weight(self) -> float:
         """The largest share that a client can have in all averages; 1 where the server knows who has how much."""
-        config = self.blueprint.config
-        return config.server.max_weight if config.has_own_data else 1.0
+        return largest_share(self.blueprint.config)
 
     @property
     def notes_choices(self) -> bool:

@@ -7,9 +7,16 @@ million would be the average alone: there no client weighs more than a share of 
 import logging
 from collections.abc import Mapping
 
+from spatl.config.experiment import ExperimentConfig
+
 logger = logging.getLogger(__name__)
 
 _TIMES_AN_EQUAL_SHARE = 2.0  # which any client may have, however few there are
+
+
+def largest_share(config: ExperimentConfig) -> float:
+    """The largest share that a client can have in all averages; 1 where the server knows who has how much."""
+    return config.server.max_weight if config.has_own_data else 1.0
 
 
 def bounded_weights(

@@ -1,12 +1,13 @@
 """Devices with data of their own: it is all theirs, and they agree on a model and a scale."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from clients.app import app as client_app
-from server.app import serve
+from server.app import agreed_selection, serve
 from server.grids import InProcessGrid
 from spatl.config.loading import load_config, on_device
 from spatl.data.own import fit
@@ -16,7 +17,7 @@ from spatl.rounds.blueprint import make_blueprint
 from spatl.rounds.client_data import load_own
 from spatl.runs.directory import write_config
 from spatl.runs.records import read_lines
-from tests.support.federations import COMPRESSED
+from tests.support.federations import COMPRESSED, blueprint_of, tiny_config
 from tests.support.own_data import check_devices_control, own_config, serve_devices, write_data
 
 
@@ -132,3 +133,17 @@ def test_c_stays_the_weighted_sum_of_the_c_i_when_one_comes_later_and_another_st
             (devices / "run" / "summary.json").unlink()
         serve_devices(config_of(rounds, agreed), devices, resume=True, absent=absent)
         check_devices_control(devices, config_of(rounds, agreed), {0: 120, 1: 72, 2: 36})
+
+
+def test_nobodys_word_for_its_number_decides_alone_which_channels_all_train():
+    config = own_config(method="ssfl", partition={"name": "own", "num_clients": 12})
+    blueprint = blueprint_of(tiny_config(method="ssfl"))
+    worth = torch.linspace(1.0, 2.0, blueprint.layout.num_channels)
+    clients = {client: SimpleNamespace(saliency=worth if client else worth.flip(0)) for client in range(12)}
+
+    def agreed(number):
+        numbers = {client: 100 if client else number for client in range(12)}
+        registered = SimpleNamespace(config=config, clients=clients, num_examples=numbers, blueprint=blueprint)
+        return agreed_selection(registered, {}).mask
+
+    assert torch.equal(agreed(10**9), agreed(100))
