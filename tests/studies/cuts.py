@@ -2,9 +2,9 @@
 
 `python -m tests.studies.cuts [--only KIND ...]` runs two federations side by side, each a server and three clients on
 loopback with a proxy between each client and the server. One has TLS and keys, and meets accept-and-close and black
-holes of 5, 20, 60 and 180 s, thin lines, SIGSTOP of each process for a minute, full disks, and clocks an hour off. The
-other has none, so that its proxies see calls: each call of Flower's protocol is reset in mid-message, both ways. After
-each fault the time is taken to the next round in which all clients take part; at the end all must hold that holds
+holes of 5, 20, 60 and 180 s, thin lines, SIGSTOP of each process for a minute, full disks, clocks an hour off, and
+resets while a client starts. The other has none, so that its proxies see calls: each call that a client makes in a round is
+reset in mid-message, both ways. (Without keys a client that starts anew is another one to Flower.) After each fault the time is taken to the next round in which all clients take part; at the end all must hold that holds
 without faults.
 """
 
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from tests.support.fleets import Fleet, check_run, history_of, make_federation, 
 from tests.support.proxies import Direction, Proxy, Weather
 
 NUM_CLIENTS = 3
-KINDS = ("network", "slow", "stopped", "disk", "clock", "calls")
+KINDS = ("network", "slow", "stopped", "disk", "clock", "starts", "calls")
 LENGTHS = (5.0, 20.0, 60.0, 180.0)
 _PATIENCE_SECONDS = 400.0
 _STOPPED_SECONDS = 60.0
@@ -39,10 +40,10 @@ _DISK_BYTES = 256 << 20
 _FAR_ROUND = 100_000
 _CALLS = (
     "pull-messages", "pull-object", "confirm-message-received", "push-messages", "push-object", "send-node-heartbeat",
-    "register-node", "activate-node", "get-run", "get-fab", "deactivate-node",
 )  # fmt: skip
-"""Calls of a SuperNode of flwr 1.41, below `/v1/fleet/`."""
-_OF_STARTS = ("register-node", "activate-node", "get-run", "get-fab", "deactivate-node")
+"""Calls of a SuperNode of flwr 1.41 in a round, below `/v1/fleet/`."""
+_BYTES_OF_STARTS = (0, 300, 1500, 3000, 6000)
+"""Bytes of a connection after which it is reset while a client starts: within TLS's handshake, and within calls."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def _own_disk(directory: Path) -> Iterator[bool]:
 def faults_of(site: Site) -> list[Fault]:
     """All faults of the federation with TLS."""
     everybody = range(NUM_CLIENTS)
+    directions: tuple[Direction, ...] = ("up", "down")
     found = [
         Fault("network", f"{_told(weather)}, {'all clients' if len(whose) > 1 else f'client {whose[0]}'}", seconds,
               partial(_weather, site, weather, whose))
@@ -183,6 +185,11 @@ def faults_of(site: Site) -> list[Fault]:
             Fault("clock", f"clock {hours} h off, {who}", 40.0, partial(_clock, site, who, hours))
             for who, hours in (("client-1", "+1"), ("client-2", "-1"), ("server", "+1"), ("server", "-1"))
         ]
+    found += [
+        Fault("starts", f"a start of client {number % NUM_CLIENTS}, reset after {after} bytes {direction}", 0.0,
+              partial(_cut_start, site, number % NUM_CLIENTS, direction, after))
+        for number, after in enumerate(_BYTES_OF_STARTS) for direction in directions
+    ]  # fmt: skip
     return found
 
 
@@ -270,16 +277,26 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 @contextlib.contextmanager
 def _cut(site: Site, client: int, call: str, direction: Direction, after: int) -> Iterator[None]:
     done = site.proxies[client].cut(f"/v1/fleet/{call}", direction, after=after)
-    if call in _OF_STARTS:
-        _end(site.fleet.clients[client])
-        site.fleet.restart_client(client)
+    _await_cut(site, client, done)
+    yield
+
+
+@contextlib.contextmanager
+def _cut_start(site: Site, client: int, direction: Direction, after: int) -> Iterator[None]:
+    _end(site.fleet.clients[client])
+    done = site.proxies[client].cut(None, direction, after=after)
+    site.fleet.restart_client(client)
+    _await_cut(site, client, done)
+    yield
+
+
+def _await_cut(site: Site, client: int, done: threading.Event) -> None:
     deadline = time.monotonic() + 90.0
     while not done.is_set() and time.monotonic() < deadline:
         site.tend()
         time.sleep(0.05)
     if not done.is_set():
         site.proxies[client].forget()
-    yield
 
 
 def endure(site: Site, faults: Sequence[Fault], say: Callable[[str], None]) -> list[Recovery]:
