@@ -3,9 +3,10 @@
 `python -m tests.studies.cuts [--only KIND ...]` runs two federations side by side, each a server and three clients on
 loopback with a proxy between each client and the server. One has TLS and keys, and meets accept-and-close and black
 holes of 5, 20, 60 and 180 s, thin lines, SIGSTOP of each process for a minute, full disks, clocks an hour off, and
-resets while a client starts. The other has none, so that its proxies see calls: each call that a client makes in a round is
-reset in mid-message, both ways. (Without keys a client that starts anew is another one to Flower.) After each fault the time is taken to the next round in which all clients take part; at the end all must hold that holds
-without faults.
+resets while a client starts. The other has none, so that its proxies see calls: each call that a client makes in a
+round is reset in mid-message, both ways. (Without keys a client that starts anew is another one to Flower.) After each
+fault the time is taken to the next round in which all clients take part; at the end all must hold that holds without
+faults.
 """
 
 import argparse
@@ -275,28 +276,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _cut(site: Site, client: int, call: str, direction: Direction, after: int) -> Iterator[None]:
+def _cut(site: Site, client: int, call: str, direction: Direction, after: int) -> Iterator[bool]:
     done = site.proxies[client].cut(f"/v1/fleet/{call}", direction, after=after)
-    _await_cut(site, client, done)
-    yield
+    yield _made(site, client, done)
 
 
 @contextlib.contextmanager
-def _cut_start(site: Site, client: int, direction: Direction, after: int) -> Iterator[None]:
+def _cut_start(site: Site, client: int, direction: Direction, after: int) -> Iterator[bool]:
     _end(site.fleet.clients[client])
     done = site.proxies[client].cut(None, direction, after=after)
     site.fleet.restart_client(client)
-    _await_cut(site, client, done)
-    yield
+    yield _made(site, client, done)
 
 
-def _await_cut(site: Site, client: int, done: threading.Event) -> None:
+def _made(site: Site, client: int, done: threading.Event) -> bool:
+    """Wait until a connection has been cut; false where none was long enough for it."""
     deadline = time.monotonic() + 90.0
     while not done.is_set() and time.monotonic() < deadline:
         site.tend()
         time.sleep(0.05)
     if not done.is_set():
         site.proxies[client].forget()
+    return done.is_set()
 
 
 def endure(site: Site, faults: Sequence[Fault], say: Callable[[str], None]) -> list[Recovery]:
@@ -304,8 +305,11 @@ def endure(site: Site, faults: Sequence[Fault], say: Callable[[str], None]) -> l
     site.next_full_round()
     recoveries = []
     for number, fault in enumerate(faults, 1):
-        with fault.during():
+        with fault.during() as made:
             site.live(fault.seconds)
+        if made is False:
+            say(f"{number} of {len(faults)}: {fault.name}: no call was as long, nothing was cut")
+            continue
         recoveries.append(Recovery(fault, site.next_full_round()))
         say(f"{number} of {len(faults)}: {fault.name}, {fault.seconds:g} s: "
             f"all take part again after {recoveries[-1].seconds:.1f} s")  # fmt: skip
