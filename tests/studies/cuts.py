@@ -37,6 +37,7 @@ KINDS = ("network", "slow", "stopped", "disk", "clock", "starts", "calls")
 LENGTHS = (5.0, 20.0, 60.0, 180.0)
 _PATIENCE_SECONDS = 400.0
 _STOPPED_SECONDS = 60.0
+_ONE_AT_A_TIME = threading.Lock()  # Python 3.11 may fail where two threads parse source, as tracing a network does
 _DISK_BYTES = 256 << 20
 _FAR_ROUND = 100_000
 _CALLS = (
@@ -87,7 +88,8 @@ class Site:
         self, directory: Path, config: ExperimentConfig, stack: contextlib.ExitStack, *, insecure: bool, disks: bool
     ) -> None:
         self.directory, self.config = directory, config
-        port = make_federation(config, directory)
+        with _ONE_AT_A_TIME:
+            port = make_federation(config, directory)
         self.disks = disks and all(stack.enter_context(_own_disk(directory / who)) for who in ("server", "client-0"))
         self.proxies = [stack.enter_context(contextlib.closing(Proxy(port))) for _ in range(NUM_CLIENTS)]
         put_between(directory, dict(enumerate(self.proxies)))
