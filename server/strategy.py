@@ -23,7 +23,7 @@ from server.grids import FederationGrid
 from server.recorder import Recorder
 from server.registration import register_again
 from server.replies import blob_of, error_traceback
-from server.waiting import await_clients
+from server.waiting import await_clients, rest_with_clients
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.rounds.evaluation import arrived_state, close_statistics, open_evaluation
 from spatl.rounds.federation import Federation
@@ -121,6 +121,7 @@ class FederationStrategy(Strategy):
         keep_best(self._recorder.directory, self.federation, self.state, number - 1, outcome.arrivals)
         if outcome.ending is not None:
             self._stop(outcome.ending)
+        rest_with_clients(outcome, number)
         return None, None
 
     def configure_evaluate(

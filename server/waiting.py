@@ -13,10 +13,13 @@ from flwr.serverapp import Grid
 
 from spatl.config.sections import ServerConfig
 from spatl.errors import SpatlError
+from spatl.rounds.answers import Outcome
 from spatl.runs.waiting import Waiting, write_waiting
 
 logger = logging.getLogger(__name__)
 
+REST_SECONDS = 60.0
+"""Time between two rounds where all devices rest."""
 _POLL_SECONDS = 0.5
 
 
@@ -78,3 +81,16 @@ def await_clients(
 def _told(missing: tuple[int, ...]) -> str:
     numbers = ", ".join(map(str, missing))
     return f"client {numbers} is" if len(missing) == 1 else f"clients {numbers} are"
+
+
+def rest_with_clients(outcome: Outcome, server_round: int) -> None:
+    """Wait for a while after a round in which the owners of all devices that answered let them rest.
+
+    Without it a night would be as many rounds without an update as fit into it.
+    """
+    if outcome.not_now and not outcome.trained and outcome.rejected.keys() == outcome.not_now:
+        logger.warning(
+            "round %d: the owners of all devices that answered let them rest; the next round is in %g s",
+            server_round, REST_SECONDS, extra={"round": server_round},
+        )  # fmt: skip
+        time.sleep(REST_SECONDS)

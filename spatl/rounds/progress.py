@@ -22,8 +22,9 @@ def checked_progress(
     """Return what is remembered of a run's progress, and why it cannot go on; None where it can."""
     useless_rounds = 0 if outcome.trained else state.useless_rounds + 1
     state = replace(state, useless_rounds=useless_rounds)
-    if federation.of_devices and not outcome.trained and not outcome.rejected:
-        return replace(state, useless_rounds=0), None  # before the next round they are waited for
+    lasting = outcome.rejected.keys() - outcome.not_now - outcome.forgot
+    if federation.of_devices and not outcome.trained and not lasting:
+        return replace(state, useless_rounds=0), None  # they are away, or rest, or begin anew: it passes
     if useless_rounds == _USELESS_ROUNDS and not outcome.rejected:
         return state, SpatlError(
             f"round {server_round}: no client has answered for {useless_rounds} rounds; "
