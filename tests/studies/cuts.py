@@ -145,9 +145,14 @@ def _own_disk(directory: Path) -> Iterator[bool]:
         yield done.returncode == 0
     finally:
         if done.returncode == 0:
-            shutil.copytree(directory, kept, dirs_exist_ok=True)
+            shutil.copytree(directory, kept, dirs_exist_ok=True, ignore=_sockets)
             subprocess.run(["umount", "-l", str(directory)], check=False)
             shutil.copytree(kept, directory, dirs_exist_ok=True)
+
+
+def _sockets(directory: str, names: list[str]) -> list[str]:
+    """Names in a directory that are no files to copy."""
+    return [name for name in names if Path(directory, name).is_socket()]
 
 
 def faults_of(site: Site) -> list[Fault]:
