@@ -82,7 +82,7 @@ def test_the_selector_sends_what_is_overdue(tmp_path: Path) -> None:
     for client in range(4):
         ages = []
         for name in ("one", "two"):
-            state = DirectoryStore(tmp_path / name / "clients" / str(client)).load(before=None, folded_round=0)
+            state = DirectoryStore(tmp_path / name / "clients" / str(client)).load(before=None)
             assert state is not None
             ages.append(state.selector["age"])
         before, after = ages

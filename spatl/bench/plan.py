@@ -26,7 +26,8 @@ ALONE: Final = "local"
 """The row that shows which targets need a federation at all."""
 
 _OF_A_METHOD: Final = (
-    "method", "predictor", "selection", "agent", "control", "wire", "server.learning_rate", "training.learning_rate",
+    "method", "predictor", "selection", "agent", "control", "wire", "server_optimizer", "server.learning_rate",
+    "training.learning_rate",
     "training.momentum", "training.nesterov", "training.weight_decay", "training.proximal_mu", "training.head_epochs",
     "training.finetune_epochs",
 )  # fmt: skip

@@ -25,7 +25,6 @@ from spatl.seeding import generator
 from spatl.training.device import reproducible
 from spatl.training.hooks import correction_hook
 from spatl.training.local import train_
-from spatl.wire.blob import BLOB, RECORD
 from spatl.wire.download import unpack_download
 from spatl.wire.update import Update
 from tests.support.clients import received, train
@@ -34,6 +33,7 @@ from tests.support.federations import (
     blueprint_of,
     fingerprints,
     opened,
+    registered,
     run_tiny,
     state_of,
     tampering,
@@ -83,8 +83,8 @@ def flowers_result(config, strategy):
         ("fedavg", FedAvg(fraction_evaluate=0.0)),
         ("fedprox", FedProx(fraction_evaluate=0.0, proximal_mu=0.5)),
         ("fedavgm", FedAvgM(fraction_evaluate=0.0, server_momentum=0.9)),
-        ("fedadam", FedAdam(fraction_evaluate=0.0, eta=0.01, beta_1=0.9, beta_2=0.99, tau=1e-3)),
-        ("fedyogi", FedYogi(fraction_evaluate=0.0, eta=0.01, beta_1=0.9, beta_2=0.99, tau=1e-3)),
+        ("fedadam", FedAdam(fraction_evaluate=0.0, eta=0.03, beta_1=0.9, beta_2=0.99, tau=1e-3)),
+        ("fedyogi", FedYogi(fraction_evaluate=0.0, eta=0.03, beta_1=0.9, beta_2=0.99, tau=1e-3)),
     ],
 )
 def test_the_row_computes_what_flowers_own_strategy_computes(tmp_path, strategies, method, strategy):
@@ -342,7 +342,7 @@ def test_a_client_that_cannot_say_what_matters_is_one_clear_line(tmp_path, blob,
     def register(message: Message, context: Context) -> Message:
         content = client_app(message, context).content
         if context.node_config["partition-id"] == 3:
-            content[RECORD][BLOB] = nan if blob is None else blob
+            content = registered(content, saliency=nan if blob is None else blob)
         return Message(content, reply_to=message)
 
     with pytest.raises(SpatlError, match=f"client 3 could not register: .*{reason}"):

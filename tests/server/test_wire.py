@@ -19,7 +19,7 @@ from spatl.rounds.offsets import encoder_of
 from spatl.runs.records import read_lines
 from spatl.sealed_files import as_tensor
 from spatl.seeding import numpy_generator
-from spatl.wire.blob import CLIENT_LOST
+from spatl.wire.blob import CLIENT_FORGOT, CLIENT_LOST
 from spatl.wire.download import unpack_download
 from tests.support.federations import COMPRESSED, blob_of, blueprint_of, losing, opened, run_tiny, state_of, tiny_config
 from tests.support.flower import record_bytes
@@ -206,15 +206,15 @@ def test_a_client_that_loses_its_directory_starts_again_from_the_initial_encoder
     watched = Watched(config, tmp_path, strategies, before=before)
     run_tiny(config, tmp_path, app=watched.app)
     errors = {(call.server_round, call.client): call.error for call in watched.calls if call.error}
-    assert errors == {(3, 2): CLIENT_LOST, (6, 2): CLIENT_LOST}
+    assert errors == {(3, 2): CLIENT_FORGOT, (6, 2): CLIENT_FORGOT}
     rejections = [row["rejections"] for row in read_lines(tmp_path / "history.jsonl")]
     assert [len(refused) for refused in rejections] == [0, 0, 1, 0, 0, 1, 0]
-    assert "start from version 1, this client holds none" in rejections[2][0]["reason"]
+    assert "the server has folded in its round 2" in rejections[2][0]["reason"]
     again = [call for call in watched.of("train", client=2) if call.server_round in (4, 7)]
     assert [(call.download.base_version, call.download.version) for call in again] == [(0, 3), (0, 6)]
     assert all(call.agrees for call in watched.calls if not call.error)
     assert not any(call.download.base is not None for call in watched.calls)
-    assert not any(call.update.corrected for call in again)
+    assert [call.update.corrected for call in again] == [True, False]  # all begin anew at most once in ten rounds
 
 
 @pytest.mark.slow

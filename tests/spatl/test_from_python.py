@@ -66,7 +66,7 @@ def test_a_script_whose_output_goes_to_a_pipe_prints_nothing(quick, tmp_path, ca
 def test_a_terminal_shows_the_run_unless_the_caller_does(quick, tmp_path, monkeypatch, arguments, is_shown):
     console = terminal(80)
     monkeypatch.setattr(runner, "watched_console", lambda: console)
-    monkeypatch.setattr(runner, "Console", lambda stderr: console)
+    monkeypatch.setattr(runner, "Screen", lambda stderr: console)
     rounds = []
     if "on_round" in arguments:
         arguments = {**arguments, "on_round": lambda row: rounds.append(row["round"])}

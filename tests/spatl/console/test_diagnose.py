@@ -68,6 +68,7 @@ def test_findings_that_are_computed_here_are_those_that_clients_would_have_told(
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / FINDINGS)
+    (copy / "marks.json").unlink()  # that they are gone would be damage
     told, computed = diagnose_run(run), diagnose_run(copy)
     assert (told.source, computed.source) == ("recorded", "computed")
     for one, other in zip(told.diagnosis.clients, computed.diagnosis.clients, strict=True):
@@ -111,6 +112,7 @@ def test_a_run_that_is_not_over_is_refused(few, tmp_path, capsys):
     (tmp_path / "run" / "summary.json").unlink()
     text = (tmp_path / "run" / "config.yaml").read_text().replace("num_clients: 3", "num_clients: 5")
     (tmp_path / "run" / "config.yaml").write_text(text)
+    (tmp_path / "run" / "marks.json").unlink(missing_ok=True)
     assert "has not come to its end" in refusal(tmp_path / "run", capsys)
 
 

@@ -183,6 +183,8 @@ def test_a_mistake_is_one_line(arguments, message, explained_run, device, tmp_pa
     }  # fmt: skip
     (tmp_path / "file").touch()
     words = [str(places[each]()) if each in places else each for each in arguments]
+    if "OLD" in arguments:
+        (tmp_path / "run" / "marks.json").unlink()
     if "OTHER_MODEL" in arguments:
         path = tmp_path / "run" / "model" / "model.json"
         path.write_text(path.read_text().replace('"format": 1', '"format": 9'))

@@ -97,6 +97,7 @@ def test_a_run_is_running_while_a_process_has_it_and_stopped_when_none_has(tmp_p
     assert status.message is not None
     assert "spatl run --resume" in status.message
     (tmp_path / "config.yaml").write_text(tiny_config(rounds=6).to_yaml())
+    (tmp_path / "marks.json").unlink(missing_ok=True)
     with alone_in_run(tmp_path):
         status = read_status(tmp_path)
     assert status.state == "running"

@@ -32,7 +32,7 @@ def test_a_class_is_made_once_and_what_it_remembers_is_a_clients_own(tmp_path: P
     """Five clients in three rounds: asked 15 times in all, of which each client's state counts its three."""
     run_tiny(config_of("Counting"), tmp_path)
     for client in range(5):
-        state = DirectoryStore(tmp_path / "clients" / str(client)).load(before=None, folded_round=0)
+        state = DirectoryStore(tmp_path / "clients" / str(client)).load(before=None)
         assert state is not None
         assert state.selector["asked"].tolist() == [3]
 
