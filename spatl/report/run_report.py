@@ -155,7 +155,6 @@ def _rounds(result: RunResult) -> str:
             "refused": _text(row.get("rejected")),
             "missing": _text(row.get("missing")),
             "late": _text(row.get("late")),
-            "asked again": _text(row.get("asked_again")),
             "left out": _text(len(row.get("left_out") or ())),
             "keep ratio": _ratio(row.get("keep_ratio")),
             "FLOPs ratio": _ratio(row.get("flops_ratio")),
