@@ -5,7 +5,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,6 +14,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.asking import AnswerTimes, OpenQuestions
+from server.over_grid import OverGrid
 from spatl.errors import traceback_of
 
 SERVER_NODE_ID = 1
@@ -30,7 +30,7 @@ class FederationGrid(Grid):
     copies: Mapping[int, int] = MappingProxyType({})
 
 
-class StreamingGrid(FederationGrid):
+class StreamingGrid(OverGrid, FederationGrid):
     """Grid whose `send_and_receive` yields each reply as it comes, over any other grid.
 
     Flower's strategies hand the iterable straight to their aggregation, so that nothing waits for the last reply and
@@ -49,36 +49,11 @@ class StreamingGrid(FederationGrid):
     def __init__(
         self, inner: Grid, *, poll_seconds: float = 0.1, patience: float | None = None, ask_again_after: float = 0.0
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._poll_seconds = poll_seconds
         self._patience = patience
         self._times = AnswerTimes(ask_again_after)
         self._late = dict[str, int]()
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the inner grid."""
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run of the inner grid."""
-        return self._inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Create a message by the inner grid."""
-        return self._inner.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the node ids of the inner grid."""
-        return self._inner.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages by the inner grid."""
-        return self._inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull replies from the inner grid."""
-        return self._inner.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages and yield the replies in the order they come, until all are in or the time is over."""

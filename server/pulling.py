@@ -23,9 +23,9 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, Pu
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
+from server.over_grid import OverGrid
 from spatl.errors import printable
 from spatl.wire.blob import CLIENT_REFUSED
 
@@ -58,7 +58,7 @@ class _Announced:
     contents: dict[str, bytes] = field(default_factory=dict)
 
 
-class CarefulGrid(Grid):
+class CarefulGrid(OverGrid):
     """Grid over Flower's whose replies are taken apart one by one.
 
     Args:
@@ -67,34 +67,10 @@ class CarefulGrid(Grid):
     """
 
     def __init__(self, inner: HttpGrid, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        self._inner = inner
+        super().__init__(inner)
+        self._flowers = inner
         self._patience = patience_seconds
         self._announced: list[_Announced] = []
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the inner grid."""
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run of the inner grid."""
-        return self._inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Create a message by the inner grid."""
-        return self._inner.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the node ids of the inner grid."""
-        return self._inner.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages by the inner grid."""
-        return self._inner.push_messages(messages)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return the replies by the inner grid."""
-        return self._inner.send_and_receive(messages, timeout=timeout)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull the replies to questions that are whole by now; of what is odd or does not come, an error."""
@@ -126,21 +102,21 @@ class CarefulGrid(Grid):
         """Have the SuperLink forget the objects of a reply."""
         self._client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
-                node=self._inner.node, run_id=metadata.run_id, message_object_id=metadata.message_id
+                node=self._flowers.node, run_id=metadata.run_id, message_object_id=metadata.message_id
             )
         )
 
     @property
     def _client(self) -> Any:
         """Client of the Runtime API, which Flower has connected."""
-        return self._inner._runtime_client
+        return self._flowers._runtime_client
 
     def _reply(self, announced: _Announced, now: float) -> Message | None:
         """Return a reply, or an error in its place; None while it is not whole."""
         metadata, client = announced.metadata, self._client
         while announced.missing:
             asked = PullObjectRequest(
-                node=self._inner.node, run_id=metadata.run_id, object_id=announced.missing[-1]
+                node=self._flowers.node, run_id=metadata.run_id, object_id=announced.missing[-1]
             )  # fmt: skip
             found = client.PullObject(asked)
             if not found.object_found or (not found.object_available and now >= announced.until):
