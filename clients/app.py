@@ -27,10 +27,11 @@ from clients.node import (
     tells_findings,
     workplace_of,
 )
-from clients.owner import governed, owner_of, without_places
+from clients.owner import Owner, governed, owner_of, without_places
 from clients.pinned import check_last, check_not_over, pin
 from clients.store import StateStore
 from spatl.artifacts.model_files import LABEL_OFFSET, describe_model
+from spatl.channels.costs import Budget
 from spatl.config.loading import with_agreement
 from spatl.data.own import Agreement
 from spatl.errors import (
@@ -207,17 +208,28 @@ def train(message: Message, context: Context) -> Message:
             check_not_over(directory_of(context), download.server_round, workplace.config.rounds)
         # Not by a name of its own: what the settled state does not hold any more is to be gone before training.
         model, state = receive(workplace, download, _state_before(store, download, workplace, context))
-        if owner is not None and model.selection is not None and not owner.rules.leaves.whole_updates:
-            check_mask(workplace.blueprint, model.selection)
-        if owner is not None and budget is not None and model.selection is not None:
-            check_kept(workplace.blueprint, model.selection, budget, source="budget")
-        if owner is not None:  # what cannot be trained from is no round of the day
-            owner.begin_round(directory_of(context).parent)
+        if owner is not None:
+            _check_channels(owner, workplace, model, budget)
+            owner.begin_round(directory_of(context).parent)  # what cannot be trained from is no round of the day
         blob, state = train_round(workplace, client, model, state, budget=budget)
         if owner is not None:
             owner.check_length(len(blob), "upload_megabytes")
         store.save(state, question=question, answer=blob if question else b"")
     return Message(_content(blob), reply_to=message)
+
+
+def _check_channels(owner: Owner, workplace: Workplace, model: Model, budget: Budget | None) -> None:
+    """Raise where the channels that a server has chosen for all are more than a device's owner allows.
+
+    Raises:
+        NotAllowed: They are, or cost more than the budget.
+    """
+    if model.selection is None:
+        return
+    if not owner.rules.leaves.whole_updates:
+        check_mask(workplace.blueprint, model.selection)
+    if budget is not None:
+        check_kept(workplace.blueprint, model.selection, budget, source="budget")
 
 
 def _state_before(store: StateStore, download: Download, workplace: Workplace, context: Context) -> ClientState | None:

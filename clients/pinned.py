@@ -71,7 +71,7 @@ def check_pinned(
     except NotAllowed:
         raise
     except SpatlError as error:
-        raise DamagedState(f"{_FILE} of this run is damaged: delete the run's state on this device") from error
+        raise _damaged(_FILE) from error
     for setting, old, new in _changes(before, config):
         if setting in _GROWS and isinstance(new, int) and new > old:
             continue
@@ -127,7 +127,7 @@ def _last(directory: Path) -> int:
     except FileNotFoundError:
         return 0
     except ValueError as error:
-        raise DamagedState(f"{_LAST} of this run is damaged: delete the run's state on this device") from error
+        raise _damaged(_LAST) from error
 
 
 def _read(directory: Path) -> str | None:
@@ -136,7 +136,11 @@ def _read(directory: Path) -> str | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
-        raise DamagedState(f"{_FILE} of this run is damaged: delete the run's state on this device") from error
+        raise _damaged(_FILE) from error
+
+
+def _damaged(name: str) -> DamagedState:
+    return DamagedState(f"{name} of this run is damaged: delete the run's state on this device")
 
 
 def _changes(before: ExperimentConfig, after: ExperimentConfig) -> Iterator[tuple[str, Any, Any]]:

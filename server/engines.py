@@ -106,7 +106,8 @@ def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) 
                     streaming.terminate()
         reason = scratch / _REASON
         told = reason.read_text(encoding="utf-8") if reason.exists() else "Flower's simulation ended without a result"
-    check_outcome(directory, otherwise=f"{told}; go on with the run in {directory} (--resume), or see {log_path}")
+    ended = f"{told}; go on with the run in {directory} (--resume), or see {log_path}"
+    check_outcome(directory, otherwise=SpatlError(ended))
 
 
 def _await_simulation(streaming: "subprocess.Popen[bytes]", scratch: Path) -> None:
@@ -128,7 +129,7 @@ def _is_there(mark: Path) -> bool:
         return True
 
 
-def check_outcome(directory: Path, *, otherwise: str) -> None:
+def check_outcome(directory: Path, *, otherwise: SpatlError) -> None:
     """Raise what ended the ServerApp of a run elsewhere, or `otherwise` where it left neither error nor summary.
 
     Raises:
@@ -144,7 +145,7 @@ def check_outcome(directory: Path, *, otherwise: str) -> None:
         raise ending
     if not (directory / SUMMARY).exists():
         check_writable(directory)
-        raise SpatlError(otherwise)
+        raise otherwise
 
 
 def check_writable(directory: Path) -> None:

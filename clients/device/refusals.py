@@ -47,9 +47,7 @@ def refusal(error: Exception, address: object) -> Refusal:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _of_certificate(cause, address)
-        if isinstance(
-            cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionResetError | httpx.RemoteProtocolError
-        ):
+        if isinstance(cause, _CLOSED):
             return Refusal(f"{address} closes connections at once, as a proxy does whose server is away")
         if isinstance(cause, ssl.SSLError):
             told = cause.reason or str(cause)

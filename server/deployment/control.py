@@ -256,9 +256,8 @@ class StartedSuperLink:
         if not (directory / SUMMARY).exists():
             # What the ServerApp says of a SuperLink that has gone is no outcome.
             self._answer_of(self._client.ListNodes, ListNodesRequest())
-            if not (directory / ERROR).exists():
-                raise LinkLost(f"the ServerApp has ended without a result; see {self._log_path}")
-        check_outcome(directory, otherwise=f"the run ended without a result; see {self._log_path}")
+        ended = f"the ServerApp has ended without a result; see {self._log_path}"
+        check_outcome(directory, otherwise=LinkLost(ended))
 
     def look_below(self) -> None:
         """Note what runs below it; of what has ended, the number may be another process's by the time of a kill."""

@@ -121,11 +121,11 @@ class Gate:
             given = headers.get(TOKEN_HEADER.encode(), b"")
             if not hmac.compare_digest(given, self._token):
                 raise Refused(_FORBIDDEN)
-        own = self._lengths.most(0) * 8 + _OWN_BYTES
+        body = await self._read(receive, headers, self._lengths.most(0) * 8 + _OWN_BYTES)
         if path == OPEN_PATH:
-            self._open(await self._read(receive, headers, own))
+            self._open(body)
             return None
-        return await self._read(receive, headers, own)
+        return body
 
     def _open(self, keys: bytes) -> None:
         """Let SuperNodes in; where they are authenticated, with their public keys (PEM, in base64, one a line)."""

@@ -134,8 +134,8 @@ def test_a_reader_who_has_enough_costs_nothing(written_config, tmp_path):
 
 def test_what_ended_a_run_elsewhere_is_told_though_the_disk_had_no_room_for_its_error(tmp_path, refuse):
     with pytest.raises(SpatlError, match="ended somehow"):
-        check_outcome(tmp_path, otherwise="ended somehow")
+        check_outcome(tmp_path, otherwise=SpatlError("ended somehow"))
     refuse(1, errno.ENOSPC)
     with pytest.raises(SystemFault, match=r"no space is left on the disk: make room; then go on .*--resume"):
-        check_outcome(tmp_path, otherwise="ended somehow")
+        check_outcome(tmp_path, otherwise=SpatlError("ended somehow"))
     assert not list(tmp_path.iterdir())

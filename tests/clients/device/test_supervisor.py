@@ -29,11 +29,11 @@ def test_each_program_is_started_again_however_it_ended_and_it_is_said(tmp_path)
     starts = tmp_path / "starts"
     (marks := tmp_path / "marks").mkdir()
     with keeping(marks, "sh", "-c", f"echo >> {starts}; exit 3", "--", "sleep", "600") as process:
-        until(lambda: descendants(process.pid))
+        until(lambda: any("sleep" in command_of(number) for number in descendants(process.pid)))
         (sleeper,) = (number for number in descendants(process.pid) if "sleep" in command_of(number))
         os.kill(sleeper, signal.SIGKILL)
         until(lambda: any("sleep" in command_of(n) and not gone(n) for n in descendants(process.pid) if n != sleeper))
-        until(lambda: len(starts.read_text()) >= 2)
+        until(lambda: starts.exists() and len(starts.read_text()) >= 2)
         process.terminate()
         said = process.communicate()[1]
     assert re.search(r"sh ended with status 3; it starts again in [12]\.\d s", said)
