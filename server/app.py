@@ -73,15 +73,14 @@ def main(grid: Grid, context: Context) -> None:
     config = config_from_run(context.run_config)
     directory = Path(str(context.run_config.get("out", "")) or f"runs/flwr-{context.run_id}").absolute()
     resume = bool(context.run_config.get("resume", False))
-    used = [name for name in (HISTORY, SUMMARY, ERROR) if (directory / name).exists()]
-    if used and not resume:
-        raise ConfigError(
-            f"{directory} holds the {used[0]} of another run; choose another directory for this one (out)"
-        )
+    if not resume:
+        _check_unused(directory)
     devices, opened = bool(context.run_config.get("run")), time.time()
     if devices:  # whose texts are not this machine's
         make_logs_printable()
     with alone_in_run(directory), logged_to(directory / LOG):
+        if not resume:
+            _check_unused(directory)  # again: what ran in it meanwhile may have ended
         try:
             if not config.has_own_data:
                 for record in servers_blueprint(config.to_json()).warnings:
@@ -105,6 +104,19 @@ def main(grid: Grid, context: Context) -> None:
             if refused:
                 raise SystemFault(line) from error
             raise
+
+
+def _check_unused(directory: Path) -> None:
+    """Raise if a directory holds another run.
+
+    Raises:
+        ConfigError: It does.
+    """
+    used = [name for name in (HISTORY, SUMMARY, ERROR) if (directory / name).exists()]
+    if used:
+        raise ConfigError(
+            f"{directory} holds the {used[0]} of another run; choose another directory for this one (out)"
+        )
 
 
 def _streaming(grid: Grid, config: ExperimentConfig, *, devices: bool) -> StreamingGrid:

@@ -1,7 +1,7 @@
 """Directory of a run: its locks, how far the run in it has come, and its config."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from spatl.config.experiment import ExperimentConfig
@@ -79,12 +79,24 @@ def clear_start(directory: Path) -> bool:
 
     Logs stay. A directory of other files is left alone, and so is one that another process is about to run.
     """
-    names = {path.name.removesuffix(".tmp") for path in directory.iterdir()}
-    if not names <= _OF_A_START or not names & {LOCK, SERVERS_LOCK} or is_locked(directory / LOCK):
+    names = _names_in(directory)
+    if not names <= _OF_A_START or not names & {LOCK, SERVERS_LOCK}:
         return not names
-    for name in (CONFIG, MARKS, ERROR, REGISTRATION, WAITING):
-        (directory / name).unlink(missing_ok=True)
-    return True
+    with suppress(_Busy), alone_in(directory / LOCK, otherwise=_Busy()):
+        if _names_in(directory) <= _OF_A_START:  # still: it may have been run to its end meanwhile
+            for name in (CONFIG, MARKS, ERROR, REGISTRATION, WAITING):
+                (directory / name).unlink(missing_ok=True)
+            return True
+    return False
+
+
+class _Busy(SpatlError):
+    """Another process runs what a directory holds."""
+
+
+def _names_in(directory: Path) -> set[str]:
+    """Return the names of a directory's files, of halfway written ones too."""
+    return {path.name.removesuffix(".tmp") for path in directory.iterdir()}
 
 
 def config_of(directory: Path) -> ExperimentConfig:

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,18 @@ def test_a_directory_that_holds_another_run_is_refused_and_left_alone(tmp_path, 
         run_inline(tiny_config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text(encoding="utf-8") == "{}\n"
+
+
+def test_a_run_that_ended_before_this_one_has_its_lock_is_left_alone(tmp_path, monkeypatch):
+    @contextmanager
+    def too_late(directory):
+        (directory / "history.jsonl").write_text("{}\n", encoding="utf-8")  # the other one's
+        yield
+
+    monkeypatch.setattr("server.app.alone_in_run", too_late)
+    with pytest.raises(ConfigError, match=r"holds the history.jsonl of another run"):
+        run_inline(tiny_config(), tmp_path)
+    assert (tmp_path / "history.jsonl").read_text(encoding="utf-8") == "{}\n"
 
 
 @pytest.mark.slow

@@ -2,15 +2,19 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Barrier
 
 import pytest
 
-from spatl.errors import ConfigError
+from spatl.errors import ConfigError, SpatlError
 from spatl.report.result import read_run
 from spatl.runner import fresh_directory, run
+from spatl.runs.directory import alone_in_run, clear_start
+from spatl.runs.files import CONFIG, HISTORY, LOCK
 from spatl.runs.records import read_lines
 from tests.support.federations import tiny_config
 
@@ -48,6 +52,33 @@ def test_a_mistake_in_the_config_leaves_no_directory(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_start_that_another_process_is_about_to_run_is_not_cleared(tmp_path: Path) -> None:
+    assert clear_start(tmp_path)
+    for name in (LOCK, CONFIG):
+        (tmp_path / name).touch()
+    with alone_in_run(tmp_path):
+        assert not clear_start(tmp_path)
+        assert (tmp_path / CONFIG).exists()
+    assert clear_start(tmp_path)
+    assert not (tmp_path / CONFIG).exists()
+
+
+def test_a_start_that_was_run_to_its_end_before_it_is_locked_is_not_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (LOCK, CONFIG):
+        (tmp_path / name).touch()
+
+    @contextmanager
+    def too_late(lock: Path, *, otherwise: SpatlError) -> Iterator[None]:
+        (lock.parent / HISTORY).write_text("{}\n")  # the other one's, which has let go of the lock
+        yield
+
+    monkeypatch.setattr("spatl.runs.directory.alone_in", too_late)
+    assert not clear_start(tmp_path)
+    assert (tmp_path / CONFIG).exists()
+
+
 @pytest.mark.slow
 def test_runs_in_a_loop_each_have_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -83,6 +114,6 @@ def test_processes_that_start_at_once_each_finish_a_run_of_their_own(tmp_path: P
 
     shared = at_once("--out", "shared")
     assert sorted(status for status, _ in shared) == [0, 2, 2]
-    said = ("another process is running", "already there")
+    said = ("another process is running", "already there", "of another run")
     assert [e for status, e in shared if status and not any(words in e for words in said)] == []
     assert len(read_lines(tmp_path / "shared" / "history.jsonl")) == 1
