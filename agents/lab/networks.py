@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.measurement import Trial, pruned_trial, sent_trial
 from agents.selection_problem import Objective
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import ClientData, Examples
 from spatl.errors import DivergedError
 from spatl.models.copies import duplicate, restore_

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spatl.artifacts.description import read_description
 from spatl.artifacts.model_files import LABEL_OFFSET, MODEL, WEIGHTS, RunModel, network_of, write_model
 from spatl.artifacts.unfinished import UnfinishedModel
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import ClientData, Examples
 from spatl.errors import SpatlError
 from spatl.json_files import write_json

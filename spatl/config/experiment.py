@@ -23,12 +23,12 @@ from spatl.config.sections import (
     ResourcesConfig,
     Section,
     ServerConfig,
-    TrainingConfig,
     WireConfig,
     one_of,
 )
 from spatl.config.selection import AgentConfig, SelectionConfig
 from spatl.config.server_optimizer import ServerOptimizerConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import DATASETS, OWN, is_read_from_path
 from spatl.extensions.references import is_reference
 from spatl.methods import METHOD_DOOR, METHODS, PREDICTORS, Method, PredictorMode, PredictorRow, find_method

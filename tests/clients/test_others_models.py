@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.errors import ModelError
 from spatl.models.copies import duplicate, restore_
 from spatl.rounds.blueprint import make_blueprint

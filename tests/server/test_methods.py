@@ -13,7 +13,7 @@ from clients.app import app as client_app
 from server.grids import InProcessGrid
 from server.replies import blob_content
 from spatl.channels.selection import Selection, select_all
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import Examples, batches
 from spatl.errors import BudgetError, DivergedError, SpatlError
 from spatl.rounds.aggregation import Aggregator

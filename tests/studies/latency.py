@@ -28,7 +28,7 @@ from spatl.artifacts.cutting import cut_network
 from spatl.artifacts.graphs import exported_program, onnx_of, onnx_session, quantised, run_session
 from spatl.artifacts.latency import medians_in_turns
 from spatl.artifacts.widths import CutBudget
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import Examples, load_dataset
 from spatl.json_files import write_json
 from spatl.models import build_model

@@ -15,7 +15,7 @@ from spatl.artifacts.runtimes import LatencyMeter
 from spatl.artifacts.widths import CutBudget
 from spatl.channels.masking import masked_weights
 from spatl.channels.selection import Selection
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import Examples
 from spatl.errors import BudgetError, ConfigError, DivergedError, ModelError
 from spatl.models.copies import duplicate

@@ -24,7 +24,7 @@ from spatl.artifacts.onboarding import (
     wins,
     write_onboarding,
 )
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import ClientData, Examples
 from spatl.errors import SpatlError
 from spatl.models.weights import state_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import Examples
 from spatl.training.calibration import calibrated, class_offset
 from spatl.training.evaluate import evaluate, forward_with_batch_statistics

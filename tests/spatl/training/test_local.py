@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import batches
 from spatl.training.local import train_
 from spatl.training.step_weight import accumulated_step_weight, num_steps

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spatl.config.sections import TrainingConfig
+from spatl.config.training import TrainingConfig
 from spatl.console.main import main
 from spatl.data import Examples, batches
 from spatl.errors import ModelError
