@@ -83,17 +83,17 @@ def sent_trial(
             received = trained[part] - update[part]
             sent = received + update[part]
             weights[part] = sent if kept is None else torch.where(kept, sent, received)
-        device = examples.images.device
+        device = examples.inputs.device
         return _measure(model, {name: view.to(device) for name, view in layout.unflatten(weights).items()}, examples)
 
     return trial
 
 
 def _measure(model: nn.Module, replaced: Mapping[str, Tensor], examples: Examples) -> Outcome:
-    logits = forward_with_batch_statistics(model, examples.images, replaced)
-    correct = logits.argmax(1) == examples.labels
-    losses = F.cross_entropy(logits, examples.labels, reduction="none").cpu().double()
-    accuracy, loss = int(correct.sum()) / len(examples), float(F.cross_entropy(logits, examples.labels))
+    logits = forward_with_batch_statistics(model, examples.inputs, replaced)
+    correct = logits.argmax(1) == examples.targets
+    losses = F.cross_entropy(logits, examples.targets, reduction="none").cpu().double()
+    accuracy, loss = int(correct.sum()) / len(examples), float(F.cross_entropy(logits, examples.targets))
     return Outcome(accuracy, loss, correct.cpu().double() - _LOSS_WEIGHT * losses)
 
 

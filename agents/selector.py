@@ -82,7 +82,7 @@ class AgentSelector:
             problem = Problem(costs, request.budget, drawn_energy(request.update, layout, request.generator), "sent")
             trial = sent_trial(request.model, layout, trained=request.weights, update=request.update, examples=examples)
         else:
-            signal = channel_signal(request.model, layout, costs.trace.readers, request.train.images)
+            signal = channel_signal(request.model, layout, costs.trace.readers, request.train.inputs)
             problem = Problem(costs, request.budget, signal, "pruned")
             trial = pruned_trial(request.model, costs.trace, examples)
         return problem, trial if len(examples) > 1 else None
@@ -184,4 +184,4 @@ def personal(policy: GraphPolicy, head: Mapping[str, Tensor]) -> GraphPolicy:
 
 
 def _some(examples: Examples) -> Examples:
-    return Examples(examples.images[:_MAX_EXAMPLES], examples.labels[:_MAX_EXAMPLES])
+    return Examples(examples.inputs[:_MAX_EXAMPLES], examples.targets[:_MAX_EXAMPLES])

@@ -306,7 +306,7 @@ def _warn_of_label_skew(blueprint: Blueprint) -> None:
             "%s, which the server cannot know of devices: honest ones may be refused (docs/robustness.md)", rule
         )
         return
-    labels = blueprint.dataset.labels
+    labels = blueprint.dataset.targets
     everything, *own = (
         int((torch.bincount(each) > 0).sum()) for each in (labels, *(labels[part] for part in blueprint.partition))
     )

@@ -105,7 +105,7 @@ def test_the_data_set_has_the_directions_as_classes_and_is_learnt(tmp_path: Path
 
 def test_the_partitioner_gives_most_clients_two_classes() -> None:
     blueprint = blueprint_of("A partitioner")
-    classes = [len(blueprint.dataset.labels[part].unique()) for part in blueprint.partition]
+    classes = [len(blueprint.dataset.targets[part].unique()) for part in blueprint.partition]
     assert len(classes) == 10
     assert sorted(torch.cat(blueprint.partition).tolist()) == list(range(len(blueprint.dataset)))
     assert sorted(classes)[5] <= 4  # a shard may begin in one class and end in the next

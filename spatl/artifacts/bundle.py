@@ -195,7 +195,7 @@ def _accuracies(form: Forms, test: Examples) -> dict[str, float]:
         for name, run in runs.items():
             correct = 0
             for start in range(0, len(test), _CHUNK):
-                images, labels = test.images[start : start + _CHUNK], test.labels[start : start + _CHUNK]
+                images, labels = test.inputs[start : start + _CHUNK], test.targets[start : start + _CHUNK]
                 correct += int((run(images).argmax(1) == labels).sum())
             found[name] = correct / len(test)
     return found

@@ -164,7 +164,7 @@ def _pooled(parts: list[Examples], seed: int, name: str) -> Examples:
 
 def _calibration(train: Examples, seed: int) -> torch.Tensor:
     chosen = torch.randperm(len(train), generator=generator(seed, "export/calibration"))[:MOST_CALIBRATION]
-    return train.images[chosen]
+    return train.inputs[chosen]
 
 
 def _cut(

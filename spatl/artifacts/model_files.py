@@ -95,7 +95,7 @@ def describe_model(
         residual=config.predictor_row.residual,
         predictor=config.predictor_mode,
         class_names=tuple(dataset.class_names),
-        input_shape=(int(dataset.images.shape[1]), int(dataset.images.shape[2]), int(dataset.images.shape[3])),
+        input_shape=(int(dataset.inputs.shape[1]), int(dataset.inputs.shape[2]), int(dataset.inputs.shape[3])),
         normalisation=dataset.normalisation,
         offset=Offset(predictor.strength, predictor.smoothing) if calibrates else None,
         statistics=_source_of_statistics(blueprint, statistics),

@@ -101,7 +101,7 @@ def newcomers_dataset(
         )
     with as_found():
         found = load_dataset(name, seed=seed, options=options)
-    images, shape = found.images, found.images.shape[1:]
+    images, shape = found.inputs, found.inputs.shape[1:]
     if found.normalisation is not None:  # a source that scales its values in any case
         means, deviations = (
             torch.tensor(each, dtype=torch.float64)[:, None, None]
@@ -115,7 +115,7 @@ def newcomers_dataset(
         scale.means if scale is not None else (0.0,) * num_channels,
         scale.deviations if scale is not None else (1.0,) * num_channels,
     )
-    return _fitted(replace(found, images=images, normalisation=None), agreement)
+    return _fitted(replace(found, inputs=images, normalisation=None), agreement)
 
 
 def newcomers_splits(dataset: Dataset, config: ExperimentConfig, *, client: int, seed: int) -> ClientData:
@@ -147,7 +147,7 @@ def _fitted(dataset: Dataset, agreement: Agreement) -> Dataset:
     Raises:
         DataError: It has another shape, or classes that the federation does not know.
     """
-    shape = tuple(dataset.images.shape[1:])
+    shape = tuple(dataset.inputs.shape[1:])
     if shape != agreement.shape:
         expected, got = (" x ".join(map(str, each)) for each in (agreement.shape, shape))
         raise DataError(f"the model takes images of {expected} (channels x height x width), got {got}")

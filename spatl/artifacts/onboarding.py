@@ -212,11 +212,11 @@ class _Newcomer:
     def __init__(self, model: RunModel, data: ClientData, settings: TrainingConfig, seed: int) -> None:
         self._model, self._data, self._settings, self._seed = model, data, settings, seed
         about = model.description
-        self.counts: list[int] = data.train.labels.bincount(minlength=len(about.class_names)).tolist()
+        self.counts: list[int] = data.train.targets.bincount(minlength=len(about.class_names)).tolist()
         self._offset = None
         if about.offset is not None and about.offset.strength:
             self._offset = class_offset(
-                data.train.labels, num_classes=len(about.class_names),
+                data.train.targets, num_classes=len(about.class_names),
                 strength=about.offset.strength, smoothing=about.offset.smoothing,
             )  # fmt: skip
         self._ways = {
@@ -280,7 +280,7 @@ class _Newcomer:
 
     def _from_scratch(self) -> _Way:
         network = network_of(self._model.description.named(seed=self._seed, residual=False))
-        network.to(self._data.train.images.device)
+        network.to(self._data.train.inputs.device)
         order = generator(self._seed, "batches")
         train_(network, dict(network.named_parameters()), self._data.train, self._settings, generator=order,
                epochs=_SCRATCH_EPOCHS)  # fmt: skip
@@ -309,8 +309,8 @@ def _correct(way: _Way, examples: Examples) -> Tensor:
     with torch.no_grad(), calibrated(way.network, way.offset):
         way.network.eval()
         for start in range(0, len(examples), _IMAGES_AT_ONCE):
-            logits = way.network(examples.images[start : start + _IMAGES_AT_ONCE])
-            found.append(logits.argmax(1) == examples.labels[start : start + _IMAGES_AT_ONCE])
+            logits = way.network(examples.inputs[start : start + _IMAGES_AT_ONCE])
+            found.append(logits.argmax(1) == examples.targets[start : start + _IMAGES_AT_ONCE])
     return torch.cat(found)
 
 

@@ -66,7 +66,7 @@ def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
     config, layout = blueprint.config, blueprint.layout
     training = config.training
     passes = f"{training.local_epochs} epochs" if training.local_steps is None else f"{training.local_steps} steps"
-    images = blueprint.dataset.images
+    images = blueprint.dataset.inputs
     alone = ", then each client alone" if config.report.compare_alone and config.method != "local" else ""
     rows = [
         ("method", f"{config.method}: {config.row.title} ({config.row.source})"),

@@ -54,7 +54,7 @@ def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
     dataset, parts = load_clients(config)
     for remark in dataset.remarks():
         logger.warning("%s", remark)
-    counts = np.stack([dataset.labels[part].bincount(minlength=dataset.num_classes).numpy() for part in parts])
+    counts = np.stack([dataset.targets[part].bincount(minlength=dataset.num_classes).numpy() for part in parts])
     splits = []
     for client in range(len(parts)):
         data = split_client(config, dataset, parts, client)

@@ -22,8 +22,8 @@ class Dataset:
 
     Attributes:
         name: The name it is known by in `DATASETS`.
-        images: `[N, C, H, W]`, float32, finite, about zero mean and unit variance.
-        labels: `[N]`, int64, in `[0, num_classes)`.
+        inputs: `[N, C, H, W]`, float32, finite, about zero mean and unit variance.
+        targets: `[N]`, int64, in `[0, num_classes)`.
         num_classes: The number of classes, from 1 to `MAX_CLASSES`; a class may have no example.
         groups: `[N]`, int64: whose each example is by nature, e.g. its writer; None when nothing is known of it.
         class_names: One name per class; if none are given, their numbers.
@@ -38,8 +38,8 @@ class Dataset:
     """
 
     name: str
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
     num_classes: int
     groups: Tensor | None = None
     class_names: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Dataset:
     normalisation: Normalisation | None = None
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
+        images, labels = self.inputs, self.targets
         if images.dtype != torch.float32 or images.dim() != 4 or images.numel() == 0:
             raise self._error("images must be float32 [N, C, H, W] with no empty dimension", _describe(images))
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
@@ -78,7 +78,7 @@ class Dataset:
             raise self._error(f"class_names must be {self.num_classes}, one per class", str(len(self.class_names)))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def has_split(self, name: str) -> bool:
         """Return whether some examples were published in a split of this name."""
@@ -86,7 +86,7 @@ class Dataset:
 
     def remarks(self) -> tuple[str, ...]:
         """Return what a user should know of it, a line each: the notes, and which classes have no example."""
-        counts = self.labels.bincount(minlength=self.num_classes).tolist()
+        counts = self.targets.bincount(minlength=self.num_classes).tolist()
         empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
         if not empty:
             return self.notes

@@ -176,7 +176,7 @@ def describe(dataset: "Dataset", train: Tensor) -> Description:
         mean = math.fsum(float(part.sum()) for part in parts) / (len(train) * size)
         means.append(mean)
         squares.append(math.fsum(float((part - mean).square().sum()) for part in parts))
-    shape = tuple(dataset.images.shape[1:])
+    shape = tuple(dataset.inputs.shape[1:])
     return Description(len(train), dataset.class_names, shape, tuple(means), tuple(squares))
 
 
@@ -234,7 +234,7 @@ def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":
     Raises:
         DataError: They have another shape, or a class that was not agreed upon.
     """
-    shape, place = tuple(dataset.images.shape[1:]), {name: number for number, name in enumerate(agreement.classes)}
+    shape, place = tuple(dataset.inputs.shape[1:]), {name: number for number, name in enumerate(agreement.classes)}
     if shape != agreement.shape:
         raise DataError(f"the images here are {_sides(shape)}, the clients have agreed on {_sides(agreement.shape)}")
     if unknown := [name for name in dataset.class_names if name not in place]:
@@ -243,11 +243,11 @@ def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":
             f"{listed(unknown)}; expected {listed(agreement.classes)}"
         )
     for channel, (mean, deviation) in enumerate(zip(agreement.means, agreement.deviations, strict=True)):
-        for part in _parts(dataset.images[:, channel]):
+        for part in _parts(dataset.inputs[:, channel]):
             part.copy_((part.double() - mean) / deviation)
     order = torch.tensor([place[name] for name in dataset.class_names])
     return replace(
-        dataset, labels=order[dataset.labels], num_classes=len(agreement.classes), class_names=agreement.classes,
+        dataset, targets=order[dataset.targets], num_classes=len(agreement.classes), class_names=agreement.classes,
         normalisation=agreement.normalisation,
     )  # fmt: skip
 

@@ -18,28 +18,28 @@ class Examples:
     """Images with their labels.
 
     Attributes:
-        images: `[N, C, H, W]`, float32.
-        labels: `[N]`, int64.
+        inputs: `[N, C, H, W]`, float32.
+        targets: `[N]`, int64.
     """
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def to(self, device: torch.device | str) -> "Examples":
         """Return the same examples on the device."""
-        return Examples(self.images.to(device), self.labels.to(device))
+        return Examples(self.inputs.to(device), self.targets.to(device))
 
     def at(self, places: Tensor | slice) -> "Examples":
         """Return some of the examples, by their places."""
-        return Examples(self.images[places], self.labels[places])
+        return Examples(self.inputs[places], self.targets[places])
 
     @staticmethod
     def joined(parts: "Sequence[Examples]") -> "Examples":
         """Return the examples of all parts, which are at least one, one after the other."""
-        return Examples(torch.cat([each.images for each in parts]), torch.cat([each.labels for each in parts]))
+        return Examples(torch.cat([each.inputs for each in parts]), torch.cat([each.targets for each in parts]))
 
     def drawn(self, most: int, seed: int, purpose: str) -> "Examples":
         """Return at most so many of the examples, in an order without meaning that follows from a seed."""
@@ -104,7 +104,7 @@ def client_data(
     places = _places(
         dataset, indices, order, client=client, validation_fraction=validation_fraction, test_fraction=test_fraction
     )
-    images, labels = dataset.images[indices], dataset.labels[indices]
+    images, labels = dataset.inputs[indices], dataset.targets[indices]
     if noise_variance > 0:
         images = images + math.sqrt(noise_variance) * _noise(images.shape, seed=seed, client=client)
     train, validation, test = (Examples(images[each], labels[each]) for each in places)
@@ -197,8 +197,8 @@ def batches(examples: Examples, *, batch_size: int, generator: torch.Generator) 
     """
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, got {batch_size}")
-    order = torch.randperm(len(examples), generator=generator).to(examples.labels.device)
+    order = torch.randperm(len(examples), generator=generator).to(examples.targets.device)
     rows = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if batch_size > 1 and len(rows) > 1 and len(rows[-1]) == 1:
         rows[-2:] = [torch.cat(rows[-2:])]
-    return ((examples.images[each], examples.labels[each]) for each in rows)
+    return ((examples.inputs[each], examples.targets[each]) for each in rows)

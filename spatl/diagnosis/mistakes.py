@@ -247,7 +247,7 @@ class _Finder:
         self._z = standardised(shown.absolute, self._moments)
         self._blame = placed_in_the_middle(self._z, self._moments.deviations > 0).float()
         self._draws = generator(seed, "explain/controls")
-        self._labels = subject.shown.labels.cpu()
+        self._labels = subject.shown.targets.cpu()
         right = (shown.predictions == self._labels).nonzero().squeeze(1)
         self._right = _part_of(subject, right[torch.randperm(len(right), generator=self._draws)[:RIGHT]])
         wrong = (shown.predictions != self._labels).nonzero().squeeze(1)
@@ -315,7 +315,7 @@ class _Finder:
         rest = other[~torch.isin(other, neighbours)][:OTHERS]
         part = _part_of(self._subject, own)
         with torch.no_grad():
-            chances = self._subject.network(part.images).float().softmax(1)[0].cpu()
+            chances = self._subject.network(part.inputs).float().softmax(1)[0].cpu()
         example = ErrorExample(
             place=place,
             loss=float(self._shown.losses[place]),

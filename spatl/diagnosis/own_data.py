@@ -75,7 +75,7 @@ def compute_findings(
         check_examples(len(data.validation), f"client {client}")
         with calibrated(model.network, model.offset) if offset else nullcontext():
             found = findings_of(
-                model.network, data.validation, main_filters(model.network), data.train.labels,
+                model.network, data.validation, main_filters(model.network), data.train.targets,
                 num_classes=blueprint.dataset.num_classes,
             )  # fmt: skip
         findings[client] = found.without_small_classes(config.report.prototype_examples)

@@ -100,7 +100,7 @@ def standing_of(subject: Subject, *, seed: int, progress: Progress) -> Standing 
         return None
     number = blueprint.config.partition.num_clients
     num_classes = blueprint.dataset.num_classes
-    training = [blueprint.client_data(each).train.labels.bincount(minlength=num_classes) for each in range(number)]
+    training = [blueprint.client_data(each).train.targets.bincount(minlength=num_classes) for each in range(number)]
     classes = tuple(
         ClassCount(own, everybody)
         for own, everybody in zip(training[client].tolist(), torch.stack(training).sum(0).tolist(), strict=True)

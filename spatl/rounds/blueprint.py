@@ -201,8 +201,8 @@ class Blueprint:
         with reproducible(self.config.training.threads):
             rehearse(
                 self.model,
-                self.dataset.images,
-                self.dataset.labels,
+                self.dataset.inputs,
+                self.dataset.targets,
                 self.config.training,
                 num_classes=self.dataset.num_classes,
                 client_sizes=num_examples,
@@ -226,8 +226,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
     if most_bytes is not None:
         check_memory(config, dataset, most_bytes)
     # The same on all sides, so that nothing that is built depends on what lies on one of them.
-    example = (_stand_in(config, 1) if config.has_own_data else dataset).images[:1]
-    _, in_channels, image_size, _ = dataset.images.shape
+    example = (_stand_in(config, 1) if config.has_own_data else dataset).inputs[:1]
+    _, in_channels, image_size, _ = dataset.inputs.shape
     model, cut = build_model(
         config.model.name,
         num_classes=dataset.num_classes,

@@ -200,7 +200,7 @@ def _check_finite(own: ClientRound, arrival: Evaluation, result: TrainingResult,
     finite = all(map(all_finite, (weights, *own.model.parameters())))
     if finite and all(loss <= LARGEST_METRIC for loss in (arrival.loss, result.loss)):
         return
-    for name, images in (("training", own.data.train.images), ("test", own.data.test.images)):
+    for name, images in (("training", own.data.train.inputs), ("test", own.data.test.inputs)):
         fits = images.isfinite().flatten(1).all(1).cpu().numpy()
         if not fits.all():
             raise DataError(f"client {own.client}: its {name} images must be finite, got {misfits(fits)}")

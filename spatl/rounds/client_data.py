@@ -46,7 +46,7 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         )
     dealt = training_indices(dataset)
     parts = partition(
-        dataset.labels[dealt],
+        dataset.targets[dealt],
         name=config.partition.name,
         num_clients=config.partition.num_clients,
         seed=config.seed,
@@ -86,7 +86,7 @@ def describe_own(config: ExperimentConfig, client: int) -> Description:
         dataset, torch.arange(len(dataset)), client=client, seed=config.seed,
         validation_fraction=config.data.validation_fraction, test_fraction=config.data.test_fraction,
     )  # fmt: skip
-    return Description.from_bytes(describe(dataset, data.train.images).to_bytes())  # by the same rules as the server's
+    return Description.from_bytes(describe(dataset, data.train.inputs).to_bytes())  # by the same rules as the server's
 
 
 def data_digest(config: ExperimentConfig) -> bytes:
@@ -99,8 +99,8 @@ def data_digest(config: ExperimentConfig) -> bytes:
     """
     with as_found():
         dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
-    digest = hashlib.sha256(repr((dataset.images.shape, dataset.class_names)).encode())
-    for tensor in (dataset.images, dataset.labels, dataset.groups, dataset.splits):
+    digest = hashlib.sha256(repr((dataset.inputs.shape, dataset.class_names)).encode())
+    for tensor in (dataset.inputs, dataset.targets, dataset.groups, dataset.splits):
         digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
     return digest.digest()
 

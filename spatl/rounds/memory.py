@@ -36,7 +36,7 @@ def check_memory(config: ExperimentConfig, dataset: Dataset, most_bytes: int) ->
         NotAllowed: It takes more, about.
         ModelError: An option of the network is wrong.
     """
-    needed = 2 * dataset.images.nbytes + _bytes_of_network(config, dataset, most_bytes)
+    needed = 2 * dataset.inputs.nbytes + _bytes_of_network(config, dataset, most_bytes)
     if needed > most_bytes:
         raise _too_much(f"about {needed / 1e6:,.0f}", most_bytes)
 
@@ -48,7 +48,7 @@ def _too_much(asked: str, most_bytes: int) -> NotAllowed:
 def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: int) -> int:
     if is_reference(config.model.name) or config.model.name not in MODELS:
         return 0
-    factory, (_, in_channels, _, image_size) = MODELS[config.model.name].factory, dataset.images.shape
+    factory, (_, in_channels, _, image_size) = MODELS[config.model.name].factory, dataset.inputs.shape
     sizes = {"num_classes": dataset.num_classes, "in_channels": in_channels, "image_size": image_size}
     arguments = arguments_for(
         factory, what=f"model {config.model.name!r}", offered=sizes, options=config.model.options, given_by="data",
@@ -66,7 +66,7 @@ def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: in
             for module in model.modules():
                 if next(module.children(), None) is None:
                     module.register_forward_hook(note)
-            model(torch.empty((2, *dataset.images.shape[1:])))
+            model(torch.empty((2, *dataset.inputs.shape[1:])))
     except ModelError:
         raise
     except Exception as error:  # sizes that no tensor can have

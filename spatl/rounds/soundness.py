@@ -31,13 +31,13 @@ def check_output(model: nn.Module, dataset: Dataset) -> None:
     Raises:
         ModelError: It fails, or gives something else.
     """
-    _, _, height, width = dataset.images.shape
+    _, _, height, width = dataset.inputs.shape
     try:
-        logits = take_images_(model, dataset.images[:1])
+        logits = take_images_(model, dataset.inputs[:1])
     except ModelError:
         raise
     except Exception as error:
-        failure = f"the model fails on an input of shape {tuple(dataset.images[:1].shape)}: {told(error)}"
+        failure = f"the model fails on an input of shape {tuple(dataset.inputs[:1].shape)}: {told(error)}"
         if height != width:
             failure = (
                 f"images are {height} x {width}; this model needs squares: set data.options.image_size ({failure})"

@@ -127,7 +127,7 @@ class Workplace:
         if not self.config.predictor_row.offset or predictor.strength == 0:
             return None
         return class_offset(
-            data.train.labels,
+            data.train.targets,
             num_classes=self.blueprint.dataset.num_classes,
             strength=predictor.strength,
             smoothing=predictor.smoothing,

@@ -121,7 +121,7 @@ def findings_of(
         ModelError: There is no example, or the network has diverged.
     """
     found = profiles(model, examples, filters, progress=progress)
-    labels = examples.labels.cpu()
+    labels = examples.targets.cpu()
     counts = torch.bincount(labels, minlength=num_classes)
     losses = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, labels, found.losses.double())
     correct = torch.bincount(labels[found.predictions == labels], minlength=num_classes)
@@ -131,7 +131,7 @@ def findings_of(
         losses=losses,
         correct=correct,
         class_profiles=_class_means(found.absolute, labels, counts),
-        prototypes=_class_means(features(model, examples.images), labels, counts),
+        prototypes=_class_means(features(model, examples.inputs), labels, counts),
         labels=torch.bincount(training_labels.cpu(), minlength=num_classes),
     )
 

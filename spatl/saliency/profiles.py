@@ -117,8 +117,8 @@ def profiles_one_by_one(model: nn.Module, examples: Examples, filters: Filters) 
     names = [layer.weight for layer in filters.layers]
     with in_eval_mode(model), _differentiable([parameters[name] for name in names]) as weights:
         for number in range(len(examples)):
-            logits = model(examples.images[number : number + 1]).float()
-            loss = F.cross_entropy(logits, examples.labels[number : number + 1])
+            logits = model(examples.inputs[number : number + 1]).float()
+            loss = F.cross_entropy(logits, examples.targets[number : number + 1])
             found = torch.autograd.grad(loss, weights, materialize_grads=True)  # zeros where a layer is not used
             gradients = dict(zip(names, found, strict=True))
             absolute, signed = filters.absolute_means(gradients), filters.inner_products(gradients, parameters)
@@ -136,8 +136,8 @@ def _together(model: nn.Module, examples: Examples, filters: Filters) -> Profile
     results = list[Tensor]()
 
     def loss() -> Tensor:
-        logits = model(examples.images).float()
-        losses = F.cross_entropy(logits, examples.labels, reduction="none")
+        logits = model(examples.inputs).float()
+        losses = F.cross_entropy(logits, examples.targets, reduction="none")
         results[:] = losses.detach().cpu(), logits.argmax(1).cpu()
         return losses.sum()
 

@@ -38,8 +38,8 @@ def channel_saliency(
         float32 [C] on the CPU: the sum over a channel's parameters of |gradient x weight|, the gradient being that of
         the mean cross-entropy over the examples, BatchNorm using the statistics of the batch.
     """
-    logits = forward_with_batch_statistics(model, examples.images[:_MAX_EXAMPLES], parameters, gradients=True)
-    loss = F.cross_entropy(logits, examples.labels[:_MAX_EXAMPLES])
+    logits = forward_with_batch_statistics(model, examples.inputs[:_MAX_EXAMPLES], parameters, gradients=True)
+    loss = F.cross_entropy(logits, examples.targets[:_MAX_EXAMPLES])
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     sensitivity = {
         name: torch.zeros_like(p) if gradient is None else (gradient * p).abs()

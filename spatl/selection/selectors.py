@@ -65,7 +65,7 @@ def rank_drawn(request: SelectionRequest) -> Choice:
 def rank_signal(request: SelectionRequest) -> Choice:
     """Send the channels that contribute most to the layers that read them, per cost under the budget."""
     costs, budget = request.costs, request.budget
-    signal = channel_signal(request.model, costs.layout, costs.trace.readers, request.train.images)
+    signal = channel_signal(request.model, costs.layout, costs.trace.readers, request.train.inputs)
     return Choice(project_ranking(rank_by_worth(signal, costs, budget.kind), costs, budget))
 
 

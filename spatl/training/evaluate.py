@@ -27,13 +27,13 @@ class Evaluation:
 
 def evaluate(model: nn.Module, examples: Examples, *, precision: str = "float32") -> Evaluation:
     """Evaluate a model in eval mode without gradients; its mode is restored afterwards."""
-    correct = torch.zeros((), dtype=torch.int64, device=examples.images.device)
-    loss = torch.zeros((), device=examples.images.device)
-    with modes_kept(model), torch.no_grad(), autocast(examples.images.device, precision):
+    correct = torch.zeros((), dtype=torch.int64, device=examples.inputs.device)
+    loss = torch.zeros((), device=examples.inputs.device)
+    with modes_kept(model), torch.no_grad(), autocast(examples.inputs.device, precision):
         model.eval()
         for start in range(0, len(examples), _CHUNK):
-            labels = examples.labels[start : start + _CHUNK]
-            logits = model(examples.images[start : start + _CHUNK]).float()
+            labels = examples.targets[start : start + _CHUNK]
+            logits = model(examples.inputs[start : start + _CHUNK]).float()
             correct += (logits.argmax(1) == labels).sum()
             loss += F.cross_entropy(logits, labels, reduction="sum")
     return Evaluation(int(correct) / len(examples), float(loss) / len(examples))
@@ -58,7 +58,7 @@ def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> No
                 layer.momentum = None
                 layer.training = True
             num_batches = max(1, len(examples) // max(2, batch_size))
-            for images in examples.images.tensor_split(num_batches):
+            for images in examples.inputs.tensor_split(num_batches):
                 model(images)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

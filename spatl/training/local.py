@@ -64,8 +64,8 @@ def train_(
         epochs, steps = settings.local_epochs, settings.local_steps
     velocities: dict[str, Tensor] = {}
     step_weight = StepWeight(momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
-    total_loss = torch.zeros((), device=examples.images.device)
-    finite_steps = torch.zeros((), dtype=torch.int64, device=examples.images.device)
+    total_loss = torch.zeros((), device=examples.inputs.device)
+    finite_steps = torch.zeros((), dtype=torch.int64, device=examples.inputs.device)
     num_examples = num_steps = 0
     with training_mode(model):
         for images, labels in _stream(examples, settings.batch_size, generator, epochs=epochs, steps=steps):

@@ -128,7 +128,7 @@ def _step_(
 def _blame(model: nn.Module, batch: Examples, logits: Tensor, loss: float) -> str:
     """Return what to say of a network that has no finite loss before it was trained."""
     with torch.no_grad():
-        at_rest = F.cross_entropy(duplicate(model).eval()(batch.images).float(), batch.labels)
+        at_rest = F.cross_entropy(duplicate(model).eval()(batch.inputs).float(), batch.targets)
     where = "in training mode, though not in eval mode: its normalisation may divide by a variance of 0"
     if not bool(at_rest.isfinite()):
         where = "both in training mode and in eval mode"

@@ -25,8 +25,8 @@ def half(seed):
 
 
 def accuracy(model):
-    logits = forward_with_batch_statistics(model, EXAMPLES.images)
-    return float((logits.argmax(1) == EXAMPLES.labels).double().mean())
+    logits = forward_with_batch_statistics(model, EXAMPLES.inputs)
+    return float((logits.argmax(1) == EXAMPLES.targets).double().mean())
 
 
 def test_what_is_sent_is_measured_as_the_server_would_apply_it():
@@ -101,7 +101,7 @@ def test_networks_with_grouped_tied_and_computed_weights_are_measured_and_left_a
 
 
 def test_examples_may_be_as_few_as_two():
-    two = Examples(EXAMPLES.images[:2], EXAMPLES.labels[:2])
+    two = Examples(EXAMPLES.inputs[:2], EXAMPLES.targets[:2])
     made = candidate_for("resnet8")
     assert pruned_trial(made.model, BLUEPRINT.costs.trace, two)(half(0)).accuracy in (0.0, 0.5, 1.0)
 

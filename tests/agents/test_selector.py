@@ -47,7 +47,7 @@ def settings_with(**changes):
 def request_with(*, budget=None, seed=0, num_validation=40, state=None, server_round=1, num_steps=40):
     made = candidate_for("resnet8")
     validation = made.data.validation
-    validation = Examples(validation.images[:num_validation], validation.labels[:num_validation])
+    validation = Examples(validation.inputs[:num_validation], validation.targets[:num_validation])
     return SelectionRequest(
         model=made.model,
         weights=made.weights,
@@ -75,7 +75,7 @@ def measured(request, reward, selection):
         worth = drawn_energy(request.update, BLUEPRINT.layout, draws)
     else:
         trial = pruned_trial(request.model, BLUEPRINT.costs.trace, request.validation)
-        images = request.train.images
+        images = request.train.inputs
         worth = channel_signal(request.model, BLUEPRINT.layout, BLUEPRINT.costs.trace.readers, images)
     prior = Problem(request.costs, request.budget, worth, reward).prior()
     return trial(selection).accuracy, trial(prior).accuracy

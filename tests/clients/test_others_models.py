@@ -81,7 +81,7 @@ def test_a_restored_network_is_a_new_one_in_everything():
     blueprint = make_blueprint(of_users("Forgetful"))
     model = duplicate(blueprint.model)
     weight = model.conv.weight
-    images = blueprint.dataset.images[:16]
+    images = blueprint.dataset.inputs[:16]
     model.train()
     before = copy.deepcopy(model.state_dict())
     first = [model(images).sum() for _ in range(3)]
@@ -128,7 +128,7 @@ def test_a_frozen_layer_normalises_by_its_statistics_in_training_and_in_trials_t
     examples = blueprint.client_data(0).train
     settings = TrainingConfig(local_epochs=1, local_steps=2, batch_size=16, learning_rate=0.01)
     train_(model, dict(model.named_parameters()), examples, settings, generator=torch.Generator())
-    forward_with_batch_statistics(model, examples.images[:8])
+    forward_with_batch_statistics(model, examples.inputs[:8])
     assert len(seen) == 3
     for inputs, output in seen[:1]:  # before the affine parameters moved
         torch.testing.assert_close(output, (inputs - 0.25) / (4 + 1e-5) ** 0.5)

@@ -34,7 +34,7 @@ def one_round(config, client=0):
 
 
 def offset_of(config, client):
-    labels = blueprint_of(config).client_data(client).train.labels
+    labels = blueprint_of(config).client_data(client).train.targets
     return class_offset(
         labels, num_classes=10, strength=config.predictor.strength, smoothing=config.predictor.smoothing
     )
@@ -67,8 +67,8 @@ def test_a_client_is_evaluated_with_the_offset_of_its_training_labels():
     for client in (0, 1):
         test = blueprint.client_data(client).test
         report, _ = evaluate(workplace, client, received(blueprint), None, acknowledged_round=0)
-        logits = blueprint.model(test.images).detach() + offset_of(config, client)
-        assert report.loss == pytest.approx(float(F.cross_entropy(logits, test.labels)), rel=1e-5)
+        logits = blueprint.model(test.inputs).detach() + offset_of(config, client)
+        assert report.loss == pytest.approx(float(F.cross_entropy(logits, test.targets)), rel=1e-5)
     assert not torch.equal(offset_of(config, 0), offset_of(config, 1))
 
 
@@ -109,10 +109,10 @@ def test_the_agents_trials_see_what_the_client_sees(mode):
     model = copy.deepcopy(blueprint.model)
     load_encoder_(model, blueprint.split, blueprint.layout, weights)
     validation = blueprint.client_data(0).validation
-    logits = model(validation.images).detach()
+    logits = model(validation.inputs).detach()
     if mode == "calibrated":
         logits = logits + offset_of(config, 0)
-    assert loss == pytest.approx(float(F.cross_entropy(logits, validation.labels)), rel=1e-5)
+    assert loss == pytest.approx(float(F.cross_entropy(logits, validation.targets)), rel=1e-5)
 
 
 @pytest.mark.parametrize(

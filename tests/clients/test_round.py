@@ -37,12 +37,12 @@ def trained(config, *, client=0, change=lambda data: data, control=None) -> Roun
 
 
 def with_other_test_split(data: ClientData) -> ClientData:
-    return dataclasses.replace(data, test=Examples(torch.randn_like(data.test.images), data.test.labels.flip(0)))
+    return dataclasses.replace(data, test=Examples(torch.randn_like(data.test.inputs), data.test.targets.flip(0)))
 
 
 def with_other_validation_split(data: ClientData) -> ClientData:
-    images = torch.randn_like(data.validation.images)
-    return dataclasses.replace(data, validation=Examples(images, data.validation.labels))
+    images = torch.randn_like(data.validation.inputs)
+    return dataclasses.replace(data, validation=Examples(images, data.validation.targets))
 
 
 @pytest.mark.parametrize("selector", ["random", "magnitude", "update"])
@@ -55,8 +55,8 @@ def test_what_is_sent_and_kept_does_not_depend_on_the_test_split(selector):
 
 
 def with_unreadable_test_split(data: ClientData) -> ClientData:
-    images = torch.full_like(data.test.images, torch.nan)
-    return dataclasses.replace(data, test=Examples(images, data.test.labels))
+    images = torch.full_like(data.test.inputs, torch.nan)
+    return dataclasses.replace(data, test=Examples(images, data.test.targets))
 
 
 @pytest.mark.parametrize("selector", ["random", "agent"])

@@ -42,4 +42,4 @@ def test_every_method_runs_on_grey_images_of_28_pixels_and_refuses_nothing(metho
         assert 0 < row["flops_ratio"] <= 1
         if not (config.row.selects or config.row.static_mask):
             assert row["flops_ratio"] == row["keep_ratio"] == 1.0
-    assert blueprint_of(config).dataset.images.shape == (64, 1, 28, 28)
+    assert blueprint_of(config).dataset.inputs.shape == (64, 1, 28, 28)

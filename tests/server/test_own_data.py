@@ -60,8 +60,8 @@ def test_classes_and_scale_are_those_of_all_training_examples_together(devices):
     for client in range(3):
         device = on_device(config, data=str(devices / f"{client}.npz"))
         train = make_blueprint(device).client_data(client).train
-        images.append(train.images)
-        labels.append(train.labels)
+        images.append(train.inputs)
+        labels.append(train.targets)
     together = torch.cat(images).double()
     assert float(together.mean()) == pytest.approx(0.0, abs=1e-7)
     assert float(together.std(unbiased=False)) == pytest.approx(1.0, abs=1e-6)
@@ -70,8 +70,8 @@ def test_classes_and_scale_are_those_of_all_training_examples_together(devices):
     raw, scaled = set(), set()
     for client in range(3):
         device = on_device(config, data=str(devices / f"{client}.npz"))
-        found = load_own(device).images.clone()
-        fitted = fit(load_own(device), agreed.agreement()).images
+        found = load_own(device).inputs.clone()
+        fitted = fit(load_own(device), agreed.agreement()).inputs
         raw.add(float(found[found == 37.0][0]))
         scaled.add(float(fitted[found == 37.0][0]))
     assert (raw, len(scaled)) == ({37.0}, 1)

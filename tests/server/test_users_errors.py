@@ -197,7 +197,7 @@ def test_models_that_are_built_alike_have_the_same_digests_in_another_process_to
     done = subprocess.run([sys.executable, "-c", code, config.to_json()], capture_output=True, text=True, check=True)
     blueprint = make_blueprint(config)
     assert done.stdout.strip() == b"".join(blueprint.rest.values()).hex()
-    Workplace(blueprint).model(blueprint.dataset.images[:4])
+    Workplace(blueprint).model(blueprint.dataset.inputs[:4])
     assert make_blueprint(config).rest == blueprint.rest
     assert {"steps", "average", "scale", "moving"} <= blueprint.rest.keys()
     assert not any(name.startswith("norm.running") for name in blueprint.rest)

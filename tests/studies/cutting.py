@@ -107,7 +107,7 @@ def splits_of(task: Task, seed: int, fashion: Path | None) -> list[Examples]:
     else:
         options = {"num_examples": sum(task.sizes), "difficulty": 0.4, "image_size": 16}
         found = load_dataset(task.data, seed=seed, options=options if task.data == "synthetic" else {})
-        images, labels = found.images, found.labels
+        images, labels = found.inputs, found.targets
     order = torch.randperm(len(labels), generator=generator(seed, "splits of the study"))
     ends = np.cumsum((0, *task.sizes)).tolist()
     return [Examples(images[own], labels[own]) for own in (order[a:b] for a, b in pairwise(ends))]
@@ -115,7 +115,7 @@ def splits_of(task: Task, seed: int, fashion: Path | None) -> list[Examples]:
 
 def trained(task: Task, seed: int, train: Examples) -> nn.Module:
     """The dense network after its first epochs, in eval mode."""
-    _, in_channels, image_size, _ = train.images.shape
+    _, in_channels, image_size, _ = train.inputs.shape
     network, _ = build_model(
         task.model, num_classes=10, in_channels=in_channels, image_size=image_size, options=task.options, seed=seed
     )
@@ -153,7 +153,7 @@ def rows_of(task: Task, seed: int, selectors: Sequence[str], fashion: Path | Non
     rows = {}
     for selector in selectors:
         found = cut_network(
-            network, train.images[:1], budget=CutBudget("flops", task.budget), train=train, validation=validation,
+            network, train.inputs[:1], budget=CutBudget("flops", task.budget), train=train, validation=validation,
             selector=selector, seed=seed,
         )  # fmt: skip
         later = later_of(found.network, train, validation, seed)

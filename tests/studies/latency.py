@@ -94,7 +94,7 @@ def trained_rows(name: str) -> bool:
     dataset = load_dataset("synthetic", seed=1, options={"num_examples": 1500, "image_size": 32, "difficulty": 0.1})
     order = torch.randperm(len(dataset), generator=generator(1, "study"))
     train, validation, test = (
-        Examples(dataset.images[part], dataset.labels[part]) for part in order.split([1000, 250, 250])
+        Examples(dataset.inputs[part], dataset.targets[part]) for part in order.split([1000, 250, 250])
     )
     network, _ = build_model(name, num_classes=dataset.num_classes, in_channels=3, image_size=32, seed=1)
     settings = TrainingConfig(learning_rate=0.02, momentum=0.9, batch_size=32, weight_decay=5e-4)
@@ -179,20 +179,20 @@ def of_accuracy(name: str = "resnet20", seeds: Sequence[int] = (1, 2, 3)) -> boo
     for seed in seeds:
         data = load_dataset("digits", seed=seed)
         order = torch.randperm(len(data), generator=generator(seed, "study"))
-        train, test = (Examples(data.images[part], data.labels[part]) for part in (order[:1200], order[1200:]))
+        train, test = (Examples(data.inputs[part], data.targets[part]) for part in (order[:1200], order[1200:]))
         network, _ = build_model(name, num_classes=10, in_channels=1, image_size=8, seed=seed)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
         for _ in range(EPOCHS):
             for some in torch.randperm(len(train), generator=generator(seed, "study")).split(60):
                 optimizer.zero_grad()
-                cross_entropy(network(train.images[some]), train.labels[some]).backward()
+                cross_entropy(network(train.inputs[some]), train.targets[some]).backward()
                 optimizer.step()
         shape = (1, 8, 8)
         model = onnx_of(exported_program(network.eval(), shape), network, shape)
         accuracies = []
-        for each in (model, quantised(model, train.images[:256].numpy())):
-            logits = torch.from_numpy(run_session(onnx_session(each), test.images.numpy()))
-            accuracies.append(100 * float((logits.argmax(1) == test.labels).float().mean()))
+        for each in (model, quantised(model, train.inputs[:256].numpy())):
+            logits = torch.from_numpy(run_session(onnx_session(each), test.inputs.numpy()))
+            accuracies.append(100 * float((logits.argmax(1) == test.targets).float().mean()))
         differences.append(accuracies[1] - accuracies[0])
         print(f"{name} on the digits, seed {seed}: {accuracies[0]:.2f} % in float32, {accuracies[1]:.2f} % in int8")
     holds = min(differences) >= -1.0

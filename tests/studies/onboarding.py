@@ -45,7 +45,7 @@ class World:
                 "synthetic", seed=seed, options={**options, "num_examples": _FEDERATION + _POOL + _TEST}
             )
         self.path = directory / "federation.npz"
-        pixels, labels = found.images[:_FEDERATION].numpy().astype(np.uint8), found.labels[:_FEDERATION].numpy()
+        pixels, labels = found.inputs[:_FEDERATION].numpy().astype(np.uint8), found.targets[:_FEDERATION].numpy()
         np.savez(self.path, images=pixels, labels=labels)
         self._images, self._labels = found.images[_FEDERATION:], found.labels[_FEDERATION:]
         self._seed = seed

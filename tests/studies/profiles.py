@@ -31,7 +31,7 @@ _SECONDS = 4.0  # of each block
 def plain_loop(model: nn.Module, examples: Examples, filters: Filters) -> Tensor:
     """Return the mean absolute gradients [N, F], as anyone would write it."""
     rows = []
-    for image, label in zip(examples.images, examples.labels, strict=True):
+    for image, label in zip(examples.inputs, examples.targets, strict=True):
         model.zero_grad(set_to_none=True)
         with torch.enable_grad():
             F.cross_entropy(model(image[None]), label[None]).backward()

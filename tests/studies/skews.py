@@ -118,7 +118,7 @@ SITUATIONS = {
 def write_owners(path: Path, owners: Sequence[tuple[int, Sequence[int]]], *, seed: int) -> None:
     """Deal digits out to owners, so many of some classes to each, to a file for `npz`."""
     digits = load_dataset("digits", seed=seed, options={})
-    labels = digits.labels.numpy()
+    labels = digits.targets.numpy()
     left = np.random.default_rng(seed).permutation(len(labels))
     dealt, groups = [], []
     # Those of few classes first, so that one of all does not take what they need.
@@ -132,7 +132,7 @@ def write_owners(path: Path, owners: Sequence[tuple[int, Sequence[int]]], *, see
         dealt.append(own)
         groups.append(np.full(number, owner))
     rows = np.concatenate(dealt)
-    np.savez(path, images=digits.images.numpy()[rows], labels=labels[rows], groups=np.concatenate(groups))
+    np.savez(path, images=digits.inputs.numpy()[rows], labels=labels[rows], groups=np.concatenate(groups))
 
 
 def config_of(situation: Situation, path: Path, *, seed: int, norm_bound: float | None = 10.0) -> ExperimentConfig:

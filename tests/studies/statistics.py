@@ -115,7 +115,7 @@ class Clients:
         for data, own in zip(self.data, statistics, strict=True):
             load_statistics_(self._model, own, self._names)
             offset = class_offset(
-                data.train.labels, num_classes=self._blueprint.dataset.num_classes,
+                data.train.targets, num_classes=self._blueprint.dataset.num_classes,
                 strength=predictor.strength if offsets else 0.0, smoothing=predictor.smoothing,
             )  # fmt: skip
             with calibrated(self._model, offset):

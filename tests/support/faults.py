@@ -120,9 +120,9 @@ def plant(
     source = SETTINGS[data]["data"]
     with as_found():
         dataset = load_dataset(source["name"], seed=seed, options=source.get("options", {}))
-    images, labels = dataset.images.numpy().copy(), dataset.labels.numpy().copy()
+    images, labels = dataset.inputs.numpy().copy(), dataset.targets.numpy().copy()
     parts = partition(
-        dataset.labels, name="dirichlet", num_clients=NUM_CLIENTS, seed=seed, alpha=alpha, labels_per_client=None,
+        dataset.targets, name="dirichlet", num_clients=NUM_CLIENTS, seed=seed, alpha=alpha, labels_per_client=None,
         min_examples=40,
     )  # fmt: skip
     rng, relabelled, owners = numpy_generator(seed, f"faults-{fault}"), {}, np.zeros(len(labels), dtype=np.int64)

@@ -55,7 +55,7 @@ def some_examples(number: int, seed: int = 0) -> Examples:
 def double_loop(network: nn.Module, examples: Examples, filters: Filters) -> tuple[Tensor, Tensor]:
     """Return mean |gradient| and sum of gradient x weight, `[N, F]`: a loop over examples and one over filters."""
     parameters, absolute, signed = dict(network.named_parameters()), [], []
-    for image, label in zip(examples.images, examples.labels, strict=True):
+    for image, label in zip(examples.inputs, examples.targets, strict=True):
         loss = F.cross_entropy(network(image[None]), label[None])
         sizes, sums = [], []
         for layer in filters.layers:

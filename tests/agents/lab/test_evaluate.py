@@ -136,7 +136,7 @@ def chosen_and_accuracies(monkeypatch, directory, *, scrambled):
         return real_mask(model, readers, selection)
 
     def measure(model, examples):
-        return real_measure(model, Examples(examples.images, (examples.labels + scrambled) % 10))
+        return real_measure(model, Examples(examples.inputs, (examples.targets + scrambled) % 10))
 
     monkeypatch.setattr(evaluation, "masked_weights", mask)
     monkeypatch.setattr(evaluation, "evaluate", measure)

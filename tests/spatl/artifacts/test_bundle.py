@@ -101,7 +101,7 @@ def test_the_card_has_every_runtime_at_both_batch_sizes_and_the_accuracies(expor
     assert all(each["milliseconds"] > 0 for each in card["latencies"])
     test = exports.labelled(20, seed=5)
     with torch.no_grad():
-        right = ((exports.network()(test.images) + OFFSET).argmax(1) == test.labels).float().mean()
+        right = ((exports.network()(test.inputs) + OFFSET).argmax(1) == test.targets).float().mean()
     assert card["accuracies"]["dense"]["PyTorch, eager"] == pytest.approx(float(right))
     assert card["accuracies"]["dense"].keys() == runtimes
 

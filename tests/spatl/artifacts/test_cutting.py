@@ -39,8 +39,8 @@ def cut(name="resnet8", **options):
 def striped(number, seed):
     """Images whose label shows: row c of class c is bright."""
     found = examples(number, seed)
-    shown = 0.1 * found.images
-    labels = found.labels % 8
+    shown = 0.1 * found.inputs
+    labels = found.targets % 8
     shown[torch.arange(number), 0, labels] += 2.0
     return Examples(shown, labels)
 
@@ -176,7 +176,7 @@ def test_an_offset_counts_in_evaluation_and_is_no_part_of_the_network():
     offset = torch.zeros(10).index_fill(0, torch.tensor([3]), 1e6)
     _, found = cut(offset=offset)
     _, plain = cut()
-    share = float((examples(seed=5).labels == 3).float().mean())
+    share = float((examples(seed=5).targets == 3).float().mean())
     assert found.dense.accuracy == found.refined.evaluation.accuracy == pytest.approx(share)
     assert torch.equal(found.network(images()), plain.network(images()))
 

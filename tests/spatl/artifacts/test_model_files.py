@@ -75,10 +75,10 @@ def test_the_description_says_what_goes_in_and_what_comes_out(model_run: RunResu
 def test_a_client_adds_its_own_class_frequencies(model_run: RunResult) -> None:
     """tau = 1: b_c = log(K (n_c + s) / (n + K s)), and the federation's model adds nothing."""
     config = tiny_config(model=RESNET)
-    labels = blueprint_of(config).client_data(2).train.labels
+    labels = blueprint_of(config).client_data(2).train.targets
     smoothing, counts = config.predictor.smoothing, torch.bincount(labels, minlength=10).double()
     expected = (10 * (counts + smoothing) / (len(labels) + 10 * smoothing)).log().float()
-    images = blueprint_of(config).client_data(2).test.images
+    images = blueprint_of(config).client_data(2).test.inputs
     torch.testing.assert_close(model_run.model(2)(images) - model_run.model()(images), expected.expand(len(images), 10))
 
 

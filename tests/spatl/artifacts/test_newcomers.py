@@ -40,13 +40,13 @@ def read(path: str, description: ModelDescription | None = None) -> Any:
 def test_classes_are_matched_by_name_and_pixels_scaled_as_the_federations(tmp_path: Path) -> None:
     """(20 - 10) / 5 = 2, though all of the newcomer's own pixels are alike."""
     dataset = read(write_arrays(tmp_path / "a.npz", ["owl", "cat", "owl"]))
-    assert dataset.labels.tolist() == [2, 0, 2]
+    assert dataset.targets.tolist() == [2, 0, 2]
     assert dataset.class_names == ("cat", "dog", "owl")
-    assert torch.equal(dataset.images, torch.full((3, 1, 4, 4), 2.0))
+    assert torch.equal(dataset.inputs, torch.full((3, 1, 4, 4), 2.0))
 
 
 def test_a_single_class_is_enough(tmp_path: Path) -> None:
-    assert read(write_arrays(tmp_path / "a.npz", ["dog", "dog"])).labels.tolist() == [1, 1]
+    assert read(write_arrays(tmp_path / "a.npz", ["dog", "dog"])).targets.tolist() == [1, 1]
 
 
 def test_a_source_that_scales_its_values_in_any_case_is_brought_to_the_federations_scale() -> None:
@@ -56,11 +56,11 @@ def test_a_source_that_scales_its_values_in_any_case_is_brought_to_the_federatio
     description = described(
         class_names=tuple(map(str, range(10))), input_shape=(1, 8, 8), normalisation=Normalisation((0.0,), (1.0,))
     )
-    pixels = newcomers_dataset("digits", {}, description).images
-    torch.testing.assert_close(pixels, digits.images * own.deviations[0] + own.means[0])
+    pixels = newcomers_dataset("digits", {}, description).inputs
+    torch.testing.assert_close(pixels, digits.inputs * own.deviations[0] + own.means[0])
     torch.testing.assert_close(pixels, pixels.round(), atol=1e-4, rtol=0)
-    same = newcomers_dataset("digits", {}, description.named(normalisation=own)).images
-    torch.testing.assert_close(same, digits.images)
+    same = newcomers_dataset("digits", {}, description.named(normalisation=own)).inputs
+    torch.testing.assert_close(same, digits.inputs)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_a_folder_is_read_at_the_size_and_in_the_colours_that_the_model_takes(tm
     name, options = source_of(str(tmp_path / "own"), {}, described(), CONFIG)
     assert (name, options) == ("folder", {"path": str(tmp_path / "own"), "channels": "grey", "image_size": 4})
     dataset = newcomers_dataset(name, options, described())
-    assert dataset.images[:, 0, 0, 0].tolist() == [4.0, 6.0]  # of pixels 30 and 40
-    assert dataset.labels.tolist() == [1, 2]
+    assert dataset.inputs[:, 0, 0, 0].tolist() == [4.0, 6.0]  # of pixels 30 and 40
+    assert dataset.targets.tolist() == [1, 2]
 
 
 def test_options_of_the_run_hold_where_the_source_is_the_same_and_a_users_own_go_first(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_what_is_written_is_a_clients_model(trained: RunModel, tmp_path: Path) -
     assert read.description.accuracy == outcome.rows[0].accuracy
     assert torch.equal(_offset(read), _offset(outcome.model))
     with torch.no_grad():
-        correct = read.with_offset_()(data.test.images).argmax(1) == data.test.labels
+        correct = read.with_offset_()(data.test.inputs).argmax(1) == data.test.targets
     assert float(correct.double().mean()) == outcome.rows[0].accuracy
 
 

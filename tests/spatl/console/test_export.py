@@ -46,8 +46,8 @@ def test_a_clients_model_is_exported_as_the_run_evaluated_it(
     assert main(["export", str(exported_run), "--client", "1", "--out", str(tmp_path / "model")]) == 0
     test = blueprint_of(tiny_config(**CONFIG)).client_data(1).test
     with torch.no_grad():
-        expected = read_run(exported_run).model(1)(test.images).numpy()
-    assert np.abs(logits_of(tmp_path / "model", test.images) - expected).max() <= 1e-5 * np.abs(expected).max()
+        expected = read_run(exported_run).model(1)(test.inputs).numpy()
+    assert np.abs(logits_of(tmp_path / "model", test.inputs) - expected).max() <= 1e-5 * np.abs(expected).max()
     card = json.loads((tmp_path / "model" / "card.json").read_text())
     reported = read_run(exported_run).summary["clients"]["1"]
     assert card["accuracies"] == {"dense": {"PyTorch, eager": reported, "ONNX Runtime, float32": reported}}
@@ -75,7 +75,7 @@ def test_a_cut_meets_its_budget_and_is_told_of_in_all_files(exported_run: Path, 
     assert all(count % 8 == 0 or count == cut["sizes"][name] for name, count in cut["counts"].items())
     test = blueprint_of(tiny_config(**CONFIG)).client_data(0).test
     assert Classifier(out).class_names == tuple(map(str, range(10)))
-    assert logits_of(out, test.images).shape == (len(test), 10)
+    assert logits_of(out, test.inputs).shape == (len(test), 10)
     assert "4,096 examples of each split, from all 3 clients" in " ".join(card["notes"])
 
 

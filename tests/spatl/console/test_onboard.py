@@ -29,8 +29,8 @@ FEDERATIONS = 900  # digits of the federation; the others are a newcomer's
 def write_digits(path: Path, rows: slice) -> str:
     digits = load_dataset("digits", seed=1)
     assert digits.normalisation is not None
-    pixels = digits.images * digits.normalisation.deviations[0] + digits.normalisation.means[0]
-    np.savez(path, images=pixels.round().numpy().astype(np.uint8)[rows], labels=digits.labels.numpy()[rows])
+    pixels = digits.inputs * digits.normalisation.deviations[0] + digits.normalisation.means[0]
+    np.savez(path, images=pixels.round().numpy().astype(np.uint8)[rows], labels=digits.targets.numpy()[rows])
     return str(path)
 
 
@@ -79,7 +79,7 @@ def test_it_prints_the_ways_and_writes_a_model_that_does_as_it_says(
     dataset = newcomers_dataset("npz", {"path": data}, model.description)
     test = newcomers_splits(dataset, load_config(run / "config.yaml"), client=5, seed=3).test
     with torch.no_grad():
-        correct = model.with_offset_()(test.images).argmax(1) == test.labels
+        correct = model.with_offset_()(test.inputs).argmax(1) == test.targets
     assert model.description.client == 5
     assert model.description.accuracy == told["rows"][0]["accuracy"] == float(correct.double().mean())
     assert sum(told["training_examples_by_class"].values()) == 24

@@ -158,7 +158,7 @@ def test_noise_grows_with_the_number_of_the_client() -> None:
     noisy, clean = (small(name="iid", num_clients=4, feature_noise=sigma) for sigma in (0.8, 0.0))
     dataset, parts = load_clients(noisy)
     for client, expected in enumerate((0.2, 0.4, 0.6, 0.8)):
-        images, same = (split_client(config, dataset, parts, client).train.images for config in (noisy, clean))
+        images, same = (split_client(config, dataset, parts, client).train.inputs for config in (noisy, clean))
         assert float((images - same).var()) == pytest.approx(expected, rel=0.05)
 
 

@@ -16,8 +16,8 @@ from tests.support.refusals import message
 def test_all_files_are_pooled_in_order_with_their_labels(tmp_path: Path, folder: str) -> None:
     pixels = write_cifar10(tmp_path / folder)
     dataset = load_dataset("cifar10", seed=1, options={"path": str(tmp_path)})
-    assert dataset.images.equal(torch.from_numpy(standardise(pixels)[0]))
-    assert dataset.labels.equal(torch.arange(24) % 10)
+    assert dataset.inputs.equal(torch.from_numpy(standardise(pixels)[0]))
+    assert dataset.targets.equal(torch.arange(24) % 10)
     assert (dataset.name, dataset.num_classes, dataset.class_names) == ("cifar10", 10, tuple("0123456789"))
 
 
@@ -25,7 +25,7 @@ def test_all_files_are_pooled_in_order_with_their_labels(tmp_path: Path, folder:
 def test_a_part_is_its_files_alone(tmp_path: Path, part: str, rows: slice) -> None:
     pixels = write_cifar10(tmp_path)
     dataset = load_dataset("cifar10", seed=1, options={"path": str(tmp_path), "part": part})
-    assert dataset.images.equal(torch.from_numpy(standardise(pixels[rows])[0]))
+    assert dataset.inputs.equal(torch.from_numpy(standardise(pixels[rows])[0]))
 
 
 def test_the_names_beside_the_images_are_the_classes(tmp_path: Path) -> None:
@@ -40,9 +40,9 @@ def test_the_hundred_classes_have_a_fine_and_a_coarse_label(tmp_path: Path, coar
     write_cifar100(tmp_path / "cifar-100-binary")
     dataset = load_dataset("cifar100", seed=1, options={"path": str(tmp_path), "coarse_labels": coarse})
     rows = torch.cat([torch.arange(100), torch.arange(20)])
-    assert dataset.labels.equal(rows % num_classes)
+    assert dataset.targets.equal(rows % num_classes)
     assert dataset.num_classes == num_classes
-    assert dataset.images.shape == (120, 3, 32, 32)
+    assert dataset.inputs.shape == (120, 3, 32, 32)
 
 
 @pytest.mark.parametrize(

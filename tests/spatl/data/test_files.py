@@ -23,8 +23,8 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     (tmp_path / ".hidden").mkdir()
     dataset = load_dataset("folder", seed=1, options={"path": str(tmp_path)})
     pixels = random_pixels(9, 8, 8, 3).transpose(0, 3, 1, 2)
-    assert dataset.images.equal(torch.from_numpy(standardise(pixels)[0]))
-    assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert dataset.inputs.equal(torch.from_numpy(standardise(pixels)[0]))
+    assert dataset.targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert dataset.class_names == ("cat", "dog", "eel")
 
 
@@ -44,7 +44,7 @@ def test_a_hidden_directory_above_the_folder_does_not_hide_it(tmp_path: Path) ->
 def test_a_folder_is_resized_and_converted(tmp_path: Path) -> None:
     write_folder(tmp_path)
     dataset = load_dataset("folder", seed=1, options={"path": str(tmp_path), "channels": "grey", "image_size": 5})
-    assert dataset.images.shape == (6, 1, 5, 5)
+    assert dataset.inputs.shape == (6, 1, 5, 5)
 
 
 def test_a_folder_that_does_not_fit_says_what_is_expected(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def load_npz(path: str, **options: object):
 
 def test_8_bit_arrays_are_standardised_by_counts(tmp_path: Path) -> None:
     dataset = load_npz(write_arrays(tmp_path / "a.npz", groups=np.array(["b", "a"] * 3)))
-    assert dataset.images.equal(torch.from_numpy(standardise(random_pixels(6, 3, 5, 5))[0]))
-    assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert dataset.inputs.equal(torch.from_numpy(standardise(random_pixels(6, 3, 5, 5))[0]))
+    assert dataset.targets.tolist() == [0, 1, 2, 0, 1, 2]
     assert dataset.groups.tolist() == [1, 0] * 3
     assert dataset.num_classes == 3
 
@@ -94,7 +94,7 @@ def test_8_bit_arrays_are_standardised_by_counts(tmp_path: Path) -> None:
 def test_floating_point_arrays_are_standardised_too(tmp_path: Path) -> None:
     images = np.random.default_rng(0).normal(5, 2, (6, 4, 4))
     dataset = load_npz(write_arrays(tmp_path / "a.npz", images=images, labels=np.arange(6, dtype=np.uint8) % 2))
-    assert dataset.images.equal(torch.from_numpy(standardise_values(images[:, None])[0]))
+    assert dataset.inputs.equal(torch.from_numpy(standardise_values(images[:, None])[0]))
     assert dataset.groups is None
 
 
@@ -212,7 +212,7 @@ def test_a_file_that_is_not_there_says_how_to_write_it(tmp_path: Path) -> None:
 )
 def test_a_class_is_made_of_each_label(tmp_path: Path, labels: Any, numbers: list[int], names: tuple[str, ...]) -> None:
     dataset = load_npz(write_arrays(tmp_path / "a.npz", labels=labels))
-    assert (dataset.labels.tolist(), dataset.class_names, dataset.num_classes) == (numbers, names, len(names))
+    assert (dataset.targets.tolist(), dataset.class_names, dataset.num_classes) == (numbers, names, len(names))
 
 
 def test_announced_classes_without_an_example_are_named(tmp_path: Path) -> None:
@@ -245,11 +245,11 @@ def test_the_likelier_layout_is_read_and_a_guess_is_told(
     images = random_pixels(6, *shape)
     dataset = load_npz(write_arrays(tmp_path / "a.npz", images=images))
     told = f"npz: the array images {[6, *shape]} is read as images of {guessed}: set data.options.layout"
-    assert dataset.images.shape == (6, *read)
+    assert dataset.inputs.shape == (6, *read)
     assert [remark.startswith(told) for remark in dataset.remarks()] == ([True] if guessed else [])
     first = images.reshape(6, 1, *shape) if len(shape) == 2 else images
     last = guessed is not None and "last" in guessed
-    assert dataset.images.equal(torch.from_numpy(standardise(first.transpose(0, 3, 1, 2) if last else first)[0]))
+    assert dataset.inputs.equal(torch.from_numpy(standardise(first.transpose(0, 3, 1, 2) if last else first)[0]))
 
 
 @pytest.mark.parametrize(("layout", "read"), [("channels-first", (16, 4, 3)), ("channels-last", (3, 16, 4))])
@@ -257,7 +257,7 @@ def test_the_layout_can_be_said(tmp_path: Path, layout: str, read: tuple[int, ..
     """And then nothing is guessed, whatever the shape."""
     path = write_arrays(tmp_path / "a.npz", images=random_pixels(6, 16, 4, 3))
     dataset = load_npz(path, layout=layout)
-    assert dataset.images.shape == (6, *read)
+    assert dataset.inputs.shape == (6, *read)
     assert dataset.remarks() == ()
     assert "layout must be auto or channels-first or channels-last, got 'NHWC'" in message(
         "npz", path=path, layout="NHWC"
@@ -272,9 +272,9 @@ def test_arrays_by_split_keep_their_split(tmp_path: Path, names: str) -> None:
         arrays[images], arrays[labels] = random_pixels(number, 9, 9, 3, seed=number), np.arange(number)[:, None] % 2
     np.savez(tmp_path / "a.npz", **arrays)
     dataset = load_npz(str(tmp_path / "a.npz"))
-    assert dataset.images.shape == (7, 3, 9, 9)
+    assert dataset.inputs.shape == (7, 3, 9, 9)
     assert dataset.splits.tolist() == [0, 0, 0, 0, 1, 2, 2]
-    assert dataset.labels.tolist() == [0, 1, 0, 1, 0, 0, 1]
+    assert dataset.targets.tolist() == [0, 1, 0, 1, 0, 0, 1]
     assert (
         "npz: the splits are kept as they are in a.npz: 4 of train, 1 of validation, 2 of test (data.options.pool)"
         in (dataset.remarks())

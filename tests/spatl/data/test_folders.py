@@ -28,7 +28,7 @@ def read(root: Path, *names: str, **options: object) -> Dataset:
 
 
 def labels_of(dataset: Dataset) -> list[str]:
-    return [dataset.class_names[label] for label in dataset.labels.tolist()]
+    return [dataset.class_names[label] for label in dataset.targets.tolist()]
 
 
 def splits_of(dataset: Dataset) -> list[str]:

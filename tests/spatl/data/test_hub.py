@@ -48,8 +48,8 @@ def test_parquet_files_of_a_directory_are_pooled_with_names_and_groups(tmp_path:
     write_parquet(tmp_path / "test-00000-of-00001.parquet", 3, seed=2)
     dataset = load_dataset("huggingface", seed=1, options={"path": str(tmp_path), "group": "owner"})
     pixels = np.concatenate([random_pixels(3, 8, 8, 3, seed=2), random_pixels(6, 8, 8, 3, seed=1)])
-    assert dataset.images.equal(torch.from_numpy(standardise(pixels.transpose(0, 3, 1, 2))[0]))
-    assert dataset.labels.tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 1]
+    assert dataset.inputs.equal(torch.from_numpy(standardise(pixels.transpose(0, 3, 1, 2))[0]))
+    assert dataset.targets.tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 1]
     assert dataset.class_names == ("cat", "dog", "eel")
     assert dataset.groups is not None
     assert dataset.groups.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2]
@@ -145,8 +145,8 @@ def test_what_the_library_saved_is_read(tmp_path: Path) -> None:
     table.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "two"))
     dataset = load_dataset("huggingface", seed=1, options={"path": str(tmp_path / "one"), "channels": "grey"})
-    assert dataset.images.shape == (4, 1, 8, 8)
-    assert dataset.labels.tolist() == [1, 0, 1, 0]
+    assert dataset.inputs.shape == (4, 1, 8, 8)
+    assert dataset.targets.tolist() == [1, 0, 1, 0]
     assert dataset.class_names == ("a", "b")
     assert len(load_dataset("huggingface", seed=1, options={"path": str(tmp_path / "two")})) == 8
 
@@ -176,8 +176,8 @@ def test_cifar10_comes_from_the_hub_when_asked(monkeypatch: pytest.MonkeyPatch) 
     hub = FakeHub(monkeypatch, splits)
     dataset = load_dataset("cifar10", seed=1, options={"hub": True})
     assert hub.asked == [("uoft-cs/cifar10", None, None)]
-    assert dataset.images.shape == (13, 3, 32, 32)
-    assert dataset.labels.tolist() == [*range(10), 0, 1, 2]
+    assert dataset.inputs.shape == (13, 3, 32, 32)
+    assert dataset.targets.tolist() == [*range(10), 0, 1, 2]
     assert len(load_dataset("cifar10", seed=1, options={"hub": True, "part": "test"})) == 3
 
 
@@ -189,7 +189,7 @@ def test_cifar100_comes_from_the_hub_with_either_label(
     hub = FakeHub(monkeypatch, {"train": columns})
     dataset = load_dataset("cifar100", seed=1, options={"hub": True, "coarse_labels": coarse, "part": "train"})
     assert hub.asked == [("uoft-cs/cifar100", None, None)]
-    assert dataset.labels.tolist() == labels
+    assert dataset.targets.tolist() == labels
 
 
 @pytest.mark.parametrize(("max_writers", "groups"), [(None, [1, 0, 1, 2]), (2, [1, 0, 1])])
@@ -200,7 +200,7 @@ def test_femnist_comes_from_the_hub_with_its_writers(
     hub = FakeHub(monkeypatch, {"train": columns})
     dataset = load_dataset("femnist", seed=1, options={"hub": True, "max_writers": max_writers})
     assert hub.asked == [("flwrlabs/femnist", None, None)]
-    assert dataset.images.shape == (len(groups), 1, 28, 28)
+    assert dataset.inputs.shape == (len(groups), 1, 28, 28)
     assert dataset.groups is not None
     assert dataset.groups.tolist() == groups
 
@@ -211,7 +211,7 @@ def test_any_name_and_columns_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> 
                "label": "kind", "group": "who"}  # fmt: skip
     dataset = load_dataset("huggingface", seed=1, options=options)
     assert hub.asked == [("someone/birds", "small", "v1")]
-    assert dataset.labels.tolist() == [0, 1, 0]
+    assert dataset.targets.tolist() == [0, 1, 0]
     assert dataset.groups is not None
     assert dataset.groups.tolist() == [1, 0, 1]
 
@@ -305,7 +305,7 @@ def test_a_class_is_made_of_each_label_of_a_column(
 ) -> None:
     FakeHub(monkeypatch, {"train": {"image": encoded(3, 8, 8), "label": column}})
     dataset = load_dataset("huggingface", seed=1, options={"name": "someone/birds", "hub": True})
-    assert (dataset.labels.tolist(), dataset.class_names) == (labels, names)
+    assert (dataset.targets.tolist(), dataset.class_names) == (labels, names)
 
 
 def test_examples_without_a_label_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,8 @@ def test_the_values_are_8_bit_pixels_and_the_users_are_groups(tmp_path: Path) ->
     write_leaf(tmp_path / "b.json", {"f00": leaf_user(4, 3)})
     dataset = load(tmp_path)
     pixels = torch.cat([torch.from_numpy(random_pixels(n, 784, seed=s)) for n, s in ((3, 1), (2, 2), (4, 3))])
-    assert dataset.images.equal(torch.from_numpy(standardise(pixels.reshape(-1, 1, 28, 28).numpy())[0]))
-    assert dataset.labels.tolist() == [1, 2, 3, 2, 3, 3, 4, 5, 6]
+    assert dataset.inputs.equal(torch.from_numpy(standardise(pixels.reshape(-1, 1, 28, 28).numpy())[0]))
+    assert dataset.targets.tolist() == [1, 2, 3, 2, 3, 3, 4, 5, 6]
     assert dataset.groups is not None
     assert dataset.groups.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
     assert (dataset.num_classes, dataset.class_names[10], dataset.class_names[61]) == (62, "A", "z")

@@ -28,7 +28,7 @@ def parts_of(dataset: Dataset, name: str, num_clients: int, seed: int = 1) -> tu
     dealt = training_indices(dataset)
     groups = None if dataset.groups is None else dataset.groups[dealt]
     parts = partition(
-        dataset.labels[dealt], name=name, num_clients=num_clients, seed=seed, alpha=0.5, labels_per_client=2,
+        dataset.targets[dealt], name=name, num_clients=num_clients, seed=seed, alpha=0.5, labels_per_client=2,
         min_examples=4, groups=groups,
     )  # fmt: skip
     return with_official(dataset, [dealt[part] for part in parts], seed=seed, by_owner=name == "natural")
@@ -46,7 +46,7 @@ def test_each_example_stays_in_its_split_and_goes_to_one_client(
     assert sorted(index for part in parts for index in part.tolist()) == list(range(len(dataset)))
     for client, part in enumerate(parts):
         data = client_data(dataset, part, client=client, seed=seed, validation_fraction=0.2, test_fraction=0.2)
-        found = {split: getattr(data, split).images.flatten().long() for split in ("train", "validation", "test")}
+        found = {split: getattr(data, split).inputs.flatten().long() for split in ("train", "validation", "test")}
         assert sorted(index for each in found.values() for index in each.tolist()) == part.tolist()
         for split, number in (("validation", num_validation), ("test", num_test)):
             expected = SPLITS.index(split) if number else 0
@@ -57,10 +57,10 @@ def test_each_example_stays_in_its_split_and_goes_to_one_client(
 def test_clients_are_tested_on_their_own_mix_of_classes() -> None:
     """Class shares of a client's test examples are those of its training examples, as far as whole numbers go."""
     dataset = published(800, 0, 400)
-    of_class = [dataset.labels[dataset.splits == split].bincount(minlength=4).numpy() for split in (0, 2)]
+    of_class = [dataset.targets[dataset.splits == split].bincount(minlength=4).numpy() for split in (0, 2)]
     for part in parts_of(dataset, "dirichlet", 4):
         is_test = dataset.splits[part] == 2
-        train, test = (dataset.labels[part[kind]].bincount(minlength=4).numpy() for kind in (~is_test, is_test))
+        train, test = (dataset.targets[part[kind]].bincount(minlength=4).numpy() for kind in (~is_test, is_test))
         assert np.abs(test - train * of_class[1] / of_class[0]).max() < 2
         assert not test[train == 0].any()
 

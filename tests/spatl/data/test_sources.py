@@ -53,19 +53,19 @@ def small(name: str, directory: Path) -> dict[str, Any]:
 def test_every_data_set_is_standardised_and_says_its_name(name: str, tmp_path: Path) -> None:
     dataset = load_dataset(name, seed=1, options=small(name, tmp_path))
     assert dataset.name == name
-    assert abs(float(dataset.images.mean())) < 1e-4
-    assert float(dataset.images.std()) == pytest.approx(1, abs=1e-3)
+    assert abs(float(dataset.inputs.mean())) < 1e-4
+    assert float(dataset.inputs.std()) == pytest.approx(1, abs=1e-3)
 
 
 def test_digits_are_all_of_scikit_learns_digits() -> None:
     dataset, bunch = load_dataset("digits", seed=1), load_digits()
     expected = torch.from_numpy(bunch.images).float().unsqueeze(1)
-    assert dataset.images.equal((expected - expected.mean()) / expected.std())
-    assert dataset.labels.tolist() == bunch.target.tolist()
+    assert dataset.inputs.equal((expected - expected.mean()) / expected.std())
+    assert dataset.targets.tolist() == bunch.target.tolist()
 
 
 def test_digits_are_the_same_for_every_seed() -> None:
-    assert load_dataset("digits", seed=1).images.equal(load_dataset("digits", seed=2).images)
+    assert load_dataset("digits", seed=1).inputs.equal(load_dataset("digits", seed=2).inputs)
 
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def split(indices: Tensor, *, client: int = 0, seed: int = 1, validation: float 
 
 
 def rows(examples: Examples) -> list[int]:
-    return [int(value) for value in examples.images.flatten()]
+    return [int(value) for value in examples.inputs.flatten()]
 
 
 @given(
@@ -59,7 +59,7 @@ def test_the_splits_are_disjoint_and_hold_exactly_the_clients_examples(
 def test_labels_stay_with_their_images() -> None:
     data = split(torch.arange(100, 200))
     for examples in (data.train, data.validation, data.test):
-        assert [row % 3 for row in rows(examples)] == examples.labels.tolist()
+        assert [row % 3 for row in rows(examples)] == examples.targets.tolist()
 
 
 def test_seed_and_client_decide_the_split() -> None:
@@ -93,7 +93,7 @@ def epoch(num_examples: int, batch_size: int, seed: int = 0) -> list[list[int]]:
     dataset = numbered(num_examples)
     found = []
     for images, labels in batches(
-        Examples(dataset.images, dataset.labels), batch_size=batch_size, generator=torch.Generator().manual_seed(seed)
+        Examples(dataset.inputs, dataset.targets), batch_size=batch_size, generator=torch.Generator().manual_seed(seed)
     ):
         found.append([int(value) for value in images.flatten()])
         assert [row % 3 for row in found[-1]] == labels.tolist()
@@ -134,31 +134,31 @@ def test_a_batch_size_below_one_is_refused_before_the_first_batch() -> None:
 
 def test_moved_examples_are_on_the_device() -> None:
     moved = Examples(torch.zeros(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64)).to("meta")
-    assert moved.images.device == moved.labels.device == torch.device("meta")
+    assert moved.inputs.device == moved.targets.device == torch.device("meta")
 
 
 def test_noise_has_the_variance_in_every_split() -> None:
     data = noisy(0.25)
     for part in (data.train, data.validation, data.test):
-        assert float(part.images.mean()) == pytest.approx(0, abs=0.02)
-        assert float(part.images.var()) == pytest.approx(0.25, rel=0.05)
+        assert float(part.inputs.mean()) == pytest.approx(0, abs=0.02)
+        assert float(part.inputs.var()) == pytest.approx(0.25, rel=0.05)
 
 
 def test_noise_is_the_clients_own_and_the_same_whenever_it_is_asked_for() -> None:
-    assert noisy(0.25).test.images.equal(noisy(0.25).test.images)
-    assert not noisy(0.25).test.images.equal(noisy(0.25, client=1).test.images)
-    torch.testing.assert_close(noisy(1.0).train.images, 2 * noisy(0.25).train.images)
+    assert noisy(0.25).test.inputs.equal(noisy(0.25).test.inputs)
+    assert not noisy(0.25).test.inputs.equal(noisy(0.25, client=1).test.inputs)
+    torch.testing.assert_close(noisy(1.0).train.inputs, 2 * noisy(0.25).train.inputs)
 
 
 def test_noise_of_variance_zero_is_none_and_the_data_set_stays_clean() -> None:
-    assert not noisy(0.0).train.images.any()
+    assert not noisy(0.0).train.inputs.any()
     dataset = numbered(20)
-    before = dataset.images.clone()
+    before = dataset.inputs.clone()
     noisy_data = client_data(
         dataset, torch.arange(20), client=0, seed=1, validation_fraction=0.2, test_fraction=0.2, noise_variance=1.0
     )
-    assert dataset.images.equal(before)
-    assert noisy_data.train.labels.equal(split(torch.arange(20), validation=0.2, test=0.2).train.labels)
+    assert dataset.inputs.equal(before)
+    assert noisy_data.train.targets.equal(split(torch.arange(20), validation=0.2, test=0.2).train.targets)
 
 
 @pytest.mark.parametrize("variance", [-0.1, float("nan"), float("inf")])

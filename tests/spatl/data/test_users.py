@@ -30,8 +30,8 @@ def test_images_and_labels_are_read_as_npz_reads_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=images, labels=labels)
     ours = load_dataset("npz", seed=1, options={"path": str(tmp_path / "a.npz")})
     users = load_dataset(f"{USERS}from_a_path", seed=1, options={"path": str(tmp_path / "a.npz")})
-    assert users.images.equal(ours.images)
-    assert users.labels.equal(ours.labels)
+    assert users.inputs.equal(ours.inputs)
+    assert users.targets.equal(ours.targets)
     assert users.class_names == ("5", "6", "7")
     assert users.name == f"{USERS}from_a_path"
 
@@ -46,9 +46,9 @@ def test_draws_from_global_generators_follow_the_seed_and_leave_no_trace() -> No
     first = load_dataset(f"{USERS}stripes", seed=1)
     torch.rand(3), np.random.rand(3), random.random()
     after = torch.get_rng_state()
-    assert load_dataset(f"{USERS}stripes", seed=1).images.equal(first.images)
+    assert load_dataset(f"{USERS}stripes", seed=1).inputs.equal(first.inputs)
     assert torch.get_rng_state().equal(after)
-    assert not load_dataset(f"{USERS}stripes", seed=2).images.equal(first.images)
+    assert not load_dataset(f"{USERS}stripes", seed=2).inputs.equal(first.inputs)
     torch.set_rng_state(before[0])
     random.setstate(before[2])
 

@@ -70,7 +70,7 @@ def test_the_page_is_whole_and_has_three_pictures_with_words_for_each_example(ex
         kind, _, data = (each["src"] or "").partition(",")
         assert kind == "data:image/png;base64"
         with Image.open(BytesIO(base64.b64decode(data, validate=True))) as image:
-            assert image.size == tuple(subject.shown.images.shape[:1:-1])
+            assert image.size == tuple(subject.shown.inputs.shape[:1:-1])
     assert page.text["h1"] == "What the model of client 1 gets wrong"
     assert [name for name, number in Counter(v["id"] for _, v in page.tags if "id" in v).items() if number > 1] == []
 
@@ -142,7 +142,7 @@ def test_the_diagnosis_is_shown_where_there_is_one_and_said_how_to_get_elsewhere
 def test_a_model_without_mistakes_says_so_plainly(explained_run: Path) -> None:
     subject = read_subject(explained_run)
     with torch.no_grad():
-        right = Examples(subject.shown.images, subject.network(subject.shown.images).argmax(1))
+        right = Examples(subject.shown.inputs, subject.network(subject.shown.inputs).argmax(1))
     subject = replace(subject, usual=right, shown=right)
     page = Page(explanation_page(*explain(subject, SETTINGS, tell=silent), subject, command="spatl explain RUN"))
     assert "There are none: the model is right on all" in page.text["p"]

@@ -52,7 +52,7 @@ def test_a_filter_that_does_not_vary_is_neither_blamed_nor_the_least(values, dat
 def test_the_groups_that_are_shown_and_the_others_are_all_errors(pooled):
     mistakes, maps = find_mistakes(pooled, SETTINGS, seed=3, tell=silent)
     with torch.no_grad():
-        wrong = pooled.network(pooled.shown.images).argmax(1) != pooled.shown.labels
+        wrong = pooled.network(pooled.shown.inputs).argmax(1) != pooled.shown.targets
     assert mistakes.num_errors == int(wrong.sum()) > 0
     assert sum(group.num_errors for group in mistakes.groups) + mistakes.num_other_errors == mistakes.num_errors
     assert 1 <= len(mistakes.groups) <= SETTINGS.num_groups
@@ -67,11 +67,11 @@ def test_the_groups_that_are_shown_and_the_others_are_all_errors(pooled):
         assert len(group.salient) == len(group.harmful) == SETTINGS.top_k
         assert group.switching[0].righted == group.repair[0].righted == 0.0
         for example in group.examples:
-            assert pooled.shown.labels[example.place] == group.true
+            assert pooled.shown.targets[example.place] == group.true
             assert example.confidence_predicted >= example.confidence_true
             assert example.place not in [each.place for each in example.neighbours]
             assert all(each.true != each.predicted for each in example.neighbours)
-            assert maps[example.place][0].shape == pooled.shown.images.shape[2:]
+            assert maps[example.place][0].shape == pooled.shown.inputs.shape[2:]
 
 
 def test_the_same_seed_finds_the_same_and_the_network_stays_as_it_is(pooled):
@@ -94,8 +94,8 @@ def test_progress_is_told_to_the_end(pooled):
 
 def test_a_model_that_is_right_on_everything_has_no_mistakes(pooled):
     with torch.no_grad():
-        predicted = pooled.network(pooled.shown.images).argmax(1)
-    examples = Examples(pooled.shown.images, predicted)
+        predicted = pooled.network(pooled.shown.inputs).argmax(1)
+    examples = Examples(pooled.shown.inputs, predicted)
     mistakes, maps = find_mistakes(replace(pooled, usual=examples, shown=examples), SETTINGS, seed=3, tell=silent)
     assert mistakes.num_errors == len(mistakes.groups) == len(maps) == 0
 

@@ -67,7 +67,7 @@ def test_a_repair_tells_of_the_example_of_its_neighbours_of_others_and_of_right_
     """A step of 2 % of the length raises the confidence; neighbours that are the example itself have its fate."""
     wrong = examples(0, 1)
     scores = {name: each[:1] for name, each in scores_of(wrong).items()}
-    nobody = Examples(wrong.images[:0], wrong.labels[:0])
+    nobody = Examples(wrong.inputs[:0], wrong.targets[:0])
     rows = repairs(MODEL, [Case(wrong, scores, wrong, nobody)], examples(1, 3), FILTERS, k=1, generator=draw())
     found = {each.way: each for each in rows}
     assert list(found) == [NOTHING, *WAYS]

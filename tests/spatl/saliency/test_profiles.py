@@ -35,9 +35,9 @@ def test_profiles_are_those_of_a_double_loop(seed, number, batch_size, inplace):
     expected = double_loop(network, examples, filters)
     found = profiles(network, examples, filters, batch_size=batch_size)
     assert_close(found, expected)
-    logits = network(examples.images)
+    logits = network(examples.inputs)
     assert torch.equal(found.predictions, logits.argmax(1))
-    assert torch.allclose(found.losses.double(), F.cross_entropy(logits, examples.labels, reduction="none"), atol=1e-5)
+    assert torch.allclose(found.losses.double(), F.cross_entropy(logits, examples.targets, reduction="none"), atol=1e-5)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_the_signed_part_is_what_the_loss_falls_by_as_a_filter_fades():
                 with torch.no_grad():
                     weight = parameters[layer.weight] * layer.spread(fading, parameters[layer.weight].shape)
                     other.get_parameter(layer.weight).copy_(weight)
-                    losses.append(float(F.cross_entropy(other(examples.images), examples.labels)))
+                    losses.append(float(F.cross_entropy(other(examples.inputs), examples.targets)))
             assert signed[layer.start + place] == pytest.approx((losses[0] - losses[1]) / (2 * h), abs=1e-6)
 
 
@@ -191,7 +191,7 @@ def test_a_weight_used_without_its_layer_is_found_out_in_a_layer_with_small_grad
 
 def test_an_example_that_the_network_is_sure_of_is_not_what_profiles_are_checked_by():
     network, examples = drawn(_Functional()), some_examples(5)
-    images, labels = examples.images.clone(), examples.labels.clone()
+    images, labels = examples.inputs.clone(), examples.targets.clone()
     images[0] *= 1e6
     labels[0] = network(images[:1]).argmax()
     sure, filters = Examples(images, labels), filters_of(network)
@@ -214,7 +214,7 @@ def test_the_filters_of_a_layer_that_is_not_used_have_profiles_of_zero():
     expected = double_loop(network, examples, used)
     assert_close(replace(found, absolute=found.absolute[:, :-2], signed=found.signed[:, :-2]), expected)
     weights = filter_weights(network, filters)
-    gradients = example_gradients(network, examples.images[0], examples.labels[0], weights)
+    gradients = example_gradients(network, examples.inputs[0], examples.targets[0], weights)
     assert not gradients["spare.weight"].any()
     assert gradients["mix.weight"].any()
     maps = input_maps(network, examples, filters, Moments.of(found.absolute), k=2)

@@ -28,7 +28,7 @@ def by_weights(network, images, filters, off):
 
 @given(st.integers(0, 1000), st.booleans(), st.floats(0, 1))
 def test_a_filter_that_is_off_is_one_with_weights_of_zero(seed, transposed, share):
-    network, images = many_kinds(seed, transposed=transposed), some_examples(4, seed).images
+    network, images = many_kinds(seed, transposed=transposed), some_examples(4, seed).inputs
     filters = filters_of(network, tuple(KINDS))
     off = torch.rand(4, filters.num_filters, generator=torch.Generator().manual_seed(seed)) < share
     found = logits_without(network, images, filters, off).double()
@@ -36,7 +36,7 @@ def test_a_filter_that_is_off_is_one_with_weights_of_zero(seed, transposed, shar
 
 
 def test_the_same_filters_for_all_and_none_at_all():
-    network, images = many_kinds(), some_examples(4).images
+    network, images = many_kinds(), some_examples(4).inputs
     filters = filters_of(network)
     off = torch.zeros(filters.num_filters, dtype=torch.bool)
     assert torch.equal(logits_without(network, images, filters, off), network(images).float())
@@ -86,7 +86,7 @@ class _Functional(_Shared):
 
 @pytest.mark.parametrize("kind", [_Shared, _Functional])
 def test_filters_that_work_outside_their_layer_are_off_there_too(kind):
-    network, images = kind().double(), some_examples(9).images
+    network, images = kind().double(), some_examples(9).inputs
     filters = filters_of(network)
     for off in (torch.eye(3, dtype=torch.bool).repeat(3, 1), ~torch.eye(3, dtype=torch.bool).repeat(3, 1)):
         found = logits_without(network, images, filters, off).double()

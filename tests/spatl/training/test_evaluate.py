@@ -43,7 +43,7 @@ def test_recalibration_gives_the_statistics_of_the_data_and_touches_nothing_else
     before = copy.deepcopy(model)
     data = examples()
     recalibrate_(model, data, batch_size=1000)
-    inputs = model[0](data.images).detach()
+    inputs = model[0](data.inputs).detach()
     torch.testing.assert_close(model[1].running_mean, inputs.mean((0, 2, 3)))
     torch.testing.assert_close(model[1].running_var, inputs.var((0, 2, 3)))
     assert model[1].momentum == before[1].momentum
@@ -65,6 +65,6 @@ def test_recalibration_never_sees_a_batch_of_one(batch_size):
     model = network()
     model[1].running_mean.fill_(99)
     recalibrate_(model, examples(), batch_size=batch_size)
-    inputs = model[0](examples().images).detach()
+    inputs = model[0](examples().inputs).detach()
     torch.testing.assert_close(model[1].running_mean, inputs.mean((0, 2, 3)), rtol=0.1, atol=0.05)
     assert float(model[1].running_var.min()) > 0

@@ -132,7 +132,7 @@ def test_a_rehearsal_takes_three_steps(monkeypatch):
     handle = model.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, len(inputs[0]))))
     settings = blueprint.config.training
     rehearse(
-        model, blueprint.dataset.images, blueprint.dataset.labels, settings, num_classes=10, client_sizes=[35], seed=1
+        model, blueprint.dataset.inputs, blueprint.dataset.targets, settings, num_classes=10, client_sizes=[35], seed=1
     )
     handle.remove()
     assert seen == [(True, 3), (True, 16), (False, 1), (True, 3)]

@@ -179,8 +179,8 @@ class Arena:
             with self._workplace.prepared(client, received, settled) as own, torch.no_grad():
                 take_statistics_(own)
                 own.model.eval()
-                images = own.data.validation.images[own.data.validation.labels != TARGET]
-                brightest = float(self._workplace.client_data(client).train.images.max())
+                images = own.data.validation.inputs[own.data.validation.targets != TARGET]
+                brightest = float(self._workplace.client_data(client).train.inputs.max())
                 found = own.model(with_mark(images, brightest)).argmax(1)
                 taken, marked = taken + int((found == TARGET).sum()), marked + len(images)
         self.result.accuracy = sum(accuracies) / len(accuracies)

@@ -96,7 +96,7 @@ def write_shares(path: Path, situation: Situation, *, seed: int, bad: tuple[int,
     """
     with as_found():
         digits = load_dataset("digits", seed=seed, options={})
-    images, labels = digits.images.numpy().copy(), digits.labels.numpy().copy()
+    images, labels = digits.inputs.numpy().copy(), digits.targets.numpy().copy()
     owners = situation.deal(labels, seed)
     of_bad = np.flatnonzero(np.isin(owners, bad))
     if poison == "labels":
