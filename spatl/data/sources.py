@@ -19,6 +19,7 @@ from spatl.data.cifar import cifar10, cifar100
 from spatl.data.dataset import Dataset
 from spatl.data.files import folder, npz
 from spatl.data.hub import huggingface
+from spatl.data.idx import idx
 from spatl.data.leaf import femnist
 from spatl.data.normalisation import Normalisation
 from spatl.data.synthetic import bytes_of_synthetic, synthetic
@@ -158,6 +159,11 @@ DATASETS: dict[str, DatasetEntry] = {
         loader=huggingface,
         description="any image classification data set that the library `datasets` reads",
         source="Parquet or Arrow files on disk, or the Hugging Face hub by name",
+    ),
+    "idx": DatasetEntry(
+        loader=idx,
+        description="images in files of MNIST's format, with the official test set",
+        source="a directory on disk: MNIST, Fashion-MNIST (Debian: dataset-fashion-mnist), EMNIST, or your own",
     ),
     "npz": DatasetEntry(
         loader=npz,

@@ -9,7 +9,6 @@ Tasks on Fashion-MNIST need its four IDX files (Debian: dataset-fashion-mnist); 
 """
 
 import argparse
-import gzip
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,26 +83,18 @@ TASKS = {
 SELECTORS = ("signal", "agent")
 
 
-def _idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The array in a gzipped IDX file of bytes: four bytes, the last of which is how many dimensions there are."""
-    content = gzip.decompress(path.read_bytes())
-    dimensions = [int.from_bytes(content[4 + 4 * each : 8 + 4 * each], "big") for each in range(content[3])]
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(dimensions)).reshape(dimensions)
-
-
-def _fashion(directory: Path) -> tuple[Tensor, Tensor]:
+def _fashion(directory: Path, seed: int) -> tuple[Tensor, Tensor]:
     """Images [N, 1, 14, 14] and labels: all examples, of which each seed draws its own splits."""
-    images = np.concatenate([_idx(directory / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k")])
-    labels = np.concatenate([_idx(directory / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")])
-    pixels = nn.functional.avg_pool2d(torch.from_numpy(images.copy()).float()[:, None], 2)
-    return (pixels - pixels.mean()) / pixels.std(), torch.from_numpy(labels.astype(np.int64))
+    found = load_dataset("idx", seed=seed, options={"path": str(directory), "pool": True})
+    pixels = nn.functional.avg_pool2d(found.inputs, 2)
+    return (pixels - pixels.mean()) / pixels.std(), found.targets
 
 
 def splits_of(task: Task, seed: int, fashion: Path | None) -> list[Examples]:
     """Training, validation and test split, drawn by the seed."""
     if task.data == "fashion":
         assert fashion is not None
-        images, labels = _fashion(fashion)
+        images, labels = _fashion(fashion, seed)
     else:
         options = {"num_examples": sum(task.sizes), "difficulty": 0.4, "image_size": 16}
         found = load_dataset(task.data, seed=seed, options=options if task.data == "synthetic" else {})

@@ -1,5 +1,6 @@
 """Small files in the true formats of the data sets."""
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -38,6 +39,27 @@ def write_cifar100(directory: Path, num_train: int = 100, num_test: int = 20) ->
         rows = np.arange(number)
         content = cifar_bytes(random_pixels(number, 3, 32, 32, seed=number), rows % 20, rows % 100)
         (directory / file).write_bytes(content)
+
+
+def idx_bytes(values: np.ndarray[Any, Any]) -> bytes:
+    """The bytes of an IDX file with these numbers."""
+    kinds = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
+    kind = values.dtype.str[1:]
+    header = bytes([0, 0, kinds[kind], values.ndim]) + np.array(values.shape, dtype=">u4").tobytes()
+    return header + values.astype(values.dtype.newbyteorder(">")).tobytes()
+
+
+def write_idx(
+    directory: Path, num_train: int = 40, num_test: int = 20, *, size: int = 8, prefix: str = "", first: int = 0
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Write gzipped training and test files, example i with label i % 10 + first, and return all pixels."""
+    directory.mkdir(parents=True, exist_ok=True)
+    pixels = random_pixels(num_train + num_test, size, size)
+    for name, start, end in (("train", 0, num_train), ("t10k", num_train, num_train + num_test)):
+        labels = (np.arange(end - start) % 10 + first).astype(np.uint8)
+        for what, values in (("images-idx3", pixels[start:end]), ("labels-idx1", labels)):
+            (directory / f"{prefix}{name}-{what}-ubyte.gz").write_bytes(gzip.compress(idx_bytes(values), mtime=0))
+    return pixels
 
 
 def leaf_user(num_examples: int, seed: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tests.support.formats import (
     write_cifar10,
     write_cifar100,
     write_folder,
+    write_idx,
     write_leaf,
     write_parquet,
 )
@@ -43,6 +44,8 @@ def small(name: str, directory: Path) -> dict[str, Any]:
             write_folder(directory)
         case "huggingface":
             write_parquet(directory / "train.parquet")
+        case "idx":
+            write_idx(directory)
         case "npz":
             np.savez(file, images=random_pixels(60, 8, 8), labels=np.arange(60) % 2)
             return {"path": str(file)}
@@ -116,7 +119,7 @@ def test_a_bad_value_is_answered_with_the_allowed_range(options: dict[str, Any],
         load_dataset("synthetic", seed=1, options=options)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "femnist", "folder", "huggingface", "npz"])
+@pytest.mark.parametrize("name", ["cifar10", "femnist", "folder", "huggingface", "idx", "npz"])
 def test_a_path_that_the_system_refuses_is_one_line(name: str) -> None:
     told = message(name, path="x" * 300)
     assert told.startswith(f"{name}: cannot read ")
