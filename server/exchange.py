@@ -114,7 +114,8 @@ class Exchange:
             reason = gone.get(client, silent)
             logger.warning("%s: no answer of client %d: %s", about, client, reason, extra=facts | {"client": client})
         if self._kind == MessageType.TRAIN:
-            record.away |= away & waiting
+            record.away = away & waiting
+            record.silent = waiting - away - gone.keys()
         taken = list[Entry]()
         for client, sent in self._sent_entries.items():
             copies = self._grid.copies.get(self.nodes[client], 0)

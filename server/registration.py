@@ -133,7 +133,7 @@ def register(
 
 def register_again(
     grid: FederationGrid, blueprint: Blueprint, nodes: Mapping[int, int], known: Mapping[int, int], *, server_round: int
-) -> list[Entry]:
+) -> tuple[list[Entry], set[int]]:
     """Ask devices that keep nothing of their registration for it once more, in the middle of a run.
 
     One that does not fit the run any more is named, and refused again when it is asked to train.
@@ -146,7 +146,7 @@ def register_again(
         server_round: The round that is next.
 
     Returns:
-        The ledger's entries.
+        The ledger's entries, and the clients that are connected and did not answer.
     """
     config = blueprint.config
     keys = {node: client for client, node in nodes.items()}
@@ -154,12 +154,15 @@ def register_again(
     inquiry = Inquiry(grid, keys, connect_seconds=0.0, reply_seconds=seconds)
     sent = config.model_copy(update={"data": config.data.model_copy(update={"agreed": None})})
     others = dict.fromkeys(set(range(config.partition.num_clients)) - nodes.keys(), "")
-    registered = _Registrar(inquiry, sent, keys, devices=True, absent=others).register(keys, blueprint, known)
+    registrar = _Registrar(inquiry, sent, keys, devices=True, absent=others)
+    registered = registrar.register(keys, blueprint, known)
     for client in registered:
         logger.warning(
             "client %d has registered again: it kept nothing of what it was", client, extra={"client": client}
         )
-    return list(inquiry.entries(keys, server_round=server_round))
+    connected = set(grid.get_node_ids())
+    silent = {client for client in registrar.unanswered if nodes[client] in connected}
+    return list(inquiry.entries(keys, server_round=server_round)), silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +174,7 @@ class _Registrar:
     keys: Mapping[int, int]
     devices: bool
     absent: dict[int, str] = field(default_factory=dict)
-    _away: set[int] = field(default_factory=set)
+    unanswered: set[int] = field(default_factory=set)
 
     @property
     def _enough(self) -> int:
@@ -197,7 +200,7 @@ class _Registrar:
             )
         for node, client in self.keys.items():
             if node not in nodes:
-                self._away.add(client)
+                self.unanswered.add(client)
                 self._leave_out(client, f"it did not connect in {self.config.server.connect_timeout_seconds:g} s")
         return nodes
 
@@ -260,7 +263,7 @@ class _Registrar:
         """
         initial, found = check_of(blueprint.initial_encoder()), {}
         for node, client in self.keys.items():
-            if client in self._away & known.keys():
+            if client in self.unanswered & known.keys():
                 found[client] = Registration(node, known[client], initial, torch.zeros(0))
                 del self.absent[client]
                 logger.warning("client %d is away; it takes part again when it is back", client,
@@ -301,7 +304,7 @@ class _Registrar:
             if isinstance(reply, Message):
                 yield node, reply
             else:
-                self._away.update([self.keys[node]] if node in self.keys else [])
+                self.unanswered.update([self.keys[node]] if node in self.keys else [])
                 self.refuse(node, SpatlError(f"{self.inquiry.name_of(node)} could not register: {reply}"))
 
     def _leave_out(self, client: int, reason: str, found: str = "") -> None:

@@ -24,6 +24,7 @@ class RoundRecord:
         late: Replies that came after their round, or that nobody asked for.
         duplicates: Second replies to one question.
         away: Clients that were asked to train, were not connected, and did not answer.
+        silent: Clients that were asked to train last, were connected, and did not answer though all were waited for.
         control_anew: Whether the control variates of all began anew in it.
         asked_again: How many more times than once each client was asked something.
         outcome: What came of it.
@@ -38,6 +39,7 @@ class RoundRecord:
     late: int = 0
     duplicates: int = 0
     away: set[int] = field(default_factory=set)
+    silent: set[int] = field(default_factory=set)
     control_anew: bool = False
     asked_again: Counter[int] = field(default_factory=Counter)
     outcome: Outcome = field(default_factory=Outcome)

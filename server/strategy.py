@@ -8,7 +8,7 @@ rounds that are left.
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -23,11 +23,12 @@ from server.grids import FederationGrid
 from server.recorder import Recorder
 from server.registration import register_again
 from server.replies import blob_of, error_traceback
-from server.waiting import await_clients, rest_with_clients
+from server.waiting import Rest, await_clients
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
 from spatl.rounds.evaluation import arrived_state, close_statistics, open_evaluation
 from spatl.rounds.federation import Federation
-from spatl.rounds.server import choose_clients, close_round, first_state, open_round, rejoined
+from spatl.rounds.members import choose_clients, rejoined, without_answer
+from spatl.rounds.server import close_round, first_state, open_round
 from spatl.rounds.server_state import ServerState
 from spatl.runs.checkpoint import Checkpoint, save_checkpoint
 from spatl.wire.reports import EvaluateReport
@@ -73,6 +74,7 @@ class FederationStrategy(Strategy):
         self._nodes = nodes
         self._recorder = recorder
         self._simulated = simulated
+        self._grid = grid
         self._exchange = Exchange(nodes, recorder, grid, simulated=simulated)
         self._done = 0
         self._unregistered = frozenset[int]()
@@ -85,6 +87,7 @@ class FederationStrategy(Strategy):
             )
         if not simulated and self.state.sampling_seed is None:
             self.state = replace(self.state, sampling_seed=secrets.randbits(_SECRET_BITS))
+        self._before, self._rest = self.state, Rest(self._done, self._config.server, run=recorder.directory)
 
     @property
     def num_rounds_left(self) -> int:
@@ -99,8 +102,12 @@ class FederationStrategy(Strategy):
     ) -> Iterable[Message]:
         """Sample the round's clients and address the packed model to each."""
         number = self._done + server_round
-        self._register_again(grid)
-        clients, left_out = choose_clients(self.federation, self.state, number)
+        silent = self._register_again(grid, number)
+        self._before, self._rest = self.state, Rest(number, self._config.server, run=self._recorder.directory)
+        return self._ask(grid, number, without=silent)
+
+    def _ask(self, grid: Grid, number: int, *, without: Collection[int]) -> Iterable[Message]:
+        clients, left_out = choose_clients(self.federation, self.state, number, without=without)
         self._recorder.round.participants, self._recorder.round.left_out = clients, tuple(sorted(left_out))
         connected = self._await(grid, clients, number)
         try:
@@ -113,16 +120,37 @@ class FederationStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check every reply, fold the good ones in as they come, and move x and c."""
+        """Check every reply, fold the good ones in as they come, and move x and c.
+
+        Where the owners of so many devices let them rest that no round can come of it, the same round is asked for
+        until one does.
+        """
         number = self._done + server_round
-        asked = self._exchange.answers(replies, number, f"round {number}")
-        self.state, outcome = close_round(self.federation, self.state, number, contents(asked))
+        while True:
+            asked = self._exchange.answers(replies, number, f"round {number}")
+            closed, outcome = close_round(self.federation, self.state, number, contents(asked))
+            over = self._rest.is_over(outcome)
+            self.state = without_answer(self.federation, closed if over else self._before, number, self._silent())
+            if over:
+                break
+            self._before = self.state
+            admitted = self.state.admission.admitted(self.federation.clients, number)
+            resting = self._rest.wait(outcome, self._recorder.round.participants, admitted)
+            timeout = self._config.server.round_timeout_seconds
+            replies = self._grid.send_and_receive(self._ask(self._grid, number, without=resting), timeout=timeout)
         self._recorder.round.outcome, self._unregistered = outcome, frozenset(outcome.unregistered)
         keep_best(self._recorder.directory, self.federation, self.state, number - 1, outcome.arrivals)
         if outcome.ending is not None:
             self._stop(outcome.ending)
-        rest_with_clients(outcome, number)
         return None, None
+
+    def _silent(self) -> set[int]:
+        """Return the devices for whose answers a round waited to its end, though they are there."""
+        silent = self._recorder.round.silent
+        if self._simulated or self._config.server.patience is not None or not silent:
+            return set()
+        connected = set(self._grid.get_node_ids())
+        return {client for client in silent if self._nodes[client] in connected}
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -175,13 +203,20 @@ class FederationStrategy(Strategy):
         shown = {k: v for k, v in (("accuracy", row.accuracy), ("loss", row.loss)) if v is not None}
         return MetricRecord(dict(shown)) if shown else None
 
-    def _register_again(self, grid: Grid) -> None:
-        """Have the devices register that said in the round before that they know nothing of having done so."""
+    def _register_again(self, grid: Grid, number: int) -> set[int]:
+        """Have the devices register that said in the round before that they know nothing of having done so.
+
+        Returns:
+            Those that are connected and did not answer: they are not asked to train, and it counts as a failure.
+        """
         nodes = {client: self._nodes[client] for client in sorted(self._unregistered)}
-        if nodes and isinstance(grid, FederationGrid):
-            blueprint, known = self.federation.blueprint, self.state.num_examples
-            entries = register_again(grid, blueprint, nodes, known, server_round=self._recorder.round.server_round)
-            self._recorder.round.entries.extend(entries)
+        if not nodes or not isinstance(grid, FederationGrid):
+            return set()
+        blueprint, known = self.federation.blueprint, self.state.num_examples
+        entries, silent = register_again(grid, blueprint, nodes, known, server_round=number)
+        self._recorder.round.entries.extend(entries)
+        self.state = without_answer(self.federation, self.state, number, silent)
+        return silent
 
     def _await(self, grid: Grid, clients: Iterable[int], number: int) -> set[int]:
         """Wait for as many of some clients as a round needs replies; return the nodes that are connected."""

@@ -1,4 +1,4 @@
-"""Waiting for clients before a round, and before the last evaluation: no clients is not a failed round.
+"""Waiting for clients before a round, before the last evaluation, and while they rest: it is not a failed round.
 
 Devices are waited for until enough are back, and whoever looks at the run's directory sees for whom and since when.
 Those of a simulation are this machine's: what does not come within a while does not come at all.
@@ -14,12 +14,12 @@ from flwr.serverapp import Grid
 from spatl.config.sections import ServerConfig
 from spatl.errors import SpatlError
 from spatl.rounds.answers import Outcome
-from spatl.runs.waiting import Waiting, write_waiting
+from spatl.runs.waiting import Waiting, read_waiting, write_waiting
 
 logger = logging.getLogger(__name__)
 
 REST_SECONDS = 60.0
-"""Time between two rounds where all devices rest."""
+"""Time after which devices that all rest are asked again."""
 _POLL_SECONDS = 0.5
 
 
@@ -83,14 +83,62 @@ def _told(missing: tuple[int, ...]) -> str:
     return f"client {numbers} is" if len(missing) == 1 else f"clients {numbers} are"
 
 
-def rest_with_clients(outcome: Outcome, server_round: int) -> None:
-    """Wait for a while after a round in which the owners of all devices that answered let them rest.
+class Rest:
+    """Rest of a round's devices: while their owners let so many rest that nothing can come of it, it does not count.
 
     Without it a night would be as many rounds without an update as fit into it.
+
+    Args:
+        server_round: The round.
+        server: The run's settings.
+        run: Its directory, for whoever looks at it meanwhile.
     """
-    if outcome.not_now and not outcome.trained and outcome.rejected.keys() == outcome.not_now:
-        logger.warning(
-            "round %d: the owners of all devices that answered let them rest; the next round is in %g s",
-            server_round, REST_SECONDS, extra={"round": server_round},
+
+    def __init__(self, server_round: int, server: ServerConfig, *, run: Path) -> None:
+        self._round, self._server, self._run = server_round, server, run
+        self._began, self._started = 0.0, 0.0
+        self._resting, self._asked = set[int](), set[int]()
+
+    def is_over(self, outcome: Outcome) -> bool:
+        """Return whether a round counts, with what came of it; say so if others were waited for before."""
+        rests = (
+            bool(outcome.not_now) and outcome.ending is None and outcome.rejected.keys() == outcome.not_now
+            and len(outcome.trained) < max(1, self._server.min_replies)
         )  # fmt: skip
+        if not rests and self._began:
+            write_waiting(self._run, None)
+            logger.warning("round %d goes on after %.0f s: enough devices work again", self._round,
+                           time.monotonic() - self._started, extra={"round": self._round})  # fmt: skip
+        return not rests
+
+    def wait(self, outcome: Outcome, asked: Collection[int], others: Collection[int]) -> set[int]:
+        """Wait for a while, unless there are devices that have not been asked; return those that are known to rest.
+
+        Args:
+            outcome: What came of the round.
+            asked: Who was asked in it.
+            others: Who could be.
+
+        Raises:
+            SpatlError: All have rested for longer than `server.give_up_seconds`.
+        """
+        news = outcome.not_now - self._resting
+        self._resting |= news
+        self._asked.update(asked)
+        if news and set(others) - self._asked:
+            return self._resting
+        if not self._began:
+            self._began, self._started = time.time(), time.monotonic()
+        waiting = Waiting(
+            self._round, self._began, max(1, self._server.min_replies), len(outcome.trained), (),
+            resting=tuple(sorted(self._resting)),
+        )  # fmt: skip
+        patience = self._server.give_up_seconds
+        if patience is not None and time.monotonic() - self._started >= patience:
+            raise SpatlError(f"{waiting}; given up after {patience:g} s (server.give_up_seconds), go on with --resume")
+        if read_waiting(self._run) != waiting:
+            logger.warning("%s", waiting, extra={"round": self._round})
+            write_waiting(self._run, waiting)
         time.sleep(REST_SECONDS)
+        self._resting, self._asked = set(), set()
+        return set()

@@ -35,7 +35,6 @@ from spatl.rounds.federation import Federation
 from spatl.rounds.opened_control import derived_control, encoded_control, with_control_opened, without_lost_control
 from spatl.rounds.progress import checked_progress
 from spatl.rounds.rules import aggregation_rule, sums_as_given
-from spatl.rounds.sampling import sample_clients
 from spatl.rounds.server_optimizer import Moments, moved
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.weights import bounded_weights
@@ -45,13 +44,11 @@ from spatl.wire.download import download_overhead, pack_download
 __all__ = [
     "admit",
     "advanced",
-    "choose_clients",
     "close_round",
     "first_state",
     "open_round",
     "pack_downloads",
     "question_of",
-    "rejoined",
 ]
 
 logger = logging.getLogger(__name__)
@@ -92,38 +89,6 @@ def first_state(
         moments=Moments.start(blueprint.config.server_optimizer, blueprint.layout),
         sampling_seed=sampling_seed,
     )
-
-
-def rejoined(
-    state: ServerState, num_examples: Mapping[int, int], *, cannot_build: Collection[int] = (), max_weight: float = 1.0
-) -> ServerState:
-    """Return the state of a run that goes on, once its clients have registered again; arguments as of `first_state`.
-
-    Who is away for a while has a share in c as before. The c_i of one that is new is 0, and p_i is less for all others.
-    """
-    known, everyone = state.shares, {**state.num_examples, **num_examples}
-    weights = {**state.weights, **bounded_weights(everyone, max_weight, known=known)}
-    control = state.control
-    if control is not None and known:
-        control = control * (sum(known.values()) / sum({**everyone, **weights}.values()))
-    return replace(
-        state,
-        control=control,
-        num_examples=everyone,
-        weights=weights,
-        held={**dict.fromkeys(everyone, 0), **state.held},
-        control_staleness={**dict.fromkeys(everyone, 1.0), **state.control_staleness},
-        cannot_build=state.cannot_build | frozenset(cannot_build),
-    )
-
-
-def choose_clients(federation: Federation, state: ServerState, server_round: int) -> tuple[tuple[int, ...], set[int]]:
-    """Return the clients to ask in a round, and those that are left out because they keep failing."""
-    config = federation.blueprint.config
-    seed = config.seed if state.sampling_seed is None else state.sampling_seed
-    admitted = state.admission.admitted(sorted(federation.clients), server_round)
-    chosen = sample_clients(admitted, fraction=config.server.fraction_train, seed=seed, server_round=server_round)
-    return chosen, set(federation.clients) - set(admitted)
 
 
 def open_round(

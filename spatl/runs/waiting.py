@@ -19,6 +19,7 @@ class Waiting:
         needed: How many clients must be connected.
         connected: How many are.
         missing: Those that are not.
+        resting: Those whose owners let them rest, where they are what is waited for.
     """
 
     server_round: int
@@ -26,11 +27,17 @@ class Waiting:
     needed: int
     connected: int
     missing: tuple[int, ...]
+    resting: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """Return it as a line."""
         before = f"round {self.server_round}" if self.server_round else "the start"
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        if self.resting:
+            return (
+                f"{before} waits since {began} for {self.needed - self.connected} more of {self.needed} clients; the "
+                f"owners of their devices let them rest: {', '.join(map(str, self.resting))}"
+            )
         named = ", ".join(map(str, self.missing))
         return (
             f"{before} waits since {began} for {self.needed - self.connected} more of {self.needed} clients; "
@@ -49,7 +56,7 @@ def read_waiting(directory: Path) -> Waiting | None:
     except FileNotFoundError:
         return None
     try:
-        return Waiting(**{**values, "missing": tuple(values["missing"])})
+        return Waiting(**{**values, "missing": tuple(values["missing"]), "resting": tuple(values.get("resting", ()))})
     except (KeyError, TypeError) as error:
         raise DamagedState(f"{directory / WAITING} is damaged: {error}") from error
 

@@ -10,7 +10,7 @@ from server.deployment.adding import with_clients
 from spatl.config.loading import load_config
 from spatl.json_files import read_json
 from spatl.rounds.downlink import Versions
-from spatl.rounds.server import rejoined
+from spatl.rounds.members import rejoined
 from spatl.rounds.server_state import ServerState
 from spatl.runs.directory import write_config
 from spatl.runs.records import read_lines

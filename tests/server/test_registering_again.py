@@ -42,3 +42,22 @@ def test_one_whose_data_are_others_by_then_is_named_and_stays_out(devices, monke
         "client 1 takes no part: client 1 has" in record.getMessage() and "training examples" in record.getMessage()
         for record in caplog.records
     )
+
+
+def test_one_that_is_there_and_does_not_register_again_is_not_asked_to_train_and_it_counts_as_a_failure(
+    devices, monkeypatch, caplog
+):
+    config = own_config(rounds=6, server={"max_failures": 2, "rounds_away": 10, "connect_timeout_seconds": 0.2})
+    empties, emptied = emptying(devices, then=lambda: emptied.append(1)), []
+
+    def loses(way, client, message):
+        return empties(way, client, message) or bool(
+            emptied and (way, client, message.metadata.message_type) == ("downlink", 1, "query")
+        )
+
+    serve_over(config, devices, Clock(), loses=loses, patch=monkeypatch, data=devices)
+    rows = read_lines(devices / "run" / "history.jsonl")
+    assert [row["participants"] for row in rows] == [3, 3, 2, 2, 2, 2]
+    assert [row["rejected"] for row in rows] == [0, 0, 1, 0, 0, 0]  # round 3; before round 4 it does not answer
+    assert [row["left_out"] for row in rows] == [[], [], [], [1], [1], [1]]
+    assert "client 1 is connected and did not answer, its failure 2 in a row" in caplog.text

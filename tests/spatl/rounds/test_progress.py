@@ -2,7 +2,6 @@
 
 import pytest
 
-from server import waiting
 from spatl.rounds.answers import Outcome
 from spatl.rounds.federation import Federation
 from spatl.rounds.progress import checked_progress
@@ -35,14 +34,3 @@ def test_one_refusal_that_lasts_beside_them_ends_it_in_the_third_round() -> None
     some = Outcome(rejected={0: "it passes", 1: "no"}, not_now={0})
     assert endings(some, of_devices=True) == [False, False, True]
     assert endings(Outcome(rejected=dict.fromkeys(CLIENTS, "no")), of_devices=True) == [True]
-
-
-def test_the_server_rests_with_its_devices_and_with_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(waiting.time, "sleep", slept.append)
-    waiting.rest_with_clients(Outcome(rejected={0: "no"}), 1)
-    waiting.rest_with_clients(Outcome(rejected={0: "no", 1: "not now"}, not_now={1}), 1)
-    waiting.rest_with_clients(Outcome(), 1)
-    assert slept == []
-    waiting.rest_with_clients(Outcome(rejected={1: "not now"}, not_now={1}), 1)
-    assert slept == [waiting.REST_SECONDS]

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.rounds.federation import Federation
+from spatl.rounds.members import choose_clients
 from spatl.rounds.sampling import sample_clients
-from spatl.rounds.server import choose_clients, first_state
+from spatl.rounds.server import first_state
 from tests.support.federations import blueprint_of, tiny_config
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.rounds.federation import Federation
-from spatl.rounds.server import first_state, rejoined
+from spatl.rounds.members import rejoined
+from spatl.rounds.server import first_state
 from spatl.rounds.weights import bounded_weights
 from tests.support.federations import blueprint_of, tiny_config
 

@@ -17,7 +17,8 @@ from spatl.rounds.client_evaluation import evaluate_round, take_statistics_
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.evaluation import arrived_state, open_evaluation
 from spatl.rounds.federation import Federation
-from spatl.rounds.server import choose_clients, close_round, first_state, open_round, question_of
+from spatl.rounds.members import choose_clients
+from spatl.rounds.server import close_round, first_state, open_round, question_of
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.weights import bounded_weights
 from spatl.rounds.workplace import Workplace
