@@ -155,12 +155,17 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         ("Model", " ".join([config.model.name, *(f"{key}={value}" for key, value in config.model.options.items())])),
         ("Training", f"{config.rounds} rounds, {percent(server.fraction_train)} of the clients in each, "
                      f"{epochs if training.local_steps is None else steps}, "
-                     f"batch size {training.batch_size}, momentum {_momenta(plan)}, "
+                     f"batch size {training.batch_size}, {_optimizers(plan)}, momentum {_momenta(plan)}, "
                      f"weight decay {training.weight_decay:g}"),
         ("Seeds", ", ".join(map(str, plan.bench.seeds))),
         ("Device", training.device),
         ("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
     ]  # fmt: skip
+
+
+def _optimizers(plan: Plan) -> str:
+    """Return the optimizers of all rows in words; they may differ."""
+    return " or ".join(sorted({row.config(plan.bench.seeds[0]).training.optimizer for row in plan.rows}))
 
 
 def _momenta(plan: Plan) -> str:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from spatl.channels.costs import Budget
 from spatl.config.bench import BenchConfig
 from spatl.config.report import ReportConfig
+from spatl.config.rules import check_control, check_privacy, check_training
 from spatl.config.saliency import SaliencyConfig
 from spatl.config.sections import (
     ControlConfig,
@@ -28,11 +29,10 @@ from spatl.config.sections import (
 )
 from spatl.config.selection import AgentConfig, SelectionConfig
 from spatl.config.server_optimizer import ServerOptimizerConfig
-from spatl.config.training import TrainingConfig
+from spatl.config.training import OPTIMIZER_DEFAULTS, TrainingConfig
 from spatl.data import DATASETS, OWN, is_read_from_path
 from spatl.extensions.references import is_reference
 from spatl.methods import METHOD_DOOR, METHODS, PREDICTORS, Method, PredictorMode, PredictorRow, find_method
-from spatl.wire.codecs import CODECS
 
 
 class ExperimentConfig(Section):
@@ -78,7 +78,8 @@ class ExperimentConfig(Section):
         for section, own in {**fixed, **row.defaults}.items():
             given = filled.get(section, {})
             if isinstance(given, Mapping):
-                filled[section] = {**own, **given}
+                optimizers = OPTIMIZER_DEFAULTS.get(str(given.get("optimizer")), {}) if section == "training" else {}
+                filled[section] = {**own, **optimizers, **given}
         return filled
 
     @field_validator("method")
@@ -95,37 +96,10 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _control_can_be_derived(self) -> Self:
-        codec = CODECS.get(self.wire.downlink)  # one of the user's is not imported yet: the blueprint looks at it
-        if self.row.controls and self.control.downlink == "derived" and codec is not None and not codec.relative:
-            raise ValueError(
-                f"control.downlink: derived needs a wire.downlink that sends changes; {self.wire.downlink} does not"
-            )
-        if self.row.controls and self.control.downlink == "derived" and self.server_optimizer.name != "sgd":
-            raise ValueError(
-                "control.downlink: derived needs server_optimizer.name: sgd, whose steps tell the clients how c moved; "
-                f"with {self.server_optimizer.name} set control.downlink: sent"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_private(self) -> Self:
-        if self.privacy.noise_multiplier is None:
-            return self
-        row, server = self.row, self.server
-        if row.controls or row.normalizes or row.static_mask:
-            raise ValueError(
-                f"privacy: {row.title} releases more than one sum of updates; take a method such as spatl-no-control"
-            )
-        if server.aggregation != "mean" or server.clip is not None:
-            raise ValueError("privacy: has its own aggregation; leave server.aggregation and server.clip out")
-        if self.report.best or self.report.findings is not None:
-            name = "report.best" if self.report.best else "report.findings"
-            raise ValueError(f"privacy: what {name} sends of each client would be free of noise; leave it out")
-        if self.training.batch_norm == "shared":
-            raise ValueError(
-                "privacy: noise on shared variances could make them negative; set training.batch_norm: local"
-            )
+    def _rules_hold(self) -> Self:
+        check_training(self.training, self.row, self.rounds)
+        check_control(self.control, self.row, self.wire, self.server_optimizer)
+        check_privacy(self.privacy, self.row, self.server, self.report, self.training)
         return self
 
     @model_validator(mode="after")
@@ -149,13 +123,19 @@ class ExperimentConfig(Section):
         return self.selection.budget(client) or Budget("keep_ratio", self.row.keep_ratio)
 
     @model_validator(mode="after")
-    def _budgets_of_clients(self) -> Self:
-        for client in self.selection.clients:
-            if client >= self.partition.num_clients:
-                raise ValueError(
-                    f"selection.clients names client {client}, but there are {self.partition.num_clients}, from 0"
-                )
+    def _clients_that_there_are(self) -> Self:
+        for section, clients in (("selection", self.selection.clients), ("training", self.training.clients)):
+            for client in clients:
+                if client >= self.partition.num_clients:
+                    raise ValueError(
+                        f"{section}.clients names client {client}, but there are {self.partition.num_clients}, from 0"
+                    )
         return self
+
+    def training_of(self, client: int, server_round: int | None = None) -> TrainingConfig:
+        """Return how a client trains, in a round as its schedule says, or at the full rate for no round."""
+        own = self.training.of_client(client)
+        return own if server_round is None else own.in_round(server_round, self.rounds)
 
     @property
     def has_own_data(self) -> bool:

@@ -13,6 +13,7 @@ from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.selection import BudgetConfig
 from spatl.config.shipped import config_path, shipped_configs
+from spatl.config.training import ClientTraining, TrainingConfig
 from spatl.config.yaml_text import MOST_CHARACTERS, RepeatedKey, load_yaml
 from spatl.data import is_read_from_path
 from spatl.data.own import Agreement
@@ -241,8 +242,8 @@ def _line(error: Any, model: type[BaseModel]) -> str:
 
 def _keys_of(location: Sequence[str], section: type[BaseModel]) -> list[str]:
     for part in location:
-        if part not in section.model_fields:  # a key of the budgets by client
-            return list(BudgetConfig.model_fields)
+        if part not in section.model_fields:  # a key of what differs for single clients
+            return list((ClientTraining if section is TrainingConfig else BudgetConfig).model_fields)
         annotation = section.model_fields[part].annotation
         section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else section
     return list(section.model_fields)

@@ -38,7 +38,7 @@ def permitted(
     _check_names(config, device, listed)
     _check_data(config, device, has_data=has_data)
     _check_leaving(config, device, client)
-    _check_limits(config, device)
+    _check_limits(config, device, client)
     policy = config.agent.policy
     if policy is None:
         return config
@@ -133,9 +133,9 @@ def _statistics_level(config: ExperimentConfig) -> str:
     return "aggregated" if config.aggregates_statistics else "nothing"
 
 
-def _check_limits(config: ExperimentConfig, device: DeviceConfig) -> None:
+def _check_limits(config: ExperimentConfig, device: DeviceConfig, client: int) -> None:
     """Raise where the settings of a run are beyond the limits, whatever its data."""
-    limits, training = device.limits, config.training
+    limits, training = device.limits, config.training_of(client)
     if training.threads > limits.threads:
         raise NotAllowed.of("limits.threads (training.threads)", f"{training.threads:,}", f"{limits.threads:,}")
     for name, asked in (

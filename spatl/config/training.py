@@ -1,11 +1,41 @@
 """Section on the local training of a client in one round."""
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from spatl.config.sections import Count, Momentum, Positive, Section
+from spatl.config.sections import Count, Momentum, Positive, Ratio, Section, not_a_switch
+from spatl.training.schedule import ScheduleName, rate_factor
+from spatl.training.step_weight import OptimizerName
+
+OPTIMIZER_DEFAULTS: Final[Mapping[str, Mapping[str, float]]] = {
+    "adam": {"learning_rate": 1e-3}, "adamw": {"learning_rate": 1e-3, "weight_decay": 1e-2},
+}  # fmt: skip
+"""PyTorch's, which go with an optimizer where a config says nothing else."""
+
+
+class ClientTraining(Section):
+    """Local training of a single client, as far as it differs from that of the others."""
+
+    learning_rate: Positive | None = None
+    local_epochs: Count | None = None
+    local_steps: Count | None = None
+    batch_size: Count | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.local_epochs is not None and self.local_steps is not None:
+            raise ValueError("set one of local_epochs and local_steps, got both")
+        if not self.own():
+            raise ValueError(f"set one of {', '.join(ClientTraining.model_fields)}")
+        return self
+
+    def own(self) -> dict[str, Any]:
+        """Return the settings of `training` that are the client's own, by name."""
+        given = {name: value for name, value in self if value is not None}
+        return {**given, "local_steps": None} if self.local_epochs is not None else given
 
 
 class TrainingConfig(Section):
@@ -17,15 +47,42 @@ class TrainingConfig(Section):
     """Optimizer steps instead of epochs."""
     batch_size: Count = 32
     """Examples per step."""
+    optimizer: OptimizerName = "sgd"
+    """What takes the steps, with PyTorch's formulas and defaults; made anew in every round. Control variates follow
+    from updates that are sums of gradients, which those of `adam` and `adamw` are not: methods that have them need
+    `sgd`."""
     learning_rate: Positive = 0.1
-    """Of SGD. Tuned on validation splits for the digits' CNN, where every method but SCAFFOLD (its row has its own) was
-    best here; networks with BatchNorm bear more (`spatl bench --tune`)."""
+    """Of the optimizer; 0.001 of `adam` and `adamw` where none is given. Tuned on validation splits for the digits'
+    CNN, where every method but SCAFFOLD (its row has its own) was best here; networks with BatchNorm bear more
+    (`spatl bench --tune`)."""
     momentum: Momentum = 0.0
     """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of SGD."""
+    """Of the optimizer; 0.01 of `adamw` where none is given."""
     nesterov: bool = False
     """Whether the momentum is Nesterov's."""
+    beta_1: Momentum = 0.9
+    """Of `adam` and `adamw`: how much of the mean gradient is kept in a step."""
+    beta_2: Momentum = 0.999
+    """Likewise, of the mean square."""
+    epsilon: Positive = 1e-8
+    """Likewise: what is added to the root of the mean square."""
+    clip_gradients: Positive | None = None
+    """The longest that the gradient of the loss may be in a step, all trained parameters as one vector (L2); a longer
+    one is scaled down to it, before a method corrects or pulls it. Null for any."""
+    schedule: ScheduleName = "constant"
+    """The learning rate by round: `step` multiplies it every `step_rounds` by `step_factor`; `cosine` lets it fall
+    along half a cosine, to 0 after the last round. Every device computes it from the round and `rounds`. Training
+    before an evaluation (`finetune_epochs`) is at the full rate."""
+    warmup_rounds: Annotated[int, BeforeValidator(not_a_switch), Field(ge=0)] = 0
+    """Rounds in which the rate rises, by equal steps, before the schedule begins with the full one."""
+    step_rounds: Count = 10
+    """Rounds after each of which `schedule: step` multiplies the rate."""
+    step_factor: Ratio = 0.1
+    """What it multiplies it by."""
+    clients: dict[Annotated[int, Field(ge=0)], ClientTraining] = Field(default_factory=dict)
+    """What differs for single clients, by partition id: `learning_rate`, `local_epochs` or `local_steps`, `batch_size`.
+    Every side knows it, as a client's steps are checked."""
     proximal_mu: Annotated[float, Field(ge=0)] = 0.01
     """FedProx's pull towards the server's weights; only methods with a pull read it."""
     head_epochs: Count = 2
@@ -43,6 +100,14 @@ class TrainingConfig(Section):
     threads: Count = 1
     """CPU threads of one client; part of what makes two runs equal to the bit."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_optimizers_own(cls, values: Any) -> Any:
+        """Fill in PyTorch's defaults of an optimizer where nothing else is said."""
+        if not isinstance(values, Mapping):
+            return values
+        return {**OPTIMIZER_DEFAULTS.get(str(values.get("optimizer")), {}), **values}
+
     @field_validator("device")
     @classmethod
     def _device(cls, device: str) -> str:
@@ -55,3 +120,12 @@ class TrainingConfig(Section):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0")
         return self
+
+    def of_client(self, client: int) -> Self:
+        """Return the section as it is for one client."""
+        return self.model_copy(update=self.clients[client].own()) if client in self.clients else self
+
+    def in_round(self, server_round: int, num_rounds: int) -> Self:
+        """Return the section with the learning rate of one round of so many."""
+        factor = rate_factor(self, server_round, num_rounds)
+        return self if factor == 1.0 else self.model_copy(update={"learning_rate": self.learning_rate * factor})

@@ -19,6 +19,7 @@ from spatl.config.server_optimizer import ADAPTIVE
 from spatl.data import PARTITIONERS, Dataset, partition_settings
 from spatl.extensions.references import is_reference
 from spatl.methods import METHODS, Method
+from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
 
 Engine = Literal["inline", "ray", "deployment"]
 
@@ -27,8 +28,9 @@ ALWAYS_READ: Final = frozenset({
     "data.name", "data.options",
     "partition.name", "partition.num_clients", "partition.feature_noise",
     "model.name", "model.options", "model.weights", "model.weights_sha256",
-    "training.local_steps", "training.batch_size", "training.learning_rate", "training.momentum",
-    "training.weight_decay", "training.nesterov", "training.device", "training.precision", "training.threads",
+    "training.local_steps", "training.batch_size", "training.optimizer", "training.learning_rate",
+    "training.weight_decay", "training.clip_gradients", "training.schedule", "training.warmup_rounds",
+    "training.clients", "training.device", "training.precision", "training.threads",
     "server.fraction_train", "server.min_replies", "server.max_failures", "server.rounds_away",
     "report.tensorboard", "report.split", "report.findings",
 })  # fmt: skip
@@ -227,34 +229,12 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: run.config.has_own_data or run.config.data.agreed is None,
         lambda run: "only devices with data of their own (partition.name: own) go by it",
     ),
-    _Rule(
-        ("data.validation_fraction",), _has_no("validation"),
-        lambda run: "the data set came with a validation split, which is kept",
-    ),
-    _Rule(
-        ("data.test_fraction",), lambda run: run.config.data.official_test == "apart" or _has_no("test")(run),
-        lambda run: "the data set came with a test split, which is kept",
-    ),
-    _Rule(
-        ("data.official_test", "report.global_accuracy"),
-        lambda run: run.dataset is None or run.dataset.has_split("test"),
-        lambda run: "the data set came without a test set of its own",
-    ),
-    _Rule(
-        ("data.official_test", "report.global_accuracy"), lambda run: not run.config.has_own_data,
-        lambda run: "each device has data of its own, and the server none",
-    ),
-    _Rule(
-        ("report.global_accuracy",), lambda run: not run.private or run.config.predictor_row.residual,
-        lambda run: f"each client of {run.row.title} has a predictor of its own, and the server no whole model",
-    ),
-    _Rule(
-        ("report.global_accuracy",), lambda run: run.config.shares != "nothing",
-        lambda run: f"{run.row.title} has no model of all clients",
-    ),
-    _Rule(
-        ("report.global_accuracy",), lambda run: run.config.report.split == "test",
-        lambda run: "report.split leaves the test splits unread",
+    *(
+        _Rule(
+            (f"data.{split}_fraction",), _has_no(split),
+            lambda run, split=split: f"the data set came with a {split} split, which is kept",  # type: ignore[misc]
+        )
+        for split in ("validation", "test")
     ),
     *(_of_the_partitioner(setting) for setting in ("alpha", "labels_per_client", "min_examples")),
     _Rule(
@@ -290,6 +270,21 @@ RULES: Final[tuple[_Rule, ...]] = (
         ("training.local_epochs",),
         lambda run: run.config.training.local_steps is None,
         lambda run: "training.local_steps says how long a client trains",
+    ),
+    _Rule(
+        ("training.momentum", "training.nesterov"),
+        lambda run: run.config.training.optimizer == "sgd",
+        lambda run: f"training.optimizer is {run.config.training.optimizer}, not sgd",
+    ),
+    _Rule(
+        ("training.beta_1", "training.beta_2", "training.epsilon"),
+        lambda run: run.config.training.optimizer in ADAPTIVE_OPTIMIZERS,
+        lambda run: f"training.optimizer is {run.config.training.optimizer}, not adam or adamw",
+    ),
+    _Rule(
+        ("training.step_rounds", "training.step_factor"),
+        lambda run: run.config.training.schedule == "step",
+        lambda run: f"training.schedule is {run.config.training.schedule}, not step",
     ),
     _only_where("training.proximal_mu", fact=lambda row: row.proximal, lacks="has no proximal pull"),
     _only_where("training.head_epochs", fact=lambda row: row.head_first, lacks="does not train the predictor first"),

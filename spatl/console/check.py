@@ -18,6 +18,7 @@ from spatl.bench.plan import make_plan
 from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
+from spatl.config.training import TrainingConfig
 from spatl.config.unread import settings_without_effect
 from spatl.console.partition import partition_name
 from spatl.rounds.blueprint import Blueprint
@@ -79,13 +80,24 @@ def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
         ("encoder", f"{layout.num_entries:,} entries are shared, {human_bytes(4 * layout.num_entries)} in float32"),
         ("channels", _channels(blueprint)),
         ("budget", _budget(config)),
-        ("training", f"{passes} of batches of {training.batch_size}, learning rate {training.learning_rate:g}, "
-                     f"momentum {training.momentum:g}, weight decay {training.weight_decay:g}"),
+        ("training", f"{passes} of batches of {training.batch_size}, {_optimizer(training)}"),
         ("wire", f"up {config.wire.uplink}, down {config.wire.downlink}"),
     ]  # fmt: skip
     if blueprint.message_bytes is not None:
         rows.append(("messages", f"at most {human_bytes(blueprint.message_bytes)} in either direction"))
     return rows
+
+
+def _optimizer(training: TrainingConfig) -> str:
+    """Return what takes the steps, and how long they are, in words."""
+    momentum = f", momentum {training.momentum:g}" if training.optimizer == "sgd" else ""
+    words = f"{training.optimizer}, learning rate {training.learning_rate:g}{momentum}"
+    words += f", weight decay {training.weight_decay:g}"
+    if training.schedule != "constant" or training.warmup_rounds:
+        words += f", schedule {training.schedule}, {training.warmup_rounds} rounds of warm-up"
+    if training.clip_gradients is not None:
+        words += f", gradients of {training.clip_gradients:g} at the most"
+    return words + (f"; {len(training.clients)} clients have their own" if training.clients else "")
 
 
 def _clients(blueprint: Blueprint) -> str:

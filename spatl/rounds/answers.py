@@ -167,7 +167,7 @@ def question_of(federation: Federation, state: ServerState, server_round: int, c
         server_round=server_round,
         base_version=state.versions.version,
         num_examples=number,
-        step_weight=federation.step_weight(number),
+        step_weight=federation.step_weight(client, number, server_round),
         corrected=state.control is not None and knows_control(federation, state, client),
     )
 

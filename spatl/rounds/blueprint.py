@@ -6,7 +6,7 @@ Server and clients never send each other the structure of anything; they build i
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from spatl.channels.layout import EncoderLayout
 from spatl.channels.tracing import trace_groups
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
+from spatl.config.training import TrainingConfig
 from spatl.data import ClientData, Dataset
 from spatl.errors import ConfigError
 from spatl.extensions.references import is_reference
@@ -169,7 +170,7 @@ class Blueprint:
 
     @cached_property
     def _clients_checked(self) -> None:
-        self.check_training(set(self.num_training))
+        self.check_training(dict(enumerate(self.num_training)))
         self.check_rule()
         name = self.config.selection.selector
         if self.config.row.selects and is_reference(name):
@@ -192,22 +193,27 @@ class Blueprint:
             normalizes=config.row.normalizes, trim_fraction=config.server.trim_fraction, seed=config.seed,
         )  # fmt: skip
 
-    def check_training(self, num_examples: Iterable[int]) -> None:
-        """Raise unless clients with so many training examples can train (`spatl.training.rehearsal`).
+    def check_training(self, num_examples: Mapping[int, int]) -> None:
+        """Raise unless clients with so many training examples each can train (`spatl.training.rehearsal`).
 
         Raises:
             ModelError: The model fails in a training step on batches like theirs.
         """
+        alike: dict[tuple[int, int | None], tuple[TrainingConfig, set[int]]] = {}
+        for client, number in num_examples.items():
+            settings = self.config.training_of(client)
+            alike.setdefault((settings.batch_size, settings.local_steps), (settings, set()))[1].add(number)
         with reproducible(self.config.training.threads):
-            rehearse(
-                self.model,
-                self.dataset.inputs,
-                self.dataset.targets,
-                self.config.training,
-                num_classes=self.dataset.num_classes,
-                client_sizes=num_examples,
-                seed=self.config.seed,
-            )
+            for settings, numbers in alike.values():
+                rehearse(
+                    self.model,
+                    self.dataset.inputs,
+                    self.dataset.targets,
+                    settings,
+                    num_classes=self.dataset.num_classes,
+                    client_sizes=numbers,
+                    seed=self.config.seed,
+                )
 
 
 def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_bytes: int | None = None) -> Blueprint:

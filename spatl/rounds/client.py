@@ -161,8 +161,8 @@ def _trained_(own: ClientRound) -> TrainingResult:
         head = {name: p for name, p in parameters.items() if name not in encoder}
         parameters = {name: p for name, p in parameters.items() if name in encoder}
         # FedRep, algorithm 1. BatchNorm uses the batches' own statistics here too, and gathers them.
-        train_epochs_(own, head, config.training.head_epochs, "head", own.received.server_round)
-    result = train_(own.model, parameters, own.data.train, config.training, generator=order, hooks=hooks)
+        train_epochs_(own, head, config.training.head_epochs, "head", own.received.server_round, own.training)
+    result = train_(own.model, parameters, own.data.train, own.training, generator=order, hooks=hooks)
     check_parts(own.model, own.blueprint.model)
     return result
 
@@ -242,7 +242,7 @@ def _chosen(own: ClientRound, weights: Tensor, update: Tensor, num_steps: int) -
         train=own.data.train,
         validation=own.data.validation,
         num_steps=num_steps,
-        batch_size=own.blueprint.config.training.batch_size,
+        batch_size=own.training.batch_size,
         server_round=own.received.server_round,
         generator=own.generator("selection"),
         state=own.state.selector,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from spatl.channels.layout import EncoderLayout
+from spatl.config.training import TrainingConfig
 from spatl.errors import UpdateRejected
 from spatl.models.copies import duplicate, restore_
 from spatl.models.weights import state_of
@@ -121,7 +122,8 @@ def evaluated_model(own: ClientRound, server_round: int) -> Iterator[Evaluation]
     examples = own.data.test if config.report.split == "test" else own.data.validation
     untouched = duplicate(model) if config.row.fine_tunes else None
     if untouched is not None:
-        train_epochs_(own, own.trainable(), config.training.finetune_epochs, "fine-tuning", server_round)
+        full = config.training_of(own.client)  # whatever the schedule: it is no step of the round
+        train_epochs_(own, own.trainable(), config.training.finetune_epochs, "fine-tuning", server_round, full)
     take_statistics_(own)
     yield evaluate(model, examples, precision=config.training.precision)
     if untouched is not None:
@@ -165,8 +167,13 @@ def private_part(own: ClientRound) -> dict[str, Tensor]:
 
 
 def train_epochs_(
-    own: ClientRound, parameters: Mapping[str, nn.Parameter], epochs: int, purpose: str, server_round: int
+    own: ClientRound,
+    parameters: Mapping[str, nn.Parameter],
+    epochs: int,
+    purpose: str,
+    server_round: int,
+    settings: TrainingConfig,
 ) -> None:
     """Train some parameters for so many epochs beside the round's own training, with batches of their own."""
-    settings, order = own.blueprint.config.training, own.generator(purpose, server_round)
+    order = own.generator(purpose, server_round)
     train_(own.model, parameters, own.data.train, settings, generator=order, epochs=epochs)

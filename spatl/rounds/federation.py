@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
 from spatl.channels.selection import Selection
 from spatl.rounds.blueprint import Blueprint
@@ -11,6 +12,8 @@ from spatl.rounds.downlink import Reference
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.weights import largest_share
 from spatl.training.step_weight import accumulated_step_weight
+
+_REMEMBERED: Final = 100_000  # step weights of clients with other numbers of examples, and of rounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Federation:
     clients: frozenset[int]
     agreed: Selection | None = None
     of_devices: bool = False
-    _step_weights: dict[int, float] = field(default_factory=dict, repr=False)
+    _step_weights: dict[tuple[int | None, int, float], float] = field(default_factory=dict, repr=False)
 
     @cached_property
     def derives_control(self) -> bool:
@@ -59,16 +62,23 @@ class Federation:
         config = self.blueprint.config
         return config.chooses_channels and config.privacy.noise_multiplier is None
 
-    def step_weight(self, num_examples: int) -> float:
-        """The accumulated step weight a_i of a client with so many training examples; common knowledge."""
-        if num_examples not in self._step_weights:
-            training = self.blueprint.config.training
-            self._step_weights[num_examples] = accumulated_step_weight(training, num_examples)
-        return self._step_weights[num_examples]
+    def step_weight(self, client: int, num_examples: int, server_round: int) -> float:
+        """The accumulated step weight a_i of a client with so many training examples in a round; common knowledge."""
+        config = self.blueprint.config
+        rate = config.training.in_round(server_round, config.rounds).learning_rate
+        like = (client if client in config.training.clients else None, num_examples, rate)
+        if like not in self._step_weights:
+            if len(self._step_weights) >= _REMEMBERED:
+                self._step_weights.clear()
+            training = config.training_of(client, server_round)
+            self._step_weights[like] = accumulated_step_weight(training, num_examples)
+        return self._step_weights[like]
 
-    def mean_step_weight(self, num_examples: Mapping[int, int], weights: Mapping[int, int]) -> float:
-        """sum_i p_i a_i over clients with so many training examples each, and with these weights."""
-        weighted = math.fsum(weights[client] * self.step_weight(number) for client, number in num_examples.items())
+    def mean_step_weight(self, num_examples: Mapping[int, int], weights: Mapping[int, int], server_round: int) -> float:
+        """sum_i p_i a_i in a round over clients with so many training examples each, and with these weights."""
+        weighted = math.fsum(
+            weights[client] * self.step_weight(client, number, server_round) for client, number in num_examples.items()
+        )
         return weighted / sum(weights.values())
 
     def reference(self, state: ServerState) -> Reference:

@@ -15,6 +15,7 @@ from spatl.errors import ModelError, NotAllowed
 from spatl.extensions.references import arguments_for, is_reference
 from spatl.models import MODELS
 from spatl.seeding import seeded_globals
+from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
 
 COPIES: Final = 12
 """Copies of the network's numbers: the one built, the one trained, its gradients and momentum; the encoder as built, as
@@ -22,6 +23,7 @@ received, as trained, the update, c, c_i, the c_i to come, and what is packed.""
 _PASSES = 3  # outputs of layers, of what is between them, and their gradients
 _EVALUATED_AT_ONCE = 1024  # as `spatl.training.evaluate`
 _BYTES = 4
+_NOBODY = -1  # who trains as the config says for all
 
 
 def check_memory(config: ExperimentConfig, dataset: Dataset, most_bytes: int) -> None:
@@ -72,6 +74,8 @@ def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: in
     except Exception as error:  # sizes that no tensor can have
         raise _too_much("a network whose size cannot be told", most_bytes) from error
     numbers = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
-    trained = sum(outputs) * _PASSES * min(config.training.batch_size, len(dataset))
+    copies = COPIES + (config.training.optimizer in ADAPTIVE_OPTIMIZERS)  # which have two moments of each
+    batch_size = max(config.training_of(client).batch_size for client in (*config.training.clients, _NOBODY))
+    trained = sum(outputs) * _PASSES * min(batch_size, len(dataset))
     evaluated = max(outputs, default=0) * _PASSES * min(_EVALUATED_AT_ONCE, len(dataset))
-    return _BYTES * (COPIES * numbers + max(trained, evaluated))
+    return _BYTES * (copies * numbers + max(trained, evaluated))

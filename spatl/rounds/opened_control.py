@@ -65,7 +65,8 @@ def derived_control(federation: Federation, state: ServerState, server_round: in
     if state.control_since == server_round:
         return DerivedControl(1.0, torch.finfo(torch.float32).max, valid)
     damping = federation.blueprint.config.control.damping * state.control_share
-    step_weight = federation.mean_step_weight(state.num_examples, state.shares)
+    before = server_round - 1  # the round whose updates x_hat moves along now
+    step_weight = federation.mean_step_weight(state.num_examples, state.shares, before)
     return DerivedControl(_as_float32(damping), _as_float32(step_weight), valid)
 
 

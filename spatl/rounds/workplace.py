@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spatl.channels.costs import Budget, check_budget
 from spatl.config.experiment import ExperimentConfig
+from spatl.config.training import TrainingConfig
 from spatl.data import ClientData
 from spatl.errors import ModelError
 from spatl.models.copies import duplicate, restore_
@@ -167,6 +168,11 @@ class ClientRound:
     def blueprint(self) -> Blueprint:
         """The federation."""
         return self.workplace.blueprint
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Local training of the client in this round."""
+        return self.blueprint.config.training_of(self.client, self.received.server_round)
 
     def rounded_start(self) -> Tensor | None:
         """float32 [N]: the encoder as a model in half precision holds it; None where it is the one that arrived.

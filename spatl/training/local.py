@@ -1,7 +1,4 @@
-"""Local training of one client: plain SGD that knows no federated method, only hooks on the gradients.
-
-The optimizer is made anew for every round, so that nothing of it has to be kept or sent.
-"""
+"""Local training of one client: it knows no federated method, only hooks on the gradients."""
 
 import contextlib
 import itertools
@@ -11,11 +8,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
 from spatl.data import Examples, batches
 from spatl.models.frozen import training_mode
 from spatl.training.hooks import GradientHook
+from spatl.training.optimizers import clip_gradients_, make_optimizer
 from spatl.training.step_weight import StepWeight, TrainingSettings
 
 
@@ -43,9 +40,11 @@ def train_(
     epochs: int | None = None,
     steps: int | None = None,
 ) -> TrainingResult:
-    """Train a model in place with SGD on the cross-entropy, in training mode; modes are restored afterwards.
+    """Train a model in place on the cross-entropy, in training mode; modes are restored afterwards.
 
-    What is frozen stays in eval mode (`spatl.models.frozen`).
+    What is frozen stays in eval mode (`spatl.models.frozen`). The gradient of the loss is clipped before the hooks add
+    what a method brings: with control variates c_i is then the mean clipped gradient, and g + c - c_i keeps its mean.
+    Clipped after them, c_i would become c_i - c and what the clip leaves, which is no gradient at all.
 
     Args:
         model: The network, on the device of `examples`.
@@ -62,8 +61,7 @@ def train_(
     """
     if epochs is None and steps is None:
         epochs, steps = settings.local_epochs, settings.local_steps
-    velocities: dict[str, Tensor] = {}
-    step_weight = StepWeight(momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
+    optimizer, step_weight = make_optimizer(settings), StepWeight.of(settings)
     total_loss = torch.zeros((), device=examples.inputs.device)
     finite_steps = torch.zeros((), dtype=torch.int64, device=examples.inputs.device)
     num_examples = num_steps = 0
@@ -74,9 +72,11 @@ def train_(
             with autocast(images.device, settings.precision):
                 loss = F.cross_entropy(_wide(model(images), settings.precision), labels)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            if settings.clip_gradients is not None:
+                clip_gradients_(parameters, settings.clip_gradients)
             for hook in hooks:
                 hook(parameters)
-            _step_(parameters, velocities, settings)
+            optimizer.step_(parameters)
             step_weight.step(settings.learning_rate)
             total_loss += loss.detach().float() * len(labels)
             finite_steps += total_loss.isfinite()  # never again once it is not
@@ -90,29 +90,6 @@ def train_(
 def _wide(logits: Tensor, precision: str) -> Tensor:
     """Logits to compute a loss of: those of a network in half precision as float32. Autocast sees to its own."""
     return logits.float() if precision == "float32" and logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-@torch.no_grad()
-def _step_(parameters: Mapping[str, nn.Parameter], velocities: dict[str, Tensor], settings: TrainingSettings) -> None:
-    """One step of PyTorch's SGD, on the parameters that have a gradient.
-
-    Its function, because its class imports PyTorch's compiler, which takes longer than all that a device imports
-    otherwise, and every message of a deployment starts a process.
-    """
-    names = [name for name, parameter in parameters.items() if parameter.grad is not None]
-    buffers = [velocities.get(name) for name in names]
-    sgd(
-        [parameters[name] for name in names],
-        [gradient for name in names if (gradient := parameters[name].grad) is not None],
-        buffers,
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        dampening=0.0,
-        nesterov=settings.nesterov,
-        maximize=False,
-    )
-    velocities.update((name, buffer) for name, buffer in zip(names, buffers, strict=True) if buffer is not None)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

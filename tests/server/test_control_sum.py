@@ -92,3 +92,40 @@ def test_a_lost_reply_leaves_the_old_c_i(tmp_path):
     assert summary["missing"] == 3
     assert not state_of(tmp_path, 2).control.any()
     assert state_of(tmp_path, 1).control.any()
+
+
+def test_c_is_the_weighted_sum_of_c_i_under_a_schedule_with_clipping_and_clients_of_their_own(tmp_path, strategies):
+    """Each round has another rate, and client 1 its own batches: every update is admitted, and one reply is lost."""
+    config = tiny_config(
+        rounds=4,
+        training={
+            "learning_rate": 0.05, "momentum": 0.9, "schedule": "cosine", "warmup_rounds": 1, "clip_gradients": 0.5,
+            "clients": {1: {"batch_size": 8, "local_epochs": 1}, 2: {"learning_rate": 0.01}},
+        },
+        wire=COMPRESSED,
+    )  # fmt: skip
+    weights = {}
+
+    def watch(client, content):
+        update = opened(blob_of(content), blueprint_of(config).layout)
+        weights[update.server_round, client] = update.step_weight
+        return content
+
+    def loses(client, message):
+        return client == 3 and message.metadata.group_id == "2" and message.metadata.message_type == "train"
+
+    summary = run_tiny(config, tmp_path, loses=loses, app=tampering(watch))
+    assert (summary["missing"], summary["rejected"]) == (1, 0)
+    assert_c_is_the_weighted_sum_of_the_c_i(config, tmp_path, strategies[-1].state)
+    assert weights[1, 0] == weights[1, 4] == pytest.approx(weights[2, 0] / 2)  # half a warm-up, then the full rate
+    assert weights[3, 0] == pytest.approx(weights[2, 0] * 0.75)  # cos(60 degrees) is a half
+    assert weights[2, 2] == pytest.approx(weights[2, 0] / 5)
+    assert weights[2, 1] != weights[2, 0]
+
+
+@pytest.mark.parametrize("method", ["spatl-no-control", "fednova"])
+def test_methods_without_control_run_under_adam(tmp_path, strategies, method):
+    config = tiny_config(method=method, training={"optimizer": "adamw", "learning_rate": 0.01, "local_steps": 8})
+    summary = run_tiny(config, tmp_path)
+    assert (summary["rejected"], strategies[-1].state.control) == (0, None)
+    assert summary["accuracy"] > 0.3

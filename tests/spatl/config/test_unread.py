@@ -67,8 +67,6 @@ def test_every_setting_is_either_always_read_or_has_a_rule() -> None:
         ("spatl", "server.give_up_seconds", 60.0, "clients of a simulation that have gone do not come back"),
         ("spatl", "privacy.clip", 0.5, "there is no privacy without privacy.noise_multiplier"),
         ("spatl", "resources.gpus_per_client", 0.5, "only engine ray shares out a machine's resources"),
-        ("fedper", "report.global_accuracy", 5, "each client of FedPer has a predictor of its own, and the server no"),
-        ("local", "report.global_accuracy", 5, "Training alone has no model of all clients"),
         ("spatl", "partition.labels_per_client", 2, "the partition dirichlet does not read it (labels do)"),
     ],
 )  # fmt: skip
@@ -84,6 +82,9 @@ def test_a_setting_that_was_given_and_is_not_read_is_told(method: str, setting: 
     [
         ({"partition": {"name": "iid", "alpha": 0.5}}, "partition.alpha"),
         ({"training": {"local_steps": 3, "local_epochs": 4}}, "training.local_epochs"),
+        ({"training": {"beta_1": 0.5}}, "training.beta_1"),
+        ({"method": "fedavg", "training": {"optimizer": "adam", "momentum": 0.5}}, "training.momentum"),
+        ({"training": {"schedule": "cosine", "step_rounds": 5}}, "training.step_rounds"),
         ({"selection": {"selector": "all", "keep_ratio": 0.5}}, "selection.keep_ratio"),
         ({"selection": {"selector": "update"}, "agent": {"max_share": 0.5}}, "agent.max_share"),
         ({"agent": {"samples": 0, "tuning": "ppo"}}, "agent.tuning"),
@@ -173,6 +174,8 @@ OTHER: dict[str, Any] = {
     "partition.alpha": 7.0, "partition.labels_per_client": 5, "model.cut": ["classifier"],
     "predictor.mode": "local", "predictor.strength": 0.3, "predictor.smoothing": 9.0, "predictor.shrinkage": 0.7,
     "training.local_epochs": 9, "training.proximal_mu": 5.0, "training.head_epochs": 7, "training.finetune_epochs": 8,
+    "training.momentum": 0.7, "training.beta_1": 0.3, "training.beta_2": 0.3, "training.epsilon": 0.1,
+    "training.step_rounds": 1, "training.step_factor": 0.01,
     "training.batch_norm": "shared", "selection.keep_ratio": 0.7, "selection.selector": "random",
     "selection.clients": {0: {"keep_ratio": 0.6}}, "agent.reward": "pruned", "agent.samples": 1, "agent.tuning": "ppo",
     "agent.tuning_rounds": 1, "agent.max_share": 0.9, "agent.policy": "nowhere.json", "control.damping": 0.9,
@@ -185,7 +188,6 @@ OTHER: dict[str, Any] = {
     "server_optimizer.name": "adam", "server_optimizer.momentum": 0.2, "server_optimizer.beta_1": 0.2,
     "server_optimizer.beta_2": 0.2, "server_optimizer.tau": 0.2,
     "report.compare_alone": True, "report.best": True, "report.prototype_examples": 5,
-    "report.global_accuracy": 1, "data.official_test": "apart",
 }  # fmt: skip
 """Another value of each setting that some runs do not read, as far as they go together."""
 

@@ -10,10 +10,10 @@ from spatl.training import step_weight
 from spatl.training.step_weight import accumulated_step_weight
 
 
-def settings(momentum=0.0, weight_decay=0.0, nesterov=False, learning_rate=0.1, steps=None):
+def settings(momentum=0.0, weight_decay=0.0, nesterov=False, learning_rate=0.1, steps=None, optimizer="sgd"):
     return SimpleNamespace(
         momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, learning_rate=learning_rate, local_steps=steps,
-        local_epochs=1, batch_size=10, precision="float32",
+        local_epochs=1, batch_size=10, precision="float32", optimizer=optimizer,
     )  # fmt: skip
 
 
@@ -23,9 +23,12 @@ def settings(momentum=0.0, weight_decay=0.0, nesterov=False, learning_rate=0.1, 
     nesterov=st.booleans(),
     learning_rate=st.sampled_from([0.001, 0.1, 0.8]),
     number=st.integers(1, 3000),
+    optimizer=st.sampled_from(["sgd", "adam", "adamw"]),
 )
-def test_the_closed_form_is_what_the_steps_add_up_to(momentum, weight_decay, nesterov, learning_rate, number):
-    own = settings(momentum, weight_decay, nesterov, learning_rate, number)
+def test_the_closed_form_is_what_the_steps_add_up_to(
+    momentum, weight_decay, nesterov, learning_rate, number, optimizer
+):
+    own = settings(momentum, weight_decay, nesterov, learning_rate, number, optimizer)
     followed = accumulated_step_weight(own, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_weight, "MOST_FOLLOWED", 0)

@@ -1,0 +1,73 @@
+"""Rules that hold across the sections of a config: what does not go with what, and what to take instead."""
+
+from spatl.config.report import ReportConfig
+from spatl.config.sections import ControlConfig, PrivacyConfig, ServerConfig, WireConfig
+from spatl.config.server_optimizer import ServerOptimizerConfig
+from spatl.config.training import TrainingConfig
+from spatl.methods import Method
+from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
+from spatl.wire.codecs import CODECS
+
+
+def check_training(training: TrainingConfig, row: Method, num_rounds: int) -> None:
+    """Raise unless clients can train so under a method, in so many rounds.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if row.controls and training.optimizer in ADAPTIVE_OPTIMIZERS:
+        raise ValueError(
+            f"training.optimizer: the control variates of {row.title} follow from updates that are sums of gradients, "
+            f"which those of {training.optimizer} are not; take sgd, or a method without gradient control "
+            "(spatl-no-control)"
+        )
+    if training.warmup_rounds >= num_rounds:
+        raise ValueError(
+            f"training.warmup_rounds is {training.warmup_rounds}, but the run has {num_rounds} rounds: give fewer, so "
+            "that the full learning rate is reached"
+        )
+
+
+def check_control(
+    control: ControlConfig, row: Method, wire: WireConfig, server_optimizer: ServerOptimizerConfig
+) -> None:
+    """Raise unless clients can come to know c as a config says.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if not row.controls or control.downlink != "derived":
+        return
+    codec = CODECS.get(wire.downlink)  # one of the user's is not imported yet: the blueprint looks at it
+    if codec is not None and not codec.relative:
+        raise ValueError(
+            f"control.downlink: derived needs a wire.downlink that sends changes; {wire.downlink} does not"
+        )
+    if server_optimizer.name != "sgd":
+        raise ValueError(
+            "control.downlink: derived needs server_optimizer.name: sgd, whose steps tell the clients how c moved; "
+            f"with {server_optimizer.name} set control.downlink: sent"
+        )
+
+
+def check_privacy(
+    privacy: PrivacyConfig, row: Method, server: ServerConfig, report: ReportConfig, training: TrainingConfig
+) -> None:
+    """Raise unless nothing but noisy sums of updates would leave the server, where there is to be privacy.
+
+    Raises:
+        ValueError: Something else would.
+    """
+    if privacy.noise_multiplier is None:
+        return
+    if row.controls or row.normalizes or row.static_mask:
+        raise ValueError(
+            f"privacy: {row.title} releases more than one sum of updates; take a method such as spatl-no-control"
+        )
+    if server.aggregation != "mean" or server.clip is not None:
+        raise ValueError("privacy: has its own aggregation; leave server.aggregation and server.clip out")
+    if report.best or report.findings is not None:
+        name = "report.best" if report.best else "report.findings"
+        raise ValueError(f"privacy: what {name} sends of each client would be free of noise; leave it out")
+    if training.batch_norm == "shared":
+        raise ValueError("privacy: noise on shared variances could make them negative; set training.batch_norm: local")

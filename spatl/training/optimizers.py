@@ -1,0 +1,101 @@
+"""Optimizers of local training: PyTorch's own formulas, made anew for every round, so that nothing of them is kept.
+
+Their functions, because their classes import PyTorch's compiler, which takes longer than all that a device imports
+otherwise, and every message of a deployment starts a process.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from spatl.training.step_weight import OptimizerName, TrainingSettings
+
+
+class Optimizer(Protocol):
+    """Optimizer of one local run."""
+
+    def step_(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Take one step, in place, on the parameters that have a gradient."""
+
+
+class _SGD:
+    """PyTorch's SGD, with momentum, Nesterov's or not, and weight decay."""
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self._settings = settings
+        self._velocities: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def step_(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        gradients = gradients_of(parameters)
+        buffers = [self._velocities.get(name) for name in gradients]
+        sgd(
+            [parameters[name] for name in gradients],
+            list(gradients.values()),
+            buffers,
+            lr=self._settings.learning_rate,
+            momentum=self._settings.momentum,
+            weight_decay=self._settings.weight_decay,
+            dampening=0.0,
+            nesterov=self._settings.nesterov,
+            maximize=False,
+        )
+        found = zip(gradients, buffers, strict=True)
+        self._velocities.update((name, buffer) for name, buffer in found if buffer is not None)
+
+
+class _Adam:
+    """PyTorch's Adam, or its AdamW, whose weight decay is no part of the gradient."""
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self._settings = settings
+        self._moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def step_(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        gradients = gradients_of(parameters)
+        for name in gradients.keys() - self._moments.keys():
+            parameter = parameters[name]
+            self._moments[name] = torch.zeros_like(parameter), torch.zeros_like(parameter), torch.zeros(())
+        moments = [self._moments[name] for name in gradients]
+        adam(
+            [parameters[name] for name in gradients],
+            list(gradients.values()),
+            [each[0] for each in moments],
+            [each[1] for each in moments],
+            [],
+            [each[2] for each in moments],
+            decoupled_weight_decay=self._settings.optimizer == "adamw",
+            amsgrad=False,
+            beta1=self._settings.beta_1,
+            beta2=self._settings.beta_2,
+            lr=self._settings.learning_rate,
+            weight_decay=self._settings.weight_decay,
+            eps=self._settings.epsilon,
+            maximize=False,
+        )
+
+
+_OPTIMIZERS: Final[Mapping[OptimizerName, type[_SGD] | type[_Adam]]] = {"sgd": _SGD, "adam": _Adam, "adamw": _Adam}
+
+
+def make_optimizer(settings: TrainingSettings) -> Optimizer:
+    """Return a new optimizer, as `training.optimizer` says."""
+    return _OPTIMIZERS[settings.optimizer](settings)
+
+
+def clip_gradients_(parameters: Mapping[str, nn.Parameter], most: float) -> None:
+    """Scale all gradients down, in place, where they are longer than `most` as one vector (L2 norm).
+
+    Pascanu et al. 2013, arXiv 1211.5063, algorithm 1; PyTorch's `clip_grad_norm_`.
+    """
+    nn.utils.clip_grad_norm_(list(parameters.values()), most)
+
+
+def gradients_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the gradients that there are, by name."""
+    return {name: each.grad for name, each in parameters.items() if each.grad is not None}
