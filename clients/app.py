@@ -33,7 +33,7 @@ from clients.store import StateStore
 from spatl.artifacts.model_files import LABEL_OFFSET, describe_model
 from spatl.channels.costs import Budget
 from spatl.config.loading import with_agreement
-from spatl.data.own import Agreement
+from spatl.data.own import Agreement, alone
 from spatl.errors import (
     ControlLost,
     DivergedError,
@@ -150,6 +150,9 @@ def _registration(message: Message, context: Context, client: int) -> Registrati
         agreed = RegistrationQuestion.of_fields(message.content.config_records[RECORD]).agreed
         if agreed is None:
             description = describe_own(config, client)
+            if is_device(context):  # its owner's limits, before anything of its data leaves it
+                workplace = workplace_of(context, registering=True, agreement=alone(description))
+                _check_demands(context, workplace, description.num_examples)
             return RegistrationAnswer(client, description.num_examples, description=description.to_bytes())
         agreement = agreement_of(agreed)
     workplace = workplace_of(context, registering=True, agreement=agreement)

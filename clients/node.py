@@ -14,6 +14,7 @@ from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_run, on_device, with_agreement
 from spatl.config.sections import AgreedConfig
+from spatl.data import is_read_from_path
 from spatl.data.own import Agreement
 from spatl.deployment.sites import NO_FINDINGS
 from spatl.errors import ConfigError, NotRegistered, SpatlError
@@ -111,7 +112,8 @@ def config_of(context: Context) -> ExperimentConfig:
     config, owner = sent_config(context), owner_of(context)
     device, data = (context.node_config.get(key) for key in ("device", "data-dir"))
     if owner is not None:
-        config, data = owner.permitted(config.without_weights(), client_of(context)), owner.data_dir
+        config = owner.permitted(config.without_weights(), client_of(context))
+        data = owner.data_dir if is_read_from_path(config.data.name) else None  # what is made here opens no file
     try:
         return on_device(
             config, device=None if device is None else str(device), data=None if data is None else str(data)

@@ -27,6 +27,7 @@ from spatl.json_files import to_json
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.client_data import data_digest
 from spatl.rounds.offsets import check_of
+from spatl.rounds.weights import bounded_weights, largest_share
 from spatl.runs.ledger import Entry
 from spatl.wire.blob import BLOB, RECORD
 from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, unpack_saliency
@@ -106,7 +107,9 @@ def register(
         described = registrar.describe(nodes)
         nodes = [node for node, _ in described.values()]
         if described:
-            agreement, misfits = agree({client: each for client, (_, each) in described.items()})
+            told = {client: each for client, (_, each) in described.items()}
+            numbers = {client: each.num_examples for client, each in told.items()}
+            agreement, misfits = agree(told, counts=bounded_weights(numbers, largest_share(config)))
             for client, reason in misfits.items():
                 registrar.refuse(described[client][0], DataError(reason), client)
                 nodes.remove(described[client][0])

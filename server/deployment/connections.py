@@ -25,16 +25,24 @@ class Doorkeeper:
     Attributes:
         port: The port; others are not counted.
         most: How many connections it may have at once.
+        most_of_one: How many of them one address may have; half of them if nothing is said, for the clients of one
+            network may share an address.
         head_seconds: How long the head of a request may take from the connection or the answer before it.
         grace_seconds: How long nothing need be read of an answer.
-        open: The connections.
+        open: The connections, and the address of each.
     """
 
     port: int
     most: int
     head_seconds: float = 20.0
     grace_seconds: float = GRACE_SECONDS
-    open: set[object] = field(default_factory=set)
+    most_of_one: int | None = None
+    open: dict[object, str] = field(default_factory=dict)
+
+    def admits(self, address: str) -> bool:
+        """Return whether there is room for one more connection of an address."""
+        of_one = max(1, self.most // 2) if self.most_of_one is None else self.most_of_one
+        return len(self.open) < self.most and sum(each == address for each in self.open.values()) < of_one
 
 
 def hurried_protocol(keeper: Doorkeeper) -> "type[HurriedProtocol]":
@@ -61,15 +69,16 @@ class HurriedProtocol(H11Protocol):
         """Begin to wait for the head of a request, or end a connection that is one too many."""
         super().connection_made(transport)
         if self.server is not None and self.server[1] == self.doorkeeper.port:
-            if len(self.doorkeeper.open) >= self.doorkeeper.most:
+            address = self.client[0] if self.client is not None else ""
+            if not self.doorkeeper.admits(address):
                 transport.abort()
                 return
-            self.doorkeeper.open.add(self)
+            self.doorkeeper.open[self] = address
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        self.doorkeeper.open.discard(self)
+        self.doorkeeper.open.pop(self, None)
         for timer in (self._head, self._writing):
             if timer is not None:
                 timer.cancel()

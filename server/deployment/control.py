@@ -30,6 +30,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientIntercept
 from server.deployment.certificates import check_server_pair
 from server.deployment.gate import OPEN_PATH, TOKEN_HEADER
 from server.deployment.superlink import TOKEN_VARIABLE, listening
+from server.deployment.watching import AppWatch, kill_stopped
 from server.engines import check_outcome, write_app
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import descendants, environment, free_port, is_alive, stop
@@ -238,7 +239,7 @@ class StartedSuperLink:
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         run_id = self._answer_of(self._client.StartRun, StartRunRequest(fab=fab_to_proto(fab))).run_id
         over = [directory / name for name in (SUMMARY, ERROR)]
-        said, awaited = False, ""
+        said, awaited, watch = False, "", AppWatch()
         while not any(path.exists() for path in over) and not self._is_finished(run_id):
             self._check_alive()
             if not said and (directory / REGISTRATION).exists():
@@ -249,6 +250,10 @@ class StartedSuperLink:
                 say(waits or "enough clients are connected again")
                 awaited = waits
             self.look_below()
+            how = watch.look(self._below)
+            if how is not None and not any(path.exists() for path in over):
+                kill_stopped(self._below)
+                raise LinkLost(f"the ServerApp {how}; see {self._log_path}")
             time.sleep(_POLL_SECONDS)
         deadline = time.monotonic() + _FINISH_SECONDS
         while not self._is_finished(run_id) and time.monotonic() < deadline:  # the clients' last replies are in

@@ -56,6 +56,10 @@ class LeavingRules(OwnersSection):
     predictor: bool = True
     """The predictor, the last layers of the network. False: only runs in which it stays here (spatl-paper, fedper,
     fedrep, or predictor.mode local)."""
+    cut: list[str] | None = None
+    """Submodules of a listed network that are its predictor, whatever else a run's model.cut names: with `predictor:
+    false` they stay here. Null leaves it to the run, which may then name a part that holds little; built-in networks
+    are known."""
     statistics: Literal["nothing", "aggregated", "shared"] = "aggregated"
     """BatchNorm's statistics: nothing; aggregated, once, after the last round; shared, in every round."""
     whole_updates: bool = True

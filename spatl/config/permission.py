@@ -4,7 +4,7 @@ What follows from the config alone is judged here. What depends on data or on th
 where these are known (`spatl.rounds.demands`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,6 +93,8 @@ def _check_data(config: ExperimentConfig, device: DeviceConfig, *, has_data: boo
 def _check_leaving(config: ExperimentConfig, device: DeviceConfig, client: int) -> None:
     """Raise where more would leave the device than its owner lets go."""
     leaves, row = device.leaves, config.row
+    if not leaves.predictor and config.shares != "nothing":
+        _check_cut(config, leaves.cut)
     if not leaves.predictor and config.shares != "nothing" and not _keeps_predictor(config):
         asked = f"a predictor that is {config.predictor_mode}" if config.shares == "all" else "a part of the predictor"
         raise NotAllowed.of("leaves.predictor (predictor.mode)", asked, "none that leaves the device")
@@ -112,6 +114,16 @@ def _check_leaving(config: ExperimentConfig, device: DeviceConfig, client: int) 
     if leaves.least_noise is not None and (noise is None or noise < leaves.least_noise):
         asked, least = "none" if noise is None else f"{noise:g}", f"at least {leaves.least_noise:g}"
         raise NotAllowed.of("leaves.least_noise (privacy.noise_multiplier)", asked, least)
+
+
+def _check_cut(config: ExperimentConfig, pinned: Sequence[str] | None) -> None:
+    """Raise unless a run's cut of a listed network keeps all that its owner counts to the predictor."""
+    cut = config.model.cut or ()
+    if pinned is None or not is_reference(config.model.name):
+        return
+    if any(not any(name == kept or name.startswith(f"{kept}.") for kept in cut) for name in pinned):
+        asked = ", ".join(cut) or "nothing"
+        raise NotAllowed.of("leaves.cut (model.cut)", f"a predictor of {asked}", f"one with {', '.join(pinned)}")
 
 
 def _keeps_predictor(config: ExperimentConfig) -> bool:

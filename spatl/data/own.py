@@ -180,7 +180,9 @@ def describe(dataset: "Dataset", train: Tensor) -> Description:
     return Description(len(train), dataset.class_names, shape, tuple(means), tuple(squares))
 
 
-def agree(described: Mapping[int, Description]) -> tuple[Agreement, dict[int, str]]:
+def agree(
+    described: Mapping[int, Description], *, counts: Mapping[int, int] | None = None
+) -> tuple[Agreement, dict[int, str]]:
     """Return the agreement of all clients, and the reason of each that does not fit in.
 
     Images must have one shape: that of most clients, and of the first ones where there are as many of another. Where
@@ -188,6 +190,7 @@ def agree(described: Mapping[int, Description]) -> tuple[Agreement, dict[int, st
 
     Args:
         described: What each client told, at least one.
+        counts: As how many examples those count in the scale who are not to count in full.
 
     Raises:
         DataError: There are not two classes.
@@ -212,6 +215,7 @@ def agree(described: Mapping[int, Description]) -> tuple[Agreement, dict[int, st
         raise DataError(f"all clients together must have at least two classes, got {', '.join(classes)}")
     check_classes(classes)
     means, deviations = [], []
+    fitting = {client: _counted(each, (counts or {}).get(client)) for client, each in fitting.items()}
     size = shape[1] * shape[2]
     count = size * sum(each.num_examples for each in fitting.values())
     for channel in range(shape[0]):
@@ -221,6 +225,25 @@ def agree(described: Mapping[int, Description]) -> tuple[Agreement, dict[int, st
         means.append(mean)
         deviations.append(math.sqrt(squares / count) or 1.0)
     return Agreement(classes, shape, tuple(means), tuple(deviations)), misfits
+
+
+def alone(description: Description) -> Agreement:
+    """Return what a device would agree on with nobody else, by which it judges a run before it tells of its data.
+
+    Where all are of one class, there is another one without a name of the data's.
+    """
+    classes = description.classes
+    other = next(name for name in ("other", "another") if name not in classes)
+    described = description if len(classes) > 1 else replace(description, classes=(*classes, other))
+    return agree({0: described})[0]
+
+
+def _counted(description: Description, count: int | None) -> Description:
+    """Return a description as if of so many examples, with the same mean and deviation; as it is for None."""
+    if count is None:
+        return description
+    squares = tuple(square * (count / description.num_examples) for square in description.squares)
+    return replace(description, num_examples=count, squares=squares)
 
 
 def _num_own(description: Description, owners: Counter[str]) -> int:

@@ -139,10 +139,22 @@ def _parents() -> list[tuple[int, int]]:
 def is_alive(number: int) -> bool:
     """Return whether a process is there, and not only its status, which nobody has asked for."""
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        return False
+        return state_of(number) not in ("", "Z")
     return _signal(number, 0)
+
+
+def state_of(number: int) -> str:
+    """Return the letter of a process's state as /proc has it (`T` is stopped); empty where it is gone, or no Linux."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
+def command_of(number: int) -> str:
+    """Return the command line of a process; empty where it is gone, or where there is no /proc."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
 
 
 def _signal(number: int, what: int) -> bool:

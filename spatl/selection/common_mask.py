@@ -21,6 +21,7 @@ from spatl.selection.projection import group_leaders, longest_prefix, rank_by_wo
 from spatl.training.evaluate import forward_with_batch_statistics
 
 _MAX_EXAMPLES = 256  # as many as the measurement needs, in one batch
+_MOST_TIMES = 5.0  # the lower median of the clients' sums, which one client's saliencies may add up to
 
 
 def channel_saliency(
@@ -58,7 +59,8 @@ def common_selection(
     """Return the channels that all clients train.
 
     Args:
-        saliency: float32 [C] by client.
+        saliency: float32 [C] by client; one that adds up to more than five times the lower median of these sums is
+            scaled down to that, for a client may say what it likes.
         num_examples: n_i by client, the weights of their average.
         costs: The encoder.
         budget: What one update may cost.
@@ -71,8 +73,11 @@ def common_selection(
         BudgetError: The budget does not pay for what always stays.
     """
     total = torch.zeros(costs.layout.num_channels, dtype=torch.float64)
+    sums = {client: float(own.double().sum()) for client, own in saliency.items()}
+    most = _MOST_TIMES * sorted(sums.values())[(len(sums) - 1) // 2]
     for client in sorted(saliency):  # in a fixed order, so that the order of replies changes nothing
-        total += saliency[client].double() * num_examples[client]
+        scale = min(1.0, most / sums[client]) if sums[client] > 0 else 1.0
+        total += saliency[client].double() * (scale * num_examples[client])
     ranking = rank_by_worth(total, costs, budget.kind)
     stays = _always(ranking, costs)
     check_static_budget(budget, costs, ranking)

@@ -105,6 +105,66 @@ def test_the_owners_data_are_read_whatever_path_the_run_names(tmp_path, by_optio
     assert told(reply)["num-examples"] == 36  # 60 % of a fifth
 
 
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+@pytest.mark.parametrize("by_option", [True, False], ids=["--data-dir", "data.dir"])
+def test_data_that_are_made_here_are_used_though_the_owner_has_some_and_no_file_of_theirs_is_opened(
+    tmp_path, name, by_option
+):
+    (tmp_path / "mine.npz").write_text("no arrays")
+    case = Case({"data": {"name": name}}, "data: {dir: mine.npz}" if not by_option else None,
+                node={"data-dir": str(tmp_path / "mine.npz")} if by_option else {})  # fmt: skip
+    reply, lines = register(context_of(case, tmp_path))
+    assert "fingerprint" in told(reply)
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("device", "line"),
+    [
+        ("limits: {examples: 10}", "limits.examples (data): this run asks for 180 training examples"),
+        ("limits: {steps: 1}", "limits.steps (training.local_steps): this run asks for 3 steps"),
+        ("limits: {upload_megabytes: 0.0001}", "limits.upload_megabytes (model, wire): "),
+        ("limits: {memory_megabytes: 1}", "limits.memory_megabytes (model, training.batch_size): "),
+        ("budget: {uplink_bytes: 300}", "uplink_bytes"),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("classes", [range(3), [1]], ids=["three classes", "one class"])
+def test_nothing_of_an_owners_own_data_is_described_before_the_limits_have_been_looked_at(
+    tmp_path, device, line, classes
+):
+    write_data(tmp_path / "mine.npz", 300, classes)
+    asked = {"data": {"name": "npz"}, "partition": {"name": "own"}, "method": "fedavg"}
+    reply, lines = register(context_of(Case(asked, f"data: {{dir: mine.npz}}\n{device}"), tmp_path))
+    if line is None:
+        assert "description" in told(reply)
+        return
+    assert line in told(reply)["refused"]
+    assert set(told(reply)) <= {"refused", "partition-id", "check"}
+    assert line in lines[0]
+
+
+@pytest.mark.usefixtures("forgets")
+@pytest.mark.parametrize(
+    ("pinned", "cut", "kept"),
+    [
+        ("[head]", ["head"], True),
+        ("[head]", ["conv", "head"], True),
+        ("[conv.inner]", ["conv", "head"], True),
+        ("[conv, head]", ["head"], False),
+        ("[head]", ["conv"], False),
+        ("[head]", ["head.inner"], False),
+        ("null", ["conv"], True),
+    ],
+)
+def test_an_owner_says_what_the_predictor_of_a_listed_network_is(tmp_path, pinned, cut, kept):
+    asked = {**ASKED, "method": "fedper", "model": {**ASKED["model"], "cut": cut}}
+    device = f"{LISTED}leaves: {{predictor: false, cut: {pinned}}}\n"
+    reply, _ = register(context_of(Case(asked, device, FILES), tmp_path))
+    line = f"leaves.cut (model.cut): this run asks for a predictor of {', '.join(cut)}, the owner of this device allows"
+    assert (line in told(reply).get("refused", "")) == (not kept)
+
+
 def test_no_path_of_the_device_goes_to_the_server(tmp_path):
     (tmp_path / "mine.npz").write_text("a secret")
     case = Case({"data": {"name": "npz"}, "partition": {"name": "iid"}}, "data: {dir: mine.npz}")

@@ -1,6 +1,7 @@
 """Registrations and replies that are giant or odd: named and left out with their sender, and the others go on."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -170,6 +171,17 @@ def test_who_has_ten_thousand_classes_of_its_own_is_left_out_and_not_the_others(
     assert agreement.classes == ("a", "b", "c")
     assert list(misfits) == [1]
     assert "at most 10000 can be, and 10000 are its alone" in misfits[1]
+
+
+def test_a_scale_is_nobodys_alone_however_many_examples_it_says_it_has():
+    """By hand: 10 examples of mean 0 and 10 that count of mean 2, each with deviation 1: mean 1, deviation sqrt 2."""
+    honest = replace(description("ab"), squares=(640.0,))
+    liar = replace(honest, num_examples=10**9, means=(2.0,), squares=(64e9,))
+    agreement, _ = agree({0: honest, 1: liar}, counts={1: 10})
+    assert agreement.means == pytest.approx((1.0,))
+    assert agreement.deviations == pytest.approx((2**0.5,))
+    alike, _ = agree({0: honest, 1: honest})
+    assert alike == agree({0: honest, 1: honest}, counts={})[0]
 
 
 def test_a_name_of_a_class_moves_no_cursor():

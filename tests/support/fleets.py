@@ -13,13 +13,12 @@ import torch
 from clients.store import DirectoryStore
 from spatl.config.experiment import ExperimentConfig
 from spatl.console.main import main as spatl
-from spatl.deployment.processes import descendants, free_port
+from spatl.deployment.processes import command_of, descendants, free_port
 from spatl.deployment.sites import ClientSite, read_client_site, replace_site
 from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.records import read_lines
 from tests.support.deployments import started
 from tests.support.federations import blueprint_of
-from tests.support.processes import command_of
 from tests.support.proxies import Proxy
 
 RESTART_SECONDS = 3.0

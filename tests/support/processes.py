@@ -15,14 +15,6 @@ def until(happens: Callable[[], object], *, seconds: float = _SECONDS) -> None:
         time.sleep(0.05)
 
 
-def command_of(number: int) -> str:
-    """The command line of a process; nothing once it has ended."""
-    try:
-        return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
 def gone(number: int) -> bool:
     """Whether a process has ended, be it that nobody has asked how."""
     stat = Path(f"/proc/{number}/stat")

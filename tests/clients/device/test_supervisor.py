@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from clients.device import supervisor
-from spatl.deployment.processes import descendants
-from tests.support.processes import command_of, gone, until
+from spatl.deployment.processes import command_of, descendants
+from tests.support.processes import gone, until
 
 _SECONDS = 30.0
 

@@ -8,12 +8,11 @@ import pytest
 
 from clients.device.supervisor import PATIENCE_VARIABLE
 from spatl.console.main import main
-from spatl.deployment.processes import descendants, free_port
+from spatl.deployment.processes import command_of, descendants, free_port
 from spatl.deployment.sites import ClientSite, write_site
 from spatl.runs.records import read_lines
 from tests.support.deployments import await_that, started
 from tests.support.federations import tiny_config
-from tests.support.processes import command_of
 from tests.support.proxies import Proxy
 
 pytestmark = pytest.mark.slow

@@ -93,7 +93,7 @@ def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standi
     registration.write_text(json.dumps({"absent": {}, "most_bytes": MOST}))
     sockets = [listening("127.0.0.1", 0) for _ in range(2)]
     private, public = (each.getsockname()[1] for each in sockets)
-    app, doorkeeper = Seen(), Doorkeeper(public, most=8, head_seconds=0.5, grace_seconds=0.5)
+    app, doorkeeper = Seen(), Doorkeeper(public, most=16, head_seconds=0.5, grace_seconds=0.5)
     gate = Gate(app, private_port=private, token=TOKEN, registration=registration, grace_seconds=0.5)
     settings = uvicorn.Config(gate, http=hurried_protocol(doorkeeper), ws="none", lifespan="off", log_config=None)
     server = uvicorn.Server(settings)
@@ -219,7 +219,7 @@ def test_a_connection_that_asks_for_nothing_or_never_comes_to_the_end_of_its_hea
     for connection in (silent, slow, after):
         assert answer_of(connection) == b""
         connection.close()
-    assert standing.doorkeeper.open == set()
+    assert standing.doorkeeper.open == {}
 
 
 def test_an_endless_head_is_refused(standing):
@@ -240,7 +240,7 @@ def test_an_answer_that_nobody_reads_ends_its_connection(standing):
     assert standing.post(BEAT, b"") == 200  # and one that is read comes whole
 
 
-def test_one_connection_too_many_ends_at_once_and_the_private_port_is_not_counted(standing):
+def test_one_connection_too_many_of_an_address_ends_at_once_and_the_private_port_is_not_counted(standing):
     held = [standing.raw("") for _ in range(8)]
     await_that(lambda: len(standing.doorkeeper.open) == 8)
     with contextlib.suppress(ConnectionResetError, BrokenPipeError), standing.raw(head(BEAT, 0)) as connection:
@@ -251,6 +251,20 @@ def test_one_connection_too_many_ends_at_once_and_the_private_port_is_not_counte
         connection.close()
     await_that(lambda: not standing.doorkeeper.open)
     assert standing.post(BEAT, b"") == 200
+
+
+def test_one_address_leaves_half_of_the_connections_to_others():
+    keeper = Doorkeeper(1, most=8)
+    for number in range(4):
+        assert keeper.admits("10.0.0.1")
+        keeper.open[number] = "10.0.0.1"
+    assert not keeper.admits("10.0.0.1")
+    for number in range(4, 8):
+        assert keeper.admits(f"10.0.0.{number}")
+        keeper.open[number] = f"10.0.0.{number}"
+    assert not keeper.admits("10.0.1.1")  # all are taken
+    del keeper.open[0]
+    assert keeper.admits("10.0.0.1")
 
 
 def reply(node: int = 7, *, source: int = 7, answers: str = "a question", objects: int = 4, replies: int = 1) -> bytes:

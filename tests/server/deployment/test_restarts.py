@@ -11,13 +11,16 @@ import pytest
 
 from server.deployment.control import ANSWER_VARIABLE, LinkLost, StartedSuperLink
 from spatl.console.main import main
-from spatl.deployment.processes import descendants, free_port
+from spatl.deployment.processes import command_of, descendants, free_port
 from spatl.runs.records import read_lines
 from tests.support.deployments import await_that, started
 from tests.support.federations import tiny_config
-from tests.support.processes import command_of
 
 SECONDS = 240.0
+VICTIMS = (
+    ("deployment.superlink", signal.SIGKILL), ("flwr-serverapp", signal.SIGKILL),
+    ("deployment.superlink", signal.SIGSTOP), ("flwr-serverapp", signal.SIGSTOP),
+)  # fmt: skip
 
 
 def test_it_is_started_again_so_often_an_hour_and_then_said(link, tmp_path, capsys):
@@ -57,9 +60,9 @@ def over(history):
 
 
 @pytest.mark.slow
-def test_a_superlink_that_is_killed_or_hangs_costs_no_round(tmp_path, monkeypatch):
+def test_a_superlink_or_serverapp_that_is_killed_or_hangs_costs_no_round(tmp_path, monkeypatch):
     monkeypatch.setenv(ANSWER_VARIABLE, "6")
-    config = tiny_config(method="spatl", rounds=12, partition={"num_clients": 2}, training={"local_steps": 20})
+    config = tiny_config(method="spatl", rounds=20, partition={"num_clients": 2}, training={"local_steps": 20})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     federation, log = tmp_path / "federation", tmp_path / "server.log"
     address = f"127.0.0.1:{free_port()}"
@@ -70,12 +73,12 @@ def test_a_superlink_that_is_killed_or_hangs_costs_no_round(tmp_path, monkeypatc
         for client in range(2):
             own = tmp_path / f"client-{client}.log"
             stack.enter_context(started("deploy", "client", str(federation / f"client-{client}"), log=own))
-        for times, number in enumerate((signal.SIGKILL, signal.SIGSTOP), start=1):
+        for times, (part, number) in enumerate(VICTIMS, start=1):
             before = over(history)
             await_that(lambda before=before: over(history) > before + 1, server, seconds=SECONDS, told=log.read_text)
-            (victim,) = (pid for pid in descendants(server.pid) if "deployment.superlink" in command_of(pid))
+            (victim,) = (pid for pid in descendants(server.pid) if part in command_of(pid))
             os.kill(victim, number)
             again = lambda times=times: log.read_text().count("starting again") == times  # noqa: E731
             await_that(again, server, seconds=SECONDS, told=log.read_text)
         assert server.wait(SECONDS) == 0, log.read_text()
-    assert [row["round"] for row in read_lines(history)] == list(range(1, 13))
+    assert [row["round"] for row in read_lines(history)] == list(range(1, 21))

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from spatl.console.main import main
-from spatl.deployment.processes import descendants, is_alive
+from spatl.deployment.processes import command_of, descendants, is_alive
 from spatl.runner import run
 from spatl.runs.files import ERROR, HISTORY
 from spatl.runs.records import read_lines
 from tests.support import processes
 from tests.support.federations import history_without_seconds, tiny_config
-from tests.support.processes import command_of
 
 CONFIG = {"rounds": 4, "partition": {"num_clients": 4}, "training": {"local_steps": 300}, "method": "spatl"}
 

@@ -91,6 +91,18 @@ def test_clients_count_by_their_examples():
         assert bool(selection.mask[winner])
 
 
+@given(size=st.floats(10.0, 2.0**90, width=32), examples=st.integers(1, 5))
+def test_whoever_says_that_its_channels_matter_without_end_does_not_choose_for_all(size, examples):
+    """One of five clients wants channel 1, with any weight up to the others' and saliencies of any size."""
+    honest, liar = torch.full((TINY.layout.num_channels,), 1e-6), torch.full((TINY.layout.num_channels,), 1e-6)
+    honest[0], liar[1] = 1.0, size
+    saliency, numbers = dict.fromkeys(range(5), honest) | {5: liar}, dict.fromkeys(range(5), 6) | {5: examples}
+    budget = Budget("keep_ratio", (26 + 26 + 5 + 2 * 10 + 1) / 1140)
+    selection = common_selection(saliency, numbers, TINY.costs, budget)
+    assert bool(selection.mask[0])
+    assert not bool(selection.mask[1])
+
+
 @given(values=st.lists(st.floats(0, 2.0**99, width=32), min_size=12, max_size=12))
 def test_saliency_comes_through_the_wire(values):
     layout = interleaved_layout([(1, 3), (7, 4), (4, 2)])
