@@ -44,6 +44,7 @@ from spatl.rounds.federation import Federation
 from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
 from spatl.rounds.rules import aggregation_rule
+from spatl.rounds.server_model import summarised
 from spatl.rounds.weights import bounded_weights, largest_share
 from spatl.runner import remarks_on
 from spatl.runs.checkpoint import Checkpoint
@@ -185,6 +186,7 @@ def serve(
     _run_rounds(strategy, grid, config)
     _write_model(strategy, recorder, directory)
     facts = _facts(registered, recorder, engine=_engine_name(grid, config))
+    facts |= summarised(blueprint, strategy.state.statistics, recorder.final_globally)
     most_examples = max(strategy.state.num_examples.values())
     whole = whole_update_bytes(blueprint, most_examples) if blueprint.layout.num_entries else 0
     return recorder.write_summary(facts, whole_update_bytes=whole)

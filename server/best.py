@@ -5,9 +5,10 @@ from pathlib import Path
 
 import spatl
 from spatl.artifacts.description import DESCRIPTION, read_description
-from spatl.artifacts.model_files import BEST, MODEL, describe_model, federation_tensors, write_model
+from spatl.artifacts.model_files import BEST, MODEL, describe_model, write_model
 from spatl.rounds.evaluation import statistics_of_all
 from spatl.rounds.federation import Federation
+from spatl.rounds.server_model import server_tensors
 from spatl.rounds.server_state import ServerState
 from spatl.runs.records import mean
 from spatl.wire.statistics import Arrival
@@ -40,6 +41,4 @@ def keep_best(
     description = describe_model(
         federation.blueprint, statistics=statistics, encoder=encoder, accuracy=accuracy, version=spatl.__version__
     ).named(round=server_round)
-    write_model(
-        directory, description, federation_tensors(federation.blueprint, statistics=statistics, encoder=encoder)
-    )
+    write_model(directory, description, server_tensors(federation.blueprint, statistics=statistics, encoder=encoder))

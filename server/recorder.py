@@ -18,6 +18,7 @@ from spatl.runs.log import EVENTS
 from spatl.runs.marks import Mark, record_of, replace_marked, write_marks
 from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, mean, mishaps, read_lines
 from spatl.runs.tensorboard import Scalars
+from spatl.training.evaluate import Evaluation
 from spatl.wire.reports import EvaluateReport
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,14 @@ class Recorder:
     def final_accuracy(self) -> float | None:
         """Mean accuracy of the clients with the encoder after the last round; None before it."""
         return mean(report.accuracy for report in self._final.values())
+
+    @property
+    def final_globally(self) -> Evaluation | None:
+        """Worth of the server's model after the last round on the official test set, where it was measured."""
+        last = self.history[-1] if self.history else None
+        if last is None or last.final_global_accuracy is None or last.final_global_loss is None:
+            return None
+        return Evaluation(last.final_global_accuracy, last.final_global_loss)
 
     def start_clock(self) -> None:
         """Count the seconds of the first round from here: what clients build and import once is no round's work."""

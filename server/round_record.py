@@ -10,6 +10,7 @@ from spatl.channels.layout import ChannelGroup
 from spatl.rounds.answers import Outcome
 from spatl.runs.ledger import Entry, total
 from spatl.runs.records import ClientRow, HistoryRow, SelectionRow, TimingRow, mean
+from spatl.training.evaluate import Evaluation
 from spatl.wire.reports import EvaluateReport
 
 
@@ -28,6 +29,8 @@ class RoundRecord:
         control_anew: Whether the control variates of all began anew in it.
         asked_again: How many more times than once each client was asked something.
         outcome: What came of it.
+        arrived_globally: Worth of the server's model on the official test set, as the round's clients received it.
+        final_globally: The same of the model after the last round.
         final: Reports of all clients on the encoder after the last round.
         entries: Messages for the ledger.
         started: `time.perf_counter()` at its beginning, in seconds.
@@ -43,6 +46,8 @@ class RoundRecord:
     control_anew: bool = False
     asked_again: Counter[int] = field(default_factory=Counter)
     outcome: Outcome = field(default_factory=Outcome)
+    arrived_globally: Evaluation | None = None
+    final_globally: Evaluation | None = None
     final: dict[int, EvaluateReport] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -52,6 +57,7 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
     """Return the line of `history.jsonl` for a round that ends now."""
     trained = list(record.outcome.trained.values())
     final = list(record.final.values())
+    arrived, last = record.arrived_globally, record.final_globally
     uplink, downlink = total(record.entries, "uplink"), total(record.entries, "downlink")
     return HistoryRow(
         round=record.server_round,
@@ -86,6 +92,10 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
         final_accuracy=mean(report.accuracy for report in final),
         final_accuracy_min=min((report.accuracy for report in final), default=None),
         final_loss=mean(report.loss for report in final),
+        global_accuracy=None if arrived is None else arrived.accuracy,
+        global_loss=None if arrived is None else arrived.loss,
+        final_global_accuracy=None if last is None else last.accuracy,
+        final_global_loss=None if last is None else last.loss,
     )
 
 

@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from server.best import keep_best
 from server.exchange import Exchange, contents
 from server.findings import ask_for_findings
+from server.global_accuracy import measure_arrived, measure_final
 from server.grids import FederationGrid
 from server.recorder import Recorder
 from server.registration import register_again
@@ -140,6 +141,7 @@ class FederationStrategy(Strategy):
             replies = self._grid.send_and_receive(self._ask(self._grid, number, without=resting), timeout=timeout)
         self._recorder.round.outcome, self._unregistered = outcome, frozenset(outcome.unregistered)
         keep_best(self._recorder.directory, self.federation, self.state, number - 1, outcome.arrivals)
+        measure_arrived(self._recorder.round, self.federation, self.state, outcome.arrivals)
         if outcome.ending is not None:
             self._stop(outcome.ending)
         return None, None
@@ -193,6 +195,7 @@ class FederationStrategy(Strategy):
                 found = error_traceback(reply.error) if reply.has_error() else ""
                 logger.warning("the final evaluation of client %s failed: %s", client, error,
                                extra={"client": client, **({"traceback": found} if found else {})})  # fmt: skip
+        measure_final(record, self.federation, self.state)
         row = self._recorder.finish_round(encoder_fingerprint=self._fingerprint())
         if number == self._config.rounds and not record.final:
             raise SpatlError(

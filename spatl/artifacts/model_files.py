@@ -17,9 +17,9 @@ from spatl.artifacts.description import ModelDescription, Offset, read_descripti
 from spatl.errors import SpatlError
 from spatl.models import add_residual_, build_model
 from spatl.models.inputs import take_images_
-from spatl.models.weights import load_weights_, packed, read_weights, state_of
+from spatl.models.weights import load_weights_, packed, read_weights
 from spatl.rounds.blueprint import Blueprint
-from spatl.rounds.statistics import named_statistics
+from spatl.rounds.server_model import names_of_clients, server_tensors
 from spatl.sealed_files import replace_file
 from spatl.wire.statistics import Statistics
 
@@ -99,7 +99,7 @@ def describe_model(
         normalisation=dataset.normalisation,
         offset=Offset(predictor.strength, predictor.smoothing) if calibrates else None,
         statistics=_source_of_statistics(blueprint, statistics),
-        lacks=() if client is not None else _names_of_clients(blueprint, statistics),
+        lacks=() if client is not None else names_of_clients(blueprint, statistics),
         method=config.method,
         data=config.data.name,
         round=config.rounds,
@@ -110,30 +110,13 @@ def describe_model(
     )
 
 
-def federation_tensors(blueprint: Blueprint, *, statistics: Statistics | None, encoder: Tensor) -> dict[str, Tensor]:
-    """Return the tensors of the federation's model by the network's own names, without those of each client's own.
-
-    Args:
-        blueprint: The federation.
-        statistics: The aggregated BatchNorm statistics, if there are any.
-        encoder: float32 [N], as the clients hold it.
-    """
-    tensors = state_of(blueprint.model)
-    for name, values in blueprint.layout.unflatten(encoder).items():
-        tensors[name] = values.to(tensors[name].dtype)
-    if statistics is not None:
-        tensors |= named_statistics(statistics, blueprint.model, blueprint.statistics)
-    lacks = set(_names_of_clients(blueprint, statistics))
-    return {name: tensor for name, tensor in tensors.items() if name not in lacks}
-
-
 def write_federation_model(
     run: Path, blueprint: Blueprint, *, statistics: Statistics | None, encoder: Tensor, accuracy: float | None,
     version: str,
 ) -> ModelDescription:  # fmt: skip
     """Write the federation's model into a run's directory; arguments and result as of `describe_model`."""
     description = describe_model(blueprint, statistics=statistics, encoder=encoder, accuracy=accuracy, version=version)
-    return write_model(run / MODEL, description, federation_tensors(blueprint, statistics=statistics, encoder=encoder))
+    return write_model(run / MODEL, description, server_tensors(blueprint, statistics=statistics, encoder=encoder))
 
 
 def write_model(
@@ -244,16 +227,3 @@ def _source_of_statistics(blueprint: Blueprint, statistics: Statistics | None) -
     if statistics is not None:
         return "aggregated"
     return "shared" if blueprint.config.training.batch_norm == "shared" else "client"
-
-
-def _names_of_clients(blueprint: Blueprint, statistics: Statistics | None) -> tuple[str, ...]:
-    """Return the names of the tensors that are each client's own, in the model's order."""
-    model, split = blueprint.model, blueprint.split
-    if not blueprint.layout.num_entries:
-        return tuple(state_of(model))
-    own = set[str]()
-    if not blueprint.config.predictor_row.residual:  # whose private part adds nothing at first
-        own |= {name for name in state_of(model) if split.in_predictor(name)}
-    if statistics is None and blueprint.config.training.batch_norm != "shared":
-        own |= split.encoder_statistics(model).keys()
-    return tuple(name for name in state_of(model) if name in own)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spatl.artifacts.description import ModelDescription, read_description
-from spatl.artifacts.model_files import BEST, MODEL, WEIGHTS, describe_model, federation_tensors
+from spatl.artifacts.model_files import BEST, MODEL, WEIGHTS, describe_model
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of
@@ -23,6 +23,7 @@ from spatl.models.weights import read_weights
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.evaluation import arrived_state
 from spatl.rounds.federation import Federation
+from spatl.rounds.server_model import server_tensors
 from spatl.rounds.server_state import ServerState
 from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.directory import config_of
@@ -80,7 +81,7 @@ def unfinished_model(run: Path, *, version: str) -> UnfinishedModel | None:
         description = describe_model(
             blueprint, statistics=state.statistics, encoder=encoder, accuracy=None, version=version
         ).named(round=checkpoint.server_round)
-        tensors = federation_tensors(blueprint, statistics=state.statistics, encoder=encoder)
+        tensors = server_tensors(blueprint, statistics=state.statistics, encoder=encoder)
     best = None if state.statistics is not None else _best_of(run, encoder=description.encoder)
     return UnfinishedModel(*(best or (description, tensors)), rounds=config.rounds)
 

@@ -92,9 +92,13 @@ def _phases(path: Path) -> Counter[tuple[str, str]]:
 
 def _curve(label: str, seed: int, path: Path, phases: Counter[tuple[str, str]]) -> Curve:
     history = read_lines(path / HISTORY)
-    summary = read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
+    summary = _summary(path)
     points = trajectory(history, final_downlink_bytes=phases["evaluate", "downlink"])
     return Curve(label, seed, tuple(points), summary.get("clients", {}))
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    return read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
 
 
 def _record(
@@ -126,6 +130,7 @@ def _record(
         "accuracy_min": min(accuracies, default=None),
         "accuracy_spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "best_accuracy": max((point.accuracy for point in curve.points), default=None),
+        "global_accuracy": _summary(path).get("global_accuracy"),
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "total_bytes": uplink + downlink,

@@ -103,12 +103,14 @@ def ablation_rows(table: Sequence[AblationRow]) -> list[dict[str, str]]:
 
 def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
     """Return final accuracies and the cost of a round, one row per method: text by column."""
+    with_global = any(record.get("global_accuracy") is not None for own in rows.values() for record in own)
     with_momentum = any(record["momentum"] for own in rows.values() for record in own)
     return [
         {
             "method": own[0]["title"],
             "accuracy": final_accuracy(own),
             "worst client": interval(average(record["accuracy_min"] for record in own), percent),
+            **({"server's model": _global(own)} if with_global else {}),
             "spread over clients": interval(average(record["accuracy_spread"] for record in own), percent),
             "best round": interval(average(record["best_accuracy"] for record in own), percent),
             "up per round": _bytes(average(record["uplink_bytes_per_round"] for record in own)),
@@ -120,6 +122,11 @@ def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
         }
         for own in rows.values()
     ]
+
+
+def _global(own: Sequence[Record]) -> str:
+    """Return what the server's model is worth on the official test set, over the seeds."""
+    return interval(average(record.get("global_accuracy") for record in own), percent)
 
 
 def part_rows(table: Sequence[PartsRow]) -> list[dict[str, str]]:

@@ -35,8 +35,16 @@ class ReportConfig(Section):
     last round, a number besides after every so many rounds, `off` never."""
     prototype_examples: Count | None = 2
     """Fewest validation examples of a class whose mean features go with the findings; null: none of any class go."""
+    global_accuracy: Annotated[Literal["end"] | int | None, BeforeValidator(when_asked)] = "end"
+    """Evaluate the server's model on all of the test set that the data set was published with: `end` after the last
+    round, a number besides on arrival in every so many rounds, `off` never."""
     split: Literal["test", "validation"] = "test"
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
+
+    def measures_arrived(self, server_round: int) -> bool:
+        """Return whether the server's model is measured as the clients of a round have received it."""
+        when = self.global_accuracy
+        return when is not None and when != "end" and server_round % when == 0
 
     def asks_findings(self, server_round: int, rounds: int) -> bool:
         """Return whether clients are asked for their findings after one of so many rounds."""

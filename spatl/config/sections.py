@@ -121,6 +121,9 @@ class DataConfig(Section):
     """Share of a client's examples that selectors may look at."""
     test_fraction: Fraction = 0.25
     """Share of a client's examples that only evaluation sees."""
+    official_test: Literal["dealt", "apart"] = "dealt"
+    """Test examples that the data set was published with: `dealt` to the clients, each class as its training examples
+    are; or `apart`, for the server's model alone, while clients test on a share of their own."""
     agreed: AgreedConfig | None = None
     """What devices with data of their own go by; the server of a deployment fills it in when they have registered."""
 

@@ -229,12 +229,34 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: run.config.has_own_data or run.config.data.agreed is None,
         lambda run: "only devices with data of their own (partition.name: own) go by it",
     ),
-    *(
-        _Rule(
-            (f"data.{split}_fraction",), _has_no(split),
-            lambda run, split=split: f"the data set came with a {split} split, which is kept",  # type: ignore[misc]
-        )
-        for split in ("validation", "test")
+    _Rule(
+        ("data.validation_fraction",), _has_no("validation"),
+        lambda run: "the data set came with a validation split, which is kept",
+    ),
+    _Rule(
+        ("data.test_fraction",), lambda run: run.config.data.official_test == "apart" or _has_no("test")(run),
+        lambda run: "the data set came with a test split, which is kept",
+    ),
+    _Rule(
+        ("data.official_test", "report.global_accuracy"),
+        lambda run: run.dataset is None or run.dataset.has_split("test"),
+        lambda run: "the data set came without a test set of its own",
+    ),
+    _Rule(
+        ("data.official_test", "report.global_accuracy"), lambda run: not run.config.has_own_data,
+        lambda run: "each device has data of its own, and the server none",
+    ),
+    _Rule(
+        ("report.global_accuracy",), lambda run: not run.private or run.config.predictor_row.residual,
+        lambda run: f"each client of {run.row.title} has a predictor of its own, and the server no whole model",
+    ),
+    _Rule(
+        ("report.global_accuracy",), lambda run: run.config.shares != "nothing",
+        lambda run: f"{run.row.title} has no model of all clients",
+    ),
+    _Rule(
+        ("report.global_accuracy",), lambda run: run.config.report.split == "test",
+        lambda run: "report.split leaves the test splits unread",
     ),
     *(_of_the_partitioner(setting) for setting in ("alpha", "labels_per_client", "min_examples")),
     _Rule(

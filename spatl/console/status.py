@@ -38,6 +38,8 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
         f"accuracy {_percent(status.accuracy)}, up {human_bytes(status.uplink_bytes)}, down "
         f"{human_bytes(status.downlink_bytes)}, refused {status.refused}, missing {status.missing}"
     )
+    if status.global_accuracy is not None:
+        say(f"accuracy {_percent(status.global_accuracy)} of the server's model on the official test set")
     if told := [f"{status.mishaps[name]} {words}" for name, words in MISHAPS.items() if status.mishaps[name]]:
         say(", ".join(told))
     for number, clients in status.control_anew.items():

@@ -82,7 +82,11 @@ class Dataset:
 
     def has_split(self, name: str) -> bool:
         """Return whether some examples were published in a split of this name."""
-        return self.splits is not None and bool((self.splits == SPLITS.index(name)).any())
+        return self.size_of(name) > 0
+
+    def size_of(self, name: str) -> int:
+        """Return how many examples were published in a split of this name."""
+        return 0 if self.splits is None else int((self.splits == SPLITS.index(name)).sum())
 
     def remarks(self) -> tuple[str, ...]:
         """Return what a user should know of it, a line each: the notes, and which classes have no example."""

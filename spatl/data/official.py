@@ -23,13 +23,16 @@ def training_indices(dataset: Dataset) -> Tensor:
     return torch.nonzero(dataset.splits == SPLITS.index("train")).flatten()
 
 
-def with_official(dataset: Dataset, parts: Sequence[Tensor], *, seed: int, by_owner: bool) -> tuple[Tensor, ...]:
+def with_official(
+    dataset: Dataset, parts: Sequence[Tensor], *, seed: int, by_owner: bool, splits: Sequence[str] = SPLITS[1:]
+) -> tuple[Tensor, ...]:
     """Return each client's examples with its share of those that are in `validation` and `test`.
 
     Args:
         dataset: The whole data set.
         parts: Each client's training examples.
         seed: The run's seed.
+        splits: Those of which clients get shares.
         by_owner: Whether each client is one of the data set's groups, and gets exactly what is its own.
 
     Returns:
@@ -39,7 +42,7 @@ def with_official(dataset: Dataset, parts: Sequence[Tensor], *, seed: int, by_ow
         return tuple(parts)
     shares = [list(part.tolist()) for part in parts]
     rng = numpy_generator(seed, "official-splits")
-    for split in SPLITS[1:]:
+    for split in splits:
         indices = torch.nonzero(dataset.splits == SPLITS.index(split)).flatten()
         if by_owner and dataset.groups is not None:
             client_of = {int(dataset.groups[part[0]]): client for client, part in enumerate(parts)}

@@ -70,6 +70,7 @@ def client_data(
     validation_fraction: float,
     test_fraction: float,
     noise_variance: float = 0.0,
+    apart: Sequence[str] = (),
 ) -> ClientData:
     """Split a client's share of the data set.
 
@@ -89,6 +90,7 @@ def client_data(
         test_fraction: Share of the test split, in (0, 1); likewise. The two leave something for training.
         noise_variance: Variance of the Gaussian noise on all of the client's pixels, which have variance 1 themselves
             over the whole data set; 0 changes no bit.
+        apart: Splits that the data set was published with and that are no client's; clients draw such of their own.
 
     Returns:
         The three splits, copied out of the data set.
@@ -102,8 +104,9 @@ def client_data(
         raise DataError(f"client {client}: indices must be int64, distinct and in [0, {len(dataset)})")
     order = torch.randperm(len(indices), generator=generator(seed, "splits", client=client))
     places = _places(
-        dataset, indices, order, client=client, validation_fraction=validation_fraction, test_fraction=test_fraction
-    )
+        dataset, indices, order, client=client, validation_fraction=validation_fraction, test_fraction=test_fraction,
+        apart=apart,
+    )  # fmt: skip
     images, labels = dataset.inputs[indices], dataset.targets[indices]
     if noise_variance > 0:
         images = images + math.sqrt(noise_variance) * _noise(images.shape, seed=seed, client=client)
@@ -129,13 +132,16 @@ def _places(
     client: int,
     validation_fraction: float,
     test_fraction: float,
+    apart: Sequence[str],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the places of the training, validation and test examples among a client's own, which are in an order.
 
     Raises:
         DataError: A split that the data set came with has none for the client, or too few are left for training.
     """
-    published = {split: _published(dataset, indices, order, split, client) for split in SPLITS}
+    published = {
+        split: None if split in apart else _published(dataset, indices, order, split, client) for split in SPLITS
+    }
     own = order if published["train"] is None else published["train"]  # what the client divides itself
     num_validation = max(1, round(len(own) * validation_fraction)) if published["validation"] is None else 0
     num_test = max(1, round(len(own) * test_fraction)) if published["test"] is None else 0

@@ -86,10 +86,17 @@ class RunResult:
             ("rounds", str(summary["rounds"])),
             ("accuracy", human_percent(summary["accuracy"])),
             ("worst client", human_percent(summary["accuracy_min"])),
+            *_of_the_server(summary),
             ("up", human_bytes(summary["uplink_bytes"])),
             ("down", human_bytes(summary["downlink_bytes"])),
         ]
         return rows + ([("training alone", human_percent(self.alone.get("accuracy")))] if self.alone else [])
+
+
+def _of_the_server(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what the server's model is worth on the official test set, where it was measured."""
+    measured = summary.get("global_accuracy")
+    return [] if measured is None else [("server's model on the official test set", human_percent(measured))]
 
 
 def read_run(directory: str | Path) -> RunResult:

@@ -7,7 +7,7 @@ from typing import Any
 from spatl.report.figures import curves_svg, final_accuracies, run_title
 from spatl.report.page import facts, figure, make_page, provenance, section, table
 from spatl.report.result import RunResult
-from spatl.runs.records import MISHAPS, bytes_on_arrival, excluded_line, is_number, mean
+from spatl.runs.records import MISHAPS, bytes_on_arrival, excluded_line, global_accuracy, is_number, mean
 from spatl.runs.text import human_bytes
 from spatl.sealed_files import replace_file
 
@@ -57,6 +57,11 @@ def _summary(result: RunResult) -> str:
         ("Accuracy after the last round", f"{_ratio(summary['accuracy'])} (mean over the clients' own test splits)"),
         ("Worst client", _worst(result)),
     ]
+    if is_number(summary.get("global_accuracy")):
+        on = f"of the server's model on all {summary['global_examples']:,} examples of the official test set"
+        rows.append(("Global accuracy", f"{_ratio(summary['global_accuracy'])} ({on})"))
+    elif (reason := summary.get("no_global_accuracy")) is not None:
+        rows.append(("Global accuracy", f"none on the official test set: {reason}"))
     if result.alone is not None:
         rows.append(("Training alone", _ratio(result.alone.get("accuracy"))))
         rows.append(("Gained by the federation", _difference(summary["accuracy"], result.alone.get("accuracy"))))
@@ -144,11 +149,13 @@ def _parts(result: RunResult) -> str:
 
 
 def _rounds(result: RunResult) -> str:
+    measured = any(is_number(global_accuracy(row)) for row in result.history)
     rows = [
         {
             "round": _text(row["round"]),
             "accuracy": _ratio(row.get("accuracy")),
             "worst": _ratio(row.get("accuracy_min")),
+            **({"global": _ratio(row.get("global_accuracy"))} if measured else {}),
             "loss": _ratio(row.get("loss")),
             "training loss": _ratio(row.get("train_loss")),
             "clients": f"{row.get('participants')}{', skipped' if row.get('skipped') else ''}",
@@ -169,6 +176,8 @@ def _rounds(result: RunResult) -> str:
         "Accuracy and loss are of the encoder as it arrived, before the round's training; “bytes until here” is what "
         "they cost: all earlier rounds and this round's downlink."
     )
+    if measured:
+        caption += " “Global” is the server's model, as it arrived, on the official test set, where it was measured."
     return table("Rounds", caption, rows)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
+from spatl.data.dataset import SPLITS
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
 from spatl.errors import ConfigError, DataError
@@ -56,7 +57,15 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         groups=None if dataset.groups is None else dataset.groups[dealt],
     )
     parts = tuple(dealt[part] for part in parts)
-    return dataset, with_official(dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural")
+    return dataset, with_official(
+        dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural",
+        splits=[split for split in SPLITS[1:] if split not in kept_apart(config)],
+    )  # fmt: skip
+
+
+def kept_apart(config: ExperimentConfig) -> tuple[str, ...]:
+    """Return the splits that a data set was published with and of which no client gets any."""
+    return ("test",) if config.data.official_test == "apart" and not config.has_own_data else ()
 
 
 def load_own(config: ExperimentConfig) -> Dataset:
@@ -120,4 +129,5 @@ def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Ten
         validation_fraction=config.data.validation_fraction,
         test_fraction=config.data.test_fraction,
         noise_variance=noise_variance,
+        apart=kept_apart(config),
     )

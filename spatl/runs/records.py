@@ -65,7 +65,8 @@ class HistoryRow:
     for, and `duplicates` second replies to a question that was `asked_again`; they are dropped. A `skipped` round had
     too few usable replies and changed nothing. `forgot` names the clients that had not the control variate that the
     server's contains, and a round with `control_anew` began with all of them at 0 for that. The last round also carries
-    `final_*`: all clients with the encoder after the last round.
+    `final_*`: all clients with the encoder after the last round. `global_*` are of the server's model as it arrived, on
+    the official test set, in the rounds in which it was measured, and `final_global_*` of that after the last round.
     """
 
     round: int
@@ -98,6 +99,10 @@ class HistoryRow:
     asked_again: int = 0
     forgot: tuple[int, ...] = ()
     control_anew: bool = False
+    global_accuracy: float | None = None
+    global_loss: float | None = None
+    final_global_accuracy: float | None = None
+    final_global_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,16 @@ def latest_accuracy(row: Mapping[str, Any]) -> float | None:
     """Return the accuracy of all clients after the last round where a row has it (0 is a value), or on arrival."""
     final: float | None = row.get("final_accuracy")
     arrival: float | None = row.get("accuracy")
+    return arrival if final is None else final
+
+
+def global_accuracy(row: Mapping[str, Any]) -> float | None:
+    """Return what the server's model is worth on the official test set, by a row; after the last round if it has that.
+
+    None where it was not measured.
+    """
+    final: float | None = row.get("final_global_accuracy")
+    arrival: float | None = row.get("global_accuracy")
     return arrival if final is None else final
 
 

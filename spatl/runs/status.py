@@ -14,7 +14,7 @@ from spatl.json_files import read_object
 from spatl.runs.directory import config_of, has_rounds, is_running
 from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
 from spatl.runs.marks import check_finished, read_so_far
-from spatl.runs.records import latest_accuracy, lines_in, mishaps, rounds_of
+from spatl.runs.records import global_accuracy, is_number, latest_accuracy, lines_in, mishaps, rounds_of
 from spatl.runs.waiting import read_waiting
 
 _OF_A_ROUND: Final = frozenset({"round", "rejected", "missing", "uplink_bytes", "downlink_bytes", "seconds"})
@@ -65,6 +65,7 @@ class Status:
         round: The last round that is over.
         rounds: How many there will be.
         accuracy: Over all clients after the last round; before that, of the last round that is over.
+        global_accuracy: Of the server's model on the official test set, when it was last measured; None for never.
         participants: Clients whose update the last round folded in.
         refused: Refused updates of the whole run.
         missing: Replies that did not come.
@@ -85,6 +86,7 @@ class Status:
     round: int
     rounds: int
     accuracy: float | None
+    global_accuracy: float | None
     participants: int
     refused: int
     missing: int
@@ -131,6 +133,7 @@ def read_status(directory: Path) -> Status:
         round=last.get("round", 0),
         rounds=config.rounds,
         accuracy=latest_accuracy(last),
+        global_accuracy=next(filter(is_number, map(global_accuracy, reversed(history))), None),
         participants=last.get("participants", 0),
         refused=sum(row["rejected"] for row in history),
         missing=sum(row["missing"] for row in history),

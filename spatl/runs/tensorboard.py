@@ -1,11 +1,12 @@
 """Rounds of a run as TensorBoard's scalars (`report.tensorboard`)."""
 
 import importlib.util
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from spatl.errors import ConfigError
-from spatl.runs.records import HistoryRow
+from spatl.runs.records import HistoryRow, global_accuracy
 
 
 def check_tensorboard() -> None:
@@ -42,6 +43,7 @@ class Scalars:
             "accuracy/on arrival": row.accuracy,
             "accuracy/worst client": row.accuracy_min,
             "accuracy/final": row.final_accuracy,
+            "accuracy/server's model": global_accuracy(asdict(row)),
             "loss/on arrival": row.loss,
             "loss/training": row.train_loss,
             "bytes/up": row.uplink_bytes,

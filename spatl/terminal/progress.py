@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spatl.config.experiment import ExperimentConfig
-from spatl.runs.records import latest_accuracy
+from spatl.runs.records import global_accuracy, latest_accuracy
 from spatl.runs.text import human_bytes, human_percent
 from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line
@@ -251,7 +251,9 @@ class NotebookProgress:
 
 
 def _accuracy(row: dict[str, Any]) -> str:
-    return f"accuracy {human_percent(latest_accuracy(row))}"
+    measured = global_accuracy(row)
+    told = "" if measured is None else f", server's model {human_percent(measured)}"
+    return f"accuracy {human_percent(latest_accuracy(row))}{told}"
 
 
 def _troubles(row: dict[str, Any]) -> list[str]:

@@ -34,6 +34,9 @@ def print_result(console: Console, result: RunResult) -> None:
         human_percent(summary["accuracy_min"]),
         human_percent(alone["accuracy_min"]) if alone else "",
     )
+    if summary.get("global_accuracy") is not None:
+        add(f"accuracy, server's model on {summary['global_examples']:,} official test examples",
+            human_percent(summary["global_accuracy"]))  # fmt: skip
     add("bytes up", human_bytes(summary["uplink_bytes"]), "needs none" if alone else "")
     add("bytes down", human_bytes(summary["downlink_bytes"]), "needs none" if alone else "")
     add("keep ratio (share of the encoder sent)", human_percent(summary["keep_ratio"]))
@@ -43,6 +46,8 @@ def print_result(console: Console, result: RunResult) -> None:
     if summary["rejected"] or summary["missing"]:
         add("updates refused / lost", f"{summary['rejected']} / {summary['missing']}")
     print_table(console, table)
+    if (reason := summary.get("no_global_accuracy")) is not None:
+        print_line(console, f"no accuracy on the official test set: {reason}")
     for client, reason in summary.get("absent", {}).items():
         print_line(console, f"client {client} took no part: {reason}")
     if (excluded := excluded_line(summary)) is not None:

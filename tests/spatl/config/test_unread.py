@@ -67,6 +67,8 @@ def test_every_setting_is_either_always_read_or_has_a_rule() -> None:
         ("spatl", "server.give_up_seconds", 60.0, "clients of a simulation that have gone do not come back"),
         ("spatl", "privacy.clip", 0.5, "there is no privacy without privacy.noise_multiplier"),
         ("spatl", "resources.gpus_per_client", 0.5, "only engine ray shares out a machine's resources"),
+        ("fedper", "report.global_accuracy", 5, "each client of FedPer has a predictor of its own, and the server no"),
+        ("local", "report.global_accuracy", 5, "Training alone has no model of all clients"),
         ("spatl", "partition.labels_per_client", 2, "the partition dirichlet does not read it (labels do)"),
     ],
 )  # fmt: skip
@@ -188,6 +190,7 @@ OTHER: dict[str, Any] = {
     "server_optimizer.name": "adam", "server_optimizer.momentum": 0.2, "server_optimizer.beta_1": 0.2,
     "server_optimizer.beta_2": 0.2, "server_optimizer.tau": 0.2,
     "report.compare_alone": True, "report.best": True, "report.prototype_examples": 5,
+    "report.global_accuracy": 1, "data.official_test": "apart",
 }  # fmt: skip
 """Another value of each setting that some runs do not read, as far as they go together."""
 
