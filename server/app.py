@@ -179,6 +179,7 @@ def serve(
     if devices:
         _write_registration(registered, directory)
     recorder.num_examples.update(registered.num_examples)
+    recorder.owners = blueprint.owners
     recorder.start_clock()
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
     selection = agreed_selection(registered, known) if config.row.static_mask else None

@@ -35,6 +35,7 @@ class Recorder:
 
     Attributes:
         num_examples: Training examples by client, filled in at registration.
+        owners: Names of the clients' owners, where they have any; likewise.
         groups: The channel groups that clients choose from, likewise.
         history: The rounds written so far.
     """
@@ -45,6 +46,7 @@ class Recorder:
         self.directory = directory
         self._scalars = scalars
         self.num_examples: dict[int, int] = {}
+        self.owners: tuple[str, ...] = ()
         self.groups: tuple[ChannelGroup, ...] = ()
         directory.mkdir(parents=True, exist_ok=True)
         forget_findings(directory, after=done)
@@ -102,7 +104,7 @@ class Recorder:
         record = self._round
         row = history_row(record, encoder_fingerprint)
         self._append(LEDGER, [entry.to_json() for entry in record.entries])
-        self._append(CLIENTS, [asdict(row) for row in client_rows(record, self.num_examples)])
+        self._append(CLIENTS, [asdict(row) for row in client_rows(record, self.num_examples, self.owners)])
         self._append(TIMINGS, [asdict(row) for row in timing_rows(record)])
         if chosen := [asdict(row) for row in selection_rows(record, self.groups)]:
             self._append(SELECTIONS, chosen)

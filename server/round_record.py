@@ -99,8 +99,10 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
     )
 
 
-def client_rows(record: RoundRecord, num_examples: Mapping[int, int]) -> Iterable[ClientRow]:
-    """Yield the lines of `clients.jsonl` for a round, given the training examples of each client."""
+def client_rows(
+    record: RoundRecord, num_examples: Mapping[int, int], owners: Sequence[str] = ()
+) -> Iterable[ClientRow]:
+    """Yield the lines of `clients.jsonl` for a round, given the training examples of each client, and its owner."""
     entries: dict[int, list[Entry]] = {client: [] for client in record.participants}
     for entry in record.entries:
         entries.setdefault(entry.client, []).append(entry)
@@ -130,6 +132,7 @@ def client_rows(record: RoundRecord, num_examples: Mapping[int, int]) -> Iterabl
             cosine=record.outcome.cosines.get(client),
             final_accuracy=final.accuracy if final else None,
             final_loss=final.loss if final else None,
+            owner=owners[client] if client < len(owners) else None,
         )
 
 

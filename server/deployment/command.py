@@ -90,6 +90,11 @@ def init(options: Namespace, console: Console) -> None:
             f"partition.name: own{'' if given else ' (the default here)'} is for data that lie on the devices, but "
             f"data set {config.data.name!r} is read from no path: name a partitioner, e.g. --set partition.name=iid"
         )
+    if config.partition.name == "file":
+        raise ConfigError(
+            "partition.name: file is for simulations, for devices open no file that another machine names: copy to "
+            "each device what is its own, and take partition.name: own"
+        )
     if config.report.compare_alone:
         logger.warning("report.compare_alone is not kept: a deployment's clients train together only")
         config = config.model_copy(update={"report": config.report.model_copy(update={"compare_alone": False})})

@@ -201,7 +201,12 @@ class ExperimentConfig(Section):
         Raises:
             SpatlError: There is no file of such weights.
         """
-        return self.model_copy(update={"model": self.model.located(directory), "data": _located(self.data, directory)})
+        partition = self.partition
+        if partition.path is not None:
+            path = str(directory / os.path.expanduser(partition.path))
+            partition = partition.model_copy(update={"path": path})
+        data = _located(self.data, directory)
+        return self.model_copy(update={"model": self.model.located(directory), "data": data, "partition": partition})
 
     def without_weights(self) -> Self:
         """Return the config with weights drawn from the seed, for a device, which opens no file that another names."""

@@ -71,6 +71,8 @@ def _check_names(config: ExperimentConfig, device: DeviceConfig, listed: ListedF
 
 def _check_data(config: ExperimentConfig, device: DeviceConfig, *, has_data: bool) -> None:
     """Raise unless the data are made here, or lie where the owner says."""
+    if config.partition.name == "file":
+        raise NotAllowed.of("data.dir (partition.path)", "a file of the run's", "data of its own")
     name, options = config.data.name, config.data.options
     if has_data or not is_read_from_path(name):  # the owner's place goes before the run's
         return

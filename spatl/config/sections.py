@@ -147,6 +147,8 @@ class PartitionConfig(Section):
     """How many classes a client sees; only `labels` reads it."""
     min_examples: Count = 10
     """No client holds fewer."""
+    path: str | None = None
+    """The .csv or .json file from which `file` reads whose each example is."""
     feature_noise: Annotated[float, BeforeValidator(not_a_switch), Field(ge=0)] = 0.0
     """sigma of NIID-Bench: the images of client i of N (from 1) get Gaussian noise of variance sigma * i / N."""
 
@@ -154,6 +156,12 @@ class PartitionConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         return one_of(name, PARTITIONERS, door=PARTITIONER_DOOR)
+
+    @model_validator(mode="after")
+    def _file_is_named(self) -> Self:
+        if self.name == "file" and not self.path:
+            raise ValueError("name: file needs path, the .csv or .json file that says whose each example is")
+        return self
 
 
 class ModelConfig(Section):

@@ -258,7 +258,7 @@ RULES: Final[tuple[_Rule, ...]] = (
         ("report.global_accuracy",), lambda run: run.config.report.split == "test",
         lambda run: "report.split leaves the test splits unread",
     ),
-    *(_of_the_partitioner(setting) for setting in ("alpha", "labels_per_client", "min_examples")),
+    *(_of_the_partitioner(setting) for setting in ("alpha", "labels_per_client", "min_examples", "path")),
     _Rule(
         ("model.cut",),
         # A factory of the user's must be given one, whether it is used or not.

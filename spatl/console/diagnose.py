@@ -1,6 +1,7 @@
 """Command `spatl diagnose RUN`: which client's data are faulty, and how, by what the model does on them."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -40,22 +41,23 @@ def diagnose(options: argparse.Namespace, console: Console) -> None:
         print(to_json(found.to_json(), indent=2))
         return
     print_line(console, f"{directory}: {_SOURCES[found.source]}{_round(found)}")
-    print_table(console, table_of(found.diagnosis))
+    print_table(console, table_of(found.diagnosis, found.owners))
     for line in notes_of(found.diagnosis):
         print_line(console, line)
     print_line(console, str(directory / DIAGNOSIS))
 
 
-def table_of(diagnosis: Diagnosis) -> Table:
+def table_of(diagnosis: Diagnosis, owners: Mapping[int, str] = {}) -> Table:
     """Return the clients as a table: each score with its place among all, and the verdict."""
     names = [name for name in SCORES if name in diagnosis.clients[0].scores]
     table = Table(title=f"{len(diagnosis.clients)} clients, accuracy of the middle one {_percent(diagnosis.accuracy)}")
-    for column in ("client", "examples", "accuracy", *names, "evidence"):
+    for column in ("client", *(("owner",) if owners else ()), "examples", "accuracy", *names, "evidence"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
     for each in diagnosis.clients:
+        owner = [Text(owners.get(each.client, "-"))] if owners else []
         table.add_row(
-            str(each.client), str(each.num_examples), _percent(each.accuracy),
+            str(each.client), *owner, str(each.num_examples), _percent(each.accuracy),
             *(_score(each.scores[name]) for name in names), f"{each.evidence:.2f}", Text(each.verdict.text),
         )  # fmt: skip
     return table

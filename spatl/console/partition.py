@@ -15,7 +15,7 @@ from spatl.config.loading import load_config
 from spatl.data import partition_settings
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.partition_figure import SPLITS, PartitionCounts, draw_partition
-from spatl.rounds.client_data import check_simulated, load_clients, split_client
+from spatl.rounds.client_data import check_simulated, load_clients, owners_of, split_client
 from spatl.terminal.tables import natural_width, print_line, print_table
 
 logger = logging.getLogger(__name__)
@@ -55,12 +55,13 @@ def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
     for remark in dataset.remarks():
         logger.warning("%s", remark)
     counts = np.stack([dataset.targets[part].bincount(minlength=dataset.num_classes).numpy() for part in parts])
-    splits = []
+    of_clients = []
     for client in range(len(parts)):
         data = split_client(config, dataset, parts, client)
-        splits.append([len(data.train), len(data.validation), len(data.test)])
+        of_clients.append([len(data.train), len(data.validation), len(data.test)])
     classes = dataset.class_names or tuple(str(label) for label in range(dataset.num_classes))
-    return PartitionCounts(_title(config), classes, counts, np.array(splits, dtype=np.int64)), len(dataset)
+    splits = np.array(of_clients, dtype=np.int64)
+    return PartitionCounts(_title(config), classes, counts, splits, owners_of(config, dataset, parts)), len(dataset)
 
 
 def _picture_path(config: ExperimentConfig, out: str | None) -> Path:
@@ -76,10 +77,14 @@ def partition_name(config: ExperimentConfig) -> str:
     """Return the partitioner of a config with what it reads: `dirichlet (alpha 0.5)`."""
     section = config.partition
     read = (setting for setting in partition_settings(section.name) if setting != "min_examples")
-    settings = [f"{setting} {getattr(section, setting):g}" for setting in read]
+    settings = [_setting(setting, getattr(section, setting)) for setting in read]
     if section.feature_noise:
         settings.append(f"feature_noise {section.feature_noise:g}")
     return f"{section.name} ({', '.join(settings)})" if settings else section.name
+
+
+def _setting(name: str, value: object) -> str:
+    return f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
 
 
 def _title(config: ExperimentConfig) -> str:
@@ -94,25 +99,29 @@ def counts_table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
     """
     table = Table(title=Text(counts.title, style="table.title"), box=None, header_style="bold")
     table.add_column("client", justify="right", min_width=6)
+    if counts.owners:
+        table.add_column("owner", no_wrap=True)
     each_class = each_class and len(counts.classes) <= _MANY_CLASSES
     for name in counts.classes if each_class else ("classes", "largest class"):
         table.add_column(Text(name), justify="right", no_wrap=True)
     for name in ("all", *SPLITS):
         table.add_column(name, justify="right", no_wrap=True)
 
-    def add(client: str, of_classes: Sequence[int], of_splits: Sequence[int]) -> None:
+    def add(client: str, owner: str, of_classes: Sequence[int], of_splits: Sequence[int]) -> None:
         total, most = sum(of_classes), int(np.argmax(of_classes))
         short = [
             f"{np.count_nonzero(of_classes)} of {len(of_classes)}",
             Text(f"{counts.classes[most]}: {of_classes[most] / total:.0%}"),
         ]
         numbers = [f"{number:,}" if number else "-" for number in of_classes]
-        table.add_row(client, *(numbers if each_class else short), *(f"{n:,}" for n in (total, *of_splits)))
+        named = [Text(owner)] if counts.owners else []
+        table.add_row(client, *named, *(numbers if each_class else short), *(f"{n:,}" for n in (total, *of_splits)))
 
     for client, (of_classes, of_splits) in enumerate(zip(counts.counts, counts.splits, strict=True)):
-        add(str(client), of_classes.tolist(), of_splits.tolist())
+        owner = counts.owners[client] if counts.owners else ""
+        add(str(client), owner, of_classes.tolist(), of_splits.tolist())
     table.add_section()
-    add("all", counts.counts.sum(axis=0).tolist(), counts.splits.sum(axis=0).tolist())
+    add("all", "", counts.counts.sum(axis=0).tolist(), counts.splits.sum(axis=0).tolist())
     return table
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from spatl.json_files import to_json
 from spatl.runs.findings import findings_by_round
@@ -48,11 +49,13 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
             f"round {number}: all control variates began anew, for those of client {who} were lost or of an older state"
         )
     table = Table()
-    for name in ("client", "rounds", "last", "accuracy", "up", "down", "missed", "refused"):
+    owned = any(client.owner is not None for client in status.clients)
+    owner = ("owner",) if owned else ()
+    for name in ("client", *owner, "rounds", "last", "accuracy", "up", "down", "missed", "refused"):
         table.add_column(name, justify="right")
     for client in status.clients:
         table.add_row(
-            str(client.client), str(client.rounds),
+            str(client.client), *([Text(client.owner or "-")] if owned else []), str(client.rounds),
             "-" if client.last_round is None else str(client.last_round), _percent(client.accuracy),
             human_bytes(client.uplink_bytes), human_bytes(client.downlink_bytes), str(client.missed),
             f"{client.refused}{', out' if client.left_out or client.absent is not None else ''}",

@@ -49,6 +49,7 @@ def dataset_of_arrays(
         raise misfit(where, f"labels must be whole numbers or texts [{len(shaped)}], one per image", labels)
     if groups is not None and (groups.dtype.kind not in "iuU" or groups.shape != shaped.shape[:1]):
         raise misfit(where, f"groups must be whole numbers or texts [{len(shaped)}], one per image", groups)
+    numbers, owners = (None, ()) if groups is None else numbered(groups)
     classes = class_labels(name, labels, num_classes=num_classes)
     values, normalisation = standardise(shaped) if shaped.dtype == np.uint8 else standardise_values(shaped)
     return Dataset(
@@ -56,7 +57,8 @@ def dataset_of_arrays(
         torch.from_numpy(values),
         torch.from_numpy(classes.numbers),
         num_classes=len(classes.names),
-        groups=None if groups is None else torch.from_numpy(numbered(groups)[0]),
+        groups=None if numbers is None else torch.from_numpy(numbers),
+        group_names=owners,
         class_names=classes.names,
         notes=(*of_layout, *notes, *classes.notes),
         splits=splits,

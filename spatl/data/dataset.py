@@ -26,6 +26,7 @@ class Dataset:
         targets: `[N]`, int64, in `[0, num_classes)`.
         num_classes: The number of classes, from 1 to `MAX_CLASSES`; a class may have no example.
         groups: `[N]`, int64: whose each example is by nature, e.g. its writer; None when nothing is known of it.
+        group_names: The names of those owners, by their numbers; none where nobody has named them.
         class_names: One name per class; if none are given, their numbers.
         splits: `[N]`, int64: the place in `SPLITS` of the split that each example was published in; None where each
             client draws splits of its own. Of a split that no example is in, clients draw theirs from `train`.
@@ -46,6 +47,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     splits: Tensor | None = None
     normalisation: Normalisation | None = None
+    group_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.inputs, self.targets
@@ -65,6 +67,8 @@ class Dataset:
         groups = self.groups
         if groups is not None and (groups.dtype != torch.int64 or groups.shape != labels.shape):
             raise self._error(f"groups must be int64 [{len(images)}], one per image", _describe(groups))
+        if groups is not None and self.group_names and not 0 <= int(groups.max()) < len(self.group_names):
+            raise self._error(f"group_names must be of groups up to {int(groups.max())}", str(len(self.group_names)))
         splits = self.splits
         if splits is not None:
             if splits.dtype != torch.int64 or splits.shape != labels.shape:

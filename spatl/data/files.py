@@ -64,7 +64,8 @@ def folder(
     pixels = decode_images("folder", [(str(file.path), file.path) for file in files], channels=channels,
                            image_size=image_size)  # fmt: skip
     number = {label: place for place, label in enumerate(classes)}
-    owners = np.array([file.owner or "" for file in files])
+    owners, owner_names = numbered(np.array([file.owner or "" for file in files]))
+    owned = owner_names != ("",)
     splits = None
     if not pool and any(file.split is not None for file in files):
         splits = torch.tensor([SPLITS.index(file.split or "train") for file in files])
@@ -74,7 +75,8 @@ def folder(
         torch.from_numpy(images),
         torch.tensor([number[file.label] for file in files]),
         num_classes=len(classes),
-        groups=torch.from_numpy(numbered(owners)[0]) if owners[0] else None,
+        groups=torch.from_numpy(owners) if owned else None,
+        group_names=owner_names if owned else (),
         class_names=tuple(classes),
         notes=notes,
         splits=splits,

@@ -193,9 +193,10 @@ def from_table(
                 f"data.options.{role}"
             )
     labels = _labels(library, dataset, table, columns.label, num_classes)
-    groups = None
+    groups, owners = None, tuple[str, ...]()
     if columns.group is not None:
-        groups = torch.from_numpy(numbered(column_values(dataset, table, columns.group))[0])
+        numbers, owners = numbered(column_values(dataset, table, columns.group))
+        groups = torch.from_numpy(numbers)
     files = _image_files(library, dataset, table, columns.image)
     pixels = decode_images(dataset, files, channels=channels, image_size=image_size)
     images, normalisation = standardise(pixels)
@@ -205,6 +206,7 @@ def from_table(
         torch.from_numpy(labels.numbers),
         num_classes=len(labels.names),
         groups=groups,
+        group_names=owners,
         class_names=labels.names,
         notes=labels.notes,
         normalisation=normalisation,

@@ -57,6 +57,7 @@ def femnist(seed: int, *, path: str = _DEFAULT_PATH, max_writers: int | None = N
         torch.from_numpy(np.concatenate(examples.labels)),
         num_classes=len(_CLASSES),
         groups=torch.from_numpy(np.concatenate(examples.groups)),
+        group_names=examples.writers,
         class_names=_CLASSES,
         normalisation=normalisation,
     )
@@ -95,6 +96,11 @@ class _Examples:
         self.groups: list[np.ndarray[Any, np.dtype[np.int64]]] = []
         self._writers: dict[str, int] = {}
         self._max_writers = max_writers
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Their names, by number."""
+        return tuple(self._writers)
 
     def read(self, folder: Path) -> None:
         """Add the examples of a folder; LEAF puts all of a writer's examples there into one file."""

@@ -4,8 +4,8 @@
 class, the clients' shares of it are drawn from Dirichlet(alpha), as in Yurochkin et al. (ICML 2019, arXiv 1905.12022)
 after Hsu et al. (2019, arXiv 1909.06335); the smaller alpha, the fewer classes a client sees. Shares are drawn again
 until no client is too small to learn and be tested on. `natural` makes each natural owner of examples a client, as in
-LEAF (Caldas et al., 2018, arXiv 1812.01097). These three need nothing but NumPy; the other rows of the table are
-partitioners of flwr-datasets.
+LEAF (Caldas et al., 2018, arXiv 1812.01097), and `file` reads a partition of the user's. These four need nothing but
+NumPy; the other rows of the table are partitioners of flwr-datasets.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spatl.data import flwr_partitioners
 from spatl.data.own import OWN
+from spatl.data.partition_file import read_partition
 from spatl.data.partition_request import NOBODY, Integers, Request
 from spatl.data.users import PARTITIONER_DOOR, settings_of, split_as_users
 from spatl.errors import DataError, SpatlError, told
@@ -37,6 +38,7 @@ def partition(
     labels_per_client: int,
     min_examples: int,
     groups: Tensor | None = None,
+    path: str | None = None,
 ) -> tuple[Tensor, ...]:
     """Return each client's examples.
 
@@ -49,6 +51,7 @@ def partition(
         labels_per_client: How many classes a client sees under `labels`, at least 1.
         min_examples: What every client gets at least; at least 1.
         groups: `[N]`, int64, whose each example is by nature, for `natural`.
+        path: The file that says who gets what, for `file`.
 
     Returns:
         One int64 tensor of ascending indices per client; no index is in two of them, and every index in `[0, N)` is in
@@ -72,6 +75,7 @@ def partition(
             alpha=alpha,
             labels_per_client=labels_per_client,
             min_examples=min_examples,
+            path=path,
         )
         owners = _owners(name, request, seed)
         parts = tuple(torch.from_numpy(np.flatnonzero(owners == client)) for client in range(num_clients))
@@ -205,6 +209,13 @@ def _natural(rng: np.random.Generator, request: Request) -> Integers:
     return np.where(np.isin(request.groups, drawn), np.searchsorted(drawn, request.groups), NOBODY)
 
 
+def _filed(rng: np.random.Generator, request: Request) -> Integers:
+    if request.path is None:
+        raise DataError("file: partition.path must name a .csv or .json file that says whose each example is")
+    number = len(request.labels)
+    return read_partition(request.path, num_examples=number, num_clients=request.num_clients).owners
+
+
 def _own(rng: np.random.Generator, request: Request) -> Integers:
     raise DataError("own: no data set is shared out where each device has its own (spatl deploy)")
 
@@ -223,6 +234,12 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
     "iid": PartitionerEntry(
         partitioner=_iid,
         description="no skew: equal shares at random",
+    ),
+    "file": PartitionerEntry(
+        partitioner=_filed,
+        description="a file of yours says whose each example is",
+        settings=("path", "min_examples"),
+        complete=False,
     ),
     "flwr-dirichlet": _flwr(
         flwr_partitioners.dirichlet, "DirichletPartitioner", "label skew, as Flower draws it", "alpha"

@@ -21,6 +21,7 @@ class Request:
         num_clients: At least 1.
         alpha: Concentration of a Dirichlet distribution.
         labels_per_client: How many classes a client sees.
+        path: The file that says who gets what, for `file`.
         min_examples: What every client gets at least; at least 1.
     """
 
@@ -30,3 +31,4 @@ class Request:
     alpha: float
     labels_per_client: int
     min_examples: int
+    path: str | None = None

@@ -1,7 +1,7 @@
 """Diagnosis of a run: from the findings it has recorded, or else from its model and its clients' data."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from spatl.diagnosis.panel import Diagnosis, diagnose
 from spatl.runs.files import CLIENTS, SUMMARY
 from spatl.runs.findings import findings_rounds, read_findings
 from spatl.runs.marks import check_finished
-from spatl.runs.records import is_number, mean, read_lines
+from spatl.runs.records import is_number, mean, owners_in, read_lines
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,19 @@ class RunDiagnosis:
     Attributes:
         diagnosis: Theirs.
         source: `recorded` or `computed`.
+        owners: Names of the clients' owners, of those that the run knows.
         round: The round after which the model was looked at; None for the last.
     """
 
     diagnosis: Diagnosis
     source: str
     round: int | None
+    owners: Mapping[int, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold."""
-        return {"source": self.source, "round": self.round, **self.diagnosis.to_json()}
+        owners = {str(client): owner for client, owner in self.owners.items()}
+        return {"source": self.source, "round": self.round, "owners": owners, **self.diagnosis.to_json()}
 
 
 def diagnose_run(
@@ -45,16 +48,16 @@ def diagnose_run(
     Raises:
         SpatlError: There is nothing to go by, or too little.
     """
-    cosines = mean_cosines(run)
+    cosines, owners = mean_cosines(run), owners_in(read_lines(run / CLIENTS))
     if server_round is not None or findings_rounds(run):
         record = read_findings(run, server_round)
         found = diagnose(record.by_client, class_names=record.class_names, cosines=cosines)
-        return RunDiagnosis(found, "recorded", record.round)
+        return RunDiagnosis(found, "recorded", record.round, owners)
     computed = compute_findings(run, progress=progress)
     found = diagnose(
         computed.findings, class_names=computed.class_names, cosines=cosines, batch_norm=computed.batch_norm
     )
-    return RunDiagnosis(found, "computed", None)
+    return RunDiagnosis(found, "computed", None, owners)
 
 
 def mean_cosines(run: Path) -> dict[int, float | None]:

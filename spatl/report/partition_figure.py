@@ -20,6 +20,7 @@ _SHADES = ("#d6e6f2", PALETTE[0], "#001a2b")  # from few examples to many; none 
 _MANY_CLIENTS = 40  # beyond, the lines between cells would cover them, and not every id has room
 _FEW = 16  # up to so many clients and classes, a cell has room for its number
 _MANY_CLASSES = 20  # beyond, not every name has room
+_UPRIGHT = 8  # up to so many owners' names have room beside each other
 _LONG_NAME = 16  # characters; beyond, a class's name is cut
 
 
@@ -31,6 +32,7 @@ class PartitionCounts:
         title: What the partition is called.
         classes: The name of each of C classes.
         counts: `[K, C]`, int64: how many examples of each class each of K clients has.
+        owners: The names of the K clients' owners; none where they have none.
         splits: `[K, 3]`, int64: how many examples of each of `SPLITS` each client has.
     """
 
@@ -38,6 +40,7 @@ class PartitionCounts:
     classes: Sequence[str]
     counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
     splits: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+    owners: Sequence[str] = ()
 
 
 def draw_partition(partition: PartitionCounts, path: Path) -> None:
@@ -103,7 +106,12 @@ def _draw_classes(axes: "Axes", partition: PartitionCounts) -> "QuadMesh":
     axes.set(xlim=(-0.5, num_clients - 0.5), ylim=(num_classes - 0.5, -0.5))
     axes.grid(visible=False)
     axes.tick_params(length=0)
-    axes.set_xticks(_ticks(num_clients, _MANY_CLIENTS))
+    ticks = _ticks(num_clients, _MANY_CLIENTS)
+    if partition.owners:
+        names = [f"{client} {_short(partition.owners[client])}" for client in ticks]
+        axes.set_xticks(ticks, names, rotation=90 if len(ticks) > _UPRIGHT else 0)
+    else:
+        axes.set_xticks(ticks)
     rows = _ticks(num_classes, _MANY_CLASSES)
     axes.set_yticks(rows, [_short(partition.classes[row]) for row in rows])
     return mesh

@@ -7,7 +7,7 @@ from typing import Any
 from spatl.report.figures import curves_svg, final_accuracies, run_title
 from spatl.report.page import facts, figure, make_page, provenance, section, table
 from spatl.report.result import RunResult
-from spatl.runs.records import MISHAPS, bytes_on_arrival, excluded_line, global_accuracy, is_number, mean
+from spatl.runs.records import MISHAPS, bytes_on_arrival, excluded_line, global_accuracy, is_number, mean, owners_in
 from spatl.runs.text import human_bytes
 from spatl.sealed_files import replace_file
 
@@ -188,12 +188,14 @@ def _clients(result: RunResult) -> str:
     for row in result.clients:
         rows_of.setdefault(row["client"], []).append(row)
     rows = []
+    owners = owners_in(result.clients)
     for client, own in sorted(rows_of.items()):
         accuracy, by_itself = final.get(client), alone.get(str(client))
         compared = {"alone": _ratio(by_itself), "gained": _difference(accuracy, by_itself)} if alone else {}
         rows.append(
             {
                 "client": _text(client),
+                **({"owner": _text(owners.get(client))} if owners else {}),
                 "training examples": _text(own[-1].get("num_examples")),
                 "rounds": _count(sum(bool(row.get("participated")) for row in own)),
                 "refused": _count(sum(row.get("rejected") is not None for row in own)),

@@ -26,7 +26,7 @@ from spatl.extensions.references import is_reference
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, duplicate
 from spatl.models.weights import read_weights, start_from_
-from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_clients, split_client
+from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_clients, owners_of, split_client
 from spatl.rounds.memory import check_memory
 from spatl.rounds.remembered import remembered_warnings
 from spatl.rounds.rules import rehearse_rule
@@ -127,6 +127,11 @@ class Blueprint:
     def client_data(self, client: int) -> ClientData:
         """The splits of one client, drawn once from the seed."""
         return split_client(self.config, self.dataset, self.partition, client)
+
+    @cached_property
+    def owners(self) -> tuple[str, ...]:
+        """Names of the clients' owners; none where nobody has named them, and of devices with data of their own."""
+        return owners_of(self.config, self.dataset, self.partition) if self.partition else ()
 
     @cached_property
     def rest(self) -> dict[str, bytes]:

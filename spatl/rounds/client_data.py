@@ -11,6 +11,7 @@ from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.dataset import SPLITS
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
+from spatl.data.partition_file import read_partition
 from spatl.errors import ConfigError, DataError
 
 OWN_IN_A_SIMULATION = (
@@ -55,12 +56,33 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         labels_per_client=config.partition.labels_per_client,
         min_examples=config.partition.min_examples,
         groups=None if dataset.groups is None else dataset.groups[dealt],
+        path=config.partition.path,
     )
     parts = tuple(dealt[part] for part in parts)
     return dataset, with_official(
         dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural",
         splits=[split for split in SPLITS[1:] if split not in kept_apart(config)],
     )  # fmt: skip
+
+
+def owners_of(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor]) -> tuple[str, ...]:
+    """Return the name of each client's owner; none where nobody has named them.
+
+    Args:
+        config: The run.
+        dataset: As `load_clients` returned it.
+        parts: Likewise.
+
+    Raises:
+        DataError: The file of the partition has changed meanwhile.
+    """
+    name, path = config.partition.name, config.partition.path
+    if name == "file" and path is not None:
+        number = len(training_indices(dataset))
+        return read_partition(path, num_examples=number, num_clients=len(parts)).names
+    if name == "natural" and dataset.groups is not None and dataset.group_names:
+        return tuple(dataset.group_names[int(dataset.groups[part[0]])] for part in parts)
+    return ()
 
 
 def kept_apart(config: ExperimentConfig) -> tuple[str, ...]:

@@ -26,7 +26,8 @@ class ClientRow:
     the bytes of all rows are the bytes of the run; what it did not do is null. `missed` says that it was asked to train
     and no answer came in time, `away` that it was not even connected, `error` that it answered with an error, whose
     reason is in `rejected`. `asked_again` counts the copies of questions that it was sent. `cosine` is that of its
-    update with the sum of the other participants', on what it sent.
+    update with the sum of the other participants', on what it sent. `owner` is the name of whose data it has, where the
+    partition knows it.
     """
 
     round: int
@@ -52,6 +53,7 @@ class ClientRow:
     away: bool = False
     error: bool = False
     asked_again: int = 0
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,11 @@ def latest_accuracy(row: Mapping[str, Any]) -> float | None:
     final: float | None = row.get("final_accuracy")
     arrival: float | None = row.get("accuracy")
     return arrival if final is None else final
+
+
+def owners_in(rows: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """Return the names of the clients' owners by the lines of `clients.jsonl`; those that nobody named are left out."""
+    return {row["client"]: str(row["owner"]) for row in rows if row.get("owner") is not None}
 
 
 def global_accuracy(row: Mapping[str, Any]) -> float | None:

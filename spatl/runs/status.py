@@ -14,7 +14,7 @@ from spatl.json_files import read_object
 from spatl.runs.directory import config_of, has_rounds, is_running
 from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
 from spatl.runs.marks import check_finished, read_so_far
-from spatl.runs.records import global_accuracy, is_number, latest_accuracy, lines_in, mishaps, rounds_of
+from spatl.runs.records import global_accuracy, is_number, latest_accuracy, lines_in, mishaps, owners_in, rounds_of
 from spatl.runs.waiting import read_waiting
 
 _OF_A_ROUND: Final = frozenset({"round", "rejected", "missing", "uplink_bytes", "downlink_bytes", "seconds"})
@@ -29,6 +29,7 @@ class ClientHealth:
 
     Attributes:
         client: Its partition id.
+        owner: The name of whose data it has; None where nobody knows.
         rounds: How many rounds its update was folded in.
         last_round: The last of these; None if there is none.
         accuracy: Its last accuracy, of the encoder as it arrived.
@@ -42,6 +43,7 @@ class ClientHealth:
     """
 
     client: int
+    owner: str | None
     rounds: int
     last_round: int | None
     accuracy: float | None
@@ -219,7 +221,7 @@ def _clients(
         # Registration (round 1) and the last evaluation have rows as well, of clients that were not asked to train.
         missed[row["client"]] += bool(row.get("missed"))
     left_out = set(history[-1].get("left_out") or ()) if history else set()
-    health = []
+    health, owners = [], owners_in(rows)
     for client, own in sorted(of_client.items()):
         trained = [row for row in own if row["participated"]]
         reasons = [row["rejected"] for row in own if row["rejected"] is not None]
@@ -228,6 +230,7 @@ def _clients(
         health.append(
             ClientHealth(
                 client=client,
+                owner=owners.get(client),
                 rounds=len(trained),
                 last_round=trained[-1]["round"] if trained else None,
                 accuracy=accuracies[-1] if accuracies else None,

@@ -46,7 +46,7 @@ def test_every_example_goes_to_exactly_one_client_and_nobody_gets_too_few(
     assert all(part.dtype == torch.int64 and len(part) >= min_examples for part in parts)
 
 
-@pytest.mark.parametrize("name", sorted(set(PARTITIONERS) - {"own"}))
+@pytest.mark.parametrize("name", sorted(set(PARTITIONERS) - {"own", "file"}))
 def test_the_seed_decides(name: str) -> None:
     first, again, other = (cut(name=name, seed=seed, groups=GROUPS) for seed in (1, 1, 2))
     assert all(map(torch.equal, first, again))
@@ -92,7 +92,7 @@ def test_a_partition_that_no_draw_finds_is_one_clear_line() -> None:
     [
         (
             {"name": "dirichlett"},
-            r"'dirichlett' \(did you mean 'dirichlet'\?\); known: dirichlet, iid, flwr-",
+            r"'dirichlett' \(did you mean 'dirichlet'\?\); known: dirichlet, iid, file, flwr-",
         ),
         ({"num_clients": 0}, "must be at least 1, got 0 and 10"),
         ({"min_examples": 0}, "must be at least 1, got 5 and 0"),
@@ -117,7 +117,7 @@ def test_the_built_in_partitions_stay_what_they_are() -> None:
 
 
 def test_an_entry_names_settings_that_there_are() -> None:
-    known = {"alpha", "labels_per_client", "min_examples"}
+    known = {"alpha", "labels_per_client", "min_examples", "path"}
     assert all(set(entry.settings) <= known for entry in PARTITIONERS.values())
 
 
