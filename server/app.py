@@ -45,6 +45,7 @@ from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
 from spatl.rounds.rules import aggregation_rule
 from spatl.rounds.server_model import summarised
+from spatl.rounds.server_state import ServerState
 from spatl.rounds.weights import bounded_weights, largest_share
 from spatl.runner import remarks_on
 from spatl.runs.checkpoint import Checkpoint
@@ -179,15 +180,13 @@ def serve(
     if devices:
         _write_registration(registered, directory)
     recorder.num_examples.update(registered.num_examples)
-    recorder.owners = blueprint.owners
     recorder.start_clock()
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
     selection = agreed_selection(registered, known) if config.row.static_mask else None
     strategy = _strategy(registered, recorder, selection, checkpoint, grid=grid, simulated=not devices)
     _run_rounds(strategy, grid, config)
     _write_model(strategy, recorder, directory)
-    facts = _facts(registered, recorder, engine=_engine_name(grid, config))
-    facts |= summarised(blueprint, strategy.state.statistics, recorder.final_globally)
+    facts = _facts(registered, recorder, strategy.state, engine=_engine_name(grid, config))
     most_examples = max(strategy.state.num_examples.values())
     whole = whole_update_bytes(blueprint, most_examples) if blueprint.layout.num_entries else 0
     return recorder.write_summary(facts, whole_update_bytes=whole)
@@ -215,7 +214,7 @@ def _strategy(
     registered: Registered, recorder: Recorder, selection: Selection | None, checkpoint: Checkpoint | None, *,
     grid: FederationGrid, simulated: bool,
 ) -> FederationStrategy:  # fmt: skip
-    recorder.groups = registered.blueprint.layout.groups
+    recorder.groups, recorder.owners = registered.blueprint.layout.groups, registered.blueprint.owners
     initial = check_of(registered.blueprint.initial_encoder())
     clients = registered.clients
     return FederationStrategy(
@@ -275,7 +274,7 @@ def agreed_selection(registered: Registered, known: Mapping[int, int]) -> Select
     return common_selection(saliency, weights, registered.blueprint.costs, config.budget())
 
 
-def _facts(registered: Registered, recorder: Recorder, *, engine: str) -> dict[str, Any]:
+def _facts(registered: Registered, recorder: Recorder, state: ServerState, *, engine: str) -> dict[str, Any]:
     """Return the facts of the summary that do not follow from the rounds."""
     config = registered.config
     facts: dict[str, Any] = {
@@ -293,6 +292,7 @@ def _facts(registered: Registered, recorder: Recorder, *, engine: str) -> dict[s
             "python": platform.python_version(),
         },
     }
+    facts |= summarised(registered.blueprint, state.statistics, recorder.final_globally)
     if registered.absent:
         facts["absent"] = _by_name(registered.absent)
     if (noise_multiplier := config.privacy.noise_multiplier) is not None:

@@ -85,16 +85,7 @@ def init(options: Namespace, console: Console) -> None:
     if not given:
         values["partition"] = {**section, "name": OWN}
     config = parse_config(values).located(Path.cwd())
-    if config.has_own_data and not is_read_from_path(config.data.name):
-        raise ConfigError(
-            f"partition.name: own{'' if given else ' (the default here)'} is for data that lie on the devices, but "
-            f"data set {config.data.name!r} is read from no path: name a partitioner, e.g. --set partition.name=iid"
-        )
-    if config.partition.name == "file":
-        raise ConfigError(
-            "partition.name: file is for simulations, for devices open no file that another machine names: copy to "
-            "each device what is its own, and take partition.name: own"
-        )
+    _check_data(config, given=given)
     if config.report.compare_alone:
         logger.warning("report.compare_alone is not kept: a deployment's clients train together only")
         config = config.model_copy(update={"report": config.report.model_copy(update={"compare_alone": False})})
@@ -131,6 +122,20 @@ def init(options: Namespace, console: Console) -> None:
         *(f"  spatl deploy client {directory / f'client-{client}'}" for client in range(num_clients)),
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_data(config: ExperimentConfig, *, given: bool) -> None:
+    """Raise unless devices can have the data of a config; `given` says whether it names the partition itself."""
+    if config.has_own_data and not is_read_from_path(config.data.name):
+        raise ConfigError(
+            f"partition.name: own{'' if given else ' (the default here)'} is for data that lie on the devices, but "
+            f"data set {config.data.name!r} is read from no path: name a partitioner, e.g. --set partition.name=iid"
+        )
+    if config.partition.name == "file":
+        raise ConfigError(
+            "partition.name: file is for simulations, for devices open no file that another machine names: copy to "
+            "each device what is its own, and take partition.name: own"
+        )
 
 
 @private_files()

@@ -18,8 +18,9 @@ from spatl.bench.report import write_reports
 from spatl.bench.results import Record, collect, run_directory
 from spatl.bench.tuning import Tuned, tuned_rows, tuning_jobs, warn_of_replaced_momenta, with_tuned
 from spatl.config.engines import ENGINES
+from spatl.config.given import given_in, setting_names
 from spatl.config.loading import config_from_json
-from spatl.config.unread import given_in, setting_names, settings_without_effect
+from spatl.config.unread import settings_without_effect
 from spatl.errors import ConfigError, SpatlError
 from spatl.json_files import write_json
 from spatl.rounds.blueprint import cached_blueprint

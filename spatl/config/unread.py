@@ -4,9 +4,9 @@ One table says for every setting that not all runs read when it is read, and why
 `ALWAYS_READ`. A setting that is in neither fails a test, so that none is forgotten.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.sections import TRIMMING, Section
+from spatl.config.given import given_settings, setting_names
+from spatl.config.sections import TRIMMING
 from spatl.config.server_optimizer import ADAPTIVE
 from spatl.data import PARTITIONERS, Dataset, partition_settings
 from spatl.extensions.references import is_reference
@@ -108,64 +109,6 @@ def settings_without_effect(
         if unmet:
             lines[setting] = f"{setting} has no effect: {unmet[0].otherwise(run)}"
     return lines
-
-
-def given_settings(config: ExperimentConfig) -> set[str]:
-    """Return the dotted names of the settings in which a config was told something.
-
-    That is whatever differs from the method's own defaults, and whatever was named even if it does not; but not of a
-    config that names all its sections: that one was written by a run, not by a person.
-    """
-    usual = ExperimentConfig.model_validate({"method": config.method})
-    brought = {f"{section}.{key}" for section, values in config.row.defaults.items() for key in values}
-    brought |= {"predictor.mode"} if config.row.predictor_mode else set()
-    by_ratio = {"wire.uplink", "wire.downlink"} if config.wire.target_ratio is not None else set()
-    resolved = config.model_fields_set >= set(ExperimentConfig.model_fields) - {"bench", "saliency"}
-    given = set()
-    for setting in setting_names():
-        *sections, key = setting.split(".")
-        section, usually = _at(config, sections), _at(usual, sections)
-        named = key in section.model_fields_set and not resolved and setting not in brought
-        differs = getattr(section, key) != getattr(usually, key)
-        if (named or differs) and setting not in by_ratio:
-            given.add(setting)
-    return given
-
-
-def given_in(values: Mapping[str, Any]) -> set[str]:
-    """Return the dotted names of the settings that stand in nested mappings, as `read_config` returns them."""
-    given = set()
-    for setting in setting_names():
-        found: Any = values
-        for key in setting.split("."):
-            found = found.get(key, _NOT_THERE) if isinstance(found, Mapping) else _NOT_THERE
-        if found is not _NOT_THERE:
-            given.add(setting)
-    return given
-
-
-def setting_names() -> tuple[str, ...]:
-    """Return the dotted names of all settings of a run, in the order of the config; `bench` is no part of one."""
-    return tuple(_names(ExperimentConfig))
-
-
-def _names(section: type[Section], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            if not field.exclude:
-                yield from _names(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _at(config: ExperimentConfig, sections: Sequence[str]) -> Section:
-    found: Section = config
-    for name in sections:
-        found = getattr(found, name)
-    return found
-
-
-_NOT_THERE = object()
 
 
 def _methods(fact: Callable[[Method], bool]) -> str:

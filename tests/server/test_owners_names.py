@@ -19,7 +19,7 @@ OWNERS = ("Aarau [ward]", "Bern", "Chur", "Davos", "Ems", "Fribourg")
 
 
 @pytest.fixture(scope="module")
-def owned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def six_owners(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of six owners, and the same as a file of a partition."""
     directory: Path = tmp_path_factory.mktemp("owned")
     groups = np.array([OWNERS[number % 6] for number in range(240)])
@@ -31,11 +31,11 @@ def owned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["natural", "file"])
 def test_owners_are_named_wherever_a_client_is_shown(
-    owned: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    six_owners: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    partition = {"name": name, "num_clients": 6, **({"path": str(owned / "owners.json")} if name == "file" else {})}
+    partition = {"name": name, "num_clients": 6, **({"path": str(six_owners / "owners.json")} if name == "file" else {})}
     config = tiny_config(
-        rounds=1, data={"name": "npz", "options": {"path": str(owned / "owned.npz")}}, partition=partition,
+        rounds=1, data={"name": "npz", "options": {"path": str(six_owners / "owned.npz")}}, partition=partition,
         report={"findings": "end", "prototype_examples": None},
     )  # fmt: skip
     run(config, tmp_path / "run", progress=False)
@@ -55,13 +55,13 @@ def test_owners_are_named_wherever_a_client_is_shown(
     assert json.loads(capsys.readouterr().out)["owners"] == {str(client): owner for client, owner in enumerate(OWNERS)}
 
 
-def test_nobody_is_named_where_owners_have_no_part_in_the_partition(owned: Path, tmp_path: Path) -> None:
-    config = tiny_config(rounds=1, data={"name": "npz", "options": {"path": str(owned / "owned.npz")}})
+def test_nobody_is_named_where_owners_have_no_part_in_the_partition(six_owners: Path, tmp_path: Path) -> None:
+    config = tiny_config(rounds=1, data={"name": "npz", "options": {"path": str(six_owners / "owned.npz")}})
     run(config, tmp_path / "run", pictures=False)
     assert {row["owner"] for row in read_lines(tmp_path / "run" / "clients.jsonl")} == {None}
 
 
-def test_a_device_opens_no_file_of_a_partition(owned: Path, tmp_path: Path) -> None:
-    config = tiny_config(partition={"name": "file", "path": str(owned / "owners.json")})
+def test_a_device_opens_no_file_of_a_partition(six_owners: Path, tmp_path: Path) -> None:
+    config = tiny_config(partition={"name": "file", "path": str(six_owners / "owners.json")})
     with pytest.raises(NotAllowed, match=r"data\.dir \(partition\.path\)"):
         permitted(config, DeviceConfig(), ListedFiles(tmp_path, ()), tmp_path, client=0, has_data=True)

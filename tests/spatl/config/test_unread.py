@@ -10,8 +10,9 @@ import yaml
 
 from spatl.bench.plan import make_plan
 from spatl.bench.run import unread_by_rows
+from spatl.config.given import given_settings, setting_names
 from spatl.config.loading import load_config, parse_config
-from spatl.config.unread import ALWAYS_READ, RULES, given_settings, setting_names, settings_without_effect
+from spatl.config.unread import ALWAYS_READ, RULES, settings_without_effect
 from spatl.data import Dataset
 from spatl.methods import METHODS
 from spatl.runner import run

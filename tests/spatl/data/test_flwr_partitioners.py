@@ -17,7 +17,7 @@ from spatl.errors import DataError
 
 LABELS = torch.arange(600) % 10
 GROUPS = torch.arange(600) // 25  # 24 of 25 examples each
-FLOWER = sorted(set(PARTITIONERS) - {"dirichlet", "iid", "natural", "own"})
+FLOWER = sorted(set(PARTITIONERS) - {"dirichlet", "file", "iid", "natural", "own"})
 
 requests = st.fixed_dictionaries({
     "num_clients": st.integers(1, 8), "alpha": st.floats(1, 100), "labels_per_client": st.integers(1, 5),
