@@ -59,6 +59,12 @@ class Method:
         selects: Whether clients send only the channels their selector picks; otherwise they send all of them.
         controls: Whether gradients are corrected by control variates (SCAFFOLD's option II).
         normalizes: Whether updates are divided by their step weight before averaging (FedNova).
+        dynamic: Whether a client's loss has a linear term, the gradient that its last run ended with, and a pull to the
+            server's weights, and the server goes on from the clients' mean by what these terms add up to (FedDyn).
+        personal: Whether each client keeps a model of its own, pulled towards the server's, which is what it evaluates
+            (Ditto).
+        contrasts: Whether representations are drawn towards those of the server's model, and away from those of the
+            client's own model of the round before (MOON).
         proximal: Whether `training.proximal_mu` pulls the shared weights towards the server's (FedProx).
         head_first: Whether the private predictor is trained first, under a fixed encoder, and then the encoder under
             the fixed predictor (FedRep).
@@ -79,6 +85,9 @@ class Method:
     selects: bool = False
     controls: bool = False
     normalizes: bool = False
+    dynamic: bool = False
+    personal: bool = False
+    contrasts: bool = False
     proximal: bool = False
     head_first: bool = False
     fine_tunes: bool = False
@@ -94,8 +103,13 @@ class Method:
             raise self._error(f"keep_ratio must be in (0, 1], got {self.keep_ratio!r}")
         if self.selects and self.static_mask:
             raise self._error("selects and static_mask exclude each other: clients choose channels, or have one set")
-        if self.shares == "nothing" and (self.selects or self.static_mask or self.controls or self.normalizes):
+        of_updates = self.selects or self.static_mask or self.corrects or self.normalizes
+        if self.shares == "nothing" and (of_updates or self.personal or self.contrasts):
             raise self._error("what shares nothing has neither channels to select nor updates to correct or normalise")
+        if self.dynamic and (self.controls or self.normalizes or self.proximal):
+            raise self._error("dynamic has its own correction and pull: it excludes controls, normalizes and proximal")
+        if self.personal and (self.fine_tunes or self.contrasts):
+            raise self._error("personal excludes fine_tunes and contrasts: a client keeps one model of its own")
         if self.head_first and self.shares != "encoder":
             raise self._error(f"head_first needs a private predictor, shares='encoder', got {self.shares!r}")
         if not all(isinstance(values, Mapping) for values in self.defaults.values()):
@@ -107,6 +121,16 @@ class Method:
     def facts(self) -> dict[str, Any]:
         """Return what decides what is computed, by name; a config holds the defaults already."""
         return {key: value for key, value in asdict(self).items() if key not in ("title", "source", "defaults")}
+
+    @property
+    def corrects(self) -> bool:
+        """Return whether each client keeps what corrects its gradients (c_i), and the server the weighted sum (c)."""
+        return self.controls or self.dynamic
+
+    @property
+    def evaluates_own(self) -> bool:
+        """Return whether each client evaluates weights of its own, which come of the server's."""
+        return self.fine_tunes or self.personal
 
     @property
     def budgeted(self) -> bool:
@@ -182,6 +206,9 @@ METHODS: dict[str, Method] = {
         title="SCAFFOLD", source="Karimireddy et al., ICML 2020, arXiv 1910.06378", shares="all", controls=True,
         defaults=_OPTION_II,
     ),
+    "feddyn": Method(title="FedDyn", source="Acar et al., ICLR 2021, arXiv 2111.04263", shares="all", dynamic=True),
+    "ditto": Method(title="Ditto", source="Li et al., ICML 2021, arXiv 2012.04221", shares="all", personal=True),
+    "moon": Method(title="MOON", source="Li, He, Song, CVPR 2021, arXiv 2103.16257", shares="all", contrasts=True),
     "fedper": Method(title="FedPer", source="Arivazhagan et al., 2019, arXiv 1912.00818", shares="encoder"),
     "fedrep": Method(
         title="FedRep", source="Collins et al., ICML 2021, arXiv 2102.07078", shares="encoder", head_first=True

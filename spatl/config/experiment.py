@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from spatl.channels.costs import Budget
 from spatl.config.bench import BenchConfig
 from spatl.config.report import ReportConfig
-from spatl.config.rules import check_control, check_privacy, check_training
+from spatl.config.rules import check_control, check_corrections, check_privacy, check_training
 from spatl.config.saliency import SaliencyConfig
 from spatl.config.sections import (
     ControlConfig,
@@ -99,6 +99,7 @@ class ExperimentConfig(Section):
     def _rules_hold(self) -> Self:
         check_training(self.training, self.row, self.rounds)
         check_control(self.control, self.row, self.wire, self.server_optimizer)
+        check_corrections(self.row, self.server)
         check_privacy(self.privacy, self.row, self.server, self.report, self.training)
         return self
 
@@ -169,7 +170,7 @@ class ExperimentConfig(Section):
     @property
     def has_one_model(self) -> bool:
         """True where what clients evaluate is one model of them all, but for the part of each that is its own."""
-        return self.shares != "nothing" and not self.row.fine_tunes
+        return self.shares != "nothing" and not self.row.evaluates_own
 
     @property
     def keeps_best(self) -> bool:

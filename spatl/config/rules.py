@@ -1,5 +1,7 @@
 """Rules that hold across the sections of a config: what does not go with what, and what to take instead."""
 
+from typing import Final
+
 from spatl.config.report import ReportConfig
 from spatl.config.sections import ControlConfig, PrivacyConfig, ServerConfig, WireConfig
 from spatl.config.server_optimizer import ServerOptimizerConfig
@@ -7,6 +9,8 @@ from spatl.config.training import TrainingConfig
 from spatl.methods import Method
 from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
 from spatl.wire.codecs import CODECS
+
+_MEANS: Final = ("mean", "agreement")  # of all updates, or of those that are trusted
 
 
 def check_training(training: TrainingConfig, row: Method, num_rounds: int) -> None:
@@ -50,6 +54,19 @@ def check_control(
         )
 
 
+def check_corrections(row: Method, server: ServerConfig) -> None:
+    """Raise where the server's part of FedDyn does not follow from what it makes of the updates.
+
+    Raises:
+        ValueError: That is so.
+    """
+    if row.dynamic and server.aggregation not in _MEANS:
+        raise ValueError(
+            f"server.aggregation: {row.title} goes on from the clients' mean, which {server.aggregation} is not; take "
+            f"{' or '.join(_MEANS)}"
+        )
+
+
 def check_privacy(
     privacy: PrivacyConfig, row: Method, server: ServerConfig, report: ReportConfig, training: TrainingConfig
 ) -> None:
@@ -60,7 +77,7 @@ def check_privacy(
     """
     if privacy.noise_multiplier is None:
         return
-    if row.controls or row.normalizes or row.static_mask:
+    if row.corrects or row.normalizes or row.static_mask:
         raise ValueError(
             f"privacy: {row.title} releases more than one sum of updates; take a method such as spatl-no-control"
         )

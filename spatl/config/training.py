@@ -85,6 +85,15 @@ class TrainingConfig(Section):
     Every side knows it, as a client's steps are checked."""
     proximal_mu: Annotated[float, Field(ge=0)] = 0.01
     """FedProx's pull towards the server's weights; only methods with a pull read it."""
+    dynamic_alpha: Positive = 0.1
+    """FedDyn's alpha: the pull towards the server's weights, and what the linear term moves by; only methods with such
+    a term read it. Chosen on validation splits (docs/methods.md)."""
+    personal_pull: Positive = 1.0
+    """Ditto's lambda: the pull of a client's own model towards the server's; only methods with such models read it."""
+    contrast_weight: Positive = 1.0
+    """MOON's mu: the weight of its loss on representations; only methods with such a loss read it."""
+    contrast_temperature: Positive = 0.5
+    """MOON's tau, which the similarities of representations are divided by."""
     head_epochs: Count = 2
     """Passes that train the predictor alone, before those that train the encoder; only methods that do so read it."""
     finetune_epochs: Count = 1

@@ -205,7 +205,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     _Rule(
         ("model.cut",),
         # A factory of the user's must be given one, whether it is used or not.
-        lambda run: run.private or is_reference(run.config.model.name),
+        lambda run: run.private or run.row.contrasts or is_reference(run.config.model.name),
         lambda run: f"under {run.row.title} a client shares nothing" if run.row.shares == "nothing"
         else f"no part of the model is a client's own with a predictor that is {run.config.predictor_mode}",
     ),
@@ -252,6 +252,12 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: f"training.schedule is {run.config.training.schedule}, not step",
     ),
     _only_where("training.proximal_mu", fact=lambda row: row.proximal, lacks="has no proximal pull"),
+    _only_where("training.dynamic_alpha", fact=lambda row: row.dynamic, lacks="has no linear term in its loss"),
+    _only_where("training.personal_pull", fact=lambda row: row.personal, lacks="has no models of its clients' own"),
+    _only_where(
+        "training.contrast_weight", "training.contrast_temperature",
+        fact=lambda row: row.contrasts, lacks="has no loss on representations",
+    ),
     _only_where("training.head_epochs", fact=lambda row: row.head_first, lacks="does not train the predictor first"),
     _only_where("training.finetune_epochs", fact=lambda row: row.fine_tunes, lacks="does not fine-tune"),
     _Rule(("training.batch_norm",), _has_statistics, lambda run: "the model has no BatchNorm with running statistics"),
@@ -263,7 +269,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("report.best",),
-        lambda run: run.row.shares != "nothing" and not run.row.fine_tunes,
+        lambda run: run.row.shares != "nothing" and not run.row.evaluates_own,
         lambda run: f"{run.row.title} has no model of all clients that could be the best",
     ),
     _Rule(

@@ -110,6 +110,9 @@ def _method_rows() -> Iterable[tuple[str, ...]]:
             "gradients corrected": row.controls,
             "updates normalised": row.normalizes,
             "proximal pull": row.proximal,
+            "linear term in the loss": row.dynamic,
+            "a model of each client's own": row.personal,
+            "representations contrasted": row.contrasts,
         }
         own = ", ".join(f"{section}.{key}={value}" for section, values in row.defaults.items()
                         for key, value in values.items())  # fmt: skip

@@ -129,6 +129,13 @@ def make_split(model: nn.Module, cut: Sequence[str]) -> Split:
     return split
 
 
+def everything_private(model: nn.Module) -> Split:
+    """Return the cut that leaves nothing to the encoder: all of a model is the client's own."""
+    children = [name for name, _ in model.named_children()]
+    own = [name for name, _ in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False))]
+    return Split((*children, *own))
+
+
 def known_cut(model: nn.Module, cut: Sequence[str]) -> tuple[str, ...]:
     """Return the cut as a tuple, all names of which are submodules of the model.
 

@@ -25,6 +25,7 @@ from spatl.errors import ConfigError
 from spatl.extensions.references import is_reference
 from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, duplicate
+from spatl.models.split import everything_private
 from spatl.models.weights import read_weights, start_from_
 from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_clients, owners_of, split_client
 from spatl.rounds.memory import check_memory
@@ -373,14 +374,8 @@ def _check_message_bytes(blueprint: Blueprint) -> None:
         )
 
 
-def _everything_private(model: nn.Module, cut: tuple[str, ...]) -> Split:
-    children = [name for name, _ in model.named_children()]
-    own = [name for name, _ in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False))]
-    return Split((*children, *own))
-
-
 _SPLITS: dict[str, Callable[[nn.Module, tuple[str, ...]], Split]] = {
     "encoder": make_split,
     "all": lambda model, _: make_split(model, ()),
-    "nothing": _everything_private,
+    "nothing": lambda model, _: everything_private(model),
 }

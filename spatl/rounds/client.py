@@ -5,6 +5,7 @@ folded the update in (`ClientState.settle`).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -19,13 +20,14 @@ from spatl.models.copies import check_parts
 from spatl.rounds.blueprint import Blueprint, encoder_tensors
 from spatl.rounds.client_evaluation import evaluated_model, private_part, told_of_arrival, train_epochs_
 from spatl.rounds.client_state import ClientState
-from spatl.rounds.control import fading, refresh_control
+from spatl.rounds.control import fading, followed_gradient, half_life_of, refresh_control
 from spatl.rounds.following import encoder_again, follow
+from spatl.rounds.own_model import contrast_of, trained_own_model, whole_state
 from spatl.rounds.stop_watch import StopWatch
 from spatl.rounds.workplace import ClientRound, Workplace
 from spatl.selection.protocol import Choice, SelectionRequest
 from spatl.training.evaluate import Evaluation
-from spatl.training.hooks import GradientHook, correction_hook, masking_hook, proximal_hook
+from spatl.training.hooks import GradientHook, correction_hook, linear_hook, masking_hook, proximal_hook
 from spatl.training.local import TrainingResult, train_
 from spatl.wire.download import Download, Model
 from spatl.wire.reports import LARGEST_METRIC, TrainReport
@@ -53,10 +55,10 @@ def receive(workplace: Workplace, download: Download, state: ClientState | None)
     settled = (state or ClientState.initial(layout)).settle(
         acknowledged_round=download.acknowledged_round,
         server_round=download.server_round,
-        half_life=config.control.half_life,
+        half_life=half_life_of(config),
     )
     del state  # and with it the control variate that settling has dropped
-    if not config.row.controls:
+    if not config.row.corrects:
         settled = replace(settled, control=torch.zeros(1).expand(layout.num_parameter_entries))  # in no memory
     give_back(layout.num_entries)
     fade, initial = fading(config.control.half_life, 1), workplace.blueprint.initial_encoder()
@@ -80,7 +82,7 @@ def with_its_control(workplace: Workplace, download: Download, state: ClientStat
         ControlLost: It is another one, which the server has to know.
     """
     contained = download.acknowledged_round
-    if not workplace.config.row.controls or contained == 0:
+    if not workplace.config.row.corrects or contained == 0:
         return state
     if state is None:
         raise ControlLost(
@@ -125,7 +127,7 @@ def train_round(
             told = told_of_arrival(own)
         give_back(own.blueprint.layout.num_entries)
         with watch.timed("training"):
-            result = _trained_(own)
+            result, kept = _trained_(own)
         weights = own.blueprint.layout.flatten(encoder_tensors(own.model, own.blueprint.split))
         private = private_part(own)
         _check_finite(own, arrival, result, weights)
@@ -144,15 +146,18 @@ def train_round(
         del values
         give_back(own.blueprint.layout.num_entries)
     control = _refreshed_control(own, blob)
-    state = replace(state, private=private, selector=choice.state)
-    if own.blueprint.config.row.controls:  # an update that was not corrected leaves c_i as it is
+    state = replace(state, private=private, selector=choice.state, own_model=kept)
+    if own.blueprint.config.row.corrects:  # an update that was not corrected leaves c_i as it is
         pending = torch.zeros(0) if control is None else control
         state = replace(state, pending_round=received.server_round, pending_control=pending)
     return blob, state
 
 
-def _trained_(own: ClientRound) -> TrainingResult:
-    """Local training, in place, with the encoder's gradients g + c - c_i where the method corrects them."""
+def _trained_(own: ClientRound) -> tuple[TrainingResult, Mapping[str, Tensor]]:
+    """Local training, in place, with the encoder's gradients g + c - c_i where the method corrects them.
+
+    And what the client keeps of it for itself: a model of its own, or nothing.
+    """
     config = own.blueprint.config
     parameters, hooks = own.trainable(), _gradient_hooks(own)
     order = own.generator("batches")
@@ -162,19 +167,26 @@ def _trained_(own: ClientRound) -> TrainingResult:
         parameters = {name: p for name, p in parameters.items() if name in encoder}
         # FedRep, algorithm 1. BatchNorm uses the batches' own statistics here too, and gathers them.
         train_epochs_(own, head, config.training.head_epochs, "head", own.received.server_round, own.training)
-    result = train_(own.model, parameters, own.data.train, own.training, generator=order, hooks=hooks)
+    result = train_(
+        own.model, parameters, own.data.train, own.training, generator=order, hooks=hooks, contrast=contrast_of(own)
+    )
     check_parts(own.model, own.blueprint.model)
-    return result
+    if config.row.personal:
+        return result, trained_own_model(own)
+    return result, whole_state(own.model) if config.row.contrasts else {}
 
 
 def _gradient_hooks(own: ClientRound) -> list[GradientHook]:
     """Return what changes the gradients of local training, in the order in which it does."""
     config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
     hooks: list[GradientHook] = []
-    if config.row.proximal:
+    if config.row.proximal or config.row.dynamic:
         views = layout.unflatten(received.start())
         names = own.blueprint.split.encoder_parameters(own.model)
-        hooks.append(proximal_hook({name: views[name] for name in names}, config.training.proximal_mu))
+        pull = own.training.dynamic_alpha if config.row.dynamic else own.training.proximal_mu
+        hooks.append(proximal_hook({name: views[name] for name in names}, pull))
+    if config.row.dynamic:
+        hooks.append(linear_hook(layout.unflatten(own.state.control)))
     if config.row.controls and received.control is not None:
         hooks.append(correction_hook(layout.unflatten(received.control), layout.unflatten(own.state.control)))
     if received.selection is not None:
@@ -284,7 +296,7 @@ def _packed(
 ) -> bytes:  # fmt: skip
     """The update of the chosen channels, encoded (m_i, D_i, a_i and what is told of the round in one blob)."""
     config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
-    corrected = config.row.controls and received.control is not None
+    corrected = config.row.dynamic or (config.row.controls and received.control is not None)
     raw = Update(received.server_round, received.version, selection, values, step_weight, corrected, report, arrival)
     limits = [own.blueprint.message_bytes]
     if own.budget is not None and own.budget.kind == "uplink_bytes":
@@ -301,10 +313,12 @@ def _packed(
 def _refreshed_control(own: ClientRound, blob: bytes) -> Tensor | None:
     """c_i after the round, from the values that the server will decode; None where gradients were not corrected."""
     received, layout, config = own.received, own.blueprint.layout, own.blueprint.config
-    if not config.row.controls or received.control is None:
+    if not config.row.dynamic and (not config.row.controls or received.control is None):
         return None
     sent = unpack_update(
         blob, layout, own.blueprint.codecs.uplink,
         server_round=received.server_round, base_version=received.version, num_arrived=own.blueprint.num_arrived,
     )  # fmt: skip
+    if config.row.dynamic or received.control is None:
+        return followed_gradient(own.state.control, sent, layout, alpha=own.training.dynamic_alpha)
     return refresh_control(own.state.control, received.control, sent, layout, damping=config.control.damping)

@@ -4,7 +4,7 @@ Nothing of the rounds' state is settled by it, so that the rounds may go on afte
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from spatl.channels.layout import EncoderLayout
 from spatl.config.training import TrainingConfig
 from spatl.errors import UpdateRejected
-from spatl.models.copies import duplicate, restore_
 from spatl.models.weights import state_of
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.following import Held
+from spatl.rounds.own_model import load_own_model_, put_back
 from spatl.rounds.statistics import gathered, load_statistics_
 from spatl.rounds.workplace import ClientRound, Workplace
 from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
@@ -116,18 +116,19 @@ def evaluate_round(
 def evaluated_model(own: ClientRound, server_round: int) -> Iterator[Evaluation]:
     """Yield the evaluation of the model as it arrived for a round, while it is what was evaluated.
 
-    For a method that fine-tunes that is a little later; such a model is as it arrived afterwards.
+    For a method that fine-tunes that is a little later, and for one with models of its clients' own it is this
+    client's; the instance is as the model arrived afterwards.
     """
     config, model = own.blueprint.config, own.model
     examples = own.data.test if config.report.split == "test" else own.data.validation
-    untouched = duplicate(model) if config.row.fine_tunes else None
-    if untouched is not None:
-        full = config.training_of(own.client)  # whatever the schedule: it is no step of the round
-        train_epochs_(own, own.trainable(), config.training.finetune_epochs, "fine-tuning", server_round, full)
-    take_statistics_(own)
-    yield evaluate(model, examples, precision=config.training.precision)
-    if untouched is not None:
-        restore_(model, untouched)
+    with put_back(own) if config.row.evaluates_own else nullcontext():
+        if config.row.personal:
+            load_own_model_(own)
+        if config.row.fine_tunes:
+            full = config.training_of(own.client)  # whatever the schedule: it is no step of the round
+            train_epochs_(own, own.trainable(), config.training.finetune_epochs, "fine-tuning", server_round, full)
+        take_statistics_(own)
+        yield evaluate(model, examples, precision=config.training.precision)
 
 
 def take_statistics_(own: ClientRound) -> None:
@@ -143,9 +144,9 @@ def own_part(own: ClientRound) -> dict[str, Tensor]:
     """Return what of a client's model as it stands is not in the federation's, by the model's names, on the CPU.
 
     The predictor where it is private, and BatchNorm statistics unless they are shared or aggregated; of a method that
-    fine-tunes, everything.
+    fine-tunes, or has models of its clients' own, everything.
     """
-    if own.blueprint.config.row.fine_tunes or not own.blueprint.layout.num_entries:
+    if own.blueprint.config.row.evaluates_own or not own.blueprint.layout.num_entries:
         return _all_of(own)
     private = private_part(own)
     if own.received.statistics is None:

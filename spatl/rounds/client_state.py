@@ -13,9 +13,11 @@ from spatl.rounds.control import fading
 from spatl.rounds.following import Held
 from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
 
-FORMAT = 4
+FORMAT = 5
 
 _HELD = "held/"
+
+_OWN = "own/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +26,15 @@ class ClientState:
 
     Attributes:
         private: The predictor and whatever else of the model is not shared, by the model's names; empty at first.
-        control: float32 [P], c_i as of `control_round`, without the pending update.
+        control: float32 [P], c_i, or FedDyn's g_i, as of `control_round`, without the pending update.
         control_round: The server round that `control` belongs to; it fades with every later one.
         folded_round: The last round whose update is part of `control`; 0 for none.
         pending_round: The round whose update is under way, or 0.
         pending_control: float32 [P], c_i of that round if the server folds the update in; empty where it is `control`.
         selector: What the selector keeps.
         held: The versions of the server's encoder that the client holds.
+        own_model: All of a model that the client keeps for itself, by the model's names; empty of most methods, and
+            before the first round (`spatl.rounds.own_model`).
         answered: The question whose answer is kept beside the state, as hexadecimal digits; empty for none.
     """
 
@@ -42,6 +46,7 @@ class ClientState:
     pending_control: Tensor = field(default_factory=lambda: torch.zeros(0))
     selector: Mapping[str, Tensor] = field(default_factory=dict)
     held: Held = field(default_factory=lambda: Held({}))
+    own_model: Mapping[str, Tensor] = field(default_factory=dict)
     answered: str = ""
 
     @classmethod
@@ -90,6 +95,7 @@ class ClientState:
             "pending_control": self.pending_control,
             **{f"private/{name}": tensor for name, tensor in self.private.items()},
             **{f"selector/{name}": tensor for name, tensor in self.selector.items()},
+            **{f"{_OWN}{name}": tensor for name, tensor in self.own_model.items()},
             **{f"{_HELD}{version}": tensor for version, tensor in self.held.offsets.items()},
         }
         if self.held.base is not None:
@@ -139,6 +145,7 @@ class ClientState:
                 optional.get("base"),
                 optional.get("held_control"),
             ),
+            own_model=_below(_OWN, tensors),
             answered=header["answered"],
         )
 

@@ -4,11 +4,14 @@ A client adds c - c_i to the encoder's gradients (eq. 3) and re-estimates c_i fr
 estimate divides the update by what its steps really added up to, which is K times the learning rate only for plain SGD.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
+from spatl.config.experiment import ExperimentConfig
 from spatl.wire.download import DerivedControl
 from spatl.wire.update import Update
 
@@ -46,6 +49,31 @@ def refresh_control(
         moved = (before.to(torch.float64) + damping * (estimate - held.to(torch.float64))).to(torch.float32)
         own[slice(None) if kept is None else kept] = moved  # a view
     return refreshed
+
+
+def followed_gradient(own: Tensor, update: Update, layout: EncoderLayout, *, alpha: float) -> Tensor:
+    """Return g_i after a round of FedDyn: g_i - alpha D_i on the entries that were sent (Acar et al. 2021, alg. 1).
+
+    Where local training ends at a minimum, that is the gradient of the client's loss there: its first-order condition
+    is grad L_i(y_i) - g_i + alpha (y_i - x) = 0, whatever optimizer got there. In form it is `refresh_control` with a c
+    of 0, undamped, and 1 / alpha for a_i.
+
+    Args:
+        own: float32 [P], g_i before the round.
+        update: The update as the server decodes it.
+        layout: The encoder.
+        alpha: As of `training.dynamic_alpha`.
+
+    Returns:
+        float32 [P], a new tensor.
+    """
+    nothing = torch.zeros(1).expand(len(own))  # in no memory
+    return refresh_control(own, nothing, replace(update, step_weight=1 / alpha), layout, damping=1.0)
+
+
+def half_life_of(config: ExperimentConfig) -> float | None:
+    """Rounds in which what corrects gradients fades to a half; None for never, as FedDyn's linear terms."""
+    return config.control.half_life if config.row.controls else None
 
 
 def followed_control(

@@ -29,7 +29,8 @@ def check_demands(blueprint: Blueprint, client: int, num_examples: int, limits: 
     whole = training.model_copy(update={"local_steps": None, "local_epochs": 1})
     an_epoch = max(1, num_steps(whole, num_examples))
     epochs = config.training.head_epochs if config.row.head_first else 0
-    steps = num_steps(training, num_examples) + epochs * an_epoch
+    models = 2 if config.row.personal else 1
+    steps = models * num_steps(training, num_examples) + epochs * an_epoch
     tuning = config.training.finetune_epochs * an_epoch if config.row.fine_tunes else 0
     for setting, asked in (("training", steps), ("training.finetune_epochs", tuning)):
         if asked > limits.steps:

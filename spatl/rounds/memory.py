@@ -23,6 +23,7 @@ received, as trained, the update, c, c_i, the c_i to come, and what is packed.""
 _PASSES = 3  # outputs of layers, of what is between them, and their gradients
 _EVALUATED_AT_ONCE = 1024  # as `spatl.training.evaluate`
 _BYTES = 4
+_OF_OWN_MODELS = 3  # as kept before and after, and one that is put back; MOON's other two
 _NOBODY = -1  # who trains as the config says for all
 
 
@@ -75,6 +76,7 @@ def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: in
         raise _too_much("a network whose size cannot be told", most_bytes) from error
     numbers = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
     copies = COPIES + (config.training.optimizer in ADAPTIVE_OPTIMIZERS)  # which have two moments of each
+    copies += _OF_OWN_MODELS if config.row.personal or config.row.contrasts else 0
     batch_size = max(config.training_of(client).batch_size for client in (*config.training.clients, _NOBODY))
     trained = sum(outputs) * _PASSES * min(batch_size, len(dataset))
     evaluated = max(outputs, default=0) * _PASSES * min(_EVALUATED_AT_ONCE, len(dataset))

@@ -19,6 +19,7 @@ from spatl.config.sections import AGGREGATION_DOOR
 from spatl.errors import ConfigError, SpatlError, told
 from spatl.extensions.references import arguments_for, is_reference, resolve, row_of
 from spatl.rounds.aggregation import Aggregator, AverageSettings
+from spatl.rounds.dynamic import DynamicAggregator
 from spatl.rounds.neighbours import (
     ClippingAggregator,
     GeometricMedianAggregator,
@@ -100,7 +101,8 @@ def aggregation_rule(name: str) -> AggregationRule:
 
 def sums_as_given(aggregator: Aggregator) -> bool:
     """Return whether an aggregator adds up the updates as they are: one of the user's, or a private one, may not."""
-    return type(aggregator).add in (Aggregator.add, DenseAggregator.add, FunctionAggregator.add)
+    given = (Aggregator.add, DynamicAggregator.add, DenseAggregator.add, FunctionAggregator.add)
+    return type(aggregator).add in given
 
 
 class FunctionAggregator(DenseAggregator):

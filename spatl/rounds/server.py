@@ -31,6 +31,7 @@ from spatl.rounds.answers import (
 )
 from spatl.rounds.cosines import Sketches
 from spatl.rounds.downlink import Reference
+from spatl.rounds.dynamic import DynamicAggregator
 from spatl.rounds.federation import Federation
 from spatl.rounds.opened_control import derived_control, encoded_control, with_control_opened, without_lost_control
 from spatl.rounds.progress import checked_progress
@@ -70,14 +71,15 @@ def first_state(
         sampling_seed: As of the state.
     """
     blueprint = federation.blueprint
-    control = torch.zeros(blueprint.layout.num_parameter_entries) if blueprint.config.row.controls else None
+    row = blueprint.config.row
+    control = torch.zeros(blueprint.layout.num_parameter_entries) if row.corrects else None
     reference = Reference(
         blueprint.initial_encoder(), blueprint.layout, blueprint.codecs.downlink, selection=federation.agreed
     )
     return ServerState(
         encoder=reference.encoder,
         control=control,
-        held_control=control,
+        held_control=control if row.controls else None,
         control_share=0.0,
         versions=reference.versions,
         folded={},
@@ -115,7 +117,7 @@ def open_round(
         reference, change = advanced(federation, state, reference, server_round)
         state = replace(with_control_opened(federation, state, change, server_round), versions=reference.versions)
     sent_control = None
-    if state.control is not None and not federation.derives_control:
+    if state.held_control is not None and state.control is not None and not federation.derives_control:
         sent_control, held_control = encoded_control(
             federation, state.control, server_round, max_bytes=_room(federation)
         )
@@ -348,6 +350,8 @@ def _aggregator(federation: Federation, state: ServerState) -> Aggregator:
         )
     settings["held_control"] = state.held_control
     settings["damping"] = config.control.damping
+    if config.row.dynamic:
+        return DynamicAggregator(alpha=config.training.dynamic_alpha, **settings)
     settings["normalizes"] = config.row.normalizes
     rule = aggregation_rule(config.server.aggregation)
     return rule.make(trim_fraction=config.server.trim_fraction, **settings)

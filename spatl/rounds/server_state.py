@@ -17,8 +17,8 @@ class ServerState:
 
     Attributes:
         encoder: float32 [N], x.
-        control: float32 [P], c; None where the method does not correct gradients.
-        held_control: float32 [P], c as the clients hold it; None as above.
+        control: float32 [P], c, or FedDyn's h; None where the method does not correct gradients.
+        held_control: float32 [P], c as the clients hold it; None as above, and of an h, which no client holds.
         control_share: The share of all clients' weight that stood behind the last change of c, in [0, 1].
         versions: The encoder as the clients hold it, x_hat, and the changes that lead to it.
         folded: The last round of each client that is part of x and c.

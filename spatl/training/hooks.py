@@ -45,6 +45,11 @@ def proximal_hook(reference: Mapping[str, Tensor], mu: float) -> GradientHook:
     return pull
 
 
+def linear_hook(own: Mapping[str, Tensor]) -> GradientHook:
+    """Return a hook that takes g_i off each named gradient, the gradient of FedDyn's -<g_i, y>."""
+    return _hook_with(own, torch.Tensor.sub_)
+
+
 def masking_hook(kept: Mapping[str, Tensor]) -> GradientHook:
     """Return a hook that sets each named gradient to zero where its mask (1 or 0, the parameter's shape) says so."""
     return _hook_with(kept, torch.Tensor.mul_)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spatl.data import Examples, batches
 from spatl.models.frozen import training_mode
+from spatl.training.contrast import Contrast
 from spatl.training.hooks import GradientHook
 from spatl.training.optimizers import clip_gradients_, make_optimizer
 from spatl.training.step_weight import StepWeight, TrainingSettings
@@ -39,6 +40,7 @@ def train_(
     hooks: Sequence[GradientHook] = (),
     epochs: int | None = None,
     steps: int | None = None,
+    contrast: Contrast | None = None,
 ) -> TrainingResult:
     """Train a model in place on the cross-entropy, in training mode; modes are restored afterwards.
 
@@ -55,6 +57,7 @@ def train_(
         hooks: Called in order after each backward pass.
         epochs: Passes over the split in place of the settings' epochs and steps.
         steps: Optimizer steps in place of both.
+        contrast: A loss on representations that is added to that of the predictions.
 
     Returns:
         Loss, step weight and number of steps.
@@ -65,12 +68,14 @@ def train_(
     total_loss = torch.zeros((), device=examples.inputs.device)
     finite_steps = torch.zeros((), dtype=torch.int64, device=examples.inputs.device)
     num_examples = num_steps = 0
-    with training_mode(model):
+    with training_mode(model), contextlib.nullcontext() if contrast is None else contrast.watching():
         for images, labels in _stream(examples, settings.batch_size, generator, epochs=epochs, steps=steps):
             for parameter in parameters.values():
                 parameter.grad = None
             with autocast(images.device, settings.precision):
                 loss = F.cross_entropy(_wide(model(images), settings.precision), labels)
+                if contrast is not None:
+                    loss = loss + contrast(images)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             if settings.clip_gradients is not None:
                 clip_gradients_(parameters, settings.clip_gradients)

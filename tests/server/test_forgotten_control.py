@@ -49,6 +49,16 @@ def test_a_lost_state_costs_one_refusal_and_c_is_exact_in_the_second_round_after
 
 
 @pytest.mark.slow
+def test_so_do_the_linear_terms_of_feddyn(tmp_path):
+    config = config_of(COMPRESSED, method="feddyn", training={"dynamic_alpha": 0.1})
+    found = distances_with(config, tmp_path, {4: [loss_of(2)]})
+    assert max(found[:4] + found[5:]) < EXACT
+    ((refused, reason),) = refusals(tmp_path).items()
+    assert refused == (5, 2)
+    assert "no state of this client is here, and the server has folded in its round 4" in reason
+
+
+@pytest.mark.slow
 @WIRES
 @pytest.mark.parametrize("downlink", ["auto", "sent"])
 def test_an_older_backup_is_told_by_its_version_and_put_right_likewise(tmp_path, wire, downlink):

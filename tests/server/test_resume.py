@@ -99,6 +99,9 @@ SETTINGS = {
     "spatl-paper": {"method": "spatl-paper", "model": {"name": "resnet8", "options": {"width": 0.25}}},
     "fedrep, some clients": {"method": "fedrep", "server": {"fraction_train": 0.6}},
     "spatl, by agreement": {"method": "spatl", "wire": COMPRESSED, "server": {"aggregation": "agreement"}},
+    "feddyn, some clients": {"method": "feddyn", "wire": COMPRESSED, "server": {"fraction_train": 0.6}},
+    "ditto, some clients": {"method": "ditto", "server": {"fraction_train": 0.6}},
+    "moon, some clients": {"method": "moon", "server": {"fraction_train": 0.6}},
     "ssfl": {"method": "ssfl", "selection": {"keep_ratio": 0.5}},
     "fedavg, lost clients": {"method": "fedavg", "wire": {"downlink": "int4"}},
 }

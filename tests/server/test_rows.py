@@ -51,7 +51,7 @@ def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strat
     head = 12 * 10 + 10
     shared = {"encoder": everything - head, "all": everything, "nothing": 0}[config.shares]
     assert layout.num_entries == shared
-    assert (strategies[-1].state.control is not None) == config.row.controls
+    assert (strategies[-1].state.control is not None) == config.row.corrects
     if config.shares != "nothing":
         assert (summary["keep_ratio"] == 1.0) == (not config.row.budgeted)
     else:

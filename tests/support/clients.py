@@ -7,6 +7,7 @@ from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.client import train_round
 from spatl.rounds.client_evaluation import evaluate_round
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.control import half_life_of
 from spatl.rounds.workplace import Workplace
 from spatl.wire.download import Model
 from spatl.wire.reports import EvaluateReport
@@ -43,5 +44,5 @@ def settle(workplace: Workplace, received: Model, state: ClientState | None, ack
     return (state or ClientState.initial(workplace.blueprint.layout)).settle(
         acknowledged_round=acknowledged_round,
         server_round=received.server_round,
-        half_life=workplace.config.control.half_life,
+        half_life=half_life_of(workplace.config),
     )

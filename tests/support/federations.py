@@ -21,6 +21,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.control import half_life_of
 from spatl.runs.checkpoint import ServerState
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
@@ -206,7 +207,7 @@ def weighted_control(
             continue
         settled = own.settle(
             acknowledged_round=state.folded.get(client, 0), server_round=server_round or config.rounds,
-            half_life=config.control.half_life,
+            half_life=half_life_of(config),
         )  # fmt: skip
         result += number / total * settled.control.double()
     return result
