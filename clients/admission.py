@@ -66,8 +66,8 @@ def await_server(
             raise SpatlError(refused.reason)
         if refused.reason != said:
             hint = (
-                "; this client was added (spatl deploy add-client), and a server knows such a one from its next start "
-                "on (spatl deploy server DIR --resume)"
+                "; this client was added (spatl deploy add-client): a server that runs knows it within seconds, one "
+                "that does not from its next start on (spatl deploy server DIR --resume)"
                 if refused.is_of_key
                 else ""
             )

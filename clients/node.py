@@ -12,7 +12,7 @@ from clients.pinned import check_pinned, is_pinned
 from clients.store import ContextStore, DirectoryStore, StateStore
 from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import config_from_run, on_device, with_agreement
+from spatl.config.loading import config_from_run, on_device, with_agreement, with_clients
 from spatl.config.sections import AgreedConfig
 from spatl.data import is_read_from_path
 from spatl.data.own import Agreement
@@ -109,7 +109,7 @@ def sent_config(context: Context) -> ExperimentConfig:
 
 def config_of(context: Context) -> ExperimentConfig:
     """The run's config, as the node's own config and the owner of a device have it."""
-    config, owner = sent_config(context), owner_of(context)
+    config, owner = _with_room(sent_config(context), client_of(context)), owner_of(context)
     device, data = (context.node_config.get(key) for key in ("device", "data-dir"))
     if owner is not None:
         config = owner.permitted(config.without_weights(), client_of(context))
@@ -120,6 +120,13 @@ def config_of(context: Context) -> ExperimentConfig:
         )
     except ConfigError as error:
         raise ConfigError(f"the node's config: {error}") from None
+
+
+def _with_room(config: ExperimentConfig, client: int) -> ExperimentConfig:
+    """Return a run's config with as many clients as this one's number says: it may have come since the run was sent."""
+    if config.has_own_data and client >= config.partition.num_clients:
+        return with_clients(config, client + 1)
+    return config
 
 
 def tells_findings(context: Context) -> bool:

@@ -5,8 +5,9 @@ import logging
 import platform
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import spatl
 from server.grids import FederationGrid, InProcessGrid, StreamingGrid
-from server.limits import most_bytes
+from server.membership import Membership
 from server.pulling import careful
 from server.recorder import Recorder
 from server.registration import Registered, register
@@ -41,18 +42,19 @@ from spatl.json_files import write_json
 from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.evaluation import final_encoder
 from spatl.rounds.federation import Federation
+from spatl.rounds.members import retired
 from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
 from spatl.rounds.rules import aggregation_rule
 from spatl.rounds.server_model import summarised
-from spatl.rounds.server_state import ServerState
 from spatl.rounds.weights import bounded_weights, largest_share
 from spatl.runner import remarks_on
 from spatl.runs.checkpoint import Checkpoint
 from spatl.runs.directory import alone_in_run, config_of, write_config
-from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, MOST_BYTES, REGISTRATION, SUMMARY, TENSORBOARD
+from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, SUMMARY, TENSORBOARD
 from spatl.runs.going_on import where_to_go_on
 from spatl.runs.log import EVENTS, logged_to, make_logs_printable
+from spatl.runs.members import read_members
 from spatl.runs.tensorboard import Scalars
 from spatl.selection.common_mask import common_selection
 from spatl.training.device import reproducible
@@ -166,40 +168,48 @@ def serve(
     if resume:
         (directory / ERROR).unlink(missing_ok=True)
     write_config(directory, config)
+    gone = read_members(directory).retired if devices else ()
+    checkpoint = _without(gone, checkpoint, recorder)
     known = checkpoint.state.num_examples if checkpoint else {}
-    registered = register(grid, config, recorder, keys=keys or {}, known=known, devices=devices)
+    registered = register(grid, config, recorder, keys=keys or {}, known=known, devices=devices, retired=gone)
     config, blueprint, clients = registered.config, registered.blueprint, registered.clients
     if checkpoint:
         _check_encoder(directory, checkpoint, blueprint.layout.num_entries)
     write_config(directory, config)  # with what the clients have agreed on
-    if config.server.aggregation == "agreement":
-        _warn_of_label_skew(blueprint)
-    if config.has_own_data:
-        blueprint.check_training(registered.num_examples)
-        blueprint.check_rule()
-    if devices:
-        _write_registration(registered, directory)
+    _check_registered(registered)
     recorder.num_examples.update(registered.num_examples)
+    members = Membership(registered, recorder, grid)
+    if devices:
+        members.write(blueprint)
     recorder.start_clock()
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
     selection = agreed_selection(registered, known) if config.row.static_mask else None
-    strategy = _strategy(registered, recorder, selection, checkpoint, grid=grid, simulated=not devices)
+    strategy = _strategy(registered, members, recorder, selection, checkpoint, grid=grid, simulated=not devices)
     _run_rounds(strategy, grid, config)
     _write_model(strategy, recorder, directory)
-    facts = _facts(registered, recorder, strategy.state, engine=_engine_name(grid, config))
+    facts = _facts(strategy, members, recorder, engine=_engine_name(grid, config))
     most_examples = max(strategy.state.num_examples.values())
     whole = whole_update_bytes(blueprint, most_examples) if blueprint.layout.num_entries else 0
     return recorder.write_summary(facts, whole_update_bytes=whole)
 
 
-def _write_registration(registered: Registered, directory: Path) -> None:
-    """Leave who takes part, and how much the gate is to let through; before any client is asked for an update."""
-    facts = {
-        "num_examples": registered.num_examples,
-        "absent": _by_name(registered.absent),
-        MOST_BYTES: most_bytes(registered.blueprint),
-    }
-    write_json(directory / REGISTRATION, facts)
+def _without(gone: Collection[int], checkpoint: Checkpoint | None, recorder: Recorder) -> Checkpoint | None:
+    """Return where a run goes on, without the clients that were retired while it did not run."""
+    leaving = set() if checkpoint is None else checkpoint.state.num_examples.keys() & set(gone)
+    if checkpoint is None or not leaving:
+        return checkpoint
+    recorder.round.retired = tuple(sorted(leaving))
+    return replace(checkpoint, state=retired(checkpoint.state, leaving, checkpoint.server_round + 1))
+
+
+def _check_registered(registered: Registered) -> None:
+    """Check what depends on who takes part, before the first round."""
+    config, blueprint = registered.config, registered.blueprint
+    if config.server.aggregation == "agreement":
+        _warn_of_label_skew(blueprint)
+    if config.has_own_data:
+        blueprint.check_training(registered.num_examples)
+        blueprint.check_rule()
 
 
 def _check_encoder(directory: Path, checkpoint: Checkpoint, num_entries: int) -> None:
@@ -211,15 +221,15 @@ def _check_encoder(directory: Path, checkpoint: Checkpoint, num_entries: int) ->
 
 
 def _strategy(
-    registered: Registered, recorder: Recorder, selection: Selection | None, checkpoint: Checkpoint | None, *,
-    grid: FederationGrid, simulated: bool,
+    registered: Registered, members: Membership, recorder: Recorder, selection: Selection | None,
+    checkpoint: Checkpoint | None, *, grid: FederationGrid, simulated: bool,
 ) -> FederationStrategy:  # fmt: skip
     recorder.groups, recorder.owners = registered.blueprint.layout.groups, registered.blueprint.owners
     initial = check_of(registered.blueprint.initial_encoder())
     clients = registered.clients
     return FederationStrategy(
         Federation(registered.blueprint, frozenset(clients), agreed=selection, of_devices=not simulated),
-        nodes={client: registration.node_id for client, registration in clients.items()},
+        members=members,
         num_examples=registered.num_examples,
         recorder=recorder,
         grid=grid,
@@ -252,11 +262,6 @@ def _write_model(strategy: FederationStrategy, recorder: Recorder, directory: Pa
         )  # fmt: skip
 
 
-def _by_name(absent: Mapping[int, str]) -> dict[str, str]:
-    """Return the reasons by client, as a JSON object."""
-    return {str(client): reason for client, reason in absent.items()}
-
-
 def agreed_selection(registered: Registered, known: Mapping[int, int]) -> Selection:
     """Return the mask that the saliencies of all clients make, the same for all.
 
@@ -274,16 +279,17 @@ def agreed_selection(registered: Registered, known: Mapping[int, int]) -> Select
     return common_selection(saliency, weights, registered.blueprint.costs, config.budget())
 
 
-def _facts(registered: Registered, recorder: Recorder, state: ServerState, *, engine: str) -> dict[str, Any]:
+def _facts(strategy: FederationStrategy, members: Membership, recorder: Recorder, *, engine: str) -> dict[str, Any]:
     """Return the facts of the summary that do not follow from the rounds."""
-    config = registered.config
+    blueprint = strategy.federation.blueprint
+    config = blueprint.config
     facts: dict[str, Any] = {
         "method": config.method,
         "title": config.row.title,
         "seed": config.seed,
         "data": config.data.name,
         "model": config.model.name,
-        "num_clients": len(registered.clients),
+        "num_clients": len(members.nodes),
         "engine": engine,
         "versions": {
             "spatl": spatl.__version__,
@@ -292,9 +298,9 @@ def _facts(registered: Registered, recorder: Recorder, state: ServerState, *, en
             "python": platform.python_version(),
         },
     }
-    facts |= summarised(registered.blueprint, state.statistics, recorder.final_globally)
-    if registered.absent:
-        facts["absent"] = _by_name(registered.absent)
+    facts |= summarised(blueprint, strategy.state.statistics, recorder.final_globally)
+    if members.absent:
+        facts["absent"] = {str(client): reason for client, reason in sorted(members.absent.items())}
     if (noise_multiplier := config.privacy.noise_multiplier) is not None:
         epsilon = epsilon_of(noise_multiplier, recorder.most_participations, config.privacy.delta)
         facts |= {"epsilon": epsilon, "delta": config.privacy.delta}

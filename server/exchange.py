@@ -36,7 +36,7 @@ class Exchange:
     def __init__(
         self, nodes: Mapping[int, int], recorder: Recorder, grid: FederationGrid, *, simulated: bool = False
     ) -> None:
-        self.nodes = nodes
+        self.nodes = dict(nodes)
         self._grid = grid
         self._simulated = simulated
         self._clients = {node: client for client, node in nodes.items()}
@@ -47,6 +47,11 @@ class Exchange:
         self._connected: set[int] = set()
         # Who has answered the last questions, by kind and round; all have registered.
         self._answered = deque([((str(MessageType.QUERY), "1"), set(nodes))], maxlen=_REMEMBERED)
+
+    def meet(self, nodes: Mapping[int, int]) -> None:
+        """Go by other nodes from the next question on."""
+        self.nodes = dict(nodes)
+        self._clients = {node: client for client, node in nodes.items()}
 
     def ask(
         self, downloads: Mapping[int, bytes], server_round: int, message_type: str, connected: set[int]

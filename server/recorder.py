@@ -23,6 +23,8 @@ from spatl.wire.reports import EvaluateReport
 
 logger = logging.getLogger(__name__)
 
+_LISTS = ("rejections", "left_out", "forgot", "joined", "retired")  # of a line, which JSON has no tuples for
+
 
 class Recorder:
     """Collects a round and writes it when it is over.
@@ -52,10 +54,7 @@ class Recorder:
         forget_findings(directory, after=done)
         self._record = record_of(directory, done, marks)
         history, clients, ledger = (read_lines(directory / name) for name in (HISTORY, CLIENTS, LEDGER))
-        self.history = [
-            HistoryRow(**row | {name: tuple(row.get(name, ())) for name in ("rejections", "left_out", "forgot")})
-            for row in history
-        ]
+        self.history = [HistoryRow(**row | {name: tuple(row.get(name, ())) for name in _LISTS}) for row in history]
         if scalars is not None:
             for each in self.history:
                 scalars.write(each)

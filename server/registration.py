@@ -7,7 +7,7 @@ device only: it is named with the reason and left out, as long as enough are the
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -28,14 +28,14 @@ from spatl.rounds.blueprint import Blueprint, servers_blueprint
 from spatl.rounds.client_data import data_digest
 from spatl.rounds.offsets import check_of
 from spatl.rounds.weights import bounded_weights, largest_share
-from spatl.runs.ledger import Entry
 from spatl.wire.blob import BLOB, RECORD
 from spatl.wire.registration import RegistrationAnswer, RegistrationQuestion, unpack_saliency
 
 logger = logging.getLogger(__name__)
 
+RETIRED = "it was retired (spatl deploy retire)"
+"""Reason why a client that was taken out of a run takes no part."""
 _LONGEST_REASON = 500
-_AGAIN_SECONDS = 60.0  # for a registration in the middle of a run: the others are waiting for their round
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +82,7 @@ def register(
     keys: Mapping[int, int],
     known: Mapping[int, int],
     devices: bool,
+    retired: Collection[int] = (),
 ) -> Registered:
     """Ask every node what it is, and record the bytes that takes.
 
@@ -92,6 +93,7 @@ def register(
         keys: The client whose key each node holds, by node id, where nodes are authenticated.
         known: The training examples of each client that a run that goes on has.
         devices: Whether clients are machines of their own, which may be missing.
+        retired: Clients that were taken out of the run.
 
     Raises:
         SpatlError: A client cannot take part, or of devices too few can.
@@ -100,7 +102,7 @@ def register(
         grid, keys, connect_seconds=config.server.connect_timeout_seconds,
         reply_seconds=config.server.round_timeout_seconds,
     )  # fmt: skip
-    registrar = _Registrar(inquiry, config, keys, devices=devices)
+    registrar = Registrar(inquiry, config, keys, devices=devices, absent=dict.fromkeys(sorted(retired), RETIRED))
     stays = known if devices and not config.row.static_mask else {}
     nodes = registrar.connected(enough_at_once=bool(stays))
     if config.has_own_data and config.data.agreed is None:
@@ -134,42 +136,8 @@ def register(
     )  # fmt: skip
 
 
-def register_again(
-    grid: FederationGrid, blueprint: Blueprint, nodes: Mapping[int, int], known: Mapping[int, int], *, server_round: int
-) -> tuple[list[Entry], set[int]]:
-    """Ask devices that keep nothing of their registration for it once more, in the middle of a run.
-
-    One that does not fit the run any more is named, and refused again when it is asked to train.
-
-    Args:
-        grid: Where the nodes are.
-        blueprint: Of the run, with what the clients have agreed on.
-        nodes: The node of each such client.
-        known: The training examples of each client.
-        server_round: The round that is next.
-
-    Returns:
-        The ledger's entries, and the clients that are connected and did not answer.
-    """
-    config = blueprint.config
-    keys = {node: client for client, node in nodes.items()}
-    seconds = min(_AGAIN_SECONDS, config.server.round_timeout_seconds)
-    inquiry = Inquiry(grid, keys, connect_seconds=0.0, reply_seconds=seconds)
-    sent = config.model_copy(update={"data": config.data.model_copy(update={"agreed": None})})
-    others = dict.fromkeys(set(range(config.partition.num_clients)) - nodes.keys(), "")
-    registrar = _Registrar(inquiry, sent, keys, devices=True, absent=others)
-    registered = registrar.register(keys, blueprint, known)
-    for client in registered:
-        logger.warning(
-            "client %d has registered again: it kept nothing of what it was", client, extra={"client": client}
-        )
-    connected = set(grid.get_node_ids())
-    silent = {client for client in registrar.unanswered if nodes[client] in connected}
-    return list(inquiry.entries(keys, server_round=server_round)), silent
-
-
 @dataclass(frozen=True, eq=False)
-class _Registrar:
+class Registrar:
     """Judge of the answers: keeps the clients that can take part and the reasons of those that cannot."""
 
     inquiry: Inquiry
@@ -193,7 +161,7 @@ class _Registrar:
         Raises:
             ConfigError: There are too many or too few.
         """
-        wanted = self.config.partition.num_clients
+        wanted = self.config.partition.num_clients - len(self.absent)
         least = self._enough if enough_at_once else wanted
         nodes = sorted(self.inquiry.await_nodes(lambda connected: len(connected) >= least))
         if len(nodes) != wanted and not self.devices:
@@ -202,7 +170,7 @@ class _Registrar:
                 f'--federation-config "num-supernodes={wanted}"'
             )
         for node, client in self.keys.items():
-            if node not in nodes:
+            if node not in nodes and client not in self.absent:
                 self.unanswered.add(client)
                 self._leave_out(client, f"it did not connect in {self.config.server.connect_timeout_seconds:g} s")
         return nodes

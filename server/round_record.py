@@ -25,6 +25,8 @@ class RoundRecord:
         late: Replies that came after their round, or that nobody asked for.
         duplicates: Second replies to one question.
         away: Clients that were asked to train, were not connected, and did not answer.
+        joined: Clients that came to a deployment before it.
+        retired: Clients that were taken out of one before it.
         silent: Clients that were asked to train last, were connected, and did not answer though all were waited for.
         control_anew: Whether the control variates of all began anew in it.
         asked_again: How many more times than once each client was asked something.
@@ -42,6 +44,8 @@ class RoundRecord:
     late: int = 0
     duplicates: int = 0
     away: set[int] = field(default_factory=set)
+    joined: tuple[int, ...] = ()
+    retired: tuple[int, ...] = ()
     silent: set[int] = field(default_factory=set)
     control_anew: bool = False
     asked_again: Counter[int] = field(default_factory=Counter)
@@ -88,6 +92,8 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
         asked_again=record.asked_again.total(),
         forgot=tuple(sorted(record.outcome.forgot)),
         control_anew=record.control_anew,
+        joined=record.joined,
+        retired=record.retired,
         skipped=record.outcome.skipped,
         final_accuracy=mean(report.accuracy for report in final),
         final_accuracy_min=min((report.accuracy for report in final), default=None),

@@ -21,8 +21,8 @@ from server.exchange import Exchange, contents
 from server.findings import ask_for_findings
 from server.global_accuracy import measure_arrived, measure_final
 from server.grids import FederationGrid
+from server.membership import Membership
 from server.recorder import Recorder
-from server.registration import register_again
 from server.replies import blob_of, error_traceback
 from server.waiting import Rest, await_clients
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
@@ -45,7 +45,7 @@ class FederationStrategy(Strategy):
 
     Args:
         federation: What holds for all rounds.
-        nodes: Flower's node id of each client.
+        members: The clients, with Flower's node id of each.
         num_examples: Training examples of each client (n_i).
         recorder: Where rounds are written.
         grid: What carries the messages.
@@ -62,7 +62,7 @@ class FederationStrategy(Strategy):
         self,
         federation: Federation,
         *,
-        nodes: Mapping[int, int],
+        members: Membership,
         num_examples: Mapping[int, int],
         recorder: Recorder,
         grid: FederationGrid,
@@ -72,11 +72,11 @@ class FederationStrategy(Strategy):
     ) -> None:
         self.federation = federation
         self._config = federation.blueprint.config
-        self._nodes = nodes
+        self._members = members
         self._recorder = recorder
         self._simulated = simulated
         self._grid = grid
-        self._exchange = Exchange(nodes, recorder, grid, simulated=simulated)
+        self._exchange = Exchange(members.nodes, recorder, grid, simulated=simulated)
         self._done = 0
         self._unregistered = frozenset[int]()
         if checkpoint is None:
@@ -103,7 +103,7 @@ class FederationStrategy(Strategy):
     ) -> Iterable[Message]:
         """Sample the round's clients and address the packed model to each."""
         number = self._done + server_round
-        silent = self._register_again(grid, number)
+        silent = self._changed_members(number)
         self._before, self._rest = self.state, Rest(number, self._config.server, run=self._recorder.directory)
         return self._ask(grid, number, without=silent)
 
@@ -152,7 +152,7 @@ class FederationStrategy(Strategy):
         if self._simulated or self._config.server.patience is not None or not silent:
             return set()
         connected = set(self._grid.get_node_ids())
-        return {client for client in silent if self._nodes[client] in connected}
+        return {client for client in silent if self._members.nodes[client] in connected}
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -166,7 +166,7 @@ class FederationStrategy(Strategy):
         if number < self._config.rounds:
             self._ask_for_findings(grid, self.state, number, arrived=False)
             return self._exchange.ask({}, number, MessageType.EVALUATE, set())
-        clients = sorted(self._nodes)
+        clients = sorted(self._members.nodes)
         self._await(grid, clients, number)
         try:
             state = arrived_state(self.federation, self.state, number)
@@ -206,26 +206,24 @@ class FederationStrategy(Strategy):
         shown = {k: v for k, v in (("accuracy", row.accuracy), ("loss", row.loss)) if v is not None}
         return MetricRecord(dict(shown)) if shown else None
 
-    def _register_again(self, grid: Grid, number: int) -> set[int]:
-        """Have the devices register that said in the round before that they know nothing of having done so.
+    def _changed_members(self, number: int) -> set[int]:
+        """Take in who has come, let go who was retired, and have those register again who said that they know nothing.
 
         Returns:
-            Those that are connected and did not answer: they are not asked to train, and it counts as a failure.
+            Those that did not register again though they are there, who are not asked to train.
         """
-        nodes = {client: self._nodes[client] for client in sorted(self._unregistered)}
-        if not nodes or not isinstance(grid, FederationGrid):
+        if self._simulated:
             return set()
-        blueprint, known = self.federation.blueprint, self.state.num_examples
-        entries, silent = register_again(grid, blueprint, nodes, known, server_round=number)
-        self._recorder.round.entries.extend(entries)
-        self.state = without_answer(self.federation, self.state, number, silent)
+        self.federation, self.state = self._members.before_round(self.federation, self.state, number)
+        self._exchange.meet(self._members.nodes)
+        self.state, silent = self._members.register_again(self.federation, self.state, self._unregistered, number)
         return silent
 
     def _await(self, grid: Grid, clients: Iterable[int], number: int) -> set[int]:
         """Wait for as many of some clients as a round needs replies; return the nodes that are connected."""
         run = None if self._simulated else self._recorder.directory
-        nodes = {client: self._nodes[client] for client in clients}
-        everyone = self._nodes.values()
+        nodes = {client: self._members.nodes[client] for client in clients}
+        everyone = self._members.nodes.values()
         return await_clients(grid, nodes, self._config.server, number, run=run, everyone=everyone)
 
     def _ask_for_findings(self, grid: Grid, state: ServerState, number: int, *, arrived: bool) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 import spatl
 from clients.deploy import read_private_key
-from server.deployment.command import read_public_keys
+from server.deployment.keys import read_public_keys
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.config.settings import all_settings
@@ -59,7 +59,7 @@ def test_a_command_on_a_page_is_one(page, command):
 def test_the_commands_of_a_deployment_are_among_those():
     of_deployment = [command for page, command in commands() if page == "docs/deploy.md"]
     roles = {command.split()[2] for command in of_deployment if "deploy" in command}
-    assert roles == {"init", "server", "client", "add-client"}
+    assert roles == {"init", "server", "client", "add-client", "retire"}
     assert len(of_deployment) >= 8
 
 
@@ -176,10 +176,10 @@ def test_a_device_may_make_its_own_key_as_the_guide_says(tmp_path):
     (client / "client.key").unlink()
     subprocess.run(shlex.split(line), cwd=client, check=True, stdout=subprocess.DEVNULL)
     server = tmp_path / "made" / "server"
-    before = read_public_keys(server, tiny_config().partition.num_clients)
+    before = read_public_keys(server, range(tiny_config().partition.num_clients))
     (client / "client.key.pub").replace(server / "clients" / "client-0.pub")
     (server / "clients" / "client-0.pub").chmod(0o600)
-    after = read_public_keys(server, tiny_config().partition.num_clients)
+    after = read_public_keys(server, range(tiny_config().partition.num_clients))
     assert [name for name in before if before[name] != after[name]] == [0]
     assert read_private_key(client / "client.key").curve.key_size == 384
 

@@ -137,6 +137,7 @@ def test_every_reference_by_string_resolves_and_stands_in_one_of_these_files():
     assert {name for name, texts in found.items() if texts} == {
         "pyproject.toml",  # the command, and the apps that Flower loads
         "spatl/console/parser.py",  # the commands
+        "spatl/console/deploying.py",  # those of deployments
         "spatl/config/engines.py",  # the engines, and the apps that they run
     }  # fmt: skip
     for text in set().union(*found.values()):
@@ -163,7 +164,7 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
             "supercore.protobuf.constants", "supercore.retry", "supercore.retry.http_retry",
             "supernode.cli.flower_supernode", "supernode.fleet_http_client", "supernode.fleet_http_connection",
         },
-        "server/deployment/command.py": {"supercore.primitives.asymmetric"},
+        "server/deployment/keys.py": {"supercore.primitives.asymmetric"},
         "server/deployment/control.py": {
             "cli.build", "common.serde", "proto.control_pb2", "supercore.control", "supercore.fab",
             "supercore.interceptors.http.runtime_version", "supercore.protobuf.client",

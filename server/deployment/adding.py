@@ -2,7 +2,7 @@
 
 It works on the server's directory, and needs no key of the authority: a client shows its own key, which the server
 looks up in `clients/`, and trusts the authority by its certificate. `server.json` is the one file that says how many
-clients there are, and is written last of what must be there; a server reads all of it once, when it starts.
+clients there are, and is written last of what must be there; a server that runs looks at it (`following`).
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from rich.console import Console
 from server.deployment.certificates import make_client_pair
 from spatl.config.device import DEVICE_FILE, device_text
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import load_config
+from spatl.config.loading import load_config, with_clients
 from spatl.data import OWN
 from spatl.deployment.sites import (
     CA_CERTIFICATE,
@@ -143,11 +143,6 @@ def of_all_clients(config: ExperimentConfig, site: ServerSite, path: Path) -> Ex
     return with_clients(config, site.num_clients)
 
 
-def with_clients(config: ExperimentConfig, number: int) -> ExperimentConfig:
-    """Return a config with another number of clients."""
-    return config.model_copy(update={"partition": config.partition.model_copy(update={"num_clients": number})})
-
-
 def _check_free(server: Path, clients: range) -> None:
     for client in clients:
         for path in (server.parent / f"client-{client}", server / PUBLIC_KEYS / f"client-{client}.pub"):
@@ -166,6 +161,7 @@ def _tell(server: Path, made: list[Path], total: int, say: Callable[[str], None]
     say("and start there, before or after the server knows it (until then it waits):")
     for own in made:
         say(f"  {shlex.join(['spatl', 'deploy', 'client', own.name, '--data-dir', 'PATH'])}")
-    say("The server knows them from its next start on; one that runs now is not disturbed. Stop it, and go on with")
+    say("A server that runs knows them within seconds, and takes each in before the round after it is there; one that")
+    say("does not run knows them from its next start on:")
     say(f"  {shlex.join(['spatl', 'deploy', 'server', str(server), '--resume'])}")
     say("and, where its run is over, with --set rounds=N for more rounds.")

@@ -13,16 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from rich.console import Console
 
 from server.deployment.adding import fill_client, of_all_clients
 from server.deployment.begun import check_begun, note_begun
 from server.deployment.certificates import make_authority, make_server_pair, pem, private_pem
 from server.deployment.control import LinkLost, started_superlink
+from server.deployment.following import Following
+from server.deployment.keys import read_public_keys
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, more_rounds, parse_config, read_config
 from spatl.data import OWN, is_read_from_path
@@ -55,7 +53,7 @@ from spatl.runner import Engine, resume, run
 from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.directory import alone_in_run, config_of, has_rounds, serving_run, write_config
 from spatl.runs.files import CONFIG as RUN_CONFIG
-from spatl.runs.files import ERROR, LOCK, REGISTRATION, REPORT, SUMMARY, WAITING
+from spatl.runs.files import ERROR, LOCK, MEMBERS, REGISTRATION, REPORT, SUMMARY, WAITING
 from spatl.sealed_files import is_locked
 from spatl.terminal.progress import progress_of
 from spatl.terminal.result import print_result
@@ -209,29 +207,34 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
         logger.warning("listening on %s only, where no other machine can call: set --bind 0.0.0.0", bind.host)
 
     def attempt(config: ExperimentConfig, run_directory: Path, *, resume: bool) -> None:
+        site = read_server_site(directory)  # by now
         config = of_all_clients(config, site, run_directory / RUN_CONFIG)
         # What a killed one left may still be at work; the ServerApp locks it for good.
         with alone_in_run(run_directory):
-            for name in (ERROR, REGISTRATION, WAITING):
+            for name in (ERROR, MEMBERS, REGISTRATION, WAITING):
                 (run_directory / name).unlink(missing_ok=True)
             name = run_name(run_directory) or _new_name()
             write_run(run_directory, name, directory)
             note_begun(directory, run_directory, name)
             write_config(run_directory, config)  # also for whoever looks meanwhile
-        keys = {} if options.insecure else read_public_keys(directory, site.num_clients)
+        keys = {} if options.insecure else read_public_keys(directory, site.clients)
+        number = len(site.clients)
         with started_superlink(
             directory, run_directory, bind, insecure=options.insecure, num_clients=site.num_clients
         ) as link:
             nodes = link.register(keys)
             link.open(None if options.insecure else keys.values())
-            say(f"listening on {bind}, waiting for {site.num_clients} clients")
+            following = Following(
+                directory, run_directory, link, site, keys=None if options.insecure else keys, nodes=nodes, say=say
+            )
+            say(f"listening on {bind}, waiting for {number} clients")
             enough = _enough(config, run_directory, resume=resume)
             wait = _WAIT_SECONDS[resume] if options.wait is None else options.wait
             link.await_clients(
-                site.num_clients, say, run=run_directory, seconds=wait, enough=enough,
+                number, say, run=run_directory, seconds=wait, enough=enough,
                 give_up=config.server.give_up_seconds,
             )  # fmt: skip
-            link.run(config, run_directory, say, resume=resume, nodes=nodes)
+            link.run(config, run_directory, say, resume=resume, nodes=nodes, follow=following.look)
 
     return _kept_up(attempt, options.restarts, say)
 
@@ -286,27 +289,6 @@ def _forget_other(config: ExperimentConfig, out: Path) -> None:
 
 def _without_agreement(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"agreed": None})})
-
-
-def read_public_keys(directory: Path, num_clients: int) -> dict[int, bytes]:
-    """Return the public keys of the clients (PEM).
-
-    Raises:
-        SpatlError: One is missing, or is no key that Flower takes.
-    """
-    keys = {}
-    for client in range(num_clients):
-        path = directory / PUBLIC_KEYS / f"client-{client}.pub"
-        try:
-            key = load_ssh_public_key(path.read_bytes())
-        except OSError as error:
-            raise SpatlError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise SpatlError(f"{path} holds no public key of OpenSSH's on an elliptic curve (ssh-keygen -t ecdsa)")
-        keys[client] = public_key_to_bytes(key)
-    return keys
 
 
 def _new_name() -> str:

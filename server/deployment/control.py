@@ -21,7 +21,13 @@ from typing import Any
 import httpx
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.serde import fab_to_proto
-from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StartRunRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    UnregisterNodeRequest,
+)
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
@@ -178,6 +184,11 @@ class StartedSuperLink:
             for client, key in keys.items()
         }
 
+    def unregister(self, nodes: Iterable[int]) -> None:
+        """Let in no more whose node ids these are: their sessions end, and their keys are refused."""
+        for node in nodes:
+            self._answer_of(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node))
+
     def open(self, keys: Iterable[bytes] | None) -> None:
         """Let SuperNodes in, whose keys (PEM) are registered by now; None where anybody is let in."""
         content = b"\n".join(map(b64encode, keys or ()))
@@ -226,9 +237,9 @@ class StartedSuperLink:
 
     def run(
         self, config: ExperimentConfig, directory: Path, say: Callable[[str], None], *, resume: bool,
-        nodes: Mapping[int, int],
+        nodes: Mapping[int, int], follow: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """Submit a run and wait for its end, and say who takes no part.
+        """Submit a run and wait for its end, say who takes no part, and have `follow` called now and then.
 
         Raises:
             SpatlError: It ended without a result.
@@ -249,6 +260,7 @@ class StartedSuperLink:
             if (waits := str(read_waiting(directory) or "")) != awaited:
                 say(waits or "enough clients are connected again")
                 awaited = waits
+            follow()
             self.look_below()
             how = watch.look(self._below)
             if how is not None and not any(path.exists() for path in over):

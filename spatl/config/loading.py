@@ -143,6 +143,11 @@ def config_from_run(run_config: Mapping[str, Any], *, reads_files: bool = True) 
     return load_config(Path(__file__).parents[2] / text)
 
 
+def with_clients(config: ExperimentConfig, number: int) -> ExperimentConfig:
+    """Return a config with another number of clients."""
+    return config.model_copy(update={"partition": config.partition.model_copy(update={"num_clients": number})})
+
+
 def with_agreement(config: ExperimentConfig, agreement: Agreement) -> ExperimentConfig:
     """Return the config of devices that have agreed on what their data have in common (`data.agreed`)."""
     agreed = parse_config({"data": {"agreed": asdict(agreement)}}).data.agreed

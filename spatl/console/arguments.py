@@ -5,12 +5,14 @@ never abbreviated, or `--seed 5` would be taken for `--seeds 5`.
 """
 
 import argparse
+import importlib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from spatl.errors import did_you_mean
+from spatl.terminal.screen import Screen
 
 _USUAL_NAMES: Mapping[str, str] = {
     "algorithm": "method", "alg": "method", "strategy": "method", "num-rounds": "rounds", "num-server-rounds": "rounds",
@@ -106,3 +108,18 @@ def _settings_called(name: str) -> list[str]:
         return [plain]
     usual = _USUAL_NAMES.get(name.replace("_", "-"))
     return [usual] if usual else [key for key in keys if key.rpartition(".")[2] == plain]
+
+
+def add_overrides(parser: Parser, what: str = "override a setting") -> None:
+    """Give a parser the option `--set`."""
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help=what)
+
+
+def by_reference(reference: str) -> Callable[[argparse.Namespace], None]:
+    """Return a command of a module that is imported when it is called: another package's, or one that few need."""
+
+    def command(options: argparse.Namespace) -> None:
+        module, _, name = reference.partition(":")
+        getattr(importlib.import_module(module), name)(options, Screen())
+
+    return command

@@ -1,19 +1,17 @@
 """Parser of the command line: every command with its options, and the function that does it, by reference."""
 
 import argparse
-import importlib
 import platform
-from collections.abc import Callable
 from importlib.metadata import version
 
 from spatl import __version__
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.config.engines import ENGINES
-from spatl.console.arguments import Parser
+from spatl.console.arguments import Parser, add_overrides, by_reference
 from spatl.console.completion import SHELLS
+from spatl.console.deploying import add_deploy_commands
 from spatl.console.predict import add_predict_arguments
 from spatl.console.show import SHOWN
-from spatl.terminal.screen import Screen
 
 
 def make_parser() -> Parser:
@@ -43,11 +41,7 @@ def make_parser() -> Parser:
         "experiment", help="train networks and measure the claims on their errors"))  # fmt: skip
 
     deploying = commands.add_parser("deploy", help="run a federation on machines of their own")
-    roles = deploying.add_subparsers(required=True, metavar="COMMAND")
-    _add_deploy_init(roles.add_parser("init", help="make the keys, and a directory for each machine"))
-    _add_deploy_server(roles.add_parser("server", help="run the federation, on the server's machine"))
-    _add_add_client(roles.add_parser("add-client", help="make keys and directories for further clients"))
-    _add_deploy_client(roles.add_parser("client", help="take part in it, on a client's machine"))
+    add_deploy_commands(deploying.add_subparsers(required=True, metavar="COMMAND"))
     _add_show(commands.add_parser("show", help="list what configs can name, every setting, and what codecs cost"))
     _add_completion(commands.add_parser("completion", help="print a script that completes this command line"), parser)
     parser.set_defaults(debug=False)
@@ -63,7 +57,7 @@ def _add_run(parser: Parser) -> None:
         "--engine", choices=tuple(ENGINES), help=", or ".join(each.description for each in ENGINES.values())
     )
     parser.add_argument("--out", metavar="DIR", help="a new directory for what the run leaves behind")
-    _add_overrides(parser, "override a setting, e.g. --set seed=7 --set training.learning_rate=0.1")
+    add_overrides(parser, "override a setting, e.g. --set seed=7 --set training.learning_rate=0.1")
     parser.add_argument(
         "--seeds", metavar="A,B,...", type=_seeds,
         help="run once per seed, each in a directory of its own below --out, and print means with their spread",
@@ -73,7 +67,7 @@ def _add_run(parser: Parser) -> None:
         help="go on with a run that was killed, in its directory and with its config, instead of starting one; with "
         "--set rounds=N also one that is finished, to more rounds",
     )  # fmt: skip
-    parser.set_defaults(command=_by_reference("spatl.console.run:run"))
+    parser.set_defaults(command=by_reference("spatl.console.run:run"))
 
 
 def _add_check(parser: Parser) -> None:
@@ -82,8 +76,8 @@ def _add_check(parser: Parser) -> None:
         " Nothing is trained or written."
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a config that ships (spatl show configs)")
-    _add_overrides(parser)
-    parser.set_defaults(command=_by_reference("spatl.console.check:check"))
+    add_overrides(parser)
+    parser.set_defaults(command=by_reference("spatl.console.check:check"))
 
 
 def _add_status(parser: Parser) -> None:
@@ -91,7 +85,7 @@ def _add_status(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's directory")
     parser.add_argument("--findings", action="store_true", help="also the rounds that have findings, and whose")
     parser.add_argument("--json", action="store_true", help="one JSON object instead")
-    parser.set_defaults(command=_by_reference("spatl.console.status:show_status"))
+    parser.set_defaults(command=by_reference("spatl.console.status:show_status"))
 
 
 def _add_explain(parser: Parser) -> None:
@@ -113,13 +107,13 @@ def _add_explain(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
     parser.add_argument("--out", metavar="DIR", help="where to write (RUN/explanation, RUN/explanation-client-ID)")
-    parser.set_defaults(command=_by_reference("spatl.console.explain:explain"))
+    parser.set_defaults(command=by_reference("spatl.console.explain:explain"))
 
 
 def _add_report(parser: Parser) -> None:
     parser.description = "Draw curves.png and report.html of a finished run again, from its record."
     parser.add_argument("run", metavar="RUN", help="the run's directory")
-    parser.set_defaults(command=_by_reference("spatl.console.report:report"))
+    parser.set_defaults(command=by_reference("spatl.console.report:report"))
 
 
 def _add_diagnose(parser: Parser) -> None:
@@ -130,7 +124,7 @@ def _add_diagnose(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's directory")
     parser.add_argument("--round", metavar="N", type=int, help="findings recorded after this round (default: the last)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead")
-    parser.set_defaults(command=_by_reference("spatl.console.diagnose:diagnose"))
+    parser.set_defaults(command=by_reference("spatl.console.diagnose:diagnose"))
 
 
 def _add_onboard(parser: Parser) -> None:
@@ -153,7 +147,7 @@ def _add_onboard(parser: Parser) -> None:
     parser.add_argument("--no-finetune", action="store_true", help="train nothing, however many examples there are")
     parser.add_argument("--seed", type=int, help="draws the newcomer's splits and its batches (default: the run's)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
-    parser.set_defaults(command=_by_reference("spatl.console.onboard:onboard"))
+    parser.set_defaults(command=by_reference("spatl.console.onboard:onboard"))
 
 
 def _add_export(parser: Parser) -> None:
@@ -174,11 +168,7 @@ def _add_export(parser: Parser) -> None:
     parser.add_argument("--finetune", metavar="N", type=int, default=0, help="epochs of training after the cut (0)")
     parser.add_argument("--int8", action="store_true", help="write an 8-bit ONNX file, too")
     parser.add_argument("--out", metavar="DIR", help="a new directory (default: RUN/export, RUN/export-client-ID)")
-    parser.set_defaults(command=_by_reference("spatl.console.export:export"))
-
-
-def _add_overrides(parser: Parser, what: str = "override a setting") -> None:
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help=what)
+    parser.set_defaults(command=by_reference("spatl.console.export:export"))
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
@@ -214,16 +204,16 @@ def _add_bench(parser: Parser) -> None:
         "--tune", action="store_true",
         help="first choose every row's learning rate and momentum from the grid, on validation splits",
     )  # fmt: skip
-    _add_overrides(parser, "override a setting in every config")
-    parser.set_defaults(command=_by_reference("spatl.console.bench:run_bench"))
+    add_overrides(parser, "override a setting in every config")
+    parser.set_defaults(command=by_reference("spatl.console.bench:run_bench"))
 
 
 def _add_partition(parser: Parser) -> None:
     parser.description = "Print how many examples of each class each client has, and draw it."
     parser.add_argument("config", metavar="CONFIG", help="a YAML file: its data, partition and seed are read")
-    _add_overrides(parser, "override a setting, e.g. --set partition.alpha=0.1")
+    add_overrides(parser, "override a setting, e.g. --set partition.alpha=0.1")
     parser.add_argument("--out", metavar="FILE", help="the picture, a .png file (default: one below runs/)")
-    parser.set_defaults(command=_by_reference("spatl.console.partition:partition"))
+    parser.set_defaults(command=by_reference("spatl.console.partition:partition"))
 
 
 def _add_pretrain(parser: Parser) -> None:
@@ -231,7 +221,7 @@ def _add_pretrain(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="everything random follows from it (default: 1)")
     parser.add_argument("--steps", type=int, default=32_768, help="selections that PPO measures (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", help="a new directory for the weights and the reward curve")
-    parser.set_defaults(command=_by_reference("agents.lab.commands:pretrain"))
+    parser.set_defaults(command=by_reference("agents.lab.commands:pretrain"))
 
 
 def _add_evaluate(parser: Parser) -> None:
@@ -240,7 +230,7 @@ def _add_evaluate(parser: Parser) -> None:
         "accuracy on the clients' test splits. Nothing but the validation splits is looked at before."
     )
     parser.add_argument("configs", metavar="CONFIG", nargs="+", help="YAML files: model, data, partition, training")
-    _add_overrides(parser, "override a setting in every config")
+    add_overrides(parser, "override a setting in every config")
     parser.add_argument("--seeds", metavar="A,B,...", type=_seeds, default=[1, 2, 3], help="one network each (1,2,3)")
     parser.add_argument(
         "--budgets", metavar="A,B,...", type=_numbers, default=[0.3, 0.5, 0.7], help="limits (0.3,0.5,0.7)"
@@ -252,7 +242,7 @@ def _add_evaluate(parser: Parser) -> None:
     parser.add_argument("--policy", metavar="FILE", help="a policy of `pretrain`; the shipped one if not given")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     parser.add_argument("--out", metavar="DIR", help="a new directory for the table and the picture")
-    parser.set_defaults(command=_by_reference("agents.lab.commands:evaluate"))
+    parser.set_defaults(command=by_reference("agents.lab.commands:evaluate"))
 
 
 def _add_experiment(parser: Parser) -> None:
@@ -263,117 +253,28 @@ def _add_experiment(parser: Parser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a config that ships: saliency/resnet20")
     parser.add_argument("--claims", metavar="A,B,...", type=_names, help="instead of saliency.claims")
     parser.add_argument("--seeds", metavar="A,B,...", type=_seeds, help="one network each, instead of saliency.seeds")
-    _add_overrides(parser)
+    add_overrides(parser)
     parser.add_argument("--out", metavar="DIR", help="a new directory for numbers and picture (default: below runs/)")
-    parser.set_defaults(command=_by_reference("spatl.console.saliency:experiment"))
-
-
-def _add_deploy_init(parser: Parser) -> None:
-    parser.description = (
-        "Make a certificate authority, the server's certificate and a key for each client, and lay them out in one "
-        "directory for each machine."
-    )
-    parser.add_argument("directory", metavar="DIR", help="a new directory")
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file: the run; partition.num_clients clients")
-    parser.add_argument(
-        "--address", metavar="HOST:PORT", default="127.0.0.1:9092",
-        help="where the clients find the server (%(default)s); its certificate is good for that host",
-    )  # fmt: skip
-    parser.add_argument(
-        "--name", metavar="HOST", action="append", default=[], dest="names",
-        help="a further name or IP address of the server, for its certificate",
-    )  # fmt: skip
-    _add_overrides(parser)
-    parser.set_defaults(command=_by_reference("server.deployment.command:init"))
-
-
-def _add_deploy_server(parser: Parser) -> None:
-    parser.description = "Start a SuperLink, wait for all clients, run the federation, and stop it all."
-    parser.add_argument("directory", metavar="DIR/server", help="what `spatl deploy init` made for the server")
-    parser.add_argument(
-        "--bind", metavar="HOST", default="127.0.0.1",
-        help="the address of this machine to listen on (%(default)s); 0.0.0.0 for all",
-    )  # fmt: skip
-    parser.add_argument("--out", metavar="RUN", help="a new directory for the run's files (DIR/server/run)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run if it was stopped; start it if it never was"
-    )
-    parser.add_argument(
-        "--wait",
-        metavar="SECONDS",
-        type=float,
-        help="how long to wait for all clients, where enough are there (600, with --resume 30)",
-    )
-    parser.add_argument(
-        "--restarts",
-        metavar="N",
-        type=int,
-        default=6,
-        help="how often an hour a SuperLink or ServerApp that was killed or hangs is started again (%(default)d)",
-    )
-    parser.add_argument("--insecure", action="store_true", help="no TLS, and any client may take part")
-    _add_overrides(parser, "with --resume, rounds=N: more rounds for a run that is finished, or was stopped")
-    parser.set_defaults(command=_by_reference("server.deployment.command:serve"))
-
-
-def _add_add_client(parser: Parser) -> None:
-    parser.description = (
-        "Make a key and a directory for each new client of a deployment whose devices have data of their own, and have "
-        "the server know them from its next start on."
-    )
-    parser.add_argument("directory", metavar="DIR", help="what `spatl deploy init` made, or DIR/server of it alone")
-    parser.add_argument("--count", metavar="N", type=int, default=1, help="how many clients (%(default)s)")
-    parser.set_defaults(command=_by_reference("server.deployment.adding:add_clients"))
-
-
-def _add_deploy_client(parser: Parser) -> None:
-    parser.description = (
-        "Start a SuperNode; it takes part in what the server runs until it is stopped. What a run may ask of this "
-        "device its owner says in DIR/client-ID/device.yaml."
-    )
-    parser.add_argument("directory", metavar="DIR/client-ID", help="what `spatl deploy init` made for this client")
-    parser.add_argument("--data-dir", metavar="PATH", help="this device's copy of the data, for data.options.path")
-    parser.add_argument(
-        "--budget", metavar="KIND=LIMIT", help=f"what it may spend: {', '.join(BUDGET_KINDS)}, e.g. keep_ratio=0.3"
-    )
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps, for training.device")
-    parser.add_argument(
-        "--no-findings", action="store_true", help="tell nothing of these data where the config says report.findings"
-    )
-    parser.add_argument(
-        "--cold", action="store_true", help="load PyTorch anew for each message, and hold no memory for it in between"
-    )
-    parser.add_argument("--insecure", action="store_true", help="no TLS and no key, for a server that has none")
-    parser.set_defaults(command=_by_reference("clients.deploy:start"))
+    parser.set_defaults(command=by_reference("spatl.console.saliency:experiment"))
 
 
 def _add_show(parser: Parser) -> None:
     parser.description = "Print one list, or the lines of it that are named; settings by section or by key."
     parser.add_argument("what", choices=SHOWN)
     parser.add_argument("names", metavar="NAME", nargs="*", help="lines of the list, or sections: settings training")
-    parser.set_defaults(command=_by_reference("spatl.console.show:show"))
+    parser.set_defaults(command=by_reference("spatl.console.show:show"))
 
 
 def _add_completion(parser: Parser, root: Parser) -> None:
     parser.description = "Print a script for a shell to source, e.g. source <(spatl completion bash)."
     parser.add_argument("shell", choices=SHELLS)
-    parser.set_defaults(command=_by_reference("spatl.console.completion:print_completion"), root=root)
+    parser.set_defaults(command=by_reference("spatl.console.completion:print_completion"), root=root)
 
 
 def _versions() -> str:
     """Return the versions that a report of a fault should name, in one line."""
     others = ", ".join(f"{name} {version(name)}" for name in ("flwr", "torch"))
     return f"spatl {__version__} ({others}, Python {platform.python_version()})"
-
-
-def _by_reference(reference: str) -> Callable[[argparse.Namespace], None]:
-    """Return a command of a module that is imported when it is called: another package's, or one that few need."""
-
-    def command(options: argparse.Namespace) -> None:
-        module, _, name = reference.partition(":")
-        getattr(importlib.import_module(module), name)(options, Screen())
-
-    return command
 
 
 def _numbers(text: str) -> list[float]:

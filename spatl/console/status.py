@@ -1,7 +1,7 @@
 """Command `spatl status RUN`: the state of a run as its directory says, while it runs and afterwards."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from spatl.json_files import to_json
 from spatl.runs.findings import findings_by_round
 from spatl.runs.records import MISHAPS
-from spatl.runs.status import read_status, run_below
+from spatl.runs.status import Status, read_status, run_below
 from spatl.runs.text import human_bytes
 from spatl.terminal.tables import print_line, print_table
 
@@ -43,11 +43,9 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
         say(f"accuracy {_percent(status.global_accuracy)} of the server's model on the official test set")
     if told := [f"{status.mishaps[name]} {words}" for name, words in MISHAPS.items() if status.mishaps[name]]:
         say(", ".join(told))
-    for number, clients in status.control_anew.items():
-        who = ", ".join(map(str, clients))
-        say(
-            f"round {number}: all control variates began anew, for those of client {who} were lost or of an older state"
-        )
+    for number in sorted({*status.control_anew, *status.joined, *status.retired}):
+        for line in _changes(status, number):
+            say(f"round {number}: {line}")
     table = Table()
     owned = any(client.owner is not None for client in status.clients)
     owner = ("owner",) if owned else ()
@@ -69,6 +67,20 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
             say(f"client {client.client}{out}; its last refusal: {client.last_reason}")
     for line in [] if findings is None else _findings_lines(findings, [client.client for client in status.clients]):
         say(line)
+
+
+def _changes(status: Status, number: int) -> Iterator[str]:
+    """Yield what changed before a round: who came, who was retired, and why all control variates began anew."""
+    joined, gone, lost = (of.get(number) for of in (status.joined, status.retired, status.control_anew))
+    if joined:
+        yield f"client {', '.join(map(str, joined))} came"
+    if gone:
+        yield f"client {', '.join(map(str, gone))} was retired"
+    if lost:
+        who = ", ".join(map(str, lost))
+        yield f"all control variates began anew, for those of client {who} were lost or of an older state"
+    elif lost is not None:
+        yield "all control variates began anew, for c contained those of who was retired"
 
 
 def _findings_lines(findings: Mapping[int, Sequence[int]], clients: Sequence[int]) -> list[str]:

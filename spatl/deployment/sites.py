@@ -88,13 +88,20 @@ class ServerSite:
 
     Attributes:
         address: Where the clients call.
-        num_clients: How many there are.
+        num_clients: How many there are, those that were retired as well, whose numbers nobody else gets.
+        retired: Those that were taken out; absent in the file where there are none.
     """
 
     address: str
     num_clients: int
+    retired: tuple[int, ...] = ()
 
     FILE = "server.json"
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """Clients that take part."""
+        return tuple(client for client in range(self.num_clients) if client not in self.retired)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def replace_site(directory: Path, site: ServerSite | ClientSite) -> None:
 
 
 def _content(site: ServerSite | ClientSite) -> bytes:
-    values = {name: value for name, value in asdict(site).items() if value is not False}
+    values = {name: value for name, value in asdict(site).items() if value is not False and value != ()}
     return (to_json(values, indent=2) + "\n").encode()
 
 
@@ -138,8 +145,12 @@ def read_server_site(directory: Path) -> ServerSite:
     Raises:
         ConfigError: The directory is none of a server.
     """
-    values = _read(directory, ServerSite.FILE, {"address": str, "num_clients": int}, role="server")
-    return ServerSite(**values)
+    kinds = {"address": str, "num_clients": int}
+    values = _read(directory, ServerSite.FILE, kinds, role="server", optional={"retired": list})
+    retired = tuple(values.get("retired", ()))
+    if not all(type(client) is int and 0 <= client < values["num_clients"] for client in retired):
+        raise ConfigError(f"{directory / ServerSite.FILE}: expected numbers of clients as retired, got {list(retired)}")
+    return ServerSite(values["address"], values["num_clients"], retired)
 
 
 def read_client_site(directory: Path) -> ClientSite:

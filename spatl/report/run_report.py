@@ -158,7 +158,7 @@ def _rounds(result: RunResult) -> str:
             **({"global": _ratio(row.get("global_accuracy"))} if measured else {}),
             "loss": _ratio(row.get("loss")),
             "training loss": _ratio(row.get("train_loss")),
-            "clients": f"{row.get('participants')}{', skipped' if row.get('skipped') else ''}",
+            "clients": _participants(row),
             "refused": _text(row.get("rejected")),
             "missing": _text(row.get("missing")),
             "late": _text(row.get("late")),
@@ -179,6 +179,14 @@ def _rounds(result: RunResult) -> str:
     if measured:
         caption += " “Global” is the server's model, as it arrived, on the official test set, where it was measured."
     return table("Rounds", caption, rows)
+
+
+def _participants(row: Mapping[str, Any]) -> str:
+    """Return how many took part in a round, and who came to a deployment before it, or was taken out."""
+    told = [str(row.get("participants")), *(["skipped"] if row.get("skipped") else [])]
+    told += [f"{client} came" for client in row.get("joined") or ()]
+    told += [f"{client} retired" for client in row.get("retired") or ()]
+    return ", ".join(told)
 
 
 def _clients(result: RunResult) -> str:

@@ -1,13 +1,17 @@
-"""Members of a federation from round to round: who is asked, who comes back, and who keeps it waiting in vain."""
+"""Members of a federation from round to round: who is asked, who comes, who goes, and who is waited for in vain."""
 
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from spatl.rounds.federation import Federation
+from spatl.rounds.opened_control import with_control_anew
 from spatl.rounds.sampling import sample_clients
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.weights import bounded_weights
+
+Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,48 @@ def rejoined(
         control_staleness={**dict.fromkeys(everyone, 1.0), **state.control_staleness},
         cannot_build=state.cannot_build | frozenset(cannot_build),
     )
+
+
+def retired(state: ServerState, clients: Collection[int], server_round: int) -> ServerState:
+    """Return the state of a run without clients that were taken out of it: p_i is the share of the others alone.
+
+    c = sum p_i c_i over the others. What c contains of one that is gone the server does not know, for it keeps no c_i:
+    then c and all c_i begin anew (`spatl.rounds.opened_control`). Where c contains nothing of it, the parts of the
+    others grow alike. What it has moved x by, stays.
+
+    Args:
+        state: The server's, between two rounds.
+        clients: Those that are gone.
+        server_round: The round that is next.
+    """
+    gone = set(clients) & state.num_examples.keys()
+    if not gone:
+        return state
+    before, contained = sum(state.shares.values()), bool(gone & (state.folded.keys() | state.forgotten))
+    seen = state.admission
+    state = replace(
+        state,
+        num_examples=_without(state.num_examples, gone),
+        weights=_without(state.weights, gone),
+        folded=_without(state.folded, gone),
+        held=_without(state.held, gone),
+        control_staleness=_without(state.control_staleness, gone),
+        cannot_build=state.cannot_build - gone,
+        admission=replace(
+            seen, failures=_without(seen.failures, gone), away=_without(seen.away, gone),
+            trust=_without(seen.trust, gone), by_client=_without(seen.by_client, gone),
+            agreed=_without(seen.agreed, gone),
+        ),
+    )  # fmt: skip
+    if state.control is None or not state.num_examples:
+        return state
+    if contained:
+        return with_control_anew(state, server_round)
+    return replace(state, control=state.control * (before / sum(state.shares.values())))
+
+
+def _without(values: Mapping[int, Value], clients: Collection[int]) -> dict[int, Value]:
+    return {client: value for client, value in values.items() if client not in clients}
 
 
 def choose_clients(

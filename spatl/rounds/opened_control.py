@@ -38,6 +38,12 @@ def without_lost_control(state: ServerState, server_round: int) -> ServerState:
         "round %d: the control variates of all begin anew: c contains what client %s has lost",
         server_round, ", ".join(map(str, sorted(state.forgotten))), extra={"round": server_round},
     )  # fmt: skip
+    return with_control_anew(state, server_round)
+
+
+def with_control_anew(state: ServerState, server_round: int) -> ServerState:
+    """The state in which c and all c_i begin anew with the round that is next: c is 0 and contains nothing."""
+    assert state.control is not None
     control = torch.zeros_like(state.control)
     return replace(state, control=control, folded={}, forgotten=frozenset(), control_since=server_round)
 

@@ -17,6 +17,7 @@ from spatl.runs.files import (
     LOCK,
     LOG,
     MARKS,
+    MEMBERS,
     REGISTRATION,
     SERVERS_LOCK,
     SUMMARY,
@@ -30,7 +31,7 @@ from spatl.sealed_files import alone_in, is_locked
 _OF_EVERY_RUN = ("method", "rounds", "seed", "data", "partition", "model", "training", "server", "wire")
 """Keys that the config of a run has, of every version: it names all that there is."""
 _OF_A_START = frozenset(
-    {LOCK, SERVERS_LOCK, REGISTRATION, CONFIG, MARKS, RUN, ERROR, FLOWER_LOG, LOG, TENSORBOARD, WAITING}
+    {LOCK, SERVERS_LOCK, REGISTRATION, CONFIG, MARKS, MEMBERS, RUN, ERROR, FLOWER_LOG, LOG, TENSORBOARD, WAITING}
 )
 """What a run has before its first round is over. A run that ends there has computed nothing, and may begin again."""
 
@@ -84,7 +85,7 @@ def clear_start(directory: Path) -> bool:
         return not names
     with suppress(_Busy), alone_in(directory / LOCK, otherwise=_Busy()):
         if _names_in(directory) <= _OF_A_START:  # still: it may have been run to its end meanwhile
-            for name in (CONFIG, MARKS, ERROR, REGISTRATION, WAITING):
+            for name in (CONFIG, MARKS, MEMBERS, ERROR, REGISTRATION, WAITING):
                 (directory / name).unlink(missing_ok=True)
             return True
     return False

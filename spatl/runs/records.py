@@ -66,7 +66,8 @@ class HistoryRow:
     asked because they had failed too often, `late` counts replies that came after their round or that nobody asked
     for, and `duplicates` second replies to a question that was `asked_again`; they are dropped. A `skipped` round had
     too few usable replies and changed nothing. `forgot` names the clients that had not the control variate that the
-    server's contains, and a round with `control_anew` began with all of them at 0 for that. The last round also carries
+    server's contains, and a round with `control_anew` began with all of them at 0 for that. `joined` names clients that
+    came to a deployment before the round, `retired` those that were taken out. The last round also carries
     `final_*`: all clients with the encoder after the last round. `global_*` are of the server's model as it arrived, on
     the official test set, in the rounds in which it was measured, and `final_global_*` of that after the last round.
     """
@@ -105,6 +106,8 @@ class HistoryRow:
     global_loss: float | None = None
     final_global_accuracy: float | None = None
     final_global_loss: float | None = None
+    joined: tuple[int, ...] = ()
+    retired: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ class Status:
         mishaps: What else is counted of the messages of the whole run, by key of `spatl.runs.records.MISHAPS`.
         control_anew: The rounds in which the control variates of all began anew, each with the clients that had lost
             theirs before.
+        joined: The rounds before which clients came to a deployment, and which.
+        retired: The rounds before which clients were taken out of one, and which.
         uplink_bytes: Sent by the clients.
         downlink_bytes: Sent to them.
         seconds_per_round: In the mean.
@@ -94,6 +96,8 @@ class Status:
     missing: int
     mishaps: Mapping[str, int]
     control_anew: Mapping[int, tuple[int, ...]]
+    joined: Mapping[int, tuple[int, ...]]
+    retired: Mapping[int, tuple[int, ...]]
     uplink_bytes: int
     downlink_bytes: int
     seconds_per_round: float | None
@@ -141,6 +145,8 @@ def read_status(directory: Path) -> Status:
         missing=sum(row["missing"] for row in history),
         mishaps=mishaps(history),
         control_anew=_control_anew(history),
+        joined={row["round"]: tuple(row["joined"]) for row in history if row.get("joined")},
+        retired={row["round"]: tuple(row["retired"]) for row in history if row.get("retired")},
         uplink_bytes=sum(row["uplink_bytes"] for row in history),
         downlink_bytes=sum(row["downlink_bytes"] for row in history),
         seconds_per_round=seconds,

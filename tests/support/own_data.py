@@ -50,17 +50,18 @@ def serve_devices(
         return serve(grid, config, directory, resume=resume, keys=keys, devices=not strict)
 
 
-def check_devices_control(base, config, num_examples, *, run=None, states=None):
+def check_devices_control(base, config, num_examples, *, run=None, states=None, before=None):
     """Compare the server's c with the weighted sum of the c_i that lie on the devices, after the last round.
 
-    Devices are those of `serve_devices` unless the directory of each one's state is given.
+    Devices are those of `serve_devices` unless the directory of each one's state is given; of one that was stopped in
+    the middle of a round, the state before that round counts.
     """
     state = load_checkpoint(base / "run" if run is None else run).state
     assert state.num_examples == num_examples
     expected = torch.zeros_like(state.control, dtype=torch.float64)
     for client, number in num_examples.items():
         place = base / f"device-{client}" / RUN_NAME if states is None else states[client]
-        settled = DirectoryStore(place).load().settle(
+        settled = DirectoryStore(place).load(before=before).settle(
             acknowledged_round=state.folded.get(client, 0), server_round=config.rounds,
             half_life=config.control.half_life,
         )  # fmt: skip

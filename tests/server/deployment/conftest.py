@@ -24,7 +24,7 @@ class Link:
         if self.failure is not None:
             raise self.failure
 
-    def run(self, config, directory, say, *, resume, nodes):
+    def run(self, config, directory, say, *, resume, nodes, follow):
         run_inline(config, directory, resume=resume)
 
 

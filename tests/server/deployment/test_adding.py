@@ -12,7 +12,7 @@ import clients.deploy
 import server.deployment.adding
 from clients.admission import await_server
 from clients.device.refusals import Refusal
-from server.deployment.command import read_public_keys
+from server.deployment.keys import read_public_keys
 from spatl.config.loading import load_config
 from spatl.console.main import main
 from spatl.deployment.sites import Address, ClientSite, read_client_site, read_server_site, write_site
@@ -85,7 +85,7 @@ def test_several_at_once_and_again_are_numbered_on(federation):
     assert main(["deploy", "add-client", str(federation)]) == 0
     assert read_server_site(federation / "server").num_clients == 6
     assert [read_client_site(federation / f"client-{each}").client for each in (3, 4, 5)] == [3, 4, 5]
-    assert len(set(read_public_keys(federation / "server", 6).values())) == 6
+    assert len(set(read_public_keys(federation / "server", range(6)).values())) == 6
 
 
 def test_a_server_that_runs_is_not_disturbed(federation):
@@ -162,7 +162,7 @@ def serve(link, devices, federation, monkeypatch):
     """`spatl deploy server`, whose devices are in this process, but for those that are away."""
 
     def command(*more, away=()):
-        def run(config, directory, say, *, resume, nodes):
+        def run(config, directory, say, *, resume, nodes, follow):
             serve_devices(config, devices, run=directory, resume=resume, absent=away)
 
         monkeypatch.setattr(link, "run", run, raising=False)
