@@ -99,7 +99,7 @@ def pooled_training(
         One snapshot per stage.
     """
     data = [blueprint.client_data(client).train for client in range(len(blueprint.partition))]
-    pooled = Examples(torch.cat([each.inputs for each in data]), torch.cat([each.targets for each in data]))
+    pooled = Examples(torch.cat([each.images for each in data]), torch.cat([each.targets for each in data]))
     seed = blueprint.config.seed
     model = duplicate(blueprint.model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -154,7 +154,7 @@ def candidate(blueprint: Blueprint, trained: Trained) -> Candidate:
     trained.snapshot.load_(model)
     data = blueprint.client_data(trained.client)
     weights = blueprint.layout.flatten(encoder_tensors(model, blueprint.split))
-    signal = channel_signal(model, blueprint.layout, blueprint.costs.trace.readers, data.train.inputs)
+    signal = channel_signal(model, blueprint.layout, blueprint.costs.trace.readers, data.train.images)
     return Candidate(model, weights, weights - trained.received, data, signal)
 
 

@@ -170,7 +170,7 @@ def _blueprint(source: Source, seed: int) -> Blueprint:
     blueprint = make_blueprint(parse_config(config))
     if source.noise == 0:
         return blueprint
-    images = blueprint.dataset.inputs
+    images = blueprint.dataset.images
     noise = torch.randn(images.shape, generator=generator(blueprint.config.seed, "agent-noise"))
     return replace(blueprint, dataset=replace(blueprint.dataset, inputs=images + source.noise * noise))
 
@@ -190,7 +190,7 @@ def _environment(networks: Sequence[tuple[Source, list[Trained]]], seed: int, ma
 
 def _case(blueprint: Blueprint, made: Candidate, objective: Objective) -> Case:
     validation = made.data.validation
-    examples = Examples(validation.inputs[:_EXAMPLES], validation.targets[:_EXAMPLES])
+    examples = Examples(validation.images[:_EXAMPLES], validation.targets[:_EXAMPLES])
     worth, trial = worth_and_trial(blueprint, made, examples, objective)
     scale = _scale(blueprint, trial) if objective == "sent" else 1.0
     return Case(blueprint.costs, worth, trial, objective, scale)

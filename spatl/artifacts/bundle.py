@@ -116,7 +116,7 @@ def write_export(directory: Path, export: Export, *, progress: Callable[[str], N
 
 
 def _write_files(place: Path, export: Export, tell: Callable[[str], None]) -> Card:
-    shape = export.description.input_shape
+    shape = export.description.image_shape(what="spatl export")
     forms = {"cut" if export.dense is not None else "dense": _forms(export.network, export, tell, program_file=place)}
     if export.dense is not None:
         tell("converting the dense network, to compare with")
@@ -150,7 +150,7 @@ def _forms(
     network: nn.Module, export: Export, tell: Callable[[str], None], *, program_file: Path | None = None
 ) -> Forms:
     """Return a network, with its offset, in all its forms, each checked; the program is written where asked."""
-    shape = export.description.input_shape
+    shape = export.description.image_shape(what="spatl export")
     whole = network if export.offset is None else WithOffset(network, export.offset)
     with modes_kept(whole):
         whole.eval()
@@ -195,7 +195,7 @@ def _accuracies(form: Forms, test: Examples) -> dict[str, float]:
         for name, run in runs.items():
             correct = 0
             for start in range(0, len(test), _CHUNK):
-                images, labels = test.inputs[start : start + _CHUNK], test.targets[start : start + _CHUNK]
+                images, labels = test.images[start : start + _CHUNK], test.targets[start : start + _CHUNK]
                 correct += int((run(images).argmax(1) == labels).sum())
             found[name] = correct / len(test)
     return found

@@ -229,7 +229,7 @@ def _facts(
 
 
 def _compared(*splits: Examples) -> Tensor:
-    return torch.cat([examples.inputs[: _MAX_EXAMPLES // len(splits)] for examples in splits])
+    return torch.cat([examples.images[: _MAX_EXAMPLES // len(splits)] for examples in splits])
 
 
 def _evaluated(network: nn.Module, examples: Examples | None, offset: Tensor | None) -> Evaluation | None:

@@ -6,14 +6,19 @@ another machine; it is checked before anything is built from it.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+import torch
+from torch import Tensor
+
 from spatl.data.normalisation import Normalisation
-from spatl.data.own import check_classes, check_shape
+from spatl.data.own import check_classes, check_scale, check_shape
+from spatl.data.scaling import num_scaled
 from spatl.errors import DataError, SpatlError
+from spatl.inputs import Inputs, NamedInputs
 from spatl.json_files import write_json
 
 FORMAT: Final = 1
@@ -52,8 +57,8 @@ class ModelDescription:
         residual: Whether the predictor is a shared one plus a client's own.
         predictor: The predictor's mode (`predictor.mode`).
         class_names: The names of the outputs, in their order.
-        input_shape: Channels, height and width of the images.
-        normalisation: What is done with pixels before the network sees them; None for nothing.
+        input_shape: The sides of an example: of an image channels, height and width; none of several inputs.
+        normalisation: What is done with values before the network sees them; None for nothing.
         offset: What each client adds to the logits; None for nothing.
         statistics: One of `STATISTICS`.
         lacks: Names of the tensors that are each client's own, and in its own file alone.
@@ -66,6 +71,8 @@ class ModelDescription:
         versions: Of the programs that made it.
         encoder: Digest of the encoder as the clients hold it (BLAKE2b-128, hexadecimal).
         sha256: Of the file of the weights, hexadecimal.
+        num_tokens: Where the examples are tokens, how many there are; 0 for other numbers.
+        named_inputs: Of several inputs, by name, the sides of each, and after them `int64` for whole numbers.
         export: What an export did to the network; empty for a network as it was trained.
     """
 
@@ -76,7 +83,7 @@ class ModelDescription:
     residual: bool
     predictor: str
     class_names: tuple[str, ...]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     normalisation: Normalisation | None
     offset: Offset | None
     statistics: str
@@ -89,7 +96,34 @@ class ModelDescription:
     versions: Mapping[str, str]
     encoder: str
     sha256: str = ""
+    num_tokens: int = 0
+    named_inputs: Mapping[str, Any] = field(default_factory=dict)
     export: Mapping[str, Any] = field(default_factory=dict)
+
+    def image_shape(self, *, what: str) -> tuple[int, int, int]:
+        """Return channels, height and width of the images.
+
+        Args:
+            what: What works on images alone, for the message.
+
+        Raises:
+            SpatlError: Its examples are something else.
+        """
+        if len(self.input_shape) != 3 or self.num_tokens:
+            kind = "several inputs" if self.named_inputs else "tokens" if self.num_tokens else "numbers"
+            sides = " x ".join(map(str, self.input_shape))
+            raise SpatlError(
+                f"{what} works on models of images; this one takes {kind}{' ' if sides else ''}{sides}: use it from "
+                "Python, spatl.RunResult.model() and model/model.safetensors"
+            )
+        channels, height, width = self.input_shape
+        return channels, height, width
+
+    def example(self) -> Inputs:
+        """Return an example of zeros, `[1, ...]`."""
+        if self.named_inputs:
+            return NamedInputs({name: _zeros(sides) for name, sides in self.named_inputs.items()})
+        return _zeros([*self.input_shape, *(["int64"] if self.num_tokens else [])])
 
     def write(self, directory: Path) -> None:
         """Write it into the directory of a model."""
@@ -153,22 +187,38 @@ def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
         values[name] = tuple(values[name])
     _check(values["client"] is None or (type(values["client"]) is int and values["client"] >= 0), "client")
     _check(values["statistics"] in STATISTICS, "statistics", values["statistics"])
-    for name in ("options", "versions", "export"):
+    values.setdefault("num_tokens", 0)  # files of earlier versions
+    values.setdefault("named_inputs", {})
+    for name in ("options", "versions", "export", "named_inputs"):
         _check(isinstance(values[name], dict), name)
     check_classes(values["class_names"])
-    check_shape(values["input_shape"])
+    for sides in values["named_inputs"].values():
+        _check(isinstance(sides, list), "named_inputs", sides)
+        check_shape(sides[: len(sides) - (sides[-1:] == ["int64"])])
+    if not values["named_inputs"]:
+        check_shape(values["input_shape"])
     values["input_shape"] = tuple(values["input_shape"])
+    check_scale("none", values["num_tokens"])
     if values["normalisation"] is not None:
-        values["normalisation"] = _normalisation(values["normalisation"], values["input_shape"][0])
+        values["normalisation"] = _normalisation(values["normalisation"], values["input_shape"])
     if values["offset"] is not None:
         values["offset"] = Offset(*(_finite(values["offset"][name]) for name in ("strength", "smoothing")))
     return values
 
 
-def _normalisation(content: Mapping[str, Any], num_channels: int) -> Normalisation:
+def _normalisation(content: Mapping[str, Any], shape: Sequence[int]) -> Normalisation:
     means, deviations = (tuple(map(_finite, content[name])) for name in ("means", "deviations"))
-    _check(len(means) == len(deviations) == num_channels and all(deviations), "normalisation", content)
-    return Normalisation(means, deviations)
+    scale = content.get("scale", "channel")
+    check_scale(scale, 0)
+    _check(len(means) == len(deviations) == num_scaled(shape, scale) and all(deviations), "normalisation", content)
+    return Normalisation(means, deviations, scale)
+
+
+def _zeros(sides: Sequence[Any]) -> Tensor:
+    """Return zeros `[1, ...]`: whole numbers where the sides end in `int64`."""
+    if sides[-1:] == ["int64"]:
+        return torch.zeros((1, *sides[:-1]), dtype=torch.int64)
+    return torch.zeros((1, *sides))
 
 
 def _finite(value: Any) -> float:

@@ -21,6 +21,7 @@ from spatl.artifacts.widths import CutBudget
 from spatl.config.experiment import ExperimentConfig
 from spatl.data import ClientData, Examples
 from spatl.errors import ConfigError, SpatlError
+from spatl.inputs import one_tensor
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.runs.directory import config_of, is_running
 from spatl.runs.files import CONFIG
@@ -94,6 +95,7 @@ def export_run(request: ExportRequest, *, progress: Callable[[str], None]) -> Ca
     check_packages()
     config = _config_of(request.run)
     model = _model_of(request)
+    model.description.image_shape(what="spatl export")
     progress("reading the data")
     data, notes = _data_of(config, request, model)
     if data is None:
@@ -164,7 +166,7 @@ def _pooled(parts: list[Examples], seed: int, name: str) -> Examples:
 
 def _calibration(train: Examples, seed: int) -> torch.Tensor:
     chosen = torch.randperm(len(train), generator=generator(seed, "export/calibration"))[:MOST_CALIBRATION]
-    return train.inputs[chosen]
+    return train.images[chosen]
 
 
 def _cut(
@@ -173,7 +175,7 @@ def _cut(
 ) -> CutNetwork:  # fmt: skip
     assert request.budget is not None
     return cut_network(
-        model.network, torch.zeros(1, *model.description.input_shape), budget=request.budget, train=data.train,
+        model.network, one_tensor(model.description.example()), budget=request.budget, train=data.train,
         validation=data.validation, selector=request.selector, exact=request.exact, training=config.training,
         finetune_epochs=request.finetune_epochs, offset=model.offset, batch_size=config.training.batch_size,
         seed=config.seed, progress=progress,

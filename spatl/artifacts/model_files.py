@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from spatl.artifacts.description import ModelDescription, Offset, read_description
+from spatl.data.dataset import Dataset, sizes_of_inputs
 from spatl.errors import SpatlError
+from spatl.inputs import NamedInputs
 from spatl.models import add_residual_, build_model
-from spatl.models.inputs import take_images_
+from spatl.models.inputs import take_inputs_
 from spatl.models.weights import load_weights_, packed, read_weights
 from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.server_model import names_of_clients, server_tensors
@@ -95,7 +97,7 @@ def describe_model(
         residual=config.predictor_row.residual,
         predictor=config.predictor_mode,
         class_names=tuple(dataset.class_names),
-        input_shape=(int(dataset.inputs.shape[1]), int(dataset.inputs.shape[2]), int(dataset.inputs.shape[3])),
+        **_inputs_of(dataset),
         normalisation=dataset.normalisation,
         offset=Offset(predictor.strength, predictor.smoothing) if calibrates else None,
         statistics=_source_of_statistics(blueprint, statistics),
@@ -189,16 +191,27 @@ def network_of(description: ModelDescription) -> nn.Module:
     Raises:
         ModelError: It cannot be made.
     """
-    channels, height, width = description.input_shape
+    example = description.example()
     network, cut = build_model(
-        description.factory, num_classes=len(description.class_names), in_channels=channels, image_size=height,
-        cut=description.cut, options=description.options, seed=description.seed,
+        description.factory, cut=description.cut, options=description.options, seed=description.seed,
+        **sizes_of_inputs(example, num_classes=len(description.class_names), num_tokens=description.num_tokens),
     )  # fmt: skip
-    example = torch.zeros(1, channels, height, width)
-    take_images_(network, example)
+    take_inputs_(network, example)
     if description.residual:
         add_residual_(network, cut, example)
     return network
+
+
+def _inputs_of(dataset: Dataset) -> dict[str, Any]:
+    """Return what a description says of the inputs."""
+    inputs = dataset.inputs
+    if isinstance(inputs, NamedInputs):
+        named = {
+            name: [*each.shape[1:], *([] if each.is_floating_point() else ["int64"])] for name, each in inputs.items()
+        }
+        return {"input_shape": (), "named_inputs": named}
+    tokens = dataset.sizes().get("num_tokens", 0)
+    return {"input_shape": tuple(inputs.shape[1:]), "num_tokens": tokens}
 
 
 def _private_file(run: Path, client: int) -> Path:

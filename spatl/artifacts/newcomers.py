@@ -69,7 +69,7 @@ def source_of(
             f"--data must be a folder of class folders, an .npz file or a data set ({', '.join(sorted(DATASETS))}, "
             f"package.module:load), got {data!r}, which is none of these"
         )
-    channels, height, width = description.input_shape
+    channels, height, width = description.image_shape(what="spatl onboard")
     runs_own: dict[str, Any] = {}
     if name == config.data.name:
         runs_own = {key: value for key, value in config.data.options.items() if key not in ("path", "hub", "pool")}
@@ -101,7 +101,7 @@ def newcomers_dataset(
         )
     with as_found():
         found = load_dataset(name, seed=seed, options=options)
-    images, shape = found.inputs, found.inputs.shape[1:]
+    images, shape = found.images, found.images.shape[1:]
     if found.normalisation is not None:  # a source that scales its values in any case
         means, deviations = (
             torch.tensor(each, dtype=torch.float64)[:, None, None]
@@ -111,7 +111,7 @@ def newcomers_dataset(
     num_channels = int(shape[0])
     agreement = Agreement(
         description.class_names,
-        description.input_shape,
+        description.image_shape(what="spatl onboard"),
         scale.means if scale is not None else (0.0,) * num_channels,
         scale.deviations if scale is not None else (1.0,) * num_channels,
     )
@@ -147,7 +147,7 @@ def _fitted(dataset: Dataset, agreement: Agreement) -> Dataset:
     Raises:
         DataError: It has another shape, or classes that the federation does not know.
     """
-    shape = tuple(dataset.inputs.shape[1:])
+    shape = tuple(dataset.images.shape[1:])
     if shape != agreement.shape:
         expected, got = (" x ".join(map(str, each)) for each in (agreement.shape, shape))
         raise DataError(f"the model takes images of {expected} (channels x height x width), got {got}")

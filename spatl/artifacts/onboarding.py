@@ -280,7 +280,7 @@ class _Newcomer:
 
     def _from_scratch(self) -> _Way:
         network = network_of(self._model.description.named(seed=self._seed, residual=False))
-        network.to(self._data.train.inputs.device)
+        network.to(self._data.train.images.device)
         order = generator(self._seed, "batches")
         train_(network, dict(network.named_parameters()), self._data.train, self._settings, generator=order,
                epochs=_SCRATCH_EPOCHS)  # fmt: skip
@@ -309,7 +309,7 @@ def _correct(way: _Way, examples: Examples) -> Tensor:
     with torch.no_grad(), calibrated(way.network, way.offset):
         way.network.eval()
         for start in range(0, len(examples), _IMAGES_AT_ONCE):
-            logits = way.network(examples.inputs[start : start + _IMAGES_AT_ONCE])
+            logits = way.network(examples.images[start : start + _IMAGES_AT_ONCE])
             found.append(logits.argmax(1) == examples.targets[start : start + _IMAGES_AT_ONCE])
     return torch.cat(found)
 

@@ -118,7 +118,7 @@ class WidthRequest:
     @cached_property
     def worth(self) -> Tensor:
         """float64 [C], the signal of each channel, which decides between channels of a group."""
-        return channel_signal(self.network, self.prunable.layout, self.prunable.trace.readers, self.train.inputs)
+        return channel_signal(self.network, self.prunable.layout, self.prunable.trace.readers, self.train.images)
 
     def select(self, kind: Literal["flops", "parameters"], limit: float) -> Selection:
         """Return the channels that stay.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.errors import ModelError, told
+from spatl.inputs import Inputs, shapes_of
 
 OUTPUT_IN_DIMENSION_1 = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding)
 """Layers whose weight has its output channels along dimension 1 instead of 0."""
@@ -105,14 +106,14 @@ def whole_flops_model(
     )
 
 
-def measure_macs(network: nn.Module, example: Tensor) -> dict[str, int]:
+def measure_macs(network: nn.Module, example: Inputs) -> dict[str, int]:
     """Multiply-accumulates per example of every convolution and linear layer, by layer name, in the model's order."""
     macs: dict[str, int] = {}
     with _output_hooks(network, macs), torch.no_grad():
         try:
             network(example)
         except Exception as error:
-            raise ModelError(f"the model fails on an input of shape {tuple(example.shape)}: {told(error)}") from error
+            raise ModelError(f"the model fails on an input of {shapes_of(example)}: {told(error)}") from error
     return {name: macs[name] for name, _ in network.named_modules() if name in macs}
 
 

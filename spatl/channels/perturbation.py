@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spatl.inputs import Inputs, inputs_like, parts_of
 from spatl.seeding import generator, seeded_globals
 
 NUM_INPUTS = 2
@@ -61,7 +62,7 @@ class Place:
 class Trials:
     """Passes of a network under changed parameters, and what they changed where."""
 
-    def __init__(self, network: nn.Module, values: Mapping[str, Tensor], example: Tensor, claims: Claims) -> None:
+    def __init__(self, network: nn.Module, values: Mapping[str, Tensor], example: Inputs, claims: Claims) -> None:
         self.network = network
         self._example = example
         self.written = claims.written
@@ -79,9 +80,7 @@ class Trials:
             changes: Bool [L, C], the channels to change in each pass.
         """
         numbers = _Numbers(self, generator(trial, "proof of readings"))
-        images = self._example.expand(NUM_INPUTS, *self._example.shape[1:])
-        if images.is_floating_point():
-            images = _uniform(images.shape, numbers.draw).to(images.dtype)
+        images = inputs_like(self._example, NUM_INPUTS, lambda shape: _uniform(shape, numbers.draw))
         base: dict[Place, Tensor] = {}
         patterns: dict[Place, Tensor] = {}
 
@@ -111,7 +110,7 @@ class Trials:
         return patterns
 
     def _forward(
-        self, images: Tensor, state: Mapping[str, Tensor], trial: int, watch: Callable[[Place, int, Tensor], None]
+        self, images: Inputs, state: Mapping[str, Tensor], trial: int, watch: Callable[[Place, int, Tensor], None]
     ) -> None:
         """Run a pass; `watch` is told of all that arrives at a layer, and at the end of the output."""
         for name, buffer in self.network.named_buffers():
@@ -222,11 +221,11 @@ def _shaken(tensor: Tensor, draw: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def undisturbed(example: Tensor) -> Iterator[None]:
+def undisturbed(example: Inputs) -> Iterator[None]:
     """Keep attention in Python, where layers are called as such, and small inputs in one thread, which is faster."""
     fast_path, threads = torch.backends.mha.get_fastpath_enabled(), torch.get_num_threads()
     torch.backends.mha.set_fastpath_enabled(False)
-    if example.numel() < _SMALL:
+    if sum(each.numel() for _, each in parts_of(example)) < _SMALL:
         torch.set_num_threads(1)
     try:
         yield

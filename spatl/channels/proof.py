@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.channels.perturbation import OUTPUT, Claims, Place, Trials, undisturbed
+from spatl.inputs import Inputs
 from spatl.seeding import generator
 
 _FEWEST_TRIALS, _MOST_TRIALS = 2, 12
@@ -27,7 +28,7 @@ _FEWEST_TRIALS, _MOST_TRIALS = 2, 12
 _FEWEST_PASSES = 12
 
 
-def refuted(network: nn.Module, values: Mapping[str, Tensor], example: Tensor, claims: Claims) -> dict[int, str]:
+def refuted(network: nn.Module, values: Mapping[str, Tensor], example: Inputs, claims: Claims) -> dict[int, str]:
     """Try all claims, and return why the groups that fail do.
 
     Args:

@@ -33,6 +33,7 @@ from spatl.channels.perturbation import Claims
 from spatl.channels.proof import refuted
 from spatl.channels.trace import EncoderTrace
 from spatl.errors import ModelError
+from spatl.inputs import Inputs, first_of
 from spatl.models.copies import duplicate
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 def trace_groups(
     model: nn.Module,
-    example: Tensor,
+    example: Inputs,
     *,
     parameters: Sequence[str],
     statistics: Sequence[str] = (),
@@ -51,7 +52,7 @@ def trace_groups(
 
     Args:
         model: The whole network, encoder and predictor.
-        example: float32 [B, C, H, W], an input to trace with; only its shape matters.
+        example: `[B, ...]`, an input to trace with; of floating point only its shape matters.
         parameters: Names of the encoder's trainable parameters, in the model's order.
         statistics: Names of floating-point buffers that travel with the parameters (`batch_norm: shared`).
 
@@ -73,7 +74,7 @@ def trace_groups(
     for parameter in network.parameters():
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(True)
-    example = example[:1].to("cpu", torch.float32)
+    example = first_of(example)
     macs = measure_macs(network, example)
     channels = _Channels(network, set(names))
     for root, items in _dependency_groups(network, example):
@@ -212,7 +213,7 @@ class _Channels:
                 inputs[row], widths[1, row] = 0, 1
         return whole_flops_model(list(macs.values()), layout.group_sizes, outputs, inputs, widths)
 
-    def prove(self, layout: EncoderLayout, example: Tensor, values: Mapping[str, Tensor]) -> dict[str, str]:
+    def prove(self, layout: EncoderLayout, example: Inputs, values: Mapping[str, Tensor]) -> dict[str, str]:
         """Forget what cannot be proved of who reads what, and return why, by the name of the group; spoils the network.
 
         Args:
@@ -290,7 +291,7 @@ class _Channels:
 
 
 def _dependency_groups(
-    network: nn.Module, example: Tensor
+    network: nn.Module, example: Inputs
 ) -> Iterator[tuple[str, list[tuple[nn.Module | nn.Parameter, bool, list[int], list[int]]]]]:
     """Yield (root layer, [(module or parameter, along its outputs?, indices, channels of the root)])."""
     with warnings.catch_warnings(), torch.enable_grad():

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from spatl.data import DATASET_DOOR, DATASETS, PARTITIONER_DOOR, PARTITIONERS
-from spatl.data.own import Agreement, check_classes, check_shape
+from spatl.data.normalisation import Scale
+from spatl.data.own import Agreement, check_classes, check_scale, check_shape
+from spatl.data.scaling import num_scaled
 from spatl.errors import ConfigError, DataError, did_you_mean
 from spatl.extensions.references import Door, is_reference
 from spatl.methods import PredictorMode
@@ -85,22 +87,28 @@ class AgreedConfig(Section):
     classes: tuple[str, ...]
     """The names of all classes, in the order of the model's outputs."""
     shape: tuple[int, ...]
-    """Channels, height and width of the images."""
+    """The sides of an example: of an image channels, height and width."""
     means: tuple[float, ...]
-    """What is taken from the values of each channel."""
+    """What is taken from the values of each channel or feature."""
     deviations: tuple[Positive, ...]
     """What they are then divided by."""
+    scale: Scale = "channel"
+    """Which of the two."""
+    num_tokens: Annotated[int, Field(ge=0)] = 0
+    """Of tokens, how many there are; 0 for other numbers."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         try:
             check_classes(self.classes)
             check_shape(self.shape)
+            check_scale(self.scale, self.num_tokens)
         except DataError as error:
             raise ValueError(str(error)) from None
-        if len(self.classes) < 2 or not len(self.means) == len(self.deviations) == self.shape[0]:
+        entries = num_scaled(self.shape, self.scale)
+        if len(self.classes) < 2 or not len(self.means) == len(self.deviations) == entries:
             raise ValueError(
-                f"expected two classes or more, and means and deviations of {self.shape[0]} channels, got "
+                f"expected two classes or more, and means and deviations of {entries} channels, got "
                 f"{len(self.classes)}, {len(self.means)} and {len(self.deviations)}"
             )
         return self
@@ -117,6 +125,11 @@ class DataConfig(Section):
     """A row of `spatl show datasets`, or `package.module:load`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What that data set takes, e.g. `difficulty` of `synthetic`, `path` or `hub` of `cifar10`."""
+    normalisation: Scale | Literal["dataset"] | None = None
+    """Over what inputs are brought to mean 0 and variance 1 on the clients' training examples: each `channel`
+    `[:, c]`, each `feature` (place in an example, as columns of a table are), or `none` of them. `dataset` scales
+    images over all examples of the data set, test examples too, as early versions did. Null takes what suits the
+    data."""
     validation_fraction: Fraction = 0.15
     """Share of a client's examples that selectors may look at."""
     test_fraction: Fraction = 0.25

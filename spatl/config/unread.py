@@ -26,7 +26,7 @@ Engine = Literal["inline", "ray", "deployment"]
 
 ALWAYS_READ: Final = frozenset({
     "seed", "rounds", "method", "engine",
-    "data.name", "data.options",
+    "data.name", "data.options", "data.normalisation",
     "partition.name", "partition.num_clients", "partition.feature_noise",
     "model.name", "model.options", "model.weights", "model.weights_sha256",
     "training.local_steps", "training.batch_size", "training.optimizer", "training.learning_rate",

@@ -21,6 +21,7 @@ from spatl.config.loading import load_config
 from spatl.config.training import TrainingConfig
 from spatl.config.unread import settings_without_effect
 from spatl.console.partition import partition_name
+from spatl.inputs import sides_of
 from spatl.rounds.blueprint import Blueprint
 from spatl.runner import check as checked
 from spatl.runs.tensorboard import check_tensorboard
@@ -67,13 +68,13 @@ def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
     config, layout = blueprint.config, blueprint.layout
     training = config.training
     passes = f"{training.local_epochs} epochs" if training.local_steps is None else f"{training.local_steps} steps"
-    images = blueprint.dataset.inputs
+    dataset = blueprint.dataset
     alone = ", then each client alone" if config.report.compare_alone and config.method != "local" else ""
     rows = [
         ("method", f"{config.method}: {config.row.title} ({config.row.source})"),
         ("rounds", f"{config.rounds}, with {config.num_participants} of {config.partition.num_clients} clients{alone}"),
         ("engine", f"{config.engine}, on {device}, seed {config.seed}"),
-        ("data", f"{config.data.name}: {len(images):,} examples of {' x '.join(map(str, images.shape[1:]))}, "
+        ("data", f"{config.data.name}: {len(dataset):,} examples of {sides_of(dataset.inputs)}, "
                  f"{blueprint.dataset.num_classes} classes"),
         ("clients", _clients(blueprint)),
         ("model", _model(blueprint)),

@@ -63,6 +63,7 @@ def dataset_of_arrays(
         notes=(*of_layout, *notes, *classes.notes),
         splits=splits,
         normalisation=normalisation,
+        scale="channel",
     )
 
 

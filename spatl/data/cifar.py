@@ -134,6 +134,7 @@ def _load(name: str, version: _Version, labels: _Labels, *, path: str, part: str
         num_classes=labels.num_classes,
         class_names=_class_names(directory / labels.names_file, labels.num_classes),
         normalisation=normalisation,
+        scale="channel",
     )
 
 

@@ -1,7 +1,8 @@
-"""Labelled images in memory, which every source returns and the partitioners divide among clients."""
+"""Labelled examples in memory, which every source returns and the partitioners divide among clients."""
 
+import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.data.labels import MAX_CLASSES, listed
-from spatl.data.normalisation import Normalisation
+from spatl.data.normalisation import Normalisation, Scale
 from spatl.errors import DataError
+from spatl.inputs import Inputs, NamedInputs, one_tensor, parts_of, shapes_of
 
 SPLITS: Final = ("train", "validation", "test")
 """The splits that a data set may come with, as `Dataset.splits` numbers them."""
@@ -18,11 +20,12 @@ SPLITS: Final = ("train", "validation", "test")
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with their labels, checked when made.
+    """Examples with their targets, checked when made.
 
     Attributes:
         name: The name it is known by in `DATASETS`.
-        inputs: `[N, C, H, W]`, float32, finite, about zero mean and unit variance.
+        inputs: `[N, ...]`, float32, finite; or int64, 0 or more, such as tokens `[N, T]`; or several of these with
+            names (`NamedInputs`). Images are `[N, C, H, W]`.
         targets: `[N]`, int64, in `[0, num_classes)`.
         num_classes: The number of classes, from 1 to `MAX_CLASSES`; a class may have no example.
         groups: `[N]`, int64: whose each example is by nature, e.g. its writer; None when nothing is known of it.
@@ -31,15 +34,18 @@ class Dataset:
         splits: `[N]`, int64: the place in `SPLITS` of the split that each example was published in; None where each
             client draws splits of its own. Of a split that no example is in, clients draw theirs from `train`.
         notes: What a user should know of how it was read, a line each.
-        normalisation: By what the pixels that were read became the images; None where they are the images, or nobody
+        normalisation: By what the values that were read became the inputs; None where they are the inputs, or nobody
             knows.
+        scale: Over what the values that were read should be brought to mean 0 and variance 1 where a config does not
+            say it: each `channel` `[N, C, ...]`, each `feature` (place in `[...]`), or `none` of them.
+        num_tokens: Of tokens, how many there are; the largest and one if it is not known.
 
     Raises:
         DataError: A tensor has the wrong shape, dtype or values.
     """
 
     name: str
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
     num_classes: int
     groups: Tensor | None = None
@@ -48,13 +54,13 @@ class Dataset:
     splits: Tensor | None = None
     normalisation: Normalisation | None = None
     group_names: tuple[str, ...] = ()
+    scale: Scale = "none"
+    num_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        images, labels = self.inputs, self.targets
-        if images.dtype != torch.float32 or images.dim() != 4 or images.numel() == 0:
-            raise self._error("images must be float32 [N, C, H, W] with no empty dimension", _describe(images))
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise self._error(f"labels must be int64 [{len(images)}], one per image", _describe(labels))
+        labels, number = self.targets, self._checked_inputs()
+        if labels.dtype != torch.int64 or labels.shape != (number,):
+            raise self._error(f"labels must be int64 [{number}], one per example", _describe(labels))
         if self.num_classes < 1:
             raise self._error("num_classes must be at least 1", str(self.num_classes))
         if self.num_classes > MAX_CLASSES:
@@ -62,17 +68,15 @@ class Dataset:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_classes:
             raise self._error(f"labels must lie in [0, {self.num_classes})", f"[{low}, {high}]")
-        if not bool(images.isfinite().all()):
-            raise self._error("images must be finite", misfits(images.isfinite().flatten(1).all(1).numpy()))
         groups = self.groups
         if groups is not None and (groups.dtype != torch.int64 or groups.shape != labels.shape):
-            raise self._error(f"groups must be int64 [{len(images)}], one per image", _describe(groups))
+            raise self._error(f"groups must be int64 [{number}], one per example", _describe(groups))
         if groups is not None and self.group_names and not 0 <= int(groups.max()) < len(self.group_names):
             raise self._error(f"group_names must be of groups up to {int(groups.max())}", str(len(self.group_names)))
         splits = self.splits
         if splits is not None:
             if splits.dtype != torch.int64 or splits.shape != labels.shape:
-                raise self._error(f"splits must be int64 [{len(images)}], one per image", _describe(splits))
+                raise self._error(f"splits must be int64 [{number}], one per example", _describe(splits))
             if int(splits.min()) < 0 or int(splits.max()) >= len(SPLITS) or not bool((splits == 0).any()):
                 found = f"{int(splits.min())} to {int(splits.max())}"
                 raise self._error("splits must lie in [0, 3), and some be 0", found)
@@ -81,8 +85,50 @@ class Dataset:
         if len(self.class_names) != self.num_classes:
             raise self._error(f"class_names must be {self.num_classes}, one per class", str(len(self.class_names)))
 
+    def _checked_inputs(self) -> int:
+        """Return how many examples there are.
+
+        Raises:
+            DataError: The inputs are of another kind, or of unequal lengths, or not finite.
+        """
+        lengths = set()
+        for name, each in parts_of(self.inputs):
+            what = f"the input {name!r}" if name else "inputs"
+            if each.dim() < 2 or each.numel() == 0 or each.dtype not in (torch.float32, torch.int64):
+                expected = f"{what} must be float32 or int64 [N, ...] with no empty dimension"
+                raise self._error(expected, _describe(each))
+            if each.dtype == torch.int64 and (lowest := int(each.min())) < 0:
+                raise self._error(f"{what} of whole numbers must be 0 or more", str(lowest))
+            if not bool(each.isfinite().all()):
+                raise self._error(f"{what} must be finite", misfits(each.isfinite().flatten(1).all(1).numpy()))
+            if each.dtype == torch.int64 and self.num_tokens is not None and int(each.max()) >= self.num_tokens:
+                raise self._error(f"{what} must be tokens in [0, {self.num_tokens})", str(int(each.max())))
+            lengths.add(len(each))
+        if len(lengths) != 1:
+            raise self._error("all inputs must have one length", shapes_of(self.inputs) or "none")
+        return lengths.pop()
+
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def images(self) -> Tensor:
+        """The inputs where they are one tensor, as images are."""
+        return one_tensor(self.inputs)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the inputs where they are images; None for others."""
+        return image_shape_of(self.inputs)
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what the examples say of a network for them, by the names that its factory may ask for.
+
+        `num_classes` always; of images `in_channels` and `image_size` (the height); of one tensor `input_shape`
+        `(...)`, of floating point `num_features` (all its numbers), of tokens `num_tokens` (the largest and one) and
+        `length`; of several inputs `input_shapes` by name.
+        """
+        return sizes_of_inputs(self.inputs, num_classes=self.num_classes, num_tokens=self.num_tokens)
 
     def has_split(self, name: str) -> bool:
         """Return whether some examples were published in a split of this name."""
@@ -106,10 +152,31 @@ class Dataset:
 
 
 def misfits(fits: NDArray[np.bool_]) -> str:
-    """Name the number of images that are not as they must be, bool [N], and the first of them, counted from 0."""
+    """Name the number of examples that are not as they must be, bool [N], and the first of them, counted from 0."""
     wrong = np.flatnonzero(~fits)
-    return f"{len(wrong)} of {len(fits)} images that are not, the first of them image {wrong[0]}"
+    return f"{len(wrong)} of {len(fits)} examples that are not, the first of them example {wrong[0]}"
 
 
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def image_shape_of(inputs: Inputs) -> tuple[int, int, int] | None:
+    """Return channels, height and width of inputs where they are images `[N, C, H, W]`; None for others."""
+    if isinstance(inputs, NamedInputs) or inputs.dim() != 4 or not inputs.is_floating_point():
+        return None
+    return int(inputs.shape[1]), int(inputs.shape[2]), int(inputs.shape[3])
+
+
+def sizes_of_inputs(inputs: Inputs, *, num_classes: int, num_tokens: int | None) -> dict[str, Any]:
+    """Return what inputs say of a network for them (`Dataset.sizes`)."""
+    found: dict[str, Any] = {"num_classes": num_classes}
+    if isinstance(inputs, NamedInputs):
+        return found | {"input_shapes": {name: tuple(each.shape[1:]) for name, each in inputs.items()}}
+    if (images := image_shape_of(inputs)) is not None:
+        found |= {"in_channels": images[0], "image_size": images[1]}
+    shape = tuple(inputs.shape[1:])
+    if inputs.is_floating_point():
+        return found | {"input_shape": shape, "num_features": math.prod(shape)}
+    num_tokens = int(inputs.max()) + 1 if num_tokens is None else num_tokens
+    return found | {"input_shape": shape, "num_tokens": num_tokens, "length": shape[0]}

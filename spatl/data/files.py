@@ -81,6 +81,7 @@ def folder(
         notes=notes,
         splits=splits,
         normalisation=normalisation,
+        scale="channel",
     )
 
 

@@ -210,6 +210,7 @@ def from_table(
         class_names=labels.names,
         notes=labels.notes,
         normalisation=normalisation,
+        scale="channel",
     )
 
 

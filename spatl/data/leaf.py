@@ -60,6 +60,7 @@ def femnist(seed: int, *, path: str = _DEFAULT_PATH, max_writers: int | None = N
         group_names=examples.writers,
         class_names=_CLASSES,
         normalisation=normalisation,
+        scale="channel",
     )
 
 

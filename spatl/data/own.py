@@ -13,14 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 import torch
-from torch import Tensor
 
 from spatl.data.labels import class_order, listed
-from spatl.data.normalisation import Normalisation
+from spatl.data.normalisation import Normalisation, Scale
+from spatl.data.scaling import Moments, deviations_of, merged, moments_of, num_scaled, scale_
 from spatl.errors import DataError, printable
+from spatl.inputs import Inputs, NamedInputs, one_tensor, shapes_of
 
 if TYPE_CHECKING:
     from spatl.data.dataset import Dataset
@@ -30,7 +31,9 @@ OWN: Final = "own"
 LARGEST_NUM_CLASSES: Final = 10_000
 LONGEST_NAME: Final = 200
 LARGEST_SIDE: Final = 32_768
-_LARGEST_IMAGE = 1 << 28
+_LARGEST_EXAMPLE = 1 << 28
+MOST_SIDES: Final = 4
+LARGEST_NUM_TOKENS: Final = 1 << 24
 _LARGEST_MEAN = 1e30  # as of pixels (`spatl.data.images`)
 _LARGEST_SQUARES = 1e75
 _LONGEST_DESCRIPTION = 4 << 20
@@ -61,9 +64,11 @@ class Description:
     Attributes:
         num_examples: How many it trains on.
         classes: The names of its classes.
-        shape: Channels, height and width of its images.
-        means: The mean of the training examples' values in each channel.
+        shape: The sides of an example: of an image channels, height and width.
+        means: The mean of the training examples' values in each channel or feature, as `scale` says.
         squares: Likewise the sum of squared deviations from it (M2).
+        scale: What it would have scaled.
+        num_tokens: Of tokens, the largest and one; 0 for other numbers.
     """
 
     num_examples: int
@@ -71,6 +76,8 @@ class Description:
     shape: tuple[int, ...]
     means: tuple[float, ...]
     squares: tuple[float, ...]
+    scale: Scale
+    num_tokens: int
 
     def to_bytes(self) -> bytes:
         """Serialise it, as JSON."""
@@ -87,7 +94,7 @@ class Description:
             raise DataError(f"a description of data has {len(data)} bytes, at most {_LONGEST_DESCRIPTION} are read")
         try:
             content = json.loads(data)
-            names = {"num_examples", "classes", "shape", "means", "squares"}
+            names = {"num_examples", "classes", "shape", "means", "squares", "scale", "num_tokens"}
             if not isinstance(content, dict) or set(content) != names:
                 raise DataError(f"a description of data must have {', '.join(sorted(names))}")
         except (ValueError, RecursionError) as error:
@@ -95,19 +102,22 @@ class Description:
         number = content.pop("num_examples")
         if type(number) is not int or not 1 <= number < 1 << 32:
             raise DataError(f"a description of data must have a number of examples, got {number!r:.50}")
+        scale, num_tokens = content.pop("scale"), content.pop("num_tokens")
         if not all(isinstance(values, list) for values in content.values()):
             raise DataError("a description of data must have lists of classes, sides, means and squares")
-        described = cls(number, **{name: tuple(values) for name, values in content.items()})
+        described = cls(
+            number, **{name: tuple(values) for name, values in content.items()}, scale=scale, num_tokens=num_tokens
+        )
         check_classes(described.classes)
         check_shape(described.shape)
+        check_scale(described.scale, described.num_tokens)
+        entries = num_scaled(described.shape, described.scale)
         for values, low, high in (
             (described.means, -_LARGEST_MEAN, _LARGEST_MEAN),
             (described.squares, 0.0, _LARGEST_SQUARES),
         ):
-            if len(values) != described.shape[0] or not all(type(value) in (int, float) for value in values):
-                raise DataError(
-                    f"expected a mean and a square for each of {described.shape[0]} channels, got {values!r:.50}"
-                )
+            if len(values) != entries or not all(type(value) in (int, float) for value in values):
+                raise DataError(f"expected a mean and a square for each of {entries} channels, got {values!r:.50}")
             if not all(low <= value <= high for value in values):  # NaN is not, either
                 raise DataError(f"means and squares of values must lie in [{low:g}, {high:g}]")
         return described
@@ -119,20 +129,24 @@ class Agreement:
 
     Attributes:
         classes: The names of the model's outputs, in their order.
-        shape: Channels, height and width of the images.
-        means: What is taken from the values of each channel.
+        shape: The sides of an example: of an image channels, height and width.
+        means: What is taken from the values of each channel or feature, as `scale` says.
         deviations: What they are then divided by.
+        scale: What is scaled.
+        num_tokens: Of tokens, how many there are; 0 for other numbers.
     """
 
     classes: tuple[str, ...]
     shape: tuple[int, ...]
     means: tuple[float, ...]
     deviations: tuple[float, ...]
+    scale: Scale = "channel"
+    num_tokens: int = 0
 
     @property
-    def normalisation(self) -> Normalisation:
-        """The scale, as a model's users need it."""
-        return Normalisation(self.means, self.deviations)
+    def normalisation(self) -> Normalisation | None:
+        """The scale, as a model's users need it; None without one."""
+        return None if self.scale == "none" else Normalisation(self.means, self.deviations, self.scale)
 
 
 def check_classes(classes: Sequence[object]) -> None:
@@ -152,32 +166,53 @@ def check_classes(classes: Sequence[object]) -> None:
         raise DataError("a class is named twice")
 
 
+def check_scale(scale: object, num_tokens: object) -> None:
+    """Raise a `DataError` unless this is a scale of some numbers, or none of tokens.
+
+    Raises:
+        DataError: It is another one, or there are too many tokens.
+    """
+    if scale not in get_args(Scale):
+        raise DataError(f"a scale must be one of {', '.join(get_args(Scale))}, got {scale!r:.50}")
+    if type(num_tokens) is not int or not 0 <= num_tokens <= LARGEST_NUM_TOKENS:
+        raise DataError(f"there must be at most {LARGEST_NUM_TOKENS} tokens, got {num_tokens!r:.50}")
+    if num_tokens and scale != "none":
+        raise DataError(f"tokens have no scale, got {scale}")
+
+
 def check_shape(shape: Sequence[object]) -> None:
-    """Raise a `DataError` unless this is a shape that images have.
+    """Raise a `DataError` unless this is a shape that examples have.
 
     Raises:
         DataError: It is none, or too large.
     """
     sides = [side for side in shape if type(side) is int and 1 <= side <= LARGEST_SIDE]
-    if len(shape) != 3 or len(sides) != 3 or math.prod(sides) > _LARGEST_IMAGE:
-        raise DataError(f"expected images of channels x height x width, got {' x '.join(map(str, shape)):.50}")
+    if not 1 <= len(shape) <= MOST_SIDES or len(sides) != len(shape) or math.prod(sides) > _LARGEST_EXAMPLE:
+        raise DataError(
+            f"expected examples of 1 to {MOST_SIDES} sides, as of channels x height x width, got "
+            f"{' x '.join(map(str, shape)):.50}"
+        )
 
 
-def describe(dataset: "Dataset", train: Tensor) -> Description:
+def describe(dataset: "Dataset", inputs: Inputs, scale: Scale | None = None) -> Description:
     """Describe a device's data.
 
     Args:
         dataset: All of them, read `as_found`.
-        train: `[n, C, H, W]`, float32: the images of its training split.
+        inputs: `[n, ...]`: those of its training split.
+        scale: What is to be scaled; None for what suits the data.
+
+    Raises:
+        DataError: There are several inputs, on which devices cannot agree.
     """
-    size, means, squares = train[0, 0].numel(), [], []
-    for channel in range(train.shape[1]):
-        parts = [part.double() for part in _parts(train[:, channel])]
-        mean = math.fsum(float(part.sum()) for part in parts) / (len(train) * size)
-        means.append(mean)
-        squares.append(math.fsum(float((part - mean).square().sum()) for part in parts))
-    shape = tuple(dataset.inputs.shape[1:])
-    return Description(len(train), dataset.class_names, shape, tuple(means), tuple(squares))
+    if isinstance(inputs, NamedInputs):
+        raise DataError(f"devices with data of their own have one input each, got {shapes_of(inputs)}")
+    train = inputs
+    scale = (dataset.scale if scale is None else scale) if train.is_floating_point() else "none"
+    moments = moments_of(train, scale)
+    shape = tuple(one_tensor(dataset.inputs).shape[1:])
+    tokens = 0 if train.is_floating_point() else int(one_tensor(dataset.inputs).max()) + 1
+    return Description(len(train), dataset.class_names, shape, moments.means, moments.squares, scale, tokens)
 
 
 def agree(
@@ -185,7 +220,7 @@ def agree(
 ) -> tuple[Agreement, dict[int, str]]:
     """Return the agreement of all clients, and the reason of each that does not fit in.
 
-    Images must have one shape: that of most clients, and of the first ones where there are as many of another. Where
+    Examples must have one shape: that of most clients, and of the first ones where there are as many of another. Where
     all have more classes than a model may have, who has the most that nobody else has is left out.
 
     Args:
@@ -195,12 +230,12 @@ def agree(
     Raises:
         DataError: There are not two classes.
     """
-    shapes = Counter(each.shape for _, each in sorted(described.items()))
-    shape, number = shapes.most_common(1)[0]
+    kinds = Counter(_kind(each) for _, each in sorted(described.items()))
+    kind, number = kinds.most_common(1)[0]
     misfits = {
-        client: f"its images are {_sides(each.shape)}, those of {number} of {len(described)} clients {_sides(shape)}"
+        client: f"its examples are {_kind(each)}, those of {number} of {len(described)} clients {kind}"
         for client, each in sorted(described.items())
-        if each.shape != shape
+        if _kind(each) != kind
     }
     fitting = {client: each for client, each in sorted(described.items()) if client not in misfits}
     while len(owners := Counter(name for each in fitting.values() for name in each.classes)) > LARGEST_NUM_CLASSES:
@@ -210,21 +245,24 @@ def agree(
             f"{_num_own(fitting[most], owners)} are its alone"
         )
         del fitting[most]
+    shape, scale = next((each.shape, each.scale) for each in fitting.values())
     classes = tuple(class_order(set(owners)))
     if len(classes) < 2:
         raise DataError(f"all clients together must have at least two classes, got {', '.join(classes)}")
     check_classes(classes)
-    means, deviations = [], []
     fitting = {client: _counted(each, (counts or {}).get(client)) for client, each in fitting.items()}
-    size = shape[1] * shape[2]
-    count = size * sum(each.num_examples for each in fitting.values())
-    for channel in range(shape[0]):
-        mean = math.fsum(size * each.num_examples * each.means[channel] for each in fitting.values()) / count
-        spread = (size * each.num_examples * (each.means[channel] - mean) ** 2 for each in fitting.values())
-        squares = math.fsum((*spread, *(each.squares[channel] for each in fitting.values())))
-        means.append(mean)
-        deviations.append(math.sqrt(squares / count) or 1.0)
-    return Agreement(classes, shape, tuple(means), tuple(deviations)), misfits
+    size = math.prod(shape) // max(1, num_scaled(shape, scale))
+    together = merged([Moments(size * each.num_examples, each.means, each.squares) for each in fitting.values()])
+    tokens = max(each.num_tokens for each in fitting.values())
+    return Agreement(classes, shape, together.means, deviations_of(together), scale, tokens), misfits
+
+
+def _kind(description: Description) -> str:
+    """Return what all devices must have alike, in words."""
+    what = "tokens" if description.num_tokens else f"numbers scaled by {description.scale}"
+    if description.scale == "none":
+        what = "tokens" if description.num_tokens else "numbers"
+    return f"{what} {_sides(description.shape)}"
 
 
 def alone(description: Description) -> Agreement:
@@ -257,27 +295,27 @@ def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":
     Raises:
         DataError: They have another shape, or a class that was not agreed upon.
     """
-    shape, place = tuple(dataset.inputs.shape[1:]), {name: number for number, name in enumerate(agreement.classes)}
+    inputs, place = one_tensor(dataset.inputs), {name: number for number, name in enumerate(agreement.classes)}
+    shape = tuple(inputs.shape[1:])
     if shape != agreement.shape:
-        raise DataError(f"the images here are {_sides(shape)}, the clients have agreed on {_sides(agreement.shape)}")
+        raise DataError(f"the examples here are {_sides(shape)}, the clients have agreed on {_sides(agreement.shape)}")
+    if inputs.is_floating_point() == bool(agreement.num_tokens):
+        raise DataError(
+            f"the examples here are {shapes_of(inputs)}, the clients have agreed on "
+            f"{'tokens' if agreement.num_tokens else 'other numbers'}"
+        )
     if unknown := [name for name in dataset.class_names if name not in place]:
         raise DataError(
             f"{len(unknown)} classes of the data here are none of those that the clients have agreed on: "
             f"{listed(unknown)}; expected {listed(agreement.classes)}"
         )
-    for channel, (mean, deviation) in enumerate(zip(agreement.means, agreement.deviations, strict=True)):
-        for part in _parts(dataset.inputs[:, channel]):
-            part.copy_((part.double() - mean) / deviation)
+    if agreement.normalisation is not None:
+        scale_(inputs, agreement.normalisation)
     order = torch.tensor([place[name] for name in dataset.class_names])
     return replace(
         dataset, targets=order[dataset.targets], num_classes=len(agreement.classes), class_names=agreement.classes,
-        normalisation=agreement.normalisation,
+        normalisation=agreement.normalisation, num_tokens=agreement.num_tokens or None,
     )  # fmt: skip
-
-
-def _parts(values: Tensor) -> Iterator[Tensor]:
-    """Views of some images at a time."""
-    return (values[start : start + _IMAGES_AT_ONCE] for start in range(0, len(values), _IMAGES_AT_ONCE))
 
 
 def _sides(shape: Sequence[int]) -> str:

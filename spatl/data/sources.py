@@ -22,6 +22,7 @@ from spatl.data.hub import huggingface
 from spatl.data.idx import idx
 from spatl.data.leaf import femnist
 from spatl.data.normalisation import Normalisation
+from spatl.data.own import is_as_found
 from spatl.data.synthetic import bytes_of_synthetic, synthetic
 from spatl.data.users import DATASET_DOOR, load_users_dataset
 from spatl.errors import DataError, SpatlError, did_you_mean, told
@@ -121,12 +122,11 @@ def digits(seed: int) -> Dataset:
         raise DataError("data set 'digits' needs scikit-learn: pip install 'spatl[simulation]'")
     path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     rows = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.float32))  # 64 pixels and the class
-    images = rows[:, :-1].reshape(-1, 1, 8, 8)
-    mean, deviation = images.mean(), images.std()
-    normalisation = Normalisation((float(mean),), (float(deviation),))
-    return Dataset(
-        "digits", (images - mean) / deviation, rows[:, -1].long(), num_classes=10, normalisation=normalisation
-    )
+    images, normalisation = rows[:, :-1].reshape(-1, 1, 8, 8).contiguous(), None
+    if not is_as_found():
+        mean, deviation = images.mean(), images.std()
+        images, normalisation = (images - mean) / deviation, Normalisation((float(mean),), (float(deviation),))
+    return Dataset("digits", images, rows[:, -1].long(), num_classes=10, normalisation=normalisation, scale="channel")
 
 
 DATASETS: dict[str, DatasetEntry] = {

@@ -10,19 +10,21 @@ from torch import Tensor
 
 from spatl.data.dataset import SPLITS, Dataset
 from spatl.errors import DataError
+from spatl.inputs import Inputs, NamedInputs, joined_inputs, one_tensor, shapes_of
 from spatl.seeding import generator, numpy_generator
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Images with their labels.
+    """Inputs with their targets.
 
     Attributes:
-        inputs: `[N, C, H, W]`, float32.
+        inputs: `[N, ...]`, float32, or whole numbers such as tokens; or several of these with names. Images are
+            `[N, C, H, W]`.
         targets: `[N]`, int64.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
 
     def __len__(self) -> int:
@@ -39,7 +41,12 @@ class Examples:
     @staticmethod
     def joined(parts: "Sequence[Examples]") -> "Examples":
         """Return the examples of all parts, which are at least one, one after the other."""
-        return Examples(torch.cat([each.inputs for each in parts]), torch.cat([each.targets for each in parts]))
+        return Examples(joined_inputs([each.inputs for each in parts]), torch.cat([each.targets for each in parts]))
+
+    @property
+    def images(self) -> Tensor:
+        """Return the inputs where they are one tensor, as images are."""
+        return one_tensor(self.inputs)
 
     def drawn(self, most: int, seed: int, purpose: str) -> "Examples":
         """Return at most so many of the examples, in an order without meaning that follows from a seed."""
@@ -99,24 +106,46 @@ def client_data(
         DataError: A fraction or the variance is out of range, the indices are not the data set's, or fewer than two
             examples are left for training.
     """
-    _check_shares(validation_fraction, test_fraction, noise_variance)
-    if not _are_distinct_positions(indices, len(dataset)):
-        raise DataError(f"client {client}: indices must be int64, distinct and in [0, {len(dataset)})")
-    order = torch.randperm(len(indices), generator=generator(seed, "splits", client=client))
-    places = _places(
-        dataset, indices, order, client=client, validation_fraction=validation_fraction, test_fraction=test_fraction,
-        apart=apart,
+    if not 0 <= noise_variance < math.inf:
+        raise DataError(f"noise_variance must be at least 0 and finite, got {noise_variance}")
+    places = split_places(
+        dataset, indices, client=client, seed=seed, validation_fraction=validation_fraction,
+        test_fraction=test_fraction, apart=apart,
     )  # fmt: skip
-    images, labels = dataset.inputs[indices], dataset.targets[indices]
+    inputs, labels = dataset.inputs[indices], dataset.targets[indices]
     if noise_variance > 0:
-        images = images + math.sqrt(noise_variance) * _noise(images.shape, seed=seed, client=client)
-    train, validation, test = (Examples(images[each], labels[each]) for each in places)
+        inputs = _with_noise(inputs, noise_variance, seed=seed, client=client)
+    train, validation, test = (Examples(inputs[each], labels[each]) for each in places)
     return ClientData(train, validation, test)
 
 
-def _check_shares(validation_fraction: float, test_fraction: float, noise_variance: float) -> None:
-    if not 0 <= noise_variance < math.inf:
-        raise DataError(f"noise_variance must be at least 0 and finite, got {noise_variance}")
+def split_places(
+    dataset: Dataset,
+    indices: Tensor,
+    *,
+    client: int,
+    seed: int,
+    validation_fraction: float,
+    test_fraction: float,
+    apart: Sequence[str] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the places of the training, validation and test examples of a client among its own (`client_data`).
+
+    Raises:
+        DataError: A fraction is out of range, the indices are not the data set's, or fewer than two examples are left
+            for training.
+    """
+    _check_shares(validation_fraction, test_fraction)
+    if not _are_distinct_positions(indices, len(dataset)):
+        raise DataError(f"client {client}: indices must be int64, distinct and in [0, {len(dataset)})")
+    order = torch.randperm(len(indices), generator=generator(seed, "splits", client=client))
+    return _places(
+        dataset, indices, order, client=client, validation_fraction=validation_fraction, test_fraction=test_fraction,
+        apart=apart,
+    )  # fmt: skip
+
+
+def _check_shares(validation_fraction: float, test_fraction: float) -> None:
     if not (validation_fraction > 0 and test_fraction > 0 and validation_fraction + test_fraction < 1):
         raise DataError(
             "validation_fraction and test_fraction must be positive and add up to less than 1, "
@@ -159,10 +188,17 @@ def _places(
     )
 
 
-def _noise(shape: torch.Size, *, seed: int, client: int) -> Tensor:
-    """Gaussian noise of variance 1 for a client's images, float32."""
+def _with_noise(inputs: Inputs, variance: float, *, seed: int, client: int) -> Tensor:
+    """Return a client's inputs with Gaussian noise.
+
+    Raises:
+        DataError: They are no single tensor of numbers.
+    """
+    if isinstance(inputs, NamedInputs) or not inputs.is_floating_point():
+        raise DataError(f"partition.feature_noise is for inputs of one tensor of numbers, got {shapes_of(inputs)}")
     rng = numpy_generator(seed, "feature-noise", client=client)
-    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
+    noise = torch.from_numpy(rng.standard_normal(tuple(inputs.shape), dtype=np.float32))
+    return inputs + math.sqrt(variance) * noise
 
 
 def _published(dataset: Dataset, indices: Tensor, order: Tensor, split: str, client: int) -> Tensor | None:
@@ -184,7 +220,7 @@ def _are_distinct_positions(indices: Tensor, length: int) -> bool:
     return int(torch.bincount(indices).max()) <= 1 if len(indices) else True
 
 
-def batches(examples: Examples, *, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(examples: Examples, *, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
     """Return one epoch of training batches in a random order.
 
     The last batch may be short; a single example left over joins the batch before it, because BatchNorm in training

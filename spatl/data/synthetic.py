@@ -76,8 +76,9 @@ def synthetic(
     pixels = _render(rng, scenes, image_size, variation.noise)
     images, normalisation = standardise(pixels)
     return Dataset(
-        "synthetic", torch.from_numpy(images), torch.from_numpy(labels), num_classes, normalisation=normalisation
-    )
+        "synthetic", torch.from_numpy(images), torch.from_numpy(labels), num_classes, normalisation=normalisation,
+        scale="channel",
+    )  # fmt: skip
 
 
 def bytes_of_synthetic(options: Mapping[str, Any]) -> int:

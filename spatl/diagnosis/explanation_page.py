@@ -47,7 +47,7 @@ def explanation_page(explanation: Explanation, maps: Maps, subject: Subject, *, 
         command: What made it.
     """
     mistakes = explanation.mistakes
-    scale = Scale.of(subject.shown.inputs, subject.description.normalisation) if mistakes.groups else None
+    scale = Scale.of(subject.shown.images, subject.description.normalisation) if mistakes.groups else None
     groups = [
         group_part(place, group, explanation, maps, subject, scale)
         for place, group in enumerate(mistakes.groups, start=1)

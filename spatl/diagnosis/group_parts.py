@@ -107,7 +107,7 @@ def _shown(
     class_names = subject.description.class_names
     true, predicted = class_names[group.true], class_names[group.predicted]
     row = [
-        (scale.picture(subject.shown.inputs[example.place]), f"example {example.place}: {_taken_for(true, predicted)}"),
+        (scale.picture(subject.shown.images[example.place]), f"example {example.place}: {_taken_for(true, predicted)}"),
     ]
     if example.place in maps:
         salient, plain = maps[example.place]

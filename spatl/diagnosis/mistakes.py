@@ -315,7 +315,7 @@ class _Finder:
         rest = other[~torch.isin(other, neighbours)][:OTHERS]
         part = _part_of(self._subject, own)
         with torch.no_grad():
-            chances = self._subject.network(part.inputs).float().softmax(1)[0].cpu()
+            chances = self._subject.network(part.images).float().softmax(1)[0].cpu()
         example = ErrorExample(
             place=place,
             loss=float(self._shown.losses[place]),

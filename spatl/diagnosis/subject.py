@@ -60,7 +60,7 @@ class Subject:
     @property
     def device(self) -> torch.device:
         """Device of the examples, and of the network."""
-        return self.shown.inputs.device
+        return self.shown.images.device
 
     @property
     def client(self) -> int | None:
@@ -169,8 +169,8 @@ def _model(run: Path, client: int | None) -> RunModel:
 
 
 def _check_alike(run: Path, description: ModelDescription, blueprint: Blueprint) -> None:
-    dataset = blueprint.dataset
-    if description.class_names != tuple(dataset.class_names) or description.input_shape != dataset.inputs.shape[1:]:
+    dataset, shape = blueprint.dataset, description.image_shape(what="looking into a model")
+    if description.class_names != tuple(dataset.class_names) or shape != dataset.image_shape:
         raise SpatlError(
             f"the data are not those that {run} was trained on: they have other classes or shapes (its config.yaml "
             "says where they are read from)"

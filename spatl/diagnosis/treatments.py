@@ -135,7 +135,7 @@ def repairs(
     norm = length_of(weights)
     rows: dict[str, list[Repair]] = {}
     for case in cases:
-        gradients = example_gradients(network, case.example.inputs[0], case.example.targets[0], weights)
+        gradients = example_gradients(network, case.example.images[0], case.example.targets[0], weights)
         rows.setdefault(NOTHING, []).append(_repaired(NOTHING, network, case, right, weights))
         for way in WAYS:
             chosen = next(_choices(way, case.scores, k, filters, generator))[0]
@@ -156,17 +156,17 @@ def _choices(
 def _outcome(
     way: str, network: nn.Module, wrong: Examples, right: Examples | None, filters: Filters, off: Tensor
 ) -> Switching:
-    logits = logits_without(network, wrong.inputs, filters, off.expand(len(wrong), -1))
+    logits = logits_without(network, wrong.images, filters, off.expand(len(wrong), -1))
     broken = None
     if right is not None and len(right):
-        others = logits_without(network, right.inputs, filters, off.expand(len(right), -1))
+        others = logits_without(network, right.images, filters, off.expand(len(right), -1))
         broken = 1.0 - _share_right(others, right)
     return Switching(way, _share_right(logits, wrong), _confidence(logits, wrong), broken)
 
 
 def _repaired(way: str, network: nn.Module, case: Case, right: Examples, weights: Mapping[str, Tensor]) -> Repair:
     parts = (case.example, case.neighbours, case.others, right)
-    logits = logits_with(network, torch.cat([each.inputs for each in parts]), weights).cpu()
+    logits = logits_with(network, torch.cat([each.images for each in parts]), weights).cpu()
     own, neighbours, others, before = torch.split(logits, [len(each) for each in parts])
     return Repair(
         way,

@@ -75,7 +75,7 @@ def switching_off(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]
         for way in drawn[0]:
             turns = drawn if way in (RANDOM, SAME_LAYERS) else drawn[:1]
             logits = [
-                logits_without(subject.network, subject.errors.inputs, subject.filters, each[way]) for each in turns
+                logits_without(subject.network, subject.errors.images, subject.filters, each[way]) for each in turns
             ]
             righted = torch.stack([(each.argmax(1) == labels).double() for each in logits]).mean(0)
             risen = torch.stack([_of_label(each, labels) - before for each in logits]).mean(0)
@@ -87,7 +87,7 @@ def switching_off(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]
 def repair(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
     """Measure what one step of one length on an error does, by k filters: to itself, its neighbours, and the others."""
     number = min(config.most_repaired, len(subject.errors))
-    z, images, labels = subject.z, subject.errors.inputs, subject.errors.targets
+    z, images, labels = subject.z, subject.errors.images, subject.errors.targets
     places, _ = nearest(z, z, min(config.neighbours, len(z) - 1), same=True)
     right = subject.right.at(slice(100))
     weights = filter_weights(subject.network, subject.filters)
@@ -99,7 +99,7 @@ def repair(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
     for example in range(number):
         gradients = example_gradients(subject.network, images[example], labels[example], weights)
         own = torch.cat([torch.tensor([example]), places[example]])
-        batch = torch.cat([images[own], right.inputs])
+        batch = torch.cat([images[own], right.images])
         expected = torch.cat([labels[own], right.targets])
         for way, chosen in ways.items():
             for length in config.repair_lengths:
@@ -123,8 +123,8 @@ def neighbours(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
     logits = _logits(subject)
     spaces = {
         Z: subject.z, ABSOLUTE: subject.profiles.absolute.double(),
-        "features": features(subject.network, subject.errors.inputs), "logits": logits - logits.mean(0),
-        "pixels": subject.errors.inputs.flatten(1).cpu(), PROBABILITIES: _residuals(logits, labels),
+        "features": features(subject.network, subject.errors.images), "logits": logits - logits.mean(0),
+        "pixels": subject.errors.images.flatten(1).cpu(), PROBABILITIES: _residuals(logits, labels),
         RANDOM: torch.randn(len(labels), 64, generator=subject.draws("neighbours")),
     }  # fmt: skip
     for way, space in spaces.items():
@@ -147,15 +147,15 @@ def maps(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
     drawn = torch.rand(found.salient.shape, generator=subject.draws("pixels"))
     ways = {"salient filters": found.salient, "plain gradient": found.gradient, RANDOM: drawn}
     labels = errors.targets.cpu()
-    before = _of_label(logits_of(subject.network, errors.inputs), labels)
-    mean = subject.right.inputs.mean((0, 2, 3), keepdim=True)
+    before = _of_label(logits_of(subject.network, errors.images), labels)
+    mean = subject.right.images.mean((0, 2, 3), keepdim=True)
     for share in config.masked:
         for way, marked in ways.items():
             flat = marked.flatten(1)
             number = max(1, round(share * flat.shape[1]))
             chosen = CONTROLS["most salient"](flat, number, subject.filters, subject.draws(""))
-            mask = chosen.reshape(marked.shape)[:, None].to(errors.inputs.device)
-            logits = logits_of(subject.network, torch.where(mask, mean, errors.inputs))
+            mask = chosen.reshape(marked.shape)[:, None].to(errors.images.device)
+            logits = logits_of(subject.network, torch.where(mask, mean, errors.images))
             control = None if way == "plain gradient" else "plain gradient"
             setting = f"{100 * share:g} % masked"
             yield Measure("input-maps", "righted", setting, way, (logits.argmax(1) == labels).double(), control)
@@ -180,7 +180,7 @@ def depth(subject: Subject, config: SaliencyConfig) -> Iterator[Measure]:
 
 
 def _logits(subject: Subject) -> Tensor:
-    return logits_of(subject.network, subject.errors.inputs)
+    return logits_of(subject.network, subject.errors.images)
 
 
 def _of_label(logits: Tensor, labels: Tensor) -> Tensor:

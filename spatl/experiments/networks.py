@@ -71,7 +71,7 @@ def make_subject(config: ExperimentConfig, seed: int) -> Subject:
     filters = filters_of(network)
     moments = Moments.of(profiles(network, data.validation, filters).absolute)
     accuracy = evaluate(network, data.test).accuracy
-    predictions = logits_of(network, data.test.inputs).argmax(1).to(data.test.targets.device)
+    predictions = logits_of(network, data.test.images).argmax(1).to(data.test.targets.device)
     wrong = (predictions != data.test.targets).nonzero().flatten()
     right = (predictions == data.test.targets).nonzero().flatten()
     if len(wrong) < 2:
@@ -96,10 +96,10 @@ def _splits(dataset: Dataset, config: ExperimentConfig, seed: int) -> ClientData
 
 def _trained(dataset: Dataset, data: ClientData, config: ExperimentConfig, seed: int) -> nn.Module:
     network, _ = build_model(
-        config.model.name, num_classes=dataset.num_classes, in_channels=int(dataset.inputs.shape[1]),
-        image_size=int(dataset.inputs.shape[2]), cut=(), options=config.model.options, seed=seed,
+        config.model.name, num_classes=dataset.num_classes, in_channels=int(dataset.images.shape[1]),
+        image_size=int(dataset.images.shape[2]), cut=(), options=config.model.options, seed=seed,
     )  # fmt: skip
-    network = network.to(data.train.inputs.device)
+    network = network.to(data.train.images.device)
     parameters = {name: each for name, each in network.named_parameters() if each.requires_grad}
     with seeded_globals(seed, "layers"):
         train_(network, parameters, data.train, config.training, generator=generator(seed, "batches"),

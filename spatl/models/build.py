@@ -4,6 +4,7 @@ The choice by name happens here and nowhere else. All that a user can get wrong 
 line; what went wrong inside the user's own code stays attached as its cause.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from spatl.errors import ModelError, told
 from spatl.extensions.references import Door, arguments_for, is_reference, resolve, row_of
 from spatl.models.cnn import cnn
 from spatl.models.frozen import mark_frozen_
+from spatl.models.mlp import mlp
 from spatl.models.mobilenet import mobilenet
 from spatl.models.resnet import resnet8, resnet20, resnet32, resnet56
 from spatl.models.split import known_cut, top_level_names
@@ -36,7 +38,7 @@ class ModelEntry:
     """Entry of `MODELS`.
 
     Attributes:
-        factory: Called with the keywords `num_classes`, `in_channels`, `image_size` and the row's own options.
+        factory: Called with those of the data's sizes that it names (`sizes_of_data`), and the row's own options.
         cut: The submodules that form the predictor unless the user says otherwise.
         description: One line for `spatl show models`.
         source: The paper the network comes from.
@@ -46,6 +48,11 @@ class ModelEntry:
     cut: tuple[str, ...]
     description: str
     source: str
+
+    @property
+    def takes_images(self) -> bool:
+        """Return whether its inputs must be images `[N, C, H, W]`."""
+        return "in_channels" in inspect.signature(self.factory).parameters
 
 
 def _resnet(factory: Factory, *, blocks: str) -> ModelEntry:
@@ -74,6 +81,12 @@ MODELS: dict[str, ModelEntry] = {
         description="eight 3x3 convolutions with BatchNorm; options: width",
         source="Simonyan and Zisserman 2015, arXiv 1409.1556, configuration A, with BatchNorm",
     ),
+    "mlp": ModelEntry(
+        factory=mlp,
+        cut=("classifier",),
+        description="hidden layers with ReLU, for tables and other numbers of any shape; options: hidden",
+        source="Rumelhart, Hinton and Williams 1986, Nature 323",
+    ),
     "mobilenet": ModelEntry(
         factory=mobilenet,
         cut=("classifier",),
@@ -86,27 +99,24 @@ MODELS: dict[str, ModelEntry] = {
 def build_model(
     name: str,
     *,
-    num_classes: int,
-    in_channels: int,
-    image_size: int,
     cut: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int,
+    **sizes: Any,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build a network whose initial weights are a function of the arguments alone.
 
     Args:
         name: A key of `MODELS`, or `"package.module:factory"`, where the factory is a class or function of the user's
             that returns an `nn.Module`.
-        num_classes: Number of classes.
-        in_channels: Channels of the images.
-        image_size: Side of the square images.
         cut: The submodules that form the predictor, each of them one of the model. None takes the
             built-in model's own; empty means that nothing is private. Required for a user's model.
-        options: Further keywords for the factory. A user's factory is given those of `num_classes`, `in_channels` and
-            `image_size` that its signature accepts, and every option, or the option is an error.
+        options: Further keywords for the factory. A user's factory is given those of the data's sizes that its
+            signature accepts, and every option, or the option is an error.
         seed: The run's seed. The global generators of torch, numpy and Python are seeded with it while the factory
             runs, and restored after.
+        sizes: What the data say of the network: `num_classes`, and of images `in_channels` and `image_size`
+            (`spatl.data.Dataset.sizes`).
 
     Returns:
         The model, on the device and in the mode its factory left it, and the cut in force. What the factory froze is
@@ -125,10 +135,14 @@ def build_model(
     else:
         entry = row_of(name, MODELS, MODEL_DOOR)
         factory, cut_in_force = entry.factory, entry.cut if cut is None else cut
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+        if entry.takes_images and "in_channels" not in sizes:
+            raise ModelError(
+                f"the model {name!r} takes images [N, C, H, W], got examples of {sizes.get('input_shape')}: take the "
+                'model "mlp", or "package.module:factory" for one of your own (configs: model.name)'
+            )
     arguments = arguments_for(
-        factory, what=f"model {name!r}", offered=sizes, options=options, given_by="data", section="model.options",
-        error=ModelError,
+        factory, what=f"model {name!r}", offered=_offered(factory, sizes, options or {}), options=options,
+        given_by="data", section="model.options", error=ModelError,
     )  # fmt: skip
     with seeded_globals(seed, "model"):
         model = _made_by(factory, name, arguments)
@@ -140,6 +154,21 @@ def build_model(
         cut_in_force = cut_in_force and _without_wrappers(cut_in_force)
     _mark_frozen_(model, name)
     return model, known_cut(model, _given_cut(cut_in_force, model, name))
+
+
+_ALWAYS_OFFERED: Final = ("num_classes", "in_channels", "image_size")
+
+
+def _offered(factory: Factory, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the data's sizes a factory may be given: those that all get, and others that it asks for by name.
+
+    One that takes any keyword is not given those; and an option goes before them.
+    """
+    try:
+        named = set(inspect.signature(factory).parameters)
+    except ValueError:
+        named = set()
+    return {name: value for name, value in sizes.items() if name in _ALWAYS_OFFERED or name in named - set(options)}
 
 
 def _given_cut(cut: Sequence[str] | None, model: nn.Module, name: str) -> Sequence[str]:

@@ -1,38 +1,57 @@
-"""Dtype in which a network takes its images: float32, as all data are, or that of its own parameters."""
+"""How a network takes its inputs: in float32, as all data are, or the dtype of its own; several as keywords."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spatl.inputs import Inputs, NamedInputs
 from spatl.models.copies import duplicate
 
 
-def take_images_(model: nn.Module, images: Tensor) -> Any:
-    """Return the output of a network on images, in eval mode, after making it take their dtype.
+def take_inputs_(model: nn.Module, inputs: Inputs) -> Any:
+    """Return the output of a network on inputs, in eval mode, after making it take their dtype and their names.
+
+    Of several inputs with names, `forward` gets each as a keyword: a hook is left on the network for that.
 
     One that fails on float32 and has parameters of another dtype is tried in that one; if it runs then, a hook is left
     on it, in place, that casts whatever it is called with from now on.
 
     Args:
         model: The network; only a copy of it is run.
-        images: float32 [B, C, H, W].
+        inputs: `[B, ...]`.
 
     Raises:
         ModelError: The network cannot be copied.
         Exception: Whatever it raised on float32.
     """
+    if isinstance(inputs, NamedInputs):
+        model.register_forward_pre_hook(NamesAsKeywords(), with_kwargs=True, prepend=True)
     try:
-        return _output(model, images)
+        return _output(model, inputs)
     except Exception:
+        if isinstance(inputs, NamedInputs):
+            raise
         others = {p.dtype: None for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32}
         for dtype in others:
             handle = model.register_forward_pre_hook(CastInputs(dtype))
             try:
-                return _output(model, images)
+                return _output(model, inputs)
             except Exception:
                 handle.remove()
         raise
+
+
+class NamesAsKeywords:
+    """Forward hook that gives a network several inputs with names as keywords."""
+
+    def __call__(
+        self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments and keywords to use."""
+        if len(inputs) == 1 and isinstance(inputs[0], NamedInputs):
+            return (), {**inputs[0], **named}
+        return inputs, named
 
 
 class CastInputs:
@@ -48,6 +67,6 @@ class CastInputs:
         )
 
 
-def _output(model: nn.Module, images: Tensor) -> Any:
+def _output(model: nn.Module, inputs: Inputs) -> Any:
     with torch.no_grad():
-        return duplicate(model).eval()(images)
+        return duplicate(model).eval()(inputs)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.errors import ModelError, told
+from spatl.inputs import Inputs
 from spatl.models.copies import duplicate
 from spatl.models.split import make_split
 
@@ -37,13 +38,13 @@ class ResidualPredictor(nn.Module):
         return torch.add(self.shared(*inputs, **named), self.private(*inputs, **named))
 
 
-def add_residual_(model: nn.Module, cut: Sequence[str], example: Tensor) -> tuple[str, ...]:
+def add_residual_(model: nn.Module, cut: Sequence[str], example: Inputs) -> tuple[str, ...]:
     """Replace the predictor of a model by a `ResidualPredictor`, in place, and return the cut now in force.
 
     Args:
         model: The network, which accepts the example.
         cut: The one submodule to replace.
-        example: float32 [B, C, H, W], to see that the model's output stays what it was.
+        example: `[B, ...]`, to see that the model's output stays what it was.
 
     Returns:
         The name of the private part.
@@ -84,7 +85,7 @@ def _zero_output_copy(module: nn.Module) -> nn.Module:
     return silent
 
 
-def _output(model: nn.Module, example: Tensor) -> Tensor:
+def _output(model: nn.Module, example: Inputs) -> Tensor:
     with torch.no_grad():
         output: Tensor = duplicate(model).eval()(example)
     return output

@@ -239,12 +239,9 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
         check_memory(config, dataset, most_bytes)
     # The same on all sides, so that nothing that is built depends on what lies on one of them.
     example = (_stand_in(config, 1) if config.has_own_data else dataset).inputs[:1]
-    _, in_channels, image_size, _ = dataset.inputs.shape
     model, cut = build_model(
         config.model.name,
-        num_classes=dataset.num_classes,
-        in_channels=in_channels,
-        image_size=image_size,
+        **dataset.sizes(),
         cut=config.model.cut,
         options=config.model.options,
         seed=config.seed,

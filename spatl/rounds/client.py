@@ -16,6 +16,7 @@ from spatl.channels.selection import Selection, select_all
 from spatl.channels.vectors import all_finite, give_back
 from spatl.data.dataset import misfits
 from spatl.errors import ControlLost, DataError, DivergedError, ModelError, UpdateRejected
+from spatl.inputs import finite_rows
 from spatl.models.copies import check_parts
 from spatl.rounds.blueprint import Blueprint, encoder_tensors
 from spatl.rounds.client_evaluation import evaluated_model, private_part, told_of_arrival, train_epochs_
@@ -205,21 +206,21 @@ def _check_finite(own: ClientRound, arrival: Evaluation, result: TrainingResult,
     """Raise where training left the finite numbers, for the reason that it did.
 
     Raises:
-        DataError: Images are not finite.
+        DataError: Inputs are not finite.
         ModelError: Finite images and weights make a loss that is not, before any step was taken.
         DivergedError: It diverged.
     """
     finite = all(map(all_finite, (weights, *own.model.parameters())))
     if finite and all(loss <= LARGEST_METRIC for loss in (arrival.loss, result.loss)):
         return
-    for name, images in (("training", own.data.train.inputs), ("test", own.data.test.inputs)):
-        fits = images.isfinite().flatten(1).all(1).cpu().numpy()
+    for name, inputs in (("training", own.data.train.inputs), ("test", own.data.test.inputs)):
+        fits = finite_rows(inputs).numpy()
         if not fits.all():
-            raise DataError(f"client {own.client}: its {name} images must be finite, got {misfits(fits)}")
+            raise DataError(f"client {own.client}: its {name} examples must be finite, got {misfits(fits)}")
     where = _where_the_model_fails(own, arrival, result)
     if where is not None:
         raise ModelError(
-            f"client {own.client}: the loss is {result.loss:g} on the first batch, before any step, {where}; images "
+            f"client {own.client}: the loss is {result.loss:g} on the first batch, before any step, {where}; inputs "
             "and weights are finite, so that it is the model's forward pass that makes it so, and no learning rate "
             "helps"
         )

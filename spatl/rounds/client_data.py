@@ -1,5 +1,6 @@
 """Data of clients: shares of one data set in a simulation, what lies on a device in a deployment."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 
@@ -12,7 +13,10 @@ from spatl.data.dataset import SPLITS
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
 from spatl.data.partition_file import read_partition
+from spatl.data.scaling import scaled_by_training
+from spatl.data.splits import split_places
 from spatl.errors import ConfigError, DataError
+from spatl.inputs import parts_of, shapes_of
 
 OWN_IN_A_SIMULATION = (
     "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "
@@ -41,7 +45,8 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
             raise ConfigError(OWN_IN_A_SIMULATION)
         dataset = fit(load_own(config), config.data.agreed.agreement())
         return dataset, (torch.arange(len(dataset)),) * config.partition.num_clients
-    dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+    with contextlib.nullcontext() if config.data.normalisation == "dataset" else as_found():
+        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
     if dataset.num_classes < 2:  # of one device's own data this may be so
         raise DataError(
             f"data set {dataset.name!r}: expected two classes or more, got {dataset.class_names[0]!r} alone"
@@ -59,10 +64,14 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         path=config.partition.path,
     )
     parts = tuple(dealt[part] for part in parts)
-    return dataset, with_official(
+    parts = with_official(
         dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural",
         splits=[split for split in SPLITS[1:] if split not in kept_apart(config)],
     )  # fmt: skip
+    if config.data.normalisation != "dataset":
+        training = [part[places_of(config, dataset, part, client)[0]] for client, part in enumerate(parts)]
+        dataset = scaled_by_training(dataset, training, config.data.normalisation)
+    return dataset, parts
 
 
 def owners_of(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor]) -> tuple[str, ...]:
@@ -88,6 +97,19 @@ def owners_of(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor
 def kept_apart(config: ExperimentConfig) -> tuple[str, ...]:
     """Return the splits that a data set was published with and of which no client gets any."""
     return ("test",) if config.data.official_test == "apart" and not config.has_own_data else ()
+
+
+def places_of(config: ExperimentConfig, dataset: Dataset, indices: Tensor, client: int) -> tuple[Tensor, ...]:
+    """Return the places of a client's training, validation and test examples among its own.
+
+    Raises:
+        DataError: There are too few.
+    """
+    return split_places(
+        dataset, indices, client=client, seed=config.seed,
+        validation_fraction=config.data.validation_fraction, test_fraction=config.data.test_fraction,
+        apart=kept_apart(config),
+    )  # fmt: skip
 
 
 def load_own(config: ExperimentConfig) -> Dataset:
@@ -117,7 +139,9 @@ def describe_own(config: ExperimentConfig, client: int) -> Description:
         dataset, torch.arange(len(dataset)), client=client, seed=config.seed,
         validation_fraction=config.data.validation_fraction, test_fraction=config.data.test_fraction,
     )  # fmt: skip
-    return Description.from_bytes(describe(dataset, data.train.inputs).to_bytes())  # by the same rules as the server's
+    scale = None if config.data.normalisation == "dataset" else config.data.normalisation
+    # By the same rules as the server's.
+    return Description.from_bytes(describe(dataset, data.train.inputs, scale).to_bytes())
 
 
 def data_digest(config: ExperimentConfig) -> bytes:
@@ -130,8 +154,10 @@ def data_digest(config: ExperimentConfig) -> bytes:
     """
     with as_found():
         dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
-    digest = hashlib.sha256(repr((dataset.inputs.shape, dataset.class_names)).encode())
-    for tensor in (dataset.inputs, dataset.targets, dataset.groups, dataset.splits):
+    inputs = [each for _, each in parts_of(dataset.inputs)]
+    shapes = inputs[0].shape if len(inputs) == 1 else shapes_of(dataset.inputs)
+    digest = hashlib.sha256(repr((shapes, dataset.class_names)).encode())
+    for tensor in (*inputs, dataset.targets, dataset.groups, dataset.splits):
         digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
     return digest.digest()
 

@@ -30,7 +30,7 @@ def findings_shape(blueprint: Blueprint) -> FindingsShape:
     """Return the numbers that both sides know of a federation's findings, from its network."""
     num_features = 0
     if blueprint.config.report.prototype_examples is not None:
-        num_features = features(duplicate(blueprint.model), blueprint.dataset.inputs[:1]).shape[1]
+        num_features = features(duplicate(blueprint.model), blueprint.dataset.images[:1]).shape[1]
     return FindingsShape(main_filters(blueprint.model).num_filters, blueprint.dataset.num_classes, num_features)
 
 

@@ -4,6 +4,7 @@ A built-in network is made without memory, on PyTorch's device `meta`, and passe
 owner's own code is not measured: it runs because its owner has listed it.
 """
 
+import inspect
 from typing import Final
 
 import torch
@@ -13,6 +14,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.data import Dataset
 from spatl.errors import ModelError, NotAllowed
 from spatl.extensions.references import arguments_for, is_reference
+from spatl.inputs import one_tensor
 from spatl.models import MODELS
 from spatl.seeding import seeded_globals
 from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
@@ -51,8 +53,9 @@ def _too_much(asked: str, most_bytes: int) -> NotAllowed:
 def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: int) -> int:
     if is_reference(config.model.name) or config.model.name not in MODELS:
         return 0
-    factory, (_, in_channels, _, image_size) = MODELS[config.model.name].factory, dataset.inputs.shape
-    sizes = {"num_classes": dataset.num_classes, "in_channels": in_channels, "image_size": image_size}
+    factory = MODELS[config.model.name].factory
+    shape = one_tensor(dataset.inputs).shape[1:]
+    sizes = {name: each for name, each in dataset.sizes().items() if name in inspect.signature(factory).parameters}
     arguments = arguments_for(
         factory, what=f"model {config.model.name!r}", offered=sizes, options=config.model.options, given_by="data",
         section="model.options", error=ModelError,
@@ -69,7 +72,7 @@ def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: in
             for module in model.modules():
                 if next(module.children(), None) is None:
                     module.register_forward_hook(note)
-            model(torch.empty((2, *dataset.inputs.shape[1:])))
+            model(torch.empty((2, *shape)))
     except ModelError:
         raise
     except Exception as error:  # sizes that no tensor can have

@@ -5,7 +5,8 @@ from torch.nn.parameter import is_lazy
 
 from spatl.data import Dataset
 from spatl.errors import ModelError, told
-from spatl.models.inputs import take_images_
+from spatl.inputs import shapes_of
+from spatl.models.inputs import take_inputs_
 
 
 def check_weights(model: nn.Module) -> None:
@@ -31,21 +32,22 @@ def check_output(model: nn.Module, dataset: Dataset) -> None:
     Raises:
         ModelError: It fails, or gives something else.
     """
-    _, _, height, width = dataset.inputs.shape
     try:
-        logits = take_images_(model, dataset.inputs[:1])
+        logits = take_inputs_(model, dataset.inputs[:1])
     except ModelError:
         raise
     except Exception as error:
-        failure = f"the model fails on an input of shape {tuple(dataset.inputs[:1].shape)}: {told(error)}"
-        if height != width:
+        failure = f"the model fails on {shapes_of(dataset.inputs[:1])}: {told(error)}"
+        shape = dataset.image_shape
+        if shape is not None and shape[1] != shape[2]:
             failure = (
-                f"images are {height} x {width}; this model needs squares: set data.options.image_size ({failure})"
+                f"images are {shape[1]} x {shape[2]}; this model needs squares: set data.options.image_size ({failure})"
             )
         raise ModelError(failure) from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != (1, dataset.num_classes):
-        raise ModelError(f"for one image the model must return logits of shape (1, {dataset.num_classes}), got {found}")
+    expected = (1, dataset.num_classes)
+    if found != expected:
+        raise ModelError(f"for one example the model must return logits of shape {expected}, got {found}")
     if not logits.is_floating_point() or bool(logits.isnan().any()):
         what = "NaN" if logits.is_floating_point() else f"{logits.dtype}, which no loss can be computed of,"
-        raise ModelError(f"the model returns {what} for the first image, before any training")
+        raise ModelError(f"the model returns {what} for the first example, before any training")

@@ -131,7 +131,7 @@ def findings_of(
         losses=losses,
         correct=correct,
         class_profiles=_class_means(found.absolute, labels, counts),
-        prototypes=_class_means(features(model, examples.inputs), labels, counts),
+        prototypes=_class_means(features(model, examples.images), labels, counts),
         labels=torch.bincount(training_labels.cpu(), minlength=num_classes),
     )
 

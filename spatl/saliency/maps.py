@@ -53,7 +53,7 @@ def input_maps(
     """
     with in_eval_mode(model):
         pairs = [
-            _maps_of_one(model, examples.inputs[number], examples.targets[number], filters, moments, k, boost)
+            _maps_of_one(model, examples.images[number], examples.targets[number], filters, moments, k, boost)
             for number in range(len(examples))
         ]
     return InputMaps(*(torch.stack(each).cpu() for each in zip(*pairs, strict=True)))

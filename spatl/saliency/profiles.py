@@ -117,7 +117,7 @@ def profiles_one_by_one(model: nn.Module, examples: Examples, filters: Filters) 
     names = [layer.weight for layer in filters.layers]
     with in_eval_mode(model), _differentiable([parameters[name] for name in names]) as weights:
         for number in range(len(examples)):
-            logits = model(examples.inputs[number : number + 1]).float()
+            logits = model(examples.images[number : number + 1]).float()
             loss = F.cross_entropy(logits, examples.targets[number : number + 1])
             found = torch.autograd.grad(loss, weights, materialize_grads=True)  # zeros where a layer is not used
             gradients = dict(zip(names, found, strict=True))
@@ -136,7 +136,7 @@ def _together(model: nn.Module, examples: Examples, filters: Filters) -> Profile
     results = list[Tensor]()
 
     def loss() -> Tensor:
-        logits = model(examples.inputs).float()
+        logits = model(examples.images).float()
         losses = F.cross_entropy(logits, examples.targets, reduction="none")
         results[:] = losses.detach().cpu(), logits.argmax(1).cpu()
         return losses.sum()

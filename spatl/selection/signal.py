@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.channels.layout import EncoderLayout
+from spatl.inputs import Inputs
 from spatl.selection.energy import input_energy
 from spatl.training.evaluate import forward_with_batch_statistics
 
@@ -20,14 +21,14 @@ MAX_EXAMPLES = 64
 """As many examples as the measurement needs; more change little."""
 
 
-def channel_signal(model: nn.Module, layout: EncoderLayout, readers: Mapping[str, Tensor], images: Tensor) -> Tensor:
+def channel_signal(model: nn.Module, layout: EncoderLayout, readers: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
     """Measure the signal of each channel; the model stays as it was.
 
     Args:
         model: The network.
         layout: The encoder.
         readers: int64 [I] by layer, the channel behind each input (`EncoderTrace.readers`).
-        images: float32 [B, C, H, W], at least two; the first `MAX_EXAMPLES` are used.
+        inputs: `[B, ...]`, at least two; the first `MAX_EXAMPLES` are used.
 
     Returns:
         float64 [C] on the CPU, finite and at least 0. A channel that no convolution or linear layer reads (the logits
@@ -56,7 +57,7 @@ def channel_signal(model: nn.Module, layout: EncoderLayout, readers: Mapping[str
         if getattr(layer, "groups", 1) < max(2, len(channels)):
             handles.append(layer.register_forward_pre_hook(hook(channels)))
     try:
-        forward_with_batch_statistics(model, images[:MAX_EXAMPLES])
+        forward_with_batch_statistics(model, inputs[:MAX_EXAMPLES])
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatl.data import Examples
+from spatl.inputs import Inputs
 from spatl.models.copies import attributes_kept
 from spatl.models.frozen import keeps_statistics, modes_kept, train_mode_
 from spatl.training.local import autocast
@@ -66,7 +67,7 @@ def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> No
 
 
 def forward_with_batch_statistics(
-    model: nn.Module, images: Tensor, replaced: Mapping[str, Tensor] | None = None, *, gradients: bool = False
+    model: nn.Module, inputs: Inputs, replaced: Mapping[str, Tensor] | None = None, *, gradients: bool = False
 ) -> Tensor:
     """Return a model's logits for one batch, BatchNorm using the batch's own statistics; the model stays as it was.
 
@@ -76,7 +77,7 @@ def forward_with_batch_statistics(
 
     Args:
         model: The network.
-        images: float32 [B, C, H, W] on the model's device; at least two, so that there is a variance.
+        inputs: `[B, ...]` on the model's device; at least two, so that there is a variance.
         replaced: Tensors to use instead of the model's own, by parameter name; they take its dtype.
         gradients: Whether the logits can be differentiated.
     """
@@ -89,7 +90,7 @@ def forward_with_batch_statistics(
         model.eval()
         for layer in layers:
             layer.training = True
-        logits: Tensor = functional_call(model, tensors, (images,))
+        logits: Tensor = functional_call(model, tensors, (inputs,))
     return logits.float()
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatl.data import Examples, batches
+from spatl.inputs import Inputs
 from spatl.models.frozen import training_mode
 from spatl.training.contrast import Contrast
 from spatl.training.hooks import GradientHook
@@ -106,7 +107,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def _stream(
     examples: Examples, batch_size: int, generator: torch.Generator, *, epochs: int | None, steps: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Inputs, Tensor]]:
     """Batches of so many epochs, or of as many as `steps` takes when that is given."""
     passes = itertools.repeat(None) if steps is not None or epochs is None else range(epochs)
     stream = (batch for _ in passes for batch in batches(examples, batch_size=batch_size, generator=generator))

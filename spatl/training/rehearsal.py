@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from spatl.data import Examples
 from spatl.errors import ModelError, told
+from spatl.inputs import Inputs
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import modes_kept
 from spatl.seeding import seeded_globals
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 def rehearse(
     model: nn.Module,
-    images: Tensor,
+    inputs: Inputs,
     labels: Tensor,
     settings: TrainingSettings,
     *,
@@ -41,7 +42,7 @@ def rehearse(
 
     Args:
         model: The network as it was built.
-        images: float32 [N, C, H, W], at least one; they are taken again where a batch is longer.
+        inputs: `[N, ...]`, at least one; they are taken again where a batch is longer.
         labels: int64 [N].
         settings: How clients train.
         num_classes: K, so that logits are [B, K].
@@ -59,8 +60,8 @@ def rehearse(
     parameters = dict(probe.named_parameters())
 
     def step(length: int, *, first: bool) -> Tensor:
-        rows = torch.arange(length) % len(images)
-        batch = Examples(images[rows], labels[rows])
+        rows = torch.arange(length) % len(labels)
+        batch = Examples(inputs[rows], labels[rows])
         logits = _step_(probe, batch, settings, num_classes, model=model, first=first, longest=lengths[1])
         check_parts(probe, model)
         for name, parameter in probe.named_parameters():
@@ -71,7 +72,7 @@ def rehearse(
     with seeded_globals(seed, "rehearsal"):
         before = step(lengths[0], first=True)
         step(lengths[1], first=False)
-    _check_afterwards(probe, images[:1], num_classes)
+    _check_afterwards(probe, inputs[:1], num_classes)
     restore_(probe, model)
     with seeded_globals(seed, "rehearsal"):
         again = step(lengths[0], first=True)
@@ -134,7 +135,7 @@ def _blame(model: nn.Module, batch: Examples, logits: Tensor, loss: float) -> st
         where = "both in training mode and in eval mode"
     what = "returns NaN" if bool(logits.isnan().any()) else f"has a loss of {loss:g}"
     return (
-        f"the model {what} on the first batch of {len(batch)}, before any step, {where}; images and weights are "
+        f"the model {what} on the first batch of {len(batch)}, before any step, {where}; inputs and weights are "
         "finite, so that it is the forward pass that makes it so, and no learning rate helps"
     )
 
@@ -168,15 +169,15 @@ def _failure(error: Exception, length: int, longest: int, seen: list[Any]) -> st
     return f"{where}: {told(error)}{hint}"
 
 
-def _check_afterwards(probe: nn.Module, image: Tensor, num_classes: int) -> None:
+def _check_afterwards(probe: nn.Module, example: Inputs, num_classes: int) -> None:
     """Raise if a network that has trained cannot be evaluated any more."""
     try:
         with modes_kept(probe), torch.no_grad():
-            output = probe.eval()(image)
+            output = probe.eval()(example)
     except Exception as error:
-        raise ModelError(f"the model fails on one image in eval mode once it has trained: {told(error)}") from error
+        raise ModelError(f"the model fails on one example in eval mode once it has trained: {told(error)}") from error
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if found != (1, num_classes):
         raise ModelError(
-            f"for one image the model must return logits of shape (1, {num_classes}), got {found} once it has trained"
+            f"for one example the model must return logits of shape (1, {num_classes}), got {found} once it has trained"
         )

@@ -21,7 +21,7 @@ from spatl.artifacts.graphs import (
 )
 from spatl.channels.masking import masked_weights
 from spatl.errors import ModelError
-from spatl.models.inputs import take_images_
+from spatl.models.inputs import take_inputs_
 from tests.support import exports, users_nets
 from tests.support.cuts import NETWORKS, SIZE, chosen, dense, images
 
@@ -97,7 +97,7 @@ def test_a_network_for_batches_of_one_size_is_refused() -> None:
 )
 def test_a_network_of_another_dtype_is_refused_in_one_line(dtype: str, message: str) -> None:
     network = users_nets.of_dtype(dtype, num_classes=10, in_channels=1).eval()
-    take_images_(network, images()[:1])
+    take_inputs_(network, images()[:1])
     program = exported_program(network, SHAPE)
     with pytest.raises(ModelError, match=message) as caught:
         onnx_of(program, network, SHAPE)

@@ -65,7 +65,8 @@ def test_the_description_says_what_goes_in_and_what_comes_out(model_run: RunResu
     content = json.loads((model_run.directory / "model" / "model.json").read_text())
     assert content["input_shape"] == [1, 8, 8]
     assert content["class_names"] == [str(digit) for digit in range(10)]
-    assert content["normalisation"]["means"] == [pytest.approx(4.884, abs=1e-3)]
+    assert content["normalisation"] == {"means": [pytest.approx(4.889, abs=1e-3)], "scale": "channel",
+                                        "deviations": [pytest.approx(6.02, abs=0.02)]}  # fmt: skip
     assert content["offset"]["strength"] == 1.0
     assert (content["statistics"], content["lacks"], content["round"], content["client"]) == ("aggregated", [], 3, None)
     assert content["accuracy"] == model_run.summary["accuracy"]
@@ -111,7 +112,7 @@ def test_a_network_of_ones_own_is_made_again_with_what_no_state_dict_has(tmp_pat
         (lambda model: (model / "model.json").write_text("{"), SpatlError, "cannot read"),
         (lambda model: (model / "model.json").write_text('{"format": 9}'), SpatlError, "of format 1, got 9"),
         (lambda model: changed(model, class_names=["a"] * 10), SpatlError, "a class is named twice"),
-        (lambda model: changed(model, input_shape=[1, 8]), SpatlError, "does not describe a model"),
+        (lambda model: changed(model, input_shape=[1, 8, 8, 8, 8]), SpatlError, "does not describe a model"),
         (lambda model: changed(model, normalisation={"means": [0], "deviations": [0]}), SpatlError, "normalisation"),
         (lambda model: changed(model, factory="resnet9"), ModelError, "did you mean 'resnet8'"),
         (

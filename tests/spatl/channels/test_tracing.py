@@ -136,7 +136,7 @@ def test_a_model_that_fails_on_its_input_is_one_clear_error():
         def forward(self, images):
             return self.head(self.layer(images.flatten(1)))
 
-    with pytest.raises(ModelError, match=r"fails on an input of shape \(1, 1, 8, 8\)"):
+    with pytest.raises(ModelError, match=r"fails on an input of float32 \[1, 1, 8, 8\]"):
         traced(Broken(), ("head",))
 
 

@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 from spatl.errors import ModelError
 from spatl.models import MODELS, build_model, make_split
+from spatl.models.build import _offered
 from tests.support.bits import same_states
 from tests.support.user_net import UserNet
 
 USER = "tests.support.user_net:"
+IMAGE_MODELS = [name for name, entry in MODELS.items() if entry.takes_images]
 
 
 def build(name: str, *, seed: int = 1, **keywords: object) -> nn.Module:
@@ -26,7 +28,7 @@ def user(factory: str, **keywords: object) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("in_channels", "image_size"), [(1, 8), (1, 28), (3, 32)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_every_model_trains_on_small_images(name: str, in_channels: int, image_size: int) -> None:
     model = build(name, in_channels=in_channels, image_size=image_size)
     images = torch.randn(4, in_channels, image_size, image_size, generator=torch.Generator().manual_seed(1))
@@ -50,7 +52,7 @@ def test_the_largest_images_fit(name: str) -> None:
     assert build(name, in_channels=3, image_size=64).eval()(torch.ones(1, 3, 64, 64)).shape == (1, 10)
 
 
-@pytest.mark.parametrize("name", [*MODELS, f"{USER}UserNet"])
+@pytest.mark.parametrize("name", [*IMAGE_MODELS, f"{USER}UserNet"])
 def test_one_seed_gives_the_same_weights_and_another_others(name: str) -> None:
     model = build(name, cut=())
     torch.rand(7)  # what was drawn before must not matter
@@ -84,7 +86,7 @@ def test_building_leaves_the_global_generator_as_it_was(name: str) -> None:
 
 @pytest.mark.slow
 def test_no_relu_works_in_place() -> None:
-    modules = [module for name in MODELS for module in build(name).modules()]
+    modules = [module for name in IMAGE_MODELS for module in build(name).modules()]
     assert not any(getattr(module, "inplace", False) for module in modules)
 
 
@@ -244,7 +246,7 @@ def test_an_option_the_factory_does_not_take_is_named(name: str, option: str, me
         build(name, options={option: 3}, cut=())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 @pytest.mark.parametrize(
     ("size", "message"),
     [({"num_classes": 1}, "at least 2"), ({"in_channels": 0}, "at least 1"), ({"image_size": 7}, "at least 8")],
@@ -279,11 +281,37 @@ def test_the_description_of_an_entry_names_its_options() -> None:
     for name, entry in MODELS.items():
         options = entry.description.partition("options: ")[2]
         with pytest.raises(ModelError, match=f"it takes {options} "):
-            build(name, options={"no such option": 0})
+            build(name, options={"no such option": 0}, num_features=5)
+
+
+def test_a_perceptron_takes_numbers_of_any_shape() -> None:
+    model, cut = build_model("mlp", num_classes=3, num_features=6, options={"hidden": [5, 4]}, seed=1)
+    assert cut == ("classifier",)
+    assert [tuple(each.shape) for each in model.parameters() if each.dim() == 2] == [(5, 6), (4, 5), (3, 4)]
+    numbers = torch.rand(7, 2, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(numbers), model(numbers.flatten(1)))
+    for hidden in ([], 64, "64", [0], [True], [2.0]):
+        with pytest.raises(ModelError, match="model 'mlp': "):
+            build_model("mlp", num_classes=3, num_features=6, options={"hidden": hidden}, seed=1)
+
+
+def test_a_model_for_images_says_what_other_examples_need() -> None:
+    with pytest.raises(ModelError, match=r"'cnn' takes images \[N, C, H, W\], got examples of \(8,\): take the model"):
+        build_model("cnn", num_classes=3, num_features=8, input_shape=(8,), seed=1)
+
+
+def test_a_factory_is_given_the_sizes_that_it_names_and_an_option_goes_before_them() -> None:
+    def factory(num_classes: int, num_features: int, length: int = 7) -> nn.Module:
+        return nn.Linear(num_features, num_classes + length)
+
+    sizes = {"num_classes": 2, "num_features": 3, "input_shape": (3,), "length": 5}
+    assert _offered(factory, sizes, {}) == {"num_classes": 2, "num_features": 3, "length": 5}
+    assert _offered(factory, sizes, {"length": 1}) == {"num_classes": 2, "num_features": 3}
+    assert _offered(lambda **any_of_them: nn.Identity(), sizes, {}) == {"num_classes": 2}
 
 
 def test_a_networks_output_depends_on_its_input() -> None:
     images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    for name in MODELS:
+    for name in IMAGE_MODELS:
         logits: Tensor = build(name).eval()(images)
         assert not torch.allclose(logits[0], logits[1])

@@ -79,7 +79,7 @@ def test_any_accepted_cut_partitions_the_trainable_parameters(cut: set[str]) -> 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_built_in_cuts_partition_the_trainable_parameters(name: str) -> None:
-    model, cut = build_model(name, num_classes=5, in_channels=1, image_size=8, seed=1)
+    model, cut = build_model(name, num_classes=5, in_channels=1, image_size=8, num_features=64, seed=1)
     split = make_split(model, cut)
     encoder, predictor = split.encoder_parameters(model), split.predictor_parameters(model)
     assert {*predictor} == {f"{cut[0]}.weight", f"{cut[0]}.bias"}

@@ -23,7 +23,7 @@ def oblong(directory: Path, model: str) -> ExperimentConfig:
 
 
 def test_a_model_that_needs_squares_says_so(tmp_path: Path) -> None:
-    told = r"images are 8 x 12; this model needs squares: set data\.options\.image_size \(the model fails on an input"
+    told = r"images are 8 x 12; this model needs squares: set data\.options\.image_size \(the model fails on float32 "
     with pytest.raises(ModelError, match=told):
         make_blueprint(oblong(tmp_path, "cnn"))
 

@@ -26,7 +26,7 @@ BEFORE_ANYTHING = {
     "Unfreezing": r"parameter 'conv\.weight' was \[6, 1, 3, 3\] of torch\.float32, trained and is \[6, 1, 3, 3\]",
     "Renaming": r"module 'drop' was there and is not there",
     "NotANumber": r"returns NaN on the first batch of 16, before any step, in training mode, though not in eval mode",
-    "AlwaysNotANumber": r"returns NaN for the first image, before any training",
+    "AlwaysNotANumber": r"returns NaN for the first example, before any training",
     "Detached": r"its logits depend on no parameter that is trained",
     "Raising": r"fails in training on a batch of 16: RuntimeError: mat1 and mat2 shapes cannot be multiplied "
     r"\(16x8 and 9x8\) \(users_nets\.py:\d+, in forward\)",

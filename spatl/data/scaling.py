@@ -1,0 +1,150 @@
+"""Scale of inputs: counts, means and squares of clients' training examples, merged exactly, and what they make.
+
+Nobody's test or validation examples are in it, and no server needs to see an example: counts, means and sums of squared
+deviations add up (Chan, Golub and LeVeque 1979), so that the scale is that of all training examples together.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from spatl.data.normalisation import Normalisation, Scale
+from spatl.errors import DataError
+from spatl.inputs import NamedInputs
+
+if TYPE_CHECKING:
+    from spatl.data.dataset import Dataset
+
+_VALUES_AT_ONCE = 1 << 22  # bounds the memory of values in float64
+_LARGEST_WHOLE = 1 << 20  # whose squares add up exactly in 64 bits, 2^23 of them at a time and far beyond
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of some examples' values, for each channel or feature.
+
+    Attributes:
+        count: Number of examples times the values that each has of a channel; of a feature it has one.
+        means: Their means.
+        squares: Sums of squared deviations from these (M2).
+    """
+
+    count: int
+    means: tuple[float, ...]
+    squares: tuple[float, ...]
+
+
+def moments_of(inputs: Tensor, scale: Scale) -> Moments:
+    """Return the moments of inputs `[n, ...]`, n at least 1, float32; none for the scale `none`."""
+    if scale == "none":
+        return Moments(0, (), ())
+    values = _by_entry(inputs, scale)
+    count = len(values) * values.shape[2]
+    if _are_small_whole_numbers(values):
+        # Exact, so that the bits are the same on every machine where the values are, as those of pixels.
+        sums = _summed(part.long().sum((0, 2)) for part in _parts(values))
+        sums_of_squares = _summed(part.long().square().sum((0, 2)) for part in _parts(values))
+        pairs = list(zip(sums.tolist(), sums_of_squares.tolist(), strict=True))
+        squares = tuple(float(Fraction(count * each - total**2, count)) for total, each in pairs)
+        return Moments(count, tuple(total / count for total, _ in pairs), squares)
+    means = [math.fsum(each) / count for each in _by_part(part.sum((0, 2)) for part in _doubles(values))]
+    centre = torch.tensor(means, dtype=torch.float64)[:, None]
+    deviating = _by_part((part - centre).square().sum((0, 2)) for part in _doubles(values))
+    return Moments(count, tuple(means), tuple(map(math.fsum, deviating)))
+
+
+def merged(moments: Sequence[Moments]) -> Moments:
+    """Return the moments of all examples together, of at least one of which there are any."""
+    count, means, squares = sum(each.count for each in moments), [], []
+    for entry in range(len(moments[0].means)):
+        mean = math.fsum(each.count * each.means[entry] for each in moments) / count
+        spread = (each.count * (each.means[entry] - mean) ** 2 for each in moments)
+        means.append(mean)
+        squares.append(math.fsum((*spread, *(each.squares[entry] for each in moments))))
+    return Moments(count, tuple(means), tuple(squares))
+
+
+def deviations_of(moments: Moments) -> tuple[float, ...]:
+    """Return the standard deviations; 1 for values that are all the same."""
+    return tuple(math.sqrt(each / moments.count) or 1.0 for each in moments.squares)
+
+
+def num_scaled(shape: Sequence[int], scale: Scale) -> int:
+    """Return how many means a scale has, for examples of a shape."""
+    return {"none": 0, "channel": shape[0], "feature": math.prod(shape)}[scale]
+
+
+def scale_(inputs: Tensor, normalisation: Normalisation) -> None:
+    """Take the means from inputs `[N, ...]`, float32, and divide them by the deviations: in float64, and in place."""
+    means, deviations = (
+        torch.tensor(each, dtype=torch.float64)[:, None] for each in (normalisation.means, normalisation.deviations)
+    )
+    for part in _parts(_by_entry(inputs, normalisation.scale)):
+        part.copy_((part.double() - means) / deviations)
+
+
+def scaled_by_training(dataset: "Dataset", training: Sequence[Tensor], scale: Scale | None) -> "Dataset":
+    """Return a data set, read as found, in the scale of the clients' training examples; its inputs are changed.
+
+    Args:
+        dataset: All examples.
+        training: Indices of each client's training examples; a client may have none.
+        scale: Over what; None for what suits the data.
+
+    Raises:
+        DataError: There are several inputs or tokens, which have no such scale, or nobody has a training example.
+    """
+    scale = dataset.scale if scale is None else scale
+    if scale == "none":
+        return dataset
+    inputs = dataset.inputs
+    if isinstance(inputs, NamedInputs) or not inputs.is_floating_point():
+        raise DataError(
+            f"data set {dataset.name!r}: data.normalisation {scale} is for inputs of one tensor of numbers; scale "
+            "these where they are loaded, and set data.normalisation: none"
+        )
+    parts = [moments_of(inputs[part], scale) for part in training if len(part)]
+    if not parts:
+        raise DataError(f"data set {dataset.name!r}: no client has a training example to take a scale from")
+    together = merged(parts)
+    normalisation = Normalisation(together.means, deviations_of(together), scale)
+    # A memory-mapped or shared tensor of the user's stays what it is.
+    inputs = inputs.clone(memory_format=torch.contiguous_format)
+    scale_(inputs, normalisation)
+    return replace(dataset, inputs=inputs, normalisation=normalisation)
+
+
+def _by_entry(inputs: Tensor, scale: Scale) -> Tensor:
+    """Return a view `[N, entries, values]` of inputs."""
+    if scale == "feature":
+        return inputs.view(len(inputs), -1, 1)
+    return inputs.view(len(inputs), inputs.shape[1], -1)
+
+
+def _are_small_whole_numbers(values: Tensor) -> bool:
+    return all(bool(((part.abs() <= _LARGEST_WHOLE) & (part == part.round())).all()) for part in _parts(values))
+
+
+def _summed(parts: Iterator[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).sum(0)
+
+
+def _by_part(parts: Iterator[Tensor]) -> list[list[float]]:
+    """Return for each entry what each part of the examples gives."""
+    found: list[list[float]] = torch.stack(list(parts)).T.tolist()
+    return found
+
+
+def _doubles(values: Tensor) -> Iterator[Tensor]:
+    return (part.double() for part in _parts(values))
+
+
+def _parts(values: Tensor) -> Iterator[Tensor]:
+    """Views of some examples at a time."""
+    at_once = max(1, _VALUES_AT_ONCE // values[0].numel())
+    return (values[start : start + at_once] for start in range(0, len(values), at_once))
