@@ -24,6 +24,7 @@ from spatl.report.figures import draw_curves
 from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
+from spatl.rounds.memory_data import check_same_data, with_data
 from spatl.runs.directory import alone_in_run, clear_start, config_of, write_config
 from spatl.runs.files import ALONE, CONFIG, CURVES, LOG, REPORT, SUMMARY
 from spatl.runs.following import follow
@@ -53,6 +54,7 @@ def run(
     engine: Engine | None = None,
     warn: bool = True,
     progress: bool | None = None,
+    data: object = None,
 ) -> RunResult:
     """Run a federation.
 
@@ -70,6 +72,9 @@ def run(
             screen and in `log.jsonl`.
         progress: Whether to show the run as it goes. If not given, it is shown in a notebook and on a terminal (its
             error stream), unless `on_round` is given: never where nobody watches, as in a pipe or a test.
+        data: Examples in this program's memory, in place of those that the config names: a `Dataset`, a pair of inputs
+            and targets, a mapping, a torch `Dataset`, or a list or mapping of one of these for each client, which makes
+            the partition unless the config says another (`spatl.data.brought`).
 
     Returns:
         The finished run.
@@ -82,6 +87,8 @@ def run(
         >>> result.summary["accuracy"]
     """
     config = as_config(config)
+    if data is not None:
+        config = with_data(config, data, deployed=engine is not None)
     if engine is None and directory is not None:
         _check_simulation(Path(directory))
     name = config.run_name
@@ -113,6 +120,7 @@ def resume(
     pictures: bool = True,
     engine: Engine | None = None,
     progress: bool | None = None,
+    data: object = None,
 ) -> RunResult:
     """Go on with a run that was killed, or is to have more rounds, after the last round that was over.
 
@@ -127,6 +135,7 @@ def resume(
         pictures: As of `run`.
         engine: Likewise.
         progress: Likewise.
+        data: Of a run of data in memory: the same ones again.
 
     Returns:
         The finished run.
@@ -139,6 +148,8 @@ def resume(
     if engine is None:
         _check_simulation(directory)
     config = config_of(directory)
+    if data is not None:
+        check_same_data(config, data)
     if rounds is not None:
         config = _extended(directory, config, rounds)
     if (directory / SUMMARY).exists() and (directory / REPORT).exists():

@@ -1,5 +1,6 @@
 """Images of the user's own: a folder of image files, or NumPy arrays."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.data.arrays import dataset_of_arrays, misfit
+from spatl.data.brought import examples_of
 from spatl.data.checks import check_choice, check_integer, check_switch, one_line, path_option
 from spatl.data.dataset import SPLITS, Dataset
 from spatl.data.folders import LAYOUTS, each_of, filed_images
@@ -17,6 +19,7 @@ from spatl.data.labels import MAX_CLASSES, class_order
 from spatl.errors import DataError
 from spatl.pixels.files import CHANNELS
 
+_INPUT = "inputs_"
 _LAYOUTS = ("auto", "channels-first", "channels-last")
 _ARRAYS_OF_SPLITS = tuple(
     [pair for name in names for pair in ((f"x_{name}", f"y_{name}"), (f"{name}_images", f"{name}_labels"))]
@@ -92,6 +95,7 @@ def npz(
     num_classes: int | None = None,
     layout: str = "auto",
     pool: bool = False,
+    task: str = "classification",
 ) -> Dataset:
     """Return the arrays of a file that `numpy.savez` or `numpy.savez_compressed` wrote.
 
@@ -100,12 +104,16 @@ def npz(
     examples have owners, `groups`, whole numbers or texts, `[N]`. Or it holds the splits one by one, as `x_train` and
     `y_train`, or `train_images` and `train_labels`, and likewise for `test` and `val`.
 
+    Examples that are no images: `inputs` `[N, ...]` of numbers or tokens, or several of them as `inputs_NAME`, and
+    `targets`; with `groups`, and `splits` `[N]` (`train`, `validation`, `test`), if there are any (`examples_of`).
+
     Args:
         seed: Ignored; the images are fixed.
         path: The file.
         num_classes: How many classes there are, where some may have no example and labels are counted from 0.
         layout: `channels-first`, `channels-last`, or `auto`, which takes the likelier one.
         pool: Whether such splits are pooled, and each client draws its own.
+        task: What the targets are for, as of `task.name`.
 
     Raises:
         DataError: The file is not there, truncated or of another format, or an array does not fit.
@@ -115,7 +123,17 @@ def npz(
     if num_classes is not None:
         check_integer("npz", "num_classes", num_classes, 2, MAX_CLASSES)
     file = path_option("npz", path, expected="a file written by numpy.savez, with the arrays images and labels")
-    arrays, splits = _pooled(file, _read_arrays(file))
+    read = _read_arrays(file)
+    if (inputs := _inputs_among(read)) is not None:
+        return examples_of(
+            inputs, read["targets"], name="npz", where=f"npz: {file}", task=task, groups=read.get("groups"),
+            splits=None if pool else read.get("splits"),
+        )  # fmt: skip
+    arrays, splits = _pooled(file, read)
+    if task != "classification":
+        raise DataError(
+            f"npz: {file} has labels; the targets of {task} stand beside inputs: the arrays inputs and targets"
+        )
     notes: tuple[str, ...] = ()
     if splits is not None and not pool:
         counts = ", ".join(f"{int((splits == place).sum()):,} of {split}" for place, split in enumerate(SPLITS))
@@ -124,6 +142,14 @@ def npz(
         "npz", arrays["images"], arrays["labels"], groups=arrays.get("groups"), splits=None if pool else splits,
         num_classes=num_classes, layout=layout, where=f"npz: {file}", notes=notes,
     )  # fmt: skip
+
+
+def _inputs_among(arrays: Mapping[str, Any]) -> Any:
+    """Return the inputs of a file that has inputs and targets: one array, or several by name; None of another."""
+    if "targets" not in arrays:
+        return None
+    named = {name.removeprefix(_INPUT): each for name, each in arrays.items() if name.startswith(_INPUT)}
+    return arrays.get("inputs", named or None)
 
 
 def _pooled(file: Path, arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], Tensor | None]:
@@ -168,6 +194,9 @@ def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
             known = {name for names in _ARRAYS_OF_SPLITS for pair in names for name in pair}
             single = {"images", "labels"} <= set(content.files)
             wanted = {"images", "labels", "groups"} if single else known & set(content.files) or set(content.files)
+            if "targets" in content.files and not single:
+                beside = {"inputs", "targets", "groups", "splits"}
+                wanted = {name for name in content.files if name in beside or name.startswith(_INPUT)}
             arrays = {name: content[name] for name in content.files if name in wanted}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("what it holds is not in NumPy's format")

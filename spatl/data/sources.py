@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,14 +21,20 @@ from spatl.data.files import folder, npz
 from spatl.data.hub import huggingface
 from spatl.data.idx import idx
 from spatl.data.leaf import femnist
+from spatl.data.memory import IN_MEMORY, in_memory
 from spatl.data.normalisation import Normalisation
 from spatl.data.own import is_as_found
 from spatl.data.synthetic import bytes_of_synthetic, synthetic
+from spatl.data.table import table
 from spatl.data.users import DATASET_DOOR, load_users_dataset
 from spatl.errors import DataError, SpatlError, did_you_mean, told
 from spatl.extensions.references import is_reference, row_of
 
 __all__ = ["DATASETS", "Dataset", "DatasetEntry", "digits", "is_read_from_path", "load_dataset"]
+
+
+TASK: Final = "task"
+"""The keyword that loaders take which make targets of other tasks than classification."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,25 @@ class DatasetEntry:
     def options(self) -> dict[str, Any]:
         """Options that the loader takes, with their defaults."""
         parameters = inspect.signature(self.loader).parameters.values()
-        return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+        named = [each for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY and each.name != TASK]
+        return {each.name: each.default for each in named}
+
+    @property
+    def knows_tasks(self) -> bool:
+        """Return whether the loader makes targets of other tasks than classification."""
+        return TASK in inspect.signature(self.loader).parameters
 
 
-def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = None) -> Dataset:
+def load_dataset(
+    name: str, *, seed: int, options: Mapping[str, Any] | None = None, task: str = "classification"
+) -> Dataset:
     """Return the data set of that name.
 
     Args:
         name: A key of `DATASETS`, or `"package.module:load"` for a function of the user's (`spatl.data.users`).
         seed: The run's seed; a source of fixed images ignores it.
         options: The loader's options that differ from their defaults, e.g. `{"difficulty": 0.3}`.
+        task: What the targets are for, as of `task.name`.
 
     Returns:
         The whole data set, in memory on the CPU: the same for the same arguments.
@@ -71,14 +86,15 @@ def load_dataset(name: str, *, seed: int, options: Mapping[str, Any] | None = No
     """
     try:
         if is_reference(name):
-            return load_users_dataset(name, seed=seed, options=options or {})
-        return _known_loader(name, options or {})(seed, **(options or {}))
+            return load_users_dataset(name, seed=seed, options=options or {}, task=task)
+        loader, given = _known_loader(name, options or {}), dict(options or {})
+        return loader(seed, **given, **({TASK: task} if DATASETS[name].knows_tasks else {}))
     except OSError as error:  # of the path itself: too long, or behind a directory that must not be read
         if error.filename is None:
             raise DataError(f"{name}: its files cannot be read: {one_line(error)}") from error
         raise DataError(f"{name}: cannot read {error.filename}: {error.strerror}") from error
     except MemoryError as error:
-        raise DataError(f"{name}: the images do not fit in memory: take fewer or smaller ones") from error
+        raise DataError(f"{name}: the examples do not fit in memory: take fewer or smaller ones") from error
     except SpatlError:
         raise
     except Exception as error:  # a loader of the user's own
@@ -165,10 +181,20 @@ DATASETS: dict[str, DatasetEntry] = {
         description="images in files of MNIST's format, with the official test set",
         source="a directory on disk: MNIST, Fashion-MNIST (Debian: dataset-fashion-mnist), EMNIST, or your own",
     ),
+    IN_MEMORY: DatasetEntry(
+        loader=in_memory,
+        description="what a program hands to spatl.run(config, data=...)",
+        source="the memory of the process that runs",
+    ),
     "npz": DatasetEntry(
         loader=npz,
-        description="your NumPy arrays: images, labels and, if there are any, groups",
+        description="your NumPy arrays: images and labels, or inputs and targets, and perhaps whose they are",
         source="a file of numpy.savez",
+    ),
+    "table": DatasetEntry(
+        loader=table,
+        description="your table: a row per example, columns of numbers and categories, a target and perhaps an owner",
+        source="CSV or Parquet files on disk",
     ),
     "synthetic": DatasetEntry(
         loader=synthetic,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatl.data.arrays import dataset_of_arrays
+from spatl.data.brought import dataset_of
 from spatl.data.dataset import Dataset
 from spatl.errors import DataError, SpatlError, told
 from spatl.extensions.references import Door, arguments_for, resolve
@@ -15,7 +15,7 @@ from spatl.seeding import seeded_globals
 
 DATASET_DOOR: Final = Door(
     "data set", "data.name", "package.module:load", error=DataError,
-    expected="a function that returns a spatl.data.Dataset, or images and labels",
+    expected="a function that returns a spatl.data.Dataset, or inputs and targets",
 )  # fmt: skip
 PARTITIONER_DOOR: Final = Door(
     "partitioner", "partition.name", "package.module:split", error=DataError,
@@ -23,17 +23,17 @@ PARTITIONER_DOOR: Final = Door(
 )  # fmt: skip
 
 
-def load_users_dataset(reference: str, *, seed: int, options: Mapping[str, Any]) -> Dataset:
+def load_users_dataset(reference: str, *, seed: int, options: Mapping[str, Any], task: str) -> Dataset:
     """Return a data set of the user's own.
 
     Args:
         reference: `"package.module:load"`: called with `seed`, if it takes that, and the options.
         seed: The run's seed, with which the global generators of torch, numpy and Python are seeded meanwhile.
         options: The config's `data.options`.
+        task: What the targets are for, as of `task.name`.
 
     Returns:
-        The `Dataset` that the function returned; of a pair, images and labels read as `npz` reads arrays: `[N, H, W]`
-        or `[N, C, H, W]`, standardised, and a class for each label there is.
+        The `Dataset` that the function returned, or what is made of arrays (`spatl.data.brought`).
 
     Raises:
         DataError: There is no such function, it does not take an option, or what it returns is neither.
@@ -45,13 +45,7 @@ def load_users_dataset(reference: str, *, seed: int, options: Mapping[str, Any])
     )  # fmt: skip
     with seeded_globals(seed, "data"):
         found = load(**arguments)
-    if isinstance(found, Dataset):
-        return found
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        came = f"{len(found)} values" if isinstance(found, tuple | list) else type(found).__name__
-        raise DataError(f"data set {reference!r} must return a spatl.data.Dataset, or images and labels, got {came}")
-    images, labels = (each.detach().cpu().numpy() if isinstance(each, Tensor) else np.asarray(each) for each in found)
-    return dataset_of_arrays(reference, images, labels, where=f"data set {reference!r}")
+    return dataset_of(found, name=reference, where=f"data set {reference!r}", task=task)
 
 
 def split_as_users(reference: str, *, num_clients: int, seed: int, **offered: Any) -> tuple[Tensor, ...]:

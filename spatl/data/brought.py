@@ -1,0 +1,284 @@
+"""Examples as users bring them: arrays of any shape, data sets of PyTorch, or one of these for each client."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spatl.data.arrays import dataset_of_arrays
+from spatl.data.dataset import SPLITS, Dataset, misfits
+from spatl.data.images import numbered
+from spatl.data.labels import class_labels
+from spatl.errors import DataError
+from spatl.inputs import Inputs, NamedInputs
+
+_LARGEST_VALUE: Final = 1e30  # as of pixels
+_KEYS: Final = ("inputs", "targets", "groups", "splits", "class_names", "num_tokens")
+_MOST_ITEMS: Final = 100_000_000
+EXPECTED: Final = (
+    "a spatl.data.Dataset, a pair (inputs, targets), a mapping with inputs and targets, a torch Dataset of such pairs, "
+    "or a list or mapping of one of these for each client"
+)
+"""What users may bring, in words."""
+
+
+def dataset_of(found: object, *, name: str, where: str, task: str = "classification") -> Dataset:
+    """Return what a user brought as a data set.
+
+    Args:
+        found: One of `EXPECTED`. Of a pair, arrays `[N, H, W]` or `[N, C, H, W]` with the labels of a classification
+            are read as images, as `npz` does; a mapping's are taken as they are. Of several clients, who has what is
+            kept as groups, for the partitioner `natural`.
+        name: What it is called.
+        where: Where it is from, for messages.
+        task: What the targets are for, as of `task.name`.
+
+    Raises:
+        DataError: It is something else, or its parts do not fit.
+    """
+    if isinstance(found, Dataset):
+        return found
+    if isinstance(found, Mapping) and "inputs" in found:
+        return _of_mapping(found, name=name, where=where, task=task)
+    if isinstance(found, tuple) and len(found) == 2:
+        inputs, targets = found
+        if task == "classification" and not isinstance(inputs, Mapping) and _are_images(array_of(inputs, where)):
+            return dataset_of_arrays(name, array_of(inputs, where), array_of(targets, where), where=where)
+        return examples_of(inputs, targets, name=name, where=where, task=task)
+    if isinstance(found, Mapping | list | tuple) and len(found):
+        return _of_clients(found, name=name, where=where, task=task)
+    if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
+        inputs, targets = _items_of(found, where)
+        return examples_of(inputs, targets, name=name, where=where, task=task)
+    raise DataError(f"{where} must return {EXPECTED}, got {_kind(found)}")
+
+
+def examples_of(
+    inputs: object, targets: object, *, name: str, where: str, task: str, groups: object = None,
+    splits: object = None, class_names: Sequence[str] = (), num_tokens: int | None = None,
+    notes: tuple[str, ...] = (),
+) -> Dataset:  # fmt: skip
+    """Return arrays of any shape as a data set.
+
+    Args:
+        inputs: Floating point `[N, ...]`; whole numbers, which are tokens unless they are 8-bit pixels of three
+            dimensions or more; or a mapping of such, by name.
+        targets: As the task has them; of a classification whole numbers or texts `[N]`.
+        name: What it is called.
+        where: Where it is from, for messages.
+        task: What the targets are for.
+        groups: Whole numbers or texts `[N]`: whose each example is.
+        splits: `[N]`: `train`, `validation` or `test`, or their numbers from 0.
+        class_names: Names of the outputs; of a classification its labels' otherwise.
+        num_tokens: How many tokens there are; the largest and one if it is not given.
+        notes: What a user should know of how it was read.
+
+    Raises:
+        DataError: Something does not fit.
+    """
+    if isinstance(inputs, Mapping):
+        if not inputs or not all(isinstance(key, str) and key.isidentifier() for key in inputs):
+            raise DataError(
+                f"{where}: several inputs must have names as of Python's variables, got {list(inputs)!r:.60}"
+            )
+        tensors = {
+            str(key): _input(array_of(each, where), f"{where}: the input {key!r}") for key, each in inputs.items()
+        }
+        values: Inputs = NamedInputs(tensors)
+        length, scale = len(next(iter(tensors.values()))), "none"
+    else:
+        values = _input(array_of(inputs, where), f"{where}: inputs")
+        length = len(values)
+        scale = "none" if not values.is_floating_point() else "feature" if values.dim() == 2 else "channel"
+    found, names, told = targets_of(array_of(targets, where), task, name=name, where=where, inputs=values)
+    if len(found) != length:
+        raise DataError(f"{where}: targets must be {length}, one per example, got {len(found)}")
+    names = tuple(class_names) or names
+    return Dataset(
+        name, values, found, num_classes=len(names), class_names=names, notes=(*notes, *told), scale=scale,  # type: ignore[arg-type]
+        groups=None if groups is None else _groups(array_of(groups, where), length, where),
+        splits=None if splits is None else _splits(array_of(splits, where), length, where), num_tokens=num_tokens,
+    )  # fmt: skip
+
+
+def array_of(values: object, where: str) -> NDArray[Any]:
+    """Return values as an array.
+
+    Raises:
+        DataError: They are of unequal lengths, or objects.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return values.float().numpy() if values.dtype in (torch.bfloat16, torch.float16) else values.numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: examples must all have one shape; pad or cut what has unequal lengths ({error})"
+        ) from error
+    if array.dtype.kind not in "biufU":
+        raise DataError(f"{where}: expected numbers or texts, got {array.dtype} {list(array.shape)}")
+    return array
+
+
+def targets_of(
+    values: NDArray[Any], task: str, *, name: str, where: str, inputs: Inputs
+) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
+    """Return targets as a task has them, the names of the outputs, and what to tell of them.
+
+    Raises:
+        DataError: They are of another kind.
+    """
+    if task == "classification":
+        labels = class_labels(name, values)
+        return torch.from_numpy(labels.numbers), labels.names, labels.notes
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{where}: the targets of {task} must be numbers, got {values.dtype} {list(values.shape)}")
+    if task == "next-token":
+        tokens = torch.from_numpy(values.astype(np.int64))
+        highest = max(
+            int(tokens.max()), *(int(each.max()) for each in _tensors(inputs) if not each.is_floating_point())
+        )
+        return tokens, tuple(map(str, range(highest + 1))), ()
+    found = torch.from_numpy(values.astype(np.float32))
+    found = found if found.dim() > 1 else found[:, None]
+    return found, tuple(map(str, range(found.shape[1]))), ()
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+
+
+def _input(array: NDArray[Any], what: str) -> Tensor:
+    """Return an input as a tensor."""
+    if array.ndim < 2 or array.size == 0 or array.dtype.kind not in "biuf":
+        hint = "; of one number each give [N, 1]" if array.ndim == 1 else ""
+        raise DataError(f"{what} must be numbers [N, ...], got {array.dtype} {list(array.shape)}{hint}")
+    if array.dtype.kind in "iu" and not (array.dtype == np.uint8 and array.ndim >= 3):
+        if (lowest := int(array.min())) < 0:
+            raise DataError(
+                f"{what} of whole numbers are tokens, which are 0 or more, got {lowest}; give other numbers as floats"
+            )
+        return torch.from_numpy(array.astype(np.int64))
+    values = array.astype(np.float32)
+    fits = np.asarray((np.abs(values) <= _LARGEST_VALUE).reshape(len(values), -1).all(axis=1))  # NaN does not, either
+    if not fits.all():
+        raise DataError(f"{what} must be finite and at most {_LARGEST_VALUE:g} in size, got {misfits(fits)}")
+    return torch.from_numpy(values)
+
+
+def _are_images(array: NDArray[Any]) -> bool:
+    return array.ndim in (3, 4) and (array.dtype == np.uint8 or array.dtype.kind == "f")
+
+
+def _groups(values: NDArray[Any], length: int, where: str) -> Tensor:
+    if values.dtype.kind not in "iuU" or values.shape != (length,):
+        raise DataError(
+            f"{where}: groups must be whole numbers or texts [{length}], one per example, got {values.dtype} "
+            f"{list(values.shape)}"
+        )
+    return torch.from_numpy(numbered(values)[0])
+
+
+def _splits(values: NDArray[Any], length: int, where: str) -> Tensor:
+    if values.shape == (length,) and values.dtype.kind == "U" and set(np.unique(values)) <= set(SPLITS):
+        return torch.tensor([SPLITS.index(str(value)) for value in values])
+    if values.shape == (length,) and values.dtype.kind in "iu":
+        return torch.from_numpy(values.astype(np.int64))
+    raise DataError(
+        f"{where}: splits must be {', '.join(SPLITS)}, or 0, 1, 2, for each of {length} examples, got {values.dtype} "
+        f"{list(values.shape)}"
+    )
+
+
+def _of_mapping(found: Mapping[Any, Any], *, name: str, where: str, task: str) -> Dataset:
+    if odd := [key for key in found if key not in _KEYS]:
+        raise DataError(f"{where}: a mapping of examples may have {', '.join(_KEYS)}, got {odd[0]!r:.60}")
+    if "targets" not in found:
+        raise DataError(f"{where}: a mapping with inputs must have targets too")
+    more = {key: found[key] for key in _KEYS[2:] if found.get(key) is not None}
+    return examples_of(found["inputs"], found["targets"], name=name, where=where, task=task, **more)
+
+
+def _of_clients(found: Mapping[Any, Any] | Sequence[Any], *, name: str, where: str, task: str) -> Dataset:
+    """Return the examples of several clients, with whose each is."""
+    named = found if isinstance(found, Mapping) else dict(enumerate(found))
+    pairs = {str(owner): _pair_of(each, f"{where}: client {owner!r}") for owner, each in named.items()}
+    inputs = _joined([each for each, _ in pairs.values()], list(pairs), where)
+    targets = [array_of(each, where) for _, each in pairs.values()]
+    if len({(each.shape[1:], each.dtype.kind) for each in targets}) > 1:
+        kinds = ", ".join(sorted({f"{each.dtype} {list(each.shape[1:])}" for each in targets}))
+        raise DataError(f"{where}: all clients must have targets of one kind, got {kinds}")
+    owners = np.repeat(np.arange(len(pairs)), [len(each) for each in targets])
+    names = np.array(list(pairs)) if isinstance(found, Mapping) else np.arange(len(pairs))
+    return examples_of(
+        inputs, np.concatenate(targets), name=name, where=where, task=task, groups=names[owners]
+    )  # fmt: skip
+
+
+def _joined(parts: Sequence[Any], owners: Sequence[str], where: str) -> Any:
+    """Return the inputs of all clients, one after the other."""
+    if all(isinstance(part, Mapping) for part in parts):
+        if len({frozenset(part) for part in parts}) > 1:
+            raise DataError(f"{where}: all clients must have inputs of the same names")
+        return {key: _joined([part[key] for part in parts], owners, f"{where}: the input {key!r}") for key in parts[0]}
+    arrays = [array_of(part, where) for part in parts]
+    for owner, array in zip(owners, arrays, strict=True):
+        if array.shape[1:] != arrays[0].shape[1:] or array.dtype.kind != arrays[0].dtype.kind:
+            raise DataError(
+                f"{where}: all clients must have inputs of one shape and kind, got {arrays[0].dtype} "
+                f"{list(arrays[0].shape[1:])} of client {owners[0]!r} and {array.dtype} {list(array.shape[1:])} of "
+                f"client {owner!r}"
+            )
+    return np.concatenate(arrays)
+
+
+def _pair_of(found: object, where: str) -> tuple[Any, Any]:
+    """Return inputs and targets of one client."""
+    if isinstance(found, Mapping) and set(found) == {"inputs", "targets"}:
+        return found["inputs"], found["targets"]
+    if isinstance(found, Dataset):
+        return found.inputs, np.array(found.class_names)[found.targets.numpy()]
+    if isinstance(found, tuple) and len(found) == 2:
+        return found
+    if hasattr(found, "__getitem__") and hasattr(found, "__len__") and not isinstance(found, str | Mapping):
+        return _items_of(found, where)
+    raise DataError(f"{where}: expected inputs and targets, got {_kind(found)}")
+
+
+def _items_of(found: Any, where: str) -> tuple[Any, Any]:
+    """Return the inputs and targets of a data set of PyTorch, whose items are pairs."""
+    length = len(found)
+    if not 1 <= length <= _MOST_ITEMS:
+        raise DataError(f"{where}: a data set must have an example, got {length}")
+    inputs, targets = [], []
+    for place in range(length):
+        item = found[place]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(f"{where}: each example must be a pair of input and target, got {_kind(item)} at {place}")
+        inputs.append(item[0])
+        targets.append(item[1])
+    if isinstance(inputs[0], Mapping):
+        named = {key: _stacked([each[key] for each in inputs], where) for key in inputs[0]}
+        return named, _stacked(targets, where)
+    return _stacked(inputs, where), _stacked(targets, where)
+
+
+def _stacked(items: Sequence[Any], where: str) -> NDArray[Any]:
+    arrays = [array_of(item, where) for item in items]
+    for place, array in enumerate(arrays):
+        if array.shape != arrays[0].shape:
+            raise DataError(
+                f"{where}: all examples must have one shape, got {list(arrays[0].shape)} and {list(array.shape)} at "
+                f"{place}; pad or cut what has unequal lengths"
+            )
+    return np.stack(arrays)
+
+
+def _kind(found: object) -> str:
+    if isinstance(found, tuple | list):
+        return f"a {type(found).__name__} of {len(found)} values"
+    return type(found).__name__

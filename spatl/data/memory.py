@@ -1,0 +1,43 @@
+"""Data sets in the memory of the process that runs, as a notebook has them, named by a digest of what they hold."""
+
+import hashlib
+
+from spatl.data.dataset import Dataset
+from spatl.errors import DataError
+from spatl.inputs import parts_of, shapes_of
+
+IN_MEMORY = "in-memory"
+"""The name of data that a program hands to `spatl.run`."""
+
+_kept: dict[str, Dataset] = {}
+
+
+def keep_in_memory(dataset: Dataset) -> str:
+    """Keep a data set for as long as the process lives; return the key that a config names it by.
+
+    The key is a digest of what it holds, so that a run that goes on does so with the same examples or not at all.
+    """
+    digest = hashlib.sha256(repr((shapes_of(dataset.inputs), dataset.class_names)).encode())
+    for tensor in (*(each for _, each in parts_of(dataset.inputs)), dataset.targets, dataset.groups, dataset.splits):
+        digest.update(b"-" if tensor is None else tensor.contiguous().numpy().tobytes())
+    key = digest.hexdigest()[:32]
+    _kept[key] = dataset
+    return key
+
+
+def in_memory(seed: int, *, key: str = "") -> Dataset:
+    """Return a data set that this process was given.
+
+    Args:
+        seed: Ignored; the examples are fixed.
+        key: What `keep_in_memory` returned.
+
+    Raises:
+        DataError: This process has none of that key.
+    """
+    if key not in _kept:
+        raise DataError(
+            "the data were in the memory of the program that started the run and are not here: hand the same ones "
+            "over, spatl.resume(DIRECTORY, data=...), or write them to a file (numpy.savez) and set data.name: npz"
+        )
+    return _kept[key]
