@@ -59,22 +59,18 @@ def run(
     """Run a federation.
 
     Args:
-        config: What to run: a config, the mappings that `parse_config` takes, or the file or the name of a config that
-            ships, as `load_config` takes them.
+        config: What to run: a config, mappings as of `parse_config`, or what `load_config` takes.
         directory: Where its files go: a new or empty directory; `runs/<method>-<seed>-<time>` if not given.
-        on_round: Called from a thread of its own with each object of `history.jsonl` soon after it is written, and the
-            clients' `training_seconds`, `selection_seconds` and `decision_seconds` added up.
+        on_round: Called from a thread of its own with each object of `history.jsonl` soon after it is written, and with
+            what the clients' training and selection took (`training_seconds` and so on).
         on_round_alone: Likewise for the clients that train alone (`report.compare_alone`).
         command: What the report says made it.
         pictures: Whether to draw `curves.png` and write `report.html`.
         engine: What runs it; the config's if not given.
-        warn: Whether to say, once and before it starts, which settings have no effect and how its data were read; on
-            screen and in `log.jsonl`.
-        progress: Whether to show the run as it goes. If not given, it is shown in a notebook and on a terminal (its
-            error stream), unless `on_round` is given: never where nobody watches, as in a pipe or a test.
-        data: Examples in this program's memory, in place of those that the config names: a `Dataset`, a pair of inputs
-            and targets, a mapping, a torch `Dataset`, or a list or mapping of one of these for each client, which makes
-            the partition unless the config says another (`spatl.data.brought`).
+        warn: Whether to say, once and before it starts, which settings have no effect and how its data were read.
+        progress: Whether to show the run as it goes. If not given, in a notebook and on a terminal (its error stream),
+            unless `on_round` is given.
+        data: Examples in memory in place of the config's: as of `spatl.data.brought`, for all or for each client.
 
     Returns:
         The finished run.
@@ -86,19 +82,18 @@ def run(
         >>> result = run("quickstart")
         >>> result.summary["accuracy"]
     """
-    config = as_config(config)
-    if data is not None:
-        config = with_data(config, data, deployed=engine is not None)
+    config = with_data(as_config(config), data, deployed=engine is not None)
     if engine is None and directory is not None:
         _check_simulation(Path(directory))
-    name = config.run_name
     if directory is not None:
-        directory = fresh_directory(directory, name=name)
+        directory = fresh_directory(directory, name=config.run_name)
     # Where each device has its own data, there is nothing to build before they have registered.
     blueprint = None if engine is not None and config.has_own_data else check(config)
     if config.report.tensorboard:
         check_tensorboard()
-    directory = fresh_directory(directory, name=name)  # again: another process may have taken it in the meantime
+    directory = fresh_directory(
+        directory, name=config.run_name
+    )  # again: another process may have taken it in the meantime
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,8 +18,8 @@ from spatl.data.normalisation import Normalisation
 from spatl.data.own import check_classes, check_scale, check_shape
 from spatl.data.scaling import num_scaled
 from spatl.errors import DataError, SpatlError
-from spatl.inputs import Inputs, NamedInputs
 from spatl.json_files import write_json
+from spatl.tensors.inputs import Inputs, NamedInputs
 
 FORMAT: Final = 1
 DESCRIPTION: Final = "model.json"

@@ -21,11 +21,11 @@ from spatl.artifacts.widths import CutBudget
 from spatl.config.experiment import ExperimentConfig
 from spatl.data import ClientData, Examples
 from spatl.errors import ConfigError, SpatlError
-from spatl.inputs import one_tensor
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.runs.directory import config_of, is_running
 from spatl.runs.files import CONFIG
 from spatl.seeding import generator
+from spatl.tensors.inputs import one_tensor
 
 MOST_POOLED: Final = 4096
 """Examples of each split that stand for all clients, at most."""

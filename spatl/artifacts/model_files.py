@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from spatl.artifacts.description import ModelDescription, Offset, read_description
 from spatl.data.dataset import Dataset, sizes_of_inputs
 from spatl.errors import SpatlError
-from spatl.inputs import NamedInputs
 from spatl.models import add_residual_, build_model
 from spatl.models.inputs import take_inputs_
 from spatl.models.weights import load_weights_, packed, read_weights
 from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.server_model import names_of_clients, server_tensors
 from spatl.sealed_files import replace_file
+from spatl.tensors.inputs import NamedInputs
 from spatl.wire.statistics import Statistics
 
 MODEL: Final = "model"

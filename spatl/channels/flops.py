@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.errors import ModelError, told
-from spatl.inputs import Inputs, shapes_of
+from spatl.tensors.inputs import Inputs, shapes_of
 
 OUTPUT_IN_DIMENSION_1 = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding)
 """Layers whose weight has its output channels along dimension 1 instead of 0."""

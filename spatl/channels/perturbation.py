@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spatl.inputs import Inputs, inputs_like, parts_of
 from spatl.seeding import generator, seeded_globals
+from spatl.tensors.inputs import Inputs, inputs_like, parts_of
 
 NUM_INPUTS = 2
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from spatl.channels.perturbation import OUTPUT, Claims, Place, Trials, undisturbed
-from spatl.inputs import Inputs
 from spatl.seeding import generator
+from spatl.tensors.inputs import Inputs
 
 _FEWEST_TRIALS, _MOST_TRIALS = 2, 12
 

@@ -33,8 +33,8 @@ from spatl.channels.perturbation import Claims
 from spatl.channels.proof import refuted
 from spatl.channels.trace import EncoderTrace
 from spatl.errors import ModelError
-from spatl.inputs import Inputs, first_of
 from spatl.models.copies import duplicate
+from spatl.tensors.inputs import Inputs, first_of
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from spatl.config.device import DeviceConfig
 from spatl.config.experiment import ExperimentConfig
 from spatl.data import DATASETS, is_read_from_path
+from spatl.data.memory import IN_MEMORY
 from spatl.errors import NotAllowed
 from spatl.extensions.listed import ListedFiles
 from spatl.extensions.references import is_reference
@@ -87,7 +88,7 @@ def _check_data(config: ExperimentConfig, device: DeviceConfig, *, has_data: boo
             return
         told = ", ".join(allowed) if isinstance(allowed, list) and allowed else "nothing from there"
         raise NotAllowed.of("data.hub (data.options.hub)", f"{named} from the hub", told)
-    own = ", ".join(row for row in DATASETS if not is_read_from_path(row))
+    own = ", ".join(row for row in DATASETS if row != IN_MEMORY and not is_read_from_path(row))
     raise NotAllowed.of("data.dir (data.name)", f"{name}, read from a path of the run's",
                         f"{own}, or a place of its own (--data-dir)")  # fmt: skip
 

@@ -21,11 +21,11 @@ from spatl.config.loading import load_config
 from spatl.config.training import TrainingConfig
 from spatl.config.unread import settings_without_effect
 from spatl.console.partition import partition_name
-from spatl.inputs import sides_of
 from spatl.rounds.blueprint import Blueprint
 from spatl.runner import check as checked
 from spatl.runs.tensorboard import check_tensorboard
 from spatl.runs.text import human_bytes
+from spatl.tensors.inputs import sides_of
 from spatl.terminal.tables import print_line, print_table
 from spatl.training.device import choose_device
 

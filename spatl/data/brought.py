@@ -13,7 +13,7 @@ from spatl.data.dataset import SPLITS, Dataset, misfits
 from spatl.data.images import numbered
 from spatl.data.labels import class_labels
 from spatl.errors import DataError
-from spatl.inputs import Inputs, NamedInputs
+from spatl.tensors.inputs import Inputs, NamedInputs
 
 _LARGEST_VALUE: Final = 1e30  # as of pixels
 _KEYS: Final = ("inputs", "targets", "groups", "splits", "class_names", "num_tokens")
@@ -97,9 +97,10 @@ def examples_of(
     if len(found) != length:
         raise DataError(f"{where}: targets must be {length}, one per example, got {len(found)}")
     names = tuple(class_names) or names
+    owned, owners = (None, ()) if groups is None else _groups(array_of(groups, where), length, where)
     return Dataset(
         name, values, found, num_classes=len(names), class_names=names, notes=(*notes, *told), scale=scale,  # type: ignore[arg-type]
-        groups=None if groups is None else _groups(array_of(groups, where), length, where),
+        groups=owned, group_names=owners,
         splits=None if splits is None else _splits(array_of(splits, where), length, where), num_tokens=num_tokens,
     )  # fmt: skip
 
@@ -174,13 +175,14 @@ def _are_images(array: NDArray[Any]) -> bool:
     return array.ndim in (3, 4) and (array.dtype == np.uint8 or array.dtype.kind == "f")
 
 
-def _groups(values: NDArray[Any], length: int, where: str) -> Tensor:
+def _groups(values: NDArray[Any], length: int, where: str) -> tuple[Tensor, tuple[str, ...]]:
     if values.dtype.kind not in "iuU" or values.shape != (length,):
         raise DataError(
             f"{where}: groups must be whole numbers or texts [{length}], one per example, got {values.dtype} "
             f"{list(values.shape)}"
         )
-    return torch.from_numpy(numbered(values)[0])
+    numbers, names = numbered(values)
+    return torch.from_numpy(numbers), names if values.dtype.kind == "U" else ()
 
 
 def _splits(values: NDArray[Any], length: int, where: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from spatl.data.labels import MAX_CLASSES, listed
 from spatl.data.normalisation import Normalisation, Scale
 from spatl.errors import DataError
-from spatl.inputs import Inputs, NamedInputs, one_tensor, parts_of, shapes_of
+from spatl.tensors.inputs import Inputs, NamedInputs, one_tensor, parts_of, shapes_of
 
 SPLITS: Final = ("train", "validation", "test")
 """The splits that a data set may come with, as `Dataset.splits` numbers them."""

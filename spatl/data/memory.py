@@ -4,7 +4,7 @@ import hashlib
 
 from spatl.data.dataset import Dataset
 from spatl.errors import DataError
-from spatl.inputs import parts_of, shapes_of
+from spatl.tensors.inputs import parts_of, shapes_of
 
 IN_MEMORY = "in-memory"
 """The name of data that a program hands to `spatl.run`."""

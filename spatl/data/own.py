@@ -21,7 +21,7 @@ from spatl.data.labels import class_order, listed
 from spatl.data.normalisation import Normalisation, Scale
 from spatl.data.scaling import Moments, deviations_of, merged, moments_of, num_scaled, scale_
 from spatl.errors import DataError, printable
-from spatl.inputs import Inputs, NamedInputs, one_tensor, shapes_of
+from spatl.tensors.inputs import Inputs, NamedInputs, one_tensor, shapes_of
 
 if TYPE_CHECKING:
     from spatl.data.dataset import Dataset

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spatl.data.normalisation import Normalisation, Scale
 from spatl.errors import DataError
-from spatl.inputs import NamedInputs
+from spatl.tensors.inputs import NamedInputs
 
 if TYPE_CHECKING:
     from spatl.data.dataset import Dataset

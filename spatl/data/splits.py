@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spatl.data.dataset import SPLITS, Dataset
 from spatl.errors import DataError
-from spatl.inputs import Inputs, NamedInputs, joined_inputs, one_tensor, shapes_of
 from spatl.seeding import generator, numpy_generator
+from spatl.tensors.inputs import Inputs, NamedInputs, joined_inputs, one_tensor, shapes_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,8 +65,29 @@ def table(
     root = path_option("table", path, expected="a .csv, .tsv or .parquet file with the columns' names, or a directory")
     cells = _Table.read(root, delimiter)
     targets = _names("target", target)
+    shown = _shown(cells, targets, owner, split, columns)
+    inputs = _inputs(cells, shown, categories)
+    values, names, notes = _targets(cells, targets, task)
+    groups, owners = (None, ()) if owner is None else numbered(np.array(cells.texts(owner)))
+    return Dataset(
+        "table", torch.from_numpy(inputs), values, num_classes=len(names), class_names=names, notes=notes,
+        groups=None if groups is None else torch.from_numpy(groups), group_names=owners,
+        splits=None if split is None or pool else _splits(cells, split), scale="feature",
+    )  # fmt: skip
+
+
+def _shown(
+    cells: "_Table", targets: Sequence[str], owner: str | None, split: str | None, columns: Sequence[str] | None
+) -> list[str]:
+    """Return the columns that the model sees.
+
+    Raises:
+        DataError: A column is not there or is two things at once, or none is left.
+    """
     if not targets:
-        raise DataError(f"table: name the column to predict in data.options.target; {root} has {listed(cells.names)}")
+        raise DataError(
+            f"table: name the column to predict in data.options.target; {cells.root} has {listed(cells.names)}"
+        )
     special = {*targets, *(each for each in (owner, split) if each is not None)}
     for name in special:
         cells.check_has(name)
@@ -76,21 +97,10 @@ def table(
         if name in special:
             raise DataError(f"table: the column {name!r} cannot be an input and {_role(name, owner, split)} at once")
     if not shown:
-        raise DataError(f"table: {root} has no column besides {listed(sorted(special))}, so that a model sees nothing")
-    inputs = _inputs(cells, shown, categories)
-    values, names, notes = _targets(cells, targets, task)
-    splits = None if split is None or pool else _splits(cells, split)
-    return Dataset(
-        "table",
-        torch.from_numpy(inputs),
-        values,
-        num_classes=len(names),
-        groups=None if owner is None else torch.from_numpy(numbered(np.array(cells.texts(owner)))[0]),
-        class_names=names,
-        notes=notes,
-        splits=splits,
-        scale="feature",
-    )
+        raise DataError(
+            f"table: {cells.root} has no column besides {listed(sorted(special))}, so that a model sees nothing"
+        )
+    return shown
 
 
 class _Table:

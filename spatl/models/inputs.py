@@ -1,12 +1,12 @@
-"""How a network takes its inputs: in float32, as all data are, or the dtype of its own; several as keywords."""
+"""Inputs as a network takes them: in float32, as all data are, or the dtype of its own; several as keywords."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spatl.inputs import Inputs, NamedInputs
 from spatl.models.copies import duplicate
+from spatl.tensors.inputs import Inputs, NamedInputs
 
 
 def take_inputs_(model: nn.Module, inputs: Inputs) -> Any:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from spatl.errors import ModelError, told
-from spatl.inputs import Inputs
 from spatl.models.copies import duplicate
 from spatl.models.split import make_split
+from spatl.tensors.inputs import Inputs
 
 
 class ResidualPredictor(nn.Module):

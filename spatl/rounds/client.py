@@ -16,7 +16,6 @@ from spatl.channels.selection import Selection, select_all
 from spatl.channels.vectors import all_finite, give_back
 from spatl.data.dataset import misfits
 from spatl.errors import ControlLost, DataError, DivergedError, ModelError, UpdateRejected
-from spatl.inputs import finite_rows
 from spatl.models.copies import check_parts
 from spatl.rounds.blueprint import Blueprint, encoder_tensors
 from spatl.rounds.client_evaluation import evaluated_model, private_part, told_of_arrival, train_epochs_
@@ -27,6 +26,7 @@ from spatl.rounds.own_model import contrast_of, trained_own_model, whole_state
 from spatl.rounds.stop_watch import StopWatch
 from spatl.rounds.workplace import ClientRound, Workplace
 from spatl.selection.protocol import Choice, SelectionRequest
+from spatl.tensors.inputs import finite_rows
 from spatl.training.evaluate import Evaluation
 from spatl.training.hooks import GradientHook, correction_hook, linear_hook, masking_hook, proximal_hook
 from spatl.training.local import TrainingResult, train_

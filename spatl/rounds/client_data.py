@@ -16,7 +16,7 @@ from spatl.data.partition_file import read_partition
 from spatl.data.scaling import scaled_by_training
 from spatl.data.splits import split_places
 from spatl.errors import ConfigError, DataError
-from spatl.inputs import parts_of, shapes_of
+from spatl.tensors.inputs import parts_of, shapes_of
 
 OWN_IN_A_SIMULATION = (
     "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "

@@ -14,9 +14,9 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.data import Dataset
 from spatl.errors import ModelError, NotAllowed
 from spatl.extensions.references import arguments_for, is_reference
-from spatl.inputs import one_tensor
 from spatl.models import MODELS
 from spatl.seeding import seeded_globals
+from spatl.tensors.inputs import one_tensor
 from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
 
 COPIES: Final = 12

@@ -17,12 +17,14 @@ def with_data(config: ExperimentConfig, data: object, *, deployed: bool = False)
 
     Args:
         config: The run's.
-        data: What `spatl.run` takes.
+        data: What `spatl.run` takes; None for the config as it is.
         deployed: Whether clients are devices.
 
     Raises:
         SpatlError: They are nothing that a run can have as data, or other processes would have to read them.
     """
+    if data is None:
+        return config
     if deployed or config.engine != "inline":
         raise ConfigError(
             "data in memory are in this process alone; take engine: inline, or write them to a file and name it in data"

@@ -5,8 +5,8 @@ from torch.nn.parameter import is_lazy
 
 from spatl.data import Dataset
 from spatl.errors import ModelError, told
-from spatl.inputs import shapes_of
 from spatl.models.inputs import take_inputs_
+from spatl.tensors.inputs import shapes_of
 
 
 def check_weights(model: nn.Module) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from spatl.channels.layout import EncoderLayout
-from spatl.inputs import Inputs
 from spatl.selection.energy import input_energy
+from spatl.tensors.inputs import Inputs
 from spatl.training.evaluate import forward_with_batch_statistics
 
 MAX_EXAMPLES = 64

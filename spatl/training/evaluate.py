@@ -10,9 +10,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatl.data import Examples
-from spatl.inputs import Inputs
 from spatl.models.copies import attributes_kept
 from spatl.models.frozen import keeps_statistics, modes_kept, train_mode_
+from spatl.tensors.inputs import Inputs
 from spatl.training.local import autocast
 
 _CHUNK = 1024

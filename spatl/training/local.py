@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatl.data import Examples, batches
-from spatl.inputs import Inputs
 from spatl.models.frozen import training_mode
+from spatl.tensors.inputs import Inputs
 from spatl.training.contrast import Contrast
 from spatl.training.hooks import GradientHook
 from spatl.training.optimizers import clip_gradients_, make_optimizer

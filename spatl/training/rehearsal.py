@@ -18,10 +18,10 @@ from torch.nn.parameter import is_lazy
 
 from spatl.data import Examples
 from spatl.errors import ModelError, told
-from spatl.inputs import Inputs
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import modes_kept
 from spatl.seeding import seeded_globals
+from spatl.tensors.inputs import Inputs
 from spatl.training.local import train_
 from spatl.training.step_weight import TrainingSettings
 

@@ -35,7 +35,11 @@ def missing(path):
         (truncated, "npz: "),
         (unreadable, "is not a file that numpy.savez wrote"),
         (missing, "no file"),
-        (of_another_shape, "its images are 1 x 10 x 10, those of 2 of 3 clients 1 x 8 x 8"),
+        (
+            of_another_shape,
+            "its examples are numbers scaled by channel 1 x 10 x 10, those of 2 of 3 clients numbers scaled by channel "
+            "1 x 8 x 8",
+        ),
         (too_few, "8 examples lie here, expected at least 10"),
     ],
 )

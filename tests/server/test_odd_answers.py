@@ -162,7 +162,7 @@ def test_any_fields_are_an_answer_or_refused(numbers, fields):
 
 
 def description(classes) -> Description:
-    return Description(10, tuple(classes), (1, 8, 8), (0.0,), (1.0,))
+    return Description(10, tuple(classes), (1, 8, 8), (0.0,), (1.0,), "channel", 0)
 
 
 def test_who_has_ten_thousand_classes_of_its_own_is_left_out_and_not_the_others():

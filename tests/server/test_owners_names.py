@@ -33,7 +33,11 @@ def six_owners(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_owners_are_named_wherever_a_client_is_shown(
     six_owners: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    partition = {"name": name, "num_clients": 6, **({"path": str(six_owners / "owners.json")} if name == "file" else {})}
+    partition = {
+        "name": name,
+        "num_clients": 6,
+        **({"path": str(six_owners / "owners.json")} if name == "file" else {}),
+    }
     config = tiny_config(
         rounds=1, data={"name": "npz", "options": {"path": str(six_owners / "owned.npz")}}, partition=partition,
         report={"findings": "end", "prototype_examples": None},

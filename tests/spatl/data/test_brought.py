@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 from spatl.data import Dataset
 from spatl.data.brought import dataset_of
 from spatl.errors import DataError
-from spatl.inputs import NamedInputs
+from spatl.tensors.inputs import NamedInputs
 
 SERIES = np.random.default_rng(1).normal(size=(6, 2, 5)).astype(np.float32)
 LABELS = np.arange(6) % 2

@@ -18,8 +18,8 @@ from spatl.data.own import agree, as_found, describe, fit
 from spatl.data.scaling import deviations_of, merged, moments_of, num_scaled, scale_, scaled_by_training
 from spatl.data.sources import load_dataset
 from spatl.errors import DataError
-from spatl.inputs import NamedInputs
 from spatl.rounds.client_data import load_clients, split_client
+from spatl.tensors.inputs import NamedInputs
 
 VALUES = st.floats(-1e4, 1e4, width=32)
 SHAPES = st.tuples(st.integers(2, 9), st.integers(1, 3), st.integers(1, 4))

@@ -34,7 +34,7 @@ class NamedInputs(dict[str, Tensor]):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """Device of the tensors."""
         return next(iter(self.values())).device
 
     @property
