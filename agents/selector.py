@@ -55,7 +55,7 @@ class AgentSelector:
         state = self._own_head(request.state)
         proposal = propose(problem, personal(self._policy, state))
         decision_seconds = time.perf_counter() - started
-        samples = self._samples(request)
+        samples = None if trial is None else self._samples(request)
         if trial is None or samples is None:  # nothing can be measured: the prior needs no measuring
             return Choice(proposal.prior, self._state(state), decision_seconds)
         best = choose(proposal, trial, samples=samples, tuning=self._settings.tuning, generator=request.generator)

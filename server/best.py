@@ -10,7 +10,7 @@ from spatl.rounds.evaluation import statistics_of_all
 from spatl.rounds.federation import Federation
 from spatl.rounds.server_model import server_tensors
 from spatl.rounds.server_state import ServerState
-from spatl.runs.records import mean
+from spatl.runs.records import known, mean
 from spatl.wire.statistics import Arrival
 
 
@@ -28,7 +28,7 @@ def keep_best(
         server_round: The round after which the model stands; 0 for the initial one.
         told: What clients told of it when it arrived.
     """
-    accuracy = mean(each.accuracy for each in told.values() if each.accuracy is not None)
+    accuracy = mean(known(each.accuracy for each in told.values()))
     directory = run / MODEL / BEST
     if accuracy is None or server_round < 1:
         return

@@ -16,7 +16,7 @@ from spatl.runs.findings import forget_findings
 from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
 from spatl.runs.marks import Mark, record_of, replace_marked, write_marks
-from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, mean, mishaps, read_lines
+from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, known, mean, mishaps, read_lines
 from spatl.runs.tensorboard import Scalars
 from spatl.training.evaluate import Evaluation
 from spatl.wire.reports import EvaluateReport
@@ -84,7 +84,7 @@ class Recorder:
     @property
     def final_accuracy(self) -> float | None:
         """Mean accuracy of the clients with the encoder after the last round; None before it."""
-        return mean(report.accuracy for report in self._final.values())
+        return mean(known(report.accuracy for report in self._final.values()))
 
     @property
     def final_globally(self) -> Evaluation | None:
@@ -137,7 +137,8 @@ class Recorder:
         whole = self._num_updates * whole_update_bytes
         uplink = sum(row.uplink_bytes for row in self.history)
         downlink = sum(row.downlink_bytes for row in self.history)
-        accuracies = {client: report.accuracy for client, report in sorted(self._final.items())}
+        tested = {client: each for client, each in sorted(self._final.items()) if known([each.accuracy])}
+        accuracies = {client: report.accuracy for client, report in tested.items()}
         refusals = Counter(refusal["client"] for row in self.history for refusal in row.rejections)
         excluded = refusals + Counter(client for row in self.history for client in row.left_out)
         summary = {
@@ -145,7 +146,7 @@ class Recorder:
             "rounds": len(self.history),
             "accuracy": mean(accuracies.values()),
             "accuracy_min": min(accuracies.values(), default=None),
-            "loss": mean(report.loss for report in self._final.values()),
+            "loss": mean(report.loss for report in tested.values()),
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,
             "total_bytes": uplink + downlink,
@@ -160,7 +161,7 @@ class Recorder:
             "excluded_examples_share": self._share_of_examples(excluded),
             "missing": sum(row.missing for row in self.history),
             **mishaps(map(asdict, self.history)),
-            "not_evaluated": len(self.num_examples) - len(self._final),
+            "not_evaluated": len(self.num_examples) - len(tested),
             "seconds": sum(row.seconds for row in self.history),
             "clients": {str(client): accuracy for client, accuracy in accuracies.items()},
         }

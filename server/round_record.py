@@ -1,5 +1,6 @@
 """Record of the round under way, and the lines that it becomes in a run's files."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from spatl.channels.costs import BUDGET_KINDS
 from spatl.channels.layout import ChannelGroup
 from spatl.rounds.answers import Outcome
 from spatl.runs.ledger import Entry, total
-from spatl.runs.records import ClientRow, HistoryRow, SelectionRow, TimingRow, mean
+from spatl.runs.records import ClientRow, HistoryRow, SelectionRow, TimingRow, known, mean
 from spatl.training.evaluate import Evaluation
 from spatl.wire.reports import EvaluateReport
 
@@ -65,9 +66,9 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
     uplink, downlink = total(record.entries, "uplink"), total(record.entries, "downlink")
     return HistoryRow(
         round=record.server_round,
-        accuracy=mean(report.accuracy for report in trained),
-        accuracy_min=min((report.accuracy for report in trained), default=None),
-        loss=mean(report.loss for report in trained),
+        accuracy=mean(known(report.accuracy for report in trained)),
+        accuracy_min=min(known(report.accuracy for report in trained), default=None),
+        loss=mean(known(report.loss for report in trained)),
         train_loss=mean(report.train_loss for report in trained),
         participants=len(trained),
         rejected=len(record.outcome.rejected),
@@ -95,9 +96,9 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
         joined=record.joined,
         retired=record.retired,
         skipped=record.outcome.skipped,
-        final_accuracy=mean(report.accuracy for report in final),
-        final_accuracy_min=min((report.accuracy for report in final), default=None),
-        final_loss=mean(report.loss for report in final),
+        final_accuracy=mean(known(report.accuracy for report in final)),
+        final_accuracy_min=min(known(report.accuracy for report in final), default=None),
+        final_loss=mean(known(report.loss for report in final)),
         global_accuracy=None if arrived is None else arrived.accuracy,
         global_loss=None if arrived is None else arrived.loss,
         final_global_accuracy=None if last is None else last.accuracy,
@@ -119,8 +120,8 @@ def client_rows(
             client=client,
             participated=trained is not None,
             missed=client in record.participants and trained is None and client not in record.outcome.rejected,
-            accuracy=trained.accuracy if trained else None,
-            loss=trained.loss if trained else None,
+            accuracy=_number(trained.accuracy) if trained else None,
+            loss=_number(trained.loss) if trained else None,
             train_loss=trained.train_loss if trained else None,
             num_examples=num_examples.get(client, 0),
             keep_ratio=trained.keep_ratio if trained else None,
@@ -136,10 +137,14 @@ def client_rows(
             error=client in record.outcome.errors,
             asked_again=record.asked_again[client],
             cosine=record.outcome.cosines.get(client),
-            final_accuracy=final.accuracy if final else None,
-            final_loss=final.loss if final else None,
+            final_accuracy=_number(final.accuracy) if final else None,
+            final_loss=_number(final.loss) if final else None,
             owner=owners[client] if client < len(owners) else None,
         )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def timing_rows(record: RoundRecord) -> Iterable[TimingRow]:

@@ -24,6 +24,7 @@ from spatl.report.figures import draw_curves
 from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
+from spatl.rounds.client_data import remarks_on_splits
 from spatl.rounds.memory_data import check_same_data, with_data
 from spatl.runs.directory import alone_in_run, clear_start, config_of, write_config
 from spatl.runs.files import ALONE, CONFIG, CURVES, LOG, REPORT, SUMMARY
@@ -295,7 +296,8 @@ def remarks_on(
     """
     model, dataset = (blueprint.model, blueprint.dataset) if blueprint is not None else (None, None)
     unread = settings_without_effect(config, engine=engine, model=model, dataset=dataset)
-    return [*unread.values(), *(dataset.remarks() if dataset is not None else ())]
+    few = [] if blueprint is None else remarks_on_splits(blueprint.split_sizes, blueprint.owners)
+    return [*unread.values(), *(dataset.remarks() if dataset is not None else ()), *few]
 
 
 def _warn(directory: Path, lines: Sequence[str]) -> None:

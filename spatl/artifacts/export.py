@@ -111,7 +111,7 @@ def export_run(request: ExportRequest, *, progress: Callable[[str], None]) -> Ca
         dense=model.network if is_cut else None,
         cut=None if cut is None or not is_cut else _plain(cut, request),
         calibration=_calibration(data.train, config.seed) if request.int8 else None,
-        test=data.test,
+        test=data.test if len(data.test) else None,
         notes=notes if is_cut or request.budget is None else (*notes, "The budget asked for no cut."),
         seconds=request.seconds,
     )

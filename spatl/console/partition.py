@@ -57,8 +57,7 @@ def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
     counts = np.stack([dataset.targets[part].bincount(minlength=dataset.num_classes).numpy() for part in parts])
     of_clients = []
     for client in range(len(parts)):
-        data = split_client(config, dataset, parts, client)
-        of_clients.append([len(data.train), len(data.validation), len(data.test)])
+        of_clients.append(split_client(config, dataset, parts, client).sizes)
     classes = dataset.class_names or tuple(str(label) for label in range(dataset.num_classes))
     splits = np.array(of_clients, dtype=np.int64)
     return PartitionCounts(_title(config), classes, counts, splits, owners_of(config, dataset, parts)), len(dataset)
@@ -115,7 +114,8 @@ def counts_table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
         ]
         numbers = [f"{number:,}" if number else "-" for number in of_classes]
         named = [Text(owner)] if counts.owners else []
-        table.add_row(client, *named, *(numbers if each_class else short), *(f"{n:,}" for n in (total, *of_splits)))
+        sizes = [f"{number:,}" if number else "-" for number in of_splits]
+        table.add_row(client, *named, *(numbers if each_class else short), f"{total:,}", *sizes)
 
     for client, (of_classes, of_splits) in enumerate(zip(counts.counts, counts.splits, strict=True)):
         owner = counts.owners[client] if counts.owners else ""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from spatl.data.dataset import SPLITS, Dataset
 from spatl.errors import DataError
 from spatl.seeding import generator, numpy_generator
 from spatl.tensors.inputs import Inputs, NamedInputs, joined_inputs, one_tensor, shapes_of
+
+_ENOUGH_TO_TRAIN: Final = 2  # BatchNorm needs two
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +61,19 @@ class ClientData:
     """Examples of one client, in three disjoint splits.
 
     Attributes:
-        train: What gradients, normalisation statistics and fine-tuning come from; at least two examples.
-        validation: What choices are made on: keep ratios, masks, the agent's reward.
-        test: What is reported. It is never trained on nor used to choose anything.
+        train: What gradients, normalisation statistics and fine-tuning come from; at least one example.
+        validation: What choices are made on: keep ratios, masks, the agent's reward; it may be empty.
+        test: What is reported. It is never trained on nor used to choose anything; it may be empty.
     """
 
     train: Examples
     validation: Examples
     test: Examples
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of training, validation and test examples."""
+        return len(self.train), len(self.validation), len(self.test)
 
 
 def client_data(
@@ -93,8 +101,9 @@ def client_data(
         indices: `[n]`, int64, distinct, in `[0, len(dataset))`: what `partition` gave the client.
         client: The client's partition id.
         seed: The run's seed.
-        validation_fraction: Share of the validation split, in (0, 1); rounded, but at least one example.
-        test_fraction: Share of the test split, in (0, 1); likewise. The two leave something for training.
+        validation_fraction: Share of the validation split, in (0, 1); rounded, but at least one example where there
+            are four or more.
+        test_fraction: Share of the test split, in (0, 1); likewise where there are three or more.
         noise_variance: Variance of the Gaussian noise on all of the client's pixels, which have variance 1 themselves
             over the whole data set; 0 changes no bit.
         apart: Splits that the data set was published with and that are no client's; clients draw such of their own.
@@ -103,8 +112,8 @@ def client_data(
         The three splits, copied out of the data set.
 
     Raises:
-        DataError: A fraction or the variance is out of range, the indices are not the data set's, or fewer than two
-            examples are left for training.
+        DataError: A fraction or the variance is out of range, the indices are not the data set's, or there is no
+            training example.
     """
     if not 0 <= noise_variance < math.inf:
         raise DataError(f"noise_variance must be at least 0 and finite, got {noise_variance}")
@@ -165,21 +174,21 @@ def _places(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the places of the training, validation and test examples among a client's own, which are in an order.
 
+    Of few examples, training has two before there is one for testing, and the test split one before validation has any.
+
     Raises:
-        DataError: A split that the data set came with has none for the client, or too few are left for training.
+        DataError: There is none to train on.
     """
-    published = {
-        split: None if split in apart else _published(dataset, indices, order, split, client) for split in SPLITS
-    }
+    published = {split: None if split in apart else _published(dataset, indices, order, split) for split in SPLITS}
     own = order if published["train"] is None else published["train"]  # what the client divides itself
-    num_validation = max(1, round(len(own) * validation_fraction)) if published["validation"] is None else 0
-    num_test = max(1, round(len(own) * test_fraction)) if published["test"] is None else 0
+    if not len(own):
+        raise DataError(f"client {client} has no training example: a client needs one at least")
+    spare = max(0, len(own) - _ENOUGH_TO_TRAIN)
+    num_test = min(spare, max(1, round(len(own) * test_fraction))) if published["test"] is None else 0
+    num_validation = (
+        min(spare - num_test, max(1, round(len(own) * validation_fraction))) if published["validation"] is None else 0
+    )
     num_train = len(own) - num_validation - num_test
-    if num_train < 2:
-        raise DataError(
-            f"client {client}: {len(own)} examples are too few: {num_validation} for validation and {num_test} for "
-            f"test leave {max(num_train, 0)} for training, which needs at least 2; raise min_examples"
-        )
     before_test = num_train + num_validation
     return (
         own[:num_train],
@@ -201,17 +210,11 @@ def _with_noise(inputs: Inputs, variance: float, *, seed: int, client: int) -> T
     return inputs + math.sqrt(variance) * noise
 
 
-def _published(dataset: Dataset, indices: Tensor, order: Tensor, split: str, client: int) -> Tensor | None:
+def _published(dataset: Dataset, indices: Tensor, order: Tensor, split: str) -> Tensor | None:
     """Return the places, in their order, of a client's examples of a split the data set came with; None without."""
     if dataset.splits is None or not dataset.has_split(split):
         return None
-    places = order[dataset.splits[indices[order]] == SPLITS.index(split)]
-    if not len(places) and split != "train":
-        raise DataError(
-            f"client {client}: none of the data set's own {split} examples is for it: lower num_clients, raise "
-            "min_examples, or pool the splits (of a folder: data.options.pool)"
-        )
-    return places
+    return order[dataset.splits[indices[order]] == SPLITS.index(split)]
 
 
 def _are_distinct_positions(indices: Tensor, length: int) -> bool:
@@ -224,7 +227,8 @@ def batches(examples: Examples, *, batch_size: int, generator: torch.Generator) 
     """Return one epoch of training batches in a random order.
 
     The last batch may be short; a single example left over joins the batch before it, because BatchNorm in training
-    needs two values per channel. (With `batch_size` 1 every batch is a single example, as asked.)
+    needs two values per channel. Where there is a single example at all, the batch is that example twice, whose loss
+    and gradient are its own. (With `batch_size` 1 every batch is a single example, as asked.)
 
     Args:
         examples: On any device.
@@ -232,7 +236,7 @@ def batches(examples: Examples, *, batch_size: int, generator: torch.Generator) 
         generator: A CPU generator; the order is drawn from it at the call, not at the first batch.
 
     Returns:
-        Pairs of images and labels, every example exactly once.
+        Pairs of inputs and targets, every example exactly once, or a single one twice.
 
     Raises:
         DataError: The batch size is below 1.
@@ -241,6 +245,8 @@ def batches(examples: Examples, *, batch_size: int, generator: torch.Generator) 
         raise DataError(f"batch_size must be at least 1, got {batch_size}")
     order = torch.randperm(len(examples), generator=generator).to(examples.targets.device)
     rows = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if batch_size > 1 and len(order) == 1:
+        rows = [order.repeat(2)]
     if batch_size > 1 and len(rows) > 1 and len(rows[-1]) == 1:
         rows[-2:] = [torch.cat(rows[-2:])]
     return ((examples.inputs[each], examples.targets[each]) for each in rows)

@@ -142,7 +142,8 @@ def _layers(
     subject: Subject, blueprint: Blueprint, client: int, network: nn.Module, *, seed: int, progress: Progress
 ) -> tuple[tuple[LayerPlace, ...], int]:
     """Return the mean z of each layer, standardised over the examples of all who are compared; and how many others."""
-    others = [each for each in range(blueprint.config.partition.num_clients) if each != client]
+    with_examples = [each for each, (_, validation, _) in enumerate(blueprint.split_sizes) if validation]
+    others = [each for each in with_examples if each != client and client in with_examples]
     order = torch.randperm(len(others), generator=generator(seed, "explain/others"))[:MOST_CLIENTS].tolist()
     others = sorted(others[place] for place in order)
     if not others:

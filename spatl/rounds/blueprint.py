@@ -121,9 +121,14 @@ class Blueprint:
         return sum(buffers[mean].numel() for mean, _ in self.statistics.values())
 
     @cached_property
+    def split_sizes(self) -> tuple[tuple[int, int, int], ...]:
+        """Training, validation and test examples of each client, of data that clients share out."""
+        return tuple(self.client_data(each).sizes for each in range(self.config.partition.num_clients))
+
+    @property
     def num_training(self) -> tuple[int, ...]:
-        """Training examples of each client, of data that clients share out (n_i)."""
-        return tuple(len(self.client_data(each).train) for each in range(self.config.partition.num_clients))
+        """Training examples of each client, likewise (n_i)."""
+        return tuple(train for train, _, _ in self.split_sizes)
 
     def client_data(self, client: int) -> ClientData:
         """The splits of one client, drawn once from the seed."""
@@ -183,9 +188,12 @@ class Blueprint:
             with reproducible(self.config.training.threads):
                 rehearse_selector(
                     UsersSelector(name), duplicate(self.model), self.initial_encoder(), self.costs,
-                    self.config.budget(0), self.client_data(0),
+                    self.config.budget(0), self.client_data(max(range(len(self.split_sizes)), key=self._validates)),
                     batch_size=self.config.training.batch_size, seed=self.config.seed,
                 )  # fmt: skip
+
+    def _validates(self, client: int) -> bool:
+        return self.split_sizes[client][1] > 0
 
     def check_rule(self) -> None:
         """Raise unless an aggregation rule of the user's does as it must; the server's affair.

@@ -211,7 +211,8 @@ def _check_finite(own: ClientRound, arrival: Evaluation, result: TrainingResult,
         DivergedError: It diverged.
     """
     finite = all(map(all_finite, (weights, *own.model.parameters())))
-    if finite and all(loss <= LARGEST_METRIC for loss in (arrival.loss, result.loss)):
+    losses = [result.loss, *([arrival.loss] if arrival.is_known else [])]  # of no test examples there is none
+    if finite and all(loss <= LARGEST_METRIC for loss in losses):
         return
     for name, inputs in (("training", own.data.train.inputs), ("test", own.data.test.inputs)):
         fits = finite_rows(inputs).numpy()
@@ -234,7 +235,7 @@ def _check_finite(own: ClientRound, arrival: Evaluation, result: TrainingResult,
 def _where_the_model_fails(own: ClientRound, arrival: Evaluation, result: TrainingResult) -> str | None:
     """In which mode the model as it was made has a loss that is not finite; None where training came before that."""
     untrained = own.received.version == 0 and result.finite_steps == 0 and not math.isfinite(result.loss)
-    if untrained and not math.isfinite(arrival.loss):
+    if untrained and arrival.is_known and not math.isfinite(arrival.loss):
         return "both in training mode and in eval mode"
     if untrained and not own.blueprint.config.row.head_first:  # whose head was trained before
         return "in training mode, though not in eval mode: its normalisation may divide by a variance of 0"

@@ -10,6 +10,7 @@ from torch import Tensor
 from spatl.config.experiment import ExperimentConfig
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
 from spatl.data.dataset import SPLITS
+from spatl.data.labels import listed
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
 from spatl.data.partition_file import read_partition
@@ -92,6 +93,32 @@ def owners_of(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor
     if name == "natural" and dataset.groups is not None and dataset.group_names:
         return tuple(dataset.group_names[int(dataset.groups[part[0]])] for part in parts)
     return ()
+
+
+def remarks_on_splits(sizes: Sequence[tuple[int, int, int]], owners: Sequence[str]) -> list[str]:
+    """Return what a user should know of clients that lack a split, a line each.
+
+    Args:
+        sizes: Training, validation and test examples of each client.
+        owners: Their owners' names; none where they have none.
+    """
+
+    def those(place: int) -> list[str]:
+        lacking = [client for client, each in enumerate(sizes) if not each[place]]
+        return [f"{client} ({owners[client]})" if owners else str(client) for client in lacking]
+
+    told = []
+    if untested := those(2):
+        told.append(
+            f"{len(untested)} of {len(sizes)} clients have no test examples and count in no accuracy: "
+            f"{listed(untested)}"
+        )
+    if blind := those(1):
+        told.append(
+            f"{len(blind)} of {len(sizes)} clients have no validation examples, so that what they choose rests on no "
+            f"measurement: {listed(blind)}"
+        )
+    return told
 
 
 def kept_apart(config: ExperimentConfig) -> tuple[str, ...]:

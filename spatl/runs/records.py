@@ -182,6 +182,11 @@ def mean(values: Iterable[float]) -> float | None:
     return math.fsum(numbers) / len(numbers) if numbers else None
 
 
+def known(values: Iterable[float | None]) -> list[float]:
+    """Return the numbers among values: what a client without test examples measures is NaN, or None."""
+    return [value for value in values if value is not None and not math.isnan(value)]
+
+
 def latest_accuracy(row: Mapping[str, Any]) -> float | None:
     """Return the accuracy of all clients after the last round where a row has it (0 is a value), or on arrival."""
     final: float | None = row.get("final_accuracy")

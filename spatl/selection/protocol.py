@@ -23,7 +23,8 @@ class SelectionRequest:
         costs: The encoder: its layout, what its channels cost, and which layers read them.
         budget: What the client may spend.
         train: The client's training split.
-        validation: The client's validation split, for selectors that measure.
+        validation: The client's validation split, for selectors that measure; empty for a client of few examples, whose
+            selector then falls back on what needs no measuring.
         num_steps: How many optimizer steps the local training took.
         batch_size: Examples per step.
         server_round: The current round, from 1.

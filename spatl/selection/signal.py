@@ -28,7 +28,7 @@ def channel_signal(model: nn.Module, layout: EncoderLayout, readers: Mapping[str
         model: The network.
         layout: The encoder.
         readers: int64 [I] by layer, the channel behind each input (`EncoderTrace.readers`).
-        inputs: `[B, ...]`, at least two; the first `MAX_EXAMPLES` are used.
+        inputs: `[B, ...]`, at least one; the first `MAX_EXAMPLES` are used.
 
     Returns:
         float64 [C] on the CPU, finite and at least 0. A channel that no convolution or linear layer reads (the logits

@@ -1,5 +1,6 @@
 """Evaluation that leaves a model as it found it, and BatchNorm statistics re-estimated for a new encoder."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,14 +21,21 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Share of examples classified correctly, and the mean cross-entropy."""
+    """Share of examples classified correctly, and the mean cross-entropy; of no examples both are NaN."""
 
     accuracy: float
     loss: float
 
+    @property
+    def is_known(self) -> bool:
+        """Return whether there were examples."""
+        return not math.isnan(self.accuracy)
+
 
 def evaluate(model: nn.Module, examples: Examples, *, precision: str = "float32") -> Evaluation:
     """Evaluate a model in eval mode without gradients; its mode is restored afterwards."""
+    if not len(examples):
+        return Evaluation(math.nan, math.nan)
     correct = torch.zeros((), dtype=torch.int64, device=examples.inputs.device)
     loss = torch.zeros((), device=examples.inputs.device)
     with modes_kept(model), torch.no_grad(), autocast(examples.inputs.device, precision):
@@ -45,8 +53,10 @@ def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> No
 
     Layers that are frozen keep theirs (`spatl.models.frozen`). Statistics gathered under other weights misjudge an
     encoder that has just been replaced. The examples are cut into batches of equal size, as near as can be to
-    `batch_size` and never of a single example, which has no variance.
+    `batch_size` and never of a single example, which has no variance: one that is alone is taken twice.
     """
+    if len(examples) == 1:
+        examples = examples.at(torch.tensor([0, 0], device=examples.targets.device))
     layers = [m for m in _moving_batch_norms(model) if m.track_running_stats and not keeps_statistics(m)]
     if not layers:
         return
@@ -77,7 +87,7 @@ def forward_with_batch_statistics(
 
     Args:
         model: The network.
-        inputs: `[B, ...]` on the model's device; at least two, so that there is a variance.
+        inputs: `[B, ...]` on the model's device; a single one is taken twice, so that there is a variance.
         replaced: Tensors to use instead of the model's own, by parameter name; they take its dtype.
         gradients: Whether the logits can be differentiated.
     """
@@ -85,13 +95,13 @@ def forward_with_batch_statistics(
     if replaced:
         own = dict(model.named_parameters()) | tensors
         tensors |= {name: tensor.to(own[name].dtype) for name, tensor in replaced.items()}
-    layers = _moving_batch_norms(model)
+    batch, layers = inputs[torch.tensor([0, 0])] if len(inputs) == 1 else inputs, _moving_batch_norms(model)
     with modes_kept(model), attributes_kept(model), torch.set_grad_enabled(gradients):
         model.eval()
         for layer in layers:
             layer.training = True
-        logits: Tensor = functional_call(model, tensors, (inputs,))
-    return logits.float()
+        logits: Tensor = functional_call(model, tensors, (batch,))
+    return logits.float()[: len(inputs)]
 
 
 def _moving_batch_norms(model: nn.Module) -> list[_BatchNorm]:

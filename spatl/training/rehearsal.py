@@ -87,6 +87,8 @@ def rehearse(
 def batch_lengths(num_examples: int, settings: TrainingSettings) -> set[int]:
     """Return the lengths of the batches that a client with so many training examples sees (`spatl.data.batches`)."""
     length = settings.batch_size
+    if num_examples == 1 and length > 1:
+        return {2}
     whole, rest = divmod(num_examples, length)
     if rest == 1 and whole:
         whole, rest = whole - 1, length + 1

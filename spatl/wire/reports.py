@@ -22,6 +22,10 @@ _LARGEST: Final = {
 }
 
 
+_OF_TESTS: Final = ("accuracy", "loss")
+"""What a client without test examples does not know; both are NaN then."""
+
+
 class _Report:
     """A flat dataclass of numbers, each of which names its place in a `struct`."""
 
@@ -49,7 +53,10 @@ class _Report:
         if len(data) != form.size:
             raise UpdateRejected(f"expected a report of {form.size} bytes, got {len(data)}")
         values = dict(zip((each.name for each in fields(cls)), form.unpack(data), strict=True))  # type: ignore[arg-type]
+        untested = all(math.isnan(values[name]) for name in _OF_TESTS)  # who has no test examples
         for name, value in values.items():
+            if untested and name in _OF_TESTS:
+                continue
             highest = _LARGEST.get(name, LARGEST_METRIC)
             if not -ROUNDING <= value <= highest + ROUNDING:
                 raise UpdateRejected(f"the report's {name} must lie in [0, {highest:g}], got {value}")
@@ -63,7 +70,7 @@ def _number(form: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport(_Report):
-    """Report with an update; accuracy and loss are of the encoder as it arrived, on the test split.
+    """Report with an update; accuracy and loss are of the encoder as it arrived, on the test split; NaN without one.
 
     Attributes:
         budget_kind: 1 + the position in `BUDGET_KINDS`, 0 for a client that selects nothing.

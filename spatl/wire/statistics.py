@@ -4,6 +4,7 @@ A client answers the question for its statistics by a blob of the kind `GATHERED
 of the downloads that open the evaluation after the last round (docs/wire-format.md).
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -81,7 +82,7 @@ class Arrival:
 
     Attributes:
         statistics: BatchNorm statistics of its training split.
-        accuracy: On its validation split, in [0, 1]; None where nobody asks.
+        accuracy: On its validation split, in [0, 1]; NaN where it has none, None where nobody asks.
     """
 
     statistics: Statistics
@@ -115,7 +116,7 @@ class Arrival:
         if len(data) < _ACCURACY.size:
             raise UpdateRejected(f"{len(data)} bytes hold no accuracy")
         (accuracy,) = _ACCURACY.unpack_from(data)
-        if not 0 <= accuracy <= 1:
+        if not (0 <= accuracy <= 1 or math.isnan(accuracy)):
             raise UpdateRejected(f"an accuracy must lie in [0, 1], got {accuracy}")
         return cls(Statistics.from_bytes(data[_ACCURACY.size :], num_channels), accuracy)
 

@@ -8,8 +8,7 @@ import torch
 from spatl.config.loading import parse_config
 from spatl.data import Dataset, load_dataset
 from spatl.data.dataset import SPLITS
-from spatl.errors import DataError
-from spatl.rounds.client_data import load_clients
+from spatl.rounds.client_data import load_clients, split_client
 from tests.support.formats import png, random_pixels
 from tests.support.refusals import message
 
@@ -165,12 +164,15 @@ def test_images_of_a_test_folder_are_every_clients_test_examples_and_nobodys_tra
     assert [len(set(part.tolist()) & set(of_test.tolist())) for part in parts] == [8, 8, 8]
 
 
-def test_a_client_without_a_test_example_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_client_of_whose_classes_there_is_no_test_example_has_none(tmp_path: Path) -> None:
     path = write(tmp_path, "train/cat", "train/dog", per_folder=12)
     write(tmp_path, "test/cat")
     config = parse_config({
         "data": {"name": "folder", "options": {"path": path}},
         "partition": {"name": "iid", "num_clients": 2, "min_examples": 2},
     })  # fmt: skip
-    with pytest.raises(DataError, match=r"client [01]: none of the data set's own test examples is .*pool"):
-        load_clients(config)
+    dataset, parts = load_clients(config)
+    without = min(range(2), key=lambda client: int((dataset.splits[parts[client]] == 2).sum()))
+    sizes = split_client(config, dataset, parts, without).sizes
+    assert sizes[2] == 0
+    assert sizes[0] > 0

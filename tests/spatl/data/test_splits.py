@@ -70,11 +70,29 @@ def test_seed_and_client_decide_the_split() -> None:
     assert rows(first.test) != rows(split(torch.arange(100), seed=2).test)
 
 
-def test_four_examples_are_the_fewest_that_split() -> None:
-    data = split(torch.arange(4))
-    assert (len(data.train), len(data.validation), len(data.test)) == (2, 1, 1)
-    with pytest.raises(DataError, match="client 7: 3 examples are too few: 1 for validation and 1 for test leave 1"):
-        split(torch.arange(3), client=7)
+@pytest.mark.parametrize(
+    ("number", "sizes"), [(1, (1, 0, 0)), (2, (2, 0, 0)), (3, (2, 0, 1)), (4, (2, 1, 1)), (5, (3, 1, 1))]
+)
+def test_of_few_examples_training_has_two_before_the_others_have_any(number: int, sizes: tuple[int, int, int]) -> None:
+    assert split(torch.arange(number)).sizes == sizes
+
+
+@given(
+    number=st.integers(1, 40), shares=st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99)), seed=st.integers(0, 99)
+)
+def test_every_example_is_in_one_split_and_some_are_trained_on(
+    number: int, shares: tuple[float, float], seed: int
+) -> None:
+    validation, test = (each / (0.01 + sum(shares)) for each in shares)
+    data = split(torch.arange(number), seed=seed, validation=validation, test=test)
+    assert sorted([*rows(data.train), *rows(data.validation), *rows(data.test)]) == list(range(number))
+    assert len(data.train) >= min(2, number)
+    assert number < 3 or len(data.test) > 0
+
+
+def test_a_client_without_a_training_example_is_none() -> None:
+    with pytest.raises(DataError, match="client 7 has no training example: a client needs one at least"):
+        split(torch.arange(0), client=7)
 
 
 @pytest.mark.parametrize(("validation", "test"), [(0.0, 0.2), (0.1, 0.0), (0.5, 0.5), (float("nan"), 0.1)])
@@ -100,7 +118,7 @@ def epoch(num_examples: int, batch_size: int, seed: int = 0) -> list[list[int]]:
     return found
 
 
-@given(num_examples=st.integers(1, 70), batch_size=st.integers(1, 80), seed=st.integers(0, 2**32))
+@given(num_examples=st.integers(2, 70), batch_size=st.integers(1, 80), seed=st.integers(0, 2**32))
 def test_an_epoch_visits_every_example_once(num_examples: int, batch_size: int, seed: int) -> None:
     visited = [row for batch in epoch(num_examples, batch_size, seed) for row in batch]
     assert sorted(visited) == list(range(num_examples))
@@ -117,8 +135,13 @@ def test_no_batch_is_a_single_example_when_there_are_two(num_examples: int, batc
 def test_a_short_last_batch_is_kept_and_a_single_example_joins_the_batch_before() -> None:
     assert [len(batch) for batch in epoch(11, 4)] == [4, 4, 3]
     assert [len(batch) for batch in epoch(9, 4)] == [4, 5]
-    assert [len(batch) for batch in epoch(1, 4)] == [1]
+    assert [len(batch) for batch in epoch(1, 1)] == [1]
     assert [len(batch) for batch in epoch(3, 1)] == [1, 1, 1]
+
+
+def test_a_single_example_is_a_batch_of_itself_twice() -> None:
+    """BatchNorm then has two values to a channel; the mean loss and its gradient are those of the one."""
+    assert epoch(1, 4) == [[0, 0]]
 
 
 def test_the_generator_decides_the_order() -> None:
