@@ -88,10 +88,7 @@ def run(
         _check_simulation(Path(directory))
     if directory is not None:
         directory = fresh_directory(directory, name=config.run_name)
-    # Where each device has its own data, there is nothing to build before they have registered.
-    blueprint = None if engine is not None and config.has_own_data else check(config)
-    if config.report.tensorboard:
-        check_tensorboard()
+    blueprint = _checked(config, deployed=engine is not None)
     directory = fresh_directory(
         directory, name=config.run_name
     )  # again: another process may have taken it in the meantime
@@ -104,6 +101,17 @@ def run(
     config = config.located(Path.cwd())  # Ray's workers start elsewhere, and config.yaml should repeat the run
     with _watched(config, on_round, on_round_alone, progress) as told:
         return run_missing(config, directory, *told, command=command, pictures=pictures, engine=engine)
+
+
+def _checked(config: ExperimentConfig, *, deployed: bool) -> Blueprint | None:
+    """Return what a config describes; None where each device has its own data, and nothing to build before they came.
+
+    Raises:
+        SpatlError: The config does not work out, or a package that it needs is not installed.
+    """
+    if config.report.tensorboard:
+        check_tensorboard()
+    return None if deployed and config.has_own_data else check(config)
 
 
 def resume(

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import spatl
+from spatl.extensions.references import Door
 from spatl.runs import files
 
 ROOT = Path(__file__).parents[1]
@@ -282,3 +283,19 @@ def test_nothing_refers_to_a_document_that_is_not_in_the_repository():
     texts = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *SOURCES, *(ROOT / "tests").rglob("*.py"))
     found = [str(path.relative_to(ROOT)) for path in texts if outside.search(path.read_text(encoding="utf-8"))]
     assert found == ["tests/test_house.py"]  # which names them
+
+
+def test_whatever_a_config_names_by_reference_is_checked_against_the_owner_of_a_device():
+    """A new door is one that a server could use: it stands among what permission looks at, or is the server's alone."""
+    servers_alone = {"server.aggregation"}
+    checked = Path(ROOT, "spatl/config/permission.py").read_text()
+    doors = [
+        door
+        for path in SOURCES
+        if re.search(r"^\w+_DOOR\b.*= Door\(", path.read_text(), re.MULTILINE)
+        for door in vars(importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))).values()
+        if isinstance(door, Door)
+    ]
+    settings = {each for door in doors for each in re.findall(r"[a-z]+(?:\.[a-z_]+)?", door.setting)} - {"or", "and"}
+    assert {"model.name", "method", "training.augmentation"} <= settings
+    assert [each for each in sorted(settings - servers_alone) if f'"{each}"' not in checked] == []

@@ -61,7 +61,8 @@ def _check_names(config: ExperimentConfig, device: DeviceConfig, listed: ListedF
         "wire.uplink": config.wire.uplink,
         "wire.downlink": config.wire.downlink,
     }
-    for setting, name in references.items():
+    augmentations = [("training.augmentation", name) for name in config.training.augmentation]
+    for setting, name in [*references.items(), *augmentations]:
         if is_reference(name):
             listed.check_module(name.partition(":")[0], setting)
     for rule, setting, allowed in (("methods", "method", device.methods), ("models", "model.name", device.models)):

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from spatl.config.sections import Count, Momentum, Positive, Ratio, Section, not_a_switch
+from spatl.config.sections import Count, Momentum, Positive, Ratio, Section, not_a_switch, one_of
+from spatl.training.augmentation import AUGMENTATION_DOOR, AUGMENTATIONS
 from spatl.training.schedule import ScheduleName, rate_factor
 from spatl.training.step_weight import OptimizerName
 
@@ -70,6 +71,10 @@ class TrainingConfig(Section):
     clip_gradients: Positive | None = None
     """The longest that the gradient of the loss may be in a step, all trained parameters as one vector (L2); a longer
     one is scaled down to it, before a method corrects or pulls it. Null for any."""
+    augmentation: tuple[str, ...] = ()
+    """What is done to the inputs of each training batch, one after the other: `crop` (images moved by up to an eighth
+    of their sides), `flip` (mirrored by even chances), `noise` (of a tenth of a deviation), or
+    `package.module:augment`. Drawn from the seed; nothing else than training sees it."""
     schedule: ScheduleName = "constant"
     """The learning rate by round: `step` multiplies it every `step_rounds` by `step_factor`; `cosine` lets it fall
     along half a cosine, to 0 after the last round. Every device computes it from the round and `rounds`. Training
@@ -123,6 +128,16 @@ class TrainingConfig(Section):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
             raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
         return device
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _one_or_several(cls, names: Any) -> Any:
+        return [names] if isinstance(names, str) else names
+
+    @field_validator("augmentation")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one_of(name, AUGMENTATIONS, door=AUGMENTATION_DOOR) for name in names)
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:

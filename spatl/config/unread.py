@@ -30,6 +30,7 @@ ALWAYS_READ: Final = frozenset({
     "partition.name", "partition.num_clients", "partition.feature_noise",
     "model.name", "model.options", "model.weights", "model.weights_sha256",
     "training.local_steps", "training.batch_size", "training.optimizer", "training.learning_rate",
+    "training.augmentation",
     "training.weight_decay", "training.clip_gradients", "training.schedule", "training.warmup_rounds",
     "training.clients", "training.device", "training.precision", "training.threads",
     "server.fraction_train", "server.min_replies", "server.max_failures", "server.rounds_away",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spatl.data import Examples, batches
 from spatl.models.frozen import training_mode
 from spatl.tensors.inputs import Inputs
+from spatl.training.augmentation import make_augmentation
 from spatl.training.contrast import Contrast
 from spatl.training.hooks import GradientHook
 from spatl.training.optimizers import clip_gradients_, make_optimizer
@@ -54,7 +55,7 @@ def train_(
         parameters: The parameters to train, by name; all others stay as they are.
         examples: The client's training split.
         settings: How long and how fast.
-        generator: Draws the order of the examples.
+        generator: Draws the order of the examples, and what augments them.
         hooks: Called in order after each backward pass.
         epochs: Passes over the split in place of the settings' epochs and steps.
         steps: Optimizer steps in place of both.
@@ -66,11 +67,14 @@ def train_(
     if epochs is None and steps is None:
         epochs, steps = settings.local_epochs, settings.local_steps
     optimizer, step_weight = make_optimizer(settings), StepWeight.of(settings)
+    augmentation = make_augmentation(settings.augmentation)
     total_loss = torch.zeros((), device=examples.inputs.device)
     finite_steps = torch.zeros((), dtype=torch.int64, device=examples.inputs.device)
     num_examples = num_steps = 0
     with training_mode(model), contextlib.nullcontext() if contrast is None else contrast.watching():
         for images, labels in _stream(examples, settings.batch_size, generator, epochs=epochs, steps=steps):
+            if augmentation is not None:
+                images = augmentation(images, generator)
             for parameter in parameters.values():
                 parameter.grad = None
             with autocast(images.device, settings.precision):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spatl.data import Examples
-from spatl.errors import ModelError, told
+from spatl.errors import ModelError, SpatlError, told
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import modes_kept
 from spatl.seeding import seeded_globals
@@ -116,7 +116,7 @@ def _step_(
         result = train_(
             probe, parameters, batch, settings, generator=torch.Generator().manual_seed(0), steps=1
         )  # fmt: skip
-    except ModelError:
+    except SpatlError:
         raise
     except Exception as error:
         raise ModelError(_failure(error, length, longest, seen)) from error

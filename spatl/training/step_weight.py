@@ -1,5 +1,6 @@
 """Accumulated step weight (a_i): what the gradients of a local run add up to in its displacement."""
 
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol, Self
 
 import numpy as np
@@ -29,6 +30,7 @@ class TrainingSettings(Protocol):
         beta_2: Likewise.
         epsilon: Likewise.
         clip_gradients: The longest that the gradient of the loss may be, or None.
+        augmentation: What is done to each batch (`spatl.training.augmentation`).
         precision: `"float32"`, or `"bf16"` for bfloat16 autocast of the forward pass.
     """
 
@@ -56,6 +58,8 @@ class TrainingSettings(Protocol):
     def epsilon(self) -> float: ...  # noqa: D102
     @property
     def clip_gradients(self) -> float | None: ...  # noqa: D102
+    @property
+    def augmentation(self) -> Sequence[str]: ...  # noqa: D102
     @property
     def precision(self) -> str: ...  # noqa: D102
 

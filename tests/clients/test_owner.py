@@ -35,7 +35,10 @@ def rows() -> dict[str, tuple[Case, str]]:
 
     call = {"model": {"name": "os:system", "options": {"command": "touch MARK"}}}
     row("a function of Python as a model", call, None, f"files (model.name): {both('os', 'none')}")
-    for setting in ("method", "data.name", "partition.name", "selection.selector", "wire.uplink", "wire.downlink"):
+    for setting in (
+        "method", "data.name", "partition.name", "selection.selector", "wire.uplink", "wire.downlink",
+        "training.augmentation",
+    ):  # fmt: skip
         section, _, key = setting.partition(".")
         asked = {section: {key: "evil:thing"} if key else "evil:thing"}
         row(f"code on Python's path as {setting}", asked, None, f"files ({setting}): {both('evil', 'none')}")
