@@ -67,14 +67,11 @@ def train_(
     if epochs is None and steps is None:
         epochs, steps = settings.local_epochs, settings.local_steps
     optimizer, step_weight = make_optimizer(settings), StepWeight.of(settings)
-    augmentation = make_augmentation(settings.augmentation)
     total_loss = torch.zeros((), device=examples.inputs.device)
     finite_steps = torch.zeros((), dtype=torch.int64, device=examples.inputs.device)
     num_examples = num_steps = 0
     with training_mode(model), contextlib.nullcontext() if contrast is None else contrast.watching():
-        for images, labels in _stream(examples, settings.batch_size, generator, epochs=epochs, steps=steps):
-            if augmentation is not None:
-                images = augmentation(images, generator)
+        for images, labels in _stream(examples, settings, generator, epochs=epochs, steps=steps):
             for parameter in parameters.values():
                 parameter.grad = None
             with autocast(images.device, settings.precision):
@@ -110,9 +107,11 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def _stream(
-    examples: Examples, batch_size: int, generator: torch.Generator, *, epochs: int | None, steps: int | None
+    examples: Examples, settings: TrainingSettings, generator: torch.Generator, *, epochs: int | None, steps: int | None
 ) -> Iterator[tuple[Inputs, Tensor]]:
-    """Batches of so many epochs, or of as many as `steps` takes when that is given."""
+    """Batches of so many epochs, or of as many as `steps` takes when that is given, augmented."""
+    augmentation, batch_size = make_augmentation(settings.augmentation), settings.batch_size
     passes = itertools.repeat(None) if steps is not None or epochs is None else range(epochs)
     stream = (batch for _ in passes for batch in batches(examples, batch_size=batch_size, generator=generator))
-    return itertools.islice(stream, steps)
+    for inputs, targets in itertools.islice(stream, steps):
+        yield inputs if augmentation is None else augmentation(inputs, generator), targets
