@@ -279,8 +279,8 @@ def findings(message: Message, context: Context) -> Message:
     workplace, store = workplace_of(context), store_of(context)
     download = _download(message, context, workplace)
     with store.locked():
-        if is_device(context) and download.server_round == workplace.config.rounds:
-            check_last(directory_of(context), download.server_round, workplace.config.rounds)
+        if is_device(context) and workplace.config.may_be_last(download.server_round):
+            check_last(directory_of(context), download.server_round, workplace.config)
         model, state = receive(workplace, download, store.load())
         blob = find_round(workplace, client_of(context), model, state)
     return Message(_content(blob), reply_to=message)
@@ -294,7 +294,7 @@ def _visited(
     store, download = store_of(context), _download(message, context, workplace)
     with store.locked():
         if is_device(context):
-            check_last(directory_of(context), download.server_round, workplace.config.rounds)
+            check_last(directory_of(context), download.server_round, workplace.config)
         # The state before is read twice: it has control variates that settling drops, each as long as the encoder.
         model, settled = receive(workplace, download, store.load())
         yield store, model, settled

@@ -84,21 +84,23 @@ def check_pinned(
         )
 
 
-def check_last(directory: Path, server_round: int, rounds: int) -> None:
+def check_last(directory: Path, server_round: int, config: ExperimentConfig) -> None:
     """Raise unless an evaluation comes after the last round, and keep that it has: then no round before it comes again.
 
     Args:
         directory: Of the device's state in the run.
         server_round: The round that the message says it is after.
-        rounds: How many the run has.
+        config: The run's.
 
     Raises:
         NotAllowed: It comes earlier, when nothing is to be told beside updates.
     """
-    if server_round != rounds:
-        raise NotAllowed(f"an evaluation is asked for after round {server_round}, and this run has {rounds} rounds")
-    if _last(directory) < rounds:
-        replace_private(directory / _LAST, f"{rounds}\n".encode("ascii"))
+    if not config.may_be_last(server_round):
+        raise NotAllowed(
+            f"an evaluation is asked for after round {server_round}, and this run has {config.rounds} rounds"
+        )
+    if _last(directory) < server_round:
+        replace_private(directory / _LAST, f"{server_round}\n".encode("ascii"))
 
 
 def check_not_over(directory: Path, server_round: int, rounds: int) -> None:

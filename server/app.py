@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 import spatl
+from server.best import RoundsOver
 from server.grids import FederationGrid, InProcessGrid, StreamingGrid
 from server.membership import Membership
 from server.pulling import careful
@@ -243,7 +244,7 @@ def _run_rounds(strategy: FederationStrategy, grid: Grid, config: ExperimentConf
     """Run the rounds that are left by Flower's own loop."""
     if not strategy.num_rounds_left:
         return
-    with reproducible(config.training.threads):
+    with reproducible(config.training.threads), suppress(RoundsOver):
         strategy.start(
             grid,
             initial_arrays=ArrayRecord(),  # the strategy packs one blob per round itself
@@ -257,8 +258,9 @@ def _write_model(strategy: FederationStrategy, recorder: Recorder, directory: Pa
     federation, state = strategy.federation, strategy.state
     with reproducible(federation.blueprint.config.training.threads):
         write_federation_model(
-            directory, federation.blueprint, statistics=state.statistics, encoder=final_encoder(federation, state),
-            accuracy=recorder.final_accuracy, version=spatl.__version__,
+            directory, federation.blueprint, statistics=state.statistics,
+            encoder=final_encoder(federation, state, strategy.last_round),
+            accuracy=recorder.final_accuracy, version=spatl.__version__, server_round=strategy.last_round,
         )  # fmt: skip
 
 
@@ -299,6 +301,13 @@ def _facts(strategy: FederationStrategy, members: Membership, recorder: Recorder
         },
     }
     facts |= summarised(blueprint, strategy.state.statistics, recorder.final_globally)
+    best = strategy.state.best
+    if best is not None and len(recorder.history) < config.rounds:
+        facts["ended_early"] = {"best_round": best.server_round, "best_accuracy": best.accuracy}
+        EVENTS.info(
+            "the run ended after round %d of %d: none since round %d was better on the validation splits",
+            len(recorder.history), config.rounds, best.server_round,
+        )  # fmt: skip
     if members.absent:
         facts["absent"] = {str(client): reason for client, reason in sorted(members.absent.items())}
     if (noise_multiplier := config.privacy.noise_multiplier) is not None:

@@ -37,7 +37,7 @@ def ask_for_findings(
     """
     blueprint = federation.blueprint
     config = blueprint.config
-    if not config.report.asks_findings(server_round, config.rounds):
+    if not config.report.asks_findings(server_round, last=arrived):
         return
     try:
         state = state if arrived else arrived_state(federation, state, server_round)

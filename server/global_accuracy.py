@@ -35,12 +35,14 @@ def measure_arrived(
         )
 
 
-def measure_final(record: RoundRecord, federation: Federation, state: ServerState) -> None:
+def measure_final(record: RoundRecord, federation: Federation, state: ServerState, *, last_round: int) -> None:
     """Note in the last round's record how good the model is after it, with the BatchNorm statistics of all clients."""
     config = federation.blueprint.config
-    if record.server_round != config.rounds or config.report.global_accuracy is None:
+    if record.server_round != last_round or config.report.global_accuracy is None:
         return
     with reproducible(config.training.threads):
         record.final_globally = measure_server(
-            federation.blueprint, statistics=state.statistics, encoder=final_encoder(federation, state)
+            federation.blueprint,
+            statistics=state.statistics,
+            encoder=final_encoder(federation, state, record.server_round),
         )

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from server.best import keep_best
+from server.best import check_rounds_left, keep_best, last_round_after, watched
 from server.exchange import Exchange, contents
 from server.findings import ask_for_findings
 from server.global_accuracy import measure_arrived, measure_final
@@ -56,6 +56,7 @@ class FederationStrategy(Strategy):
     Attributes:
         federation: As given.
         state: The server's state.
+        last_round: The round that is the last, as far as is known.
     """
 
     def __init__(
@@ -89,11 +90,12 @@ class FederationStrategy(Strategy):
         if not simulated and self.state.sampling_seed is None:
             self.state = replace(self.state, sampling_seed=secrets.randbits(_SECRET_BITS))
         self._before, self._rest = self.state, Rest(self._done, self._config.server, run=recorder.directory)
+        self.last_round = last_round_after(self.state, self._done, self._config)
 
     @property
     def num_rounds_left(self) -> int:
         """Number of rounds that Flower is to be asked for."""
-        return max(0, self._config.rounds - self._done)
+        return max(0, self.last_round - self._done)
 
     def summary(self) -> None:
         """Say nothing: the config stands in the run's directory."""
@@ -103,6 +105,7 @@ class FederationStrategy(Strategy):
     ) -> Iterable[Message]:
         """Sample the round's clients and address the packed model to each."""
         number = self._done + server_round
+        check_rounds_left(number, self.last_round)
         silent = self._changed_members(number)
         self._before, self._rest = self.state, Rest(number, self._config.server, run=self._recorder.directory)
         return self._ask(grid, number, without=silent)
@@ -141,6 +144,8 @@ class FederationStrategy(Strategy):
             replies = self._grid.send_and_receive(self._ask(self._grid, number, without=resting), timeout=timeout)
         self._recorder.round.outcome, self._unregistered = outcome, frozenset(outcome.unregistered)
         keep_best(self._recorder.directory, self.federation, self.state, number - 1, outcome.arrivals)
+        self.state = watched(self.state, number - 1, outcome.arrivals)
+        self.last_round = last_round_after(self.state, number, self._config)
         measure_arrived(self._recorder.round, self.federation, self.state, outcome.arrivals)
         if outcome.ending is not None:
             self._stop(outcome.ending)
@@ -163,7 +168,7 @@ class FederationStrategy(Strategy):
         ask for the evaluation bring those of all.
         """
         number = self._done + server_round
-        if number < self._config.rounds:
+        if number < self.last_round:
             self._ask_for_findings(grid, self.state, number, arrived=False)
             return self._exchange.ask({}, number, MessageType.EVALUATE, set())
         clients = sorted(self._members.nodes)
@@ -195,9 +200,9 @@ class FederationStrategy(Strategy):
                 found = error_traceback(reply.error) if reply.has_error() else ""
                 logger.warning("the final evaluation of client %s failed: %s", client, error,
                                extra={"client": client, **({"traceback": found} if found else {})})  # fmt: skip
-        measure_final(record, self.federation, self.state)
-        row = self._recorder.finish_round(encoder_fingerprint=self._fingerprint())
-        if number == self._config.rounds and not record.final:
+        measure_final(record, self.federation, self.state, last_round=self.last_round)
+        row = self._recorder.finish_round(encoder_fingerprint=_fingerprint_of(self.state))
+        if number == self.last_round and not record.final:
             raise SpatlError(
                 "no client could evaluate the encoder after the last round; the rounds themselves are written"
             )
@@ -233,8 +238,9 @@ class FederationStrategy(Strategy):
 
     def _stop(self, error: SpatlError) -> NoReturn:
         """Write the round as far as it went, then raise."""
-        self._recorder.finish_round(encoder_fingerprint=self._fingerprint())
+        self._recorder.finish_round(encoder_fingerprint=_fingerprint_of(self.state))
         raise error
 
-    def _fingerprint(self) -> str:
-        return hashlib.blake2b(self.state.encoder.numpy().data, digest_size=16).hexdigest()
+
+def _fingerprint_of(state: ServerState) -> str:
+    return hashlib.blake2b(state.encoder.numpy().data, digest_size=16).hexdigest()

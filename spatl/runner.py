@@ -23,6 +23,7 @@ from spatl.models.weights import read_weights
 from spatl.report.figures import draw_curves
 from spatl.report.result import RunResult, read_run
 from spatl.report.run_report import write_report
+from spatl.rounds.best import is_enough
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.rounds.client_data import remarks_on_splits
 from spatl.rounds.memory_data import check_same_data, with_data
@@ -186,7 +187,13 @@ def _extended(directory: Path, config: ExperimentConfig, rounds: int) -> Experim
             )
         if (own / SUMMARY).exists():
             read_run(own)
-        where_to_go_on(own, devices=is_deployment(directory))
+        checkpoint, _ = where_to_go_on(own, devices=is_deployment(directory))
+        if checkpoint and is_enough(checkpoint.state.best, checkpoint.server_round, config.server.stop_after):
+            raise ConfigError(
+                f"the run in {own} ended after round {checkpoint.server_round}, because none since round "
+                f"{checkpoint.state.best.server_round if checkpoint.state.best else 0} was better on the validation "
+                "splits (server.stop_after); it has no more rounds"
+            )
     for own in runs:
         with alone_in_run(own):
             for name in (SUMMARY, REPORT):  # a run without a summary is not over; killed here, it is told anew

@@ -114,10 +114,11 @@ def describe_model(
 
 def write_federation_model(
     run: Path, blueprint: Blueprint, *, statistics: Statistics | None, encoder: Tensor, accuracy: float | None,
-    version: str,
+    version: str, server_round: int,
 ) -> ModelDescription:  # fmt: skip
-    """Write the federation's model into a run's directory; arguments and result as of `describe_model`."""
+    """Write the federation's model after a round into a run's directory; the rest as of `describe_model`."""
     description = describe_model(blueprint, statistics=statistics, encoder=encoder, accuracy=accuracy, version=version)
+    description = description.named(round=server_round)
     return write_model(run / MODEL, description, server_tensors(blueprint, statistics=statistics, encoder=encoder))
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from spatl.channels.costs import Budget
 from spatl.config.bench import BenchConfig
 from spatl.config.report import ReportConfig
-from spatl.config.rules import check_control, check_corrections, check_privacy, check_training
+from spatl.config.rules import check_control, check_corrections, check_privacy, check_stopping, check_training
 from spatl.config.saliency import SaliencyConfig
 from spatl.config.sections import (
     ControlConfig,
@@ -100,6 +100,7 @@ class ExperimentConfig(Section):
         check_training(self.training, self.row, self.rounds)
         check_control(self.control, self.row, self.wire, self.server_optimizer)
         check_corrections(self.row, self.server)
+        check_stopping(self.server, has_one_model=self.has_one_model, keeps_best=self.keeps_best)
         check_privacy(self.privacy, self.row, self.server, self.report, self.training)
         return self
 
@@ -176,6 +177,13 @@ class ExperimentConfig(Section):
     def keeps_best(self) -> bool:
         """True where updates tell how good the encoder was that arrived, so that the best one can be kept."""
         return self.report.best and self.has_one_model
+
+    def may_be_last(self, server_round: int) -> bool:
+        """Return whether a round may be the last: the one that ends the run, or from where it may end by itself on."""
+        stop_after = self.server.stop_after if self.keeps_best else None
+        # The first to be the best is round 1, and each is told of in the one after it.
+        early = stop_after is not None and stop_after + 2 <= server_round < self.rounds
+        return early or server_round == self.rounds
 
     @property
     def predictor_mode(self) -> PredictorMode:

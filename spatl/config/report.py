@@ -46,7 +46,7 @@ class ReportConfig(Section):
         when = self.global_accuracy
         return when is not None and when != "end" and server_round % when == 0
 
-    def asks_findings(self, server_round: int, rounds: int) -> bool:
-        """Return whether clients are asked for their findings after one of so many rounds."""
+    def asks_findings(self, server_round: int, *, last: bool) -> bool:
+        """Return whether clients are asked for their findings after a round, which may be the last."""
         when = self.findings
-        return when is not None and (server_round == rounds or (when != "end" and server_round % when == 0))
+        return when is not None and (last or (when != "end" and server_round % when == 0))

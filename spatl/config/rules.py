@@ -54,6 +54,19 @@ def check_control(
         )
 
 
+def check_stopping(server: ServerConfig, *, has_one_model: bool, keeps_best: bool) -> None:
+    """Raise where a run is to stop by validation scores that nobody tells.
+
+    Raises:
+        ValueError: That is so; not of a method that has no model of all clients, whose rounds are not watched.
+    """
+    if server.stop_after is not None and has_one_model and not keeps_best:
+        raise ValueError(
+            "server.stop_after goes by the clients' accuracies on their validation splits, which report.best: true has "
+            "them tell; set it, too"
+        )
+
+
 def check_corrections(row: Method, server: ServerConfig) -> None:
     """Raise where the server's part of FedDyn does not follow from what it makes of the updates.
 

@@ -284,6 +284,10 @@ class ServerConfig(Section):
     """A client whose updates are refused so many times in a row is left out for a while."""
     rounds_away: Count = 10
     """For so many rounds; then it has one attempt at a time."""
+    stop_after: Count | None = None
+    """The run ends, with its final evaluation, once so many rounds have brought no better accuracy on the clients'
+    validation splits than a round before them; it needs `report.best`, which keeps that round's model. Null for never.
+    """
     connect_timeout_seconds: Positive = 60.0
     """How long the server waits for all clients to connect; in a simulation before a round, too, for enough of them."""
     give_up_seconds: Positive | None = None

@@ -269,7 +269,7 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: "all clients send one set of channels" if run.row.static_mask else _no_budget(run),
     ),
     _Rule(
-        ("report.best",),
+        ("report.best", "server.stop_after"),
         lambda run: run.row.shares != "nothing" and not run.row.evaluates_own,
         lambda run: f"{run.row.title} has no model of all clients that could be the best",
     ),

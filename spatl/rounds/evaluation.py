@@ -35,15 +35,15 @@ def arrived_state(federation: Federation, state: ServerState, server_round: int)
     return replace(state, versions=reference.versions, statistics=None)  # those of an evaluation before are of another
 
 
-def final_encoder(federation: Federation, state: ServerState) -> Tensor:
+def final_encoder(federation: Federation, state: ServerState, server_round: int) -> Tensor:
     """Return float32 [N], the encoder as the clients hold it after the last round, x_hat.
 
     Args:
         federation: What holds for all rounds.
         state: The server's, after the last round.
+        server_round: The last round.
     """
-    rounds = federation.blueprint.config.rounds
-    return federation.reference(arrived_state(federation, state, rounds)).encoder
+    return federation.reference(arrived_state(federation, state, server_round)).encoder
 
 
 def open_evaluation(

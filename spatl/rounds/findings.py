@@ -55,7 +55,7 @@ def find_round(workplace: Workplace, client: int, received: Model, state: Client
     """
     blueprint = workplace.blueprint
     config, number = blueprint.config, received.server_round
-    if not config.report.asks_findings(number, config.rounds):
+    if not config.report.asks_findings(number, last=config.may_be_last(number)):
         raise UpdateRejected(f"the server asks for findings after round {number}, which this run does not ask for")
     with workplace.prepared(client, received, state, with_offset=False) as own:
         take_statistics_(own)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from spatl.rounds.admission import Admission
+from spatl.rounds.best import Best
 from spatl.rounds.downlink import Versions
 from spatl.rounds.server_optimizer import Moments
 from spatl.wire.statistics import Statistics
@@ -37,6 +38,7 @@ class ServerState:
         statistics: BatchNorm statistics of all clients' data under the encoder after the last round; None before it.
         moments: Memory of the server's optimizer; None of plain SGD.
         weights: What those clients weigh whose word for their numbers of examples does not count in full.
+        best: The best round so far by the clients' validation splits; None before they have told of one.
         sampling_seed: A secret from which each round's clients are drawn; None for the run's seed, which clients know.
     """
 
@@ -58,6 +60,7 @@ class ServerState:
     statistics: Statistics | None = None
     moments: Moments | None = None
     weights: Mapping[int, int] = field(default_factory=dict)
+    best: Best | None = None
     sampling_seed: int | None = None
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spatl.errors import DamagedState, SpatlError
 from spatl.rounds.admission import Admission, Size
+from spatl.rounds.best import Best
 from spatl.rounds.downlink import Versions
 from spatl.rounds.server_optimizer import Moments
 from spatl.rounds.server_state import ServerState
@@ -73,6 +74,7 @@ class Checkpoint:
             "first_loss": state.first_loss,
             "useless_rounds": state.useless_rounds,
             "sampling_seed": state.sampling_seed,
+            "best": None if state.best is None else [state.best.accuracy, state.best.server_round],
             "sizes": [_pair(size) for size in state.admission.sizes],
             "largest": _pair(largest) if (largest := state.admission.largest) is not None else None,
             **{name: _named(getattr(state.admission, name)) for name in _OF_ADMISSION},
@@ -116,6 +118,7 @@ class Checkpoint:
             first_loss=header["first_loss"],
             useless_rounds=header["useless_rounds"],
             sampling_seed=header["sampling_seed"],
+            best=Best(*best) if (best := header.get("best")) else None,
             admission=Admission(
                 sizes=tuple(Size(*pair) for pair in header["sizes"]),
                 largest=Size(*header["largest"]) if header["largest"] is not None else None,

@@ -43,6 +43,8 @@ def print_result(console: Console, result: RunResult) -> None:
     add("bytes up, of sending the whole encoder", human_percent(summary["uplink_share"]))
     if "epsilon" in summary:
         add("privacy of a client, at most", f"epsilon {summary['epsilon']:.3g}, delta {summary['delta']:g}")
+    if "ended_early" in summary:
+        add("ended early; best on the validation splits", f"round {summary['ended_early']['best_round']}")
     if summary["rejected"] or summary["missing"]:
         add("updates refused / lost", f"{summary['rejected']} / {summary['missing']}")
     print_table(console, table)

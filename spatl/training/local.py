@@ -79,8 +79,7 @@ def train_(
                 if contrast is not None:
                     loss = loss + contrast(images)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            if settings.clip_gradients is not None:
-                clip_gradients_(parameters, settings.clip_gradients)
+            clip_gradients_(parameters, settings.clip_gradients)
             for hook in hooks:
                 hook(parameters)
             optimizer.step_(parameters)

@@ -88,12 +88,13 @@ def make_optimizer(settings: TrainingSettings) -> Optimizer:
     return _OPTIMIZERS[settings.optimizer](settings)
 
 
-def clip_gradients_(parameters: Mapping[str, nn.Parameter], most: float) -> None:
-    """Scale all gradients down, in place, where they are longer than `most` as one vector (L2 norm).
+def clip_gradients_(parameters: Mapping[str, nn.Parameter], most: float | None) -> None:
+    """Scale all gradients down, in place, where they are longer than `most` as one vector (L2 norm); never for None.
 
     Pascanu et al. 2013, arXiv 1211.5063, algorithm 1; PyTorch's `clip_grad_norm_`.
     """
-    nn.utils.clip_grad_norm_(list(parameters.values()), most)
+    if most is not None:
+        nn.utils.clip_grad_norm_(list(parameters.values()), most)
 
 
 def gradients_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -78,15 +78,15 @@ def test_a_pin_that_is_damaged_is_one_line(tmp_path):
 def test_a_device_is_evaluated_after_the_last_round_alone_and_goes_on_from_there_or_one_before(tmp_path):
     check_not_over(tmp_path, 1, 30)
     with pytest.raises(NotAllowed, match="an evaluation is asked for after round 3, and this run has 20 rounds"):
-        check_last(tmp_path, 3, 20)
+        check_last(tmp_path, 3, parse_config({"rounds": 20}))
     check_not_over(tmp_path, 4, 30)  # nothing was kept of it
-    check_last(tmp_path, 20, 20)
-    check_last(tmp_path, 20, 20)  # a server that was killed asks again
+    check_last(tmp_path, 20, parse_config({"rounds": 20}))
+    check_last(tmp_path, 20, parse_config({"rounds": 20}))  # a server that was killed asks again
     for number in (19, 20, 21):
         check_not_over(tmp_path, number, 30)
     with pytest.raises(NotAllowed, match="round 18 is asked for after the evaluation of round 20, the last one"):
         check_not_over(tmp_path, 18, 30)
-    check_last(tmp_path, 30, 30)  # more rounds
+    check_last(tmp_path, 30, parse_config({"rounds": 30}))  # more rounds
     with pytest.raises(NotAllowed, match="after the evaluation of round 30"):
         check_not_over(tmp_path, 20, 30)
 

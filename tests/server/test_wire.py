@@ -72,10 +72,11 @@ class Watched:
                 start = initial if held.base is None else held.base
                 start = torch.zeros_like(start).index_copy_(0, entries, start[entries])
                 encoder = encoder_of(start, as_tensor(held.offsets[download.version]), chosen, layout)
-                opens = server.federation.reference(server.state).encoder if phase == "train" else None
-                agrees = torch.equal(
-                    encoder, final_encoder(server.federation, server.state) if opens is None else opens
-                )
+                if phase == "train":
+                    opens = server.federation.reference(server.state).encoder
+                else:
+                    opens = final_encoder(server.federation, server.state, server.last_round)
+                agrees = torch.equal(encoder, opens)
                 if held.control is not None:
                     control = torch.equal(held.control, server.state.held_control)
                 if phase == "train":
