@@ -69,3 +69,14 @@ def test_a_device_opens_no_file_of_a_partition(six_owners: Path, tmp_path: Path)
     config = tiny_config(partition={"name": "file", "path": str(six_owners / "owners.json")})
     with pytest.raises(NotAllowed, match=r"data\.dir \(partition\.path\)"):
         permitted(config, DeviceConfig(), ListedFiles(tmp_path, ()), tmp_path, client=0, has_data=True)
+
+
+def test_a_deployment_is_not_made_of_a_file(
+    six_owners: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(partition={"name": "file", "path": str(six_owners / "owners.json")})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    made = tmp_path / "made"
+    assert main(["deploy", "init", str(made), str(tmp_path / "config.yaml")]) == 2
+    assert "partition.name: file is for simulations" in capsys.readouterr().err
+    assert not made.exists()
