@@ -39,6 +39,7 @@ _PATIENCE_SECONDS = 400.0
 _STOPPED_SECONDS = 60.0
 _ONE_AT_A_TIME = threading.Lock()  # Python 3.11 may fail where two threads parse source, as tracing a network does
 _DISK_BYTES = 256 << 20
+_LEAST_CONTROL = 1e-5  # an entry of c, beside the 1e-6 that it may differ by from the weighted sum of the c_i
 _FAR_ROUND = 100_000
 _CALLS = (
     "pull-messages", "pull-object", "confirm-message-received", "push-messages", "push-object", "send-node-heartbeat",
@@ -332,7 +333,7 @@ def federation(directory: Path, only: Sequence[str], *, calls: bool, say: Callab
     config = tiny_config(
         method="spatl", rounds=_FAR_ROUND, wire=COMPRESSED, selection={"selector": "update"},
         data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}},
-        partition={"num_clients": NUM_CLIENTS}, training={"local_steps": 100},
+        partition={"num_clients": NUM_CLIENTS}, training={"local_steps": 100, "learning_rate": 0.0005},
     )  # fmt: skip
     if not (set(only) & ({"calls"} if calls else set(KINDS) - {"calls"})):
         return []
@@ -342,6 +343,7 @@ def federation(directory: Path, only: Sequence[str], *, calls: bool, say: Callab
         recoveries = endure(site, faults, say)
         rounds = len(history_of(site.run))
     largest = check_run(config, directory)
+    assert largest > _LEAST_CONTROL, f"c has come to {largest:.3g}: that it is a sum says nothing"
     say(f"{rounds} rounds, each once; c is the weighted sum of the c_i (largest entry {largest:.3g})")
     return recoveries
 
