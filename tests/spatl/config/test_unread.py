@@ -177,10 +177,11 @@ def test_a_run_says_it_once_on_screen_and_once_in_its_log(tmp_path: Path, caplog
 
 
 OTHER: dict[str, Any] = {
-    "partition.alpha": 7.0, "partition.labels_per_client": 5, "model.cut": ["classifier"],
+    "partition.alpha": 7.0, "partition.labels_per_client": 5, "partition.path": "nowhere.json",
+    "model.cut": ["classifier"],
     "predictor.mode": "local", "predictor.strength": 0.3, "predictor.smoothing": 9.0, "predictor.shrinkage": 0.7,
     "training.local_epochs": 9, "training.proximal_mu": 5.0, "training.head_epochs": 7, "training.finetune_epochs": 8,
-    "training.momentum": 0.7, "training.beta_1": 0.3, "training.beta_2": 0.3, "training.epsilon": 0.1,
+    "training.momentum": 0.7, "training.nesterov": True, "training.beta_1": 0.3, "training.beta_2": 0.3, "training.epsilon": 0.1,
     "training.dynamic_alpha": 0.5, "training.personal_pull": 7.0, "training.contrast_weight": 9.0,
     "training.contrast_temperature": 0.1, "training.step_rounds": 1, "training.step_factor": 0.01,
     "training.batch_norm": "shared", "selection.keep_ratio": 0.7, "selection.selector": "random",
@@ -189,7 +190,7 @@ OTHER: dict[str, Any] = {
     "control.half_life": 0.3, "server.learning_rate": 0.2, "server.norm_bound": 0.001, "server.aggregation": "median",
     "server.trim_fraction": 0.4, "server.max_weight": 0.1, "server.clip": 0.01, "server.connect_timeout_seconds": 0.1,
     "server.round_timeout_seconds": 0.1, "server.patience": 0.1, "server.ask_again_after": 9.0,
-    "server.give_up_seconds": 0.1,
+    "server.give_up_seconds": 0.1, "server.stop_after": 1,
     "privacy.clip": 0.1, "privacy.delta": 0.1,
     "wire.uplink": "int4", "wire.downlink": "int4", "resources.cpus_per_client": 9, "resources.gpus_per_client": 2.0,
     "server_optimizer.name": "adam", "server_optimizer.momentum": 0.2, "server_optimizer.beta_1": 0.2,
@@ -208,6 +209,8 @@ OTHER: dict[str, Any] = {
         ("local", {}),
         ("fedrep", {}),
         ("ssfl", {}),
+        ("feddyn", {"training": {"optimizer": "adam", "schedule": "cosine"}}),
+        ("ditto", {}),
         ("spatl-no-control", {"selection": {"selector": "update"}, "predictor": {"mode": "shared"}}),
         ("spatl", {"selection": {"selector": "all"}, "predictor": {"strength": 0}}),
     ],
