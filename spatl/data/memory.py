@@ -25,6 +25,11 @@ def keep_in_memory(dataset: Dataset) -> str:
     return key
 
 
+def forget_data() -> None:
+    """Let go of all data sets in memory."""
+    _kept.clear()
+
+
 def in_memory(seed: int, *, key: str = "") -> Dataset:
     """Return a data set that this process was given.
 

@@ -141,7 +141,7 @@ def build_model(
                 'model "mlp", or "package.module:factory" for one of your own (configs: model.name)'
             )
     arguments = arguments_for(
-        factory, what=f"model {name!r}", offered=_offered(factory, sizes, options or {}), options=options,
+        factory, what=f"model {name!r}", offered=offered_sizes(factory, sizes, options or {}), options=options,
         given_by="data", section="model.options", error=ModelError,
     )  # fmt: skip
     with seeded_globals(seed, "model"):
@@ -159,7 +159,7 @@ def build_model(
 _ALWAYS_OFFERED: Final = ("num_classes", "in_channels", "image_size")
 
 
-def _offered(factory: Factory, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def offered_sizes(factory: Factory, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of the data's sizes a factory may be given: those that all get, and others that it asks for by name.
 
     One that takes any keyword is not given those; and an option goes before them.

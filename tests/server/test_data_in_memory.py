@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.data import load_dataset
+from spatl.data.memory import forget_data
 from spatl.errors import ConfigError, DataError
 from spatl.report.result import read_run
 from spatl.runner import resume, run
@@ -98,11 +99,11 @@ def test_one_data_set_for_each_client_makes_the_partition(tmp_path):
     assert result.summary["rounds"] == 1
 
 
-def test_a_run_of_data_in_memory_goes_on_with_the_same_ones_alone(tmp_path, monkeypatch):
+def test_a_run_of_data_in_memory_goes_on_with_the_same_ones_alone(tmp_path):
     data = (SERIES[:, 0], LABELS)
     whole = run(config("mlp", rounds=3), tmp_path / "whole", data=data, pictures=False)
     run(config("mlp", rounds=2), tmp_path / "run", data=data, pictures=False)
-    monkeypatch.setattr("spatl.data.memory._kept", {})  # another process
+    forget_data()  # as in another process
     with pytest.raises(ConfigError, match="the run began with other examples than these"):
         resume(tmp_path / "run", rounds=3, data=(SERIES[:, 1], LABELS))
     with pytest.raises(DataError, match="were in the memory of the program that started the run and are not here"):

@@ -88,7 +88,7 @@ def test_tuning_prints_its_grid_and_warns_at_its_edge(bench_config, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--methods", "fedsgd"], "unknown method 'fedsgd' (did you mean 'fedavg'?); known: fedavg, spatl, local"),
+        (["--methods", "fedavgg"], "unknown method 'fedavgg' (did you mean 'fedavg'?); known: fedavg, spatl, local"),
         (["--methods", ","], "there is no method to compare"),
         (["--target", "1.2"], "bench.targets.0: input should be less than or equal to 1"),
         (["--tune", "--set", "bench.learning_rates=[]"], "bench.learning_rates: is empty"),

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from spatl.errors import ModelError
 from spatl.models import MODELS, build_model, make_split
-from spatl.models.build import _offered
+from spatl.models.build import offered_sizes
 from tests.support.bits import same_states
 from tests.support.user_net import UserNet
 
@@ -305,9 +305,9 @@ def test_a_factory_is_given_the_sizes_that_it_names_and_an_option_goes_before_th
         return nn.Linear(num_features, num_classes + length)
 
     sizes = {"num_classes": 2, "num_features": 3, "input_shape": (3,), "length": 5}
-    assert _offered(factory, sizes, {}) == {"num_classes": 2, "num_features": 3, "length": 5}
-    assert _offered(factory, sizes, {"length": 1}) == {"num_classes": 2, "num_features": 3}
-    assert _offered(lambda **any_of_them: nn.Identity(), sizes, {}) == {"num_classes": 2}
+    assert offered_sizes(factory, sizes, {}) == {"num_classes": 2, "num_features": 3, "length": 5}
+    assert offered_sizes(factory, sizes, {"length": 1}) == {"num_classes": 2, "num_features": 3}
+    assert offered_sizes(lambda **any_of_them: nn.Identity(), sizes, {}) == {"num_classes": 2}
 
 
 def test_a_networks_output_depends_on_its_input() -> None:
