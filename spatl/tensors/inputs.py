@@ -28,6 +28,10 @@ class NamedInputs(dict[str, Tensor]):
             return self.tensor(places)
         return NamedInputs({name: each[places] for name, each in self.items()})
 
+    def __len__(self) -> int:
+        """Return the number of examples, as of a tensor."""
+        return len(next(iter(self.values()), ()))
+
     def tensor(self, name: str) -> Tensor:
         """Return the tensor of a name."""
         return super().__getitem__(name)

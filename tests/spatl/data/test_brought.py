@@ -53,7 +53,9 @@ def test_several_inputs_have_names() -> None:
     found = brought(({"words": np.ones((6, 3), dtype=int), "length": np.ones((6, 1))}, LABELS))
     assert isinstance(found.inputs, NamedInputs)
     assert found.sizes() == {"num_classes": 2, "input_shapes": {"words": (3,), "length": (1,)}}
+    assert len(found.inputs) == 6
     some = found.inputs[torch.tensor([1, 4])]
+    assert (len(some), {**some}.keys()) == (2, {"words", "length"})
     assert isinstance(some, NamedInputs)
     assert {name: tuple(each.shape) for name, each in some.items()} == {"words": (2, 3), "length": (2, 1)}
 
