@@ -23,7 +23,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a private predictor": {"method": "spatl-paper", "model": RESNET},
     "one set of channels": {"method": "ssfl"},
     "momentum of the server": {"method": "fedavgm", "wire": COMPRESSED},
-    "two moments of the server": {"method": "spatl", "server_optimizer": {"name": "yogi"}, "wire": COMPRESSED},
+    "two moments of the server": {
+        "method": "spatl",
+        "server_optimizer": {"name": "yogi"},
+        "server": {"learning_rate": 0.03},
+        "wire": COMPRESSED,
+    },
 }
 
 
