@@ -50,7 +50,7 @@ class Membership:
         self.absent = dict(registered.absent)
         self._recorder, self._grid, self._tried = recorder, grid, set[int]()
         # Who was there and could not take part is asked anew by the next start only.
-        self._tried |= self._connected(self._let_in(read_members(recorder.directory))).keys() & self.absent.keys()
+        self._tried |= self.connected(self._let_in(read_members(recorder.directory))).keys() & self.absent.keys()
 
     def before_round(
         self, federation: Federation, state: ServerState, server_round: int
@@ -64,7 +64,7 @@ class Membership:
         gone = sorted(self.nodes.keys() & set(members.retired))
         if gone:
             federation, state = self._without(gone, federation, state, server_round)
-        new = {} if federation.blueprint.config.row.static_mask else self._connected(self._let_in(members))
+        new = {} if federation.blueprint.config.row.static_mask else self.connected(self._let_in(members))
         if new:
             federation, state = self._with(new, federation, state, server_round)
         if gone or new:
@@ -99,7 +99,7 @@ class Membership:
             logger.warning(
                 "client %d has registered again: it kept nothing of what it was", client, extra={"client": client}
             )
-        silent = self._connected({client: nodes[client] for client in registrar.unanswered}).keys()
+        silent = self.connected({client: nodes[client] for client in registrar.unanswered}).keys()
         return without_answer(federation, state, server_round, silent), set(silent)
 
     def _without(
@@ -132,7 +132,7 @@ class Membership:
                 registrar.refuse(new[client], error, client)
                 del clients[client]
         self.absent |= {client: registrar.absent[client] for client in new if client in registrar.absent}
-        self._tried |= self._connected({client: node for client, node in new.items() if client not in clients}).keys()
+        self._tried |= self.connected({client: node for client, node in new.items() if client not in clients}).keys()
         write_config(self._recorder.directory, config)
         if not clients:
             return replace(federation, blueprint=blueprint), state
@@ -170,7 +170,7 @@ class Membership:
         asked = self.nodes.keys() | self._tried
         return {client: node for client, node in members.nodes.items() if client not in asked}
 
-    def _connected(self, nodes: Mapping[int, int]) -> dict[int, int]:
+    def connected(self, nodes: Mapping[int, int]) -> dict[int, int]:
         """Return those of some nodes, by client, that are connected."""
         connected = set(self._grid.get_node_ids()) if nodes else set()
         return {client: node for client, node in nodes.items() if node in connected}

@@ -89,7 +89,8 @@ class FederationStrategy(Strategy):
             )
         if not simulated and self.state.sampling_seed is None:
             self.state = replace(self.state, sampling_seed=secrets.randbits(_SECRET_BITS))
-        self._before, self._rest = self.state, Rest(self._done, self._config.server, run=recorder.directory)
+        self._before: ServerState | None = None  # kept while the same round may be asked for again: it is large
+        self._rest = Rest(self._done, self._config.server, run=recorder.directory)
         self.last_round = last_round_after(self.state, self._done, self._config)
 
     @property
@@ -107,7 +108,8 @@ class FederationStrategy(Strategy):
         number = self._done + server_round
         check_rounds_left(number, self.last_round)
         silent = self._changed_members(number)
-        self._before, self._rest = self.state, Rest(number, self._config.server, run=self._recorder.directory)
+        self._before = None if self._simulated else self.state  # clients of a simulation never rest
+        self._rest = Rest(number, self._config.server, run=self._recorder.directory)
         return self._ask(grid, number, without=silent)
 
     def _ask(self, grid: Grid, number: int, *, without: Collection[int]) -> Iterable[Message]:
@@ -133,8 +135,8 @@ class FederationStrategy(Strategy):
         while True:
             asked = self._exchange.answers(replies, number, f"round {number}")
             closed, outcome = close_round(self.federation, self.state, number, contents(asked))
-            over = self._rest.is_over(outcome)
-            self.state = without_answer(self.federation, closed if over else self._before, number, self._silent())
+            over, before, self._before = self._rest.is_over(outcome), self._before, None
+            self.state = without_answer(self.federation, closed if over else before or closed, number, self._silent())
             if over:
                 break
             self._before = self.state
@@ -153,11 +155,9 @@ class FederationStrategy(Strategy):
 
     def _silent(self) -> set[int]:
         """Return the devices for whose answers a round waited to its end, though they are there."""
-        silent = self._recorder.round.silent
-        if self._simulated or self._config.server.patience is not None or not silent:
+        if self._simulated or self._config.server.patience is not None:
             return set()
-        connected = set(self._grid.get_node_ids())
-        return {client for client in silent if self._members.nodes[client] in connected}
+        return set(self._members.connected({each: self._members.nodes[each] for each in self._recorder.round.silent}))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
