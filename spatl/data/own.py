@@ -19,7 +19,7 @@ import torch
 
 from spatl.data.labels import class_order, listed
 from spatl.data.normalisation import Normalisation, Scale
-from spatl.data.scaling import Moments, deviations_of, merged, moments_of, num_scaled, scale_
+from spatl.data.scaling import Moments, deviations_of, merged, moments_of, num_scaled, scaled
 from spatl.errors import DataError, printable
 from spatl.tensors.inputs import Inputs, NamedInputs, one_tensor, shapes_of
 
@@ -259,10 +259,8 @@ def agree(
 
 def _kind(description: Description) -> str:
     """Return what all devices must have alike, in words."""
-    what = "tokens" if description.num_tokens else f"numbers scaled by {description.scale}"
-    if description.scale == "none":
-        what = "tokens" if description.num_tokens else "numbers"
-    return f"{what} {_sides(description.shape)}"
+    scaled_by = "" if description.scale == "none" else f" scaled by {description.scale}"
+    return f"{'tokens' if description.num_tokens else 'numbers'}{scaled_by} {_sides(description.shape)}"
 
 
 def alone(description: Description) -> Agreement:
@@ -290,7 +288,7 @@ def _num_own(description: Description, owners: Counter[str]) -> int:
 
 
 def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":
-    """Return a device's data, read `as_found`, with the labels and the scale of the agreement; they are changed.
+    """Return a device's data, read `as_found`, with the labels and the scale of the agreement.
 
     Raises:
         DataError: They have another shape, or a class that was not agreed upon.
@@ -309,12 +307,12 @@ def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":
             f"{len(unknown)} classes of the data here are none of those that the clients have agreed on: "
             f"{listed(unknown)}; expected {listed(agreement.classes)}"
         )
-    if agreement.normalisation is not None:
-        scale_(inputs, agreement.normalisation)
+    normalisation = agreement.normalisation
     order = torch.tensor([place[name] for name in dataset.class_names])
     return replace(
-        dataset, targets=order[dataset.targets], num_classes=len(agreement.classes), class_names=agreement.classes,
-        normalisation=agreement.normalisation, num_tokens=agreement.num_tokens or None,
+        dataset, inputs=inputs if normalisation is None else scaled(inputs, normalisation),
+        targets=order[dataset.targets], num_classes=len(agreement.classes), class_names=agreement.classes,
+        normalisation=normalisation, num_tokens=agreement.num_tokens or None,
     )  # fmt: skip
 
 

@@ -79,17 +79,20 @@ def num_scaled(shape: Sequence[int], scale: Scale) -> int:
     return {"none": 0, "channel": shape[0], "feature": math.prod(shape)}[scale]
 
 
-def scale_(inputs: Tensor, normalisation: Normalisation) -> None:
-    """Take the means from inputs `[N, ...]`, float32, and divide them by the deviations: in float64, and in place."""
+def scaled(inputs: Tensor, normalisation: Normalisation) -> Tensor:
+    """Return inputs `[N, ...]`, float32, less the means and divided by the deviations, in float64; a new tensor."""
     means, deviations = (
         torch.tensor(each, dtype=torch.float64)[:, None] for each in (normalisation.means, normalisation.deviations)
     )
-    for part in _parts(_by_entry(inputs, normalisation.scale)):
-        part.copy_((part.double() - means) / deviations)
+    result = torch.empty(inputs.shape)
+    read, written = (_by_entry(each, normalisation.scale) for each in (inputs, result))
+    for values, part in zip(_parts(read), _parts(written), strict=True):
+        part.copy_((values.double() - means) / deviations)
+    return result
 
 
 def scaled_by_training(dataset: "Dataset", training: Sequence[Tensor], scale: Scale | None) -> "Dataset":
-    """Return a data set, read as found, in the scale of the clients' training examples; its inputs are changed.
+    """Return a data set, read as found, in the scale of the clients' training examples.
 
     Args:
         dataset: All examples.
@@ -113,17 +116,12 @@ def scaled_by_training(dataset: "Dataset", training: Sequence[Tensor], scale: Sc
         raise DataError(f"data set {dataset.name!r}: no client has a training example to take a scale from")
     together = merged(parts)
     normalisation = Normalisation(together.means, deviations_of(together), scale)
-    # A memory-mapped or shared tensor of the user's stays what it is.
-    inputs = inputs.clone(memory_format=torch.contiguous_format)
-    scale_(inputs, normalisation)
-    return replace(dataset, inputs=inputs, normalisation=normalisation)
+    return replace(dataset, inputs=scaled(inputs, normalisation), normalisation=normalisation)
 
 
 def _by_entry(inputs: Tensor, scale: Scale) -> Tensor:
-    """Return a view `[N, entries, values]` of inputs."""
-    if scale == "feature":
-        return inputs.view(len(inputs), -1, 1)
-    return inputs.view(len(inputs), inputs.shape[1], -1)
+    """Return inputs as `[N, entries, values]`: a view of those that lie in their order, as those made here do."""
+    return inputs.reshape(len(inputs), -1, 1) if scale == "feature" else inputs.reshape(*inputs.shape[:2], -1)
 
 
 def _are_small_whole_numbers(values: Tensor) -> bool:
@@ -141,7 +139,8 @@ def _by_part(parts: Iterator[Tensor]) -> list[list[float]]:
 
 
 def _doubles(values: Tensor) -> Iterator[Tensor]:
-    return (part.double() for part in _parts(values))
+    """Yield the parts in float64, laid out in their order, in which sums have the same bits."""
+    return (part.to(torch.float64, memory_format=torch.contiguous_format) for part in _parts(values))
 
 
 def _parts(values: Tensor) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from spatl.config.loading import parse_config
 from spatl.data import Dataset
 from spatl.data.normalisation import Normalisation
 from spatl.data.own import agree, as_found, describe, fit
-from spatl.data.scaling import deviations_of, merged, moments_of, num_scaled, scale_, scaled_by_training
+from spatl.data.scaling import deviations_of, merged, moments_of, num_scaled, scaled, scaled_by_training
 from spatl.data.sources import load_dataset
 from spatl.errors import DataError
 from spatl.rounds.client_data import load_clients, split_client
@@ -61,9 +61,7 @@ def test_what_is_scaled_in_memory_is_what_a_models_user_gets(
     values = data.draw(arrays(np.float32, shape, elements=VALUES))
     moments = moments_of(torch.from_numpy(values), scale)
     normalisation = Normalisation(moments.means, deviations_of(moments), scale)
-    scaled = torch.from_numpy(values.copy())
-    scale_(scaled, normalisation)
-    assert np.array_equal(normalisation.apply(values), scaled.numpy())
+    assert np.array_equal(normalisation.apply(values), scaled(torch.from_numpy(values), normalisation).numpy())
 
 
 def test_equal_values_become_zero() -> None:
@@ -123,6 +121,19 @@ def test_devices_with_other_examples_or_another_scale_are_left_out() -> None:
     }
     with pytest.raises(DataError, match=r"the examples here are int64 \[4, 3\], the clients have agreed on other num"):
         fit(as_dataset(tokens), agreement)
+
+
+@pytest.mark.parametrize("scale", ["channel", "feature"])
+def test_how_images_lie_in_memory_changes_nothing(scale: Any) -> None:
+    """Arrays whose channels came last are views of them."""
+    last = torch.rand(6, 4, 5, 3, generator=torch.Generator().manual_seed(1))
+    views, copies = (as_dataset(each) for each in (last.permute(0, 3, 1, 2), last.permute(0, 3, 1, 2).contiguous()))
+    training = [torch.arange(4)]
+    found, expected = (scaled_by_training(each, training, scale) for each in (views, copies))
+    assert found.normalisation == expected.normalisation
+    assert torch.equal(found.images, expected.images)
+    agreement, _ = agree({0: describe(copies, copies.images, scale)})
+    assert torch.equal(fit(views, agreement).images, fit(copies, agreement).images)
 
 
 def test_one_wide_column_leaves_the_others_alone() -> None:
