@@ -1,21 +1,21 @@
 """Examples as users bring them: arrays of any shape, data sets of PyTorch, or one of these for each client."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spatl.data.arrays import dataset_of_arrays
+from spatl.data.arrays import dataset_of_arrays, misfit
 from spatl.data.dataset import SPLITS, Dataset, misfits
 from spatl.data.images import numbered
 from spatl.data.labels import class_labels
 from spatl.errors import DataError
-from spatl.tensors.inputs import Inputs, NamedInputs
+from spatl.pixels.files import LARGEST_VALUE
+from spatl.tensors.inputs import Inputs, NamedInputs, parts_of
 
-_LARGEST_VALUE: Final = 1e30  # as of pixels
 _KEYS: Final = ("inputs", "targets", "groups", "splits", "class_names", "num_tokens")
 _MOST_ITEMS: Final = 100_000_000
 EXPECTED: Final = (
@@ -43,17 +43,28 @@ def dataset_of(found: object, *, name: str, where: str, task: str = "classificat
         return found
     if isinstance(found, Mapping) and "inputs" in found:
         return _of_mapping(found, name=name, where=where, task=task)
-    if isinstance(found, tuple) and len(found) == 2:
+    if _is_pair(found):
         inputs, targets = found
         if task == "classification" and not isinstance(inputs, Mapping) and _are_images(array_of(inputs, where)):
             return dataset_of_arrays(name, array_of(inputs, where), array_of(targets, where), where=where)
         return examples_of(inputs, targets, name=name, where=where, task=task)
-    if isinstance(found, Mapping | list | tuple) and len(found):
+    if are_of_clients(found):
         return _of_clients(found, name=name, where=where, task=task)
     if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
         inputs, targets = _items_of(found, where)
         return examples_of(inputs, targets, name=name, where=where, task=task)
     raise DataError(f"{where} must return {EXPECTED}, got {_kind(found)}")
+
+
+def are_of_clients(found: object) -> TypeGuard[Mapping[Any, Any] | Sequence[Any]]:
+    """Return whether what a user brought is one data set for each client, in a list or by name."""
+    if isinstance(found, Mapping):
+        return bool(found) and "inputs" not in found
+    return isinstance(found, list | tuple) and bool(found) and not _is_pair(found)
+
+
+def _is_pair(found: object) -> TypeGuard[tuple[Any, Any]]:
+    return isinstance(found, tuple) and len(found) == 2
 
 
 def examples_of(
@@ -121,7 +132,7 @@ def array_of(values: object, where: str) -> NDArray[Any]:
             f"{where}: examples must all have one shape; pad or cut what has unequal lengths ({error})"
         ) from error
     if array.dtype.kind not in "biufU":
-        raise DataError(f"{where}: expected numbers or texts, got {array.dtype} {list(array.shape)}")
+        raise misfit(where, "expected numbers or texts", array)
     return array
 
 
@@ -137,20 +148,16 @@ def targets_of(
         labels = class_labels(name, values)
         return torch.from_numpy(labels.numbers), labels.names, labels.notes
     if values.dtype.kind not in "biuf":
-        raise DataError(f"{where}: the targets of {task} must be numbers, got {values.dtype} {list(values.shape)}")
+        raise misfit(where, f"the targets of {task} must be numbers", values)
     if task == "next-token":
         tokens = torch.from_numpy(values.astype(np.int64))
         highest = max(
-            int(tokens.max()), *(int(each.max()) for each in _tensors(inputs) if not each.is_floating_point())
+            int(tokens.max()), *(int(each.max()) for _, each in parts_of(inputs) if not each.is_floating_point())
         )
         return tokens, tuple(map(str, range(highest + 1))), ()
     found = torch.from_numpy(values.astype(np.float32))
     found = found if found.dim() > 1 else found[:, None]
     return found, tuple(map(str, range(found.shape[1]))), ()
-
-
-def _tensors(inputs: Inputs) -> list[Tensor]:
-    return [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
 
 
 def _input(array: NDArray[Any], what: str) -> Tensor:
@@ -165,9 +172,9 @@ def _input(array: NDArray[Any], what: str) -> Tensor:
             )
         return torch.from_numpy(array.astype(np.int64))
     values = array.astype(np.float32)
-    fits = np.asarray((np.abs(values) <= _LARGEST_VALUE).reshape(len(values), -1).all(axis=1))  # NaN does not, either
+    fits = np.asarray((np.abs(values) <= LARGEST_VALUE).reshape(len(values), -1).all(axis=1))  # NaN does not, either
     if not fits.all():
-        raise DataError(f"{what} must be finite and at most {_LARGEST_VALUE:g} in size, got {misfits(fits)}")
+        raise DataError(f"{what} must be finite and at most {LARGEST_VALUE:g} in size, got {misfits(fits)}")
     return torch.from_numpy(values)
 
 
@@ -177,10 +184,7 @@ def _are_images(array: NDArray[Any]) -> bool:
 
 def _groups(values: NDArray[Any], length: int, where: str) -> tuple[Tensor, tuple[str, ...]]:
     if values.dtype.kind not in "iuU" or values.shape != (length,):
-        raise DataError(
-            f"{where}: groups must be whole numbers or texts [{length}], one per example, got {values.dtype} "
-            f"{list(values.shape)}"
-        )
+        raise misfit(where, f"groups must be whole numbers or texts [{length}], one per example", values)
     numbers, names = numbered(values)
     return torch.from_numpy(numbers), names if values.dtype.kind == "U" else ()
 
@@ -190,10 +194,7 @@ def _splits(values: NDArray[Any], length: int, where: str) -> Tensor:
         return torch.tensor([SPLITS.index(str(value)) for value in values])
     if values.shape == (length,) and values.dtype.kind in "iu":
         return torch.from_numpy(values.astype(np.int64))
-    raise DataError(
-        f"{where}: splits must be {', '.join(SPLITS)}, or 0, 1, 2, for each of {length} examples, got {values.dtype} "
-        f"{list(values.shape)}"
-    )
+    raise misfit(where, f"splits must be {', '.join(SPLITS)}, or 0, 1, 2, for each of {length} examples", values)
 
 
 def _of_mapping(found: Mapping[Any, Any], *, name: str, where: str, task: str) -> Dataset:
@@ -244,7 +245,7 @@ def _pair_of(found: object, where: str) -> tuple[Any, Any]:
         return found["inputs"], found["targets"]
     if isinstance(found, Dataset):
         return found.inputs, np.array(found.class_names)[found.targets.numpy()]
-    if isinstance(found, tuple) and len(found) == 2:
+    if _is_pair(found):
         return found
     if hasattr(found, "__getitem__") and hasattr(found, "__len__") and not isinstance(found, str | Mapping):
         return _items_of(found, where)

@@ -1,5 +1,6 @@
 """Labelled examples in memory, which every source returns and the partitioners divide among clients."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, Final
@@ -60,7 +61,7 @@ class Dataset:
     def __post_init__(self) -> None:
         labels, number = self.targets, self._checked_inputs()
         if labels.dtype != torch.int64 or labels.shape != (number,):
-            raise self._error(f"labels must be int64 [{number}], one per example", _describe(labels))
+            raise self._error(f"labels must be int64 [{number}], one per example", shapes_of(labels))
         if self.num_classes < 1:
             raise self._error("num_classes must be at least 1", str(self.num_classes))
         if self.num_classes > MAX_CLASSES:
@@ -70,13 +71,13 @@ class Dataset:
             raise self._error(f"labels must lie in [0, {self.num_classes})", f"[{low}, {high}]")
         groups = self.groups
         if groups is not None and (groups.dtype != torch.int64 or groups.shape != labels.shape):
-            raise self._error(f"groups must be int64 [{number}], one per example", _describe(groups))
+            raise self._error(f"groups must be int64 [{number}], one per example", shapes_of(groups))
         if groups is not None and self.group_names and not 0 <= int(groups.max()) < len(self.group_names):
             raise self._error(f"group_names must be of groups up to {int(groups.max())}", str(len(self.group_names)))
         splits = self.splits
         if splits is not None:
             if splits.dtype != torch.int64 or splits.shape != labels.shape:
-                raise self._error(f"splits must be int64 [{number}], one per example", _describe(splits))
+                raise self._error(f"splits must be int64 [{number}], one per example", shapes_of(splits))
             if int(splits.min()) < 0 or int(splits.max()) >= len(SPLITS) or not bool((splits == 0).any()):
                 found = f"{int(splits.min())} to {int(splits.max())}"
                 raise self._error("splits must lie in [0, 3), and some be 0", found)
@@ -96,7 +97,7 @@ class Dataset:
             what = f"the input {name!r}" if name else "inputs"
             if each.dim() < 2 or each.numel() == 0 or each.dtype not in (torch.float32, torch.int64):
                 expected = f"{what} must be float32 or int64 [N, ...] with no empty dimension"
-                raise self._error(expected, _describe(each))
+                raise self._error(expected, shapes_of(each))
             if each.dtype == torch.int64 and (lowest := int(each.min())) < 0:
                 raise self._error(f"{what} of whole numbers must be 0 or more", str(lowest))
             if not bool(each.isfinite().all()):
@@ -130,6 +131,15 @@ class Dataset:
         """
         return sizes_of_inputs(self.inputs, num_classes=self.num_classes, num_tokens=self.num_tokens)
 
+    def digest(self) -> bytes:
+        """Return a digest of the examples, their targets, owners, splits and the classes' names (SHA-256)."""
+        tensors = [each for _, each in parts_of(self.inputs)]
+        shapes = tensors[0].shape if len(tensors) == 1 else shapes_of(self.inputs)
+        digest = hashlib.sha256(repr((shapes, self.class_names)).encode())
+        for tensor in (*tensors, self.targets, self.groups, self.splits):
+            digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
+        return digest.digest()
+
     def has_split(self, name: str) -> bool:
         """Return whether some examples were published in a split of this name."""
         return self.size_of(name) > 0
@@ -155,10 +165,6 @@ def misfits(fits: NDArray[np.bool_]) -> str:
     """Name the number of examples that are not as they must be, bool [N], and the first of them, counted from 0."""
     wrong = np.flatnonzero(~fits)
     return f"{len(wrong)} of {len(fits)} examples that are not, the first of them example {wrong[0]}"
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def image_shape_of(inputs: Inputs) -> tuple[int, int, int] | None:

@@ -15,9 +15,9 @@ from spatl.data.dataset import SPLITS, Dataset
 from spatl.data.images import numbered
 from spatl.data.labels import class_labels, listed
 from spatl.errors import DataError, did_you_mean
+from spatl.pixels.files import LARGEST_VALUE
 
 _SUFFIXES: Final = (".csv", ".tsv", ".parquet")
-_LARGEST_VALUE: Final = 1e30  # as of pixels
 _SPLIT_NAMES: Final = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test",
@@ -188,7 +188,7 @@ class _Table:
             except (TypeError, ValueError):
                 wrong.append(row)
                 continue
-            if not abs(values[row]) <= _LARGEST_VALUE:  # NaN is not, either
+            if not abs(values[row]) <= LARGEST_VALUE:  # NaN is not, either
                 wrong.append(row)
         if wrong:
             raise self.misfit(name, f"must hold finite numbers{advice}", wrong, cells)

@@ -1,8 +1,8 @@
 """Data of clients: shares of one data set in a simulation, what lies on a device in a deployment."""
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from spatl.data.partition_file import read_partition
 from spatl.data.scaling import scaled_by_training
 from spatl.data.splits import split_places
 from spatl.errors import ConfigError, DataError
-from spatl.tensors.inputs import parts_of, shapes_of
 
 OWN_IN_A_SIMULATION = (
     "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "
@@ -132,11 +131,15 @@ def places_of(config: ExperimentConfig, dataset: Dataset, indices: Tensor, clien
     Raises:
         DataError: There are too few.
     """
-    return split_places(
-        dataset, indices, client=client, seed=config.seed,
-        validation_fraction=config.data.validation_fraction, test_fraction=config.data.test_fraction,
-        apart=kept_apart(config),
-    )  # fmt: skip
+    return split_places(dataset, indices, client=client, **_division(config))
+
+
+def _division(config: ExperimentConfig) -> dict[str, Any]:
+    """Return by what each client's examples are divided, as `split_places` takes it."""
+    return {
+        "seed": config.seed, "validation_fraction": config.data.validation_fraction,
+        "test_fraction": config.data.test_fraction, "apart": kept_apart(config),
+    }  # fmt: skip
 
 
 def load_own(config: ExperimentConfig) -> Dataset:
@@ -162,10 +165,7 @@ def describe_own(config: ExperimentConfig, client: int) -> Description:
         DataError: The data are not there, too few, or none that anybody could agree upon.
     """
     dataset = load_own(config)
-    data = client_data(
-        dataset, torch.arange(len(dataset)), client=client, seed=config.seed,
-        validation_fraction=config.data.validation_fraction, test_fraction=config.data.test_fraction,
-    )  # fmt: skip
+    data = client_data(dataset, torch.arange(len(dataset)), client=client, **_division(config))
     scale = None if config.data.normalisation == "dataset" else config.data.normalisation
     # By the same rules as the server's.
     return Description.from_bytes(describe(dataset, data.train.inputs, scale).to_bytes())
@@ -181,12 +181,7 @@ def data_digest(config: ExperimentConfig) -> bytes:
     """
     with as_found():
         dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
-    inputs = [each for _, each in parts_of(dataset.inputs)]
-    shapes = inputs[0].shape if len(inputs) == 1 else shapes_of(dataset.inputs)
-    digest = hashlib.sha256(repr((shapes, dataset.class_names)).encode())
-    for tensor in (*inputs, dataset.targets, dataset.groups, dataset.splits):
-        digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
-    return digest.digest()
+    return dataset.digest()
 
 
 def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor], client: int) -> ClientData:
@@ -196,13 +191,4 @@ def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Ten
         DataError: The client has too few examples to split.
     """
     noise_variance = config.partition.feature_noise * (client + 1) / len(parts)
-    return client_data(
-        dataset,
-        parts[client],
-        client=client,
-        seed=config.seed,
-        validation_fraction=config.data.validation_fraction,
-        test_fraction=config.data.test_fraction,
-        noise_variance=noise_variance,
-        apart=kept_apart(config),
-    )
+    return client_data(dataset, parts[client], client=client, noise_variance=noise_variance, **_division(config))

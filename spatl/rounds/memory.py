@@ -4,7 +4,6 @@ A built-in network is made without memory, on PyTorch's device `meta`, and passe
 owner's own code is not measured: it runs because its owner has listed it.
 """
 
-import inspect
 from typing import Final
 
 import torch
@@ -15,6 +14,7 @@ from spatl.data import Dataset
 from spatl.errors import ModelError, NotAllowed
 from spatl.extensions.references import arguments_for, is_reference
 from spatl.models import MODELS
+from spatl.models.build import offered_sizes
 from spatl.seeding import seeded_globals
 from spatl.tensors.inputs import one_tensor
 from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
@@ -55,7 +55,7 @@ def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: in
         return 0
     factory = MODELS[config.model.name].factory
     shape = one_tensor(dataset.inputs).shape[1:]
-    sizes = {name: each for name, each in dataset.sizes().items() if name in inspect.signature(factory).parameters}
+    sizes = offered_sizes(factory, dataset.sizes(), config.model.options)
     arguments = arguments_for(
         factory, what=f"model {config.model.name!r}", offered=sizes, options=config.model.options, given_by="data",
         section="model.options", error=ModelError,

@@ -1,11 +1,9 @@
 """Examples in a program's memory as the data of a run."""
 
-from collections.abc import Mapping
-
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.data import Dataset
-from spatl.data.brought import dataset_of
+from spatl.data.brought import are_of_clients, dataset_of
 from spatl.data.memory import IN_MEMORY, keep_in_memory
 from spatl.errors import ConfigError
 
@@ -32,9 +30,7 @@ def with_data(config: ExperimentConfig, data: object, *, deployed: bool = False)
     dataset = _read(config, data)
     values = config.model_dump()
     values["data"] |= {"name": IN_MEMORY, "options": {"key": keep_in_memory(dataset)}}
-    of_clients = dataset.groups is not None and not isinstance(data, Dataset) and not _is_one(data)
-    if of_clients and "partition" not in config.model_fields_set:
-        assert dataset.groups is not None
+    if dataset.groups is not None and are_of_clients(data) and "partition" not in config.model_fields_set:
         sizes = dataset.groups.bincount()
         values["partition"] |= {
             "name": "natural", "num_clients": len(sizes),
@@ -57,8 +53,3 @@ def check_same_data(config: ExperimentConfig, data: object) -> None:
 
 def _read(config: ExperimentConfig, data: object) -> Dataset:
     return dataset_of(data, name=IN_MEMORY, where="run(data=...)")
-
-
-def _is_one(data: object) -> bool:
-    """Return whether what was brought is one data set, and no list or mapping of clients."""
-    return (isinstance(data, Mapping) and "inputs" in data) or (isinstance(data, tuple) and len(data) == 2)

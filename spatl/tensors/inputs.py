@@ -26,7 +26,7 @@ class NamedInputs(dict[str, Tensor]):
         """Return the tensor of a name, or the same names with some rows of each tensor."""
         if isinstance(places, str):
             return self.tensor(places)
-        return NamedInputs({name: each[places] for name, each in self.items()})
+        return self.each(lambda tensor: tensor[places])
 
     def __len__(self) -> int:
         """Return the number of examples, as of a tensor."""
@@ -35,6 +35,10 @@ class NamedInputs(dict[str, Tensor]):
     def tensor(self, name: str) -> Tensor:
         """Return the tensor of a name."""
         return super().__getitem__(name)
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> "NamedInputs":
+        """Return what a function makes of each tensor, under the same names."""
+        return NamedInputs({name: function(tensor) for name, tensor in self.items()})
 
     @property
     def device(self) -> torch.device:
@@ -48,7 +52,7 @@ class NamedInputs(dict[str, Tensor]):
 
     def to(self, device: torch.device | str) -> "NamedInputs":
         """Return the same inputs on a device."""
-        return NamedInputs({name: each.to(device) for name, each in self.items()})
+        return self.each(lambda tensor: tensor.to(device))
 
     def tensor_split(self, parts: int) -> "tuple[NamedInputs, ...]":
         """Return so many parts of consecutive rows, of equal length as near as can be."""
@@ -102,9 +106,7 @@ def first_of(inputs: Inputs) -> Inputs:
     def first(tensor: Tensor) -> Tensor:
         return tensor[:1].to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
 
-    if isinstance(inputs, NamedInputs):
-        return NamedInputs({name: first(each) for name, each in inputs.items()})
-    return first(inputs)
+    return inputs.each(first) if isinstance(inputs, NamedInputs) else first(inputs)
 
 
 def inputs_like(inputs: Inputs, number: int, draw: Callable[[torch.Size], Tensor]) -> Inputs:
@@ -114,9 +116,7 @@ def inputs_like(inputs: Inputs, number: int, draw: Callable[[torch.Size], Tensor
         repeated = tensor[:1].expand(number, *tensor.shape[1:])
         return draw(repeated.shape).to(tensor.dtype) if tensor.is_floating_point() else repeated
 
-    if isinstance(inputs, NamedInputs):
-        return NamedInputs({name: like(each) for name, each in inputs.items()})
-    return like(inputs)
+    return inputs.each(like) if isinstance(inputs, NamedInputs) else like(inputs)
 
 
 def sides_of(inputs: Inputs) -> str:
