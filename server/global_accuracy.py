@@ -1,14 +1,18 @@
 """Global accuracy of a run: the server's model on the official test set, on arrival and after the last round."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 from server.round_record import RoundRecord
+from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.evaluation import final_encoder, statistics_of_all
 from spatl.rounds.federation import Federation
-from spatl.rounds.server_model import measure_server
+from spatl.rounds.server_model import measure_server, why_not_measured
 from spatl.rounds.server_state import ServerState
 from spatl.training.device import reproducible
-from spatl.wire.statistics import Arrival
+from spatl.training.evaluate import Evaluation
+from spatl.wire.statistics import Arrival, Statistics
 
 
 def measure_arrived(
@@ -29,10 +33,7 @@ def measure_arrived(
     if not blueprint.config.report.measures_arrived(record.server_round):
         return
     statistics = statistics_of_all(federation, state, told)[0] if told else None
-    with reproducible(blueprint.config.training.threads):
-        record.arrived_globally = measure_server(
-            blueprint, statistics=statistics, encoder=federation.reference(state).encoder
-        )
+    record.arrived_globally = _measured(blueprint, statistics, lambda: federation.reference(state).encoder)
 
 
 def measure_final(record: RoundRecord, federation: Federation, state: ServerState, *, last_round: int) -> None:
@@ -40,9 +41,14 @@ def measure_final(record: RoundRecord, federation: Federation, state: ServerStat
     config = federation.blueprint.config
     if record.server_round != last_round or config.report.global_accuracy is None:
         return
-    with reproducible(config.training.threads):
-        record.final_globally = measure_server(
-            federation.blueprint,
-            statistics=state.statistics,
-            encoder=final_encoder(federation, state, record.server_round),
-        )
+    record.final_globally = _measured(
+        federation.blueprint, state.statistics, lambda: final_encoder(federation, state, last_round)
+    )
+
+
+def _measured(blueprint: Blueprint, statistics: Statistics | None, encoder: Callable[[], Tensor]) -> Evaluation | None:
+    """Measure the server's model, whose encoder is made for that alone; None where it cannot be measured."""
+    if why_not_measured(blueprint, statistics) is not None:
+        return None
+    with reproducible(blueprint.config.training.threads):
+        return measure_server(blueprint, statistics=statistics, encoder=encoder())

@@ -64,7 +64,7 @@ def official_test(blueprint: Blueprint) -> Examples | None:
 
 
 def measure_server(blueprint: Blueprint, *, statistics: Statistics | None, encoder: Tensor) -> Evaluation | None:
-    """Evaluate the server's model on all of the official test set.
+    """Evaluate the server's model on all of the official test set (`why_not_measured` says whether that can be).
 
     Args:
         blueprint: The federation.
@@ -72,10 +72,10 @@ def measure_server(blueprint: Blueprint, *, statistics: Statistics | None, encod
         encoder: Likewise.
 
     Returns:
-        None where there is no such set, or the server lacks a part of the model (`why_not_measured`).
+        None where it cannot be.
     """
     examples = official_test(blueprint)
-    if examples is None or names_of_clients(blueprint, statistics):
+    if examples is None or why_not_measured(blueprint, statistics) is not None:
         return None
     config, device = blueprint.config, choose_device(blueprint.config.training.device)
     model = duplicate(blueprint.model)
