@@ -125,7 +125,7 @@ class DataConfig(Section):
     """A row of `spatl show datasets`, or `package.module:load`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What that data set takes, e.g. `difficulty` of `synthetic`, `path` or `hub` of `cifar10`."""
-    normalisation: Scale | Literal["dataset"] | None = None
+    normalisation: Literal["none", "channel", "feature", "dataset"] | None = None
     """Over what inputs are brought to mean 0 and variance 1 on the clients' training examples: each `channel`
     `[:, c]`, each `feature` (place in an example, as columns of a table are), or `none` of them. `dataset` scales
     images over all examples of the data set, test examples too, as early versions did. Null takes what suits the

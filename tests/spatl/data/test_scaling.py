@@ -17,7 +17,7 @@ from spatl.data.normalisation import Normalisation
 from spatl.data.own import agree, as_found, describe, fit
 from spatl.data.scaling import deviations_of, merged, moments_of, num_scaled, scaled, scaled_by_training
 from spatl.data.sources import load_dataset
-from spatl.errors import DataError
+from spatl.errors import ConfigError, DataError
 from spatl.rounds.client_data import load_clients, split_client
 from spatl.tensors.inputs import NamedInputs
 
@@ -89,6 +89,14 @@ def test_test_and_validation_examples_have_no_part_in_the_scale(normalisation: s
 def test_all_examples_make_the_scale_where_the_config_says_so() -> None:
     config = parse_config({"data": {"normalisation": "dataset"}, "partition": {"num_clients": 5}})
     assert torch.equal(load_clients(config)[0].images, load_dataset("digits", seed=1).images)
+
+
+def test_another_scale_is_answered_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"data": {"normalisation": "features"}})
+    assert str(caught.value) == (
+        "data.normalisation: input should be 'none', 'channel', 'feature' or 'dataset', got 'features'"
+    )
 
 
 def test_devices_agree_on_the_scale_that_a_simulation_of_them_has() -> None:
