@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,19 @@ from tests.support.processes import gone, until
 _SECONDS = 30.0
 
 
-def keeping(marks: Path, *arguments: str, patience: float = 120.0) -> subprocess.Popen[str]:
+@contextmanager
+def keeping(marks: Path, *arguments: str, patience: float = 120.0) -> Iterator[subprocess.Popen[str]]:
+    """A supervisor, which is not waited for where a test fails: it would never end."""
     pulse = marks.parent / "pulse"
     pulse.mkdir(exist_ok=True)
     command = [sys.executable, "-S", "-E", supervisor.__file__, str(marks), str(pulse), "3", *arguments]
     settings = {**os.environ, supervisor.PATIENCE_VARIABLE: str(patience)}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=settings)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=settings) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def test_each_program_is_started_again_however_it_ended_and_it_is_said(tmp_path):
@@ -170,7 +179,7 @@ def test_time_in_which_the_supervisor_itself_was_stopped_is_no_silence(tmp_path)
     beating = BEATING.format(pulse=tmp_path / "pulse")
     with keeping(marks, "sh", "-c", beating, patience=2.0) as process:
         until((tmp_path / "pulse" / "heartbeat").exists)
-        (program,) = (number for number in descendants(process.pid) if "touch" in command_of(number))
+        program = descendants(process.pid)[0]  # the nearest: below it a `touch` comes and goes
         for number in (process.pid, program):
             os.kill(number, signal.SIGSTOP)
         time.sleep(3.0)
