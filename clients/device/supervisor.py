@@ -192,13 +192,14 @@ def _commands(arguments: Sequence[str]) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    """Run the programs until a signal comes, and stop them then."""
+    """Run the programs until a signal comes, and stop them then.
 
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit
-
+    A signal is taken note of, and ends nothing by itself: in the middle of a start, the program that is being started
+    would be left behind.
+    """
+    came: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
+        signal.signal(number, lambda number, frame: came.append(number))
     programs: list[Supervised] = []
     try:
         marks, pulse, seed = sys.argv[1:4]
@@ -206,13 +207,12 @@ def main() -> None:
         patience = float(os.environ.get(PATIENCE_VARIABLE, PATIENCE_SECONDS))
         programs.append(Supervised(first, Path(marks), Path(pulse), patience=patience, seed=seed))
         programs += (Supervised(other, seed=seed) for other in others)
-        while True:
+        while not came:
             time.sleep(POLL_SECONDS)
             for program in programs:
-                program.check()
+                if not came:
+                    program.check()
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         _stop(program.process for program in programs)
 
 

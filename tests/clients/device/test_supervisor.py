@@ -59,6 +59,32 @@ def test_told_to_stop_it_stops_what_it_keeps(tmp_path):
         assert all(map(gone, below))
 
 
+def test_told_to_stop_while_it_starts_a_program_it_leaves_none_behind(tmp_path):
+    """The signal comes when the second program runs, and nobody has been told so yet."""
+    code = (
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(Path(supervisor.__file__).parents[2])!r})\n"
+        "from clients.device import supervisor\n"
+        "started, truly = [], supervisor.subprocess.Popen\n"
+        "def start(*arguments, **options):\n"
+        "    started.append(truly(*arguments, **{**options, 'preexec_fn': None}))\n"  # none dies with its parent
+        "    print(started[-1].pid, flush=True)\n"
+        "    if len(started) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return started[-1]\n"
+        "supervisor.subprocess.Popen = start\n"
+        f"sys.argv[1:] = [{str(tmp_path)!r}, {str(tmp_path)!r}, '3', 'sleep', '600', '--', 'sleep', '600']\n"
+        "supervisor.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    numbers = [int(line) for line in done.stdout.split()]
+    assert len(numbers) == 2
+    left = [number for number in numbers if not gone(number)]
+    for number in left:
+        os.kill(number, signal.SIGKILL)
+    assert left == []
+
+
 def test_killed_it_takes_along_what_it_keeps(tmp_path):
     with keeping(tmp_path, "sleep", "600") as process:
         until(lambda: any("sleep" in command_of(number) for number in descendants(process.pid)))
