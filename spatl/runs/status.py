@@ -62,10 +62,11 @@ class Status:
 
     Attributes:
         state: `running` while a process has its directory; `stopped` if none has it and it has not ended by itself.
-        message: Why it failed, what to do about one that stopped, or which clients one that runs waits for.
+        message: Why it failed or ended early, what to do about one that stopped, or which clients one that runs waits
+            for.
         method: The method's title.
         round: The last round that is over.
-        rounds: How many there will be.
+        rounds: How many there will be; of a run that ended by itself before its last one, how many there were.
         accuracy: Over all clients after the last round; before that, of the last round that is over.
         global_accuracy: Of the server's model on the official test set, when it was last measured; None for never.
         participants: Clients whose update the last round folded in.
@@ -129,6 +130,9 @@ def read_status(directory: Path) -> Status:
     if state == "finished":
         check_finished(directory, (HISTORY, CLIENTS))
     last: Mapping[str, Any] = history[-1] if history else {}
+    best = _best_of_one_cut_short(directory) if state == "finished" else None
+    if best is not None:
+        message = f"no round since {best} was better (server.stop_after)"
     seconds = math.fsum(row["seconds"] for row in history) / len(history) if history else None
     left = None if seconds is None else seconds * (config.rounds - len(history)) if state == "running" else 0.0
     written = directory / HISTORY
@@ -137,7 +141,7 @@ def read_status(directory: Path) -> Status:
         message=message,
         method=config.row.title,
         round=last.get("round", 0),
-        rounds=config.rounds,
+        rounds=config.rounds if best is None else last.get("round", 0),
         accuracy=latest_accuracy(last),
         global_accuracy=next(filter(is_number, map(global_accuracy, reversed(history))), None),
         participants=last.get("participants", 0),
@@ -184,6 +188,16 @@ def _state(directory: Path) -> tuple[State, str | None]:
         failure = str(_entry_of(directory / ERROR, "message"))
         return "failed", f"{failure} ({_next_command(directory)})" if is_deployment(directory) else failure
     return "stopped", _next_command(directory)
+
+
+def _best_of_one_cut_short(directory: Path) -> int | None:
+    """Return the best round of a finished run that had no more rounds for want of better ones; None for any other."""
+    early = read_object(directory / SUMMARY).get("ended_early")
+    if early is None:
+        return None
+    if not isinstance(early, dict) or type(early.get("best_round")) is not int:
+        raise DamagedState(f"{directory / SUMMARY} is damaged: its 'ended_early' has no best round; see its history")
+    return int(early["best_round"])
 
 
 def _next_command(directory: Path) -> str:

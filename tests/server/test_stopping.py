@@ -17,6 +17,7 @@ from spatl.errors import ConfigError
 from spatl.rounds.best import Best, better_of, is_enough
 from spatl.runner import resume
 from spatl.runs.records import read_lines
+from spatl.runs.status import read_status
 from tests.support.federations import tiny_config
 
 SCORES = {1: 0.2, 2: 0.5, 3: 0.5, 4: 0.4, 5: 0.3, 6: 0.9}
@@ -61,6 +62,13 @@ def test_a_run_ends_once_so_many_rounds_brought_nothing_better(tmp_path, scores,
     assert read_lines(tmp_path / "history.jsonl")[-1]["final_accuracy"] == summary["accuracy"]
     assert read_description(tmp_path / "model").round == 5
     assert "ended after round 5 of 8: none since round 2 was better" in caplog.text
+
+
+def test_the_status_of_such_a_run_says_why_it_has_fewer_rounds(tmp_path, scores):
+    run_inline(config_of(stop_after=2), tmp_path)
+    status = read_status(tmp_path)
+    assert (status.state, status.round, status.rounds, status.seconds_left) == ("finished", 5, 5, 0)
+    assert status.message == "no round since 2 was better (server.stop_after)"
 
 
 def test_a_run_that_gets_better_ends_with_its_rounds(tmp_path, scores):
