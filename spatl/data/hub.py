@@ -99,7 +99,7 @@ def huggingface(
             check_text("huggingface", option, text)
     if splits is not None and (isinstance(splits, str) or not splits or not all(isinstance(s, str) for s in splits)):
         raise DataError(f"huggingface: splits must be a list of names, e.g. [train, test], got {splits!r}")
-    _check_source(name, path, hub=hub, subset=subset, revision=revision)
+    check_source("huggingface", name, path, hub=hub, subset=subset, revision=revision)
     if name is not None:
         table = hub_table("huggingface", name, subset=subset, revision=revision, splits=splits)
     else:
@@ -109,19 +109,21 @@ def huggingface(
     return from_table("huggingface", table, columns, channels=channels, image_size=image_size)
 
 
-def _check_source(name: str | None, path: str | None, *, hub: bool, subset: str | None, revision: str | None) -> None:
-    """Raise a `DataError` unless the options name one source: the hub, with leave to use the network, or a path."""
+def check_source(
+    dataset: str, name: str | None, path: str | None, *, hub: bool, subset: str | None, revision: str | None
+) -> None:
+    """Raise a `DataError` unless a data set's options name one source: the hub, with leave to use it, or a path."""
     if (name is None) == (path is None):
         raise DataError(
-            "huggingface: set data.options.path to a local directory, or data.options.name and data.options.hub: true "
+            f"{dataset}: set data.options.path to a local directory, or data.options.name and data.options.hub: true "
             f"for the hub, got path={path!r} and name={name!r}"
         )
     if name is not None:
         if not _HUB_NAME.fullmatch(name):  # a bare name may be one of the library's formats, or a local directory
-            raise DataError(f"huggingface: name must be owner/name, as the hub shows it, got {name!r}")
+            raise DataError(f"{dataset}: name must be owner/name, as the hub shows it, got {name!r}")
         if not hub:
             raise DataError(
-                f"huggingface: {name!r} would be downloaded from the Hugging Face hub, and the network is used only "
+                f"{dataset}: {name!r} would be downloaded from the Hugging Face hub, and the network is used only "
                 "when you say so: set data.options.hub to true, or download its Parquet files and name their "
                 "directory in data.options.path instead"
             )
@@ -130,7 +132,7 @@ def _check_source(name: str | None, path: str | None, *, hub: bool, subset: str 
         unread = [option for option, value in of_the_hub.items() if value is not None]
         if unread:
             raise DataError(
-                f"huggingface: data.options.{unread[0]} goes with data.options.name, a data set of the hub, got "
+                f"{dataset}: data.options.{unread[0]} goes with data.options.name, a data set of the hub, got "
                 f"{unread[0]}={of_the_hub[unread[0]]!r} and path={path!r}: leave one of them out"
             )
 
@@ -145,15 +147,26 @@ def hub_table(
 ) -> Any:
     """Return a table of the Hugging Face hub, over the network.
 
+    The arguments are those of `hub_splits`, and the splits to pool, in this order; None for all.
+
+    Raises:
+        DataError: The library is missing, the hub does not give the table, or a split is unknown.
+    """
+    found = hub_splits(dataset, name, subset=subset, revision=revision)
+    return _pooled(_library(dataset), dataset, found, splits)
+
+
+def hub_splits(dataset: str, name: str, *, subset: str | None = None, revision: str | None = None) -> dict[str, Any]:
+    """Return the tables of a data set of the Hugging Face hub by the name of their split, over the network.
+
     Args:
         dataset: Our name for it, for messages.
         name: The hub's name for it.
         subset: Which of its configurations.
         revision: Which of its versions; None for the newest.
-        splits: The splits to pool, in this order; None for all.
 
     Raises:
-        DataError: The library is missing, the hub does not give the table, or a split is unknown.
+        DataError: The library is missing, or the hub does not give the data set.
     """
     library = _library(dataset)
     if Path(name).is_dir():
@@ -162,10 +175,9 @@ def hub_table(
             "place of the hub's data set: start in another directory, or name this one in data.options.path"
         )
     try:
-        found = dict(library.load_dataset(name, subset, revision=revision))
+        return dict(library.load_dataset(name, subset, revision=revision))
     except Exception as error:  # the library's errors, and those of the clients below it, have no base of their own
         raise DataError(f"{dataset}: the Hugging Face hub did not give {name!r}: {_reason(error)}") from error
-    return _pooled(library, dataset, found, splits)
 
 
 def from_table(
@@ -264,20 +276,50 @@ def _local_table(path: Path, splits: Sequence[str] | None) -> Any:
             f"huggingface: no directory {path}: put the data set's Parquet files there, or name another directory in "
             "data.options.path"
         )
-    saved = any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
-    try:
-        with _no_progress_bars(library):
-            found = _saved_splits(library, path) if saved else _file_splits(library, path)
-    except DataError:
-        raise
-    except Exception as error:  # Arrow's errors, the library's own and the file system's
-        raise DataError(f"huggingface: cannot read {path}: {_reason(error)}") from error
+    if is_saved(path):
+        return _pooled(library, "huggingface", saved_splits("huggingface", path), splits)
+    with _reading("huggingface", path), _no_progress_bars(library):
+        found = _file_splits(library, path)
     return _pooled(library, "huggingface", found, splits)
 
 
-def _saved_splits(library: ModuleType, path: Path) -> dict[str, Any]:
-    saved = library.load_from_disk(str(path))
-    return dict(saved) if isinstance(saved, dict) else {"train": saved}
+def is_saved(path: Path) -> bool:
+    """Return whether a directory is what `save_to_disk` of the library `datasets` wrote."""
+    return any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def saved_splits(dataset: str, path: Path) -> dict[str, Any]:
+    """Return the tables of a directory of which `is_saved` holds, by the name of their split; `train` of a single one.
+
+    Raises:
+        DataError: The library is missing, or cannot read it.
+    """
+    library = _library(dataset)
+    with _reading(dataset, path), _no_progress_bars(library):
+        saved = library.load_from_disk(str(path))
+        return dict(saved) if isinstance(saved, dict) else {"train": saved}
+
+
+@contextmanager
+def _reading(dataset: str, path: Path) -> Iterator[None]:
+    """Tell in one line what Arrow, the library or the file system have against a path."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # Arrow's errors, the library's own and the file system's
+        raise DataError(f"{dataset}: cannot read {path}: {_reason(error)}") from error
+
+
+def plain_columns(table: Any) -> dict[str, list[Any]]:
+    """Return a table's columns as lists of Python's values; numbers that stand for named classes as their names."""
+    columns: dict[str, list[Any]] = table.with_format("arrow")[:].to_pydict()
+    for name, feature in table.features.items():
+        if (names := getattr(feature, "names", None)) is not None:
+            columns[name] = [
+                names[cell] if type(cell) is int and 0 <= cell < len(names) else None for cell in columns[name]
+            ]
+    return columns
 
 
 def _file_splits(library: ModuleType, path: Path) -> dict[str, Any]:

@@ -194,7 +194,7 @@ DATASETS: dict[str, DatasetEntry] = {
     "table": DatasetEntry(
         loader=table,
         description="your table: a row per example, columns of numbers and categories, a target and perhaps an owner",
-        source="CSV or Parquet files on disk",
+        source="CSV or Parquet files on disk, what the library `datasets` saved, or the hub",
     ),
     "synthetic": DatasetEntry(
         loader=synthetic,

@@ -1,0 +1,189 @@
+"""Cells of tables that lie on disk, or on the hub: text, Parquet, and what the library `datasets` saves."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatl.data.checks import missing_package, one_line
+from spatl.data.hub import hub_splits, is_saved, plain_columns, saved_splits
+from spatl.data.labels import listed
+from spatl.errors import DataError, did_you_mean
+from spatl.pixels.files import LARGEST_VALUE
+
+_SUFFIXES: Final = (".csv", ".tsv", ".parquet")
+
+
+class Cells:
+    """Cells by column, and where each row stands, for messages.
+
+    Args:
+        root: The file or directory.
+        names: The columns' names, in order.
+        cells: By name, texts of a text file and values of any type of another.
+        rows: By file or split, how many rows it has.
+        first: The number by which a file's first row is called.
+        splits: The name of each row's split where the tables came in several, of other names than files have.
+    """
+
+    def __init__(
+        self, root: Path | str, names: Sequence[str], cells: Mapping[str, list[Any]], rows: Mapping[Path | str, int],
+        first: int, splits: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.root, self.names, self._cells, self._rows, self._first = root, tuple(names), cells, rows, first
+        self.splits = splits
+
+    @classmethod
+    def read(cls, root: Path, delimiter: str | None) -> "Cells":
+        """Read a file, or all tables of a directory.
+
+        Raises:
+            DataError: There is none, or it is no table, or they have different columns.
+        """
+        if is_saved(root):
+            return cls._of_splits(root, saved_splits("table", root))
+        if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1):
+            raise DataError(f"table: delimiter must be one character, got {delimiter!r:.20}")
+        files = [root]
+        if root.is_dir():
+            files = sorted(file for file in root.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
+        if not files or not files[0].exists():
+            raise DataError(f"table: no table {root}; expected a file {', '.join(_SUFFIXES)}, or a directory of them")
+        cells: dict[str, list[Any]] = {}
+        rows: dict[Path | str, int] = {}
+        for file in files:
+            found = _parquet(file) if file.suffix.lower() == ".parquet" else _text(file, delimiter)
+            if cells and found.keys() != cells.keys():
+                odd = sorted(found.keys() ^ cells.keys())
+                raise DataError(f"table: {file} has other columns than {files[0]}: {listed(odd)}")
+            rows[file] = len(next(iter(found.values())))
+            for name, values in found.items():
+                cells.setdefault(name, []).extend(values)
+        if not sum(rows.values()):
+            raise DataError(f"table: {root} has no row below the columns' names")
+        return cls(root, list(cells), cells, rows, 1 if files[0].suffix.lower() == ".parquet" else 2)
+
+    @classmethod
+    def of_hub(cls, name: str, *, subset: str | None, revision: str | None) -> "Cells":
+        """Read all splits of a data set of the Hugging Face hub, over the network.
+
+        Raises:
+            DataError: The library is missing, the hub does not give it, or its splits have different columns.
+        """
+        return cls._of_splits(name, hub_splits("table", name, subset=subset, revision=revision))
+
+    @classmethod
+    def _of_splits(cls, root: Path | str, tables: Mapping[str, Any]) -> "Cells":
+        """Put tables of the library `datasets` one below the other."""
+        cells: dict[str, list[Any]] = {}
+        for split, table in tables.items():
+            found = plain_columns(table)
+            if cells and found.keys() != cells.keys():
+                odd = sorted(found.keys() ^ cells.keys())
+                raise DataError(
+                    f"table: the split {split} of {root} has other columns than those before: {listed(odd)}"
+                )
+            for name, values in found.items():
+                cells.setdefault(name, []).extend(values)
+        rows: dict[Path | str, int] = {f"split {split}": len(table) for split, table in tables.items()}
+        if not sum(rows.values()):
+            raise DataError(f"table: {root} has no row")
+        named = [split for split, table in tables.items() for _ in range(len(table))] if len(tables) > 1 else None
+        return cls(root, list(cells), cells, rows, 1, named)
+
+    def check_has(self, name: str) -> None:
+        """Raise a `DataError` where there is no such column."""
+        if name not in self._cells:
+            hint = did_you_mean(name, self.names)
+            raise DataError(f"table: {self.root} has no column {name!r}{hint}; it has {listed(self.names)}")
+
+    def place(self, row: int) -> str:
+        """Return where a row stands, counted from 0 over all files."""
+        for file, number in self._rows.items():
+            if row < number:
+                return f"{'row' if self._first == 1 else 'line'} {row + self._first} of {file}"
+            row -= number
+        raise IndexError(row)
+
+    def texts(self, name: str) -> list[str]:
+        """Return a column's cells as texts.
+
+        Raises:
+            DataError: One is empty.
+        """
+        cells = self._cells[name]
+        found = ["" if cell is None or cell != cell else str(cell).strip() for cell in cells]  # NaN
+        empty = [row for row, text in enumerate(found) if not text]
+        if empty:
+            raise self.misfit(name, "must have no empty cell", empty, self._cells[name])
+        return found
+
+    def numbers(self, name: str, *, advice: str) -> NDArray[np.float64]:
+        """Return a column's cells as numbers.
+
+        Raises:
+            DataError: One is none, or not finite.
+        """
+        cells, values = self._cells[name], np.empty(len(self._cells[name]))
+        wrong = []
+        for row, cell in enumerate(cells):
+            try:
+                values[row] = cell
+            except (TypeError, ValueError):
+                wrong.append(row)
+                continue
+            if not abs(values[row]) <= LARGEST_VALUE:  # NaN is not, either
+                wrong.append(row)
+        if wrong:
+            raise self.misfit(name, f"must hold finite numbers{advice}", wrong, cells)
+        return values
+
+    def misfit(self, name: str, expected: str, wrong: Sequence[int], cells: Sequence[Any]) -> DataError:
+        """Return the error of a column some of whose cells do not fit."""
+        cell = cells[wrong[0]]
+        found = "an empty cell" if cell is None or str(cell).strip() == "" else repr(cell)[:60]
+        more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
+        return DataError(f"table: the column {name!r} {expected}, got {found} in {self.place(wrong[0])}{more}")
+
+
+def _text(file: Path, delimiter: str | None) -> dict[str, list[Any]]:
+    """Read a file of text."""
+    delimiter = delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            return _columns(file, csv.reader(stream, delimiter=delimiter, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"table: {file} is no table of text in UTF-8: {one_line(error)}") from error
+
+
+def _columns(file: Path, lines: Iterator[list[str]]) -> dict[str, list[Any]]:
+    names = [name.strip() for name in next(lines, [])]
+    if not any(names):
+        raise DataError(f"table: {file} is empty; its first line must have the columns' names")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"table: {file} names the column {twice[0]!r} twice")
+    columns: list[list[Any]] = [[] for _ in names]
+    for number, cells in enumerate(lines, start=2):
+        if not cells:
+            continue  # an empty line, as at the end
+        if len(cells) != len(names):
+            raise DataError(
+                f"table: line {number} of {file} has {len(cells)} cells, the first line names {len(names)} columns"
+            )
+        for column, cell in zip(columns, cells, strict=True):
+            column.append(cell)
+    return dict(zip(names, columns, strict=True))
+
+
+def _parquet(file: Path) -> dict[str, list[Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise missing_package("data set 'table' of a .parquet file", "pyarrow") from error
+    try:
+        return {name: list(column) for name, column in parquet.read_table(file).to_pydict().items()}
+    except (ArrowException, OSError) as error:
+        raise DataError(f"table: {file} is no Parquet file that can be read: {one_line(error)}") from error
