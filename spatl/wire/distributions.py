@@ -1,5 +1,7 @@
 """Distributions of symbols by a few levels each, fitted to counts, as an encoded stream carries them."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -52,12 +54,17 @@ def read_levels(data: memoryview, num_contexts: int) -> tuple[list[list[int]], i
     return levels, position
 
 
-def frequencies_of(levels: list[int]) -> NDArray[np.int64]:
+def frequencies_of(levels: Sequence[int]) -> NDArray[np.int64]:
     """Return how often each symbol is expected in `TOTAL`, int64 [256]; from integers only: both sides must agree.
 
     The mass that is left at magnitude m loses its share h_m to that magnitude, half to either sign. Rounding the
     cumulated mass, not each part of it, leaves a rare symbol without a frequency only now and then.
     """
+    return _frequencies_of(tuple(levels))
+
+
+@lru_cache(maxsize=256)  # in one process, whoever sent a message reads it too, and so does the server
+def _frequencies_of(levels: tuple[int, ...]) -> NDArray[np.int64]:
     odds = _ODDS[np.array(levels)[np.minimum(_SEGMENT_OF_MAGNITUDE, len(levels) - 1)]]
     left = 1 << _MASS_BITS
     masses = []
@@ -69,7 +76,9 @@ def frequencies_of(levels: list[int]) -> NDArray[np.int64]:
     either_sign = np.diff(cumulated >> (_MASS_BITS + 1))
     zero = [masses[0] * (TOTAL - 1) >> _MASS_BITS]
     escape = [TOTAL - zero[0] - 2 * int(either_sign.sum())]
-    return np.concatenate([zero, either_sign, escape, either_sign[::-1]])
+    frequencies = np.concatenate([zero, either_sign, escape, either_sign[::-1]])
+    frequencies.flags.writeable = False
+    return frequencies
 
 
 def fit_levels(counts: NDArray[np.int64]) -> list[int]:
@@ -83,22 +92,21 @@ def fit_levels(counts: NDArray[np.int64]) -> list[int]:
     reached = magnitudes[::-1].cumsum()[::-1] + counts[ESCAPE]
     hits = np.add.reduceat(magnitudes, _KNOTS)
     misses = np.add.reduceat(reached, _KNOTS) - hits
+    # Of each segment by itself, and of all from it on: one row each, so that all levels are tried at once.
+    rows = np.array([hits, misses]), np.array([each[::-1].cumsum()[::-1] for each in (hits, misses)])
+    (alone, bits_alone), (together, bits_together) = (_fit_level(*row) for row in rows)
     best: list[int] = []
-    best_bits = np.inf
-    levels: list[int] = []
-    bits = 0.0
+    best_bits, bits = np.inf, 0.0
     for segment in range(len(_KNOTS)):
-        level, bits_of_rest = _fit_level(hits[segment:].sum(), misses[segment:].sum())
-        levels.append(level)
-        if bits + bits_of_rest + 8 * len(levels) < best_bits:
-            best, best_bits = levels.copy(), bits + bits_of_rest + 8 * len(levels)
-        levels[-1], bits_of_segment = _fit_level(hits[segment], misses[segment])
-        bits += bits_of_segment
+        of_rest = bits + bits_together[segment] + 8 * (segment + 1)
+        if of_rest < best_bits:
+            best, best_bits = [*alone[:segment], together[segment]], of_rest
+        bits += bits_alone[segment]
     return best
 
 
-def _fit_level(hits: int, misses: int) -> tuple[int, float]:
-    """The level of a hazard that held `hits` times and did not `misses` times, and the bits of telling which."""
-    bits = hits * _BITS_IF_HIT + misses * _BITS_IF_MISSED
-    level = int(bits.argmin())
-    return level, float(bits[level])
+def _fit_level(hits: NDArray[np.int64], misses: NDArray[np.int64]) -> tuple[list[int], list[float]]:
+    """The level of each hazard that held `hits` times and did not `misses` times, and the bits of telling which."""
+    bits = hits[:, None] * _BITS_IF_HIT + misses[:, None] * _BITS_IF_MISSED
+    levels = bits.argmin(axis=1)
+    return levels.tolist(), bits[np.arange(len(levels)), levels].tolist()

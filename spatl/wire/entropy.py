@@ -1,17 +1,18 @@
 """An entropy coder for small signed integers whose spread depends on a context that both sides know.
 
 It is rANS (Duda 2013, "Asymmetric numeral systems", arXiv:1311.2540) with frequencies that are fixed within a
-message and described by one to sixteen bytes per context. A short message is one state in plain Python; a long one is
-many interleaved states ("lanes"), one NumPy operation for all of them at a time. Both sides compute with integers
-only, so that every platform decodes the same. `docs/wire-format.md` has the layout of the bytes.
+message and described by one to sixteen bytes per context. A short message is one state, in plain Python; a long one is
+many interleaved states ("lanes"), one NumPy operation for all of them at a time; the compiled coder of an installation
+that has one (`spatl.wire.coder`) does either. Both sides compute with integers only, so that every platform decodes
+the same. `docs/wire-format.md` has the layout of the bytes.
 
 The distribution of a context is given by its hazards h_m = P(|v| = m | |v| >= m), one per segment of magnitudes, in
 logarithmic steps of the odds: a last hazard that goes on for ever is a geometric tail, one byte more is a probability
 of zero of its own, and a few more follow any other shape. Their maximum-likelihood estimates are quotients of counts.
 
-Chosen by measurement. Bytes for quantised Laplace values of 0.7 bits in six contexts, and seconds for encoding plus
-decoding 10 million of them on one core, in runs of a context and in no order (the best of three, one package after the
-other):
+Chosen by measurement, before there was a compiled coder. Bytes for quantised Laplace values of 0.7 bits in six
+contexts, and seconds for encoding plus decoding 10 million of them on one core, in runs of a context and in no order
+(the best of three, one package after the other):
 
 | values                                       |  2,000 |  20,000 |  300,000 | in runs | in no order |
 |----------------------------------------------|-------:|--------:|---------:|--------:|------------:|
@@ -37,8 +38,9 @@ from numpy.typing import NDArray
 
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
+from spatl.wire.coder import decode, encode
 from spatl.wire.distributions import ESCAPE, LARGEST_SYMBOL, LAST_LEVEL, fit_levels, frequencies_of, read_levels
-from spatl.wire.lanes import SYMBOL_BITS, TOTAL, decode_lanes, decode_one_lane, encode_lanes, encode_one_lane
+from spatl.wire.lanes import SYMBOL_BITS, TOTAL
 
 MAX_CONTEXTS: Final = 32
 
@@ -164,11 +166,11 @@ def encode_symbols(integers: Symbols, contexts: NDArray[np.uint8]) -> bytes:
             cells[part] = replaced.take(cells[part])
         escapes.append(values[(cells[part] & np.uint16((1 << SYMBOL_BITS) - 1)) == ESCAPE])
     if number < _VALUES_OF_ONE_LANE:
-        lane_bits = b""
-        states, words = encode_one_lane(cells, frequencies)
+        lane_bits, num_lanes = b"", 1
     else:
         lane_bits = bytes([_fit_lanes(counts, frequencies)])
-        states, words = encode_lanes(cells, frequencies, num_lanes=number >> lane_bits[0])
+        num_lanes = number >> lane_bits[0]
+    states, words = encode(cells, frequencies, num_lanes=num_lanes)
     tables = [bytes([*row[:-1], row[-1] | LAST_LEVEL]) for row in levels]
     raw = np.concatenate(escapes).astype("<i4").view(np.uint8).reshape(-1, 4)[:, :_ESCAPE_BYTES]
     return b"".join([lane_bits, *tables, states.astype("<u4").tobytes(), words.astype("<u2").tobytes(), raw.tobytes()])
@@ -203,7 +205,6 @@ def decode_symbols(data: memoryview, contexts: NDArray[np.uint8]) -> Symbols:
     if num_lanes == 0:
         symbols, num_words = np.zeros(0, dtype=np.uint8), 0
     else:
-        decode = decode_lanes if num_lanes > 1 else decode_one_lane
         frequencies = np.stack([frequencies_of(row) for row in levels])
         ranks, rank_of_context = np.empty(len(contexts), dtype=np.uint16), _rank_of_context(used)
         for part in parts_of(len(contexts)):

@@ -18,6 +18,10 @@ LOWEST_STATE: Final = 1 << WORD_BITS
 
 STATE_BITS: Final = 2 * WORD_BITS
 
+CUT_OFF: Final = "the coded integers are cut off"
+
+ENDS_OTHERWISE: Final = "the coded integers do not end as they began"
+
 
 # The same for arithmetic with arrays, made once.
 _LOWEST: Final = np.uint32(LOWEST_STATE)
@@ -75,11 +79,11 @@ def decode_one_lane(
         state = frequency[cell] * (state >> TOTAL_BITS) + slot - start[cell]
         if state < LOWEST_STATE:
             if position == len(words):
-                raise UpdateRejected("the coded integers are cut off")
+                raise UpdateRejected(CUT_OFF)
             state = state << WORD_BITS | int(words[position])
             position += 1
     if state != LOWEST_STATE:
-        raise UpdateRejected("the coded integers do not end as they began")
+        raise UpdateRejected(ENDS_OTHERWISE)
     return np.frombuffer(symbols, dtype=np.uint8), position
 
 
@@ -152,11 +156,11 @@ def decode_lanes(
         low = np.flatnonzero(state < _LOWEST)
         taken = words[position : position + len(low)]
         if len(taken) < len(low):
-            raise UpdateRejected("the coded integers are cut off")
+            raise UpdateRejected(CUT_OFF)
         state[low] = (state[low] << _WORD) | taken
         position += len(low)
     if (states != LOWEST_STATE).any():
-        raise UpdateRejected("the coded integers do not end as they began")
+        raise UpdateRejected(ENDS_OTHERWISE)
     return symbols, position
 
 
