@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatl.channels.layout import EncoderLayout
@@ -19,6 +18,7 @@ from spatl.channels.masking import masked_weights
 from spatl.channels.selection import Selection
 from spatl.channels.trace import EncoderTrace
 from spatl.data import Examples
+from spatl.tasks.task import CLASSIFICATION, Task
 from spatl.training.evaluate import Evaluation, forward_with_batch_statistics
 
 _LOSS_WEIGHT: Final = 0.2
@@ -30,8 +30,9 @@ class Outcome(Evaluation):
     """Outcome of a trial.
 
     Attributes:
-        scores: float64 [n], each example's part in the reward: whether it was classified correctly, less a fifth of
-            its cross-entropy.
+        accuracy: Of a task that is no classification its score, more being better (`Task.merits`).
+        scores: float64 [n], each example's part in the reward: whether it was classified correctly, or its part in the
+            score, less a fifth of its loss.
     """
 
     scores: Tensor
@@ -53,20 +54,22 @@ class Outcome(Evaluation):
 Trial = Callable[[Selection], Outcome]
 
 
-def pruned_trial(model: nn.Module, trace: EncoderTrace, examples: Examples) -> Trial:
+def pruned_trial(model: nn.Module, trace: EncoderTrace, examples: Examples, *, task: Task = CLASSIFICATION) -> Trial:
     """Return the trial of the encoder without the channels that were not selected.
 
     Args:
         model: The network; trials leave it as it was.
         trace: Its channels.
         examples: At least two, on the model's device; one batch, whose own statistics BatchNorm uses.
+        task: What their targets are for.
     """
-    return lambda selection: _measure(model, masked_weights(model, trace.readers, selection), examples)
+    return lambda selection: _measure(model, masked_weights(model, trace.readers, selection), examples, task)
 
 
 def sent_trial(
-    model: nn.Module, layout: EncoderLayout, *, trained: Tensor, update: Tensor, examples: Examples
-) -> Trial:
+    model: nn.Module, layout: EncoderLayout, *, trained: Tensor, update: Tensor, examples: Examples,
+    task: Task = CLASSIFICATION,
+) -> Trial:  # fmt: skip
     """Return the trial of the encoder as received plus what was selected of the update (x + m D).
 
     Args:
@@ -75,6 +78,7 @@ def sent_trial(
         trained: float32 [N], y.
         update: float32 [N], y - x.
         examples: At least two, on the model's device.
+        task: What their targets are for.
     """
 
     def trial(selection: Selection) -> Outcome:
@@ -84,23 +88,24 @@ def sent_trial(
             sent = received + update[part]
             weights[part] = sent if kept is None else torch.where(kept, sent, received)
         device = examples.inputs.device
-        return _measure(model, {name: view.to(device) for name, view in layout.unflatten(weights).items()}, examples)
+        views = {name: view.to(device) for name, view in layout.unflatten(weights).items()}
+        return _measure(model, views, examples, task)
 
     return trial
 
 
-def _measure(model: nn.Module, replaced: Mapping[str, Tensor], examples: Examples) -> Outcome:
-    logits = forward_with_batch_statistics(model, examples.inputs, replaced)
-    correct = logits.argmax(1) == examples.targets
-    losses = F.cross_entropy(logits, examples.targets, reduction="none").cpu().double()
-    accuracy, loss = int(correct.sum()) / len(examples), float(F.cross_entropy(logits, examples.targets))
-    return Outcome(accuracy, loss, correct.cpu().double() - _LOSS_WEIGHT * losses)
+def _measure(model: nn.Module, replaced: Mapping[str, Tensor], examples: Examples, task: Task) -> Outcome:
+    outputs = forward_with_batch_statistics(model, examples.inputs, replaced)
+    losses = task.loss.each(outputs, examples.targets).cpu().double()
+    score, parts = task.merits(outputs, examples.targets)
+    loss = float(task.loss.mean(outputs, examples.targets))
+    return Outcome(score, loss, parts - _LOSS_WEIGHT * losses)
 
 
 def reward(found: Evaluation, prior: Evaluation) -> float:
-    """Return the reward of a selection: its gain over the prior in accuracy, and a fifth of that in cross-entropy.
+    """Return the reward of a selection: its gain over the prior in accuracy or score, and a fifth of that in the loss.
 
-    The cross-entropy tells selections apart that classify the same few examples correctly; its part is at most 0.4.
+    The loss tells selections apart that classify the same few examples correctly; its part is at most 0.4.
     """
     if not math.isfinite(found.loss):
         difference = -_LARGEST_LOSS_DIFFERENCE

@@ -80,11 +80,12 @@ class AgentSelector:
         layout, costs, examples = request.costs.layout, request.costs, _some(request.validation)
         if self._settings.reward == "sent":
             problem = Problem(costs, request.budget, drawn_energy(request.update, layout, request.generator), "sent")
-            trial = sent_trial(request.model, layout, trained=request.weights, update=request.update, examples=examples)
+            trial = sent_trial(request.model, layout, trained=request.weights, update=request.update,
+                               examples=examples, task=request.task)  # fmt: skip
         else:
             signal = channel_signal(request.model, layout, costs.trace.readers, request.train.inputs)
             problem = Problem(costs, request.budget, signal, "pruned")
-            trial = pruned_trial(request.model, costs.trace, examples)
+            trial = pruned_trial(request.model, costs.trace, examples, task=request.task)
         return problem, trial if len(examples) > 1 else None
 
     def _samples(self, request: SelectionRequest) -> int | None:

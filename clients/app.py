@@ -256,7 +256,7 @@ def evaluate(message: Message, context: Context) -> Message:
         report, own = evaluate_round(workplace, client_of(context), model, state, whole=is_device(context))
         _save_model(store, context, workplace, model, report, own)
         del model, state, own  # before the state is read again
-    return Message(_content(report.to_bytes()), reply_to=message)
+    return Message(_content(report.to_bytes(workplace.blueprint.judging)), reply_to=message)
 
 
 @app.query("statistics")

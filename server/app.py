@@ -226,6 +226,7 @@ def _strategy(
     checkpoint: Checkpoint | None, *, grid: FederationGrid, simulated: bool,
 ) -> FederationStrategy:  # fmt: skip
     recorder.groups, recorder.owners = registered.blueprint.layout.groups, registered.blueprint.owners
+    recorder.task = registered.blueprint.task
     initial = check_of(registered.blueprint.initial_encoder())
     clients = registered.clients
     return FederationStrategy(

@@ -37,9 +37,9 @@ def last_round_after(state: ServerState, server_round: int, config: ExperimentCo
     return server_round if over else config.rounds
 
 
-def watched(state: ServerState, server_round: int, told: Mapping[int, Arrival]) -> ServerState:
+def watched(federation: Federation, state: ServerState, server_round: int, told: Mapping[int, Arrival]) -> ServerState:
     """Return the state that knows what clients told of the model as it stood after a round."""
-    return replace(state, best=better_of(state.best, _accuracy(told), server_round))
+    return replace(state, best=better_of(state.best, _accuracy(told), server_round, task=federation.blueprint.task))
 
 
 def keep_best(
@@ -62,7 +62,8 @@ def keep_best(
         return
     if (directory / DESCRIPTION).exists():
         best = read_description(directory)
-        if best.accuracy is not None and (best.accuracy, best.round) > (accuracy, server_round):
+        sign = federation.blueprint.task.score.sign
+        if best.accuracy is not None and (sign * best.accuracy, best.round) > (sign * accuracy, server_round):
             return
     encoder = federation.reference(state).encoder
     statistics, _ = statistics_of_all(federation, state, told)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from spatl.runs.findings import forget_findings
 from spatl.runs.ledger import Entry
 from spatl.runs.log import EVENTS
 from spatl.runs.marks import Mark, record_of, replace_marked, write_marks
-from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, known, mean, mishaps, read_lines
+from spatl.runs.records import NOTABLE_SHARE, HistoryRow, append_lines, as_line, known, mean, mishaps, read_lines
+from spatl.runs.scores import metric_of, score_in
 from spatl.runs.tensorboard import Scalars
+from spatl.tasks.task import CLASSIFICATION, Task
 from spatl.training.evaluate import Evaluation
 from spatl.wire.reports import EvaluateReport
 
@@ -39,6 +41,7 @@ class Recorder:
         num_examples: Training examples by client, filled in at registration.
         owners: Names of the clients' owners, where they have any; likewise.
         groups: The channel groups that clients choose from, likewise.
+        task: What the run is judged by, likewise.
         history: The rounds written so far.
     """
 
@@ -50,6 +53,7 @@ class Recorder:
         self.num_examples: dict[int, int] = {}
         self.owners: tuple[str, ...] = ()
         self.groups: tuple[ChannelGroup, ...] = ()
+        self.task: Task = CLASSIFICATION
         directory.mkdir(parents=True, exist_ok=True)
         forget_findings(directory, after=done)
         self._record = record_of(directory, done, marks)
@@ -59,11 +63,9 @@ class Recorder:
             for each in self.history:
                 scalars.write(each)
         self._final = {
-            row["client"]: EvaluateReport(
-                num_examples=row["num_examples"], accuracy=row["final_accuracy"], loss=row["final_loss"]
-            )
+            row["client"]: EvaluateReport(num_examples=row["num_examples"], accuracy=final, loss=row["final_loss"])
             for row in clients
-            if row["round"] == done and row["final_accuracy"] is not None
+            if row["round"] == done and (final := score_in(row, "final_")) is not None
         }
         self._participations = Counter(row["client"] for row in clients if row["participated"])
         updates = [row["bytes"] for row in ledger if (row["phase"], row["direction"]) == ("train", "uplink")]
@@ -83,16 +85,17 @@ class Recorder:
 
     @property
     def final_accuracy(self) -> float | None:
-        """Mean accuracy of the clients with the encoder after the last round; None before it."""
+        """Mean accuracy of the clients with the encoder after the last round, or score; None before it."""
         return mean(known(report.accuracy for report in self._final.values()))
 
     @property
     def final_globally(self) -> Evaluation | None:
         """Worth of the server's model after the last round on the official test set, where it was measured."""
         last = self.history[-1] if self.history else None
-        if last is None or last.final_global_accuracy is None or last.final_global_loss is None:
+        score = None if last is None else score_in(asdict(last), "final_global_")
+        if last is None or score is None or last.final_global_loss is None:
             return None
-        return Evaluation(last.final_global_accuracy, last.final_global_loss)
+        return Evaluation(score, last.final_global_loss)
 
     def start_clock(self) -> None:
         """Count the seconds of the first round from here: what clients build and import once is no round's work."""
@@ -101,19 +104,20 @@ class Recorder:
     def finish_round(self, *, encoder_fingerprint: str) -> HistoryRow:
         """Write the round's lines and open the next."""
         record = self._round
-        row = history_row(record, encoder_fingerprint)
+        row = history_row(record, encoder_fingerprint, self.task)
         self._append(LEDGER, [entry.to_json() for entry in record.entries])
-        self._append(CLIENTS, [asdict(row) for row in client_rows(record, self.num_examples, self.owners)])
+        self._append(CLIENTS, [as_line(row) for row in client_rows(record, self.num_examples, self.owners, self.task)])
         self._append(TIMINGS, [asdict(row) for row in timing_rows(record)])
         if chosen := [asdict(row) for row in selection_rows(record, self.groups)]:
             self._append(SELECTIONS, chosen)
-        self._append(HISTORY, [asdict(row)])
+        self._append(HISTORY, [as_line(row)])
         write_marks(self.directory, row.round, self._record.marks())
         if self._scalars is not None:
             self._scalars.write(row)
+        score = score_in(asdict(row))
         EVENTS.info(
-            "round %d: accuracy %s, %d updates, %d refused, %d missing, %d bytes up, %d down, %.1f s",
-            row.round, "-" if row.accuracy is None else f"{row.accuracy:.4f}", row.participants, row.rejected,
+            "round %d: %s %s, %d updates, %d refused, %d missing, %d bytes up, %d down, %.1f s",
+            row.round, metric_of(asdict(row)), "-" if score is None else f"{score:.4f}", row.participants, row.rejected,
             row.missing, row.uplink_bytes, row.downlink_bytes, row.seconds, extra={"round": row.round},
         )  # fmt: skip
         self.history.append(row)
@@ -144,8 +148,7 @@ class Recorder:
         summary = {
             **facts,
             "rounds": len(self.history),
-            "accuracy": mean(accuracies.values()),
-            "accuracy_min": min(accuracies.values(), default=None),
+            **self._judged(list(accuracies.values())),
             "loss": mean(report.loss for report in tested.values()),
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,
@@ -167,6 +170,15 @@ class Recorder:
         }
         replace_marked(self.directory, SUMMARY, json_bytes(summary))
         return summary
+
+    def _judged(self, scores: Sequence[float]) -> dict[str, Any]:
+        """Return what the summary says of the clients' scores: the accuracy of a classification, or another task's."""
+        task, told = self.task, self.history[-1].final_metrics if self.history else None
+        metrics = {"metric": task.score.name, "metrics": told} if task.tells_more else {}
+        if task.counts_hits:
+            return {"accuracy": mean(scores), "accuracy_min": min(scores, default=None), **metrics}
+        score = {"score": mean(scores), "score_worst": task.worst(scores)}
+        return {"accuracy": None, "accuracy_min": None, **score, **metrics}
 
     def _warn_of_excluded(self, record: RoundRecord) -> None:
         """Warn once of the same clients that a round lacks many of the training examples."""

@@ -4,13 +4,16 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.channels.layout import ChannelGroup
 from spatl.rounds.answers import Outcome
 from spatl.runs.ledger import Entry, total
 from spatl.runs.records import ClientRow, HistoryRow, SelectionRow, TimingRow, known, mean
+from spatl.tasks.pooling import together
+from spatl.tasks.task import CLASSIFICATION, Measure, Task
 from spatl.training.evaluate import Evaluation
 from spatl.wire.reports import EvaluateReport
 
@@ -58,13 +61,13 @@ class RoundRecord:
     started: float = field(default_factory=time.perf_counter)
 
 
-def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
+def history_row(record: RoundRecord, encoder_fingerprint: str, task: Task = CLASSIFICATION) -> HistoryRow:
     """Return the line of `history.jsonl` for a round that ends now."""
     trained = list(record.outcome.trained.values())
     final = list(record.final.values())
     arrived, last = record.arrived_globally, record.final_globally
     uplink, downlink = total(record.entries, "uplink"), total(record.entries, "downlink")
-    return HistoryRow(
+    row = HistoryRow(
         round=record.server_round,
         accuracy=mean(known(report.accuracy for report in trained)),
         accuracy_min=min(known(report.accuracy for report in trained), default=None),
@@ -104,10 +107,11 @@ def history_row(record: RoundRecord, encoder_fingerprint: str) -> HistoryRow:
         final_global_accuracy=None if last is None else last.accuracy,
         final_global_loss=None if last is None else last.loss,
     )
+    return row if not task.tells_more else row_of_task(row, record, task)
 
 
 def client_rows(
-    record: RoundRecord, num_examples: Mapping[int, int], owners: Sequence[str] = ()
+    record: RoundRecord, num_examples: Mapping[int, int], owners: Sequence[str] = (), task: Task = CLASSIFICATION
 ) -> Iterable[ClientRow]:
     """Yield the lines of `clients.jsonl` for a round, given the training examples of each client, and its owner."""
     entries: dict[int, list[Entry]] = {client: [] for client in record.participants}
@@ -115,7 +119,7 @@ def client_rows(
         entries.setdefault(entry.client, []).append(entry)
     for client, own in sorted(entries.items()):
         trained, final = record.outcome.trained.get(client), record.final.get(client)
-        yield ClientRow(
+        row = ClientRow(
             round=record.server_round,
             client=client,
             participated=trained is not None,
@@ -141,6 +145,64 @@ def client_rows(
             final_loss=_number(final.loss) if final else None,
             owner=owners[client] if client < len(owners) else None,
         )
+        yield row if not task.tells_more else client_row_of_task(row, record, task)
+
+
+def row_of_task(row: HistoryRow, record: RoundRecord, task: Task) -> HistoryRow:
+    """Return a round's line with what its clients told of a task's metrics: the score in place of the accuracy.
+
+    Args:
+        row: The line as of a classification.
+        record: The round.
+        task: The task.
+    """
+    final = [report.measures for report in record.final.values() if report.measures and known([report.loss])]
+    arrived = [
+        record.outcome.measures[client]
+        for client, report in sorted(record.outcome.trained.items())
+        if known([report.loss]) and record.outcome.measures.get(client)
+    ]
+    told: dict[str, Any] = {
+        "metric": task.score.name,
+        "metrics": together(task, arrived) if arrived else None,
+        "final_metrics": together(task, final) if final else None,
+        "global_metrics": _of_server(record.arrived_globally, task),
+        "final_global_metrics": _of_server(record.final_globally, task),
+    }
+    if task.counts_hits:
+        return replace(row, **told)
+    for prefix, reports in (("", record.outcome.trained), ("final_", record.final)):
+        scores = known(report.accuracy for report in reports.values())
+        told |= {f"{prefix}score": mean(scores), f"{prefix}score_worst": task.worst(scores)}
+    for prefix in ("global_", "final_global_"):
+        told[f"{prefix}score"] = next(iter(known([getattr(row, f"{prefix}accuracy")])), None)
+    nothing = ("accuracy", "accuracy_min", "final_accuracy", "final_accuracy_min", "global_accuracy")
+    told |= dict.fromkeys((*nothing, "final_global_accuracy"))
+    return replace(row, **told)
+
+
+def client_row_of_task(row: ClientRow, record: RoundRecord, task: Task) -> ClientRow:
+    """Return a client's line of a round likewise, with the values of its metrics by their names."""
+    final = record.final.get(row.client)
+    told: dict[str, Any] = {
+        "metrics": named_measures(record.outcome.measures.get(row.client, ()), task) if row.loss is not None else None,
+        "final_metrics": None if final is None or row.final_loss is None else named_measures(final.measures, task),
+    }
+    if task.counts_hits:
+        return replace(row, **told)
+    told |= {"score": row.accuracy, "final_score": row.final_accuracy, "accuracy": None, "final_accuracy": None}
+    return replace(row, **told)
+
+
+def named_measures(measures: Sequence[Measure], task: Task) -> dict[str, float | None] | None:
+    """Return the values of a task's metrics by their names, None for what is not defined; None without measures."""
+    if not measures:
+        return None
+    return {metric.name: _number(each.value) for metric, each in zip(task.metrics, measures, strict=True)}
+
+
+def _of_server(measured: Evaluation | None, task: Task) -> dict[str, float | None] | None:
+    return None if measured is None else named_measures(measured.measures, task)
 
 
 def _number(value: float) -> float | None:

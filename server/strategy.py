@@ -26,13 +26,12 @@ from server.recorder import Recorder
 from server.replies import blob_of, error_traceback
 from server.waiting import Rest, await_clients
 from spatl.errors import DivergedError, SpatlError, UpdateRejected
-from spatl.rounds.evaluation import arrived_state, close_statistics, open_evaluation
+from spatl.rounds.evaluation import arrived_state, close_statistics, evaluated, open_evaluation
 from spatl.rounds.federation import Federation
 from spatl.rounds.members import choose_clients, rejoined, without_answer
 from spatl.rounds.server import close_round, first_state, open_round
 from spatl.rounds.server_state import ServerState
 from spatl.runs.checkpoint import Checkpoint, save_checkpoint
-from spatl.wire.reports import EvaluateReport
 from spatl.wire.statistics import STATISTICS_QUESTION
 
 logger = logging.getLogger(__name__)
@@ -146,7 +145,7 @@ class FederationStrategy(Strategy):
             replies = self._grid.send_and_receive(self._ask(self._grid, number, without=resting), timeout=timeout)
         self._recorder.round.outcome, self._unregistered = outcome, frozenset(outcome.unregistered)
         keep_best(self._recorder.directory, self.federation, self.state, number - 1, outcome.arrivals)
-        self.state = watched(self.state, number - 1, outcome.arrivals)
+        self.state = watched(self.federation, self.state, number - 1, outcome.arrivals)
         self.last_round = last_round_after(self.state, number, self._config)
         measure_arrived(self._recorder.round, self.federation, self.state, outcome.arrivals)
         if outcome.ending is not None:
@@ -195,7 +194,7 @@ class FederationStrategy(Strategy):
         record = self._recorder.round
         for client, reply in self._exchange.answers(replies, number, "the final evaluation"):
             try:
-                record.final[client] = EvaluateReport.from_bytes(blob_of(reply))
+                record.final[client] = evaluated(self.federation, client, blob_of(reply))
             except UpdateRejected as error:
                 found = error_traceback(reply.error) if reply.has_error() else ""
                 logger.warning("the final evaluation of client %s failed: %s", client, error,
@@ -208,7 +207,7 @@ class FederationStrategy(Strategy):
             )
         # What is written before a checkpoint is written again if the run is killed in between.
         save_checkpoint(Checkpoint(number, self.state), self._recorder.directory)
-        shown = {k: v for k, v in (("accuracy", row.accuracy), ("loss", row.loss)) if v is not None}
+        shown = {key: value for key in ("accuracy", "score", "loss") if (value := getattr(row, key)) is not None}
         return MetricRecord(dict(shown)) if shown else None
 
     def _changed_members(self, number: int) -> set[int]:

@@ -160,7 +160,8 @@ def whole_update_bytes(blueprint: Blueprint, num_examples: int) -> int:
         seconds=1.0,
     )
     update = Update(1, 0, select_all(layout), torch.zeros(layout.num_entries), 1.0, report=report)
-    blob = pack_update(update, layout, CODECS["float32"], generator=generator(blueprint.config.seed, "measure"))
+    draws = generator(blueprint.config.seed, "measure")
+    blob = pack_update(update, layout, CODECS["float32"], generator=draws, judging=blueprint.judging)
     give_back(layout.num_entries)
     traffic = message_traffic(blob_content(blob), direction="uplink", message_type=MessageType.TRAIN, group_id="1")
     return traffic.num_bytes

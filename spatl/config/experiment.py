@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +12,14 @@ from pydantic import Field, field_validator, model_validator
 from spatl.channels.costs import Budget
 from spatl.config.bench import BenchConfig
 from spatl.config.report import ReportConfig
-from spatl.config.rules import check_control, check_corrections, check_privacy, check_stopping, check_training
+from spatl.config.rules import (
+    check_control,
+    check_corrections,
+    check_findings,
+    check_privacy,
+    check_stopping,
+    check_training,
+)
 from spatl.config.saliency import SaliencyConfig
 from spatl.config.sections import (
     ControlConfig,
@@ -29,10 +37,12 @@ from spatl.config.sections import (
 )
 from spatl.config.selection import AgentConfig, SelectionConfig
 from spatl.config.server_optimizer import ServerOptimizerConfig
+from spatl.config.task import TaskConfig
 from spatl.config.training import OPTIMIZER_DEFAULTS, TrainingConfig
 from spatl.data import DATASETS, OWN, is_read_from_path
 from spatl.extensions.references import is_reference
 from spatl.methods import METHOD_DOOR, METHODS, PREDICTORS, Method, PredictorMode, PredictorRow, find_method
+from spatl.tasks.targets import TASKS
 
 
 class ExperimentConfig(Section):
@@ -47,6 +57,7 @@ class ExperimentConfig(Section):
     engine: Literal["inline", "ray"] = "inline"
     """`inline` runs in this process; `ray` uses Flower's simulation runtime."""
     data: DataConfig = DataConfig()
+    task: TaskConfig = TaskConfig()
     partition: PartitionConfig = PartitionConfig()
     model: ModelConfig = ModelConfig()
     predictor: PredictorConfig = PredictorConfig()
@@ -101,13 +112,8 @@ class ExperimentConfig(Section):
         check_control(self.control, self.row, self.wire, self.server_optimizer)
         check_corrections(self.row, self.server)
         check_stopping(self.server, has_one_model=self.has_one_model, keeps_best=self.keeps_best)
+        check_findings(self.report, self.row, self.task.name, has_one_model=self.has_one_model)
         check_privacy(self.privacy, self.row, self.server, self.report, self.training)
-        return self
-
-    @model_validator(mode="after")
-    def _has_a_model_to_ask_about(self) -> Self:
-        if self.report.findings is not None and not self.has_one_model:
-            raise ValueError(f"report.findings: {self.row.title} has no model of all clients; leave it out")
         return self
 
     @property
@@ -187,13 +193,18 @@ class ExperimentConfig(Section):
 
     @property
     def predictor_mode(self) -> PredictorMode:
-        """Private part of the predictor: as the method says, or this config where the method leaves it open."""
-        return self.row.predictor_mode or self.predictor.mode
+        """Private part of the predictor: as the method says, or this config where the method leaves it open.
+
+        Of a task whose targets have no frequencies a `calibrated` one is `shared`.
+        """
+        mode = self.row.predictor_mode or self.predictor.mode
+        return "shared" if mode == "calibrated" and not TASKS[self.task.name].frequencies else mode
 
     @property
     def predictor_row(self) -> PredictorRow:
-        """The facts of that mode."""
-        return PREDICTORS[self.predictor_mode]
+        """The facts of that mode; without an offset where the targets of the task have no frequencies."""
+        row = PREDICTORS[self.predictor_mode]
+        return row if TASKS[self.task.name].frequencies else replace(row, offset=False)
 
     @property
     def shares(self) -> Literal["encoder", "all", "nothing"]:

@@ -61,8 +61,10 @@ def _check_names(config: ExperimentConfig, device: DeviceConfig, listed: ListedF
         "wire.uplink": config.wire.uplink,
         "wire.downlink": config.wire.downlink,
     }
-    augmentations = [("training.augmentation", name) for name in config.training.augmentation]
-    for setting, name in [*references.items(), *augmentations]:
+    several = [("training.augmentation", name) for name in config.training.augmentation]
+    several += [("task.metrics", name) for name in config.task.metrics]
+    several += [("task.loss", config.task.loss)] if config.task.loss is not None else []
+    for setting, name in [*references.items(), *several]:
         if is_reference(name):
             listed.check_module(name.partition(":")[0], setting)
     for rule, setting, allowed in (("methods", "method", device.methods), ("models", "model.name", device.models)):

@@ -7,6 +7,7 @@ from spatl.config.sections import ControlConfig, PrivacyConfig, ServerConfig, Wi
 from spatl.config.server_optimizer import ServerOptimizerConfig
 from spatl.config.training import TrainingConfig
 from spatl.methods import Method
+from spatl.tasks.targets import TASKS, TaskName
 from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
 from spatl.wire.codecs import CODECS
 
@@ -78,6 +79,18 @@ def check_corrections(row: Method, server: ServerConfig) -> None:
             f"server.aggregation: {row.title} goes on from the clients' mean, which {server.aggregation} is not; take "
             f"{' or '.join(_MEANS)}"
         )
+
+
+def check_findings(report: ReportConfig, row: Method, task: TaskName, *, has_one_model: bool) -> None:
+    """Raise where clients are to tell of a model that there is not, or of classes that examples have not.
+
+    Raises:
+        ValueError: That is so.
+    """
+    if report.findings is not None and not has_one_model:
+        raise ValueError(f"report.findings: {row.title} has no model of all clients; leave it out")
+    if report.findings is not None and not TASKS[task].labels:
+        raise ValueError(f"report.findings: profiles are by classes, which {task} has not; leave it out")
 
 
 def check_privacy(

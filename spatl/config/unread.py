@@ -20,13 +20,14 @@ from spatl.config.server_optimizer import ADAPTIVE
 from spatl.data import PARTITIONERS, Dataset, partition_settings
 from spatl.extensions.references import is_reference
 from spatl.methods import METHODS, Method
+from spatl.tasks.targets import TASKS
 from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
 
 Engine = Literal["inline", "ray", "deployment"]
 
 ALWAYS_READ: Final = frozenset({
     "seed", "rounds", "method", "engine",
-    "data.name", "data.options", "data.normalisation",
+    "data.name", "data.options", "data.normalisation", "task.name", "task.loss", "task.metrics",
     "partition.name", "partition.num_clients", "partition.feature_noise",
     "model.name", "model.options", "model.weights", "model.weights_sha256",
     "training.local_steps", "training.batch_size", "training.optimizer", "training.learning_rate",
@@ -209,6 +210,12 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: run.private or run.row.contrasts or is_reference(run.config.model.name),
         lambda run: f"under {run.row.title} a client shares nothing" if run.row.shares == "nothing"
         else f"no part of the model is a client's own with a predictor that is {run.config.predictor_mode}",
+    ),
+    _Rule(
+        ("predictor.mode", "predictor.strength", "predictor.smoothing"),
+        lambda run: TASKS[run.config.task.name].frequencies or run.config.predictor.mode in ("local", "shared"),
+        lambda run: f"the targets of {run.config.task.name} have no frequencies that a client could add: its predictor "
+        f"is {run.config.predictor_mode}, without an offset",
     ),
     _Rule(
         ("predictor.mode",),

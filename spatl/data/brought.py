@@ -14,6 +14,7 @@ from spatl.data.images import numbered
 from spatl.data.labels import class_labels
 from spatl.errors import DataError
 from spatl.pixels.files import LARGEST_VALUE
+from spatl.tasks.targets import IGNORED, TASKS, TaskName
 from spatl.tensors.inputs import Inputs, NamedInputs, parts_of
 
 _KEYS: Final = ("inputs", "targets", "groups", "splits", "class_names", "num_tokens")
@@ -25,7 +26,7 @@ EXPECTED: Final = (
 """What users may bring, in words."""
 
 
-def dataset_of(found: object, *, name: str, where: str, task: str = "classification") -> Dataset:
+def dataset_of(found: object, *, name: str, where: str, task: TaskName = "classification") -> Dataset:
     """Return what a user brought as a data set.
 
     Args:
@@ -68,7 +69,7 @@ def _is_pair(found: object) -> TypeGuard[tuple[Any, Any]]:
 
 
 def examples_of(
-    inputs: object, targets: object, *, name: str, where: str, task: str, groups: object = None,
+    inputs: object, targets: object, *, name: str, where: str, task: TaskName, groups: object = None,
     splits: object = None, class_names: Sequence[str] = (), num_tokens: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> Dataset:  # fmt: skip
@@ -104,7 +105,9 @@ def examples_of(
         values = _input(array_of(inputs, where), f"{where}: inputs")
         length = len(values)
         scale = "none" if not values.is_floating_point() else "feature" if values.dim() == 2 else "channel"
-    found, names, told = targets_of(array_of(targets, where), task, name=name, where=where, inputs=values)
+    found, names, told = targets_of(
+        array_of(targets, where), task, name=name, where=where, inputs=values, num_tokens=num_tokens
+    )
     if len(found) != length:
         raise DataError(f"{where}: targets must be {length}, one per example, got {len(found)}")
     names = tuple(class_names) or names
@@ -112,7 +115,8 @@ def examples_of(
     return Dataset(
         name, values, found, num_classes=len(names), class_names=names, notes=(*notes, *told), scale=scale,  # type: ignore[arg-type]
         groups=owned, group_names=owners,
-        splits=None if splits is None else _splits(array_of(splits, where), length, where), num_tokens=num_tokens,
+        splits=None if splits is None else _splits(array_of(splits, where), length, where),
+        num_tokens=len(names) if TASKS[task].by_place else num_tokens, task=task,
     )  # fmt: skip
 
 
@@ -137,7 +141,7 @@ def array_of(values: object, where: str) -> NDArray[Any]:
 
 
 def targets_of(
-    values: NDArray[Any], task: str, *, name: str, where: str, inputs: Inputs
+    values: NDArray[Any], task: TaskName, *, name: str, where: str, inputs: Inputs, num_tokens: int | None = None
 ) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
     """Return targets as a task has them, the names of the outputs, and what to tell of them.
 
@@ -147,17 +151,38 @@ def targets_of(
     if task == "classification":
         labels = class_labels(name, values)
         return torch.from_numpy(labels.numbers), labels.names, labels.notes
-    if values.dtype.kind not in "biuf":
+    if values.dtype.kind not in "biuf" or values.size == 0:
         raise misfit(where, f"the targets of {task} must be numbers", values)
     if task == "next-token":
-        tokens = torch.from_numpy(values.astype(np.int64))
-        highest = max(
-            int(tokens.max()), *(int(each.max()) for _, each in parts_of(inputs) if not each.is_floating_point())
-        )
-        return tokens, tuple(map(str, range(highest + 1))), ()
+        return _next_tokens(values, where, inputs, num_tokens)
+    if values.ndim > 2:
+        raise misfit(where, f"the targets of {task} must be numbers [N] or [N, K]", values)
     found = torch.from_numpy(values.astype(np.float32))
     found = found if found.dim() > 1 else found[:, None]
     return found, tuple(map(str, range(found.shape[1]))), ()
+
+
+def _next_tokens(
+    values: NDArray[Any], where: str, inputs: Inputs, num_tokens: int | None
+) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
+    """Return the next token at each place of sequences `[N, T]`, and the names of the tokens: their numbers."""
+    if values.dtype.kind not in "iu" or values.ndim != 2:
+        raise misfit(where, "the targets of next-token must be whole numbers [N, T], the token after each", values)
+    tokens = torch.from_numpy(values.astype(np.int64))
+    seen = [each for _, each in parts_of(inputs) if not each.is_floating_point()]
+    if isinstance(inputs, Tensor) and seen and inputs.shape[1:2] != tokens.shape[1:]:
+        raise DataError(
+            f"{where}: there must be a next token for each place of a sequence: {list(inputs.shape)} of inputs, got "
+            f"targets {list(tokens.shape)}"
+        )
+    highest = max(int(tokens.max()), *(int(each.max()) for each in seen), 0)
+    if (lowest := tokens[tokens != IGNORED]).numel() and int(lowest.min()) < 0:
+        raise DataError(
+            f"{where}: tokens are 0 or more, and {IGNORED} where a next token does not count, got {int(lowest.min())}"
+        )
+    if num_tokens is not None and highest >= num_tokens:
+        raise DataError(f"{where}: tokens must lie in [0, {num_tokens}), got {highest}")
+    return tokens, tuple(map(str, range(highest + 1 if num_tokens is None else num_tokens))), ()
 
 
 def _input(array: NDArray[Any], what: str) -> Tensor:
@@ -197,16 +222,23 @@ def _splits(values: NDArray[Any], length: int, where: str) -> Tensor:
     raise misfit(where, f"splits must be {', '.join(SPLITS)}, or 0, 1, 2, for each of {length} examples", values)
 
 
-def _of_mapping(found: Mapping[Any, Any], *, name: str, where: str, task: str) -> Dataset:
+def _of_mapping(found: Mapping[Any, Any], *, name: str, where: str, task: TaskName) -> Dataset:
     if odd := [key for key in found if key not in _KEYS]:
         raise DataError(f"{where}: a mapping of examples may have {', '.join(_KEYS)}, got {odd[0]!r:.60}")
+    if "targets" not in found and task == "next-token":  # sequences of one token more, which are shifted by one
+        tokens = array_of(found["inputs"], where)
+        if tokens.ndim != 2 or tokens.shape[1] < 2:
+            raise misfit(
+                where, "inputs without targets must be tokens [N, T + 1], of which each predicts the next", tokens
+            )
+        found = {**found, "inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
     if "targets" not in found:
         raise DataError(f"{where}: a mapping with inputs must have targets too")
     more = {key: found[key] for key in _KEYS[2:] if found.get(key) is not None}
     return examples_of(found["inputs"], found["targets"], name=name, where=where, task=task, **more)
 
 
-def _of_clients(found: Mapping[Any, Any] | Sequence[Any], *, name: str, where: str, task: str) -> Dataset:
+def _of_clients(found: Mapping[Any, Any] | Sequence[Any], *, name: str, where: str, task: TaskName) -> Dataset:
     """Return the examples of several clients, with whose each is."""
     named = found if isinstance(found, Mapping) else dict(enumerate(found))
     pairs = {str(owner): _pair_of(each, f"{where}: client {owner!r}") for owner, each in named.items()}
@@ -244,7 +276,8 @@ def _pair_of(found: object, where: str) -> tuple[Any, Any]:
     if isinstance(found, Mapping) and set(found) == {"inputs", "targets"}:
         return found["inputs"], found["targets"]
     if isinstance(found, Dataset):
-        return found.inputs, np.array(found.class_names)[found.targets.numpy()]
+        named = TASKS[found.task].labels
+        return found.inputs, np.array(found.class_names)[found.targets.numpy()] if named else found.targets
     if _is_pair(found):
         return found
     if hasattr(found, "__getitem__") and hasattr(found, "__len__") and not isinstance(found, str | Mapping):

@@ -13,10 +13,14 @@ from torch import Tensor
 from spatl.data.labels import MAX_CLASSES, listed
 from spatl.data.normalisation import Normalisation, Scale
 from spatl.errors import DataError
+from spatl.tasks.targets import TASKS, TaskName, as_task_has_them, fault_of_targets
 from spatl.tensors.inputs import Inputs, NamedInputs, one_tensor, parts_of, shapes_of
 
 SPLITS: Final = ("train", "validation", "test")
 """The splits that a data set may come with, as `Dataset.splits` numbers them."""
+
+
+_NUM_STRATA: Final = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +31,12 @@ class Dataset:
         name: The name it is known by in `DATASETS`.
         inputs: `[N, ...]`, float32, finite; or int64, 0 or more, such as tokens `[N, T]`; or several of these with
             names (`NamedInputs`). Images are `[N, C, H, W]`.
-        targets: `[N]`, int64, in `[0, num_classes)`.
-        num_classes: The number of classes, from 1 to `MAX_CLASSES`; a class may have no example.
+        targets: As its task has them (`spatl.tasks.targets`): of a classification `[N]`, int64, in `[0, num_classes)`.
+        num_classes: The number of classes, from 1 to `MAX_CLASSES`; a class may have no example. Of other tasks that of
+            the outputs: of labels, values or tokens (K).
         groups: `[N]`, int64: whose each example is by nature, e.g. its writer; None when nothing is known of it.
         group_names: The names of those owners, by their numbers; none where nobody has named them.
-        class_names: One name per class; if none are given, their numbers.
+        class_names: One name per class or output; if none are given, their numbers.
         splits: `[N]`, int64: the place in `SPLITS` of the split that each example was published in; None where each
             client draws splits of its own. Of a split that no example is in, clients draw theirs from `train`.
         notes: What a user should know of how it was read, a line each.
@@ -40,6 +45,8 @@ class Dataset:
         scale: Over what the values that were read should be brought to mean 0 and variance 1 where a config does not
             say it: each `channel` `[N, C, ...]`, each `feature` (place in `[...]`), or `none` of them.
         num_tokens: Of tokens, how many there are; the largest and one if it is not known.
+        task: What the targets are for.
+        target_scale: By what the values that were read became the targets, of each output; None where they are.
 
     Raises:
         DataError: A tensor has the wrong shape, dtype or values.
@@ -57,26 +64,27 @@ class Dataset:
     group_names: tuple[str, ...] = ()
     scale: Scale = "none"
     num_tokens: int | None = None
+    task: TaskName = "classification"
+    target_scale: Normalisation | None = None
 
     def __post_init__(self) -> None:
-        labels, number = self.targets, self._checked_inputs()
-        if labels.dtype != torch.int64 or labels.shape != (number,):
-            raise self._error(f"labels must be int64 [{number}], one per example", shapes_of(labels))
+        number = self._checked_inputs()
+        object.__setattr__(self, "targets", as_task_has_them(self.task, self.targets))
         if self.num_classes < 1:
             raise self._error("num_classes must be at least 1", str(self.num_classes))
         if self.num_classes > MAX_CLASSES:
             raise self._error(f"num_classes must be at most {MAX_CLASSES} (are these ids?)", str(self.num_classes))
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.num_classes:
-            raise self._error(f"labels must lie in [0, {self.num_classes})", f"[{low}, {high}]")
+        fault = fault_of_targets(self.task, self.targets, num_examples=number, num_outputs=self.num_classes)
+        if fault is not None:
+            raise self._error(*fault)
         groups = self.groups
-        if groups is not None and (groups.dtype != torch.int64 or groups.shape != labels.shape):
+        if groups is not None and (groups.dtype != torch.int64 or groups.shape != (number,)):
             raise self._error(f"groups must be int64 [{number}], one per example", shapes_of(groups))
         if groups is not None and self.group_names and not 0 <= int(groups.max()) < len(self.group_names):
             raise self._error(f"group_names must be of groups up to {int(groups.max())}", str(len(self.group_names)))
         splits = self.splits
         if splits is not None:
-            if splits.dtype != torch.int64 or splits.shape != labels.shape:
+            if splits.dtype != torch.int64 or splits.shape != (number,):
                 raise self._error(f"splits must be int64 [{number}], one per example", shapes_of(splits))
             if int(splits.min()) < 0 or int(splits.max()) >= len(SPLITS) or not bool((splits == 0).any()):
                 found = f"{int(splits.min())} to {int(splits.max())}"
@@ -131,11 +139,24 @@ class Dataset:
         """
         return sizes_of_inputs(self.inputs, num_classes=self.num_classes, num_tokens=self.num_tokens)
 
+    def strata(self) -> Tensor:
+        """Return int64 `[N]`, by which shares of examples are alike: classes, or tenths of a regression's first value.
+
+        Of other tasks all are of one.
+        """
+        if TASKS[self.task].labels:
+            return self.targets
+        if not TASKS[self.task].is_scaled:
+            return torch.zeros(len(self), dtype=torch.int64)
+        order = self.targets[:, 0].argsort(stable=True)
+        return torch.empty_like(order).scatter_(0, order, torch.arange(len(self)) * _NUM_STRATA // len(self))
+
     def digest(self) -> bytes:
         """Return a digest of the examples, their targets, owners, splits and the classes' names (SHA-256)."""
         tensors = [each for _, each in parts_of(self.inputs)]
         shapes = tensors[0].shape if len(tensors) == 1 else shapes_of(self.inputs)
-        digest = hashlib.sha256(repr((shapes, self.class_names)).encode())
+        told = (shapes, self.class_names, *(() if self.task == "classification" else (self.task,)))
+        digest = hashlib.sha256(repr(told).encode())
         for tensor in (*tensors, self.targets, self.groups, self.splits):
             digest.update(b"-" if tensor is None else tensor.numpy().tobytes())
         return digest.digest()
@@ -150,6 +171,8 @@ class Dataset:
 
     def remarks(self) -> tuple[str, ...]:
         """Return what a user should know of it, a line each: the notes, and which classes have no example."""
+        if not TASKS[self.task].labels:
+            return self.notes
         counts = self.targets.bincount(minlength=self.num_classes).tolist()
         empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
         if not empty:

@@ -18,6 +18,7 @@ from spatl.data.images import decode_images, numbered, standardise
 from spatl.data.labels import MAX_CLASSES, class_order
 from spatl.errors import DataError
 from spatl.pixels.files import CHANNELS
+from spatl.tasks.targets import TaskName
 
 _INPUT = "inputs_"
 _LAYOUTS = ("auto", "channels-first", "channels-last")
@@ -95,7 +96,7 @@ def npz(
     num_classes: int | None = None,
     layout: str = "auto",
     pool: bool = False,
-    task: str = "classification",
+    task: TaskName = "classification",
 ) -> Dataset:
     """Return the arrays of a file that `numpy.savez` or `numpy.savez_compressed` wrote.
 

@@ -57,8 +57,9 @@ def with_official(
 
 def _dealt(dataset: Dataset, parts: Sequence[Tensor], indices: Tensor, rng: np.random.Generator) -> list[list[int]]:
     """Return the clients' shares of some examples: of each class, as its training examples are shared."""
-    counts = np.stack([dataset.targets[part].bincount(minlength=dataset.num_classes).numpy() for part in parts])
-    labels = dataset.targets[indices].numpy()
+    strata = dataset.strata()
+    counts = np.stack([strata[part].bincount(minlength=int(strata.max()) + 1).numpy() for part in parts])
+    labels = strata[indices].numpy()
     dealt: list[list[int]] = [[] for _ in parts]
     due = np.zeros(len(parts))  # what each client is owed of earlier classes, so that rounding favours nobody
     for label in np.unique(labels):
@@ -71,7 +72,7 @@ def _dealt(dataset: Dataset, parts: Sequence[Tensor], indices: Tensor, rng: np.r
             due[client] -= 1
             dealt[client].append(int(example))
     for client in (client for client, share in enumerate(dealt) if not share):
-        _give_one(dealt, client, dataset.targets, counts[client])
+        _give_one(dealt, client, strata, counts[client])
     return dealt
 
 

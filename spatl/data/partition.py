@@ -23,6 +23,7 @@ from spatl.data.users import PARTITIONER_DOOR, settings_of, split_as_users
 from spatl.errors import DataError, SpatlError, told
 from spatl.extensions.references import is_reference, row_of
 from spatl.seeding import numpy_generator
+from spatl.tasks.targets import TASKS, TaskName
 
 _MAX_DRAWS = 1000
 _ALPHA_LOW, _ALPHA_HIGH = 1e-3, 1e6  # outside it the shares are no longer finite, or no longer random
@@ -88,6 +89,20 @@ def partition(
     return parts
 
 
+def check_partition(name: str, task: TaskName) -> None:
+    """Raise where a partitioner goes by labels and the examples of a task have none; a regression's go by tenths.
+
+    Raises:
+        DataError: That is so.
+    """
+    entry = PARTITIONERS.get(name)
+    if entry is not None and entry.by_label and not (TASKS[task].labels or TASKS[task].is_scaled):
+        raise DataError(
+            f"partition.name: {name} shares examples out by their classes, which those of {task} have not: take iid, "
+            "quantity, natural (by owners), or file"
+        )
+
+
 def partition_settings(name: str) -> tuple[str, ...]:
     """Return the settings of the config's section `partition` that a partitioner reads, beside the number of clients.
 
@@ -142,6 +157,7 @@ class PartitionerEntry:
         settings: The settings of the config's section `partition` that it reads, beside the number of clients.
         source: Where it is from.
         complete: Whether every example goes to a client.
+        by_label: Whether it goes by the examples' classes; of a regression by tenths of its first value.
     """
 
     partitioner: Partitioner
@@ -149,6 +165,7 @@ class PartitionerEntry:
     settings: tuple[str, ...] = ("min_examples",)
     source: str = "built in"
     complete: bool = True
+    by_label: bool = False
 
 
 def _iid(rng: np.random.Generator, request: Request) -> Integers:
@@ -220,8 +237,11 @@ def _own(rng: np.random.Generator, request: Request) -> Integers:
     raise DataError("own: no data set is shared out where each device has its own (spatl deploy)")
 
 
-def _flwr(partitioner: Partitioner, name: str, description: str, *settings: str) -> PartitionerEntry:
-    return PartitionerEntry(partitioner, description, (*settings, "min_examples"), f"flwr-datasets, {name}")
+def _flwr(
+    partitioner: Partitioner, name: str, description: str, *settings: str, by_label: bool = False
+) -> PartitionerEntry:
+    settings, source = (*settings, "min_examples"), f"flwr-datasets, {name}"
+    return PartitionerEntry(partitioner, description, settings, source, by_label=by_label)
 
 
 PARTITIONERS: dict[str, PartitionerEntry] = {
@@ -230,6 +250,7 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
         description="label skew: Dirichlet(alpha) shares of each class",
         settings=("alpha", "min_examples"),
         source="Yurochkin et al. 2019; built in",
+        by_label=True,
     ),
     "iid": PartitionerEntry(
         partitioner=_iid,
@@ -242,7 +263,11 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
         complete=False,
     ),
     "flwr-dirichlet": _flwr(
-        flwr_partitioners.dirichlet, "DirichletPartitioner", "label skew, as Flower draws it", "alpha"
+        flwr_partitioners.dirichlet,
+        "DirichletPartitioner",
+        "label skew, as Flower draws it",
+        "alpha",
+        by_label=True,
     ),
     "flwr-iid": _flwr(flwr_partitioners.iid, "IidPartitioner", "no skew, as Flower deals it out"),
     "labels": PartitionerEntry(
@@ -251,6 +276,7 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
         settings=("labels_per_client", "min_examples"),
         source="Li et al. 2022 (NIID-Bench, #C=k); flwr-datasets, PathologicalPartitioner",
         complete=False,
+        by_label=True,
     ),
     "natural": PartitionerEntry(
         partitioner=_natural,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spatl.data.normalisation import Normalisation, Scale
 from spatl.errors import DataError
+from spatl.tasks.targets import TASKS
 from spatl.tensors.inputs import NamedInputs
 
 if TYPE_CHECKING:
@@ -117,6 +118,33 @@ def scaled_by_training(dataset: "Dataset", training: Sequence[Tensor], scale: Sc
     together = merged(parts)
     normalisation = Normalisation(together.means, deviations_of(together), scale)
     return replace(dataset, inputs=scaled(inputs, normalisation), normalisation=normalisation)
+
+
+def targets_scaled_by_training(dataset: "Dataset", training: Sequence[Tensor]) -> "Dataset":
+    """Return a data set with its targets in the scale of the clients' training examples, where its task has that.
+
+    Each output's targets have mean 0 and variance 1 there, so that losses and learning rates do not depend on their
+    units. The statistics are merged as those of inputs are.
+
+    Args:
+        dataset: All examples.
+        training: Indices of each client's training examples; a client may have none.
+
+    Raises:
+        DataError: Nobody has a training example.
+    """
+    if not TASKS[dataset.task].is_scaled:
+        return dataset
+    parts = [moments_of(dataset.targets[part], "feature") for part in training if len(part)]
+    if not parts:
+        raise DataError(f"data set {dataset.name!r}: no client has a training example to take a scale from")
+    together = merged(parts)
+    return with_target_scale(dataset, Normalisation(together.means, deviations_of(together), "feature"))
+
+
+def with_target_scale(dataset: "Dataset", scale: Normalisation) -> "Dataset":
+    """Return a data set, its targets as found, with them in a scale."""
+    return replace(dataset, targets=scaled(dataset.targets, scale), target_scale=scale)
 
 
 def _by_entry(inputs: Tensor, scale: Scale) -> Tensor:

@@ -29,6 +29,7 @@ from spatl.data.table import table
 from spatl.data.users import DATASET_DOOR, load_users_dataset
 from spatl.errors import DataError, SpatlError, did_you_mean, told
 from spatl.extensions.references import is_reference, row_of
+from spatl.tasks.targets import TaskName
 
 __all__ = ["DATASETS", "Dataset", "DatasetEntry", "digits", "is_read_from_path", "load_dataset"]
 
@@ -67,7 +68,7 @@ class DatasetEntry:
 
 
 def load_dataset(
-    name: str, *, seed: int, options: Mapping[str, Any] | None = None, task: str = "classification"
+    name: str, *, seed: int, options: Mapping[str, Any] | None = None, task: TaskName = "classification"
 ) -> Dataset:
     """Return the data set of that name.
 
@@ -84,11 +85,22 @@ def load_dataset(
         DataError: The name or an option is unknown, a value is out of range, an optional package is missing, or the
             data cannot be read or do not fit in memory.
     """
+    dataset = _loaded(name, seed, options or {}, task)
+    if dataset.task != task:
+        others = ", ".join(each for each, row in DATASETS.items() if row.knows_tasks)
+        raise DataError(
+            f"data set {name!r} has the targets of {dataset.task}, but task.name is {task}: sources of any task are "
+            f"{others}, data in memory and loaders of your own"
+        )
+    return dataset
+
+
+def _loaded(name: str, seed: int, options: Mapping[str, Any], task: TaskName) -> Dataset:
     try:
         if is_reference(name):
-            return load_users_dataset(name, seed=seed, options=options or {}, task=task)
-        loader, given = _known_loader(name, options or {}), dict(options or {})
-        return loader(seed, **given, **({TASK: task} if DATASETS[name].knows_tasks else {}))
+            return load_users_dataset(name, seed=seed, options=options, task=task)
+        loader = _known_loader(name, options)
+        return loader(seed, **options, **({TASK: task} if DATASETS[name].knows_tasks else {}))
     except OSError as error:  # of the path itself: too long, or behind a directory that must not be read
         if error.filename is None:
             raise DataError(f"{name}: its files cannot be read: {one_line(error)}") from error

@@ -15,6 +15,7 @@ from spatl.data.hub import check_source
 from spatl.data.images import numbered
 from spatl.data.labels import class_labels, listed
 from spatl.errors import DataError
+from spatl.tasks.targets import TaskName
 
 _EXPECTED: Final = "a .csv, .tsv or .parquet file with the columns' names, or a directory"
 _SPLIT_NAMES: Final = {
@@ -39,7 +40,7 @@ def table(
     hub: bool = False,
     subset: str | None = None,
     revision: str | None = None,
-    task: str = "classification",
+    task: TaskName = "classification",
 ) -> Dataset:
     """Return the rows of a table as examples.
 
@@ -80,7 +81,7 @@ def table(
     return Dataset(
         "table", torch.from_numpy(inputs), values, num_classes=len(names), class_names=names, notes=notes,
         groups=None if groups is None else torch.from_numpy(groups), group_names=owners,
-        splits=None if pool else _splits(cells, split), scale="feature",
+        splits=None if pool else _splits(cells, split), scale="feature", task=task,
     )  # fmt: skip
 
 
@@ -176,7 +177,7 @@ def _one_hot(cells: Cells, name: str, given: Sequence[str] | None) -> NDArray[np
     return hot
 
 
-def _targets(cells: Cells, names: list[str], task: str) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
+def _targets(cells: Cells, names: list[str], task: TaskName) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
     """Return targets as the task has them, the names of the outputs, and what to tell of them."""
     if task == "classification":
         if len(names) > 1:
@@ -190,7 +191,8 @@ def _targets(cells: Cells, names: list[str], task: str) -> tuple[Tensor, tuple[s
         return torch.from_numpy(labels.numbers), labels.names, labels.notes
     if task not in ("regression", "multi-label"):
         raise DataError(f"table: a table has no targets for the task {task}: take classification or regression")
-    found = np.stack([cells.numbers(name, advice="") for name in names], axis=1).astype(np.float32)
+    advice = f", the targets of {task}"
+    found = np.stack([cells.numbers(name, advice=advice) for name in names], axis=1).astype(np.float32)
     for column, name in enumerate(names if task == "multi-label" else ()):
         if len(wrong := np.flatnonzero(~np.isin(found[:, column], (0, 1)))):
             raise cells.misfit(name, "must hold 0 or 1", wrong.tolist(), found[:, column].tolist())

@@ -12,6 +12,7 @@ from spatl.data.dataset import Dataset
 from spatl.errors import DataError, SpatlError, told
 from spatl.extensions.references import Door, arguments_for, resolve
 from spatl.seeding import seeded_globals
+from spatl.tasks.targets import TaskName
 
 DATASET_DOOR: Final = Door(
     "data set", "data.name", "package.module:load", error=DataError,
@@ -23,7 +24,7 @@ PARTITIONER_DOOR: Final = Door(
 )  # fmt: skip
 
 
-def load_users_dataset(reference: str, *, seed: int, options: Mapping[str, Any], task: str) -> Dataset:
+def load_users_dataset(reference: str, *, seed: int, options: Mapping[str, Any], task: TaskName) -> Dataset:
     """Return a data set of the user's own.
 
     Args:

@@ -15,10 +15,10 @@ def check_sizes(*, num_classes: int, in_channels: int, image_size: int) -> None:
     """Refuse data that no built-in network is made for.
 
     Raises:
-        ModelError: If there are fewer than 2 classes, fewer than 1 channel, or images smaller than 8x8.
+        ModelError: If there is no output, no channel, or images are smaller than 8x8.
     """
-    if num_classes < 2:
-        raise ModelError(f"num_classes must be at least 2, got {num_classes}")
+    if num_classes < 1:
+        raise ModelError(f"num_classes must be at least 1, got {num_classes}")
     if in_channels < 1:
         raise ModelError(f"in_channels must be at least 1, got {in_channels}")
     if image_size < SMALLEST_IMAGE:

@@ -23,9 +23,11 @@ from spatl.rounds.admission import (
     size_of,
 )
 from spatl.rounds.federation import Federation
+from spatl.rounds.judging import most_tested
 from spatl.rounds.robust import agreements
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.shared_statistics import StatisticsBounds, has_statistics
+from spatl.tasks.task import Measure
 from spatl.wire.reports import TrainReport
 from spatl.wire.statistics import Arrival
 from spatl.wire.update import Update, unpack_update
@@ -45,6 +47,7 @@ class Question:
         num_examples: The training examples it registered (n_i).
         step_weight: What its local training adds up to (a_i).
         corrected: Whether its gradients are corrected by control variates.
+        most_tested: How many examples it is evaluated on, at most; None where nobody asks.
     """
 
     server_round: int
@@ -52,6 +55,7 @@ class Question:
     num_examples: int
     step_weight: float
     corrected: bool
+    most_tested: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +133,7 @@ class Outcome:
 
     Attributes:
         trained: The report of each client whose update was folded in.
+        measures: What its evaluation was measured by, where that is told.
         arrivals: What it told of the encoder that had arrived, where that was asked for.
         kept: How many channels of each group it sent, in the layout's order, where clients choose.
         cosines: Cosine of its update with the sum of the others' (`spatl.rounds.cosines`); None where there is none.
@@ -145,6 +150,7 @@ class Outcome:
     """
 
     trained: dict[int, TrainReport] = field(default_factory=dict)
+    measures: dict[int, tuple[Measure, ...]] = field(default_factory=dict)
     arrivals: dict[int, Arrival] = field(default_factory=dict)
     kept: dict[int, tuple[int, ...]] = field(default_factory=dict)
     cosines: dict[int, float | None] = field(default_factory=dict)
@@ -169,6 +175,7 @@ def question_of(federation: Federation, state: ServerState, server_round: int, c
         num_examples=number,
         step_weight=federation.step_weight(client, number, server_round),
         corrected=state.control is not None and knows_control(federation, state, client),
+        most_tested=most_tested(federation.blueprint, client),
     )
 
 
@@ -181,7 +188,8 @@ def admit(federation: Federation, blob: bytes, question: Question) -> tuple[Upda
     update = unpack_update(
         blob, federation.blueprint.layout, federation.blueprint.codecs.uplink,
         server_round=question.server_round, base_version=question.base_version,
-        num_arrived=federation.blueprint.num_arrived,
+        num_arrived=federation.blueprint.num_arrived, judging=federation.blueprint.judging,
+        most_examples=question.most_tested,
     )  # fmt: skip
     report = update.report
     if report is None:

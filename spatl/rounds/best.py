@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+from spatl.tasks.task import CLASSIFICATION, Task
+
 
 @dataclass(frozen=True)
 class Best:
     """Best of the models that clients have told of.
 
     Attributes:
-        accuracy: Its mean accuracy on the validation splits of those that told, in [0, 1].
+        accuracy: Its mean accuracy on the validation splits of those that told, in [0, 1], or score of another task.
         server_round: The round after which it stood; of equally good ones the first.
     """
 
@@ -16,9 +18,11 @@ class Best:
     server_round: int
 
 
-def better_of(best: Best | None, accuracy: float | None, server_round: int) -> Best | None:
+def better_of(
+    best: Best | None, accuracy: float | None, server_round: int, *, task: Task = CLASSIFICATION
+) -> Best | None:
     """Return the best once a model was told of; None of the initial one, in which there is nothing of the run."""
-    if accuracy is None or server_round < 1 or (best is not None and best.accuracy >= accuracy):
+    if accuracy is None or server_round < 1 or (best is not None and not task.is_better(accuracy, best.accuracy)):
         return best
     return Best(accuracy, server_round)
 

@@ -27,20 +27,22 @@ from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, duplicate
 from spatl.models.split import everything_private
 from spatl.models.weights import read_weights, start_from_
-from spatl.rounds.client_data import OWN_IN_A_SIMULATION, check_simulated, load_clients, owners_of, split_client
+from spatl.rounds.client_data import check_simulated, load_clients, owners_of, split_client
 from spatl.rounds.memory import check_memory
 from spatl.rounds.remembered import remembered_warnings
 from spatl.rounds.rules import rehearse_rule
 from spatl.rounds.soundness import check_output, check_weights
+from spatl.rounds.stand_in import stand_in
 from spatl.rounds.statistics import statistics_names
 from spatl.saliency.filters import main_filters
-from spatl.seeding import generator
 from spatl.selection.common_mask import check_static_budget
 from spatl.selection.users import UsersSelector, rehearse_selector
+from spatl.tasks.task import Task
 from spatl.training.device import reproducible
 from spatl.training.rehearsal import rehearse
 from spatl.wire.blob import RECORD_BYTES
 from spatl.wire.codecs import CODECS
+from spatl.wire.measures import Judging
 from spatl.wire.statistics import arrival_bytes
 from spatl.wire.update import update_bytes
 from spatl.wire.users import WireCodecs, rehearse_codecs, wire_codecs
@@ -71,6 +73,22 @@ class Blueprint:
     codecs: WireCodecs
     warnings: tuple[logging.LogRecord, ...] = ()
     built_cut: tuple[str, ...] = ()
+
+    @cached_property
+    def task(self) -> Task:
+        """Task of the targets: the loss, and the metrics in the targets' own units."""
+        scale = self.dataset.target_scale
+        return (
+            self.config.task.task()
+            if scale is None
+            else self.config.task.task(means=scale.means, deviations=scale.deviations)
+        )
+
+    @cached_property
+    def judging(self) -> Judging:
+        """Judging of an evaluation: how both sides know what a client tells of it."""
+        targets = self.dataset.targets
+        return Judging(self.task, self.dataset.num_classes, targets.shape[1] if self.task.row.by_place else 1)
 
     @property
     def layout(self) -> EncoderLayout:
@@ -227,6 +245,7 @@ class Blueprint:
                     num_classes=self.dataset.num_classes,
                     client_sizes=numbers,
                     seed=self.config.seed,
+                    task=self.task,
                 )
 
 
@@ -242,11 +261,11 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
         SpatlError: A data set, model, cut, partition or budget does not work out.
         NotAllowed: It would take more memory than it may; the network was not built.
     """
-    dataset, parts = load_clients(config) if has_data else (_stand_in(config), ())
+    dataset, parts = load_clients(config) if has_data else (stand_in(config), ())
     if most_bytes is not None:
         check_memory(config, dataset, most_bytes)
     # The same on all sides, so that nothing that is built depends on what lies on one of them.
-    example = (_stand_in(config, 1) if config.has_own_data else dataset).inputs[:1]
+    example = (stand_in(config, 1) if config.has_own_data else dataset).inputs[:1]
     model, cut = build_model(
         config.model.name,
         **dataset.sizes(),
@@ -275,6 +294,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
 
     def bytes_of_update(num_values: int, num_channels: int) -> int:
         told = 0 if blueprint.num_arrived is None else arrival_bytes(blueprint.num_arrived)
+        told += blueprint.judging.section_bytes
         return told + update_bytes(layout, codecs.uplink, num_values=num_values, num_channels=num_channels)
 
     costs = Costs(trace, bytes_of_update)
@@ -328,20 +348,6 @@ def load_encoder_(model: nn.Module, split: Split, layout: EncoderLayout, vector:
 
 def _digest_of_text(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
-
-
-def _stand_in(config: ExperimentConfig, number: int | None = None) -> Dataset:
-    """Random images of the shape and the classes that were agreed upon: so many, or a batch."""
-    agreed = config.data.agreed
-    if agreed is None:
-        raise ConfigError(OWN_IN_A_SIMULATION)
-    number = max(2, config.training.batch_size) if number is None else number
-    images = torch.rand((number, *agreed.shape), generator=generator(config.seed, "stand-in")) * 2 - 1
-    labels = torch.arange(number) % len(agreed.classes)
-    return Dataset(
-        config.data.name, images, labels, num_classes=len(agreed.classes), class_names=agreed.classes,
-        normalisation=agreed.agreement().normalisation,
-    )  # fmt: skip
 
 
 def _check_budgets(blueprint: Blueprint) -> None:

@@ -26,6 +26,7 @@ from spatl.rounds.own_model import contrast_of, trained_own_model, whole_state
 from spatl.rounds.stop_watch import StopWatch
 from spatl.rounds.workplace import ClientRound, Workplace
 from spatl.selection.protocol import Choice, SelectionRequest
+from spatl.tasks.task import Measure
 from spatl.tensors.inputs import finite_rows
 from spatl.training.evaluate import Evaluation
 from spatl.training.hooks import GradientHook, correction_hook, linear_hook, masking_hook, proximal_hook
@@ -143,7 +144,7 @@ def train_round(
         values = choice.selection.take(update, own.blueprint.layout)
         del update
         give_back(own.blueprint.layout.num_entries)
-        blob = _packed(own, choice.selection, values, result.step_weight, report, told)
+        blob = _packed(own, choice.selection, values, result.step_weight, report, told, arrival.measures)
         del values
         give_back(own.blueprint.layout.num_entries)
     control = _refreshed_control(own, blob)
@@ -169,8 +170,9 @@ def _trained_(own: ClientRound) -> tuple[TrainingResult, Mapping[str, Tensor]]:
         # FedRep, algorithm 1. BatchNorm uses the batches' own statistics here too, and gathers them.
         train_epochs_(own, head, config.training.head_epochs, "head", own.received.server_round, own.training)
     result = train_(
-        own.model, parameters, own.data.train, own.training, generator=order, hooks=hooks, contrast=contrast_of(own)
-    )
+        own.model, parameters, own.data.train, own.training, generator=order, hooks=hooks, contrast=contrast_of(own),
+        task=own.blueprint.task,
+    )  # fmt: skip
     check_parts(own.model, own.blueprint.model)
     if config.row.personal:
         return result, trained_own_model(own)
@@ -260,6 +262,7 @@ def _chosen(own: ClientRound, weights: Tensor, update: Tensor, num_steps: int) -
         server_round=own.received.server_round,
         generator=own.generator("selection"),
         state=own.state.selector,
+        task=own.blueprint.task,
     )
     return own.workplace.selector(request)
 
@@ -278,7 +281,7 @@ def _report(
         flops_ratio=_flops_ratio(own.blueprint, choice.selection),
         budget_kind=1 + BUDGET_KINDS.index(budget.kind) if budget else 0,
         budget_limit=budget.limit if budget else 0.0,
-        validation_gain=choice.gain,
+        validation_gain=min(choice.gain, 1.0),
         training_seconds=watch.seconds["training"],
         selection_seconds=watch.seconds["selection"],
         decision_seconds=choice.decision_seconds,
@@ -294,12 +297,14 @@ def _flops_ratio(blueprint: Blueprint, selection: Selection) -> float:
 
 def _packed(
     own: ClientRound, selection: Selection, values: Tensor, step_weight: float, report: TrainReport,
-    arrival: Arrival | None,
+    arrival: Arrival | None, measures: tuple[Measure, ...],
 ) -> bytes:  # fmt: skip
     """The update of the chosen channels, encoded (m_i, D_i, a_i and what is told of the round in one blob)."""
     config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
     corrected = config.row.dynamic or (config.row.controls and received.control is not None)
-    raw = Update(received.server_round, received.version, selection, values, step_weight, corrected, report, arrival)
+    raw = Update(
+        received.server_round, received.version, selection, values, step_weight, corrected, report, arrival, measures
+    )
     limits = [own.blueprint.message_bytes]
     if own.budget is not None and own.budget.kind == "uplink_bytes":
         limits.append(int(own.budget.limit))
@@ -309,6 +314,7 @@ def _packed(
         own.blueprint.codecs.uplink,
         generator=own.generator("rounding"),
         max_bytes=min((limit for limit in limits if limit is not None), default=None),
+        judging=own.blueprint.judging,
     )
 
 
@@ -320,6 +326,7 @@ def _refreshed_control(own: ClientRound, blob: bytes) -> Tensor | None:
     sent = unpack_update(
         blob, layout, own.blueprint.codecs.uplink,
         server_round=received.server_round, base_version=received.version, num_arrived=own.blueprint.num_arrived,
+        judging=own.blueprint.judging,
     )  # fmt: skip
     if config.row.dynamic or received.control is None:
         return followed_gradient(own.state.control, sent, layout, alpha=own.training.dynamic_alpha)

@@ -13,10 +13,12 @@ from spatl.data.dataset import SPLITS
 from spatl.data.labels import listed
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
+from spatl.data.partition import check_partition
 from spatl.data.partition_file import read_partition
-from spatl.data.scaling import scaled_by_training
+from spatl.data.scaling import scaled_by_training, targets_scaled_by_training
 from spatl.data.splits import split_places
 from spatl.errors import ConfigError, DataError
+from spatl.tasks.targets import TASKS
 
 OWN_IN_A_SIMULATION = (
     "partition.name: own is for devices that each have data of their own (spatl deploy); a simulation has one data set "
@@ -46,14 +48,15 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         dataset = fit(load_own(config), config.data.agreed.agreement())
         return dataset, (torch.arange(len(dataset)),) * config.partition.num_clients
     with contextlib.nullcontext() if config.data.normalisation == "dataset" else as_found():
-        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
-    if dataset.num_classes < 2:  # of one device's own data this may be so
+        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options, task=config.task.name)
+    if dataset.num_classes < 2 and TASKS[dataset.task].labels:  # of one device's own data this may be so
         raise DataError(
             f"data set {dataset.name!r}: expected two classes or more, got {dataset.class_names[0]!r} alone"
         )
     dealt = training_indices(dataset)
+    check_partition(config.partition.name, dataset.task)
     parts = partition(
-        dataset.targets[dealt],
+        dataset.strata()[dealt],
         name=config.partition.name,
         num_clients=config.partition.num_clients,
         seed=config.seed,
@@ -68,9 +71,11 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural",
         splits=[split for split in SPLITS[1:] if split not in kept_apart(config)],
     )  # fmt: skip
-    if config.data.normalisation != "dataset":
+    scale = config.data.normalisation
+    if scale != "dataset" or TASKS[dataset.task].is_scaled:
         training = [part[places_of(config, dataset, part, client)[0]] for client, part in enumerate(parts)]
-        dataset = scaled_by_training(dataset, training, config.data.normalisation)
+        dataset = targets_scaled_by_training(dataset, training)
+        dataset = dataset if scale == "dataset" else scaled_by_training(dataset, training, scale)
     return dataset, parts
 
 
@@ -149,7 +154,7 @@ def load_own(config: ExperimentConfig) -> Dataset:
         DataError: They are not there, or too few.
     """
     with as_found():
-        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options, task=config.task.name)
     if len(dataset) < config.partition.min_examples:
         raise DataError(
             f"{len(dataset)} examples lie here, expected at least {config.partition.min_examples} "
@@ -180,7 +185,7 @@ def data_digest(config: ExperimentConfig) -> bytes:
         DataError: It is not there.
     """
     with as_found():
-        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options)
+        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options, task=config.task.name)
     return dataset.digest()
 
 

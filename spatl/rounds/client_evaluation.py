@@ -73,7 +73,7 @@ def told_of_arrival(own: ClientRound) -> Arrival | None:
     config = own.blueprint.config
     if not config.keeps_best:
         return None
-    result = evaluate(own.model, own.data.validation, precision=config.training.precision)
+    result = evaluate(own.model, own.data.validation, task=own.blueprint.task, precision=config.training.precision)
     return Arrival(gathered(own.model, own.blueprint.statistics), result.accuracy)
 
 
@@ -108,7 +108,9 @@ def evaluate_round(
     with workplace.prepared(client, received, state) as own, evaluated_model(own, received.server_round + 1) as result:
         tensors = _all_of(own) if whole else own_part(own)
         offset = workplace.offset(own.data)
-    report = EvaluateReport(num_examples=len(own.data.train), accuracy=result.accuracy, loss=result.loss)
+    report = EvaluateReport(
+        num_examples=len(own.data.train), accuracy=result.accuracy, loss=result.loss, measures=result.measures
+    )
     return report, ClientModel(tensors, None if offset is None else offset.cpu())
 
 
@@ -128,7 +130,7 @@ def evaluated_model(own: ClientRound, server_round: int) -> Iterator[Evaluation]
             full = config.training_of(own.client)  # whatever the schedule: it is no step of the round
             train_epochs_(own, own.trainable(), config.training.finetune_epochs, "fine-tuning", server_round, full)
         take_statistics_(own)
-        yield evaluate(model, examples, precision=config.training.precision)
+        yield evaluate(model, examples, task=own.blueprint.task, precision=config.training.precision)
 
 
 def take_statistics_(own: ClientRound) -> None:
@@ -177,4 +179,4 @@ def train_epochs_(
 ) -> None:
     """Train some parameters for so many epochs beside the round's own training, with batches of their own."""
     order = own.generator(purpose, server_round)
-    train_(own.model, parameters, own.data.train, settings, generator=order, epochs=epochs)
+    train_(own.model, parameters, own.data.train, settings, generator=order, epochs=epochs, task=own.blueprint.task)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from spatl.rounds.answers import Answer, read_answers
 from spatl.rounds.federation import Federation
+from spatl.rounds.judging import most_tested
 from spatl.rounds.server import advanced, pack_downloads
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.statistics import aggregate_statistics, without_outliers
+from spatl.wire.reports import EvaluateReport
 from spatl.wire.statistics import Arrival, Statistics, unpack_statistics
 
 logger = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ def close_statistics(
         answers,
         lambda _, blob: unpack_statistics(
             blob, blueprint.layout, blueprint.codecs.uplink, server_round=server_round, version=state.versions.version,
-            num_channels=blueprint.num_statistics, with_accuracy=blueprint.config.keeps_best,
+            num_channels=blueprint.num_statistics, with_accuracy=blueprint.config.keeps_best, judging=blueprint.judging,
         ),
     )  # fmt: skip
     reasons = {client: str(error) for client, error in refused.items()}
@@ -94,6 +96,16 @@ def close_statistics(
     if statistics is None and blueprint.statistics:
         logger.warning("no client sent BatchNorm statistics that can be used: each is evaluated with its own")
     return replace(state, statistics=statistics), told
+
+
+def evaluated(federation: Federation, client: int, blob: bytes) -> EvaluateReport:
+    """Return a client's report on the encoder after the last round, once it is seen to be one.
+
+    Raises:
+        UpdateRejected: It is none.
+    """
+    blueprint = federation.blueprint
+    return EvaluateReport.from_bytes(blob, blueprint.judging, most_examples=most_tested(blueprint, client))
 
 
 def statistics_of_all(

@@ -52,4 +52,4 @@ def check_same_data(config: ExperimentConfig, data: object) -> None:
 
 
 def _read(config: ExperimentConfig, data: object) -> Dataset:
-    return dataset_of(data, name=IN_MEMORY, where="run(data=...)")
+    return dataset_of(data, name=IN_MEMORY, where="run(data=...)", task=config.task.name)

@@ -64,7 +64,9 @@ def trained_own_model(own: ClientRound) -> dict[str, Tensor]:
     order = own.generator("own-model")
     with put_back(own):
         load_own_model_(own)
-        train_(own.model, own.trainable(), own.data.train, settings, generator=order, hooks=[pull])
+        train_(
+            own.model, own.trainable(), own.data.train, settings, generator=order, hooks=[pull], task=own.blueprint.task
+        )
         check_parts(own.model, own.blueprint.model)
         found = whole_state(own.model)
         finite = all(map(all_finite, own.model.parameters()))

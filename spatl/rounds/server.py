@@ -237,6 +237,7 @@ def _fold_(
             if sketches is not None:
                 sketches.add(client, candidate.update, num_examples[client])
             outcome.trained[client], sizes[client] = candidate.report, candidate.size
+            outcome.measures[client] = candidate.update.measures
             if candidate.update.arrival is not None:
                 outcome.arrivals[client] = candidate.update.arrival
             if federation.notes_choices and layout.groups:

@@ -14,7 +14,7 @@ from spatl.models.copies import duplicate
 from spatl.models.weights import load_weights_, state_of
 from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.statistics import named_statistics
-from spatl.training.calibration import calibrated, class_offset
+from spatl.training.calibration import calibrated, target_offset
 from spatl.training.device import choose_device
 from spatl.training.evaluate import Evaluation, evaluate
 from spatl.wire.statistics import Statistics
@@ -83,12 +83,12 @@ def measure_server(blueprint: Blueprint, *, statistics: Statistics | None, encod
     examples, model = examples.to(device), model.to(device)
     offset = None
     if config.predictor_row.offset and config.predictor.strength > 0:
-        offset = class_offset(
-            examples.targets, num_classes=blueprint.dataset.num_classes, strength=config.predictor.strength,
-            smoothing=config.predictor.smoothing,
+        offset = target_offset(
+            blueprint.task.name, examples.targets, num_classes=blueprint.dataset.num_classes,
+            strength=config.predictor.strength, smoothing=config.predictor.smoothing,
         )  # fmt: skip
     with calibrated(model, offset):
-        return evaluate(model, examples, precision=config.training.precision)
+        return evaluate(model, examples, task=blueprint.task, precision=config.training.precision)
 
 
 def why_not_measured(blueprint: Blueprint, statistics: Statistics | None) -> str | None:
@@ -119,6 +119,9 @@ def summarised(blueprint: Blueprint, statistics: Statistics | None, final: Evalu
         return {}
     if final is not None:
         number = blueprint.dataset.size_of("test")
-        return {"global_accuracy": final.accuracy, "global_loss": final.loss, "global_examples": number}
+        of_task = {} if blueprint.task.counts_hits else {"global_accuracy": None, "global_score": final.accuracy}
+        return {
+            "global_accuracy": final.accuracy, "global_loss": final.loss, "global_examples": number, **of_task
+        }  # fmt: skip
     off = "report.global_accuracy is off" if blueprint.config.report.global_accuracy is None else None
     return {"global_accuracy": None, "no_global_accuracy": why_not_measured(blueprint, statistics) or off}

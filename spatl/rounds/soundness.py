@@ -1,4 +1,4 @@
-"""Soundness of a network as it was built: finite weights, and one logit for each class."""
+"""Soundness of a network as it was built: finite weights, and the outputs that its task asks for."""
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -6,6 +6,7 @@ from torch.nn.parameter import is_lazy
 from spatl.data import Dataset
 from spatl.errors import ModelError, told
 from spatl.models.inputs import take_inputs_
+from spatl.tasks.targets import TASKS
 from spatl.tensors.inputs import shapes_of
 
 
@@ -27,7 +28,7 @@ def check_weights(model: nn.Module) -> None:
 
 
 def check_output(model: nn.Module, dataset: Dataset) -> None:
-    """Raise unless the model gives one logit per class, here rather than inside a client.
+    """Raise unless the model gives what its task asks for, as one logit per class, here rather than inside a client.
 
     Raises:
         ModelError: It fails, or gives something else.
@@ -45,9 +46,10 @@ def check_output(model: nn.Module, dataset: Dataset) -> None:
             )
         raise ModelError(failure) from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    expected = (1, dataset.num_classes)
+    row = TASKS[dataset.task]
+    expected = row.output_shape(dataset.targets[:1], dataset.num_classes)
     if found != expected:
-        raise ModelError(f"for one example the model must return logits of shape {expected}, got {found}")
+        raise ModelError(f"for one example the model must return {row.outputs} of shape {expected}, got {found}")
     if not logits.is_floating_point() or bool(logits.isnan().any()):
         what = "NaN" if logits.is_floating_point() else f"{logits.dtype}, which no loss can be computed of,"
         raise ModelError(f"the model returns {what} for the first example, before any training")

@@ -19,7 +19,7 @@ from spatl.rounds.client_state import ClientState
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.common_mask import channel_saliency
 from spatl.selection.selectors import make_selector
-from spatl.training.calibration import calibrated, class_offset
+from spatl.training.calibration import calibrated, target_offset
 from spatl.training.device import choose_device, reproducible
 from spatl.wire.download import Model
 
@@ -89,7 +89,8 @@ class Workplace:
         with reproducible(self.config.training.threads), seeded_globals(self.config.seed, "layers", client=client):
             self._renew()
             parameters = self.blueprint.split.encoder_parameters(self.model)
-            return channel_saliency(self.model, parameters, self.blueprint.layout, self.client_data(client).train)
+            data = self.client_data(client).train
+            return channel_saliency(self.model, parameters, self.blueprint.layout, data, task=self.blueprint.task)
 
     @contextmanager
     def prepared(
@@ -127,7 +128,8 @@ class Workplace:
         predictor = self.config.predictor
         if not self.config.predictor_row.offset or predictor.strength == 0:
             return None
-        return class_offset(
+        return target_offset(
+            self.blueprint.task.name,
             data.train.targets,
             num_classes=self.blueprint.dataset.num_classes,
             strength=predictor.strength,

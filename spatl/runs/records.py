@@ -4,13 +4,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from spatl.errors import DamagedState, naming
 from spatl.json_files import to_json
+from spatl.runs.scores import score_in
 
 _NAMED = 5  # clients in one line
 
@@ -27,7 +28,8 @@ class ClientRow:
     and no answer came in time, `away` that it was not even connected, `error` that it answered with an error, whose
     reason is in `rejected`. `asked_again` counts the copies of questions that it was sent. `cosine` is that of its
     update with the sum of the other participants', on what it sent. `owner` is the name of whose data it has, where the
-    partition knows it.
+    partition knows it. Of a task that is not judged by accuracy, that is null, and `score` has its first metric;
+    `metrics` has all of them, by name. A line of a classification by accuracy alone has none of these keys.
     """
 
     round: int
@@ -54,6 +56,10 @@ class ClientRow:
     error: bool = False
     asked_again: int = 0
     owner: str | None = None
+    score: float | None = None
+    final_score: float | None = None
+    metrics: Mapping[str, float | None] | None = None
+    final_metrics: Mapping[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,9 @@ class HistoryRow:
     came to a deployment before the round, `retired` those that were taken out. The last round also carries
     `final_*`: all clients with the encoder after the last round. `global_*` are of the server's model as it arrived, on
     the official test set, in the rounds in which it was measured, and `final_global_*` of that after the last round.
+    Of a task that is not judged by accuracy, that is null, and `metric` names what `score` is instead; `metrics` has
+    all, each as `_mean` over the clients and `_pooled` over their examples (`spatl.tasks.pooling`). A line of a
+    classification by accuracy alone has none of these keys.
     """
 
     round: int
@@ -108,6 +117,17 @@ class HistoryRow:
     final_global_loss: float | None = None
     joined: tuple[int, ...] = ()
     retired: tuple[int, ...] = ()
+    metric: str | None = None
+    score: float | None = None
+    score_worst: float | None = None
+    final_score: float | None = None
+    final_score_worst: float | None = None
+    global_score: float | None = None
+    final_global_score: float | None = None
+    metrics: Mapping[str, float | None] | None = None
+    final_metrics: Mapping[str, float | None] | None = None
+    global_metrics: Mapping[str, float | None] | None = None
+    final_global_metrics: Mapping[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -187,10 +207,23 @@ def known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None and not math.isnan(value)]
 
 
+_OF_TASKS = (
+    "metric", "score", "score_worst", "final_score", "final_score_worst", "global_score", "final_global_score",
+    "metrics", "final_metrics", "global_metrics", "final_global_metrics",
+)  # fmt: skip
+
+
+def as_line(row: ClientRow | HistoryRow) -> dict[str, Any]:
+    """Return the object of a row's line, without the keys of other tasks where it has none of them."""
+    return {key: value for key, value in asdict(row).items() if value is not None or key not in _OF_TASKS}
+
+
 def latest_accuracy(row: Mapping[str, Any]) -> float | None:
-    """Return the accuracy of all clients after the last round where a row has it (0 is a value), or on arrival."""
-    final: float | None = row.get("final_accuracy")
-    arrival: float | None = row.get("accuracy")
+    """Return the accuracy of all clients after the last round where a row has it (0 is a value), or on arrival.
+
+    Of another task its score.
+    """
+    final, arrival = score_in(row, "final_"), score_in(row)
     return arrival if final is None else final
 
 
@@ -202,10 +235,9 @@ def owners_in(rows: Iterable[Mapping[str, Any]]) -> dict[int, str]:
 def global_accuracy(row: Mapping[str, Any]) -> float | None:
     """Return what the server's model is worth on the official test set, by a row; after the last round if it has that.
 
-    None where it was not measured.
+    Of another task its score; None where it was not measured.
     """
-    final: float | None = row.get("final_global_accuracy")
-    arrival: float | None = row.get("global_accuracy")
+    final, arrival = score_in(row, "final_global_"), score_in(row, "global_")
     return arrival if final is None else final
 
 

@@ -9,7 +9,6 @@ costs one bit a channel and what is left is a smaller dense network.
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatl.channels.costs import Budget, BudgetKind, Costs, check_floor
@@ -18,6 +17,7 @@ from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of
 from spatl.data import Examples
 from spatl.selection.projection import group_leaders, longest_prefix, rank_by_worth
+from spatl.tasks.task import CLASSIFICATION, Task
 from spatl.training.evaluate import forward_with_batch_statistics
 
 _MAX_EXAMPLES = 256  # as many as the measurement needs, in one batch
@@ -25,8 +25,9 @@ _MOST_TIMES = 5.0  # the lower median of the clients' sums, which one client's s
 
 
 def channel_saliency(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], layout: EncoderLayout, examples: Examples
-) -> Tensor:
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], layout: EncoderLayout, examples: Examples, *,
+    task: Task = CLASSIFICATION,
+) -> Tensor:  # fmt: skip
     """Measure the connection sensitivity of each channel of a network as it stands (paper, section 3).
 
     Args:
@@ -34,13 +35,14 @@ def channel_saliency(
         parameters: Its shared parameters by name.
         layout: The encoder.
         examples: The client's training split, of which the first 256 are used.
+        task: What their targets are for.
 
     Returns:
         float32 [C] on the CPU: the sum over a channel's parameters of |gradient x weight|, the gradient being that of
-        the mean cross-entropy over the examples, BatchNorm using the statistics of the batch.
+        the mean loss over the examples, BatchNorm using the statistics of the batch.
     """
     logits = forward_with_batch_statistics(model, examples.inputs[:_MAX_EXAMPLES], parameters, gradients=True)
-    loss = F.cross_entropy(logits, examples.targets[:_MAX_EXAMPLES])
+    loss = task.loss.mean(logits, examples.targets[:_MAX_EXAMPLES])
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     sensitivity = {
         name: torch.zeros_like(p) if gradient is None else (gradient * p).abs()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spatl.channels.costs import Budget, Costs
 from spatl.channels.selection import Selection
 from spatl.data import Examples
+from spatl.tasks.task import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class SelectionRequest:
         server_round: The current round, from 1.
         generator: The selector's random numbers for this round.
         state: What the selector returned as its state in the client's last round; empty at first.
+        task: What the targets are for: its loss, and the score by which a choice is judged.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class SelectionRequest:
     server_round: int
     generator: torch.Generator
     state: Mapping[str, Tensor]
+    task: Task = CLASSIFICATION
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +57,8 @@ class Choice:
         selection: The channels that travel.
         state: What it wants to be given in the client's next round.
         decision_seconds: How long it thought, without what it measured.
-        gain: By how much the selection beats the selector's prior in accuracy on the validation split, at least 0;
-            0 for a selector that measures nothing.
+        gain: By how much the selection beats the selector's prior in accuracy, or another task's score, on the
+            validation split, at least 0; 0 for a selector that measures nothing.
     """
 
     selection: Selection

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spatl.tasks.targets import TASKS, TaskName
+
 
 def class_offset(labels: Tensor, *, num_classes: int, strength: float, smoothing: float) -> Tensor:
     """Return b, float32 [K] on the device of the labels.
@@ -37,6 +39,34 @@ def class_offset(labels: Tensor, *, num_classes: int, strength: float, smoothing
     counts = torch.bincount(labels.cpu(), minlength=num_classes).double()
     ratios = num_classes * (counts + smoothing) / (len(labels) + num_classes * smoothing)
     return (strength * ratios.log()).float().to(labels.device)
+
+
+def label_offset(labels: Tensor, *, strength: float, smoothing: float) -> Tensor:
+    """Return what is added to the logits of labels that are each 0 or 1, float32 [K] on the device of the labels.
+
+    Of a label that n_k of a client's n training examples have, tau * log((n_k + s) / (n - n_k + s)): its smoothed log
+    odds, 0 for one that half of them have. The shared network is then free of how often clients see a label, as that of
+    a classification is of how often they see a class.
+
+    Args:
+        labels: float32 [n, K], 0 or 1, of a client's training split.
+        strength: tau.
+        smoothing: s > 0.
+    """
+    counts = labels.cpu().double().sum(0)
+    odds = (counts + smoothing) / (len(labels) - counts + smoothing)
+    return (strength * odds.log()).float().to(labels.device)
+
+
+def target_offset(
+    task: TaskName, targets: Tensor, *, num_classes: int, strength: float, smoothing: float
+) -> Tensor | None:
+    """Return what a client adds to its logits, float32 [K]; None for a task whose targets have no frequencies."""
+    if not TASKS[task].frequencies:
+        return None
+    if TASKS[task].labels:
+        return class_offset(targets, num_classes=num_classes, strength=strength, smoothing=smoothing)
+    return label_offset(targets, strength=strength, smoothing=smoothing)
 
 
 @contextmanager

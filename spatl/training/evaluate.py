@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spatl.data import Examples
 from spatl.models.copies import attributes_kept
 from spatl.models.frozen import keeps_statistics, modes_kept, train_mode_
+from spatl.tasks.task import CLASSIFICATION, Measure, Tally, Task
 from spatl.tensors.inputs import Inputs
 from spatl.training.local import autocast
 
@@ -21,31 +21,52 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Share of examples classified correctly, and the mean cross-entropy; of no examples both are NaN."""
+    """Evaluation of a model on some examples.
+
+    Attributes:
+        accuracy: The share that is classified correctly; of other tasks their score, which is NaN where it is not
+            defined. NaN of no examples.
+        loss: The mean loss; likewise.
+        measures: Of each metric of the task, the first of which is the score.
+        num_examples: How many there were.
+    """
 
     accuracy: float
     loss: float
+    measures: tuple[Measure, ...] = field(default=(), compare=False, kw_only=True)
+    num_examples: int = field(default=1, compare=False, kw_only=True)
 
     @property
     def is_known(self) -> bool:
         """Return whether there were examples."""
-        return not math.isnan(self.accuracy)
+        return self.num_examples > 0
 
 
-def evaluate(model: nn.Module, examples: Examples, *, precision: str = "float32") -> Evaluation:
-    """Evaluate a model in eval mode without gradients; its mode is restored afterwards."""
+def evaluate(
+    model: nn.Module, examples: Examples, *, task: Task = CLASSIFICATION, precision: str = "float32"
+) -> Evaluation:
+    """Evaluate a model in eval mode without gradients; its mode is restored afterwards.
+
+    Args:
+        model: The network, on the device of the examples.
+        examples: Any number of them.
+        task: What the targets are for, and what a model is judged by.
+        precision: As of `TrainingSettings`.
+    """
     if not len(examples):
-        return Evaluation(math.nan, math.nan)
-    correct = torch.zeros((), dtype=torch.int64, device=examples.inputs.device)
-    loss = torch.zeros((), device=examples.inputs.device)
+        return Evaluation(math.nan, math.nan, num_examples=0)
+    loss, tally = torch.zeros((), device=examples.inputs.device), Tally(task)
+    chunk = task.chunk(_CHUNK, examples.targets)
     with modes_kept(model), torch.no_grad(), autocast(examples.inputs.device, precision):
         model.eval()
-        for start in range(0, len(examples), _CHUNK):
-            labels = examples.targets[start : start + _CHUNK]
-            logits = model(examples.inputs[start : start + _CHUNK]).float()
-            correct += (logits.argmax(1) == labels).sum()
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-    return Evaluation(int(correct) / len(examples), float(loss) / len(examples))
+        for start in range(0, len(examples), chunk):
+            targets = examples.targets[start : start + chunk]
+            outputs = model(examples.inputs[start : start + chunk]).float()
+            tally.add(outputs, targets)
+            loss += task.loss.total(outputs, targets)
+    measures = tally.measures()
+    mean = float(loss) / max(1, task.loss.num_terms(examples.targets))
+    return Evaluation(measures[0].value, mean, measures=measures, num_examples=len(examples))
 
 
 def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatl.data import Examples, batches
 from spatl.models.frozen import training_mode
+from spatl.tasks.task import CLASSIFICATION, Task
 from spatl.tensors.inputs import Inputs
 from spatl.training.augmentation import make_augmentation
 from spatl.training.contrast import Contrast
@@ -43,8 +43,9 @@ def train_(
     epochs: int | None = None,
     steps: int | None = None,
     contrast: Contrast | None = None,
+    task: Task = CLASSIFICATION,
 ) -> TrainingResult:
-    """Train a model in place on the cross-entropy, in training mode; modes are restored afterwards.
+    """Train a model in place on the loss of a task, in training mode; modes are restored afterwards.
 
     What is frozen stays in eval mode (`spatl.models.frozen`). The gradient of the loss is clipped before the hooks add
     what a method brings: with control variates c_i is then the mean clipped gradient, and g + c - c_i keeps its mean.
@@ -60,9 +61,7 @@ def train_(
         epochs: Passes over the split in place of the settings' epochs and steps.
         steps: Optimizer steps in place of both.
         contrast: A loss on representations that is added to that of the predictions.
-
-    Returns:
-        Loss, step weight and number of steps.
+        task: What the targets are for.
     """
     if epochs is None and steps is None:
         epochs, steps = settings.local_epochs, settings.local_steps
@@ -75,7 +74,7 @@ def train_(
             for parameter in parameters.values():
                 parameter.grad = None
             with autocast(images.device, settings.precision):
-                loss = F.cross_entropy(_wide(model(images), settings.precision), labels)
+                loss = task.loss.mean(_wide(model(images), settings.precision), labels)
                 if contrast is not None:
                     loss = loss + contrast(images)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

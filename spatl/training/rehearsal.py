@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -21,6 +20,7 @@ from spatl.errors import ModelError, SpatlError, told
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import modes_kept
 from spatl.seeding import seeded_globals
+from spatl.tasks.task import CLASSIFICATION, Task
 from spatl.tensors.inputs import Inputs
 from spatl.training.local import train_
 from spatl.training.step_weight import TrainingSettings
@@ -37,17 +37,19 @@ def rehearse(
     num_classes: int,
     client_sizes: Iterable[int],
     seed: int,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Raise unless a network trains as a client needs it to; it stays as it was, and no generator moves.
 
     Args:
         model: The network as it was built.
         inputs: `[N, ...]`, at least one; they are taken again where a batch is longer.
-        labels: int64 [N].
+        labels: The targets of the task, of each one.
         settings: How clients train.
         num_classes: K, so that logits are [B, K].
         client_sizes: How many training examples the clients have.
         seed: The run's seed.
+        task: What the targets are for.
 
     Raises:
         ModelError: It fails, returns something else than logits, returns NaN, or changes its own parts.
@@ -62,7 +64,8 @@ def rehearse(
     def step(length: int, *, first: bool) -> Tensor:
         rows = torch.arange(length) % len(labels)
         batch = Examples(inputs[rows], labels[rows])
-        logits = _step_(probe, batch, settings, num_classes, model=model, first=first, longest=lengths[1])
+        shape = task.row.output_shape(batch.targets, num_classes)
+        logits = _step_(probe, batch, settings, shape, task, model=model, first=first, longest=lengths[1])
         check_parts(probe, model)
         for name, parameter in probe.named_parameters():
             if parameters[name] is not parameter:
@@ -72,7 +75,7 @@ def rehearse(
     with seeded_globals(seed, "rehearsal"):
         before = step(lengths[0], first=True)
         step(lengths[1], first=False)
-    _check_afterwards(probe, inputs[:1], num_classes)
+    _check_afterwards(probe, inputs[:1], task.row.output_shape(labels[:1], num_classes), task)
     restore_(probe, model)
     with seeded_globals(seed, "rehearsal"):
         again = step(lengths[0], first=True)
@@ -101,7 +104,8 @@ def _step_(
     probe: nn.Module,
     batch: Examples,
     settings: TrainingSettings,
-    num_classes: int,
+    expected: tuple[int, ...],
+    task: Task,
     *,
     model: nn.Module,
     first: bool,
@@ -109,12 +113,12 @@ def _step_(
 ) -> Tensor:
     """Take one step, and return the logits it was taken on; `model` is the network as it was built."""
     seen: list[Any] = []
-    handle = probe.register_forward_hook(lambda module, inputs, output: _keep_logits(seen, output, batch, num_classes))
+    handle = probe.register_forward_hook(lambda module, inputs, output: _keep_logits(seen, output, expected, task))
     parameters = {name: parameter for name, parameter in probe.named_parameters() if parameter.requires_grad}
     length = len(batch)
     try:
         result = train_(
-            probe, parameters, batch, settings, generator=torch.Generator().manual_seed(0), steps=1
+            probe, parameters, batch, settings, generator=torch.Generator().manual_seed(0), steps=1, task=task
         )  # fmt: skip
     except SpatlError:
         raise
@@ -124,14 +128,14 @@ def _step_(
         handle.remove()
     logits: Tensor = seen[0]
     if first and not math.isfinite(result.loss):
-        raise ModelError(_blame(model, batch, logits, result.loss))
+        raise ModelError(_blame(model, batch, logits, result.loss, task))
     return logits
 
 
-def _blame(model: nn.Module, batch: Examples, logits: Tensor, loss: float) -> str:
+def _blame(model: nn.Module, batch: Examples, logits: Tensor, loss: float, task: Task) -> str:
     """Return what to say of a network that has no finite loss before it was trained."""
     with torch.no_grad():
-        at_rest = F.cross_entropy(duplicate(model).eval()(batch.inputs).float(), batch.targets)
+        at_rest = task.loss.mean(duplicate(model).eval()(batch.inputs).float(), batch.targets)
     where = "in training mode, though not in eval mode: its normalisation may divide by a variance of 0"
     if not bool(at_rest.isfinite()):
         where = "both in training mode and in eval mode"
@@ -142,20 +146,17 @@ def _blame(model: nn.Module, batch: Examples, logits: Tensor, loss: float) -> st
     )
 
 
-def _keep_logits(seen: list[Any], output: Any, batch: Examples, num_classes: int) -> None:
-    expected = (len(batch), num_classes)
+def _keep_logits(seen: list[Any], output: Any, expected: tuple[int, ...], task: Task) -> None:
+    what = f"{task.row.outputs} of shape {expected} for a batch of {expected[0]}"
     if not isinstance(output, Tensor):
         names = ", ".join(type(each).__name__ for each in output) if isinstance(output, tuple | list) else ""
         raise ModelError(
-            f"in training the model must return logits of shape {expected} for a batch of {len(batch)}, got "
+            f"in training the model must return {what}, got "
             f"{type(output).__name__}{f' of {names}' if names else ''}: leave out what comes beside them, such as "
             "auxiliary heads"
         )
     if tuple(output.shape) != expected or not output.is_floating_point():
-        raise ModelError(
-            f"in training the model must return logits of shape {expected} for a batch of {len(batch)}, got "
-            f"{tuple(output.shape)} of {output.dtype}"
-        )
+        raise ModelError(f"in training the model must return {what}, got {tuple(output.shape)} of {output.dtype}")
     seen.append(output.detach().clone())
 
 
@@ -171,7 +172,7 @@ def _failure(error: Exception, length: int, longest: int, seen: list[Any]) -> st
     return f"{where}: {told(error)}{hint}"
 
 
-def _check_afterwards(probe: nn.Module, example: Inputs, num_classes: int) -> None:
+def _check_afterwards(probe: nn.Module, example: Inputs, expected: tuple[int, ...], task: Task) -> None:
     """Raise if a network that has trained cannot be evaluated any more."""
     try:
         with modes_kept(probe), torch.no_grad():
@@ -179,7 +180,8 @@ def _check_afterwards(probe: nn.Module, example: Inputs, num_classes: int) -> No
     except Exception as error:
         raise ModelError(f"the model fails on one example in eval mode once it has trained: {told(error)}") from error
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if found != (1, num_classes):
+    if found != expected:
         raise ModelError(
-            f"for one example the model must return logits of shape (1, {num_classes}), got {found} once it has trained"
+            f"for one example the model must return {task.row.outputs} of shape {expected}, got {found} once it has "
+            "trained"
         )

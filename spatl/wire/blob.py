@@ -72,7 +72,7 @@ LENGTH = struct.Struct("<I")
 DOWNLOAD, UPDATE, GATHERED, FINDINGS = 1, 2, 3, 4
 """The kinds of blob."""
 VALUES, INDICES, CONTROL, CLOSED_INDICES, REPORT, BASE, SNAPSHOT, DERIVED, STATISTICS, ARRIVAL = range(1, 11)
-MOMENTS, CLASSES, CLASS_PROFILES, PROTOTYPES = range(11, 15)
+MOMENTS, CLASSES, CLASS_PROFILES, PROTOTYPES, MEASURES = range(11, 16)
 """The kinds of section."""
 SECTION_NAMES = {
     VALUES: "values",
@@ -89,6 +89,7 @@ SECTION_NAMES = {
     CLASSES: "values",
     CLASS_PROFILES: "values",
     PROTOTYPES: "values",
+    MEASURES: "report",
 }
 
 _COUNTED: Final = ("values", "indices", "control")  # by name in the ledger; the rest is overhead

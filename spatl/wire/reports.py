@@ -2,12 +2,14 @@
 
 import math
 import struct
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.errors import UpdateRejected
+from spatl.tasks.task import Measure
 from spatl.wire.blob import DIGEST_BYTES, with_digest, without_digest
+from spatl.wire.measures import Judging
 
 LARGEST_METRIC: Final = 1e9
 """A loss above it belongs to no training that still works."""
@@ -31,11 +33,11 @@ class _Report:
 
     @classmethod
     def _struct(cls) -> struct.Struct:
-        return struct.Struct("<" + "".join(each.metadata["format"] for each in fields(cls)))  # type: ignore[arg-type]
+        return struct.Struct("<" + "".join(_numbers_of(cls).values()))
 
     def to_bytes(self) -> bytes:
         """The numbers, one after another."""
-        return self._struct().pack(*vars(self).values())
+        return self._struct().pack(*(getattr(self, name) for name in _numbers_of(type(self))))
 
     @classmethod
     def num_bytes(cls) -> int:
@@ -43,8 +45,12 @@ class _Report:
         return cls._struct().size
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview) -> Self:
+    def from_bytes(cls, data: bytes | memoryview, judging: Judging | None = None) -> Self:
         """Read what `to_bytes` wrote.
+
+        Args:
+            data: The bytes.
+            judging: By what the accuracy is judged, which is another task's score; None for a classification.
 
         Raises:
             UpdateRejected: The length is wrong, or a number is out of its range.
@@ -52,16 +58,26 @@ class _Report:
         form = cls._struct()
         if len(data) != form.size:
             raise UpdateRejected(f"expected a report of {form.size} bytes, got {len(data)}")
-        values = dict(zip((each.name for each in fields(cls)), form.unpack(data), strict=True))  # type: ignore[arg-type]
+        values = dict(zip(_numbers_of(cls), form.unpack(data), strict=True))
         untested = all(math.isnan(values[name]) for name in _OF_TESTS)  # who has no test examples
+        scored = judging is not None and not judging.task.counts_hits
         for name, value in values.items():
             if untested and name in _OF_TESTS:
+                continue
+            if scored and name == "accuracy":
+                judging.check_score(value)  # type: ignore[union-attr]  # it is there
                 continue
             highest = _LARGEST.get(name, LARGEST_METRIC)
             if not -ROUNDING <= value <= highest + ROUNDING:
                 raise UpdateRejected(f"the report's {name} must lie in [0, {highest:g}], got {value}")
             values[name] = min(max(value, type(value)()), highest)
         return cls(**values)
+
+
+def _numbers_of(report: type[_Report]) -> dict[str, str]:
+    """Return how a report's numbers are written, by their names in their order."""
+    everything: Any = fields(report)  # type: ignore[arg-type]  # each report is a dataclass
+    return {each.name: each.metadata["format"] for each in everything if "format" in each.metadata}
 
 
 def _number(form: str) -> Any:
@@ -73,6 +89,7 @@ class TrainReport(_Report):
     """Report with an update; accuracy and loss are of the encoder as it arrived, on the test split; NaN without one.
 
     Attributes:
+        accuracy: Of a task that is no classification, or is judged by another metric, its score.
         budget_kind: 1 + the position in `BUDGET_KINDS`, 0 for a client that selects nothing.
         budget_limit: The client's budget, in the unit of its kind.
         validation_gain: By how much the selection beats the selector's prior on the validation split.
@@ -96,15 +113,21 @@ class TrainReport(_Report):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateReport(_Report):
-    """Report on the encoder after the last round, on the client's test split; it travels alone, with its digest."""
+    """Report on the encoder after the last round, on the client's test split; it travels alone, with its digest.
+
+    Attributes:
+        accuracy: As of `TrainReport`.
+        measures: What it was measured by, where that is told (`Judging`).
+    """
 
     num_examples: int = _number("I")
     accuracy: float = _number("d")
     loss: float = _number("d")
+    measures: tuple[Measure, ...] = ()
 
-    def to_bytes(self) -> bytes:
-        """The numbers, one after another, and a digest."""
-        return with_digest(super().to_bytes())
+    def to_bytes(self, judging: Judging | None = None) -> bytes:
+        """The numbers, one after another, what goes with them by `judging`, and a digest."""
+        return with_digest(super().to_bytes() + (judging or Judging()).to_bytes(self.measures))
 
     @classmethod
     def num_bytes(cls) -> int:
@@ -112,10 +135,21 @@ class EvaluateReport(_Report):
         return super().num_bytes() + DIGEST_BYTES
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview) -> Self:
+    def from_bytes(
+        cls, data: bytes | memoryview, judging: Judging | None = None, *, most_examples: int | None = None
+    ) -> Self:
         """Read what `to_bytes` wrote.
+
+        Args:
+            data: The bytes.
+            judging: As there.
+            most_examples: Of how many test examples it may tell at most; None where nobody knows.
 
         Raises:
             UpdateRejected: It was altered, its length is wrong, or a number is out of its range.
         """
-        return super().from_bytes(without_digest(data))
+        told, judging = memoryview(without_digest(data)), judging or Judging()
+        size = len(told) - judging.num_bytes
+        report = super().from_bytes(told[: max(size, 0)], judging)
+        measures = judging.from_bytes(told[size:], score=report.accuracy, most_examples=most_examples)
+        return replace(report, measures=measures)

@@ -27,6 +27,7 @@ from spatl.wire.blob import (
     take_section,
 )
 from spatl.wire.codec import Codec
+from spatl.wire.measures import Judging
 
 STATISTICS_QUESTION: Final = "query.statistics"
 """Flower's type of the message that asks for them."""
@@ -82,7 +83,8 @@ class Arrival:
 
     Attributes:
         statistics: BatchNorm statistics of its training split.
-        accuracy: On its validation split, in [0, 1]; NaN where it has none, None where nobody asks.
+        accuracy: On its validation split, in [0, 1], or the score of another task; NaN where it has none, None where
+            nobody asks.
     """
 
     statistics: Statistics
@@ -99,13 +101,16 @@ class Arrival:
         return accuracy + self.statistics.to_bytes()
 
     @classmethod
-    def take(cls, sections: dict[int, memoryview], num_channels: int, *, with_accuracy: bool) -> "Arrival":
+    def take(
+        cls, sections: dict[int, memoryview], num_channels: int, *, with_accuracy: bool, judging: Judging | None = None
+    ) -> "Arrival":
         """Take what `to_bytes` wrote out of the sections of a blob.
 
         Args:
             sections: By kind.
             num_channels: S.
             with_accuracy: Whether the accuracy was asked for.
+            judging: By what it is judged; None for the accuracy of a classification.
 
         Raises:
             UpdateRejected: It is not there, or a number is out of its range.
@@ -116,7 +121,9 @@ class Arrival:
         if len(data) < _ACCURACY.size:
             raise UpdateRejected(f"{len(data)} bytes hold no accuracy")
         (accuracy,) = _ACCURACY.unpack_from(data)
-        if not (0 <= accuracy <= 1 or math.isnan(accuracy)):
+        if judging is not None and not judging.task.counts_hits:
+            judging.check_score(accuracy)
+        elif not (0 <= accuracy <= 1 or math.isnan(accuracy)):
             raise UpdateRejected(f"an accuracy must lie in [0, 1], got {accuracy}")
         return cls(Statistics.from_bytes(data[_ACCURACY.size :], num_channels), accuracy)
 
@@ -149,7 +156,7 @@ def pack_statistics(arrival: Arrival, layout: EncoderLayout, codec: Codec, *, se
 
 def unpack_statistics(
     blob: bytes, layout: EncoderLayout, codec: Codec, *, server_round: int, version: int, num_channels: int,
-    with_accuracy: bool = False,
+    with_accuracy: bool = False, judging: Judging | None = None,
 ) -> Arrival:  # fmt: skip
     """Check and read what `pack_statistics` wrote; the arguments as there, and as of `Arrival.take`.
 
@@ -159,6 +166,6 @@ def unpack_statistics(
     sections = open_gathered(
         blob, GATHERED, layout, codec, server_round=server_round, version=version, what="statistics"
     )
-    arrival = Arrival.take(sections, num_channels, with_accuracy=with_accuracy)
+    arrival = Arrival.take(sections, num_channels, with_accuracy=with_accuracy, judging=judging)
     check_all_read(sections)
     return arrival

@@ -9,9 +9,11 @@ from torch import Tensor
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, pack_bitmap
 from spatl.errors import UpdateRejected
+from spatl.tasks.task import Measure
 from spatl.wire.blob import (
     DIGEST_BYTES,
     HEADER,
+    MEASURES,
     REPORT,
     SECTION,
     UPDATE,
@@ -26,6 +28,7 @@ from spatl.wire.blob import (
     take_selection,
 )
 from spatl.wire.codec import Codec
+from spatl.wire.measures import Judging
 from spatl.wire.reports import TrainReport
 from spatl.wire.statistics import Arrival
 
@@ -43,6 +46,7 @@ class Update:
         corrected: Whether its gradients were corrected, and its c_i follows from it.
         report: What the client tells of its round; None where nobody asks.
         arrival: What it tells of the encoder that arrived; likewise.
+        measures: What the evaluation in the report was measured by, where that is told.
     """
 
     server_round: int
@@ -53,6 +57,7 @@ class Update:
     corrected: bool = False
     report: "TrainReport | None" = None
     arrival: Arrival | None = None
+    measures: tuple[Measure, ...] = ()
 
 
 def pack_update(
@@ -62,6 +67,7 @@ def pack_update(
     *,
     generator: torch.Generator,
     max_bytes: int | None = None,
+    judging: Judging | None = None,
 ) -> bytes:
     """Pack an update; `unpack_update` of the result gives the values the server will see.
 
@@ -71,10 +77,13 @@ def pack_update(
         codec: How values are encoded.
         generator: The source of stochastic rounding.
         max_bytes: How long the blob may be, for a codec that can choose; see `update_bytes` for the others.
+        judging: By what the report's evaluation is judged; None for accuracy and loss alone.
     """
     sections = {indices_kind(update.selection): pack_bitmap(update.selection)}
     if update.report is not None:
         sections[REPORT] = update.report.to_bytes()
+        if judging is not None and judging.task.tells_more:
+            sections[MEASURES] = judging.to_bytes(update.measures)
     if update.arrival is not None:
         sections[update.arrival.section] = update.arrival.to_bytes()
     header = UPDATE_HEADER.pack(update.base_version, update.step_weight, update.corrected)
@@ -89,7 +98,7 @@ def pack_update(
 
 def unpack_update(
     blob: bytes, layout: EncoderLayout, codec: Codec, *, server_round: int, base_version: int,
-    num_arrived: int | None = None,
+    num_arrived: int | None = None, judging: Judging | None = None, most_examples: int | None = None,
 ) -> Update:  # fmt: skip
     """Check and decode a client's update.
 
@@ -101,6 +110,8 @@ def unpack_update(
         base_version: The version it must have been computed from.
         num_arrived: Number of channels with statistics that it tells of with the encoder's arrival; None where it does
             not tell of that.
+        judging: As of `pack_update`.
+        most_examples: Of how many test examples it may tell at most; None where nobody knows.
 
     Raises:
         UpdateRejected: The reason why the blob must not be used.
@@ -117,12 +128,17 @@ def unpack_update(
     if corrected not in (0, 1):
         raise UpdateRejected(f"whether gradients were corrected must be 0 or 1, got {corrected}")
     selection = take_selection(sections, layout)
-    report = TrainReport.from_bytes(sections.pop(REPORT)) if REPORT in sections else None
-    arrival = None if num_arrived is None else Arrival.take(sections, num_arrived, with_accuracy=True)
+    judging = judging or Judging()
+    report = TrainReport.from_bytes(sections.pop(REPORT), judging) if REPORT in sections else None
+    measures: tuple[Measure, ...] = ()
+    if report is not None and judging.task.tells_more:
+        told = take_section(sections, MEASURES)
+        measures = judging.from_bytes(told, score=report.accuracy, most_examples=most_examples)
+    arrival = None if num_arrived is None else Arrival.take(sections, num_arrived, with_accuracy=True, judging=judging)
     values = codec.decode(take_section(sections, VALUES), layout.places(selection))
     check_finite(values)
     check_all_read(sections)
-    return Update(server_round, base, selection, values, step_weight, bool(corrected), report, arrival)
+    return Update(server_round, base, selection, values, step_weight, bool(corrected), report, arrival, measures)
 
 
 def update_bytes(layout: EncoderLayout, codec: Codec, *, num_values: int, num_channels: int) -> int:

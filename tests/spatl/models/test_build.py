@@ -249,7 +249,7 @@ def test_an_option_the_factory_does_not_take_is_named(name: str, option: str, me
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 @pytest.mark.parametrize(
     ("size", "message"),
-    [({"num_classes": 1}, "at least 2"), ({"in_channels": 0}, "at least 1"), ({"image_size": 7}, "at least 8")],
+    [({"num_classes": 0}, "at least 1"), ({"in_channels": 0}, "at least 1"), ({"image_size": 7}, "at least 8")],
 )
 def test_sizes_out_of_range_are_refused(name: str, size: dict[str, int], message: str) -> None:
     with pytest.raises(ModelError, match=f"{next(iter(size))} must be {message}, got "):

@@ -93,7 +93,7 @@ def test_rounds_and_versions_of_32_bits_come_through_or_are_refused(numbers):
         (32, "I", 0, "from version 1 back to 0"),
         (48, "B", 0, "section 0 is unknown"),
         (48, "B", 4, "gone for good"),
-        (57, "B", 15, "section 15 is unknown"),
+        (57, "B", 16, "section 16 is unknown"),
         (57, "B", 5, "unexpected report section"),
         (49, "Q", 1, "expected a bitmap|belong to no section"),
         (58, "Q", 2**64 - 1, "runs over the end"),

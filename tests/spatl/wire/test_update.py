@@ -106,7 +106,7 @@ def test_a_forged_byte_is_refused_or_changes_a_value_only(mask, data):
         (32, "d", -1.0, "step weight"),
         (40, "B", 2, "corrected must be 0 or 1, got 2"),
         (41, "B", 0, "section 0 is unknown"),
-        (41, "B", 15, "section 15 is unknown"),
+        (41, "B", 16, "section 16 is unknown"),
         (41, "B", 1, "section 1 is unknown or repeated"),
         (41, "B", 3, "no indices section"),
         (41, "B", 4, "gone for good"),
