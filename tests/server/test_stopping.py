@@ -29,9 +29,9 @@ def scores(monkeypatch):
     seen = []
     better = server.best.better_of
 
-    def told(best, accuracy, server_round):
+    def told(best, accuracy, server_round, **options):
         seen.append(server_round)
-        return better(best, SCORES.get(server_round, accuracy), server_round)
+        return better(best, SCORES.get(server_round, accuracy), server_round, **options)
 
     monkeypatch.setattr(server.best, "better_of", told)
     return seen
