@@ -21,6 +21,7 @@ from server.best import RoundsOver
 from server.grids import FederationGrid, InProcessGrid, StreamingGrid
 from server.membership import Membership
 from server.pulling import careful
+from server.pulse import pulsing, telling_where_it_hangs
 from server.recorder import Recorder
 from server.registration import Registered, register
 from server.strategy import FederationStrategy
@@ -52,7 +53,7 @@ from spatl.rounds.weights import bounded_weights, largest_share
 from spatl.runner import remarks_on
 from spatl.runs.checkpoint import Checkpoint
 from spatl.runs.directory import alone_in_run, config_of, write_config
-from spatl.runs.files import CONFIG, ERROR, HISTORY, LOG, SUMMARY, TENSORBOARD
+from spatl.runs.files import CONFIG, ERROR, FLOWER_LOG, HISTORY, LOG, SUMMARY, TENSORBOARD
 from spatl.runs.going_on import where_to_go_on
 from spatl.runs.log import EVENTS, logged_to, make_logs_printable
 from spatl.runs.members import read_members
@@ -83,7 +84,7 @@ def main(grid: Grid, context: Context) -> None:
     devices, opened = bool(context.run_config.get("run")), time.time()
     if devices:  # whose texts are not this machine's
         make_logs_printable()
-    with alone_in_run(directory), logged_to(directory / LOG):
+    with alone_in_run(directory), logged_to(directory / LOG), telling_where_it_hangs(directory / FLOWER_LOG):
         if not resume:
             _check_unused(directory)  # again: what ran in it meanwhile may have ended
         try:
@@ -131,7 +132,7 @@ def _streaming(grid: Grid, config: ExperimentConfig, *, devices: bool) -> Stream
     """
     server = config.server
     again = server.ask_again_after if devices else 0.0
-    return StreamingGrid(careful(grid), patience=server.patience, ask_again_after=again)
+    return StreamingGrid(pulsing(careful(grid)), patience=server.patience, ask_again_after=again)
 
 
 def serve(

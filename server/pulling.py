@@ -9,10 +9,11 @@ beside the others, and whose it is says the SuperLink.
 
 import logging
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flwr.app import Error, Message
 from flwr.app.message import make_message
@@ -23,16 +24,19 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, Pu
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.superlink.grid.http_grid import HttpGrid
 
 from server.over_grid import OverGrid
 from spatl.errors import printable
 from spatl.wire.blob import CLIENT_REFUSED
 
+if TYPE_CHECKING:
+    from flwr.superlink.grid.http_grid import HttpGrid
+
 logger = logging.getLogger(__name__)
 
 MOST_OBJECTS: Final = 8
 """The most objects of a reply: the message, its records and their dictionary are four."""
+_HTTP_GRID = "flwr.superlink.grid.http_grid"
 _PATIENCE_SECONDS = 300.0  # for the objects of a reply that has been announced
 _NAME = re.compile(r"[a-z0-9_.]{0,64}")  # of a message's type and group
 
@@ -66,7 +70,7 @@ class CarefulGrid(OverGrid):
         patience_seconds: How long the objects of a reply are waited for.
     """
 
-    def __init__(self, inner: HttpGrid, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+    def __init__(self, inner: "HttpGrid", *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         super().__init__(inner)
         self._flowers = inner
         self._patience = patience_seconds
@@ -134,7 +138,8 @@ class CarefulGrid(OverGrid):
 
 def careful(grid: Grid) -> Grid:
     """Return Flower's grid over HTTP with care; any other one, whose clients are this machine's, as it is."""
-    return CarefulGrid(grid) if isinstance(grid, HttpGrid) else grid
+    module = sys.modules.get(_HTTP_GRID)  # which loads a data base: a second of every run that has no such grid
+    return CarefulGrid(grid) if module is not None and isinstance(grid, module.HttpGrid) else grid
 
 
 def _oddness(metadata: Metadata, num_objects: int) -> str | None:

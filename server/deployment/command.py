@@ -234,7 +234,10 @@ def _engine(options: Namespace, directory: Path, site: ServerSite, say: Callable
                 number, say, run=run_directory, seconds=wait, enough=enough,
                 give_up=config.server.give_up_seconds,
             )  # fmt: skip
-            link.run(config, run_directory, say, resume=resume, nodes=nodes, follow=following.look)
+            link.run(
+                config, run_directory, say, resume=resume, nodes=nodes, longest_step=options.longest_step or None,
+                follow=following.look,
+            )  # fmt: skip
 
     return _kept_up(attempt, options.restarts, say)
 

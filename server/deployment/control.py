@@ -36,8 +36,9 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientIntercept
 from server.deployment.certificates import check_server_pair
 from server.deployment.gate import OPEN_PATH, TOKEN_HEADER
 from server.deployment.superlink import TOKEN_VARIABLE, listening
-from server.deployment.watching import AppWatch, kill_stopped
+from server.deployment.watching import AppWatch, end_lost
 from server.engines import check_outcome, write_app
+from server.pulse import PULSE_VARIABLE
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import descendants, environment, free_port, is_alive, stop
 from spatl.deployment.sites import (
@@ -97,10 +98,11 @@ def started_superlink(
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spatl-")))
-        log = stack.enter_context(log_path.open("ab"))
+        log, pulse = stack.enter_context(log_path.open("ab")), home / "pulse"
+        pulse.touch()
         process = subprocess.Popen(
-            command, env=_settings(home) | {TOKEN_VARIABLE: token}, cwd=home, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            command, env=_settings(home) | {TOKEN_VARIABLE: token, PULSE_VARIABLE: str(pulse)}, cwd=home,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         stack.callback(stop, process)
         url = f"{'http' if insecure else 'https'}://127.0.0.1:{port}"
@@ -112,7 +114,7 @@ def started_superlink(
         seconds = float(os.environ.get(ANSWER_VARIABLE, "45"))
         client = stack.enter_context(ControlHttpClient(url, interceptors=interceptors, verify=verify, timeout=seconds))
         http = stack.enter_context(httpx.Client(base_url=url, verify=verify, headers={TOKEN_HEADER: token}))
-        link = StartedSuperLink(process, client, http, log_path)
+        link = StartedSuperLink(process, client, http, log_path, pulse=pulse)
         link.await_start()
         stack.callback(link.kill_below)
         yield link
@@ -148,15 +150,17 @@ class StartedSuperLink:
         client: Calls of its Control API.
         http: Other calls; both carry the token.
         log_path: Log of Flower's processes.
+        pulse: The file that the ServerApp touches as it goes; None where nobody looks.
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], client: ControlHttpClient, http: httpx.Client, log_path: Path
-    ) -> None:
+        self, process: subprocess.Popen[bytes], client: ControlHttpClient, http: httpx.Client, log_path: Path, *,
+        pulse: Path | None = None,
+    ) -> None:  # fmt: skip
         self._process = process
         self._client = client
         self._http = http
-        self._log_path = log_path
+        self._log_path, self._pulse = log_path, pulse
         self._below = set[int]()
 
     def await_start(self) -> None:
@@ -237,9 +241,18 @@ class StartedSuperLink:
 
     def run(
         self, config: ExperimentConfig, directory: Path, say: Callable[[str], None], *, resume: bool,
-        nodes: Mapping[int, int], follow: Callable[[], None] = lambda: None,
+        nodes: Mapping[int, int], longest_step: float | None = None, follow: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Submit a run and wait for its end, say who takes no part, and have `follow` called now and then.
+
+        Args:
+            config: The run.
+            directory: Its directory.
+            say: Shows a line.
+            resume: Whether it goes on.
+            nodes: The node id of each client.
+            longest_step: As of `AppWatch`.
+            follow: Called now and then.
 
         Raises:
             SpatlError: It ended without a result.
@@ -250,7 +263,7 @@ class StartedSuperLink:
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         run_id = self._answer_of(self._client.StartRun, StartRunRequest(fab=fab_to_proto(fab))).run_id
         over = [directory / name for name in (SUMMARY, ERROR)]
-        said, awaited, watch = False, "", AppWatch()
+        said, awaited, watch = False, "", AppWatch(pulse=self._pulse, longest_step=longest_step)
         while not any(path.exists() for path in over) and not self._is_finished(run_id):
             self._check_alive()
             if not said and (directory / REGISTRATION).exists():
@@ -264,7 +277,7 @@ class StartedSuperLink:
             self.look_below()
             how = watch.look(self._below)
             if how is not None and not any(path.exists() for path in over):
-                kill_stopped(self._below)
+                end_lost(self._below)
                 raise LinkLost(f"the ServerApp {how}; see {self._log_path}")
             time.sleep(_POLL_SECONDS)
         deadline = time.monotonic() + _FINISH_SECONDS

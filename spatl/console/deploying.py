@@ -58,6 +58,13 @@ def _add_server(parser: Parser) -> None:
         default=6,
         help="how often an hour a SuperLink or ServerApp that was killed or hangs is started again (%(default)d)",
     )
+    parser.add_argument(
+        "--longest-step",
+        metavar="SECONDS",
+        type=float,
+        default=3600.0,
+        help="a ServerApp that computes for so long without asking for replies hangs (%(default)g); 0 for never",
+    )
     parser.add_argument("--insecure", action="store_true", help="no TLS, and any client may take part")
     add_overrides(parser, "with --resume, rounds=N: more rounds for a run that is finished, or was stopped")
     parser.set_defaults(command=by_reference("server.deployment.command:serve"))

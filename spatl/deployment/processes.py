@@ -150,6 +150,23 @@ def state_of(number: int) -> str:
     return ""
 
 
+def wants_cpu(number: int) -> bool:
+    """Return whether a thread of a process computes, or would if it had a processor or its disk answered (Linux)."""
+    for path in Path(f"/proc/{number}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if path.read_text().rpartition(")")[2].split()[0] in ("R", "D"):
+                return True
+    return False
+
+
+def cpu_seconds(number: int) -> float:
+    """Return how long a process has computed; 0 where it is gone, or where there is no /proc."""
+    with contextlib.suppress(OSError):
+        user, system = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def command_of(number: int) -> str:
     """Return the command line of a process; empty where it is gone, or where there is no /proc."""
     with contextlib.suppress(OSError):

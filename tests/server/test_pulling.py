@@ -14,11 +14,12 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import validate_object_content
+from flwr.superlink.grid.http_grid import HttpGrid
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.grids import StreamingGrid
-from server.pulling import CarefulGrid
+from server.pulling import CarefulGrid, careful
 from server.questions import Questions
 from server.replies import blob_content, blob_of, error_line
 from spatl.wire.blob import CLIENT_REFUSED
@@ -189,6 +190,12 @@ def test_any_records_come_through_or_are_refused(content):
     superlink.take(reply(content))
     (got,) = CarefulGrid(inner).pull_messages(["question"])
     assert got.has_error() or set(got.content) == set(content)
+
+
+def test_flowers_grid_over_http_is_pulled_with_care_and_any_other_stays_as_it_is():
+    found = careful(HttpGrid.__new__(HttpGrid))
+    assert isinstance(found, CarefulGrid)
+    assert careful(found) is found
 
 
 def test_a_client_answers_what_it_was_asked_and_nothing_else(grid, superlink):

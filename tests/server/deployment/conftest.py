@@ -24,7 +24,7 @@ class Link:
         if self.failure is not None:
             raise self.failure
 
-    def run(self, config, directory, say, *, resume, nodes, follow):
+    def run(self, config, directory, say, *, resume, nodes, longest_step, follow):
         run_inline(config, directory, resume=resume)
 
 

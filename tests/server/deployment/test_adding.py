@@ -162,7 +162,7 @@ def serve(link, devices, federation, monkeypatch):
     """`spatl deploy server`, whose devices are in this process, but for those that are away."""
 
     def command(*more, away=()):
-        def run(config, directory, say, *, resume, nodes, follow):
+        def run(config, directory, say, *, resume, nodes, longest_step, follow):
             serve_devices(config, devices, run=directory, resume=resume, absent=away)
 
         monkeypatch.setattr(link, "run", run, raising=False)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from server.deployment.control import LinkLost, StartedSuperLink
-from server.deployment.watching import GONE_SECONDS, STILL_SECONDS, AppWatch, kill_stopped
+from server.deployment.watching import GONE_SECONDS, STILL_SECONDS, AppWatch, end_lost
 from spatl.deployment.processes import is_alive, state_of
 from spatl.errors import SpatlError
 from spatl.json_files import write_json
@@ -89,7 +89,7 @@ def test_one_that_was_stopped_is_missed_after_a_while_unless_it_goes_on(processe
             assert watch.look(below(processes)) is None
     clock.now = 1000.0 + STILL_SECONDS
     assert watch.look(below(processes)) == "stands still"
-    kill_stopped(below(processes))
+    end_lost(below(processes))
     until(lambda: not is_alive(app.pid))
     assert below(processes) == [processes[1].pid]
 
