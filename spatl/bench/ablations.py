@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spatl.bench.results import CRITERIA, Estimate, Record, TargetRow, average, average_ratio, by_row, target_table
+from spatl.bench.score import told
 from spatl.config.bench import AblationsConfig
 
 
@@ -27,7 +28,7 @@ def add_ablations_(records: Sequence[Record], ablations: AblationsConfig) -> Non
             record["ablation"] = {
                 "full": ablations.full,
                 "without": ablations.without[record["method"]],
-                "accuracy_change": _accuracy_change(record, whole),
+                "score_change" if "metric" in record else "accuracy_change": _accuracy_change(record, whole),
                 "targets": [
                     {
                         "target": cell["target"],
@@ -39,9 +40,8 @@ def add_ablations_(records: Sequence[Record], ablations: AblationsConfig) -> Non
 
 
 def _accuracy_change(without: Record, full: Record | None) -> float | None:
-    if full is None or without["final_accuracy"] is None or full["final_accuracy"] is None:
-        return None
-    return float(without["final_accuracy"] - full["final_accuracy"])
+    mine, theirs = told(without, "final"), None if full is None else told(full, "final")
+    return None if mine is None or theirs is None else mine - theirs
 
 
 def _factors(without: Record, full: Record, place: int, criterion: str) -> dict[str, float | None]:
@@ -69,7 +69,7 @@ class AblationRow:
         factor: Bytes of this row over bytes of the full row.
         at_least: Lower bounds of the factor, of the seeds in which only the full row reached the target.
         at_most: Upper bounds, of the seeds in which only this row did.
-        accuracy_change: Final accuracy of this row minus that of the full row.
+        accuracy_change: Final accuracy, or score, of this row minus that of the full row.
     """
 
     cost: TargetRow
@@ -102,7 +102,7 @@ def ablation_table(records: Sequence[Record], place: int, criterion: str = "held
                 factor=average_ratio(values["factor"]),
                 at_least=tuple(values["factor_at_least"]),
                 at_most=tuple(values["factor_at_most"]),
-                accuracy_change=average(each["accuracy_change"] for each in own),
+                accuracy_change=average(each.get("accuracy_change", each.get("score_change")) for each in own),
             )
         )
     return [AblationRow(costs[found[table[0].cost.label][0]["full"]], None), *table] if table else []

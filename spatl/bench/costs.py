@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from spatl.runs.records import bytes_on_arrival, is_number
+from spatl.bench.score import ACCURACY, Score
+from spatl.runs.records import bytes_on_arrival, is_number, score_in
 
 HELD_ROUNDS: Final = 3
 """A target is held when so many accuracies in a row reach it; its cost is counted up to the last of them."""
-
-_ROUNDING: Final = 1e-9  # far below one example of any test split, far above what means are off by
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Point:
         rounds: Rounds of training before it.
         bytes: Everything sent before it and with it, in both directions, registration included.
         seconds: Seconds of the rounds before it.
-        accuracy: Mean over clients, in [0, 1].
+        accuracy: Mean over clients, in [0, 1]; of another task the mean of its score.
         loss: Mean over clients, on the same examples; None where it was not measured.
     """
 
@@ -49,14 +48,14 @@ def trajectory(history: Sequence[Mapping[str, Any]], final_downlink_bytes: int =
     points = []
     seconds = 0.0
     for row, cost in zip(history, bytes_on_arrival(history), strict=True):
-        measured_after = is_number(row.get("final_accuracy"))
-        if is_number(row.get("accuracy")):
-            cost -= final_downlink_bytes if measured_after else 0
-            points.append(Point(row["round"] - 1, cost, seconds, row["accuracy"], _loss(row.get("loss"))))
+        arrived, after = score_in(row), score_in(row, "final_")
+        if arrived is not None:
+            cost -= final_downlink_bytes if after is not None else 0
+            points.append(Point(row["round"] - 1, cost, seconds, arrived, _loss(row.get("loss"))))
         seconds += row["seconds"]
-        if measured_after:
+        if after is not None:
             total = sum(each["uplink_bytes"] + each["downlink_bytes"] for each in history)
-            points.append(Point(row["round"], total, seconds, row["final_accuracy"], _loss(row.get("final_loss"))))
+            points.append(Point(row["round"], total, seconds, after, _loss(row.get("final_loss"))))
     return points
 
 
@@ -64,21 +63,16 @@ def _loss(value: Any) -> float | None:
     return float(value) if is_number(value) else None
 
 
-def reaches(accuracy: float, target: float) -> bool:
-    """Return whether a mean accuracy reaches a target: a mean of values that are exactly 0.8 may be a bit less."""
-    return accuracy >= target - _ROUNDING
-
-
-def first_touch(points: Sequence[Point], target: float) -> Point | None:
+def first_touch(points: Sequence[Point], target: float, score: Score = ACCURACY) -> Point | None:
     """Return the first point that reaches the target, or None."""
-    return next((point for point in points if reaches(point.accuracy, target)), None)
+    return next((point for point in points if score.reaches(point.accuracy, target)), None)
 
 
-def held(points: Sequence[Point], target: float, rounds: int = HELD_ROUNDS) -> Point | None:
+def held(points: Sequence[Point], target: float, score: Score = ACCURACY, *, rounds: int = HELD_ROUNDS) -> Point | None:
     """Return the point at which the target had been reached `rounds` times in a row for the first time, or None."""
     in_a_row = 0
     for point in points:
-        in_a_row = in_a_row + 1 if reaches(point.accuracy, target) else 0
+        in_a_row = in_a_row + 1 if score.reaches(point.accuracy, target) else 0
         if in_a_row == rounds:
             return point
     return None

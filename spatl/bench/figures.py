@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from spatl.bench.ablations import AblationRow
 from spatl.bench.costs import Point
 from spatl.bench.results import Curve, PartsRow, reference_bytes
+from spatl.bench.score import ACCURACY, Score
 from spatl.bench.tables import factor_text
 from spatl.report.figures import INK, PALETTE, PART_COLORS, byte_axis, byte_label, figure_svg, log_ticks, new_figure
 from spatl.runs.text import human_bytes
@@ -43,7 +44,9 @@ Curves = Mapping[str, Sequence[Curve]]
 """The curves of the seeds by the row's title."""
 
 
-def accuracy_svg(curves: Curves, *, against: str, targets: Sequence[tuple[float, bool]], alone: str | None) -> str:
+def accuracy_svg(
+    curves: Curves, *, against: str, targets: Sequence[tuple[float, bool]], alone: str | None, score: Score = ACCURACY
+) -> str:
     """Draw accuracy against `"bytes"` (on a logarithmic axis), `"rounds"` or `"seconds"`.
 
     Args:
@@ -51,32 +54,35 @@ def accuracy_svg(curves: Curves, *, against: str, targets: Sequence[tuple[float,
         against: What is on the horizontal axis: a field of `Point`.
         targets: Accuracies to mark, each with whether it needs a federation.
         alone: The row that trains without a federation: against bytes, which it does not need, it is a level line.
+        score: What is drawn, an accuracy or another task's.
 
     Returns:
         One `<svg>` element, in the colours of the page around it.
     """
     return figure_svg(
-        lambda axes: draw_accuracy(axes, curves, against=against, targets=targets, alone=alone),
+        lambda axes: draw_accuracy(axes, curves, against=against, targets=targets, alone=alone, score=score),
         width=12, height=6, legend_columns=4,
     )  # fmt: skip
 
 
 def draw_curves(
-    curves: Curves, path: Path, *, title: str, targets: Sequence[tuple[float, bool]], alone: str | None
-) -> None:
+    curves: Curves, path: Path, *, title: str, targets: Sequence[tuple[float, bool]], alone: str | None,
+    score: Score = ACCURACY,
+) -> None:  # fmt: skip
     """Draw accuracy against bytes and against rounds, side by side, as a PNG (arguments as in `accuracy_svg`)."""
     with new_figure(16, 7) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, against in zip(panels, ("bytes", "rounds"), strict=True):
-            draw_accuracy(axes, curves, against=against, targets=targets, alone=alone)
+            draw_accuracy(axes, curves, against=against, targets=targets, alone=alone, score=score)
         handles, labels = panels[1].get_legend_handles_labels()
         figure.legend(handles, labels, title=title, loc="outside upper center", ncols=5, fontsize=11)
         figure.savefig(path, format="png")
 
 
 def draw_accuracy(
-    axes: "Axes", curves: Curves, *, against: str, targets: Sequence[tuple[float, bool]], alone: str | None
-) -> None:
+    axes: "Axes", curves: Curves, *, against: str, targets: Sequence[tuple[float, bool]], alone: str | None,
+    score: Score = ACCURACY,
+) -> None:  # fmt: skip
     """Draw the panel of `accuracy_svg` (arguments as there)."""
     shown: list[float] = []
     best = 0.0
@@ -107,20 +113,22 @@ def draw_accuracy(
         byte_axis(axes, shown)
     if against == "rounds":
         axes.locator_params(axis="x", integer=True)
-    axes.set(xlabel=_AXIS[against], ylabel="accuracy (fraction correct)")
+    axes.set(xlabel=_AXIS[against], ylabel="accuracy (fraction correct)" if score.is_accuracy else score.metric)
+    if not score.is_share:
+        return
     if best > _NEAR_ONE:
         axes.set_yscale("function", functions=(_stretched, _unstretched))
         axes.set_yticks(_ACCURACIES, [f"{accuracy:g}" for accuracy in _ACCURACIES])
         axes.set_ylim(0.0, 1.0)
-        axes.set_ylabel(STRETCHED)
+        axes.set_ylabel(STRETCHED if score.is_accuracy else f"{score.metric}, axis stretched towards 1")
         return
     low_end, high_end = axes.get_ylim()
     axes.set_ylim(max(low_end, 0.0), min(high_end, 1.01))
 
 
-def stretches(curves: Curves) -> bool:
-    """Return whether the accuracy axis of these curves is stretched: one of their means comes near 1."""
-    return any(
+def stretches(curves: Curves, score: Score = ACCURACY) -> bool:
+    """Return whether the axis of these curves' shares is stretched: one of their means comes near 1."""
+    return score.is_share and any(
         accuracy > _NEAR_ONE
         for own in curves.values()
         for accuracy in _means([curve for curve in own if curve.clients] or own, "rounds")[2]
@@ -137,7 +145,7 @@ def loss_svg(curves: Curves) -> str:
         for title, (rounds, losses, style) in shown.items():
             axes.plot(rounds, losses, label=title, linewidth=2, **style)
         axes.locator_params(axis="x", integer=True)
-        axes.set(xlabel=_AXIS["rounds"], ylabel="cross-entropy")
+        axes.set(xlabel=_AXIS["rounds"], ylabel="loss")
         everything = [loss for _, losses, _ in shown.values() for loss in losses]
         if min(everything) > 0:
             axes.set_yscale("log")
@@ -146,7 +154,7 @@ def loss_svg(curves: Curves) -> str:
             axes.set_ylim(low, high)
             ticks = log_ticks(low, high)
             axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.set_ylabel("cross-entropy (logarithmic)")
+            axes.set_ylabel("loss (logarithmic)")
 
     return figure_svg(draw, width=12, height=5, legend_columns=4)
 
@@ -177,8 +185,8 @@ def _unstretched(place: NDArray[np.float64]) -> NDArray[np.float64]:
     return _LEAST_ERROR + 1 - np.exp(-np.asarray(place))
 
 
-def clients_svg(curves: Curves) -> str:
-    """Draw every client's final accuracy, all seeds together, one line of boxes per row; `<svg>` as above."""
+def clients_svg(curves: Curves, score: Score = ACCURACY) -> str:
+    """Draw every client's final accuracy, or score, all seeds together, one line of boxes per row; `<svg>` as above."""
     shown = {title: [a for curve in own for a in curve.clients.values()] for title, own in curves.items()}
     shown = {title: accuracies for title, accuracies in shown.items() if accuracies}
 
@@ -197,7 +205,9 @@ def clients_svg(curves: Curves) -> str:
             axes.plot([mean], [place], marker="D", markersize=6, color=color, markeredgecolor=INK, linestyle="")
         axes.set_yticks(range(len(titles)), titles)
         axes.set_ylim(-0.6, len(titles) - 0.4)
-        axes.set(xlabel="accuracy of a client after the last round (box: quartiles, line: median, diamond: mean)")
+        axes.set(
+            xlabel=f"{score.metric} of a client after the last round (box: quartiles, line: median, diamond: mean)"
+        )
 
     return figure_svg(draw, width=12, height=1.2 + 0.42 * max(1, len(shown)))
 
@@ -330,12 +340,12 @@ _COST: Final[Mapping[str, Callable[[Point], float]]] = {
 }
 
 
-def axis_words(curves: Curves) -> str:
-    """Describe the accuracy axis and the shades in words."""
+def axis_words(curves: Curves, score: Score = ACCURACY) -> str:
+    """Describe the axis of accuracies, or scores, and the shades in words."""
     axis = (
-        "The accuracy axis is stretched towards 1: every halving of the errors takes the same room."
-        if stretches(curves)
-        else "The accuracy axis shows the range that occurs, not all of 0 to 1."
+        f"The {score.metric} axis is stretched towards 1: every halving of the errors takes the same room."
+        if stretches(curves, score)
+        else f"The {score.metric} axis shows the range that occurs{', not all of 0 to 1' if score.is_share else ''}."
     )
     shades = len(curves) <= _MANY_ROWS and any(len(own) > 1 for own in curves.values())
     return axis + (" Shades reach from the lowest to the highest seed." if shades else "")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from spatl.bench.score import score_of
 from spatl.config.bench import BenchConfig
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config, read_config
@@ -110,6 +111,7 @@ def make_plan(
         bench,
     )
     _check_comparable(plan)
+    _check_targets(plan, given="targets" in first.bench.model_fields_set or targets is not None)
     _check_ablations(plan, known)
     return plan
 
@@ -227,6 +229,26 @@ def _check_comparable(plan: Plan) -> None:
                     f"{label} differs from {first[0]} in {key} ({other} against {one}): rows may differ in their "
                     "method and its own settings only, or their numbers cannot be compared; set it for all"
                 )
+
+
+def _check_targets(plan: Plan, *, given: bool) -> None:
+    """Raise a `ConfigError` unless the targets are values that the task's first metric can have.
+
+    Args:
+        plan: The plan.
+        given: Whether somebody named them: those that hold otherwise are accuracies.
+    """
+    score = score_of(plan.first)
+    if not score.is_share:
+        if not given:
+            raise ConfigError(
+                f"bench.targets must be values of {score.metric}, by which this task is judged, and the usual ones "
+                "are accuracies; set them in the config, or with --target"
+            )
+        return
+    for target in plan.bench.targets:
+        if not 0 < target <= 1:
+            raise ConfigError(f"bench.targets: {score.metric} lies in (0, 1], got {target:g}")
 
 
 def _check_ablations(plan: Plan, known: Sequence[str]) -> None:

@@ -37,6 +37,7 @@ from spatl.bench.results import (
     shown_target,
     target_table,
 )
+from spatl.bench.score import Score, score_of
 from spatl.bench.tables import (
     ablation_rows,
     accuracy_rows,
@@ -54,10 +55,10 @@ from spatl.report.page import facts, figure, make_page, provenance, section, tab
 
 _BYTES: Final = "Bytes by what they are"
 _HOW: Final = (
-    "Accuracy is the mean over {whose} of the accuracy on each client's own {split} split, of the encoder as it just "
+    "{Metric} is the mean over {whose} of the {metric} on each client's own {split} split, of the encoder as it just "
     "arrived and the client's own predictor. A cost is everything before that: all bytes in both directions as they "
     "were serialised, registration and the first download included. A target is held when "
-    f"{HELD_ROUNDS} accuracies in a row reach it, and its cost is counted up to the last of them. Ratios compare rows "
+    f"{HELD_ROUNDS} in a row reach it, and its cost is counted up to the last of them. Ratios compare rows "
     "with the same seed (same clients, splits and initial weights) and are averaged as logarithms; ± and intervals are "
     "95 % (Student's t over the seeds). Seconds are of a simulation in which clients train one after another, beside "
     "other runs on the same cores."
@@ -74,7 +75,13 @@ _FACTORS: Final = (
 def _how(config: ExperimentConfig) -> str:
     some = config.server.fraction_train < 1
     whose = "the clients that train in the round (after the last round: all clients)" if some else "the clients"
-    return _HOW.format(whose=whose, split=config.report.split)
+    metric = score_of(config).metric
+    return _HOW.format(whose=whose, split=config.report.split, metric=metric, Metric=_capital(metric))
+
+
+def _capital(metric: str) -> str:
+    """Return a metric's name as a sentence begins with it."""
+    return metric[0].upper() + metric[1:]
 
 
 def write_reports(
@@ -115,13 +122,14 @@ def write_reports(
         by_title.setdefault(titles[curve.label], []).append(curve)
     alone = next((record["title"] for record in records if record["base_method"] == ALONE), None)
     targets = [(target, meaningful(records, place) is not False) for place, target in enumerate(plan.bench.targets)]
-    draw_curves(by_title, directory / "curves.png", title=_title(plan), targets=targets, alone=alone)
+    score = score_of(plan.first)
+    draw_curves(by_title, directory / "curves.png", title=_title(plan), targets=targets, alone=alone, score=score)
     shares = parts_table(records)
     draw_bytes(shares, directory / "bytes.png")
     sections = [
         section("What was compared", facts(_facts(plan)) + f"<p>{html.escape(how)}</p>"),
-        *_pictures(by_title, targets, alone),
-        section("What each idea is worth", _factors_figure(records, plan.bench.targets)),
+        *_pictures(by_title, targets, alone, score),
+        section("What each idea is worth", _factors_figure(records, plan.bench.targets, score)),
         section(_BYTES, _bytes_figure(shares)),
         *(section(heading, table(heading, note, rows, kind="numbers named")) for heading, note, rows in parts),
         section("How to repeat it", provenance(plan.first.to_yaml(), command, "Resolved config of the first run")),
@@ -131,8 +139,8 @@ def write_reports(
 
 
 def _title(plan: Plan) -> str:
-    config = plan.first
-    return f"Cost of accuracy: {config.model.name} on {config.data.name}, {config.partition.num_clients} clients"
+    config, metric = plan.first, score_of(plan.first).metric
+    return f"Cost of {metric}: {config.model.name} on {config.data.name}, {config.partition.num_clients} clients"
 
 
 def _subtitle(plan: Plan) -> str:
@@ -183,28 +191,33 @@ def _parts(
     plan: Plan, records: Sequence[Record], tuned: Sequence[Tuned]
 ) -> list[tuple[str, str, Sequence[Mapping[str, str]]]]:
     """Return the tables of both reports: heading, note, rows of text."""
-    rows = by_row(records)
+    rows, score = by_row(records), score_of(plan.first)
     parts: list[tuple[str, str, Sequence[Mapping[str, str]]]] = [
-        ("Accuracy", f"After the last round, over all clients.{_stopped(records)}", accuracy_rows(rows)),
+        (_capital(score.metric), f"After the last round, over all clients.{_stopped(records)}", accuracy_rows(rows)),
     ]
     for place, target in enumerate(plan.bench.targets):
         for criterion, words in CRITERIA.items():
             note = f"{_worth(records, place)} Means over the seeds that reached it."
             costs = cost_rows(target_table(records, place, criterion), rows)
-            parts.append((f"Cost of {percent(target)}, {words}", note, costs))
+            parts.append((f"Cost of {_of(target, score)}, {words}", note, costs))
     for place, target in enumerate(plan.bench.targets):
         for criterion, words in CRITERIA.items():
-            lost = ablation_rows(ablation_table(records, place, criterion))
-            parts.append((f"What each idea is worth at {percent(target)}, {words}", _FACTORS, lost))
+            lost = ablation_rows(ablation_table(records, place, criterion), score)
+            parts.append((f"What each idea is worth at {_of(target, score)}, {words}", _FACTORS, lost))
     note = "Of a whole run, means over the seeds that ended; the last column is of both directions together."
     parts.append((_BYTES, note, part_rows(parts_table(records))))
     parts.append(("Runs", "One row per run.", run_rows(records)))
     if tuned:
-        note = f"{tuning_note(tuned).capitalize()}; * marks the one that was used. " + " ".join(
+        note = f"{_capital(tuning_note(tuned, score))}; * marks the one that was used. " + " ".join(
             f"The best of {each.label} is at the edge of the grid." for each in tuned if each.at_edge
         )
-        parts.append(("Learning rates", note, tuning_rows(tuned)))
+        parts.append(("Learning rates", note, tuning_rows(tuned, score)))
     return parts
+
+
+def _of(target: float, score: Score) -> str:
+    """Return a target in words: a percentage of accuracy, or a value of the metric that it is of."""
+    return score.text(target) if score.is_accuracy else f"{score.metric} {score.text(target)}"
 
 
 def _worth(records: Sequence[Record], place: int) -> str:
@@ -225,15 +238,15 @@ def _stopped(records: Sequence[Record]) -> str:
     return " Stopped before the end:" + "".join(stopped) if stopped else ""
 
 
-def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str | None) -> list[str]:
+def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str | None, score: Score) -> list[str]:
     words = f" {curve_words(curves)}"
-    axis = axis_words(curves)
+    axis, metric = axis_words(curves, score), _capital(score.metric)
     found = [
         section(
-            f"Accuracy against {against}",
+            f"{metric} against {against}",
             figure(
-                accuracy_svg(curves, against=against, targets=targets, alone=alone),
-                label=f"Accuracy against {against}, one line per method",
+                accuracy_svg(curves, against=against, targets=targets, alone=alone, score=score),
+                label=f"{metric} against {against}, one line per method",
                 words=f"Means over the seeds; dotted lines are targets. {axis}{words if against == 'bytes' else ''}",
                 name=f"against-{against}",
             ),
@@ -241,8 +254,8 @@ def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str 
         for against in ("bytes", "rounds", "seconds")
     ]
     clients = figure(
-        clients_svg(curves),
-        label="Accuracy of the clients after the last round, one line per method",
+        clients_svg(curves, score),
+        label=f"{metric} of the clients after the last round, one line per method",
         words="Every client of every seed counts once.",
         name="by-client",
     )
@@ -250,13 +263,13 @@ def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str 
     losses = figure(
         svg,
         label="Test loss against rounds, one line per method",
-        words="Mean cross-entropy on the clients' test splits, of the encoder as it arrived and over the seeds.",
+        words="Mean loss on the clients' test splits, of the encoder as it arrived and over the seeds.",
         name="loss",
     )
-    return [*found, section("Loss against rounds", losses if svg else ""), section("Accuracy by client", clients)]
+    return [*found, section("Loss against rounds", losses if svg else ""), section(f"{metric} by client", clients)]
 
 
-def _factors_figure(records: Sequence[Record], targets: Sequence[float]) -> str:
+def _factors_figure(records: Sequence[Record], targets: Sequence[float], score: Score) -> str:
     """Return the figure of the factors at the target that the terminal shows, or nothing without ablations."""
     place = shown_target(records)
     lost = ablation_table(records, place)
@@ -265,8 +278,8 @@ def _factors_figure(records: Sequence[Record], targets: Sequence[float]) -> str:
     return figure(
         factors_svg(lost),
         label="Factor by which the bytes grow without each idea, one bar per idea",
-        words=f"At {percent(targets[place])}, {CRITERIA['held']}, against {lost[0].cost.title}. Blue is what an idea "
-        "saves, red what it costs; lines are 95 % intervals, which may run beyond the axis; a pale bar is a bound.",
+        words=f"At {_of(targets[place], score)}, {CRITERIA['held']}, against {lost[0].cost.title}. Blue is what an "
+        "idea saves, red what it costs; lines are 95 % intervals, which may run beyond the axis; pale bars are bounds.",
         name="factors",
     )
 

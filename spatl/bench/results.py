@@ -15,12 +15,13 @@ from typing import Any, Final
 
 from spatl.bench.costs import HELD_ROUNDS, Point, first_touch, held, trajectory
 from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
+from spatl.bench.score import Score, score_of, score_of_record
 from spatl.config.experiment import ExperimentConfig
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.report.figures import PART_COLORS
 from spatl.runs.files import ERROR, HISTORY, LEDGER, SUMMARY
-from spatl.runs.records import mean, read_lines
+from spatl.runs.records import mean, read_lines, score_in
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _CONFIDENCE = 0.95
@@ -39,7 +40,7 @@ class Curve:
         label: The row.
         seed: The seed.
         points: In order; none for a run that wrote no round.
-        clients: Final accuracy by client; empty for a run that did not end.
+        clients: Final accuracy by client, or score; empty for a run that did not end.
     """
 
     label: str
@@ -105,9 +106,10 @@ def _record(
     row: Row, seed: int, path: Path, curve: Curve, phases: Counter[tuple[str, str]], targets: Iterable[float]
 ) -> Record:
     config = row.config(seed)
+    score = score_of(config)
     history = read_lines(path / HISTORY)
     stopped = read_json(path / ERROR)["message"] if (path / ERROR).exists() else None
-    accuracies = list(curve.clients.values())
+    scores = list(curve.clients.values())
     uplink, downlink = (sum(each[f"{way}_bytes"] for each in history) for way in _WAYS)
     replies = sum(each["participants"] for each in history)
     parts = {way: Counter(dict.fromkeys(PART_COLORS, 0)) for way in _WAYS}
@@ -126,11 +128,13 @@ def _record(
         "momentum": config.training.momentum,
         "stopped": stopped,
         "rounds": len(history),
-        "final_accuracy": mean(accuracies),
-        "accuracy_min": min(accuracies, default=None),
-        "accuracy_spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "best_accuracy": max((point.accuracy for point in curve.points), default=None),
-        "global_accuracy": _summary(path).get("global_accuracy"),
+        **score.named(
+            final=mean(scores),
+            worst=score.worst(scores),
+            spread=statistics.stdev(scores) if len(scores) > 1 else None,
+            best=score.best(point.accuracy for point in curve.points),
+            **{"global": score_in(_summary(path), "global_")},
+        ),
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "total_bytes": uplink + downlink,
@@ -148,13 +152,20 @@ def _record(
         "targets": [
             {
                 "target": target,
-                **{
-                    name: asdict(point) if (point := find(curve.points, target)) else None
-                    for name, find in (("held", held), ("first_touch", first_touch))
-                },
+                "held": _cell(held(curve.points, target, score), score),
+                "first_touch": _cell(first_touch(curve.points, target, score), score),
             }
             for target in targets
         ],
+    }
+
+
+def _cell(point: Point | None, score: Score) -> dict[str, Any] | None:
+    """Return a point as a record has it: its accuracy, or its score."""
+    if point is None:
+        return None
+    return {
+        "score" if key == "accuracy" and not score.is_accuracy else key: value for key, value in asdict(point).items()
     }
 
 
@@ -383,11 +394,12 @@ def meaningful(records: Sequence[Record], place: int) -> bool | None:
 
 
 def shown_target(records: Sequence[Record]) -> int:
-    """Return the place of the highest meaningful target that some run held, else 0."""
+    """Return the place of the most demanding meaningful target that some run held, else 0."""
     targets = [cell["target"] for cell in records[0]["targets"]] if records else []
     wanted = [
         place
         for place in range(len(targets))
         if meaningful(records, place) is not False and any(record["targets"][place]["held"] for record in records)
     ]
-    return max(wanted, key=lambda place: targets[place], default=0)
+    score = score_of_record(records[0]) if records else None
+    return max(wanted, key=lambda place: targets[place] * (1 if score and score.higher_is_better else -1), default=0)

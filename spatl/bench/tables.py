@@ -1,15 +1,13 @@
 """Tables of a benchmark as text: the same words on the terminal, in Markdown and in HTML."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
 
 from spatl.bench.ablations import AblationRow
 from spatl.bench.results import Estimate, PartsRow, Record, TargetRow, average, reference_bytes
+from spatl.bench.score import ACCURACY, NOTHING, Score, score_of_record, told
 from spatl.bench.tuning import Tuned
 from spatl.report.figures import PART_COLORS
 from spatl.runs.text import human_bytes
-
-NOTHING: Final = "–"
 
 
 def percent(value: float | None) -> str:
@@ -27,10 +25,15 @@ def interval(estimate: Estimate | None, text: Callable[[float], str]) -> str:
 
 
 def final_accuracy(own: Sequence[Record]) -> str:
-    """Write the accuracy after the last round, over the seeds that ended."""
-    text = interval(average(record["final_accuracy"] for record in own), percent)
+    """Write the accuracy after the last round, or the score, over the seeds that ended."""
+    text = _over_seeds(own, "final")
     stopped = sum(record["stopped"] is not None for record in own)
     return f"{text} ({stopped} stopped)" if stopped else text
+
+
+def _over_seeds(own: Sequence[Record], what: str) -> str:
+    """Write what a row's records tell of its runs, as `told` names it, over the seeds."""
+    return interval(average(told(record, what) for record in own), score_of_record(own[0]).text)
 
 
 def reached_text(row: TargetRow) -> str:
@@ -86,7 +89,7 @@ def factor_text(row: AblationRow) -> str:
     return "; ".join(parts) or NOTHING
 
 
-def ablation_rows(table: Sequence[AblationRow]) -> list[dict[str, str]]:
+def ablation_rows(table: Sequence[AblationRow], score: Score = ACCURACY) -> list[dict[str, str]]:
     """Return the worth of each idea at one target, the full row first: text by column."""
     return [
         {
@@ -95,24 +98,24 @@ def ablation_rows(table: Sequence[AblationRow]) -> list[dict[str, str]]:
             "bytes in total": _bytes(row.cost.bytes),
             "ratio to FedAvg": ratio_to_reference(row.cost),
             "factor lost": factor_text(row),
-            "change of final accuracy": _points(row.accuracy_change, row.cost.seeds),
+            f"change of final {score.metric}": _points(row.accuracy_change, row.cost.seeds, score),
         }
         for row in table
     ]
 
 
 def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
-    """Return final accuracies and the cost of a round, one row per method: text by column."""
-    with_global = any(record.get("global_accuracy") is not None for own in rows.values() for record in own)
+    """Return final accuracies, or scores, and the cost of a round, one row per method: text by column."""
+    with_global = any(told(record, "global") is not None for own in rows.values() for record in own)
     with_momentum = any(record["momentum"] for own in rows.values() for record in own)
     return [
         {
             "method": own[0]["title"],
-            "accuracy": final_accuracy(own),
-            "worst client": interval(average(record["accuracy_min"] for record in own), percent),
-            **({"server's model": _global(own)} if with_global else {}),
-            "spread over clients": interval(average(record["accuracy_spread"] for record in own), percent),
-            "best round": interval(average(record["best_accuracy"] for record in own), percent),
+            score_of_record(own[0]).metric: final_accuracy(own),
+            "worst client": _over_seeds(own, "worst"),
+            **({"server's model": _over_seeds(own, "global")} if with_global else {}),
+            "spread over clients": _over_seeds(own, "spread"),
+            "best round": _over_seeds(own, "best"),
             "up per round": _bytes(average(record["uplink_bytes_per_round"] for record in own)),
             "down per round": _bytes(average(record["downlink_bytes_per_round"] for record in own)),
             "keep ratio": _plain(average(record["keep_ratio"] for record in own)),
@@ -122,11 +125,6 @@ def accuracy_rows(rows: Mapping[str, Sequence[Record]]) -> list[dict[str, str]]:
         }
         for own in rows.values()
     ]
-
-
-def _global(own: Sequence[Record]) -> str:
-    """Return what the server's model is worth on the official test set, over the seeds."""
-    return interval(average(record.get("global_accuracy") for record in own), percent)
 
 
 def part_rows(table: Sequence[PartsRow]) -> list[dict[str, str]]:
@@ -152,10 +150,10 @@ def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
         {
             "method": record["title"],
             "seed": str(record["seed"]),
-            "final accuracy": percent(record["final_accuracy"]),
-            "worst client": percent(record["accuracy_min"]),
-            f"rounds to {percent(record['target'])}": _count(record["rounds_to_target"]),
-            f"bytes to {percent(record['target'])}": _count(record["bytes_to_target"]),
+            f"final {score.metric}": score.text(told(record, "final")),
+            "worst client": score.text(told(record, "worst")),
+            f"rounds to {score.text(record['target'])}": _count(record["rounds_to_target"]),
+            f"bytes to {score.text(record['target'])}": _count(record["bytes_to_target"]),
             "ratio to FedAvg": _ratio(record["ratio_to_fedavg"]),
             "ratio to best compressed": _ratio(record["ratio_to_compressed"]),
             "bytes in total": _count(record["total_bytes"]),
@@ -163,32 +161,33 @@ def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
             "ended": "stopped" if record["stopped"] else "yes",
         }
         for record in records
+        for score in (score_of_record(record),)
     ]
 
 
-def tuning_rows(tuned: Iterable[Tuned]) -> list[dict[str, str]]:
-    """Return the accuracies that tuning found, one line per row and momentum, the rates across: text by column."""
+def tuning_rows(tuned: Iterable[Tuned], score: Score = ACCURACY) -> list[dict[str, str]]:
+    """Return the accuracies that tuning found, or scores, a line per row and momentum, the rates across."""
     lines = []
     for each in tuned:
         momenta = list(dict.fromkeys(pair.momentum for pair in each.scores))
         for momentum in momenta:
             cells = {"momentum": f"{momentum:g}"} if any(momenta) else {}
-            for pair, score in each.scores.items():
+            for pair, found in each.scores.items():
                 if pair.momentum == momentum:
                     mark = " *" if pair == each.best else ""
-                    cells[f"{pair.rate:g}"] = "stopped" if score is None else percent(score) + mark
+                    cells[f"{pair.rate:g}"] = "stopped" if found is None else score.text(found) + mark
             lines.append({"method": each.label, **cells})
     return lines
 
 
-def tuning_note(tuned: Iterable[Tuned]) -> str:
+def tuning_note(tuned: Iterable[Tuned], score: Score = ACCURACY) -> str:
     """Describe the numbers of `tuning_rows`, as the rest of a sentence."""
     if any(pair.momentum for each in tuned for pair in each.scores):
         return (
-            "mean validation accuracy over the rounds, by momentum and learning rate (of a run without momentum; with "
-            "momentum m it was the rate times 1 - m)"
+            f"mean validation {score.metric} over the rounds, by momentum and learning rate (of a run without "
+            "momentum; with momentum m it was the rate times 1 - m)"
         )
-    return "mean validation accuracy over the rounds, by learning rate"
+    return f"mean validation {score.metric} over the rounds, by learning rate"
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
@@ -219,12 +218,15 @@ def _difference(estimate: Estimate | None) -> str:
     return f"{'−' if difference < 0 else '+'}{human_bytes(abs(difference))}"
 
 
-def _points(change: Estimate | None, seeds: int) -> str:
-    """Write a difference of shares in percentage points, with its 95 % interval, and its number of seeds if not all."""
+def _points(change: Estimate | None, seeds: int, score: Score) -> str:
+    """Write a difference of scores, of shares in percentage points, with its 95 % interval.
+
+    And its number of seeds, if not all.
+    """
     if change is None:
         return NOTHING
-    text = interval(change, lambda value: f"{100 * value:+.1f}").replace("± +", "± ").replace("-", "−")
-    return f"{text} points" if change.number == seeds else f"{text} points, {change.number} of {seeds}"
+    text = interval(change, score.change).replace("± +", "± ").replace("-", "−") + (" points" if score.is_share else "")
+    return text if change.number == seeds else f"{text}, {change.number} of {seeds}"
 
 
 def _number(estimate: Estimate | None) -> str:

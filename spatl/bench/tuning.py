@@ -1,7 +1,7 @@
 """Tuning of learning rate and momentum for every row alike: the same grid, on validation splits, never on a test split.
 
 The score of a pair is the validation accuracy averaged over all rounds, the area under its curve: what a benchmark of
-costs rewards is to be accurate early, and a single last round is noise.
+costs rewards is to be accurate early, and a single last round is noise. Of other tasks it is the first metric.
 
 After many steps along one gradient, SGD with momentum m moves 1 / (1 - m) as far per step as without. A pair with
 momentum therefore runs at the grid's learning rate times 1 - m: the grid covers the same effective steps with every
@@ -17,6 +17,7 @@ from typing import Any
 from spatl.bench.costs import trajectory
 from spatl.bench.jobs import Job
 from spatl.bench.plan import Plan, Row, merged
+from spatl.bench.score import score_of
 from spatl.errors import SpatlError
 from spatl.runs.files import HISTORY, SUMMARY
 from spatl.runs.records import mean, read_lines
@@ -54,7 +55,7 @@ class Tuned:
     Attributes:
         label: The row.
         scores: The score of each pair, None for one with which a run stopped (diverged).
-        best: The pair with the highest score.
+        best: The pair with the best score.
     """
 
     label: str
@@ -98,7 +99,7 @@ def tuned_rows(plan: Plan, directory: Path) -> list[Tuned]:
     Raises:
         SpatlError: No learning rate of the grid let a row finish.
     """
-    found = []
+    found, score = [], score_of(plan.first)
     for row in plan.rows:
         scores = {pair: _score(directory, row.label, pair, plan.bench.tune_seeds) for pair in _grid(plan)}
         usable = {pair: score for pair, score in scores.items() if score is not None}
@@ -106,7 +107,8 @@ def tuned_rows(plan: Plan, directory: Path) -> list[Tuned]:
             raise SpatlError(
                 f"{row.label} diverged with every learning rate of bench.learning_rates; give smaller ones"
             )
-        found.append(Tuned(row.label, scores, max(usable, key=lambda pair: usable[pair])))
+        best = score.best(usable.values())
+        found.append(Tuned(row.label, scores, next(pair for pair, value in usable.items() if value == best)))
     return found
 
 

@@ -2,9 +2,12 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from spatl.config.sections import Count, Momentum, Positive, Ratio, Section, some_and_distinct
+from spatl.config.sections import Count, Momentum, Positive, Section, not_a_switch, some_and_distinct
+
+Target = Annotated[float, BeforeValidator(not_a_switch)]
+"""Value of a metric, finite."""
 
 
 class AblationsConfig(Section):
@@ -38,8 +41,8 @@ class BenchConfig(Section):
     is the method where `method` is not among them; no rows means every method there is."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
     """Every row runs once with each."""
-    targets: tuple[Ratio, ...] = (0.6, 0.7, 0.8, 0.9, 0.95)
-    """Accuracies whose cost is reported."""
+    targets: tuple[Target, ...] = (0.6, 0.7, 0.8, 0.9, 0.95)
+    """Accuracies whose cost is reported; of another task values of its first metric, in its own unit and direction."""
     learning_rates: tuple[Positive, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
     """The grid of `--tune`: the rates of runs without momentum."""
     momenta: tuple[Momentum, ...] = (0.0,)

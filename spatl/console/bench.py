@@ -16,7 +16,8 @@ from spatl.bench.jobs import Event, OnEvent
 from spatl.bench.plan import Plan, make_plan, unequal_optimizers
 from spatl.bench.results import Record, by_row, meaningful, shown_target, target_table
 from spatl.bench.run import bench
-from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, percent, tuning_note, tuning_rows
+from spatl.bench.score import score_of
+from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, tuning_note, tuning_rows
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
 from spatl.runner import fresh_directory
@@ -74,6 +75,7 @@ class BenchProgress:
     def __init__(self, console: Console, plan: Plan) -> None:
         self._console = console
         self._rounds = plan.first.rounds
+        self._score = score_of(plan.first)
         self._tune_rounds = plan.bench.tune_rounds or self._rounds
         self._live = console.is_terminal
         self._bars = live_progress(console, transient=True)
@@ -101,7 +103,7 @@ class BenchProgress:
             if event.kind == "started":
                 self._tasks[event.job] = self._bars.add_task(f"  {event.job}", total=rounds, unit="round")
             elif event.kind == "round" and event.row is not None:
-                latest[event.job] = f"accuracy {percent(latest_accuracy(event.row))}"
+                latest[event.job] = f"{self._score.metric} {self._score.text(latest_accuracy(event.row))}"
                 self._bars.update(self._tasks[event.job], completed=event.row["round"], notes=(latest[event.job],))
             elif event.kind == "ended":
                 done += event.error is None
@@ -116,8 +118,8 @@ class BenchProgress:
 
     def tuned(self, tuned: list[Tuned]) -> None:
         """Print the grid."""
-        rows = tuning_rows(tuned)
-        self._console.print(f"Learning rates: {tuning_note(tuned)}", highlight=False, soft_wrap=True)
+        rows = tuning_rows(tuned, self._score)
+        self._console.print(f"Learning rates: {tuning_note(tuned, self._score)}", highlight=False, soft_wrap=True)
         print_table(self._console, _table(rows))
         for each in tuned:
             if each.at_edge:
@@ -130,13 +132,14 @@ class BenchProgress:
 
 def print_records(console: Console, plan: Plan, records: Sequence[Record]) -> None:
     """Print one row per method: the headline target, held, and the final accuracy."""
-    config = plan.first
+    config, score = plan.first, score_of(plan.first)
     place = shown_target(records)
-    target = plan.bench.targets[place]
+    target = score.text(plan.bench.targets[place])
     heading = f"{config.data.name}, {config.partition.num_clients} clients, {_seeds(plan)}: "
-    console.print(f"{heading}cost until {percent(target)} is held for {HELD_ROUNDS} rounds", highlight=False)
+    of = "" if score.is_accuracy else f"{score.metric} "
+    console.print(f"{heading}cost until {of}{target} is held for {HELD_ROUNDS} rounds", highlight=False)
     table = Table()
-    columns = ("method", "reached", "rounds", "bytes", "ratio to FedAvg", "final accuracy")
+    columns = ("method", "reached", "rounds", "bytes", "ratio to FedAvg", f"final {score.metric}")
     for column in columns:
         is_name = column == "method"
         table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
@@ -154,8 +157,8 @@ def print_records(console: Console, plan: Plan, records: Sequence[Record]) -> No
     print_table(console, table)
     if meaningful(records, place) is False:
         console.print("training alone reaches this target: it does not need a federation", highlight=False)
-    if lost := ablation_rows(ablation_table(records, place)):
-        console.print(f"what each idea is worth, at {percent(target)}:", highlight=False)
+    if lost := ablation_rows(ablation_table(records, place), score):
+        console.print(f"what each idea is worth, at {of}{target}:", highlight=False)
         print_table(console, _table(lost))
 
 

@@ -8,8 +8,11 @@ from spatl.json_files import write_json
 from spatl.runs.records import append_lines
 
 
-def write_run(path: Path, config: ExperimentConfig, accuracies: Sequence[float], *, bytes_each_way: int) -> None:
-    """Write what a run with these accuracies on arrival, and after the last round, leaves behind."""
+def write_run(
+    path: Path, config: ExperimentConfig, accuracies: Sequence[float], *, bytes_each_way: int, score: str | None = None
+) -> None:
+    """Write what a run with these accuracies on arrival, and after the last round, leaves behind; or scores."""
+    worth, metric = ("accuracy", {}) if score is None else ("score", {"metric": score, "accuracy": None})
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(config.to_yaml())
     *arrivals, final = accuracies
@@ -18,7 +21,8 @@ def write_run(path: Path, config: ExperimentConfig, accuracies: Sequence[float],
         last = number == len(arrivals)
         row = {
             "round": number,
-            "accuracy": accuracy,
+            **metric,
+            worth: accuracy,
             "loss": 2.5 * (1 - accuracy) + 0.1,
             "participants": 2,
             "rejected": 0,
@@ -28,7 +32,7 @@ def write_run(path: Path, config: ExperimentConfig, accuracies: Sequence[float],
             "uplink": parts,
             "downlink": parts,
             "seconds": 1.0,
-            "final_accuracy": final if last else None,
+            f"final_{worth}": final if last else None,
             "final_loss": 2.5 * (1 - final) + 0.1 if last else None,
         }
         append_lines(path / "history.jsonl", [row])

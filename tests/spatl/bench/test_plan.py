@@ -114,7 +114,7 @@ def test_rows_of_one_config_are_held_to_the_same(config_of):
         ("", {"methods": ["fedavg", "fedavg"]}, "'fedavg' is named 2 times"),
         ("", {"seeds": []}, r"bench\.seeds: is empty"),
         ("", {"targets": []}, r"bench\.targets: is empty"),
-        ("", {"targets": [1.5]}, r"bench\.targets\.0: input should be less than or equal to 1, got 1\.5"),
+        ("", {"targets": [1.5]}, r"bench\.targets: accuracy lies in \(0, 1\], got 1\.5"),
         ("bench: {learning_rates: []}", {}, r"bench\.learning_rates: is empty"),
         ("bench: {learning_rates: [0.1, 0.1]}", {}, r"bench\.learning_rates: holds a value twice"),
         ("bench: {momenta: []}", {}, r"bench\.momenta: is empty"),
