@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from spatl.bench.score import ACCURACY, Score
-from spatl.runs.records import bytes_on_arrival, is_number, score_in
+from spatl.runs.records import bytes_on_arrival, is_number
+from spatl.runs.scores import score_in
 
 HELD_ROUNDS: Final = 3
 """A target is held when so many accuracies in a row reach it; its cost is counted up to the last of them."""

@@ -21,7 +21,8 @@ from spatl.errors import SpatlError
 from spatl.json_files import read_json
 from spatl.report.figures import PART_COLORS
 from spatl.runs.files import ERROR, HISTORY, LEDGER, SUMMARY
-from spatl.runs.records import mean, read_lines, score_in
+from spatl.runs.records import mean, read_lines
+from spatl.runs.scores import score_in
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _CONFIDENCE = 0.95
