@@ -21,10 +21,12 @@ from spatl.config.loading import load_config
 from spatl.config.training import TrainingConfig
 from spatl.config.unread import settings_without_effect
 from spatl.console.partition import partition_name
+from spatl.data import Dataset
 from spatl.rounds.blueprint import Blueprint
 from spatl.runner import check as checked
 from spatl.runs.tensorboard import check_tensorboard
-from spatl.runs.text import human_bytes
+from spatl.runs.text import counted, human_bytes
+from spatl.tasks.task import Task
 from spatl.tensors.inputs import sides_of
 from spatl.terminal.tables import print_line, print_table
 from spatl.training.device import choose_device
@@ -74,8 +76,8 @@ def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
         ("method", f"{config.method}: {config.row.title} ({config.row.source})"),
         ("rounds", f"{config.rounds}, with {config.num_participants} of {config.partition.num_clients} clients{alone}"),
         ("engine", f"{config.engine}, on {device}, seed {config.seed}"),
-        ("data", f"{config.data.name}: {len(dataset):,} examples of {sides_of(dataset.inputs)}, "
-                 f"{blueprint.dataset.num_classes} classes"),
+        ("data", f"{config.data.name}: {len(dataset):,} examples of {sides_of(dataset.inputs)}, {_outputs(dataset)}"),
+        *_task(blueprint.task),
         ("clients", _clients(blueprint)),
         ("model", _model(blueprint)),
         ("encoder", f"{layout.num_entries:,} entries are shared, {human_bytes(4 * layout.num_entries)} in float32"),
@@ -87,6 +89,22 @@ def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
     if blueprint.message_bytes is not None:
         rows.append(("messages", f"at most {human_bytes(blueprint.message_bytes)} in either direction"))
     return rows
+
+
+def _outputs(dataset: Dataset) -> str:
+    """Return what targets are of, in words."""
+    if dataset.task == "classification":
+        return f"{dataset.num_classes:,} classes"
+    nouns = {"multi-label": "label", "regression": "target", "next-token": "token"}
+    return counted(dataset.num_classes, nouns[dataset.task])
+
+
+def _task(task: Task) -> list[tuple[str, str]]:
+    """Return what is trained and by what it is judged, where that is no classification by accuracy."""
+    if not task.tells_more and task.loss.name == "cross-entropy":
+        return []
+    judged = ", ".join(metric.name for metric in task.metrics)
+    return [("task", f"{task.name}, trained on {task.loss.name}, judged by {judged}")]
 
 
 def _optimizer(training: TrainingConfig) -> str:

@@ -13,6 +13,7 @@ from rich.text import Text
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
 from spatl.data import partition_settings
+from spatl.data.counting import count_kinds
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.partition_figure import SPLITS, PartitionCounts, draw_partition
 from spatl.rounds.client_data import check_simulated, load_clients, owners_of, split_client
@@ -33,7 +34,7 @@ def partition(options: argparse.Namespace, console: Console) -> None:
     path = _picture_path(config, options.out)
     counts, num_examples = count_partition(config)
     print_counts(console, counts_table(counts), counts)
-    left_out = num_examples - int(counts.counts.sum())
+    left_out = num_examples - int(counts.totals.sum())
     if left_out:
         console.print(f"{left_out:,} of {num_examples:,} examples belong to no client", highlight=False)
     try:
@@ -54,13 +55,14 @@ def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
     dataset, parts = load_clients(config)
     for remark in dataset.remarks():
         logger.warning("%s", remark)
-    counts = np.stack([dataset.targets[part].bincount(minlength=dataset.num_classes).numpy() for part in parts])
     of_clients = []
     for client in range(len(parts)):
         of_clients.append(split_client(config, dataset, parts, client).sizes)
-    classes = dataset.class_names or tuple(str(label) for label in range(dataset.num_classes))
-    splits = np.array(of_clients, dtype=np.int64)
-    return PartitionCounts(_title(config), classes, counts, splits, owners_of(config, dataset, parts)), len(dataset)
+    kinds, splits = count_kinds(dataset, parts), np.array(of_clients, dtype=np.int64)
+    counts = PartitionCounts(
+        _title(config), kinds.names, kinds.counts, splits, owners_of(config, dataset, parts), kinds.sizes, kinds.noun
+    )
+    return counts, len(dataset)
 
 
 def _picture_path(config: ExperimentConfig, out: str | None) -> Path:
@@ -101,13 +103,13 @@ def counts_table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
     if counts.owners:
         table.add_column("owner", no_wrap=True)
     each_class = each_class and len(counts.classes) <= _MANY_CLASSES
-    for name in counts.classes if each_class else ("classes", "largest class"):
+    for name in counts.classes if each_class else (counts.noun[1], f"largest {counts.noun[0]}"):
         table.add_column(Text(name), justify="right", no_wrap=True)
     for name in ("all", *SPLITS):
         table.add_column(name, justify="right", no_wrap=True)
 
-    def add(client: str, owner: str, of_classes: Sequence[int], of_splits: Sequence[int]) -> None:
-        total, most = sum(of_classes), int(np.argmax(of_classes))
+    def add(client: str, owner: str, of_classes: Sequence[int], total: int, of_splits: Sequence[int]) -> None:
+        most = int(np.argmax(of_classes))
         short = [
             f"{np.count_nonzero(of_classes)} of {len(of_classes)}",
             Text(f"{counts.classes[most]}: {of_classes[most] / total:.0%}"),
@@ -117,11 +119,13 @@ def counts_table(counts: PartitionCounts, *, each_class: bool = True) -> Table:
         sizes = [f"{number:,}" if number else "-" for number in of_splits]
         table.add_row(client, *named, *(numbers if each_class else short), f"{total:,}", *sizes)
 
-    for client, (of_classes, of_splits) in enumerate(zip(counts.counts, counts.splits, strict=True)):
+    for client, (of_classes, total, of_splits) in enumerate(
+        zip(counts.counts, counts.totals, counts.splits, strict=True)
+    ):
         owner = counts.owners[client] if counts.owners else ""
-        add(str(client), owner, of_classes.tolist(), of_splits.tolist())
+        add(str(client), owner, of_classes.tolist(), int(total), of_splits.tolist())
     table.add_section()
-    add("all", "", counts.counts.sum(axis=0).tolist(), counts.splits.sum(axis=0).tolist())
+    add("all", "", counts.counts.sum(axis=0).tolist(), int(counts.totals.sum()), counts.splits.sum(axis=0).tolist())
     return table
 
 

@@ -1,4 +1,4 @@
-"""Picture of a partition: the examples of each class that each client has, and their splits."""
+"""Picture of a partition: the examples of each class, or other kind, that each client has, and their splits."""
 
 import warnings
 from collections.abc import Sequence
@@ -30,10 +30,12 @@ class PartitionCounts:
 
     Attributes:
         title: What the partition is called.
-        classes: The name of each of C classes.
+        classes: The name of each of C classes, or of other kinds of examples.
         counts: `[K, C]`, int64: how many examples of each class each of K clients has.
         owners: The names of the K clients' owners; none where they have none.
         splits: `[K, 3]`, int64: how many examples of each of `SPLITS` each client has.
+        sizes: `[K]`, int64: how many examples each client has; None where each is of one class.
+        noun: What a class is called, and many of them.
     """
 
     title: str
@@ -41,6 +43,13 @@ class PartitionCounts:
     counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]
     splits: np.ndarray[tuple[int, int], np.dtype[np.int64]]
     owners: Sequence[str] = ()
+    sizes: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None
+    noun: tuple[str, str] = ("class", "classes")
+
+    @property
+    def totals(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """How many examples each client has, int64 `[K]`."""
+        return self.counts.sum(axis=1) if self.sizes is None else self.sizes
 
 
 def draw_partition(partition: PartitionCounts, path: Path) -> None:
@@ -59,7 +68,9 @@ def draw_partition(partition: PartitionCounts, path: Path) -> None:
         figure.suptitle(partition.title, x=0.01, ha="left", fontsize=16)
         _draw_sizes(above, partition)
         mesh = _draw_classes(below, partition)
-        bar = figure.colorbar(mesh, ax=[above, below], pad=0.01, aspect=40, label="examples of the class")
+        bar = figure.colorbar(
+            mesh, ax=[above, below], pad=0.01, aspect=40, label=f"examples of the {partition.noun[0]}"
+        )
         bar.outline.set_visible(False)
         try:
             with warnings.catch_warnings():  # a class may be called what the font cannot write; the table names it
@@ -101,8 +112,8 @@ def _draw_classes(axes: "Axes", partition: PartitionCounts) -> "QuadMesh":
         for (row, client), count in np.ndenumerate(counts):
             color = "white" if count > 0.14 * most else "black"
             axes.text(client, row, f"{count:,}" if count else "", ha="center", va="center", color=color, fontsize=11)
-    axes.set(title="Examples of each class", xlabel="client")
-    axes.set_ylabel("class", labelpad=10)
+    axes.set(title=f"Examples of each {partition.noun[0]}", xlabel="client")
+    axes.set_ylabel(partition.noun[0], labelpad=10)
     axes.set(xlim=(-0.5, num_clients - 0.5), ylim=(num_classes - 0.5, -0.5))
     axes.grid(visible=False)
     axes.tick_params(length=0)
