@@ -20,6 +20,7 @@ from spatl.deployment.sites import NO_FINDINGS
 from spatl.errors import ConfigError, NotRegistered, SpatlError
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.workplace import Workplace
+from spatl.sealed_files import SYNCS_AT_ONCE
 
 
 def client_of(context: Context) -> int:
@@ -41,12 +42,15 @@ def budget_of(context: Context) -> Budget | None:
 
 
 def store_of(context: Context) -> StateStore:
-    """A deployed client's state lies in its own device's directory, whatever the server says."""
+    """A deployed client's state lies in its own device's directory, whatever the server says.
+
+    The clients of a simulation share a machine with the server, which waits for the disk once a round for all of them.
+    """
     if is_device(context):
         return DirectoryStore(directory_of(context))
     directory = str(context.run_config.get("out", ""))
     if directory:
-        return DirectoryStore(Path(directory) / "clients" / str(client_of(context)))
+        return DirectoryStore(Path(directory) / "clients" / str(client_of(context)), synced=not SYNCS_AT_ONCE)
     return ContextStore(context.state)
 
 

@@ -78,14 +78,17 @@ class DirectoryStore:
     Args:
         directory: The client's own; made when it is first needed.
         wait: Seconds to wait for another process that has the state.
+        synced: Whether a state is on the disk once it is saved. Where it is not, a killed process loses nothing, and a
+            machine without power what was saved since all files were synced: the state of the round before is whole.
     """
 
-    def __init__(self, directory: Path, *, wait: float = 3.0) -> None:
+    def __init__(self, directory: Path, *, wait: float = 3.0, synced: bool = True) -> None:
         self._directory = directory
         self._path = directory / STATE
         self._previous = directory / PREVIOUS_STATE
         self._temporary = directory / _TEMPORARY
         self._wait = wait
+        self._synced = synced
 
     @property
     def directory(self) -> Path:
@@ -159,7 +162,7 @@ class DirectoryStore:
             digest = hashlib.blake2b(answer, digest_size=_DIGEST_BYTES).digest()
             replace_file(self._directory / _ANSWER, b"".join((question, digest, answer)))
             state = replace(state, answered=question.hex())
-        state.write(self._temporary)
+        state.write(self._temporary, synced=self._synced)
         try:
             _, before = read_sealed(self._path, version=FORMAT, what="the client's state")
         except (SpatlError, FileNotFoundError):
@@ -167,7 +170,8 @@ class DirectoryStore:
         if before is not None and before["control_round"] < state.control_round:
             os.replace(self._path, self._previous)
         os.replace(self._temporary, self._path)
-        sync_names(self._directory)
+        if self._synced:
+            sync_names(self._directory)
 
     def answer(self, question: bytes) -> bytes | None:
         """Return the answer to a question that was kept with the state; None where there is none, or it is damaged."""

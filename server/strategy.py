@@ -32,6 +32,7 @@ from spatl.rounds.members import choose_clients, rejoined, without_answer
 from spatl.rounds.server import close_round, first_state, open_round
 from spatl.rounds.server_state import ServerState
 from spatl.runs.checkpoint import Checkpoint, save_checkpoint
+from spatl.sealed_files import SYNCS_AT_ONCE, sync_files_below
 from spatl.wire.statistics import STATISTICS_QUESTION
 
 logger = logging.getLogger(__name__)
@@ -205,6 +206,8 @@ class FederationStrategy(Strategy):
             raise SpatlError(
                 "no client could evaluate the encoder after the last round; the rounds themselves are written"
             )
+        if self._simulated and SYNCS_AT_ONCE:
+            sync_files_below(self._recorder.directory)  # the clients' states, which did not wait for the disk
         # What is written before a checkpoint is written again if the run is killed in between.
         save_checkpoint(Checkpoint(number, self.state), self._recorder.directory)
         shown = {key: value for key in ("accuracy", "score", "loss") if (value := getattr(row, key)) is not None}

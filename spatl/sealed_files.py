@@ -4,6 +4,7 @@ A sealed file is one safetensors blob whose header carries numbers and a seal, t
 damaged is noticed, and nothing in it is ever executed.
 """
 
+import ctypes
 import hashlib
 import io
 import json
@@ -38,6 +39,11 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(_DTYPES.values())}  # the widest come first in a file
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+SYNCS_AT_ONCE = hasattr(_LIBC, "syncfs")
+"""Whether the system writes many files to the disk at a call (`sync_files_below`); Linux does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +118,18 @@ def seal(tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any]
 
 
 def write_sealed(
-    path: Path, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int
-) -> None:
-    """Write what `seal` returns to a file, some of it at a time, and wait until the disk has it, as `write_synced`."""
+    path: Path, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any], *, version: int,
+    synced: bool = True,
+) -> None:  # fmt: skip
+    """Write what `seal` returns to a file, some of it at a time, and wait until the disk has it, as `write_synced`.
+
+    Where it is not `synced`, nobody waits: the file survives the process, and the machine after `sync_files_below`.
+    """
     with naming(path), path.open("wb") as file:
         _write(file, tensors, header, version=version)
         file.flush()
-        os.fsync(file.fileno())
+        if synced:
+            os.fsync(file.fileno())
 
 
 def replace_sealed(
@@ -221,6 +232,21 @@ def write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def sync_files_below(directory: Path) -> None:
+    """Wait until the disk has all that was written below a directory, by whatever process, with one call for all.
+
+    Raises:
+        OSError: The disk refuses it.
+    """
+    with naming(directory):
+        opened = os.open(directory, os.O_RDONLY)
+        try:
+            if _LIBC is not None and _LIBC.syncfs(opened):
+                raise OSError(number := ctypes.get_errno(), os.strerror(number))
+        finally:
+            os.close(opened)
 
 
 def replace_file(path: Path, data: bytes) -> None:

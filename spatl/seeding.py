@@ -48,7 +48,10 @@ def seeded_globals(seed: int, purpose: str, *, server_round: int = 0, client: in
     """
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     number = derive(seed, purpose, server_round=server_round, client=client)
-    torch.manual_seed(number)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # the same for the CPU; for each device that is not there the former notes who called it, a millisecond
+        torch.default_generator.manual_seed(number)
     np.random.seed(number % 2**32)
     random.seed(number)
     try:

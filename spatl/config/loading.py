@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,9 @@ def parse_budget(values: Mapping[str, Any]) -> Budget | None:
         raise ConfigError(mistakes_in(error)) from None
 
 
+@lru_cache(maxsize=4)  # every message of a run brings it
 def config_from_json(text: str) -> ExperimentConfig:
-    """Make a config from what `ExperimentConfig.to_json` wrote.
+    """Make a config from what `ExperimentConfig.to_json` wrote, once for each text: nobody may change it.
 
     Raises:
         ConfigError: The text is not JSON, or a key or value is not allowed.

@@ -85,9 +85,9 @@ class ClientState:
         """Serialise the state."""
         return seal(*self._content(), version=FORMAT)
 
-    def write(self, path: Path) -> None:
-        """Write what `to_bytes` returns to a file, some of it at a time, and wait until the disk has it."""
-        write_sealed(path, *self._content(), version=FORMAT)
+    def write(self, path: Path, *, synced: bool = True) -> None:
+        """Write what `to_bytes` returns to a file, some of it at a time; if `synced`, wait until the disk has it."""
+        write_sealed(path, *self._content(), version=FORMAT, synced=synced)
 
     def _content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, Any]]:
         tensors: dict[str, Tensor | StoredTensor] = {

@@ -1,11 +1,14 @@
 """Hooks on gradients: what a method changes between the backward pass and the optimizer's step."""
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from spatl.channels.vectors import parts_of
+
+_KEPT: Final = 1 << 14  # entries of a parameter whose difference is kept between the steps
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
 """Changes the gradients of named parameters in place, after the backward pass and before the optimizer's step."""
@@ -13,22 +16,23 @@ GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
 
 def correction_hook(control: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> GradientHook:
     """Return a hook that adds c - c_i to each named gradient (which moves to the gradient's device)."""
-    elsewhere: dict[str, Tensor] = {}
+    differences: dict[str, Tensor] = {}
 
     def correct(parameters: Mapping[str, nn.Parameter]) -> None:
         for name, values in control.items():
             gradient = parameters[name].grad
             if gradient is None:
                 continue
-            if gradient.device == values.device and gradient.dtype == values.dtype and gradient.is_contiguous():
+            is_here = gradient.device == values.device and gradient.dtype == values.dtype
+            if is_here and gradient.is_contiguous() and values.numel() > _KEPT:
                 # Some entries at a time, so that the difference takes no memory between the steps, nor within one.
                 flat, common, private = (each.view(-1) for each in (gradient, values, own[name]))
                 for part in parts_of(len(flat)):
                     flat[part] += common[part] - private[part]
                 continue
-            if name not in elsewhere:
-                elsewhere[name] = (values - own[name]).to(gradient.device, gradient.dtype)
-            gradient.add_(elsewhere[name])
+            if name not in differences:
+                differences[name] = (values - own[name]).to(gradient.device, gradient.dtype)
+            gradient.add_(differences[name])
 
     return correct
 

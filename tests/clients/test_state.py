@@ -190,6 +190,17 @@ def test_a_save_that_fails_at_any_step_leaves_a_whole_state(tmp_path, monkeypatc
     assert number_in(tmp_path) == 4
 
 
+def test_a_state_that_is_not_synced_waits_for_no_disk_and_is_whole_with_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("it waited for the disk"))
+    store = DirectoryStore(tmp_path, synced=False)
+    for number in (1, 2, 3):
+        store.save(numbered(number))
+    monkeypatch.undo()
+    assert number_in(tmp_path) == 3
+    break_file(tmp_path / "state.safetensors")  # as a machine without power may leave it
+    assert number_in(tmp_path) == 2
+
+
 SAVER = """
 import os, sys
 from pathlib import Path
