@@ -1,0 +1,92 @@
+"""Page docs/your-own-work.md: each recipe runs as it stands there, and ends above training alone."""
+
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spatl import RunResult, read_run
+from spatl.console.main import main
+
+PAGE = (Path(__file__).parents[1] / "docs" / "your-own-work.md").read_text()
+RECIPES = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+BLOCK = re.compile(r"^```(python|yaml)\n# (\S+)\n(.*?)^```$", re.M | re.S)
+ROW = re.compile(r"^\| \[(.*?)\]\(#(\S+)\) \| `(\S+)` \| ([\d.]+) % \| ([\d.]+) % \|$", re.M)
+
+SHORT: dict[str, tuple[int, float]] = {
+    "An MLP on a CSV with owners": (6, 0.02),
+    "A Conv1d on time series": (6, 0.05),
+    "An LSTM on time series": (12, 0.15),
+    "A Transformer on tokens": (6, 0.12),
+}
+"""Of each recipe: how many rounds a test takes, and by how much it then ends above training alone at least, which is
+half of what seed 1 gave or less."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A reader's folder, in which a command is started; what is imported from it is forgotten after the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
+
+
+def write(recipe: str, folder: Path) -> None:
+    """Copy the blocks of a recipe into the files that their first lines name."""
+    for _, name, text in BLOCK.findall(RECIPES[recipe]):
+        (folder / name).write_text(f"# {name}\n{text}")
+
+
+def commands(recipe: str) -> list[list[str]]:
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", RECIPES[recipe], re.M | re.S)
+    return [shlex.split(line, comments=True) for line in block.splitlines()]
+
+
+def shortened(recipe: str, folder: Path, rounds: int) -> RunResult:
+    """Run the commands of a recipe, the last with one seed, in fewer rounds."""
+    write(recipe, folder)
+    *before, last = commands(recipe)
+    for program, *arguments in before:
+        if program == "python":
+            runpy.run_path(*arguments, run_name="__main__")
+        else:
+            assert main(arguments) == 0
+    assert last[-2:] == ["--seeds", "1,2,3"]
+    assert main([*last[1:-2], "--set", f"rounds={rounds}", "--out", "short"]) == 0
+    return read_run("short")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_a_config_and_fifteen_lines_of_python_at_most(recipe: str) -> None:
+    found: dict[str, list[Any]] = {"python": [], "yaml": []}
+    for language, _, text in BLOCK.findall(RECIPES[recipe]):
+        found[language].append(text)
+    assert len(found["yaml"]) >= 1
+    lines = [line for text in found["python"] for line in text.splitlines() if line.strip()]
+    assert len(lines) <= 15
+
+
+def test_each_recipe_has_a_row_whose_method_is_that_of_its_config_and_says_if_alone_is_better() -> None:
+    rows = {name: (anchor, method, float(fed), float(alone)) for name, anchor, method, fed, alone in ROW.findall(PAGE)}
+    assert list(rows) == list(RECIPES)
+    for name, (anchor, method, together, alone) in rows.items():
+        assert anchor == re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-")
+        assert f"method: {method}\n" in RECIPES[name]
+        assert together > alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", SHORT)
+def test_a_recipe_ends_above_training_alone(recipe: str, folder: Path) -> None:
+    rounds, margin = SHORT[recipe]
+    result = shortened(recipe, folder, rounds)
+    assert result.alone is not None
+    assert result.summary["accuracy"] > result.alone["accuracy"] + margin
+    assert (result.summary["rejected"], result.summary["missing"]) == (0, 0)
