@@ -8,7 +8,7 @@ device only: it is named with the reason and left out, as long as enough are the
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -194,7 +194,7 @@ class Registrar:
         """Ask nodes for their registrations; return them by client."""
         question = RegistrationQuestion(blueprint.layout.fingerprint)
         if blueprint.config.data.agreed is not None and self.config.data.agreed is None:  # new to the devices
-            agreed = to_json(asdict(blueprint.config.data.agreed.agreement()), ensure_ascii=False)
+            agreed = to_json(blueprint.config.data.agreed.agreement().told(), ensure_ascii=False)
             question = replace(question, agreed=agreed)
         shared = data_digest(blueprint.config) if self.devices and blueprint.config.shares_data_on_disk else None
         clients: dict[int, Registration] = {}

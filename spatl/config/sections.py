@@ -96,6 +96,10 @@ class AgreedConfig(Section):
     """Which of the two."""
     num_tokens: Annotated[int, Field(ge=0)] = 0
     """Of tokens, how many there are; 0 for other numbers."""
+    target_means: tuple[float, ...] = ()
+    """Of a regression, what is taken from the targets of each output."""
+    target_deviations: tuple[Positive, ...] = ()
+    """What they are then divided by."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -106,7 +110,13 @@ class AgreedConfig(Section):
         except DataError as error:
             raise ValueError(str(error)) from None
         entries = num_scaled(self.shape, self.scale)
-        if len(self.classes) < 2 or not len(self.means) == len(self.deviations) == entries:
+        aims = len(self.target_means)
+        if aims and not len(self.classes) == aims == len(self.target_deviations):
+            raise ValueError(
+                f"expected target_means and target_deviations of {len(self.classes)} outputs, got {aims} and "
+                f"{len(self.target_deviations)}"
+            )
+        if (len(self.classes) < 2 and not aims) or not len(self.means) == len(self.deviations) == entries:
             raise ValueError(
                 f"expected two classes or more, and means and deviations of {entries} channels, got "
                 f"{len(self.classes)}, {len(self.means)} and {len(self.deviations)}"

@@ -13,14 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import torch
+from torch import Tensor
 
 from spatl.data.labels import class_order, listed
 from spatl.data.normalisation import Normalisation, Scale
 from spatl.data.scaling import Moments, deviations_of, merged, moments_of, num_scaled, scaled
 from spatl.errors import DataError, printable
+from spatl.tasks.targets import TASKS, TaskName
 from spatl.tensors.inputs import Inputs, NamedInputs, one_tensor, shapes_of
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ class Description:
         squares: Likewise the sum of squared deviations from it (M2).
         scale: What it would have scaled.
         num_tokens: Of tokens, the largest and one; 0 for other numbers.
+        task: What its targets are for.
+        target_means: Of a regression, the mean of the training examples' targets by output; none of other tasks.
+        target_squares: Likewise their M2.
     """
 
     num_examples: int
@@ -78,10 +83,16 @@ class Description:
     squares: tuple[float, ...]
     scale: Scale
     num_tokens: int
+    task: TaskName = "classification"
+    target_means: tuple[float, ...] = ()
+    target_squares: tuple[float, ...] = ()
 
     def to_bytes(self) -> bytes:
-        """Serialise it, as JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False).encode()
+        """Serialise it, as JSON; of a classification without what other tasks say."""
+        content = asdict(self)
+        if self.task == "classification":
+            content = {name: value for name, value in content.items() if name not in _OF_TASKS}
+        return json.dumps(content, ensure_ascii=False).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Description":
@@ -95,7 +106,7 @@ class Description:
         try:
             content = json.loads(data)
             names = {"num_examples", "classes", "shape", "means", "squares", "scale", "num_tokens"}
-            if not isinstance(content, dict) or set(content) != names:
+            if not isinstance(content, dict) or set(content) not in (names, names | _OF_TASKS):
                 raise DataError(f"a description of data must have {', '.join(sorted(names))}")
         except (ValueError, RecursionError) as error:
             raise DataError(f"a description of data is no JSON: {error}") from error
@@ -103,24 +114,35 @@ class Description:
         if type(number) is not int or not 1 <= number < 1 << 32:
             raise DataError(f"a description of data must have a number of examples, got {number!r:.50}")
         scale, num_tokens = content.pop("scale"), content.pop("num_tokens")
+        task = content.pop("task", "classification")
+        if task not in get_args(TaskName):
+            raise DataError(f"a description of data must be of a task, got {task!r:.50}")
         if not all(isinstance(values, list) for values in content.values()):
             raise DataError("a description of data must have lists of classes, sides, means and squares")
         described = cls(
-            number, **{name: tuple(values) for name, values in content.items()}, scale=scale, num_tokens=num_tokens
-        )
+            number, **{name: tuple(values) for name, values in content.items()}, scale=scale, num_tokens=num_tokens,
+            task=task,
+        )  # fmt: skip
         check_classes(described.classes)
         check_shape(described.shape)
         check_scale(described.scale, described.num_tokens)
-        entries = num_scaled(described.shape, described.scale)
-        for values, low, high in (
-            (described.means, -_LARGEST_MEAN, _LARGEST_MEAN),
-            (described.squares, 0.0, _LARGEST_SQUARES),
-        ):
-            if len(values) != entries or not all(type(value) in (int, float) for value in values):
-                raise DataError(f"expected a mean and a square for each of {entries} channels, got {values!r:.50}")
-            if not all(low <= value <= high for value in values):  # NaN is not, either
-                raise DataError(f"means and squares of values must lie in [{low:g}, {high:g}]")
+        _check_moments(described.means, described.squares, num_scaled(described.shape, described.scale), "channels")
+        outputs = len(described.classes) if TASKS[described.task].is_scaled else 0
+        _check_moments(described.target_means, described.target_squares, outputs, "outputs")
         return described
+
+
+_OF_TASKS: Final = frozenset({"task", "target_means", "target_squares"})
+
+
+def _check_moments(means: Sequence[object], squares: Sequence[object], number: int, what: str) -> None:
+    """Raise a `DataError` unless these are means and sums of squared deviations of so many channels or outputs."""
+    for values, low, high in ((means, -_LARGEST_MEAN, _LARGEST_MEAN), (squares, 0.0, _LARGEST_SQUARES)):
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if len(values) != number or len(numbers) != number:
+            raise DataError(f"expected a mean and a square for each of {number} {what}, got {tuple(values)!r:.50}")
+        if not all(low <= value <= high for value in numbers):  # NaN is not, either
+            raise DataError(f"means and squares of values must lie in [{low:g}, {high:g}]")
 
 
 @dataclass(frozen=True)
@@ -134,6 +156,8 @@ class Agreement:
         deviations: What they are then divided by.
         scale: What is scaled.
         num_tokens: Of tokens, how many there are; 0 for other numbers.
+        target_means: Of a regression, what is taken from the targets of each output; none of other tasks.
+        target_deviations: What they are then divided by.
     """
 
     classes: tuple[str, ...]
@@ -142,11 +166,23 @@ class Agreement:
     deviations: tuple[float, ...]
     scale: Scale = "channel"
     num_tokens: int = 0
+    target_means: tuple[float, ...] = ()
+    target_deviations: tuple[float, ...] = ()
 
     @property
     def normalisation(self) -> Normalisation | None:
         """The scale, as a model's users need it; None without one."""
         return None if self.scale == "none" else Normalisation(self.means, self.deviations, self.scale)
+
+    @property
+    def target_scale(self) -> Normalisation | None:
+        """The scale of a regression's targets; None of other tasks."""
+        return Normalisation(self.target_means, self.target_deviations, "feature") if self.target_means else None
+
+    def told(self) -> dict[str, Any]:
+        """Return it as devices are told of it; of a classification without what other tasks say."""
+        content = asdict(self)
+        return content if self.target_means else {k: v for k, v in content.items() if not k.startswith("target_")}
 
 
 def check_classes(classes: Sequence[object]) -> None:
@@ -194,13 +230,16 @@ def check_shape(shape: Sequence[object]) -> None:
         )
 
 
-def describe(dataset: "Dataset", inputs: Inputs, scale: Scale | None = None) -> Description:
+def describe(
+    dataset: "Dataset", inputs: Inputs, scale: Scale | None = None, *, targets: Tensor | None = None
+) -> Description:
     """Describe a device's data.
 
     Args:
         dataset: All of them, read `as_found`.
         inputs: `[n, ...]`: those of its training split.
         scale: What is to be scaled; None for what suits the data.
+        targets: Those of its training split, of a regression.
 
     Raises:
         DataError: There are several inputs, on which devices cannot agree.
@@ -212,7 +251,13 @@ def describe(dataset: "Dataset", inputs: Inputs, scale: Scale | None = None) -> 
     moments = moments_of(train, scale)
     shape = tuple(one_tensor(dataset.inputs).shape[1:])
     tokens = 0 if train.is_floating_point() else int(one_tensor(dataset.inputs).max()) + 1
-    return Description(len(train), dataset.class_names, shape, moments.means, moments.squares, scale, tokens)
+    aims = Moments(0, (), ())
+    if TASKS[dataset.task].is_scaled and targets is not None:
+        aims = moments_of(targets, "feature")
+    return Description(
+        len(train), dataset.class_names, shape, moments.means, moments.squares, scale, tokens, dataset.task,
+        aims.means, aims.squares,
+    )  # fmt: skip
 
 
 def agree(
@@ -246,21 +291,31 @@ def agree(
         )
         del fitting[most]
     shape, scale = next((each.shape, each.scale) for each in fitting.values())
-    classes = tuple(class_order(set(owners)))
-    if len(classes) < 2:
+    first = next(iter(fitting.values()))
+    classes = (
+        tuple(class_order(set(owners))) if TASKS[first.task].labels or TASKS[first.task].by_place else first.classes
+    )
+    if len(classes) < 2 and TASKS[first.task].labels:
         raise DataError(f"all clients together must have at least two classes, got {', '.join(classes)}")
     check_classes(classes)
     fitting = {client: _counted(each, (counts or {}).get(client)) for client, each in fitting.items()}
     size = math.prod(shape) // max(1, num_scaled(shape, scale))
     together = merged([Moments(size * each.num_examples, each.means, each.squares) for each in fitting.values()])
     tokens = max(each.num_tokens for each in fitting.values())
-    return Agreement(classes, shape, together.means, deviations_of(together), scale, tokens), misfits
+    aims = merged([Moments(each.num_examples, each.target_means, each.target_squares) for each in fitting.values()])
+    agreement = Agreement(
+        classes, shape, together.means, deviations_of(together), scale, tokens, aims.means, deviations_of(aims)
+    )
+    return agreement, misfits
 
 
 def _kind(description: Description) -> str:
     """Return what all devices must have alike, in words."""
     scaled_by = "" if description.scale == "none" else f" scaled by {description.scale}"
-    return f"{'tokens' if description.num_tokens else 'numbers'}{scaled_by} {_sides(description.shape)}"
+    row = TASKS[description.task]
+    aims = "" if row.labels or row.by_place else f" with the targets {listed(description.classes)}"
+    task = "" if row.labels else f" for {description.task}"
+    return f"{'tokens' if description.num_tokens else 'numbers'}{scaled_by} {_sides(description.shape)}{task}{aims}"
 
 
 def alone(description: Description) -> Agreement:
@@ -270,7 +325,11 @@ def alone(description: Description) -> Agreement:
     """
     classes = description.classes
     other = next(name for name in ("other", "another") if name not in classes)
-    described = description if len(classes) > 1 else replace(description, classes=(*classes, other))
+    described = (
+        description
+        if len(classes) > 1 or not TASKS[description.task].labels
+        else replace(description, classes=(*classes, other))
+    )
     return agree({0: described})[0]
 
 
@@ -278,8 +337,11 @@ def _counted(description: Description, count: int | None) -> Description:
     """Return a description as if of so many examples, with the same mean and deviation; as it is for None."""
     if count is None:
         return description
-    squares = tuple(square * (count / description.num_examples) for square in description.squares)
-    return replace(description, num_examples=count, squares=squares)
+    factor = count / description.num_examples
+    squares, aims = (
+        tuple(square * factor for square in each) for each in (description.squares, description.target_squares)
+    )
+    return replace(description, num_examples=count, squares=squares, target_squares=aims)
 
 
 def _num_own(description: Description, owners: Counter[str]) -> int:
@@ -307,12 +369,23 @@ def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":
             f"{len(unknown)} classes of the data here are none of those that the clients have agreed on: "
             f"{listed(unknown)}; expected {listed(agreement.classes)}"
         )
+    row = TASKS[dataset.task]
+    if not (row.labels or row.by_place) and dataset.class_names != agreement.classes:
+        raise DataError(
+            f"the targets here are {listed(dataset.class_names)}, the clients have agreed on "
+            f"{listed(agreement.classes)}"
+        )
     normalisation = agreement.normalisation
-    order = torch.tensor([place[name] for name in dataset.class_names])
+    order, targets = torch.tensor([place[name] for name in dataset.class_names]), dataset.targets
+    aims = agreement.target_scale
+    if row.labels:
+        targets = order[targets]
+    elif aims is not None:
+        targets = scaled(targets, aims)
     return replace(
         dataset, inputs=inputs if normalisation is None else scaled(inputs, normalisation),
-        targets=order[dataset.targets], num_classes=len(agreement.classes), class_names=agreement.classes,
-        normalisation=normalisation, num_tokens=agreement.num_tokens or None,
+        targets=targets, num_classes=len(agreement.classes), class_names=agreement.classes,
+        normalisation=normalisation, num_tokens=agreement.num_tokens or None, target_scale=aims,
     )  # fmt: skip
 
 

@@ -173,7 +173,8 @@ def describe_own(config: ExperimentConfig, client: int) -> Description:
     data = client_data(dataset, torch.arange(len(dataset)), client=client, **_division(config))
     scale = None if config.data.normalisation == "dataset" else config.data.normalisation
     # By the same rules as the server's.
-    return Description.from_bytes(describe(dataset, data.train.inputs, scale).to_bytes())
+    described = describe(dataset, data.train.inputs, scale, targets=data.train.targets)
+    return Description.from_bytes(described.to_bytes())
 
 
 def data_digest(config: ExperimentConfig) -> bytes:

@@ -1,7 +1,6 @@
 """Examples that stand in for data that lie elsewhere: random inputs of the shape that devices have agreed on."""
 
 import torch
-from torch import Tensor
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.data import Dataset
@@ -21,15 +20,19 @@ def stand_in(config: ExperimentConfig, number: int | None = None) -> Dataset:
     if agreed is None:
         raise ConfigError(OWN_IN_A_SIMULATION)
     number = max(2, config.training.batch_size) if number is None else number
-    inputs = torch.rand((number, *agreed.shape), generator=generator(config.seed, "stand-in")) * 2 - 1
+    draws, sides = generator(config.seed, "stand-in"), (number, *agreed.shape)
+    if agreed.num_tokens:
+        inputs = torch.randint(agreed.num_tokens, sides, generator=draws)
+    else:
+        inputs = torch.rand(sides, generator=draws) * 2 - 1
+    targets = torch.arange(number) % len(agreed.classes)
+    row = TASKS[config.task.name]
+    if row.by_place:
+        targets = targets[:, None].repeat(1, agreed.shape[0])
+    elif not row.labels:
+        targets = torch.nn.functional.one_hot(targets, len(agreed.classes)).float()
     return Dataset(
-        config.data.name, inputs, _targets(config, number, len(agreed.classes)), num_classes=len(agreed.classes),
-        class_names=agreed.classes, normalisation=agreed.agreement().normalisation, task=config.task.name,
+        config.data.name, inputs, targets, num_classes=len(agreed.classes), class_names=agreed.classes,
+        normalisation=agreed.agreement().normalisation, num_tokens=agreed.num_tokens or None, task=config.task.name,
+        target_scale=agreed.agreement().target_scale,
     )  # fmt: skip
-
-
-def _targets(config: ExperimentConfig, number: int, num_outputs: int) -> Tensor:
-    classes = torch.arange(number) % num_outputs
-    if TASKS[config.task.name].labels:
-        return classes
-    return torch.nn.functional.one_hot(classes, num_outputs).float()
