@@ -19,6 +19,7 @@ from spatl.data.own import check_classes, check_scale, check_shape
 from spatl.data.scaling import num_scaled
 from spatl.errors import DataError, SpatlError
 from spatl.json_files import write_json
+from spatl.tasks.targets import TASKS, TaskName
 from spatl.tensors.inputs import Inputs, NamedInputs
 
 FORMAT: Final = 1
@@ -74,6 +75,10 @@ class ModelDescription:
         num_tokens: Where the examples are tokens, how many there are; 0 for other numbers.
         named_inputs: Of several inputs, by name, the sides of each, and after them `int64` for whole numbers.
         export: What an export did to the network; empty for a network as it was trained.
+        task: What the network is for.
+        metric: What its accuracy is: that, or another task's score.
+        target_scale: Of a regression, what makes values in the targets' own units of its outputs: each times a
+            deviation and plus a mean; None for nothing.
     """
 
     factory: str
@@ -99,6 +104,9 @@ class ModelDescription:
     num_tokens: int = 0
     named_inputs: Mapping[str, Any] = field(default_factory=dict)
     export: Mapping[str, Any] = field(default_factory=dict)
+    task: TaskName = "classification"
+    metric: str = "accuracy"
+    target_scale: Normalisation | None = None
 
     def image_shape(self, *, what: str) -> tuple[int, int, int]:
         """Return channels, height and width of the images.
@@ -107,8 +115,9 @@ class ModelDescription:
             what: What works on images alone, for the message.
 
         Raises:
-            SpatlError: Its examples are something else.
+            SpatlError: Its examples are something else, or it is no classification.
         """
+        check_classifies(self.task, what=what)
         if len(self.input_shape) != 3 or self.num_tokens:
             kind = "several inputs" if self.named_inputs else "tokens" if self.num_tokens else "numbers"
             sides = " x ".join(map(str, self.input_shape))
@@ -129,6 +138,8 @@ class ModelDescription:
         """Write it into the directory of a model."""
         formula = "strength * log(classes * (n_c + smoothing) / (n + classes * smoothing))"
         content = {"format": FORMAT, **asdict(self)}
+        if self.task == "classification" and self.metric == "accuracy":
+            content = {key: value for key, value in content.items() if key not in ("task", "metric", "target_scale")}
         if self.offset is not None:
             content["offset"] = {"added to the logit of class c": formula, **asdict(self.offset)}
         write_json(directory / DESCRIPTION, content)
@@ -155,6 +166,23 @@ class ModelDescription:
     def named(self, **changes: Any) -> Self:
         """Return the description with some fields changed."""
         return replace(self, **changes)
+
+
+def check_classifies(task: str, *, what: str) -> None:
+    """Raise where something is for classifications alone, and a run is none.
+
+    Args:
+        task: The run's.
+        what: What is for them.
+
+    Raises:
+        SpatlError: It is another one.
+    """
+    if task != "classification":
+        raise SpatlError(
+            f"{what} is for classifications, and this is {task}: use its model from Python, "
+            "spatl.read_run(DIRECTORY).model()"
+        )
 
 
 def read_description(directory: Path) -> ModelDescription:
@@ -189,9 +217,14 @@ def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     _check(values["statistics"] in STATISTICS, "statistics", values["statistics"])
     values.setdefault("num_tokens", 0)  # files of earlier versions
     values.setdefault("named_inputs", {})
+    _check(values.setdefault("task", "classification") in TASKS, "task", values["task"])
+    _check(isinstance(values.setdefault("metric", "accuracy"), str), "metric", values["metric"])
     for name in ("options", "versions", "export", "named_inputs"):
         _check(isinstance(values[name], dict), name)
-    check_classes(values["class_names"])
+    if not TASKS[values["task"]].by_place:  # whose tokens may be more than a model has classes
+        check_classes(values["class_names"])
+    if values.setdefault("target_scale", None) is not None:
+        values["target_scale"] = _normalisation(values["target_scale"], (len(values["class_names"]),))
     for sides in values["named_inputs"].values():
         _check(isinstance(sides, list), "named_inputs", sides)
         check_shape(sides[: len(sides) - (sides[-1:] == ["int64"])])

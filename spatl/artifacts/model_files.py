@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spatl.artifacts.description import ModelDescription, Offset, read_description
 from spatl.data.dataset import Dataset, sizes_of_inputs
+from spatl.data.normalisation import Normalisation
 from spatl.errors import SpatlError
 from spatl.models import add_residual_, build_model
 from spatl.models.inputs import take_inputs_
@@ -52,9 +53,14 @@ class RunModel:
     offset: Tensor | None = None
 
     def with_offset_(self) -> nn.Module:
-        """Return the network, in place, with the client's offset added to whatever logits it returns."""
+        """Return the network, in place, with the client's offset added to whatever logits it returns.
+
+        One of a regression then returns values in the targets' own units.
+        """
         if self.offset is not None:
             self.network.register_forward_hook(AddOffset(self.offset))
+        if self.description.target_scale is not None:
+            self.network.register_forward_hook(InUnits(self.description.target_scale))
         return self.network
 
 
@@ -71,6 +77,21 @@ class AddOffset:
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> Tensor:
         """Return the logits to use; those in half precision become float32."""
         return logits + self.offset.to(logits.device)
+
+
+class InUnits:
+    """Forward hook that brings the outputs of a regression into the targets' own units.
+
+    Args:
+        scale: By what the targets were scaled.
+    """
+
+    def __init__(self, scale: Normalisation) -> None:
+        self.means, self.deviations = torch.tensor(scale.means), torch.tensor(scale.deviations)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Tensor) -> Tensor:
+        """Return the outputs to use, float32 [B, K]."""
+        return outputs * self.deviations.to(outputs.device) + self.means.to(outputs.device)
 
 
 def describe_model(
@@ -109,6 +130,9 @@ def describe_model(
         accuracy=accuracy,
         versions={"spatl": version, "torch": torch.__version__},
         encoder=hashlib.blake2b(encoder.numpy().tobytes(), digest_size=16).hexdigest(),
+        task=dataset.task,
+        metric=blueprint.task.score.name,
+        target_scale=dataset.target_scale,
     )
 
 

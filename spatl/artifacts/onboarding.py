@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from spatl.artifacts.description import read_description
+from spatl.artifacts.description import check_classifies, read_description
 from spatl.artifacts.model_files import LABEL_OFFSET, MODEL, WEIGHTS, RunModel, network_of, write_model
 from spatl.artifacts.unfinished import UnfinishedModel
 from spatl.config.training import TrainingConfig
@@ -116,6 +116,7 @@ def federations_model(directory: str | Path, unfinished: UnfinishedModel | None 
         tensors: Mapping[str, Tensor] = read_weights(place / WEIGHTS, sha256=description.sha256)
     else:
         description, tensors = unfinished.description, unfinished.tensors
+    check_classifies(description.task, what="spatl onboard")
     if not tensors:
         raise SpatlError(
             f"{place} holds no weights that all clients share (method {description.method}), and none for a newcomer"

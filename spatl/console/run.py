@@ -1,10 +1,12 @@
 """Command `spatl run`: one run, one per seed, or one that goes on."""
 
 import argparse
+import math
 import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +17,7 @@ from spatl.errors import ConfigError
 from spatl.json_files import write_json
 from spatl.report.result import RunResult
 from spatl.runs.directory import config_of
+from spatl.runs.scores import human_score, metric_of, score_in, worst_in
 from spatl.runs.text import human_percent
 from spatl.terminal.progress import progress_of
 from spatl.terminal.result import print_result
@@ -71,28 +74,41 @@ def _resume(console: Console, options: argparse.Namespace) -> RunResult:
         )  # fmt: skip
 
 
+_SHARE: Final = "up, of the whole encoder"
+
+
+def _known(score: float | None) -> float:
+    """Return a score, NaN where there is none."""
+    return math.nan if score is None else score
+
+
 def print_seeds(console: Console, results: Sequence[RunResult], directory: Path) -> None:
     """Print one row per seed, then mean and sample standard deviation; also written as `seeds.json`."""
     title, with_alone = results[0].summary["title"], all(result.alone for result in results)
+    metric = metric_of(results[0].summary)
+
+    def shown(name: str, value: float) -> str:
+        return human_percent(value) if name == _SHARE else human_score(value, metric)
+
     columns: dict[str, list[float]] = {
-        f"{title}, mean": [result.summary["accuracy"] for result in results],
-        f"{title}, worst client": [result.summary["accuracy_min"] for result in results],
+        f"{title}, mean": [_known(score_in(result.summary)) for result in results],
+        f"{title}, worst client": [_known(worst_in(result.summary)) for result in results],
     }
     if with_alone:
-        alone = [result.alone["accuracy"] for result in results if result.alone]
+        alone = [_known(score_in(result.alone)) for result in results if result.alone]
         columns["training alone, mean"] = alone
         columns["difference"] = [a - b for a, b in zip(columns[f"{title}, mean"], alone, strict=True)]
     if all(result.summary["uplink_share"] is not None for result in results):
-        columns["up, of the whole encoder"] = [result.summary["uplink_share"] for result in results]
+        columns[_SHARE] = [result.summary["uplink_share"] for result in results]
     table = Table(title=f"{title} on {results[0].summary['data']}, {len(results)} seeds")
     for name in ("seed", *columns):
         table.add_column(name, justify="right")
     for position, result in enumerate(results):
-        table.add_row(str(result.summary["seed"]), *(human_percent(values[position]) for values in columns.values()))
+        table.add_row(str(result.summary["seed"]), *(shown(name, each[position]) for name, each in columns.items()))
     table.add_section()
-    table.add_row("mean", *(human_percent(statistics.mean(values)) for values in columns.values()))
+    table.add_row("mean", *(shown(name, statistics.mean(values)) for name, values in columns.items()))
     if len(results) > 1:
-        table.add_row("std. dev.", *(human_percent(statistics.stdev(values)) for values in columns.values()))
+        table.add_row("std. dev.", *(shown(name, statistics.stdev(values)) for name, values in columns.items()))
     print_table(console, table)
     write_json(directory / "seeds.json", {"seeds": [result.summary["seed"] for result in results], **columns})
     print_line(console, str(directory / "seeds.json"))

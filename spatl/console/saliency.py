@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from spatl.artifacts.description import check_classifies
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config, read_config
 from spatl.experiments.claims import CLAIM_TABLE
@@ -51,7 +52,9 @@ def _config(options: argparse.Namespace) -> ExperimentConfig:
     own = dict(values.get("saliency") or {})
     own |= {"claims": options.claims} if options.claims else {}
     own |= {"seeds": options.seeds} if options.seeds else {}
-    return parse_config({**values, "saliency": own})
+    config = parse_config({**values, "saliency": own})
+    check_classifies(config.task.name, what="spatl saliency experiment")
+    return config
 
 
 def _show(console: Console, update: object, bar: object, what: str, done: int, total: int) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 from spatl.json_files import to_json
 from spatl.runs.findings import findings_by_round
 from spatl.runs.records import MISHAPS
+from spatl.runs.scores import human_score
 from spatl.runs.status import Status, read_status, run_below
 from spatl.runs.text import human_bytes
 from spatl.terminal.tables import print_line, print_table
@@ -36,11 +37,12 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
     pace = "" if status.seconds_per_round is None else f", {status.seconds_per_round:.1f} s a round"
     say(f"round {status.round} of {status.rounds}{since}{pace}{left}")
     say(
-        f"accuracy {_percent(status.accuracy)}, up {human_bytes(status.uplink_bytes)}, down "
+        f"{status.metric} {human_score(status.accuracy, status.metric)}, up {human_bytes(status.uplink_bytes)}, down "
         f"{human_bytes(status.downlink_bytes)}, refused {status.refused}, missing {status.missing}"
     )
     if status.global_accuracy is not None:
-        say(f"accuracy {_percent(status.global_accuracy)} of the server's model on the official test set")
+        measured = human_score(status.global_accuracy, status.metric)
+        say(f"{status.metric} {measured} of the server's model on the official test set")
     if told := [f"{status.mishaps[name]} {words}" for name, words in MISHAPS.items() if status.mishaps[name]]:
         say(", ".join(told))
     for number in sorted({*status.control_anew, *status.joined, *status.retired}):
@@ -49,12 +51,12 @@ def show_status(options: argparse.Namespace, console: Console) -> None:
     table = Table()
     owned = any(client.owner is not None for client in status.clients)
     owner = ("owner",) if owned else ()
-    for name in ("client", *owner, "rounds", "last", "accuracy", "up", "down", "missed", "refused"):
+    for name in ("client", *owner, "rounds", "last", status.metric, "up", "down", "missed", "refused"):
         table.add_column(name, justify="right")
     for client in status.clients:
         table.add_row(
             str(client.client), *([Text(client.owner or "-")] if owned else []), str(client.rounds),
-            "-" if client.last_round is None else str(client.last_round), _percent(client.accuracy),
+            "-" if client.last_round is None else str(client.last_round), human_score(client.accuracy, status.metric),
             human_bytes(client.uplink_bytes), human_bytes(client.downlink_bytes), str(client.missed),
             f"{client.refused}{', out' if client.left_out or client.absent is not None else ''}",
         )  # fmt: skip
@@ -98,7 +100,3 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"

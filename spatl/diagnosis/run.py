@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spatl.artifacts.description import check_classifies
 from spatl.diagnosis.own_data import compute_findings
 from spatl.diagnosis.panel import Diagnosis, diagnose
-from spatl.runs.files import CLIENTS, SUMMARY
+from spatl.runs.directory import config_of
+from spatl.runs.files import CLIENTS, CONFIG, SUMMARY
 from spatl.runs.findings import findings_rounds, read_findings
 from spatl.runs.marks import check_finished
 from spatl.runs.records import is_number, mean, owners_in, read_lines
@@ -48,6 +50,8 @@ def diagnose_run(
     Raises:
         SpatlError: There is nothing to go by, or too little.
     """
+    if (run / CONFIG).is_file():
+        check_classifies(config_of(run).task.name, what="spatl diagnose")
     cosines, owners = mean_cosines(run), owners_in(read_lines(run / CLIENTS))
     if server_round is not None or findings_rounds(run):
         record = read_findings(run, server_round)

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from spatl.artifacts.description import ModelDescription
+from spatl.artifacts.description import ModelDescription, check_classifies
 from spatl.artifacts.model_files import MODEL, RunModel, read_model
 from spatl.artifacts.newcomers import newcomers_dataset, newcomers_splits, source_of
 from spatl.config.experiment import ExperimentConfig
@@ -102,6 +102,7 @@ def read_subject(
 
 def _of_run(run: Path, *, client: int | None, split: str, device: str | None) -> Subject:
     config = on_device(config_of(run), device=device)
+    check_classifies(config.task.name, what="looking into a model")
     if is_deployment(run) or config.has_own_data:
         raise SpatlError(
             f"{run} is a deployment's run, whose data lie on the devices: there, explain the directory of the device's "

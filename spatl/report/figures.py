@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from spatl.errors import SpatlError
 from spatl.report.result import RunResult
 from spatl.runs.records import bytes_on_arrival, is_number
+from spatl.runs.scores import SHARES, metric_of, named_score, score_in, worst_in
 from spatl.runs.text import human_bytes
 from spatl.sealed_files import replace_file
 
@@ -130,9 +131,12 @@ def run_title(summary: Mapping[str, Any]) -> str:
 
 
 def final_accuracies(result: RunResult) -> dict[int, float]:
-    """Return each client's accuracy with the encoder after the last round; clients that reported none are left out."""
-    rows = (row for row in result.clients if is_number(row.get("final_accuracy")))
-    return {row["client"]: row["final_accuracy"] for row in rows}
+    """Return each client's accuracy with the encoder after the last round, or score of another task.
+
+    Clients that reported none are left out.
+    """
+    found = ((row["client"], score_in(row, "final_")) for row in result.clients)
+    return {client: score for client, score in found if score is not None and is_number(score)}
 
 
 @contextmanager
@@ -175,7 +179,7 @@ def _draw_accuracy_per_round(axes: "Axes", result: RunResult) -> None:
     rounds = [row["round"] for row in result.history]
     _draw_accuracy(axes, result, rounds, after=rounds[-1] + 1 if rounds else 1)
     _set_rounds(axes, rounds)
-    axes.set_title("Accuracy per round, on arrival")
+    axes.set_title(f"{_metric(result)} per round, on arrival")
 
 
 def _draw_accuracy_per_byte(axes: "Axes", result: RunResult) -> None:
@@ -183,7 +187,9 @@ def _draw_accuracy_per_byte(axes: "Axes", result: RunResult) -> None:
     # A logarithmic axis has no place for an encoder that cost nothing.
     costs = [cost if cost > 0 else math.nan for cost in bytes_on_arrival(result.history)]
     _draw_accuracy(axes, result, costs, after=total if total > 0 else math.nan)
-    axes.set(title="Accuracy against all bytes sent so far", xlabel="bytes, up and down together (logarithmic)")
+    axes.set(
+        title=f"{_metric(result)} against all bytes sent so far", xlabel="bytes, up and down together (logarithmic)"
+    )
     byte_axis(axes, [cost for cost in (*costs, total) if cost > 0])
 
 
@@ -205,29 +211,30 @@ def _draw_accuracy(axes: "Axes", result: RunResult, places: Sequence[float], *, 
     history = result.history
     marker_size = 4 if len(history) <= _MANY_ROUNDS else 2
     lines = (
-        ("accuracy", "mean of the round's clients", _BLUE, 2.0, "after the last round, all clients", 9),
-        ("accuracy_min", "worst of them", _VERMILION, 1.0, "worst of all clients", 6),
+        (score_in, "mean of the round's clients", _BLUE, 2.0, "after the last round, all clients", 9),
+        (worst_in, "worst of them", _VERMILION, 1.0, "worst of all clients", 6),
     )
     shown = False
-    for key, label, color, width, final_label, final_size in lines:
-        values = [_number(row.get(key)) for row in history]
+    for score, label, color, width, final_label, final_size in lines:
+        values = [_number(score(row)) for row in history]
         if not all(map(math.isnan, values)):
             axes.plot(places, values, color=color, linewidth=width, marker="o", markersize=marker_size, label=label)
             shown = True
-        final = _number(history[-1].get(f"final_{key}")) if history else math.nan
+        final = _number(score(history[-1], "final_")) if history else math.nan
         if not math.isnan(final):
             axes.plot([after], [final], color=color, linestyle="", marker="D", markersize=final_size, label=final_label)
             shown = True
-    alone = _number(result.alone.get("accuracy")) if result.alone else math.nan
+    alone, metric = _number(score_in(result.alone)) if result.alone else math.nan, metric_of(result.summary)
     if not math.isnan(alone):
         axes.axhline(alone, color=INK, linewidth=1.5, linestyle="--", label="training alone")
         shown = True
     if shown:
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -0.02), min(high, 1.02))
+        if metric in SHARES:
+            axes.set_ylim(max(low, -0.02), min(high, 1.02))
     else:
-        _say(axes, "no accuracy was reported")
-    axes.set_ylabel("accuracy (fraction correct)")
+        _say(axes, f"no {metric} was reported")
+    axes.set_ylabel(named_score(metric))
 
 
 def draw_loss_per_round(axes: "Axes", result: RunResult) -> None:
@@ -250,7 +257,10 @@ def draw_loss_per_round(axes: "Axes", result: RunResult) -> None:
     else:
         _say(axes, "no loss was reported")
     _set_rounds(axes, rounds)
-    axes.set(title="Loss per round, mean of its clients", ylabel="cross-entropy")
+    axes.set(
+        title="Loss per round, mean of its clients",
+        ylabel="cross-entropy" if metric_of(result.summary) == "accuracy" else "loss",
+    )
 
 
 def _draw_bytes_per_round(axes: "Axes", result: RunResult) -> None:
@@ -302,8 +312,10 @@ def _draw_clients(axes: "Axes", result: RunResult) -> None:
             places, alone, color=_ORANGE, markeredgecolor=INK, marker="o", markersize=size, linestyle="", label="alone"
         )
         axes.legend(loc="upper center", ncols=2, reverse=True)
-    axes.set_ylim(0, 1.18)  # room for the legend
-    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    metric = metric_of(result.summary)
+    if metric in SHARES:
+        axes.set_ylim(0, 1.18)  # room for the legend
+        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.grid(visible=False, axis="x")
     if len(order) <= _MANY_CLIENTS:
         axes.set_xticks(places, [str(client) for client in order])
@@ -312,10 +324,16 @@ def _draw_clients(axes: "Axes", result: RunResult) -> None:
     if not order:
         _say(axes, "no client was evaluated after the last round")
     axes.set(
-        title="Accuracy per client after the last round",
-        xlabel="client, sorted by accuracy" if len(order) <= _MANY_CLIENTS else f"{len(order)} clients, sorted",
-        ylabel="accuracy (fraction correct)",
+        title=f"{_metric(result)} per client after the last round",
+        xlabel=f"client, sorted by {metric}" if len(order) <= _MANY_CLIENTS else f"{len(order)} clients, sorted",
+        ylabel=named_score(metric),
     )
+
+
+def _metric(result: RunResult) -> str:
+    """Return what the score is called at the beginning of a title."""
+    metric = metric_of(result.summary)
+    return metric[0].upper() + metric[1:]
 
 
 def _set_rounds(axes: "Axes", rounds: Sequence[int]) -> None:

@@ -11,7 +11,8 @@ from spatl.report.page import facts
 from spatl.runs.files import ALONE, CLIENTS, CURVES, HISTORY, SUMMARY
 from spatl.runs.marks import check_finished, read_marked
 from spatl.runs.records import read_lines, read_rounds
-from spatl.runs.text import human_bytes, human_percent
+from spatl.runs.scores import human_score, metric_of, score_in, worst_in
+from spatl.runs.text import human_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +46,8 @@ class RunResult:
                 `report.best`.
 
         Returns:
-            A network from images float32 [B, C, H, W], normalised as `model/model.json` says, to logits [B, K].
+            A network from images float32 [B, C, H, W], normalised as `model/model.json` says, to logits [B, K]. Of a
+            regression to values [B, K] in the targets' own units.
 
         Raises:
             SpatlError: The run has left none, its files are damaged, or each client has a part of it.
@@ -81,22 +83,22 @@ class RunResult:
         return f"{name} on {summary['data']}{clients}" if "data" in summary else f"{name}{clients}"
 
     def _outcome(self) -> list[tuple[str, str]]:
-        summary = self.summary
+        summary, metric = self.summary, metric_of(self.summary)
         rows = [
             ("rounds", str(summary["rounds"])),
-            ("accuracy", human_percent(summary["accuracy"])),
-            ("worst client", human_percent(summary["accuracy_min"])),
+            (metric, human_score(score_in(summary), metric)),
+            ("worst client", human_score(worst_in(summary), metric)),
             *_of_the_server(summary),
             ("up", human_bytes(summary["uplink_bytes"])),
             ("down", human_bytes(summary["downlink_bytes"])),
         ]
-        return rows + ([("training alone", human_percent(self.alone.get("accuracy")))] if self.alone else [])
+        return rows + ([("training alone", human_score(score_in(self.alone), metric))] if self.alone else [])
 
 
 def _of_the_server(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what the server's model is worth on the official test set, where it was measured."""
-    measured = summary.get("global_accuracy")
-    return [] if measured is None else [("server's model on the official test set", human_percent(measured))]
+    measured, metric = score_in(summary, "global_"), metric_of(summary)
+    return [] if measured is None else [("server's model on the official test set", human_score(measured, metric))]
 
 
 def read_run(directory: str | Path) -> RunResult:

@@ -8,6 +8,7 @@ from spatl.report.figures import curves_svg, final_accuracies, run_title
 from spatl.report.page import facts, figure, make_page, provenance, section, table
 from spatl.report.result import RunResult
 from spatl.runs.records import MISHAPS, bytes_on_arrival, excluded_line, global_accuracy, is_number, mean, owners_in
+from spatl.runs.scores import SHARES, metric_of, pooled_rows, score_in, worst_in
 from spatl.runs.text import human_bytes
 from spatl.sealed_files import replace_file
 
@@ -53,18 +54,20 @@ def _subtitle(summary: Mapping[str, Any]) -> str:
 
 def _summary(result: RunResult) -> str:
     summary = result.summary
+    named = metric_of(summary)[0].upper() + metric_of(summary)[1:]
     rows: list[tuple[str, str]] = [
-        ("Accuracy after the last round", f"{_ratio(summary['accuracy'])} (mean over the clients' own test splits)"),
+        (f"{named} after the last round", f"{_ratio(score_in(summary))} (mean over the clients' own test splits)"),
         ("Worst client", _worst(result)),
+        *((title[0].upper() + title[1:], value) for title, value in pooled_rows(summary)),
     ]
-    if is_number(summary.get("global_accuracy")):
+    if is_number(measured := score_in(summary, "global_")):
         on = f"of the server's model on all {summary['global_examples']:,} examples of the official test set"
-        rows.append(("Global accuracy", f"{_ratio(summary['global_accuracy'])} ({on})"))
+        rows.append((f"Global {metric_of(summary)}", f"{_ratio(measured)} ({on})"))
     elif (reason := summary.get("no_global_accuracy")) is not None:
         rows.append(("Global accuracy", f"none on the official test set: {reason}"))
     if result.alone is not None:
-        rows.append(("Training alone", _ratio(result.alone.get("accuracy"))))
-        rows.append(("Gained by the federation", _difference(summary["accuracy"], result.alone.get("accuracy"))))
+        rows.append(("Training alone", _ratio(score_in(result.alone))))
+        rows.append(("Gained by the federation", _difference(score_in(summary), score_in(result.alone))))
     rows += [
         ("Sent by the clients (uplink)", _bytes(summary["uplink_bytes"])),
         ("Sent to the clients (downlink)", _bytes(summary["downlink_bytes"])),
@@ -93,7 +96,7 @@ def _summary(result: RunResult) -> str:
 
 
 def _worst(result: RunResult) -> str:
-    lowest = result.summary["accuracy_min"]
+    lowest = worst_in(result.summary)
     clients = [client for client, accuracy in final_accuracies(result).items() if accuracy == lowest]
     who = f" (client {clients[0]})" if len(clients) == 1 else f" ({len(clients)} clients)" if clients else ""
     return _ratio(lowest) + who
@@ -106,17 +109,17 @@ def _curves(result: RunResult) -> str:
 
 def _in_words(result: RunResult) -> str:
     """Describe the panels in words, for readers who cannot see them."""
-    summary, history = result.summary, result.history
+    summary, history, metric = result.summary, result.history, metric_of(result.summary)
     sentences = [
-        "Accuracy per round is the mean over the round's clients of the encoder as it arrived, before training; its "
-        "axis shows the range that occurs, not all of 0 to 1."
+        f"{metric[0].upper() + metric[1:]} per round is the mean over the round's clients of the encoder as it "
+        f"arrived, before training; its axis shows the range that occurs{', not all of 0 to 1' * (metric in SHARES)}."
     ]
-    known = [row for row in history if is_number(row.get("accuracy"))]
+    known = [row for row in history if is_number(score_in(row))]
     if known:
         first, last = known[0], known[-1]
         sentences.append(
-            f"It was {_ratio(first['accuracy'])} in round {first['round']} and {_ratio(last['accuracy'])} in round "
-            f"{last['round']}; all clients with the encoder after the last round reach {_ratio(summary['accuracy'])}."
+            f"It was {_ratio(score_in(first))} in round {first['round']} and {_ratio(score_in(last))} in round "
+            f"{last['round']}; all clients with the encoder after the last round reach {_ratio(score_in(summary))}."
         )
     losses = [row for row in history if is_number(row.get("loss"))]
     if losses:
@@ -133,7 +136,7 @@ def _in_words(result: RunResult) -> str:
     final = final_accuracies(result)
     if final:
         sentences.append(
-            f"Over {len(final)} clients the final accuracy lies between {_ratio(min(final.values()))} and "
+            f"Over {len(final)} clients the final {metric} lies between {_ratio(min(final.values()))} and "
             f"{_ratio(max(final.values()))}."
         )
     return " ".join([*sentences, "The same numbers are in the tables below."])
@@ -149,13 +152,13 @@ def _parts(result: RunResult) -> str:
 
 
 def _rounds(result: RunResult) -> str:
-    measured = any(is_number(global_accuracy(row)) for row in result.history)
+    measured, metric = any(is_number(global_accuracy(row)) for row in result.history), metric_of(result.summary)
     rows = [
         {
             "round": _text(row["round"]),
-            "accuracy": _ratio(row.get("accuracy")),
-            "worst": _ratio(row.get("accuracy_min")),
-            **({"global": _ratio(row.get("global_accuracy"))} if measured else {}),
+            metric: _ratio(score_in(row)),
+            "worst": _ratio(worst_in(row)),
+            **({"global": _ratio(score_in(row, "global_"))} if measured else {}),
             "loss": _ratio(row.get("loss")),
             "training loss": _ratio(row.get("train_loss")),
             "clients": _participants(row),
@@ -173,8 +176,8 @@ def _rounds(result: RunResult) -> str:
         for row, cost in zip(result.history, bytes_on_arrival(result.history), strict=True)
     ]
     caption = (
-        "Accuracy and loss are of the encoder as it arrived, before the round's training; “bytes until here” is what "
-        "they cost: all earlier rounds and this round's downlink."
+        f"{metric[0].upper() + metric[1:]} and loss are of the encoder as it arrived, before the round's training; "
+        "“bytes until here” is what they cost: all earlier rounds and this round's downlink."
     )
     if measured:
         caption += " “Global” is the server's model, as it arrived, on the official test set, where it was measured."
@@ -195,7 +198,7 @@ def _clients(result: RunResult) -> str:
     rows_of: dict[int, list[Mapping[str, Any]]] = {}
     for row in result.clients:
         rows_of.setdefault(row["client"], []).append(row)
-    rows = []
+    rows, metric = [], metric_of(result.summary)
     owners = owners_in(result.clients)
     for client, own in sorted(rows_of.items()):
         accuracy, by_itself = final.get(client), alone.get(str(client))
@@ -207,7 +210,7 @@ def _clients(result: RunResult) -> str:
                 "training examples": _text(own[-1].get("num_examples")),
                 "rounds": _count(sum(bool(row.get("participated")) for row in own)),
                 "refused": _count(sum(row.get("rejected") is not None for row in own)),
-                "final accuracy": _ratio(accuracy),
+                f"final {metric}": _ratio(accuracy),
                 **compared,
                 "budget": _budget(own),
                 "keep ratio": _ratio(mean(_numbers(own, "keep_ratio"))),
@@ -219,8 +222,8 @@ def _clients(result: RunResult) -> str:
             }
         )
     caption = (
-        "Bytes and seconds are sums over the run, ratios are means; the final accuracy is after the last round; “gain "
-        "over prior” is the accuracy that the selector's choice added on the validation examples it was chosen by."
+        f"Bytes and seconds are sums over the run, ratios are means; the final {metric} is after the last round; “gain "
+        f"over prior” is the {metric} that the selector's choice added on the validation examples it was chosen by."
     )
     return table("Clients", caption, rows)
 

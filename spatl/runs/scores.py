@@ -1,7 +1,7 @@
 """Scores of a run as its files have them: the accuracy of a classification, or what another task is judged by."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 
 def metric_of(row: Mapping[str, Any]) -> str:
@@ -26,3 +26,41 @@ def worst_in(row: Mapping[str, Any], prefix: str = "") -> float | None:
     lowest: float | None = row.get(f"{prefix}accuracy_min")
     worst: float | None = row.get(f"{prefix}score_worst")
     return worst if lowest is None else lowest
+
+
+SHARES: Final = frozenset({
+    "accuracy", "balanced-accuracy", "macro-f1", "auroc", "average-precision", "label-accuracy", "token-accuracy",
+})  # fmt: skip
+"""Metrics that are shares of 1, which people read in per cent."""
+LOWER_IS_BETTER: Final = frozenset({"mae", "rmse", "perplexity"})
+"""Metrics of which less is better."""
+
+
+def human_score(value: float | None, metric: str) -> str:
+    """Write a score: a share in per cent, another one in four digits, or a dash for one that is not known."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if metric in SHARES else f"{value:.4g}"
+
+
+def named_score(metric: str) -> str:
+    """Return what an axis of a metric is called."""
+    if metric == "accuracy":
+        return "accuracy (fraction correct)"
+    return f"{metric} (lower is better)" if metric in LOWER_IS_BETTER else metric
+
+
+def pooled_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the metrics of a summary, in words: of each the mean over clients and the pooled value.
+
+    None of a classification that is judged by accuracy alone.
+    """
+    rows: list[tuple[str, str]] = []
+    for key, value in (summary.get("metrics") or {}).items():
+        name, _, kind = key.removesuffix("_error").rpartition("_")
+        metric, shown = name.replace("_", "-"), "mean over clients" if kind == "mean" else "all their examples pooled"
+        if key.endswith("_error"):
+            rows[-1] = (rows[-1][0], f"{rows[-1][1]} +- {human_score(value, metric)}")
+        elif (metric, kind) != (metric_of(summary), "mean"):
+            rows.append((f"{metric}, {shown}", human_score(value, metric)))
+    return rows

@@ -15,6 +15,7 @@ from spatl.runs.directory import config_of, has_rounds, is_running
 from spatl.runs.files import CLIENTS, CONFIG, ERROR, HISTORY, REGISTRATION, SUMMARY
 from spatl.runs.marks import check_finished, read_so_far
 from spatl.runs.records import global_accuracy, is_number, latest_accuracy, lines_in, mishaps, owners_in, rounds_of
+from spatl.runs.scores import metric_of
 from spatl.runs.waiting import read_waiting
 
 _OF_A_ROUND: Final = frozenset({"round", "rejected", "missing", "uplink_bytes", "downlink_bytes", "seconds"})
@@ -69,6 +70,7 @@ class Status:
         rounds: How many there will be; of a run that ended by itself before its last one, how many there were.
         accuracy: Over all clients after the last round; before that, of the last round that is over.
         global_accuracy: Of the server's model on the official test set, when it was last measured; None for never.
+        metric: What these are: accuracies, or scores of another task.
         participants: Clients whose update the last round folded in.
         refused: Refused updates of the whole run.
         missing: Replies that did not come.
@@ -105,6 +107,7 @@ class Status:
     seconds_left: float | None
     seconds_since: float | None
     clients: tuple[ClientHealth, ...]
+    metric: str = "accuracy"
 
 
 def run_below(directory: Path) -> Path:
@@ -143,6 +146,7 @@ def read_status(directory: Path) -> Status:
         round=last.get("round", 0),
         rounds=config.rounds if best is None else last.get("round", 0),
         accuracy=latest_accuracy(last),
+        metric=metric_of(last),
         global_accuracy=next(filter(is_number, map(global_accuracy, reversed(history))), None),
         participants=last.get("participants", 0),
         refused=sum(row["rejected"] for row in history),

@@ -7,6 +7,7 @@ from typing import Any
 
 from spatl.errors import ConfigError
 from spatl.runs.records import HistoryRow, global_accuracy
+from spatl.runs.scores import metric_of, score_in, worst_in
 
 
 def check_tensorboard() -> None:
@@ -39,11 +40,13 @@ class Scalars:
 
     def write(self, row: HistoryRow) -> None:
         """Write one round."""
+        line = asdict(row)
+        metric = metric_of(line)
         values = {
-            "accuracy/on arrival": row.accuracy,
-            "accuracy/worst client": row.accuracy_min,
-            "accuracy/final": row.final_accuracy,
-            "accuracy/server's model": global_accuracy(asdict(row)),
+            f"{metric}/on arrival": score_in(line),
+            f"{metric}/worst client": worst_in(line),
+            f"{metric}/final": score_in(line, "final_"),
+            f"{metric}/server's model": global_accuracy(line),
             "loss/on arrival": row.loss,
             "loss/training": row.train_loss,
             "bytes/up": row.uplink_bytes,

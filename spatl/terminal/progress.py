@@ -19,6 +19,7 @@ from rich.text import Text
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.runs.records import global_accuracy, latest_accuracy
+from spatl.runs.scores import human_score, metric_of
 from spatl.runs.text import human_bytes, human_percent
 from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line
@@ -252,8 +253,9 @@ class NotebookProgress:
 
 def _accuracy(row: dict[str, Any]) -> str:
     measured = global_accuracy(row)
-    told = "" if measured is None else f", server's model {human_percent(measured)}"
-    return f"accuracy {human_percent(latest_accuracy(row))}{told}"
+    metric = metric_of(row)
+    told = "" if measured is None else f", server's model {human_score(measured, metric)}"
+    return f"{metric} {human_score(latest_accuracy(row), metric)}{told}"
 
 
 def _troubles(row: dict[str, Any]) -> list[str]:

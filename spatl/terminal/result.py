@@ -7,6 +7,7 @@ from spatl.artifacts.model_files import MODEL, WEIGHTS
 from spatl.report.result import RunResult
 from spatl.runs.files import CLIENTS, CURVES, HISTORY, LEDGER, REPORT, SUMMARY
 from spatl.runs.records import excluded_line
+from spatl.runs.scores import human_score, metric_of, pooled_rows, score_in, worst_in
 from spatl.runs.text import human_bytes, human_percent
 from spatl.terminal.tables import print_line, print_table
 
@@ -24,19 +25,15 @@ def print_result(console: Console, result: RunResult) -> None:
     def add(name: str, value: str, beside: str = "") -> None:
         table.add_row(name, value, *([beside] if alone else []))
 
-    add(
-        "accuracy, mean over clients",
-        human_percent(summary["accuracy"]),
-        human_percent(alone["accuracy"]) if alone else "",
-    )
-    add(
-        "accuracy, worst client",
-        human_percent(summary["accuracy_min"]),
-        human_percent(alone["accuracy_min"]) if alone else "",
-    )
-    if summary.get("global_accuracy") is not None:
-        add(f"accuracy, server's model on {summary['global_examples']:,} official test examples",
-            human_percent(summary["global_accuracy"]))  # fmt: skip
+    metric = metric_of(summary)
+    for title, score in ((f"{metric}, mean over clients", score_in), (f"{metric}, worst client", worst_in)):
+        add(title, human_score(score(summary), metric), human_score(score(alone), metric) if alone else "")
+    beside = dict(pooled_rows(alone)) if alone else {}
+    for title, value in pooled_rows(summary):
+        add(title, value, beside.get(title, ""))
+    if (measured := score_in(summary, "global_")) is not None:
+        add(f"{metric}, server's model on {summary['global_examples']:,} official test examples",
+            human_score(measured, metric))  # fmt: skip
     add("bytes up", human_bytes(summary["uplink_bytes"]), "needs none" if alone else "")
     add("bytes down", human_bytes(summary["downlink_bytes"]), "needs none" if alone else "")
     add("keep ratio (share of the encoder sent)", human_percent(summary["keep_ratio"]))
