@@ -1,39 +1,13 @@
 """Whole runs of tasks other than classification: above a trivial baseline, and with what their files say of them."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.runner import run
 from spatl.runs.records import read_lines
-
-TASKS: dict[str, dict[str, Any]] = {
-    "regression": {
-        "data": {"name": "tests.support.users_tasks:linear"}, "task": {"name": "regression"},
-        "model": {"name": "mlp", "options": {"hidden": [16]}}, "training": {"learning_rate": 0.03},
-    },
-    "multi-label": {
-        "data": {"name": "tests.support.users_tasks:labels"}, "task": {"name": "multi-label"},
-        "model": {"name": "mlp", "options": {"hidden": [16]}},
-    },
-    "next-token": {
-        "data": {"name": "tests.support.users_tasks:steps"}, "task": {"name": "next-token"},
-        "model": {"name": "tests.support.users_tasks:Bigram", "cut": ["head"]},
-    },
-}  # fmt: skip
-
-
-def config_of(task: str, **sections: Any) -> ExperimentConfig:
-    values: dict[str, Any] = {
-        "seed": 3, "rounds": 8, "partition": {"name": "natural", "num_clients": 4},
-        "training": {"local_epochs": 3, "batch_size": 8, "learning_rate": 0.1, "device": "cpu"},
-    }  # fmt: skip
-    for key, value in [*TASKS[task].items(), *sections.items()]:
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    return parse_config(values)
+from tests.support.tasks import task_config
 
 
 @pytest.mark.parametrize(
@@ -50,7 +24,7 @@ def test_a_task_is_learnt(task: str, metric: str, pooled: str, tmp_path: Path) -
     Nine tenths of all steps are the same, so that no model is right more often, but for chance, and none has a
     perplexity below exp(-0.9 log 0.9 - 0.1 log 0.1) = 1.38.
     """
-    summary = run(config_of(task), tmp_path / "run", pictures=False).summary
+    summary = run(task_config(task), tmp_path / "run", pictures=False).summary
     rows = read_lines(tmp_path / "run" / "history.jsonl")
     assert summary["accuracy"] is None
     assert summary["metric"] == metric

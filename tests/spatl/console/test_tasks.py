@@ -17,7 +17,7 @@ from spatl.runs.directory import config_of
 from spatl.runs.scores import LOWER_IS_BETTER, SHARES
 from spatl.tasks.metrics import METRICS
 from spatl.terminal.result import print_result
-from tests.server.test_tasks import config_of as task_config
+from tests.support.tasks import task_config
 
 FOR_CLASSIFICATIONS = {
     "explain": ["explain", "{run}"],
