@@ -17,7 +17,7 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from clients.device.refusals import Refusal, refusal
+from clients.device.refusals import Refusal, gist, refusal
 from clients.device.supernode import end_session
 from spatl.deployment.sites import Address, check_private
 from spatl.errors import SpatlError
@@ -64,7 +64,7 @@ def await_server(
         waits = refused.passes or (added and refused.is_of_key)
         if not waits:
             raise SpatlError(refused.reason)
-        if refused.reason != said:
+        if gist(refused.reason) != said:
             hint = (
                 "; this client was added (spatl deploy add-client): a server that runs knows it within seconds, one "
                 "that does not from its next start on (spatl deploy server DIR --resume)"
@@ -72,7 +72,7 @@ def await_server(
                 else ""
             )
             logger.warning("waiting: %s%s", refused.reason, hint)
-            said = refused.reason
+            said = gist(refused.reason)
         time.sleep(_ASK_AGAIN_SECONDS)
 
 

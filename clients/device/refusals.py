@@ -5,6 +5,7 @@ balancer without a server behind it, a captive portal) answers anything.
 """
 
 import json
+import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class Refusal:
     reason: str
     passes: bool = True
     is_of_key: bool = False
+
+
+def gist(reason: str) -> str:
+    """Return a reason without seconds and times of day, which make no new one of it."""
+    return re.sub(r"\d+ s |[\d-]+ \d\d:\d\d UTC", "", reason)
 
 
 def refusal(error: Exception, address: object) -> Refusal:

@@ -28,7 +28,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.retry import exponential
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from clients.device.refusals import is_final, refusal
+from clients.device.refusals import gist, is_final, refusal
 from clients.device.supervisor import PULSE_VARIABLE, PULSES, SESSION_VARIABLE
 from spatl.deployment.processes import free_port
 from spatl.deployment.superexec import read_secret
@@ -153,8 +153,8 @@ class PatientFleetClient(FleetHttpClient):
         return httpx.RemoteProtocolError("the call did not get through")
 
     def _say(self, reason: str) -> None:
-        if reason != self._said:
-            self._said = reason
+        if gist(reason) != self._said:
+            self._said = gist(reason)
             log(logging.WARNING, "%s", reason)
 
 

@@ -35,7 +35,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientIntercept
 
 from server.deployment.certificates import check_server_pair
 from server.deployment.gate import OPEN_PATH, TOKEN_HEADER
-from server.deployment.superlink import TOKEN_VARIABLE, listening
+from server.deployment.sockets import TOKEN_VARIABLE, listening
 from server.deployment.watching import AppWatch, end_lost
 from server.engines import check_outcome, write_app
 from server.pulse import PULSE_VARIABLE

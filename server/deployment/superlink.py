@@ -9,7 +9,6 @@ through, with how much, is `server.deployment.gate`'s; how long connections last
 
 import argparse
 import os
-import socket
 import sys
 from logging import INFO
 from pathlib import Path
@@ -25,12 +24,10 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 
 from server.deployment.connections import Doorkeeper, hurried_protocol
 from server.deployment.gate import Gate
+from server.deployment.sockets import TOKEN_VARIABLE, listening
 from spatl.deployment.keys import KEY_IN_USE, UNKNOWN_KEY
 from spatl.deployment.processes import end_with_parent
 from spatl.deployment.superexec import read_secret
-
-TOKEN_VARIABLE = "SPATL_SUPERLINK_TOKEN"
-
 
 _flowers_activate_node = fleet_handlers.activate_node
 
@@ -77,11 +74,6 @@ def main() -> None:
     uvicorn.Server(settings).run(
         sockets=[listening(config.host, config.port), listening(options.fleet_host, options.fleet_port)]
     )
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """Return a TCP socket that listens, over IPv6 where the host is one of its addresses."""
-    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 
 from spatl.config.experiment import ExperimentConfig
+from tests.support.clocks import can_be_wrong, wrong_clock
 from tests.support.federations import COMPRESSED, tiny_config
 from tests.support.fleets import Fleet, check_run, history_of, make_federation, put_between
 from tests.support.proxies import Direction, Proxy, Weather
@@ -189,10 +190,10 @@ def faults_of(site: Site) -> list[Fault]:
             Fault("disk", f"full disk, {who}", seconds, partial(_full, site.directory / who))
             for who, seconds in (("server", 20.0), ("client-0", 20.0), ("server", 60.0), ("client-0", 60.0))
         ]
-    if shutil.which("faketime"):
+    if can_be_wrong():
         found += [
-            Fault("clock", f"clock {hours} h off, {who}", 40.0, partial(_clock, site, who, hours))
-            for who, hours in (("client-1", "+1"), ("client-2", "-1"), ("server", "+1"), ("server", "-1"))
+            Fault("clock", f"clock {hours:+} h off, {who}", 40.0, partial(_clock, site, who, hours))
+            for who, hours in (("client-1", 1), ("client-2", -1), ("server", 1), ("server", -1))
         ]
     found += [
         Fault("starts", f"a start of client {number % NUM_CLIENTS}, reset after {after} bytes {direction}", 0.0,
@@ -259,11 +260,9 @@ def _full(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _clock(site: Site, who: str, hours: str) -> Iterator[None]:
+def _clock(site: Site, who: str, hours: int) -> Iterator[None]:
     """Start a part anew on a machine whose clock is wrong, and then on one whose clock is right."""
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    wrong = {"LD_PRELOAD": str(found[0]), "FAKETIME": f"{hours}h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    _start_again(site, who, wrong)
+    _start_again(site, who, wrong_clock(site.directory, 3600 * hours))
     yield
     _start_again(site, who, {})
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from flwr.supercore.error import ApiErrorCode
 
-from clients.device.refusals import is_final, refusal
+from clients.device.refusals import gist, is_final, refusal
 from spatl.deployment.keys import KEY_IN_USE, UNKNOWN_KEY
 
 SERVER = "server.example.org:9092"
@@ -124,3 +124,13 @@ def test_a_key_or_an_authority_that_is_wrong_does_not_pass(error, said, of_key):
 )
 def test_a_call_that_flower_answered_is_not_made_again_and_any_other_is(error, final):
     assert is_final(error) is final
+
+
+def test_the_next_second_or_minute_is_no_new_reason_and_another_status_is():
+    late, later = (refusal(ahead(seconds), SERVER).reason for seconds in (3600.0, 3607.0))
+    assert late != later
+    assert gist(late) == gist(later) != gist(refusal(ahead(-3600.0), SERVER).reason)
+    assert gist("its clock says 2026-11-30 10:59 UTC (too early)") == gist(
+        "its clock says 2026-11-30 11:00 UTC (too early)"
+    )
+    assert gist(refusal(status(502), SERVER).reason) != gist(refusal(status(503), SERVER).reason)

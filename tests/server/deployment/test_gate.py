@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.deployment.connections import Doorkeeper, hurried_protocol
 from server.deployment.gate import DESCRIPTION_BYTES, OPEN_PATH, TOKEN_HEADER, Gate, MessageLengths
-from server.deployment.superlink import listening
+from server.deployment.sockets import listening
 from spatl.json_files import write_json
 
 TOKEN = "secret"
