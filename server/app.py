@@ -48,7 +48,7 @@ from spatl.rounds.members import retired
 from spatl.rounds.offsets import check_of
 from spatl.rounds.privacy import epsilon_of
 from spatl.rounds.rules import aggregation_rule
-from spatl.rounds.server_model import summarised
+from spatl.rounds.server_model import check_test_data, summarised
 from spatl.rounds.weights import bounded_weights, largest_share
 from spatl.runner import remarks_on
 from spatl.runs.checkpoint import Checkpoint
@@ -161,6 +161,7 @@ def serve(
     if not config.has_own_data:
         servers_blueprint(config.to_json()).check_clients()
     aggregation_rule(config.server.aggregation)  # one that is not there shows before any client is waited for
+    check_test_data(config)
     if resume and config_of(directory) != config:
         raise ConfigError(f"{directory} was run with another config; resume it with its own config.yaml")
     checkpoint, marks = where_to_go_on(directory, devices=devices) if resume else (None, None)
@@ -178,6 +179,7 @@ def serve(
     if checkpoint:
         _check_encoder(directory, checkpoint, blueprint.layout.num_entries)
     write_config(directory, config)  # with what the clients have agreed on
+    check_test_data(config)  # now, and not after the last round
     _check_registered(registered)
     recorder.num_examples.update(registered.num_examples)
     members = Membership(registered, recorder, grid)

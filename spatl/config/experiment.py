@@ -225,8 +225,12 @@ class ExperimentConfig(Section):
         if partition.path is not None:
             path = str(directory / os.path.expanduser(partition.path))
             partition = partition.model_copy(update={"path": path})
-        data = _located(self.data, directory)
-        return self.model_copy(update={"model": self.model.located(directory), "data": data, "partition": partition})
+        report = self.report
+        if report.test_data is not None:
+            path = str(directory / os.path.expanduser(report.test_data))
+            report = report.model_copy(update={"test_data": path})
+        data, model = _located(self.data, directory), self.model.located(directory)
+        return self.model_copy(update={"model": model, "data": data, "partition": partition, "report": report})
 
     def without_weights(self) -> Self:
         """Return the config with weights drawn from the seed, for a device, which opens no file that another names."""

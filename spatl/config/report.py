@@ -38,6 +38,9 @@ class ReportConfig(Section):
     global_accuracy: Annotated[Literal["end"] | int | None, BeforeValidator(when_asked)] = "end"
     """Evaluate the server's model on all of the test set that the data set was published with: `end` after the last
     round, a number besides on arrival in every so many rounds, `off` never."""
+    test_data: str | None = None
+    """Where the server has test examples while devices have data of their own: read as `data.name` and its other
+    options say, on the server alone. Its model is then measured on them (`report.global_accuracy`)."""
     split: Literal["test", "validation"] = "test"
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
 

@@ -184,12 +184,20 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("data.official_test", "report.global_accuracy"),
-        lambda run: run.dataset is None or run.dataset.has_split("test"),
+        lambda run: run.dataset is None or run.dataset.has_split("test") or run.config.report.test_data is not None,
         lambda run: "the data set came without a test set of its own",
     ),
     _Rule(
-        ("data.official_test", "report.global_accuracy"), lambda run: not run.config.has_own_data,
+        ("data.official_test",), lambda run: not run.config.has_own_data,
         lambda run: "each device has data of its own, and the server none",
+    ),
+    _Rule(
+        ("report.global_accuracy",), lambda run: not run.config.has_own_data or run.config.report.test_data is not None,
+        lambda run: "each device has data of its own, and the server none (report.test_data)",
+    ),
+    _Rule(
+        ("report.test_data",), lambda run: run.config.has_own_data,
+        lambda run: "it is the server's where devices have data of their own (partition.name: own)",
     ),
     _Rule(
         ("report.global_accuracy",), lambda run: not run.private or run.config.predictor_row.residual,

@@ -6,10 +6,16 @@ the end (`report.global_accuracy`). Nothing is trained on these examples, and no
 predictor is told the class frequencies of that set, as a client's is told the client's (`spatl.training.calibration`).
 """
 
+from functools import lru_cache
+
 from torch import Tensor
 
-from spatl.data import Examples
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import config_from_json
+from spatl.data import Dataset, Examples, load_dataset
 from spatl.data.dataset import SPLITS
+from spatl.data.own import as_found, fit
+from spatl.errors import DataError
 from spatl.models.copies import duplicate
 from spatl.models.weights import load_weights_, state_of
 from spatl.rounds.blueprint import Blueprint
@@ -53,14 +59,53 @@ def names_of_clients(blueprint: Blueprint, statistics: Statistics | None) -> tup
 def official_test(blueprint: Blueprint) -> Examples | None:
     """Return the test examples that the data set was published with; None where the server may not or cannot see any.
 
-    Devices with data of their own leave the server without, and a run that is tuned leaves all test splits unread.
+    Devices with data of their own leave the server with those of `report.test_data`, if any, and a run that is tuned
+    leaves all test splits unread.
+
+    Raises:
+        DataError: Those of `report.test_data` cannot be read, or fit in with nothing that devices have agreed on.
     """
     dataset, config = blueprint.dataset, blueprint.config
-    if config.has_own_data or config.report.split != "test" or not dataset.has_split("test"):
+    if config.report.split != "test" or not _has_test(blueprint):
         return None
-    assert dataset.splits is not None
+    if config.has_own_data:
+        dataset = _servers_data(config.to_json())
+    if dataset.splits is None or not dataset.has_split("test"):
+        return Examples(dataset.inputs, dataset.targets)
     rows = dataset.splits == SPLITS.index("test")
     return Examples(dataset.inputs[rows], dataset.targets[rows])
+
+
+def _has_test(blueprint: Blueprint) -> bool:
+    """Return whether the server has test examples, of a data set with a split of them or of its own."""
+    if blueprint.config.has_own_data:
+        return blueprint.config.report.test_data is not None
+    return blueprint.dataset.has_split("test")
+
+
+def check_test_data(config: ExperimentConfig) -> None:
+    """Raise where the test examples of `report.test_data` cannot be read, before anybody waits for devices.
+
+    Once these have agreed on their data, it is looked at whether the server's fit in.
+
+    Raises:
+        DataError: That is so.
+    """
+    if config.has_own_data and config.report.test_data is not None:
+        _servers_data(config.to_json())
+
+
+@lru_cache(maxsize=1)
+def _servers_data(config_json: str) -> Dataset:
+    """Return the examples of `report.test_data`, as devices have agreed that theirs are, or as found until then."""
+    config = config_from_json(config_json)
+    agreed, options = config.data.agreed, {**config.data.options, "path": config.report.test_data}
+    try:
+        with as_found():
+            dataset = load_dataset(config.data.name, seed=config.seed, options=options, task=config.task.name)
+        return dataset if agreed is None else fit(dataset, agreed.agreement())
+    except DataError as error:
+        raise DataError(f"report.test_data: {error}") from error
 
 
 def measure_server(blueprint: Blueprint, *, statistics: Statistics | None, encoder: Tensor) -> Evaluation | None:
@@ -94,11 +139,11 @@ def measure_server(blueprint: Blueprint, *, statistics: Statistics | None, encod
 def why_not_measured(blueprint: Blueprint, statistics: Statistics | None) -> str | None:
     """Return why `measure_server` has no result, as the rest of a sentence; None where it has one."""
     config, title = blueprint.config, blueprint.config.row.title
-    if config.has_own_data:
-        return "each device has data of its own, and the server none"
+    if config.has_own_data and config.report.test_data is None:
+        return "each device has data of its own, and the server none (report.test_data)"
     if config.report.split != "test":
         return "report.split leaves the test splits unread"
-    if not blueprint.dataset.has_split("test"):
+    if not _has_test(blueprint):
         return "the data set came without a test set of its own"
     if not blueprint.layout.num_entries:
         return f"{title} has no model of all clients"
@@ -115,10 +160,10 @@ def summarised(blueprint: Blueprint, statistics: Statistics | None, final: Evalu
 
     Nothing where the data set came without a test set, of which nobody expects it.
     """
-    if not blueprint.dataset.has_split("test"):
+    if not _has_test(blueprint):
         return {}
     if final is not None:
-        number = blueprint.dataset.size_of("test")
+        number = len(official_test(blueprint) or ())
         of_task = {} if blueprint.task.counts_hits else {"global_accuracy": None, "global_score": final.accuracy}
         return {
             "global_accuracy": final.accuracy, "global_loss": final.loss, "global_examples": number, **of_task

@@ -197,6 +197,7 @@ OTHER: dict[str, Any] = {
     "server_optimizer.name": "adam", "server_optimizer.momentum": 0.2, "server_optimizer.beta_1": 0.2,
     "server_optimizer.beta_2": 0.2, "server_optimizer.tau": 0.2,
     "report.compare_alone": True, "report.best": True, "report.prototype_examples": 5,
+    "report.test_data": "test.npz",
     "report.global_accuracy": 1, "data.official_test": "apart",
 }  # fmt: skip
 """Another value of each setting that some runs do not read, as far as they go together."""
