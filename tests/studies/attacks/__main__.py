@@ -1,9 +1,10 @@
 """The study of attacks: which rule holds against what, and what it costs where nobody is bad.
 
 `python -m tests.studies.attacks` runs ten clients, two of whom cheat, on the digits: every attack, situation, rule and
-seed that is asked for, and prints a table for each situation: the accuracy of the honest clients (their validation
-splits), the success of the backdoor, and what was refused. `--keep FILE` appends each run to a file as a line of JSON,
-takes what it holds already from there, and so goes on where it was cut; `--table` prints that alone.
+seed that is asked for, and prints two tables for each situation. One has the accuracy of the honest clients (their
+validation splits), the success of the backdoor, and what was refused; the other what each rule costs and buys, beside
+the first rule where nobody cheats. `--keep FILE` appends each run to a file as a line of JSON, takes what it holds
+already from there, and so goes on where it was cut; `--table` prints that alone.
 """
 
 import argparse
@@ -94,6 +95,46 @@ def cell(results: Sequence[Result]) -> str:
     return ", ".join(told)
 
 
+def sums(found: dict[Key, Result], situation: str, rules: Sequence[str]) -> Iterator[str]:
+    """Yield a line a rule: what it costs and buys, in points beside the first rule where nobody cheats, seed by seed.
+
+    Nothing where the first rule did not run without an attack.
+    """
+    none = next(iter(ATTACKS))
+    before = {
+        seed: each.accuracy for (s, a, r, seed, _), each in found.items() if (s, a, r) == (situation, none, rules[0])
+    }
+    if not before:
+        return
+    yield f"| {situation} | nobody cheats | honest refused then | worst attacks in the mean | worst seed | backdoor |"
+    yield "|---|---:|---:|---|---:|---:|"
+    for rule in rules:
+        there = {(a, seed): each for (s, a, r, seed, _), each in found.items() if (s, r) == (situation, rule)}
+        lost: dict[str, list[float]] = {}
+        for (attack, seed), each in there.items():
+            if seed in before:
+                lost.setdefault(attack, []).append(100 * (each.accuracy - before[seed]))
+        cost = lost.pop(none, [])
+        if not cost:
+            continue
+        refused = sum(each.refused["honest"] for (attack, _), each in there.items() if attack == none)
+        ranked = sorted((_mean(each), attack) for attack, each in lost.items())
+        worst = ", ".join(f"{attack} {_points(mean)}" for mean, attack in ranked[:3])
+        single = min((_mean([each]) for attack in lost for each in lost[attack]), default=0.0)
+        backdoor = max((each.backdoor for (attack, _), each in there.items() if attack == "backdoor"), default=0.0)
+        yield f"| {rule} | {_points(_mean(cost))} | {refused} | {worst} | {_points(single)} | {100 * backdoor:.0f} % |"
+
+
+def _mean(differences: Sequence[float]) -> float:
+    """Return their mean; that of a run that diverged is below all others."""
+    mean = sum(differences) / len(differences)
+    return -math.inf if math.isnan(mean) else mean
+
+
+def _points(difference: float) -> str:
+    return f"{difference:+.1f}" if math.isfinite(difference) else "diverged"
+
+
 def main() -> None:
     """Run what is not there yet, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.studies.attacks")
@@ -120,7 +161,7 @@ def main() -> None:
             keep(options.keep, run, found[run])
         print(f"{number}/{len(runs)} {situation}, {attack}, {rule}, seed {seed}: {cell([found[run]])}", flush=True)
     for situation in situations:
-        print("\n".join(["", *table(found, situation, rules)]), flush=True)
+        print("\n".join(["", *table(found, situation, rules), "", *sums(found, situation, rules)]), flush=True)
 
 
 if __name__ == "__main__":
