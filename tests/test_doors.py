@@ -46,6 +46,14 @@ def brighter(inputs, generator):
     return inputs + torch.rand((), generator=generator)
 
 
+def doubled(outputs, targets):
+    return 2 * torch.nn.functional.cross_entropy(outputs, targets)
+
+
+def surest(outputs, targets):
+    return outputs.softmax(1).max()
+
+
 OWN = Method(title="Own", source="a test", shares="encoder", selects=True, keep_ratio=0.5)
 A_NUMBER = 3
 '''
@@ -58,6 +66,8 @@ DOORS = {
     "server.aggregation": ("middle", "aggregation rule"),
     "method": ("OWN", "method"),
     "training.augmentation": ("brighter", "augmentation"),
+    "task.loss": ("doubled", "loss"),
+    "task.metrics": ("surest", "metric"),
 }
 """The setting of each door, what goes in, and what messages call it."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Final, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from spatl.config.sections import Section
 from spatl.errors import did_you_mean
@@ -29,6 +29,11 @@ class TaskConfig(Section):
     """What a model is judged by, the first of which is its score: rows of `spatl show metrics`, or
     `package.module:metric`. Without any, `accuracy`; `macro-f1` and `label-accuracy`; `mae`, `rmse` and `r2`; or
     `token-accuracy` and `perplexity`."""
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, metrics: object) -> object:
+        return (metrics,) if isinstance(metrics, str) else metrics
 
     @model_validator(mode="after")
     def _known(self) -> Self:

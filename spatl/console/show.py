@@ -24,6 +24,8 @@ from spatl.models import MODEL_DOOR, MODELS
 from spatl.rounds.rules import AGGREGATION_RULES
 from spatl.selection.selectors import SELECTORS
 from spatl.selection.users import SELECTOR_DOOR
+from spatl.tasks.losses import LOSS_DOOR, LOSSES
+from spatl.tasks.metrics import DEFAULT_METRICS, METRIC_DOOR, METRICS
 from spatl.terminal.tables import print_line, print_table
 from spatl.wire.codecs import CODECS
 from spatl.wire.users import CODEC_DOOR
@@ -125,6 +127,21 @@ def _config_rows() -> Iterable[tuple[str, ...]]:
         yield name, f"{_COMMANDS.get(name.partition('/')[0], 'spatl run')} {name}", opening_words(path)
 
 
+def _loss_rows() -> Iterable[tuple[str, ...]]:
+    for task, table in LOSSES.items():
+        for name in table:
+            yield name, task, "yes" if name == next(iter(table)) else ""
+
+
+def _metric_rows() -> Iterable[tuple[str, ...]]:
+    for task, table in METRICS.items():
+        for name, metric in table.items():
+            own = DEFAULT_METRICS[task]
+            default = "the score" if name == own[0] else "yes" if name in own else ""
+            pooled = "nearly" if metric.error is not None else "exactly"
+            yield name, task, "more is better" if metric.higher_is_better else "less is better", pooled, default
+
+
 def _listing(table: Mapping[str, object], door: Door, *columns: str) -> _Listing:
     """A listing of a table whose rows have attributes of the columns' names: texts, or tuples of some."""
 
@@ -158,6 +175,8 @@ LISTINGS: Mapping[str, _Listing] = {
         lambda: ((name, str(c.number), " ".join((type(c).__doc__ or "").split())) for name, c in CODECS.items()),
         CODEC_DOOR,
     ),
+    "losses": _Listing(("name", "task", "default"), _loss_rows, LOSS_DOOR),
+    "metrics": _Listing(("name", "task", "direction", "pooled value", "default"), _metric_rows, METRIC_DOOR),
     "aggregation-rules": _listing(AGGREGATION_RULES, AGGREGATION_DOOR, "description"),
     "selectors": _listing(SELECTORS, SELECTOR_DOOR, "description"),
     "configs": _Listing(("name", "command", "what it is"), _config_rows),

@@ -299,6 +299,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
 
     costs = Costs(trace, bytes_of_update)
     blueprint = Blueprint(config, model, split, costs, dataset, parts, codecs, built_cut=built_cut)
+    blueprint.task  # noqa: B018  # which raises where a loss or a metric is not there
     if config.report.findings is not None:
         main_filters(model)  # raises where there are none
     _check_codecs(blueprint)

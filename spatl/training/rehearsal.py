@@ -9,6 +9,7 @@ leaves behind can be put back for the next one.
 import logging
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -127,9 +128,30 @@ def _step_(
     finally:
         handle.remove()
     logits: Tensor = seen[0]
+    if first and task.tells_more:
+        _rehearse_metrics(task, logits.float(), batch.targets)
     if first and not math.isfinite(result.loss):
         raise ModelError(_blame(model, batch, logits, result.loss, task))
     return logits
+
+
+def _rehearse_metrics(task: Task, outputs: Tensor, targets: Tensor) -> None:
+    """Raise where a metric of the user's fails on a batch, or tells other sums than it says."""
+    for metric, place in zip(task.metrics, range(len(task.metrics)), strict=True):
+        try:
+            measure = replace(task, metrics=(metric,)).measures([(outputs, targets)])[0]
+            size = 0 if metric.sums is None else metric.size(outputs.shape[-1])
+        except SpatlError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"metric {metric.name!r} failed on outputs {list(outputs.shape)}: {told(error)}"
+            ) from error
+        if len(measure.sums) != size:
+            raise ModelError(
+                f"metric {metric.name!r}, number {place + 1} of task.metrics, must tell {size} sums, as its size says, "
+                f"got {len(measure.sums)}"
+            )
 
 
 def _blame(model: nn.Module, batch: Examples, logits: Tensor, loss: float, task: Task) -> str:

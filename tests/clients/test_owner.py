@@ -37,7 +37,7 @@ def rows() -> dict[str, tuple[Case, str]]:
     row("a function of Python as a model", call, None, f"files (model.name): {both('os', 'none')}")
     for setting in (
         "method", "data.name", "partition.name", "selection.selector", "wire.uplink", "wire.downlink",
-        "training.augmentation",
+        "training.augmentation", "task.loss", "task.metrics",
     ):  # fmt: skip
         section, _, key = setting.partition(".")
         asked = {section: {key: "evil:thing"} if key else "evil:thing"}

@@ -60,7 +60,8 @@ def test_lines_of_a_list_are_shown_by_name(capsys):
 
 
 @pytest.mark.parametrize(
-    "what", ["methods", "models", "datasets", "partitioners", "selectors", "codecs", "aggregation-rules"]
+    "what",
+    ["methods", "models", "datasets", "partitioners", "selectors", "codecs", "losses", "metrics", "aggregation-rules"],
 )
 def test_a_list_says_how_one_of_your_own_is_named(what, capsys, monkeypatch):
     as_terminal(monkeypatch, 80)
