@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 from torch import Tensor
 
 from spatl.errors import ConfigError
+from spatl.rounds.best import Best, better_of
 from spatl.tasks.metrics import METRICS, make_metrics
 from spatl.tasks.pooling import together
 from spatl.tasks.targets import IGNORED, TASKS, TaskName
@@ -171,6 +172,14 @@ def test_the_worst_of_errors_is_the_largest() -> None:
     assert make_task("regression").worst([1.0, 3.0, 2.0]) == 3.0
     assert make_task("classification").worst([0.5, 0.7]) == 0.5
     assert make_task("regression").is_better(1.0, 2.0)
+
+
+def test_the_best_round_is_the_best_in_the_direction_of_the_score() -> None:
+    """Of errors the least; of equal ones the first."""
+    task, best = make_task("regression"), None
+    for server_round, mae in enumerate((3.0, 2.0, 2.0, 5.0), start=1):
+        best = better_of(best, mae, server_round, task=task)
+    assert best == Best(2.0, 2)
 
 
 def test_a_metric_of_ones_own_has_a_mean_and_perhaps_a_pooled_value() -> None:

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from spatl.config.training import TrainingConfig
 from spatl.data import Examples
-from spatl.training.calibration import calibrated, class_offset
+from spatl.training.calibration import calibrated, class_offset, label_offset, target_offset
 from spatl.training.evaluate import evaluate, forward_with_batch_statistics
 from spatl.training.local import train_
 
@@ -100,3 +100,16 @@ def test_logits_in_half_precision_are_shifted_in_float32():
     with calibrated(model, torch.full((3,), 1e-4)), torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(IMAGES)
     assert logits.dtype == torch.float32
+
+
+def test_the_offset_of_labels_is_their_smoothed_log_odds():
+    """Of four examples three have the first label, two the second, none the third; smoothed by one: 4/2, 3/3, 1/5."""
+    labels = torch.tensor([[1.0, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    expected = torch.tensor([2.0, 1.0, 0.2]).log()
+    torch.testing.assert_close(label_offset(labels, strength=1.0, smoothing=1.0), expected)
+    torch.testing.assert_close(label_offset(labels, strength=0.5, smoothing=1.0), expected / 2)
+    given = {"num_classes": 3, "strength": 1.0, "smoothing": 1.0}
+    torch.testing.assert_close(target_offset("multi-label", labels, **given), expected)
+    assert target_offset("regression", labels, **given) is None
+    classes = torch.tensor([0, 1, 1])
+    torch.testing.assert_close(target_offset("classification", classes, **given), class_offset(classes, **given))
