@@ -32,6 +32,7 @@ from spatl.rounds.members import choose_clients, rejoined, without_answer
 from spatl.rounds.server import close_round, first_state, open_round
 from spatl.rounds.server_state import ServerState
 from spatl.runs.checkpoint import Checkpoint, save_checkpoint
+from spatl.runs.records import HistoryRow
 from spatl.sealed_files import SYNCS_AT_ONCE, sync_files_below
 from spatl.wire.statistics import STATISTICS_QUESTION
 
@@ -191,8 +192,7 @@ class FederationStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the final accuracies, close the round, and put it on disk."""
-        number = self._done + server_round
-        record = self._recorder.round
+        number, record = self._done + server_round, self._recorder.round
         for client, reply in self._exchange.answers(replies, number, "the final evaluation"):
             try:
                 record.final[client] = evaluated(self.federation, client, blob_of(reply))
@@ -210,8 +210,7 @@ class FederationStrategy(Strategy):
             sync_files_below(self._recorder.directory)  # the clients' states, which did not wait for the disk
         # What is written before a checkpoint is written again if the run is killed in between.
         save_checkpoint(Checkpoint(number, self.state), self._recorder.directory)
-        shown = {key: value for key in ("accuracy", "score", "loss") if (value := getattr(row, key)) is not None}
-        return MetricRecord(dict(shown)) if shown else None
+        return _shown(row)
 
     def _changed_members(self, number: int) -> set[int]:
         """Take in who has come, let go who was retired, and have those register again who said that they know nothing.
@@ -242,6 +241,12 @@ class FederationStrategy(Strategy):
         """Write the round as far as it went, then raise."""
         self._recorder.finish_round(encoder_fingerprint=_fingerprint_of(self.state))
         raise error
+
+
+def _shown(row: HistoryRow) -> MetricRecord | None:
+    """What Flower shows of a round."""
+    shown = {key: value for key in ("accuracy", "score", "loss") if (value := getattr(row, key)) is not None}
+    return MetricRecord(dict(shown)) if shown else None
 
 
 def _fingerprint_of(state: ServerState) -> str:
