@@ -34,7 +34,10 @@ from spatl.console.parser import make_parser
         (["run", "quickstart", "--output-dir", "x"], "--output-dir is called --out here"),
         (["run", "quickstart", "--reusme", "x"], "did you mean '--resume'?"),
         (["status", "x", "--rounds", "5"], "unknown option --rounds"),
-        (["run", "quickstart", "--name", "fedavg"], "--set data.name=fedavg or --set partition.name=fedavg"),
+        (
+            ["run", "quickstart", "--name", "fedavg"],
+            "--set data.name=fedavg or --set task.name=fedavg or --set partition.name=fedavg",
+        ),
         (["run", "a", "b"], "unexpected argument b"),
         (["runn"], "invalid choice: 'runn'"),
         ([], "the following arguments are required: COMMAND"),
