@@ -15,7 +15,7 @@ SICK = datasets.ClassLabel(names=["no", "yes"])
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_but_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **keywords: object) -> None:
         raise AssertionError("something reached for the network")
 
