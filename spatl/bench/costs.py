@@ -5,7 +5,7 @@ that brought it. The run after its last round is one more such point, over all c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from spatl.bench.score import ACCURACY, Score
@@ -58,6 +58,14 @@ def trajectory(history: Sequence[Mapping[str, Any]], final_downlink_bytes: int =
             total = sum(each["uplink_bytes"] + each["downlink_bytes"] for each in history)
             points.append(Point(row["round"], total, seconds, after, _loss(row.get("final_loss"))))
     return points
+
+
+def cell_of(point: Point | None, score: Score) -> dict[str, Any] | None:
+    """Return a point as `bench.json` has it: with its accuracy, or its score."""
+    if point is None:
+        return None
+    names = {} if score.is_accuracy else {"accuracy": "score"}
+    return {names.get(key, key): value for key, value in asdict(point).items()}
 
 
 def _loss(value: Any) -> float | None:

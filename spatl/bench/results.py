@@ -9,13 +9,13 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from spatl.bench.costs import HELD_ROUNDS, Point, first_touch, held, trajectory
+from spatl.bench.costs import HELD_ROUNDS, Point, cell_of, first_touch, held, trajectory
 from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
-from spatl.bench.score import Score, score_of, score_of_record
+from spatl.bench.score import score_of, score_of_record
 from spatl.config.experiment import ExperimentConfig
 from spatl.errors import SpatlError
 from spatl.json_files import read_json
@@ -153,20 +153,11 @@ def _record(
         "targets": [
             {
                 "target": target,
-                "held": _cell(held(curve.points, target, score), score),
-                "first_touch": _cell(first_touch(curve.points, target, score), score),
+                "held": cell_of(held(curve.points, target, score), score),
+                "first_touch": cell_of(first_touch(curve.points, target, score), score),
             }
             for target in targets
         ],
-    }
-
-
-def _cell(point: Point | None, score: Score) -> dict[str, Any] | None:
-    """Return a point as a record has it: its accuracy, or its score."""
-    if point is None:
-        return None
-    return {
-        "score" if key == "accuracy" and not score.is_accuracy else key: value for key, value in asdict(point).items()
     }
 
 

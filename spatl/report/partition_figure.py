@@ -48,7 +48,7 @@ class PartitionCounts:
 
     @property
     def totals(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """How many examples each client has, int64 `[K]`."""
+        """Examples of each client, int64 `[K]`."""
         return self.counts.sum(axis=1) if self.sizes is None else self.sizes
 
 

@@ -39,7 +39,7 @@ ERRORS = {"fedavg": [9, 6, 5, 5, 4], "spatl": [9, 5, 4, 3, 1], "local": [9, 8, 7
 
 
 @pytest.fixture
-def finished(tmp_path):
+def fallen(tmp_path):
     plan = plan_of(tmp_path)
     for row in plan.rows:
         path = run_directory(tmp_path, row.label, 1)
@@ -47,9 +47,9 @@ def finished(tmp_path):
     return plan, *collect(plan, tmp_path)
 
 
-def test_a_target_of_an_error_is_reached_from_above(finished):
+def test_a_target_of_an_error_is_reached_from_above(fallen):
     """Four rounds of 200 bytes bring FedAvg to 5, 5 and 4 in a row; SPATL has 5, 4 and 3 as it arrives in round 4."""
-    _, records, _ = finished
+    _, records, _ = fallen
     fedavg, spatl, local = (record["targets"] for record in records)
     assert [cell["target"] for cell in fedavg] == [5, 2]
     assert (fedavg[0]["held"]["rounds"], fedavg[0]["held"]["bytes"], fedavg[0]["held"]["score"]) == (4, 900, 4)
@@ -60,8 +60,8 @@ def test_a_target_of_an_error_is_reached_from_above(finished):
     assert "accuracy" not in json.dumps(records)
 
 
-def test_records_tell_the_metric_and_its_worst_and_best(finished):
-    _, records, _ = finished
+def test_records_tell_the_metric_and_its_worst_and_best(fallen):
+    _, records, _ = fallen
     spatl = records[1]
     assert (spatl["metric"], spatl["final_score"], spatl["best_score"]) == ("mae", 1, 1)
     assert (spatl["score_worst"], told(spatl, "worst")) == (1.1, 1.1)  # clients at 0.9 and 1.1
@@ -71,8 +71,8 @@ def test_records_tell_the_metric_and_its_worst_and_best(finished):
     assert (line["final mae"], line["rounds to 5"]) == ("1", "3")
 
 
-def test_the_most_demanding_target_is_the_lowest_error(finished):
-    plan, records, _ = finished
+def test_the_most_demanding_target_is_the_lowest_error(fallen):
+    plan, records, _ = fallen
     assert shown_target(records) == 0  # nobody held 2
     for record in records:
         record["targets"][1]["held"] = record["targets"][0]["held"]
@@ -92,8 +92,8 @@ def test_an_idea_that_lowers_the_error_shows_as_a_change_in_its_unit(tmp_path):
     assert without["factor lost"] == "1.29x"  # 900 bytes and not 700
 
 
-def test_reports_name_the_metric_and_no_accuracy(finished, tmp_path):
-    plan, records, curves = finished
+def test_reports_name_the_metric_and_no_accuracy(fallen, tmp_path):
+    plan, records, curves = fallen
     write_reports(plan, records, curves, tmp_path, command="spatl bench")
     text = (tmp_path / "bench.md").read_text()
     assert "# Cost of mae: mlp on npz" in text
