@@ -90,7 +90,7 @@ def test_tuning_prints_its_grid_and_warns_at_its_edge(bench_config, tmp_path, ca
     [
         (["--methods", "fedavgg"], "unknown method 'fedavgg' (did you mean 'fedavg'?); known: fedavg, spatl, local"),
         (["--methods", ","], "there is no method to compare"),
-        (["--target", "1.2"], "bench.targets.0: input should be less than or equal to 1"),
+        (["--target", "1.2"], "bench.targets: accuracy lies in (0, 1], got"),
         (["--tune", "--set", "bench.learning_rates=[]"], "bench.learning_rates: is empty"),
         (["--set", "data.name=cifar10", "--set", "data.options={path: nowhere}"], "cifar-10-binary"),
         (["--set", "bench.methods.spatl.rounds=9"], "spatl differs from fedavg in rounds (9 against 3)"),
