@@ -105,19 +105,20 @@ class Recorder:
         """Write the round's lines and open the next."""
         record = self._round
         row = history_row(record, encoder_fingerprint, self.task)
+        line = as_line(row)
         self._append(LEDGER, [entry.to_json() for entry in record.entries])
         self._append(CLIENTS, [as_line(row) for row in client_rows(record, self.num_examples, self.owners, self.task)])
         self._append(TIMINGS, [asdict(row) for row in timing_rows(record)])
         if chosen := [asdict(row) for row in selection_rows(record, self.groups)]:
             self._append(SELECTIONS, chosen)
-        self._append(HISTORY, [as_line(row)])
+        self._append(HISTORY, [line])
         write_marks(self.directory, row.round, self._record.marks())
         if self._scalars is not None:
             self._scalars.write(row)
-        score = score_in(asdict(row))
+        score = score_in(line)
         EVENTS.info(
             "round %d: %s %s, %d updates, %d refused, %d missing, %d bytes up, %d down, %.1f s",
-            row.round, metric_of(asdict(row)), "-" if score is None else f"{score:.4f}", row.participants, row.rejected,
+            row.round, metric_of(line), "-" if score is None else f"{score:.4f}", row.participants, row.rejected,
             row.missing, row.uplink_bytes, row.downlink_bytes, row.seconds, extra={"round": row.round},
         )  # fmt: skip
         self.history.append(row)

@@ -50,11 +50,11 @@ def trajectory(history: Sequence[Mapping[str, Any]], final_downlink_bytes: int =
     seconds = 0.0
     for row, cost in zip(history, bytes_on_arrival(history), strict=True):
         arrived, after = score_in(row), score_in(row, "final_")
-        if arrived is not None:
-            cost -= final_downlink_bytes if after is not None else 0
+        if arrived is not None and is_number(arrived):
+            cost -= final_downlink_bytes if is_number(after) else 0
             points.append(Point(row["round"] - 1, cost, seconds, arrived, _loss(row.get("loss"))))
         seconds += row["seconds"]
-        if after is not None:
+        if after is not None and is_number(after):
             total = sum(each["uplink_bytes"] + each["downlink_bytes"] for each in history)
             points.append(Point(row["round"], total, seconds, after, _loss(row.get("final_loss"))))
     return points

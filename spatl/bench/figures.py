@@ -21,6 +21,7 @@ from spatl.bench.results import Curve, PartsRow, reference_bytes
 from spatl.bench.score import ACCURACY, Score
 from spatl.bench.tables import factor_text
 from spatl.report.figures import INK, PALETTE, PART_COLORS, byte_axis, byte_label, figure_svg, log_ticks, new_figure
+from spatl.runs.scores import named_score
 from spatl.runs.text import human_bytes
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def draw_accuracy(
         byte_axis(axes, shown)
     if against == "rounds":
         axes.locator_params(axis="x", integer=True)
-    axes.set(xlabel=_AXIS[against], ylabel="accuracy (fraction correct)" if score.is_accuracy else score.metric)
+    axes.set(xlabel=_AXIS[against], ylabel=named_score(score.metric))
     if not score.is_share:
         return
     if best > _NEAR_ONE:

@@ -52,6 +52,7 @@ from spatl.bench.tables import (
 from spatl.bench.tuning import Tuned
 from spatl.config.experiment import ExperimentConfig
 from spatl.report.page import facts, figure, make_page, provenance, section, table
+from spatl.runs.text import capitalised
 
 _BYTES: Final = "Bytes by what they are"
 _HOW: Final = (
@@ -76,12 +77,7 @@ def _how(config: ExperimentConfig) -> str:
     some = config.server.fraction_train < 1
     whose = "the clients that train in the round (after the last round: all clients)" if some else "the clients"
     metric = score_of(config).metric
-    return _HOW.format(whose=whose, split=config.report.split, metric=metric, Metric=_capital(metric))
-
-
-def _capital(metric: str) -> str:
-    """Return a metric's name as a sentence begins with it."""
-    return metric[0].upper() + metric[1:]
+    return _HOW.format(whose=whose, split=config.report.split, metric=metric, Metric=capitalised(metric))
 
 
 def write_reports(
@@ -193,7 +189,7 @@ def _parts(
     """Return the tables of both reports: heading, note, rows of text."""
     rows, score = by_row(records), score_of(plan.first)
     parts: list[tuple[str, str, Sequence[Mapping[str, str]]]] = [
-        (_capital(score.metric), f"After the last round, over all clients.{_stopped(records)}", accuracy_rows(rows)),
+        (capitalised(score.metric), f"After the last round, over all clients.{_stopped(records)}", accuracy_rows(rows)),
     ]
     for place, target in enumerate(plan.bench.targets):
         for criterion, words in CRITERIA.items():
@@ -208,7 +204,7 @@ def _parts(
     parts.append((_BYTES, note, part_rows(parts_table(records))))
     parts.append(("Runs", "One row per run.", run_rows(records)))
     if tuned:
-        note = f"{_capital(tuning_note(tuned, score))}; * marks the one that was used. " + " ".join(
+        note = f"{capitalised(tuning_note(tuned, score))}; * marks the one that was used. " + " ".join(
             f"The best of {each.label} is at the edge of the grid." for each in tuned if each.at_edge
         )
         parts.append(("Learning rates", note, tuning_rows(tuned, score)))
@@ -240,7 +236,7 @@ def _stopped(records: Sequence[Record]) -> str:
 
 def _pictures(curves: Curves, targets: Sequence[tuple[float, bool]], alone: str | None, score: Score) -> list[str]:
     words = f" {curve_words(curves)}"
-    axis, metric = axis_words(curves, score), _capital(score.metric)
+    axis, metric = axis_words(curves, score), capitalised(score.metric)
     found = [
         section(
             f"{metric} against {against}",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from spatl.config.experiment import ExperimentConfig
+from spatl.runs.scores import written
 
 NOTHING: Final = "–"
 _ROUNDING: Final = 1e-9  # far below one example of any test split, far above what means are off by
@@ -56,9 +57,7 @@ class Score:
 
     def text(self, value: float | None) -> str:
         """Write a value: a share as a percentage, any other number as it is."""
-        if value is None:
-            return NOTHING
-        return f"{100 * value:.1f} %" if self.is_share else f"{value:.4g}"
+        return NOTHING if value is None else written(value, is_share=self.is_share)
 
     def change(self, value: float) -> str:
         """Write a difference of two values, in points of shares, with its sign."""
@@ -82,8 +81,7 @@ def score_of(config: ExperimentConfig) -> Score:
         ConfigError: A metric of the user's is not there, or none.
     """
     metric = config.task.task().score
-    is_share = (metric.lowest, metric.highest, metric.higher_is_better) == (0.0, 1.0, True)
-    return Score(metric.name, metric.higher_is_better, is_share)
+    return Score(metric.name, metric.higher_is_better, metric.is_share)
 
 
 def score_of_record(record: Mapping[str, Any]) -> Score:

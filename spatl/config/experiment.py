@@ -223,12 +223,10 @@ class ExperimentConfig(Section):
         """
         partition = self.partition
         if partition.path is not None:
-            path = str(directory / os.path.expanduser(partition.path))
-            partition = partition.model_copy(update={"path": path})
+            partition = partition.model_copy(update={"path": _absolute(partition.path, directory)})
         report = self.report
         if report.test_data is not None:
-            path = str(directory / os.path.expanduser(report.test_data))
-            report = report.model_copy(update={"test_data": path})
+            report = report.model_copy(update={"test_data": _absolute(report.test_data, directory)})
         data, model = _located(self.data, directory), self.model.located(directory)
         return self.model_copy(update={"model": model, "data": data, "partition": partition, "report": report})
 
@@ -245,11 +243,15 @@ class ExperimentConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+def _absolute(path: str, directory: Path) -> str:
+    return str(directory / os.path.expanduser(path))
+
+
 def _located(data: DataConfig, directory: Path) -> DataConfig:
     """Return the settings of a data set with an absolute path, where it is read from one."""
     default = None if is_reference(data.name) else DATASETS[data.name].options.get("path")
     path = data.options.get("path", default)
     if not isinstance(path, str) or not path or data.options.get("hub"):
         return data
-    options = {**data.options, "path": str(directory / os.path.expanduser(path))}
+    options = {**data.options, "path": _absolute(path, directory)}
     return data.model_copy(update={"options": options})

@@ -25,7 +25,8 @@ from spatl.data import Dataset
 from spatl.rounds.blueprint import Blueprint
 from spatl.runner import check as checked
 from spatl.runs.tensorboard import check_tensorboard
-from spatl.runs.text import counted, human_bytes
+from spatl.runs.text import human_bytes
+from spatl.tasks.targets import TASKS
 from spatl.tasks.task import Task
 from spatl.tensors.inputs import sides_of
 from spatl.terminal.tables import print_line, print_table
@@ -93,10 +94,7 @@ def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
 
 def _outputs(dataset: Dataset) -> str:
     """Return what targets are of, in words."""
-    if dataset.task == "classification":
-        return f"{dataset.num_classes:,} classes"
-    nouns = {"multi-label": "label", "regression": "target", "next-token": "token"}
-    return counted(dataset.num_classes, nouns[dataset.task])
+    return f"{dataset.num_classes:,} {TASKS[dataset.task].noun[dataset.num_classes != 1]}"
 
 
 def _task(task: Task) -> list[tuple[str, str]]:

@@ -42,8 +42,8 @@ def count_kinds(dataset: Dataset, parts: Sequence[Tensor]) -> Kinds:
         return Kinds(("sequence", "sequences"), ("sequences",), sizes[:, None], sizes)
     if row.frequencies and not row.labels:
         counts = np.stack([dataset.targets[part].sum(dim=0).long().numpy() for part in parts])
-        return Kinds(("label", "labels"), tuple(dataset.class_names), counts, sizes)
-    kinds, noun, names = dataset.strata(), ("class", "classes"), tuple(dataset.class_names)
+        return Kinds(row.noun, tuple(dataset.class_names), counts, sizes)
+    kinds, noun, names = dataset.strata(), row.noun, tuple(dataset.class_names)
     if row.is_scaled:
         noun, names = ("tenth", "tenths"), _tenths(dataset, kinds)
     counts = np.stack([kinds[part].bincount(minlength=len(names)).numpy() for part in parts])

@@ -18,7 +18,7 @@ from spatl.errors import SpatlError
 from spatl.report.result import RunResult
 from spatl.runs.records import bytes_on_arrival, is_number
 from spatl.runs.scores import SHARES, metric_of, named_score, score_in, worst_in
-from spatl.runs.text import human_bytes
+from spatl.runs.text import capitalised, human_bytes
 from spatl.sealed_files import replace_file
 
 if TYPE_CHECKING:
@@ -332,8 +332,7 @@ def _draw_clients(axes: "Axes", result: RunResult) -> None:
 
 def _metric(result: RunResult) -> str:
     """Return what the score is called at the beginning of a title."""
-    metric = metric_of(result.summary)
-    return metric[0].upper() + metric[1:]
+    return capitalised(metric_of(result.summary))
 
 
 def _set_rounds(axes: "Axes", rounds: Sequence[int]) -> None:

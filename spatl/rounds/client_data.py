@@ -147,14 +147,28 @@ def _division(config: ExperimentConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def load_as_found(config: ExperimentConfig, *, path: str | None = None) -> Dataset:
+    """Return the data set of a config, its values as they lie on disk.
+
+    Args:
+        config: The run.
+        path: Where it is read from instead, if that is given.
+
+    Raises:
+        DataError: It is not there, or cannot be read.
+    """
+    options = config.data.options if path is None else {**config.data.options, "path": path}
+    with as_found():
+        return load_dataset(config.data.name, seed=config.seed, options=options, task=config.task.name)
+
+
 def load_own(config: ExperimentConfig) -> Dataset:
     """Return the data that lie on this device, as found: their values are not scaled yet.
 
     Raises:
         DataError: They are not there, or too few.
     """
-    with as_found():
-        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options, task=config.task.name)
+    dataset = load_as_found(config)
     if len(dataset) < config.partition.min_examples:
         raise DataError(
             f"{len(dataset)} examples lie here, expected at least {config.partition.min_examples} "
@@ -185,9 +199,7 @@ def data_digest(config: ExperimentConfig) -> bytes:
     Raises:
         DataError: It is not there.
     """
-    with as_found():
-        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options, task=config.task.name)
-    return dataset.digest()
+    return load_as_found(config).digest()
 
 
 def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor], client: int) -> ClientData:

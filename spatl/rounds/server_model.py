@@ -12,13 +12,14 @@ from torch import Tensor
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
-from spatl.data import Dataset, Examples, load_dataset
+from spatl.data import Dataset, Examples
 from spatl.data.dataset import SPLITS
-from spatl.data.own import as_found, fit
+from spatl.data.own import fit
 from spatl.errors import DataError
 from spatl.models.copies import duplicate
 from spatl.models.weights import load_weights_, state_of
 from spatl.rounds.blueprint import Blueprint
+from spatl.rounds.client_data import load_as_found
 from spatl.rounds.statistics import named_statistics
 from spatl.training.calibration import calibrated, target_offset
 from spatl.training.device import choose_device
@@ -65,11 +66,9 @@ def official_test(blueprint: Blueprint) -> Examples | None:
     Raises:
         DataError: Those of `report.test_data` cannot be read, or fit in with nothing that devices have agreed on.
     """
-    dataset, config = blueprint.dataset, blueprint.config
-    if config.report.split != "test" or not _has_test(blueprint):
+    if blueprint.config.report.split != "test" or not _has_test(blueprint):
         return None
-    if config.has_own_data:
-        dataset = _servers_data(config.to_json())
+    dataset = _with_test(blueprint)
     if dataset.splits is None or not dataset.has_split("test"):
         return Examples(dataset.inputs, dataset.targets)
     rows = dataset.splits == SPLITS.index("test")
@@ -81,6 +80,12 @@ def _has_test(blueprint: Blueprint) -> bool:
     if blueprint.config.has_own_data:
         return blueprint.config.report.test_data is not None
     return blueprint.dataset.has_split("test")
+
+
+def _with_test(blueprint: Blueprint) -> Dataset:
+    """Return the data set whose test split they are, or which they are all of where it has none."""
+    config = blueprint.config
+    return _servers_data(config.to_json()) if config.has_own_data else blueprint.dataset
 
 
 def check_test_data(config: ExperimentConfig) -> None:
@@ -99,10 +104,9 @@ def check_test_data(config: ExperimentConfig) -> None:
 def _servers_data(config_json: str) -> Dataset:
     """Return the examples of `report.test_data`, as devices have agreed that theirs are, or as found until then."""
     config = config_from_json(config_json)
-    agreed, options = config.data.agreed, {**config.data.options, "path": config.report.test_data}
+    agreed = config.data.agreed
     try:
-        with as_found():
-            dataset = load_dataset(config.data.name, seed=config.seed, options=options, task=config.task.name)
+        dataset = load_as_found(config, path=config.report.test_data)
         return dataset if agreed is None else fit(dataset, agreed.agreement())
     except DataError as error:
         raise DataError(f"report.test_data: {error}") from error
@@ -163,7 +167,8 @@ def summarised(blueprint: Blueprint, statistics: Statistics | None, final: Evalu
     if not _has_test(blueprint):
         return {}
     if final is not None:
-        number = len(official_test(blueprint) or ())
+        dataset = _with_test(blueprint)
+        number = dataset.size_of("test") or len(dataset)
         of_task = {} if blueprint.task.counts_hits else {"global_accuracy": None, "global_score": final.accuracy}
         return {
             "global_accuracy": final.accuracy, "global_loss": final.loss, "global_examples": number, **of_task

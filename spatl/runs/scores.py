@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from spatl.tasks.metrics import METRICS
+
 
 def metric_of(row: Mapping[str, Any]) -> str:
     """Return the name of the metric that is the score of a run, by a row of its history or its summary."""
@@ -28,19 +30,21 @@ def worst_in(row: Mapping[str, Any], prefix: str = "") -> float | None:
     return worst if lowest is None else lowest
 
 
-SHARES: Final = frozenset({
-    "accuracy", "balanced-accuracy", "macro-f1", "auroc", "average-precision", "label-accuracy", "token-accuracy",
-})  # fmt: skip
+_ALL: Final = [metric for table in METRICS.values() for metric in table.values()]
+SHARES: Final = frozenset(metric.name for metric in _ALL if metric.is_share)
 """Metrics that are shares of 1, which people read in per cent."""
-LOWER_IS_BETTER: Final = frozenset({"mae", "rmse", "perplexity"})
+LOWER_IS_BETTER: Final = frozenset(metric.name for metric in _ALL if not metric.higher_is_better)
 """Metrics of which less is better."""
 
 
 def human_score(value: float | None, metric: str) -> str:
     """Write a score: a share in per cent, another one in four digits, or a dash for one that is not known."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f} %" if metric in SHARES else f"{value:.4g}"
+    return "-" if value is None else written(value, is_share=metric in SHARES)
+
+
+def written(value: float, *, is_share: bool) -> str:
+    """Write a value of a metric that is a share of 1, or none."""
+    return f"{100 * value:.1f} %" if is_share else f"{value:.4g}"
 
 
 def named_score(metric: str) -> str:

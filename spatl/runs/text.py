@@ -18,6 +18,11 @@ def human_percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def capitalised(text: str) -> str:
+    """Write a text as a sentence or a title begins with it; what follows the first letter stays as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def counted(number: int, noun: str) -> str:
     """Write a number of things: `1 error`, `1,200 errors`; the noun is one whose plural has an s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -60,6 +60,11 @@ class Metric:
     in_units: bool = False
 
     @property
+    def is_share(self) -> bool:
+        """Return whether it is a share of 1 of which more is better, which people read in per cent."""
+        return self.higher_is_better and (self.lowest, self.highest) == (0.0, 1.0)
+
+    @property
     def sign(self) -> int:
         """1 where more is better, and -1 where less is."""
         return 1 if self.higher_is_better else -1

@@ -30,6 +30,7 @@ class TaskRow:
     """Row of `TASKS`.
 
     Attributes:
+        noun: What there are K of, one and many.
         outputs: What a network returns, in words.
         fault: `fault(targets, num_examples, num_outputs)` returns what is wrong with targets, or None.
         frequencies: Whether targets have frequencies that a calibrated predictor adds (`spatl.training.calibration`).
@@ -38,6 +39,7 @@ class TaskRow:
         labels: Whether a label is what clients can differ in (`partition.name`: dirichlet and its like).
     """
 
+    noun: tuple[str, str]
     outputs: str
     fault: Callable[[Tensor, int, int], "Fault | None"]
     frequencies: bool = False
@@ -101,10 +103,10 @@ def _first(targets: Tensor, wrong: Tensor, expected: str) -> Fault | None:
 
 
 TASKS: Final[Mapping[TaskName, TaskRow]] = {
-    "classification": TaskRow("logits", _of_classes, frequencies=True, labels=True),
-    "multi-label": TaskRow("logits", _of_labels, frequencies=True),
-    "regression": TaskRow("values", _of_values, is_scaled=True),
-    "next-token": TaskRow("logits", _of_tokens, by_place=True),
+    "classification": TaskRow(("class", "classes"), "logits", _of_classes, frequencies=True, labels=True),
+    "multi-label": TaskRow(("label", "labels"), "logits", _of_labels, frequencies=True),
+    "regression": TaskRow(("target", "targets"), "values", _of_values, is_scaled=True),
+    "next-token": TaskRow(("token", "tokens"), "logits", _of_tokens, by_place=True),
 }
 
 
