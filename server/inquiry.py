@@ -66,8 +66,9 @@ class Inquiry:
             for reply in self.grid.send_and_receive(messages, timeout=self.reply_seconds):
                 asked = questions.node_of(reply)
                 if asked is None or asked not in waiting | lost.keys():
-                    if asked is not None and reply.has_content():
-                        self._count(asked, reply.content, "uplink")  # a second answer
+                    # A second answer, or one to a question before this: of no use, and it came all the same.
+                    if reply.has_content() and reply.metadata.message_type == MessageType.QUERY:
+                        self._count(reply.metadata.src_node_id, reply.content, "uplink")
                     continue
                 waiting.discard(asked)
                 lost.pop(asked, None)  # it is back

@@ -28,16 +28,17 @@ class Questions:
         self._nodes: Mapping[str, int] | None = None
 
     def node_of(self, reply: Message) -> int | None:
-        """Return the node whose question a reply answers; None where it answers none, or does not say which."""
+        """Return the node whose question a reply answers; None where it answers none of these, or does not say which.
+
+        Kind and round do not tell questions apart: devices are asked twice to register, and once more whoever was slow.
+        """
         if self._nodes is None:  # ids are there once all are sent, which is before the first reply
             self._nodes = {asked.message_id: node for node, asked in self._asked.items() if asked.message_id}
         own = reply.metadata
-        if own.reply_to_message_id in self._nodes:
-            node = self._nodes[own.reply_to_message_id]
-            if own.src_node_id == SUPERLINK_NODE_ID:
-                return node
-            return node if own.src_node_id == node and self._is_of(node, own) else None  # a client speaks for itself
-        return own.src_node_id if self._is_of(own.src_node_id, own) else None
+        node = self._nodes.get(own.reply_to_message_id)
+        if node is None or own.src_node_id == SUPERLINK_NODE_ID:
+            return node
+        return node if own.src_node_id == node and self._is_of(node, own) else None  # a client speaks for itself
 
     def _is_of(self, node: int, reply: Metadata) -> bool:
         """Return whether a reply is of the kind and round of a node's question."""

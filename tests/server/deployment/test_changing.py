@@ -77,6 +77,8 @@ def test_a_device_comes_and_another_goes_while_the_server_runs_and_c_is_the_sum_
         assert refused.is_of_key
         assert server.poll() is None
         assert read_status(site).state == "running"
+        server.terminate()  # before its devices are, or it goes on with those that are left
+        server.wait(SECONDS)
     told = log.read_text()
     assert "clients 2 were added" in told
     assert "clients 0 were retired; their keys are refused" in told
