@@ -19,8 +19,10 @@ from spatl.config.sections import one_of
 from spatl.config.selection import BudgetConfig
 from spatl.config.settings import as_yaml, field_meanings
 from spatl.errors import ConfigError
+from spatl.extensions.references import is_reference
 from spatl.methods import METHODS
 from spatl.models import MODELS
+from spatl.tasks.metrics import METRICS
 
 DEVICE_FILE: Final = "device.yaml"
 """Name of the file, in the directory of a client."""
@@ -69,9 +71,22 @@ class LeavingRules(OwnersSection):
     findings: bool = True
     """What the model does on the validation split, where a run asks for it (report.findings). False: this device takes
     part, and tells none, as with `--no-findings`."""
+    metrics: Literal["all"] | list[str] = "all"
+    """Metrics whose values, and sums over this device's test examples, it tells (`spatl show metrics`): all, or a list
+    of names. Those of macro-f1, balanced-accuracy, auroc and average-precision say how often each class or label
+    occurs, those of r2 the mean and the spread of the targets."""
     least_noise: Above | None = None
     """Least privacy.noise_multiplier of a run; null demands none. The noise is the server's to add (docs/privacy.md):
     this refuses a run that does not say so, and cannot see whether it does."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, names: str | list[str]) -> str | list[str]:
+        known = {name: row for table in METRICS.values() for name, row in table.items()}
+        for name in names if isinstance(names, list) else ():
+            if not is_reference(name):
+                one_of(name, known)
+        return names
 
 
 class CodeRules(OwnersSection):

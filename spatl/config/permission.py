@@ -16,6 +16,7 @@ from spatl.errors import NotAllowed
 from spatl.extensions.listed import ListedFiles
 from spatl.extensions.references import is_reference
 from spatl.models import MODELS
+from spatl.tasks.metrics import DEFAULT_METRICS
 
 _STATISTICS: Final = ("nothing", "aggregated", "shared")
 
@@ -116,6 +117,9 @@ def _check_leaving(config: ExperimentConfig, device: DeviceConfig, client: int) 
             raise NotAllowed.of(f"leaves.whole_updates ({name})", "updates of the whole encoder", "chosen channels")
     if not leaves.saliency and row.static_mask:
         raise NotAllowed.of("leaves.saliency (method)", f"the saliency that {row.title} goes by", "none")
+    for metric in () if leaves.metrics == "all" else config.task.metrics or DEFAULT_METRICS[config.task.name]:
+        if metric not in leaves.metrics:
+            raise NotAllowed.of("leaves.metrics (task.metrics)", metric, ", ".join(leaves.metrics) or "none")
     noise = config.privacy.noise_multiplier
     if leaves.least_noise is not None and (noise is None or noise < leaves.least_noise):
         asked, least = "none" if noise is None else f"{noise:g}", f"at least {leaves.least_noise:g}"

@@ -102,6 +102,12 @@ def leaving() -> dict[str, tuple[Case, str]]:
             f"leaves.whole_updates ({setting}): {chosen}")  # fmt: skip
     row("saliency", {"method": "ssfl"}, "leaves: {saliency: false}",
         f"leaves.saliency (method): {both('the saliency that SSFL, by channels goes by', 'none')}")  # fmt: skip
+    for asked, allowed, task in (
+        ("macro-f1", "accuracy", {"metrics": ["accuracy", "macro-f1"]}),
+        ("accuracy", "macro-f1", {}), ("r2", "mae, rmse", {"name": "regression"}),
+    ):  # fmt: skip
+        row(f"{asked} where {allowed} may be told", {"task": task}, f"leaves: {{metrics: [{allowed}]}}",
+            f"leaves.metrics (task.metrics): {both(asked, allowed)}")  # fmt: skip
     for asked, noise in ((WHOLE, "none"), ({**WHOLE, "privacy": {"noise_multiplier": 0.5}}, "0.5")):
         row(f"updates with a noise of {noise}", asked, "leaves: {least_noise: 1.0}",
             f"leaves.least_noise (privacy.noise_multiplier): {both(noise, 'at least 1')}")  # fmt: skip

@@ -25,6 +25,7 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.errors import UpdateRejected
     from spatl.rounds.following import Held, follow
     from spatl.saliency.findings import fault_of
+    from spatl.tasks.targets import TASKS
     from spatl.wire.blob import DIGEST_BYTES, with_digest
     from spatl.wire.codecs import CODECS_BY_NUMBER
     from spatl.wire.download import unpack_download
@@ -33,6 +34,7 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.wire.reports import ROUNDING, TrainReport
     from spatl.wire.statistics import unpack_statistics
     from tests.support.blobs import INITIAL, NUM_STATISTICS, SHAPE, Sent, downloads, findings, statistics, updates
+    from tests.support.measured import judging_of, told
     from tests.support.messages import LAYOUT, REPORT, codec_of, unpack
 
 HEADER, SECTION = 28, 9
@@ -163,11 +165,35 @@ def decode_findings(data: bytes) -> None:
     assert read.prototypes.shape == (SHAPE.num_classes, SHAPE.num_features)
 
 
+def decode_measures(data: bytes) -> None:
+    """The first byte is the task, the next eight the score; what is read adds up with what four examples have."""
+    if len(data) < 9:
+        return
+    judging = judging_of(tuple(TASKS)[data[0] % len(TASKS)])
+    (score,) = struct.unpack_from("<d", data, 1)
+    measures = judging.from_bytes(memoryview(data)[9:], score=score, most_examples=100)
+    assert judging.from_bytes(judging.to_bytes(measures), score=score) is not None
+    for metric, own, other in zip(judging.task.metrics, measures, told(judging), strict=True):
+        assert all(map(math.isfinite, own.sums))
+        if metric.sums is not None:
+            pooled = metric.of_sums(torch.tensor(own.sums) + torch.tensor(other.sums), judging.task.deviations)
+            assert math.isnan(pooled) or metric.lowest - 1e-6 <= pooled <= metric.highest + 1e-6
+
+
+def measures_seeds() -> list[bytes]:
+    judged = [judging_of(task) for task in TASKS]
+    return [
+        bytes([number]) + struct.pack("<d", told(judging)[0].value) + judging.to_bytes(told(judging))
+        for number, judging in enumerate(judged)
+    ] + [bytes([number]) + struct.pack("<d", math.nan) + judging.to_bytes(()) for number, judging in enumerate(judged)]
+
+
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
     "update": (decode_update, partial(seeds_of, updates)),
     "download": (follow_download, partial(seeds_of, downloads)),
     "statistics": (decode_statistics, partial(seeds_of, statistics)),
     "findings": (decode_findings, partial(seeds_of, findings)),
+    "measures": (decode_measures, measures_seeds),
     "report": (decode_report, report_seeds),
     "values": (decode_values, values_seeds),
     "integers": (decode_integers_of_many, integers_seeds),

@@ -1,39 +1,16 @@
 """Measures of an evaluation on the wire: what is told comes back, and what no examples have is refused."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from spatl.errors import UpdateRejected
-from spatl.tasks.metrics import METRICS
 from spatl.tasks.targets import TASKS, TaskName
-from spatl.tasks.task import CLASSIFICATION, Measure, make_task
+from spatl.tasks.task import CLASSIFICATION, Measure
 from spatl.wire.measures import Judging
 from spatl.wire.reports import EvaluateReport
-
-TARGETS = {
-    "classification": torch.tensor([0, 1, 2, 1]),
-    "multi-label": torch.tensor([[0.0, 1, 1], [1, 0, 1], [0, 0, 1], [1, 1, 0]]),
-    "regression": torch.tensor([[0.0, 1, 2], [3, 1, 0], [1, 1, 1], [0, 2, 2]]),
-    "next-token": torch.tensor([[0, 1], [2, 2], [1, -100], [0, 0]]),
-}
-OUTPUTS = {
-    task: torch.linspace(-1, 2, 12).reshape(4, 3).sin() for task in ("classification", "multi-label", "regression")
-}
-OUTPUTS["next-token"] = torch.linspace(-2, 2, 24).reshape(4, 2, 3).sin()
-
-
-def judging_of(task: TaskName, *metrics: str, **scale: Any) -> Judging:
-    return Judging(
-        make_task(task, metrics=metrics or tuple(METRICS[task]), **scale), 3, 2 if task == "next-token" else 1
-    )
-
-
-def told(judging: Judging) -> tuple[Measure, ...]:
-    return judging.task.measures([(OUTPUTS[judging.task.name], TARGETS[judging.task.name])])
+from tests.support.measured import judging_of, told
 
 
 @pytest.mark.parametrize("task", TASKS)
