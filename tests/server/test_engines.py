@@ -17,9 +17,11 @@ from server.engines import run_inline, run_ray, write_app
 from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.deployment.processes import descendants, stop
 from spatl.errors import ConfigError, SpatlError
+from spatl.json_files import read_json
 from spatl.runner import run
 from spatl.runs.records import read_lines
 from tests.support.federations import history_without_seconds, tiny_config
+from tests.support.tasks import task_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +43,17 @@ def test_ray_gives_the_same_history_as_inline_but_for_the_seconds(tmp_path, mode
     run(tiny_config(**sections, engine="ray"), tmp_path / "ray")
     assert history_without_seconds(tmp_path / "inline") == history_without_seconds(tmp_path / "ray")
     assert len(history_without_seconds(tmp_path / "ray")) == 3
+
+
+@pytest.mark.slow
+def test_ray_measures_another_task_as_inline_does(tmp_path):
+    """Sums of clients' metrics add up exactly, in whatever order their replies come."""
+    for engine in ("inline", "ray"):
+        run(task_config("multi-label", rounds=2, engine=engine), tmp_path / engine)
+    assert history_without_seconds(tmp_path / "inline") == history_without_seconds(tmp_path / "ray")
+    told = [read_json(tmp_path / engine / "summary.json")["metrics"] for engine in ("inline", "ray")]
+    assert told[0] == told[1]
+    assert told[0]["macro_f1_pooled"] > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,54 @@
+"""A regression of devices with data of their own, over a real SuperLink: as the same devices in one process."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from spatl.config.loading import load_config
+from spatl.console.main import main
+from spatl.deployment.processes import free_port
+from spatl.json_files import read_json
+from spatl.models.weights import read_weights
+from spatl.runs.records import read_lines
+from tests.support.deployments import started
+from tests.support.own_data import own_config, serve_devices
+
+pytestmark = pytest.mark.slow
+
+CONFIG = own_config(
+    method="spatl", task={"name": "regression", "metrics": ["mae", "r2"]}, rounds=3, selection={"selector": "update"},
+    model={"name": "mlp", "options": {"hidden": [16]}}, partition={"name": "own", "num_clients": 2},
+    training={"local_steps": 20, "learning_rate": 0.05}, server={"connect_timeout_seconds": 60.0},
+)  # fmt: skip
+
+
+def test_a_deployment_learns_a_regression_as_one_process_does(tmp_path):
+    """The scale that is agreed on, the weights to the bit, and each device's errors and those of all together."""
+    for client, offset in enumerate((0.0, 50.0)):
+        draws = np.random.default_rng(client)
+        inputs = draws.normal(size=(80, 5)).astype(np.float32)
+        np.savez(tmp_path / f"{client}.npz", inputs=inputs, targets=(offset + 3 * inputs.sum(1)).astype(np.float32))
+    expected = serve_devices(CONFIG, tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG.to_yaml())
+    federation, address = tmp_path / "federation", f"127.0.0.1:{free_port()}"
+    assert main(["deploy", "init", str(federation), str(tmp_path / "config.yaml"), "--address", address]) == 0
+    with contextlib.ExitStack() as stack:
+        log = tmp_path / "server.log"
+        server = stack.enter_context(started("deploy", "server", str(federation / "server"), log=log))
+        for client in range(2):
+            command = ("deploy", "client", str(federation / f"client-{client}"))
+            data, own = str(tmp_path / f"{client}.npz"), tmp_path / f"client-{client}.log"
+            stack.enter_context(started(*command, "--data-dir", data, log=own))
+        assert server.wait(300.0) == 0, log.read_text()
+    here, there = tmp_path / "run", federation / "server" / "run"
+    assert load_config(there / "config.yaml").data.agreed == load_config(here / "config.yaml").data.agreed
+    weights = [read_weights(run / "model" / "model.safetensors") for run in (here, there)]
+    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+    summary = read_json(there / "summary.json")
+    assert (summary["metric"], summary["clients"]) == ("mae", expected["clients"])
+    assert summary["metrics"] == expected["metrics"]
+    assert [row["metrics"] for row in read_lines(there / "history.jsonl")] == [
+        row["metrics"] for row in read_lines(here / "history.jsonl")
+    ]
