@@ -44,13 +44,15 @@ def budget_of(context: Context) -> Budget | None:
 def store_of(context: Context) -> StateStore:
     """A deployed client's state lies in its own device's directory, whatever the server says.
 
-    The clients of a simulation share a machine with the server, which waits for the disk once a round for all of them.
+    The clients of a simulation share a machine with the server, which waits for the disk once a round for all of them;
+    those on the nodes of a cluster do not.
     """
     if is_device(context):
         return DirectoryStore(directory_of(context))
     directory = str(context.run_config.get("out", ""))
     if directory:
-        return DirectoryStore(Path(directory) / "clients" / str(client_of(context)), synced=not SYNCS_AT_ONCE)
+        waits = not SYNCS_AT_ONCE or sent_config(context).resources.ray_address is not None
+        return DirectoryStore(Path(directory) / "clients" / str(client_of(context)), synced=waits)
     return ContextStore(context.state)
 
 

@@ -23,7 +23,16 @@ from flwr.serverapp import ServerApp
 from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.config.engines import CLIENT_APP, SERVER_APP
 from spatl.config.experiment import ExperimentConfig
-from spatl.deployment.processes import REASON_VARIABLE, environment, free_port, is_alive, script, stop
+from spatl.deployment.processes import (
+    RAY_VARIABLE,
+    REASON_VARIABLE,
+    RUN_VARIABLE,
+    environment,
+    free_port,
+    is_alive,
+    script,
+    stop,
+)
 from spatl.errors import DivergedError, SpatlError, SystemFault, naming, system_fault
 from spatl.json_files import read_json
 from spatl.runs.directory import alone_in_run
@@ -82,6 +91,8 @@ def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) 
         app.mkdir()
         write_app(app, config, directory, resume=resume)
         settings = _environment_of_simulation(scratch, home)
+        if config.resources.ray_address is not None:
+            settings |= {RAY_VARIABLE: config.resources.ray_address, RUN_VARIABLE: str(directory.absolute())}
         program = [sys.executable, "-m", "server.simulation.superlink", str(scratch)]
         with running_superlink(program, home, settings, log_path) as address:
             (home / "config.toml").write_text(
@@ -227,7 +238,9 @@ def _environment_of_simulation(scratch: Path, home: Path) -> dict[str, str]:
     """
     settings = environment(home)
     if (address := settings.pop("RAY_ADDRESS", "")) not in ("", "local"):
-        logger.warning("RAY_ADDRESS=%s is not used: a run starts a Ray of its own, on this machine", address)
+        logger.warning(
+            "RAY_ADDRESS=%s is not used: a run starts a Ray of its own, or joins that of resources.ray_address", address
+        )
     programs = scratch / "bin"
     programs.mkdir()
     program = programs / "flwr-simulation"

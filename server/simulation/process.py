@@ -20,7 +20,9 @@ from flwr.server.superlink.fleet.vce.backend.backend import BackendConfig
 from flwr.simulation.app import flwr_simulation
 from ray.exceptions import RayError, RayTaskError
 
-from spatl.deployment.processes import REASON_VARIABLE, end_with_parent
+from server.simulation.cluster import check_address, check_nodes, nodes
+from spatl.deployment.processes import RAY_VARIABLE, REASON_VARIABLE, RUN_VARIABLE, end_with_parent
+from spatl.errors import SpatlError
 
 WATCH_SECONDS = 0.5
 """Time between two looks at Ray's servers."""
@@ -33,9 +35,26 @@ class LastingBackend(raybackend.RayBackend):
     """Flower's backend, with workers that are started again when they die."""
 
     def __init__(self, backend_config: BackendConfig) -> None:
+        self._nodes: dict[str, str] = {}
         super().__init__(backend_config)
         self._over = threading.Event()
         threading.Thread(target=self._watch, name="spatl-ray", daemon=True).start()
+
+    def init_ray(self, backend_config: BackendConfig) -> None:
+        """Start Ray on this machine, or join the cluster that the run's config names."""
+        address = os.environ.get(RAY_VARIABLE)
+        if not address:
+            super().init_ray(backend_config)
+            return
+        try:
+            check_address(address)
+            super().init_ray({**backend_config, self.init_args_key: {"address": address, "log_to_driver": False}})
+            self._nodes = nodes()
+            check_nodes(Path(os.environ[RUN_VARIABLE]), self._nodes)
+        except SpatlError as error:
+            _end(str(error))
+        except (RayError, OSError, RuntimeError, ValueError) as error:  # versions differ, this is no node of it
+            _end(f"cannot join the Ray cluster at {address}: {' '.join(str(error).split())}")
 
     def _validate_client_resources(self, config: BackendConfig) -> dict[str, int | float]:
         """Return the options of Ray's that a worker is made with."""
@@ -70,6 +89,9 @@ class LastingBackend(raybackend.RayBackend):
         gone = _SERVERS & {name for name, _ in dead}
         if gone and not self._over.is_set():
             _end(f"Ray's {min(gone)} is gone")
+        lost = self._nodes.keys() - nodes().keys() if self._nodes else set()
+        if lost and not self._over.is_set():  # what it was at would wait for a place on the others, which are full
+            _end(f"node {self._nodes[min(lost)]} of the Ray cluster is gone")
 
 
 def _end(reason: str) -> NoReturn:

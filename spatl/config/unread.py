@@ -362,7 +362,7 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: "there is no privacy without privacy.noise_multiplier",
     ),
     _Rule(
-        ("resources.cpus_per_client", "resources.gpus_per_client"),
+        ("resources.cpus_per_client", "resources.gpus_per_client", "resources.ray_address"),
         lambda run: run.shares_resources,
         lambda run: "only engine ray shares out a machine's resources",
     ),

@@ -16,6 +16,10 @@ from spatl.errors import SpatlError
 
 REASON_VARIABLE = "SPATL_REASON"
 """Environment variable with the path of a file for the reason why a process of a simulation ended itself."""
+RAY_VARIABLE = "SPATL_RAY_ADDRESS"
+"""Environment variable with the address of a simulation's Ray cluster; where it is not set, it has a Ray of its own."""
+RUN_VARIABLE = "SPATL_RUN_DIRECTORY"
+"""Environment variable with the run's directory, which all nodes of that cluster must see."""
 _STOP_SECONDS = 10.0
 _WATCH_SECONDS = 0.5
 _LAST_WRITES_SECONDS = 2.0
