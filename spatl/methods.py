@@ -172,6 +172,12 @@ _COMPRESSED: Mapping[str, Mapping[str, Any]] = {
     "training": {"momentum": 0.9, "learning_rate": 0.02},
 }
 
+
+def _yardstick(title: str, source: str, uplink: str) -> Method:
+    """Return FedAvg whose updates go up by a published codec; whole encoders come down, as none of these says how."""
+    return Method(title=title, source=source, shares="all", defaults={"wire": {"uplink": uplink}})
+
+
 METHODS: dict[str, Method] = {
     "spatl": _spatl("SPATL", "chosen", selects=True, controls=True),
     "spatl-no-selection": _spatl("SPATL without selection", "chosen", selects=False, controls=True),
@@ -216,6 +222,22 @@ METHODS: dict[str, Method] = {
     "ssfl": Method(
         title="SSFL, by channels", source="after Ohib et al. 2024, arXiv 2405.09037", shares="all",
         static_mask=True,
+    ),
+    "topk": _yardstick(
+        "Top-k with error feedback", "Stich et al., NeurIPS 2018, arXiv 1809.07599; Lin et al. 2018, arXiv 1712.01887",
+        "topk",
+    ),
+    "eden": _yardstick("EDEN, one bit", "Vargaftik et al., ICML 2022, arXiv 2108.08842", "eden"),
+    "signsgd": _yardstick("EF-SignSGD", "Karimireddy et al., ICML 2019, arXiv 1901.09847", "signsgd"),
+    "powersgd": _yardstick("PowerSGD, rank 2", "Vogels et al., NeurIPS 2019, arXiv 1905.13727", "powersgd"),
+    "fedpaq": _yardstick("FedPAQ", "Reisizadeh et al., AISTATS 2020, arXiv 1909.13014", "qsgd"),
+    "fedavg-adaptive": Method(
+        title="FedAvg with SPATL's codec", source="FedAvg with this product's codec", shares="all",
+        defaults=_COMPRESSED,
+    ),
+    "fedavg-calibrated-adaptive": Method(
+        title="FedAvg with SPATL's codec and predictor", source="FedAvg with this product's codec and predictor",
+        shares="chosen", defaults=_COMPRESSED,
     ),
     "local": Method(title="Training alone", source="the baseline without a federation", shares="nothing"),
 }  # fmt: skip

@@ -21,6 +21,7 @@ from spatl.rounds.blueprint import Blueprint, encoder_tensors
 from spatl.rounds.client_evaluation import evaluated_model, private_part, told_of_arrival, train_epochs_
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.control import fading, followed_gradient, half_life_of, refresh_control
+from spatl.rounds.feedback import Feedback
 from spatl.rounds.following import encoder_again, follow
 from spatl.rounds.own_model import contrast_of, trained_own_model, whole_state
 from spatl.rounds.stop_watch import StopWatch
@@ -34,7 +35,7 @@ from spatl.training.local import TrainingResult, train_
 from spatl.wire.download import Download, Model
 from spatl.wire.reports import LARGEST_METRIC, TrainReport
 from spatl.wire.statistics import Arrival
-from spatl.wire.update import Update, pack_update, unpack_update
+from spatl.wire.update import Update, pack_update_with_memory, unpack_update
 
 
 def receive(workplace: Workplace, download: Download, state: ClientState | None) -> tuple[Model, ClientState]:
@@ -144,7 +145,7 @@ def train_round(
         values = choice.selection.take(update, own.blueprint.layout)
         del update
         give_back(own.blueprint.layout.num_entries)
-        blob = _packed(own, choice.selection, values, result.step_weight, report, told, arrival.measures)
+        blob, feedback = _packed(own, choice.selection, values, result.step_weight, report, told, arrival.measures)
         del values
         give_back(own.blueprint.layout.num_entries)
     control = _refreshed_control(own, blob)
@@ -152,6 +153,8 @@ def train_round(
     if own.blueprint.config.row.corrects:  # an update that was not corrected leaves c_i as it is
         pending = torch.zeros(0) if control is None else control
         state = replace(state, pending_round=received.server_round, pending_control=pending)
+    if feedback is not None:
+        state = replace(state, pending_round=received.server_round, pending_feedback=feedback)
     return blob, state
 
 
@@ -298,9 +301,15 @@ def _flops_ratio(blueprint: Blueprint, selection: Selection) -> float:
 def _packed(
     own: ClientRound, selection: Selection, values: Tensor, step_weight: float, report: TrainReport,
     arrival: Arrival | None, measures: tuple[Measure, ...],
-) -> bytes:  # fmt: skip
-    """The update of the chosen channels, encoded (m_i, D_i, a_i and what is told of the round in one blob)."""
+) -> tuple[bytes, Feedback | None]:  # fmt: skip
+    """The update of the chosen channels, encoded (m_i, D_i, a_i and what is told of the round in one blob).
+
+    And what the codec lost of it, where that goes into the next one.
+    """
     config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
+    codec, before = own.blueprint.codecs.uplink, own.state.feedback or Feedback.none()
+    if codec.feeds_back:
+        values = before.wanted(values, selection, layout)
     corrected = config.row.dynamic or (config.row.controls and received.control is not None)
     raw = Update(
         received.server_round, received.version, selection, values, step_weight, corrected, report, arrival, measures
@@ -308,14 +317,21 @@ def _packed(
     limits = [own.blueprint.message_bytes]
     if own.budget is not None and own.budget.kind == "uplink_bytes":
         limits.append(int(own.budget.limit))
-    return pack_update(
-        raw,
-        layout,
-        own.blueprint.codecs.uplink,
-        generator=own.generator("rounding"),
-        max_bytes=min((limit for limit in limits if limit is not None), default=None),
-        judging=own.blueprint.judging,
-    )
+    blob, memory = pack_update_with_memory(
+        raw, layout, codec, generator=own.generator("rounding"), memory=before.memory,
+        max_bytes=min((limit for limit in limits if limit is not None), default=None), judging=own.blueprint.judging,
+    )  # fmt: skip
+    if not codec.feeds_back:
+        return blob, None
+    return blob, before.after(values, _as_decoded(own, blob).values, selection, layout, memory)
+
+
+def _as_decoded(own: ClientRound, blob: bytes) -> Update:
+    """The update as the server will decode it."""
+    return unpack_update(
+        blob, own.blueprint.layout, own.blueprint.codecs.uplink, server_round=own.received.server_round,
+        base_version=own.received.version, num_arrived=own.blueprint.num_arrived, judging=own.blueprint.judging,
+    )  # fmt: skip
 
 
 def _refreshed_control(own: ClientRound, blob: bytes) -> Tensor | None:
@@ -323,11 +339,7 @@ def _refreshed_control(own: ClientRound, blob: bytes) -> Tensor | None:
     received, layout, config = own.received, own.blueprint.layout, own.blueprint.config
     if not config.row.dynamic and (not config.row.controls or received.control is None):
         return None
-    sent = unpack_update(
-        blob, layout, own.blueprint.codecs.uplink,
-        server_round=received.server_round, base_version=received.version, num_arrived=own.blueprint.num_arrived,
-        judging=own.blueprint.judging,
-    )  # fmt: skip
+    sent = _as_decoded(own, blob)
     if config.row.dynamic or received.control is None:
         return followed_gradient(own.state.control, sent, layout, alpha=own.training.dynamic_alpha)
     return refresh_control(own.state.control, received.control, sent, layout, damping=config.control.damping)

@@ -10,14 +10,19 @@ from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
 from spatl.rounds.control import fading
+from spatl.rounds.feedback import Feedback
 from spatl.rounds.following import Held
 from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
 
-FORMAT = 5
+FORMAT = 6
 
 _HELD = "held/"
 
 _OWN = "own/"
+
+_FEEDBACK = "feedback/"
+
+_PENDING_FEEDBACK = "pending_feedback/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +40,9 @@ class ClientState:
         held: The versions of the server's encoder that the client holds.
         own_model: All of a model that the client keeps for itself, by the model's names; empty of most methods, and
             before the first round (`spatl.rounds.own_model`).
+        feedback: What the uplink's codec lost of this client's updates, without the pending one; None of a codec that
+            does not feed that back, and before the first round.
+        pending_feedback: The same once the server has folded the pending update in; None where there is none.
         answered: The question whose answer is kept beside the state, as hexadecimal digits; empty for none.
     """
 
@@ -47,6 +55,8 @@ class ClientState:
     selector: Mapping[str, Tensor] = field(default_factory=dict)
     held: Held = field(default_factory=lambda: Held({}))
     own_model: Mapping[str, Tensor] = field(default_factory=dict)
+    feedback: Feedback | None = None
+    pending_feedback: Feedback | None = None
     answered: str = ""
 
     @classmethod
@@ -59,7 +69,7 @@ class ClientState:
         return acknowledged_round in (0, self.folded_round, self.pending_round)
 
     def settle(self, *, acknowledged_round: int, server_round: int, half_life: float | None) -> "ClientState":
-        """Commit or drop the pending update, and let c_i fade to the present.
+        """Commit or drop the pending update, what its codec lost with it, and let c_i fade to the present.
 
         Args:
             acknowledged_round: The last round of this client that the server folded in; the pending update is
@@ -79,6 +89,8 @@ class ClientState:
             folded_round=acknowledged_round if folded or acknowledged_round == 0 else self.folded_round,
             pending_round=0,
             pending_control=torch.zeros(0),
+            feedback=self.pending_feedback if folded and self.pending_feedback is not None else self.feedback,
+            pending_feedback=None,
         )
 
     def to_bytes(self) -> bytes:
@@ -97,6 +109,8 @@ class ClientState:
             **{f"selector/{name}": tensor for name, tensor in self.selector.items()},
             **{f"{_OWN}{name}": tensor for name, tensor in self.own_model.items()},
             **{f"{_HELD}{version}": tensor for version, tensor in self.held.offsets.items()},
+            **_named(_FEEDBACK, self.feedback),
+            **_named(_PENDING_FEEDBACK, self.pending_feedback),
         }
         if self.held.base is not None:
             tensors["base"] = self.held.base
@@ -146,9 +160,20 @@ class ClientState:
                 optional.get("held_control"),
             ),
             own_model=_below(_OWN, tensors),
+            feedback=_feedback(_FEEDBACK, tensors),
+            pending_feedback=_feedback(_PENDING_FEEDBACK, tensors),
             answered=header["answered"],
         )
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): as_tensor(tensor) for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _named(prefix: str, feedback: Feedback | None) -> dict[str, Tensor]:
+    return {} if feedback is None else {f"{prefix}residual": feedback.residual, f"{prefix}memory": feedback.memory}
+
+
+def _feedback(prefix: str, tensors: Mapping[str, Tensor | StoredTensor]) -> Feedback | None:
+    found = _below(prefix, tensors)
+    return Feedback(found["residual"], found["memory"]) if found else None

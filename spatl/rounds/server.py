@@ -168,8 +168,9 @@ def close_round(
             server_round, aggregator.num_updates, server.min_replies, extra={"round": server_round},
         )  # fmt: skip
         return closed, outcome
-    # One that was clipped is not acknowledged: c does not contain it, so that c_i must not either.
-    folded = {**closed.folded, **dict.fromkeys(sorted(unclipped), server_round)}
+    # One that was clipped is not acknowledged where c does not contain it, so that c_i does not either.
+    contained = sizes if state.control is None else unclipped
+    folded = {**closed.folded, **dict.fromkeys(sorted(contained), server_round)}
     return replace(
         closed, encoder=encoder, moments=moments, control=aggregator.control(),
         control_share=aggregator.control_share(), folded=folded,

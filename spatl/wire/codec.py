@@ -25,12 +25,15 @@ class Codec(ABC):
         relative: Whether it is too coarse for weights themselves and is given their changes instead; what it loses of
             one change stays in the difference and goes into the next.
         sums: Whether a sum of changes can be encoded as one (`encode_sum`).
+        feeds_back: Whether what it loses of an update goes into the same sender's next one (error feedback), as a
+            biased one needs (`spatl.rounds.feedback`).
     """
 
     name: str
     number: int
     relative: bool
     sums: bool = False
+    feeds_back: bool = False
 
     @abstractmethod
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
@@ -73,6 +76,21 @@ class Codec(ABC):
         Raises:
             UpdateRejected: The bytes are not V values of these places.
         """
+
+    def encode_with_memory(
+        self, values: Tensor, places: Places, *, generator: torch.Generator, memory: Tensor,
+        max_bytes: int | None = None,
+    ) -> tuple[bytes, Tensor]:  # fmt: skip
+        """Encode an update, and return what the next of the same sender's is encoded with: for codecs that feed back.
+
+        Args:
+            values: As of `encode`, like the others.
+            places: Likewise.
+            generator: Likewise.
+            memory: float32 [any], what this returned with the sender's last update that was folded in; empty at first.
+            max_bytes: As of `encode`.
+        """
+        return self.encode(values, places, generator=generator, max_bytes=max_bytes), memory
 
     def encode_change(
         self, difference: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None

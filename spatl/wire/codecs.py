@@ -3,13 +3,18 @@
 from spatl.wire.adaptive import Adaptive
 from spatl.wire.codec import Codec
 from spatl.wire.floats import Float16, Float32
+from spatl.wire.levels import NormLevels
+from spatl.wire.low_rank import PowerSGD, PowerSGDRank1
 from spatl.wire.quantised import Int4, Int4Entropy, Int8, Int8Entropy, Ternary, TernaryEntropy
+from spatl.wire.rotated import Rotated
+from spatl.wire.signs import ScaledSign
+from spatl.wire.sparse import TopK
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
         Float32(), Float16(), Int8(), Int4(), Ternary(), Int8Entropy(), Int4Entropy(), TernaryEntropy(),
-        Adaptive(),
+        Adaptive(), TopK(), Rotated(), ScaledSign(), PowerSGD(), NormLevels(), PowerSGDRank1(),
     )
 }  # fmt: skip
 

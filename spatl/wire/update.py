@@ -79,6 +79,27 @@ def pack_update(
         max_bytes: How long the blob may be, for a codec that can choose; see `update_bytes` for the others.
         judging: By what the report's evaluation is judged; None for accuracy and loss alone.
     """
+    nothing = torch.zeros(0)
+    return pack_update_with_memory(
+        update, layout, codec, generator=generator, memory=nothing, max_bytes=max_bytes, judging=judging
+    )[0]
+
+
+def pack_update_with_memory(
+    update: Update, layout: EncoderLayout, codec: Codec, *, generator: torch.Generator, memory: Tensor,
+    max_bytes: int | None = None, judging: Judging | None = None,
+) -> tuple[bytes, Tensor]:  # fmt: skip
+    """Pack an update as `pack_update` does, by a codec that has a memory of the sender's last one, and return the next.
+
+    Args:
+        update: As of `pack_update`, like the others.
+        layout: Likewise.
+        codec: Likewise.
+        generator: Likewise.
+        memory: As of `Codec.encode_with_memory`.
+        max_bytes: As of `pack_update`.
+        judging: Likewise.
+    """
     sections = {indices_kind(update.selection): pack_bitmap(update.selection)}
     if update.report is not None:
         sections[REPORT] = update.report.to_bytes()
@@ -92,8 +113,10 @@ def pack_update(
         spent = HEADER.size + len(header) + sum(SECTION.size + len(s) for s in sections.values()) + DIGEST_BYTES
         room = max_bytes - spent - SECTION.size
     places = layout.places(update.selection)
-    sections[VALUES] = codec.encode(update.values, places, generator=generator, max_bytes=room)
-    return pack_blob(UPDATE, codec, update.server_round, layout, header, sections)
+    sections[VALUES], memory = codec.encode_with_memory(
+        update.values, places, generator=generator, memory=memory, max_bytes=room
+    )
+    return pack_blob(UPDATE, codec, update.server_round, layout, header, sections), memory
 
 
 def unpack_update(

@@ -84,11 +84,11 @@ class UsersCodec(Codec):
             self._codec: Codec = found() if isinstance(found, type) else found
         except Exception as error:
             raise ConfigError(f"{self._what} cannot be made without arguments: {told(error)}") from error
-        facts = {fact: getattr(self._codec, fact, None) for fact in ("relative", "sums")}
+        facts = {fact: getattr(self._codec, fact, None) for fact in ("relative", "sums", "feeds_back")}
         for fact, value in facts.items():
             if not isinstance(value, bool):
                 raise ConfigError(f"{self._what} must say {fact} = True or {fact} = False, got {value!r}")
-        self.relative, self.sums = bool(facts["relative"]), bool(facts["sums"])
+        self.relative, self.sums, self.feeds_back = (bool(value) for value in facts.values())
 
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         """Return what the user's says.

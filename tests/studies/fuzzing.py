@@ -127,6 +127,33 @@ def values_seeds() -> list[bytes]:
     ]
 
 
+def places_by_rows(num_channels: int, per_channel: int) -> Places:
+    """A tensor of channels that are rows, and a vector of one value for each."""
+    rows = torch.arange(num_channels)
+    channels = torch.cat([rows.repeat_interleave(per_channel), rows])
+    return Places(channels, (torch.arange(len(channels)) >= num_channels * per_channel).long())
+
+
+def decode_matrices(data: bytes) -> None:
+    """As `decode_values`, of a matrix and a vector; the second and third byte are the rows' number and length."""
+    if len(data) < 3 or data[0] not in CODECS_BY_NUMBER:
+        return
+    places = places_by_rows(data[1] % 32, data[2] % 32)
+    values = CODECS_BY_NUMBER[data[0]].decode(memoryview(data)[3:], places)
+    assert len(values) == len(places)
+    assert data[0] < 2 or torch.isfinite(values).all()
+
+
+def matrices_seeds() -> list[bytes]:
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    return [
+        bytes([number, rows, columns])
+        + codec.encode(values[: rows * (columns + 1)], places_by_rows(rows, columns), generator=torch.Generator())
+        for number, codec in CODECS_BY_NUMBER.items()
+        for rows, columns in ((1, 1), (6, 9), (12, 8))
+    ]
+
+
 def decode_integers_of_many(data: bytes) -> None:
     """The first two bytes say how many integers are expected, and of how many contexts."""
     if len(data) < 2:
@@ -196,6 +223,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
     "measures": (decode_measures, measures_seeds),
     "report": (decode_report, report_seeds),
     "values": (decode_values, values_seeds),
+    "matrices": (decode_matrices, matrices_seeds),
     "integers": (decode_integers_of_many, integers_seeds),
 }
 

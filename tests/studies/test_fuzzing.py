@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
-@pytest.mark.parametrize("target", ["update", "download", "findings", "measures", "report", "values", "integers"])
+@pytest.mark.parametrize(
+    "target", ["update", "download", "findings", "measures", "report", "values", "matrices", "integers"]
+)
 def test_mutated_bytes_are_decoded_or_refused(target, tmp_path):
     """The options bound the run by inputs and seconds, whatever ends first, and keep each input short."""
     longest = 6000 if target == "measures" else 600  # counts of scores are many
