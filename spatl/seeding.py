@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def derive(seed: int, purpose: str, *, server_round: int = 0, client: int = -1) -> int:
@@ -37,6 +38,12 @@ def generator(seed: int, purpose: str, *, server_round: int = 0, client: int = -
 def numpy_generator(seed: int, purpose: str, *, server_round: int = 0, client: int = -1) -> np.random.Generator:
     """Return a NumPy generator for one purpose (arguments as in `derive`)."""
     return np.random.default_rng(derive(seed, purpose, server_round=server_round, client=client))
+
+
+def random_bits(seed: int, number: int) -> NDArray[np.uint8]:
+    """Return so many bits, 0 or 1, uint8: those of PCG64, which NumPy promises to be the same of all its versions."""
+    words = np.random.PCG64(seed).random_raw(-(-number // 64)).astype("<u8")
+    return np.unpackbits(words.view(np.uint8), bitorder="little", count=number)
 
 
 @contextmanager

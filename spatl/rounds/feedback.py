@@ -20,7 +20,7 @@ from spatl.channels.selection import Selection
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """What a codec that feeds back keeps of a client's updates.
+    """Remains of a client's updates, of a codec that feeds them back.
 
     Attributes:
         residual: float32 [N], what is left of updates before (e); empty for zeros.
@@ -32,11 +32,11 @@ class Feedback:
 
     @classmethod
     def none(cls) -> "Feedback":
-        """Nothing left, and nothing kept."""
+        """Return nothing left, and nothing kept."""
         return cls(torch.zeros(0), torch.zeros(0))
 
     def wanted(self, values: Tensor, selection: Selection, layout: EncoderLayout) -> Tensor:
-        """What a client wants to send of the selected entries: p = D + e, float32 [V], a new tensor.
+        """Return what a client wants to send of the selected entries: p = D + e, float32 [V], a new tensor.
 
         Args:
             values: float32 [V], D on the selected entries.
@@ -48,7 +48,7 @@ class Feedback:
     def after(
         self, wanted: Tensor, sent: Tensor, selection: Selection, layout: EncoderLayout, memory: Tensor
     ) -> "Feedback":
-        """What is left once a message is sent: e = p - C(p) on the selected entries, as before elsewhere.
+        """Return what is left once a message is sent: e = p - C(p) on the selected entries, as before elsewhere.
 
         Args:
             wanted: float32 [V], p.

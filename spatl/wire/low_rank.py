@@ -8,12 +8,13 @@ What differs: workers there sum P, and then Q, over all in two exchanges. A clie
 P and Q of its own, and what is averaged are the products. The numbers are float16 of a scale; what that loses is fed
 back like the rest. A matrix whose factors would be no shorter is sent whole.
 
-Layout of the bytes, for one tensor after the other: of a matrix [R, L], P as float16 of its largest
-(`spatl.wire.packing`), [R, r] by rows | Q likewise, [L, r]; of all others, their values likewise. r is the rank.
+Layout of the bytes: for each matrix [R, L], in order, P [R, r] by rows and Q [L, r] by rows, each as float16 of its
+largest (`spatl.wire.packing`) | all other values likewise. r is the rank. Nothing at all for no values.
 """
 
-from collections.abc import Iterator
+import itertools
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from torch import Tensor
 from spatl.channels.layout import Places
 from spatl.wire.codec import Codec, check_length
 from spatl.wire.packing import halves_bytes, halves_length, read_halves
+
+_SCALES: Final = 4  # what a matrix's two scales are in numbers of two bytes
+_FEWEST: Final = 9  # values of a matrix that pays: R + L + 4 < R L
 
 
 class _LowRank(Codec):
@@ -47,33 +51,32 @@ class _LowRank(Codec):
         max_bytes: int | None = None,
     ) -> tuple[bytes, Tensor]:  # fmt: skip
         """Encode from the factors Q that were sent last, one after the other, and return those sent now."""
-        exact, shapes = values.detach().cpu().numpy(), list(self._shapes(places))
-        starts = self._starts(shapes, memory.numpy(), generator)
-        written, sent = [], [np.zeros(0, dtype=np.float32)]
-        for shape in shapes:
-            own = exact[shape.part]
-            if not shape.is_matrix:
-                written.append(halves_bytes(own))
-                continue
-            factors = self._factors(own.reshape(shape.rows, shape.columns).astype(np.float64), next(starts))
+        exact, matrices = values.detach().cpu().numpy(), self._matrices(places)
+        written: list[bytes] = []
+        sent = [np.zeros(0, dtype=np.float32)]
+        for matrix, start in zip(matrices, self._starts(matrices, memory.numpy(), generator), strict=True):
+            factors = self._factors(exact[matrix.part].reshape(matrix.shape).astype(np.float64), start)
             written += map(halves_bytes, factors)
             sent.append(factors[1].astype(np.float32))
-        return b"".join(written), torch.from_numpy(np.concatenate(sent))
+        rest = exact[_others(matrices, len(exact))]
+        return b"".join([*written, halves_bytes(rest)] if len(exact) else []), torch.from_numpy(np.concatenate(sent))
 
     def decode(self, data: memoryview, places: Places) -> Tensor:
         """Multiply the factors, a rank after the other, so that every platform rounds alike."""
-        shapes = list(self._shapes(places))
-        check_length(data, sum(map(self._length, shapes)), self.name)
-        values = np.zeros(len(places), dtype=np.float32)
-        for shape in shapes:
-            if not shape.is_matrix:
-                values[shape.part], data = read_halves(data, shape.number, self.name)
-                continue
-            rows, data = read_halves(data, self.rank * shape.rows, self.name)
-            columns, data = read_halves(data, self.rank * shape.columns, self.name)
-            product = values[shape.part].reshape(shape.rows, shape.columns)  # a view
-            for left, right in zip(rows.reshape(-1, self.rank).T, columns.reshape(-1, self.rank).T, strict=True):
-                product += left[:, None] * right[None, :]
+        values, matrices = np.zeros(len(places), dtype=np.float32), self._matrices(places)
+        others = _others(matrices, len(values))
+        factors = sum(halves_length(self.rank * side) for matrix in matrices for side in matrix.shape)
+        check_length(data, factors + halves_length(int(others.sum())) if len(values) else 0, self.name)
+        for matrix in matrices:
+            sides = []
+            for side in matrix.shape:
+                numbers, data = read_halves(data, self.rank * side, self.name)
+                sides.append(numbers.reshape(side, self.rank).T)
+            product = values[matrix.part].reshape(matrix.shape)  # a view
+            for rows, columns in zip(*sides, strict=True):
+                product += rows[:, None] * columns[None, :]
+        if len(values):
+            values[others], _ = read_halves(data, int(others.sum()), self.name)
         return torch.from_numpy(values)
 
     def _factors(
@@ -86,33 +89,30 @@ class _LowRank(Codec):
         seen, _ = read_halves(memoryview(halves_bytes(rows)), len(rows), self.name)
         return rows, (matrix.T @ seen.reshape(len(matrix), self.rank)).ravel()
 
-    def _shapes(self, places: Places) -> Iterator["_Shape"]:
-        """What each run of a tensor's values is: a matrix if they are as many of each of its channels, in a row."""
-        channels, start = places.channels.numpy(), 0
-        for length in places.runs[1].tolist():
-            own, stop = channels[start : start + length], start + length
-            ends = np.flatnonzero(np.append(own[1:] != own[:-1], True))
-            rows, columns = len(ends), length // len(ends)
-            even = bool((np.diff(ends, prepend=-1) == columns).all())
-            shorter = self.rank * (rows + columns) + 2 < rows * columns  # two more bytes twice, of a scale
-            is_matrix = even and shorter and self.rank <= min(rows, columns)
-            yield _Shape(slice(start, stop), rows, columns, is_matrix)
-            start = stop
-
-    def _length(self, shape: "_Shape") -> int:
-        if shape.is_matrix:
-            return halves_length(self.rank * shape.rows) + halves_length(self.rank * shape.columns)
-        return halves_length(shape.number)
+    def _matrices(self, places: Places) -> list["_Matrix"]:
+        """Runs of a tensor's values that are as many of each of several channels, one after the other, and pay."""
+        channels, lengths = places.channels.numpy(), places.runs[1].numpy()
+        ends, found = lengths.cumsum(), []
+        for index in np.flatnonzero(lengths >= _FEWEST):
+            part = slice(int(ends[index] - lengths[index]), int(ends[index]))
+            own = channels[part]
+            last = np.flatnonzero(np.append(own[1:] != own[:-1], True))
+            rows, columns = len(last), len(own) // len(last)
+            even = bool((np.diff(last, prepend=-1) == columns).all())
+            shorter = self.rank * (rows + columns) + _SCALES < rows * columns
+            if even and shorter and self.rank <= min(rows, columns):
+                found.append(_Matrix(part, (rows, columns)))
+        return found
 
     def _starts(
-        self, shapes: list["_Shape"], memory: NDArray[np.float32], generator: torch.Generator
-    ) -> Iterator[NDArray[np.float64]]:
+        self, matrices: list["_Matrix"], memory: NDArray[np.float32], generator: torch.Generator
+    ) -> list[NDArray[np.float64]]:
         """Q to begin with, float64 [L, r], of each matrix: as sent last, or random where that was of others."""
-        columns = [shape.columns for shape in shapes if shape.is_matrix]
+        columns = [matrix.shape[1] for matrix in matrices]
         if len(memory) != self.rank * sum(columns) or not np.isfinite(memory).all():
             memory = torch.rand(self.rank * sum(columns), generator=generator).numpy() - np.float32(0.5)
-        for own in np.split(memory.astype(np.float64), np.cumsum(columns)[:-1] * self.rank):
-            yield own.reshape(-1, self.rank)
+        ends = self.rank * np.cumsum([0, *columns])
+        return [memory[a:b].astype(np.float64).reshape(-1, self.rank) for a, b in itertools.pairwise(ends)]
 
 
 class PowerSGD(_LowRank):
@@ -132,14 +132,16 @@ class PowerSGDRank1(_LowRank):
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """Where a tensor's values are in a message, and how many they are of how many channels."""
+class _Matrix:
+    """Where a matrix's values are in a message, and how many rows and columns it has."""
 
     part: slice
-    rows: int
-    columns: int
-    is_matrix: bool
+    shape: tuple[int, int]
 
-    @property
-    def number(self) -> int:
-        return int(self.part.stop - self.part.start)
+
+def _others(matrices: list[_Matrix], number: int) -> NDArray[np.bool_]:
+    """Return which of so many values are of no matrix, bool [V]."""
+    others = np.ones(number, dtype=np.bool_)
+    for matrix in matrices:
+        others[matrix.part] = False
+    return others

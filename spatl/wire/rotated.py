@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.channels.layout import Places
+from spatl.seeding import random_bits
 from spatl.wire.codec import Codec, check_length
 from spatl.wire.packing import bits_bytes, read_bits, read_scales, scales_bytes
 
@@ -93,10 +94,8 @@ def _shortest(rest: int) -> tuple[int, ...]:
 
 
 def random_signs(seed: int, number: int) -> NDArray[np.float32]:
-    """float32 [number]: 1 or -1, by the bits of PCG64, which are the same of every version and machine."""
-    words = np.random.PCG64(seed).random_raw(-(-number // 64)).astype("<u8")
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=number)
-    return np.float32(1) - np.float32(2) * bits
+    """float32 [number]: 1 or -1, the same on every machine."""
+    return np.float32(1) - np.float32(2) * random_bits(seed, number)
 
 
 def hadamard(rows: NDArray[np.floating]) -> NDArray[np.floating]:

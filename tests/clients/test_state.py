@@ -113,11 +113,11 @@ def test_a_state_of_another_format_is_refused_in_one_line(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("spatl.rounds.client_state.FORMAT", 9)
         store.save(pending_state())
-    with pytest.raises(SpatlError, match=r"^the client's state has format 9, this version reads 5$"):
+    with pytest.raises(SpatlError, match=r"^the client's state has format 9, this version reads 6$"):
         store.load()
-    old = WHOLE.replace(rb"\"format\": 5", rb"\"format\": 2").replace(b"seal", b"leas")
+    old = WHOLE.replace(rb"\"format\": 6", rb"\"format\": 2").replace(b"seal", b"leas")
     (tmp_path / "state.safetensors").write_bytes(old)
-    with pytest.raises(SpatlError, match=r"^the client's state has format 2, this version reads 5$"):
+    with pytest.raises(SpatlError, match=r"^the client's state has format 2, this version reads 6$"):
         store.load()
 
 

@@ -141,7 +141,7 @@ def test_powersgd_takes_one_step_of_power_iteration_from_where_it_was():
         data, memory = codec.encode_with_memory(
             matrix.ravel(), places, generator=torch.Generator(), memory=memory
         )  # fmt: skip
-        assert len(data) == 2 * (4 + 2 * 4)
+        assert len(data) == 2 * (4 + 2 * 4) + 4
         expected = torch.zeros(4, 4)
         expected[:2, :2] = torch.tensor(corner)
         found = codec.decode(memoryview(data), places).reshape(4, 4)
@@ -162,9 +162,9 @@ def test_powersgd_sends_a_matrix_of_its_rank_from_any_start_and_vectors_whole(na
 
 
 def test_powersgd_sends_whole_what_factors_would_not_make_shorter():
-    """2 (4 + 5) + 2 = 20 numbers of 16 bits, with the second scale, are no fewer than 4 * 5; of 4 x 6 they are 22."""
-    lengths = [len(encoded("powersgd", *message((4, columns)))) for columns in (5, 6)]
-    assert lengths == [4 + 2 * 20, 4 + 2 * 2 * 4 + 4 + 2 * 2 * 6]
+    """2 (4 + 6) + 4 = 24 numbers of 16 bits, with two scales, are no fewer than 4 * 6; of 4 x 7 they are 26, not 28."""
+    lengths = [len(encoded("powersgd", *message((4, columns)))) for columns in (6, 7)]
+    assert lengths == [4 + 2 * 24, 4 + 2 * 2 * 4 + 4 + 2 * 2 * 7 + 4]
 
 
 @pytest.mark.parametrize("name", ["eden", "qsgd"])
