@@ -18,6 +18,7 @@ from typing import Protocol
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
+from clients.remembered import Remembered
 from spatl.artifacts.description import ModelDescription
 from spatl.artifacts.model_files import MODEL, PRIVATE, write_model
 from spatl.errors import DamagedState, SpatlError, StateBusy
@@ -36,6 +37,8 @@ _AGREED = "agreed.json"
 
 _ANSWER = "answer.bin"
 _DIGEST_BYTES = 16  # of a question, and of an answer
+
+_REMEMBERED = Remembered()
 
 
 class StateStore(Protocol):
@@ -80,6 +83,7 @@ class DirectoryStore:
         wait: Seconds to wait for another process that has the state.
         synced: Whether a state is on the disk once it is saved. Where it is not, a killed process loses nothing, and a
             machine without power what was saved since all files were synced: the state of the round before is whole.
+            Where it is not, this is a simulation, whose process remembers what it has saved.
     """
 
     def __init__(self, directory: Path, *, wait: float = 3.0, synced: bool = True) -> None:
@@ -163,15 +167,25 @@ class DirectoryStore:
             replace_file(self._directory / _ANSWER, b"".join((question, digest, answer)))
             state = replace(state, answered=question.hex())
         state.write(self._temporary, synced=self._synced)
-        try:
-            _, before = read_sealed(self._path, version=FORMAT, what="the client's state")
-        except (SpatlError, FileNotFoundError):
-            before = None
-        if before is not None and before["control_round"] < state.control_round:
+        before = self._round_of_newest()
+        if before is not None and before < state.control_round:
             os.replace(self._path, self._previous)
+            _REMEMBERED.move(self._path, self._previous)
+        if not self._synced:
+            _REMEMBERED.keep(self._path, self._temporary, state)
         os.replace(self._temporary, self._path)
         if self._synced:
             sync_names(self._directory)
+
+    def _round_of_newest(self) -> int | None:
+        """The round of the state last saved; None where there is none, or a damaged one."""
+        if (known := _REMEMBERED.of(self._path)) is not None:
+            return known.control_round
+        try:
+            _, before = read_sealed(self._path, version=FORMAT, what="the client's state")
+        except (SpatlError, FileNotFoundError):
+            return None
+        return int(before["control_round"])
 
     def answer(self, question: bytes) -> bytes | None:
         """Return the answer to a question that was kept with the state; None where there is none, or it is damaged."""
@@ -198,7 +212,7 @@ class DirectoryStore:
             private: What the client has beside these.
         """
         if description is None:
-            replace_file(self._directory / PRIVATE, packed(tensors))
+            replace_file(self._directory / PRIVATE, packed(tensors), synced=self._synced)
         else:
             write_model(self._directory / MODEL, description, tensors, private=private)
 
@@ -216,6 +230,8 @@ class DirectoryStore:
 
     @staticmethod
     def _read(path: Path) -> ClientState | None:
+        if (known := _REMEMBERED.of(path)) is not None:
+            return known
         try:
             return ClientState.read(path)
         except FileNotFoundError:

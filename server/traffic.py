@@ -3,15 +3,17 @@
 A SuperNode fetches a message by one call that brings its metadata and the tree of its object ids (PullMessages), one
 call per object (PullObject) and a confirmation; a reply leaves the same way (PushMessages, PushObject). Counted are
 the protobuf bodies of these calls, made by Flower's own functions with ids of a fixed length in place of those it
-draws. Not counted is what no message causes (polling, heartbeats, the app's download), and what carries the bodies: the
-HTTP headers (840 bytes up and 130 down per call on flwr 1.41, most of them the node's key and signature), TLS, TCP.
-`tests/server/deployment/test_socket.py` compares the count with a real deployment's socket.
+draws. Of messages that differ in the length of their blob alone, and not in how many digits that has, one is
+serialised. Not counted is what no message causes (polling, heartbeats, the app's download), and what carries the
+bodies: the HTTP headers (840 bytes up and 130 down per call on flwr 1.41, most of them the node's key and signature),
+TLS, TCP. `tests/server/deployment/test_socket.py` compares the count with a real deployment's socket.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.serde import message_to_proto
@@ -39,6 +41,7 @@ from spatl.channels.vectors import give_back
 from spatl.rounds.blueprint import Blueprint
 from spatl.runs.ledger import Direction
 from spatl.seeding import generator
+from spatl.wire.blob import BLOB, RECORD
 from spatl.wire.codecs import CODECS
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update, pack_update
@@ -46,6 +49,7 @@ from spatl.wire.update import Update, pack_update
 _DRAWN_ID = 1 << 63  # Flower draws 64 random bits for nodes, runs and tasks: ten bytes each, half of them need nine
 _HASH = "0" * 64  # SHA-256 in hexadecimal
 _SESSION_ID = "0" * 36  # a UUID
+_ROOM = 1 << 10  # more than a message has beside its blob
 _SECONDS = 1.0  # any double that is not zero takes the same eight bytes
 
 
@@ -74,6 +78,41 @@ def message_traffic(content: RecordDict, *, direction: Direction, message_type: 
     Returns:
         The bytes in both directions.
     """
+    found = _blob_alone(content)
+    if found is None:
+        return _counted(content, direction, message_type, group_id)
+    length = _alike(found) if _digits(found) == _digits(found + _ROOM) else found
+    traffic = _of_blob(length, direction, message_type, group_id)
+    return Traffic(traffic.num_bytes + found - length, traffic.opposite)
+
+
+def _blob_alone(content: RecordDict) -> int | None:
+    """The length of the blob in a message that carries nothing else; None for another message."""
+    record = content.get(RECORD)
+    if len(content) != 1 or not isinstance(record, ConfigRecord) or list(record) != [BLOB]:
+        return None
+    blob = record[BLOB]
+    return len(blob) if isinstance(blob, bytes) else None
+
+
+def _digits(length: int) -> tuple[int, int]:
+    """In how many bytes a length is written: in protobuf seven bits each, in the head of an object a decimal each."""
+    return -(-length.bit_length() // 7), len(str(length))
+
+
+def _alike(length: int) -> int:
+    """The shortest blob whose length is written in as many bytes, either way; so is what contains it."""
+    sevens, decimals = _digits(length)
+    return int(max(1 << 7 * (sevens - 1), 10 ** (decimals - 1)))
+
+
+@lru_cache(maxsize=256)
+def _of_blob(length: int, direction: Direction, message_type: str, group_id: str) -> Traffic:
+    """Count a message of a blob of some length, which is all that the count depends on."""
+    return _counted(blob_content(bytes(length)), direction, message_type, group_id)
+
+
+def _counted(content: RecordDict, direction: Direction, message_type: str, group_id: str) -> Traffic:
     with no_object_id_recompute():
         message = make_message(_metadata(direction, message_type, group_id), content=content)
         return _fetched(message) if direction == "downlink" else _sent(message)

@@ -226,12 +226,13 @@ def _checked(file: BinaryIO, num_bytes: int, *, version: int, what: str) -> tupl
     return table, len(head), header
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until the disk has it; the name may still be lost (`sync_names`)."""
+def write_synced(path: Path, data: bytes, *, synced: bool = True) -> None:
+    """Write a file and wait, if `synced`, until the disk has it; the name may still be lost (`sync_names`)."""
     with naming(path), path.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if synced:
+            os.fsync(file.fileno())
 
 
 def sync_files_below(directory: Path) -> None:
@@ -249,12 +250,13 @@ def sync_files_below(directory: Path) -> None:
             os.close(opened)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put a new file in the place of an old one: after a crash there is one of the two, whole."""
+def replace_file(path: Path, data: bytes, *, synced: bool = True) -> None:
+    """Put a new file in the place of an old one: after a crash (of the process, if not `synced`) one is whole."""
     temporary = path.with_name(path.name + ".tmp")
-    write_synced(temporary, data)
+    write_synced(temporary, data, synced=synced)
     os.replace(temporary, path)
-    sync_names(path.parent)
+    if synced:
+        sync_names(path.parent)
 
 
 def sync_names(directory: Path) -> None:

@@ -266,11 +266,12 @@ class EncoderLayout:
         """Return the places of chosen entries, or of all."""
         if entries is None:
             return self._first(self.num_entries)
-        lengths = torch.zeros(len(self.shapes), dtype=torch.int64)
+        lengths, starts = torch.zeros(len(self.shapes), dtype=torch.int64), torch.tensor(self.starts)
         for part, kept in entries.parts(self):
-            for tensor, own in self.tensors_in(part):
-                inside = slice(own.start - part.start, own.stop - part.start)
-                lengths[tensor] += own.stop - own.start if kept is None else int(kept[inside].sum())
+            edges = (starts - part.start).clamp(0, part.stop - part.start)
+            if kept is not None:
+                edges = torch.searchsorted(kept.nonzero().squeeze(1), edges)
+            lengths += edges.diff()
         return _PlacesOfTensors(lengths, self, entries)
 
     def _first(self, length: int) -> Places:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ class Selection:
     """The channels of an encoder that a client sends (m_i).
 
     Attributes:
-        mask: bool [C], true for the channels that travel.
+        mask: bool [C], true for the channels that travel; nobody changes it.
         closed: Whether the channels that do not travel are gone for good: what only multiplies one of them stays behind
             as well, and what travels is a smaller dense network.
     """
@@ -41,32 +42,70 @@ class Selection:
 
         Up to a position in the vector, or to its end.
         """
+        return ((part, kept) for part, kept, _ in self.value_parts(layout, stop))
+
+    def value_parts(
+        self, layout: EncoderLayout, stop: int | None = None
+    ) -> Iterator[tuple[slice, Tensor | None, slice]]:
+        """As `parts`, and where the values of those that travel lie among all that do.
+
+        Of a small layout they are kept: what an update goes through asks for them ten times.
+        """
         length = layout.num_entries if stop is None else stop
-        if bool(self.mask.all()):
-            for part in parts_of(length):
-                yield part, None
+        if not layout.is_expanded:
+            return self._value_parts(layout, length)
+        found = self._found.get(length)
+        if found is None or found[0] is not layout:
+            found = self._found[length] = layout, tuple(self._value_parts(layout, length))
+        return iter(found[1])
+
+    def place_parts(
+        self, layout: EncoderLayout, stop: int | None = None
+    ) -> Iterator[tuple[slice, Tensor | None, slice]]:
+        """As `value_parts`, with int64 positions in each part in place of one bit for each entry."""
+        length = layout.num_entries if stop is None else stop
+        found = self._placed.get(length) if layout.is_expanded else None
+        if found is not None and found[0] is layout:
+            return iter(found[1])
+        placed = (
+            (part, None if kept is None else kept.nonzero().squeeze(1), own)
+            for part, kept, own in self.value_parts(layout, stop)
+        )
+        if not layout.is_expanded:
+            return placed
+        self._placed[length] = layout, tuple(placed)
+        return iter(self._placed[length][1])
+
+    @cached_property
+    def _placed(self) -> dict[int, tuple[EncoderLayout, tuple[tuple[slice, Tensor | None, slice], ...]]]:
+        return {}
+
+    @cached_property
+    def _found(self) -> dict[int, tuple[EncoderLayout, tuple[tuple[slice, Tensor | None, slice], ...]]]:
+        return {}
+
+    @cached_property
+    def _is_everything(self) -> bool:
+        return bool(self.mask.all())
+
+    def _value_parts(self, layout: EncoderLayout, length: int) -> Iterator[tuple[slice, Tensor | None, slice]]:
+        if self._is_everything:
+            yield from ((part, None, part) for part in parts_of(length))
             return
+        start = 0
         read = torch.cat([self.mask, torch.ones(1, dtype=torch.bool)])  # -1 is the appended true
         for part in parts_of(length):
             kept = self.mask[layout.owner_in(part)]
             if self.closed:
                 kept &= read[layout.reads_in(part)]
-            yield part, kept
-
-    def value_parts(
-        self, layout: EncoderLayout, stop: int | None = None
-    ) -> Iterator[tuple[slice, Tensor | None, slice]]:
-        """As `parts`, and where the values of those that travel lie among all that do."""
-        start = 0
-        for part, kept in self.parts(layout, stop):
-            end = start + (part.stop - part.start if kept is None else int(kept.sum()))
+            end = start + int(kept.sum())
             yield part, kept, slice(start, end)
             start = end
 
     def num_entries(self, layout: EncoderLayout, stop: int | None = None) -> int:
         """V, how many entries travel: of the whole vector, or of what lies before a position in it."""
         length = layout.num_entries if stop is None else stop
-        if bool(self.mask.all()):
+        if self._is_everything:
             return length
         sizes = {layout.num_entries: layout.channel_sizes, layout.num_parameter_entries: layout.parameter_sizes}
         if not self.closed and length in sizes:
@@ -75,11 +114,11 @@ class Selection:
 
     def take(self, vector: Tensor, layout: EncoderLayout) -> Tensor:
         """[V]: the values of a vector ([N]) that travel; the vector itself where all do."""
-        if bool(self.mask.all()):
+        if self._is_everything:
             return vector
         taken = torch.empty(self.num_entries(layout), dtype=vector.dtype)
-        for part, kept, values in self.value_parts(layout):
-            taken[values] = vector[part] if kept is None else vector[part][kept]
+        for part, kept, values in self.place_parts(layout):
+            taken[values] = vector[part] if kept is None else vector[part].index_select(0, kept)
         return taken
 
     def keep_ratio(self, layout: EncoderLayout) -> float:

@@ -67,23 +67,26 @@ def restore_(model: nn.Module, source: nn.Module) -> None:
     Raises:
         ModelError: The network has other modules or parameters than the other.
     """
-    own_modules, their_modules = dict(model.named_modules()), dict(source.named_modules())
-    shapes = [{name: parameter.shape for name, parameter in each.named_parameters()} for each in (model, source)]
-    if own_modules.keys() != their_modules.keys() or shapes[0] != shapes[1]:
+    pairs = _pairs_of(model, source)
+    if pairs is None:
         raise ModelError("the network has other modules or parameters than the one it is to become")
-    pairs = [(own_modules[name], theirs) for name, theirs in their_modules.items()]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     memo: dict[int, Any] = {id(theirs): own for own, theirs in pairs}
     with torch.no_grad():
+        into, values = list[Tensor](), list[Tensor]()
         for own, theirs in pairs:
             for name, parameter in theirs._parameters.items():
                 kept = own._parameters[name]
                 if parameter is None or kept is None:
                     continue
-                kept.copy_(parameter)
+                into.append(kept)
+                values.append(parameter)
                 kept.grad = None
                 kept.requires_grad_(parameter.requires_grad)
                 memo[id(parameter)] = kept
+        if into:
+            torch._foreach_copy_(into, values)
+        for own, theirs in pairs:
             for name, buffer in theirs._buffers.items():
                 if buffer is not None and id(buffer) not in memo:
                     memo[id(buffer)] = buffer.detach().clone().to(device)
@@ -93,15 +96,46 @@ def restore_(model: nn.Module, source: nn.Module) -> None:
         _set_attributes_(own, _copied(_plain_attributes(theirs), memo))
 
 
+def _pairs_of(model: nn.Module, source: nn.Module) -> list[tuple[nn.Module, nn.Module]] | None:
+    """Return each module of a network with that of another of the same structure, once; None where it is another."""
+    pairs, tied = dict[nn.Module, nn.Module](), dict[Tensor, Tensor]()
+    waiting = [(model, source)]
+    while waiting:
+        own, theirs = waiting.pop()
+        if theirs in pairs:
+            if pairs[theirs] is not own:
+                return None
+            continue
+        pairs[theirs] = own
+        found = _children(own, theirs), _children(own, theirs, of="_parameters")
+        if None in found:
+            return None
+        waiting += found[0] or []
+        for mine, other in found[1] or []:
+            if mine.shape != other.shape or tied.setdefault(other, mine) is not mine:
+                return None
+    if len(set(pairs.values())) != len(pairs) or len(set(tied.values())) != len(tied):
+        return None  # what is one there is two here
+    return [(own, theirs) for theirs, own in pairs.items()]
+
+
+def _children(own: nn.Module, theirs: nn.Module, *, of: str = "_modules") -> list[tuple[Any, Any]] | None:
+    """Return what two modules have under the same names, but for what is None in both; None where they differ."""
+    mine, others = dict(getattr(own, of).items()), dict(getattr(theirs, of).items())
+    if mine.keys() != others.keys() or any((mine[name] is None) != (other is None) for name, other in others.items()):
+        return None
+    return [(mine[name], other) for name, other in others.items() if other is not None]
+
+
 def check_parts(model: nn.Module, source: nn.Module) -> None:
     """Raise unless a network still has the parts of another: names, shapes, dtypes, and what is trained.
 
     Raises:
         ModelError: It has not; the first part that differs is named.
     """
-    before, now = _parts_of(source), _parts_of(model)
-    if before == now:
+    if _same_parts(model, source):
         return
+    before, now = _parts_of(source), _parts_of(model)
     for what in [*before, *now]:
         was, is_now = before.get(what, "not there"), now.get(what, "not there")
         if was != is_now:
@@ -109,6 +143,23 @@ def check_parts(model: nn.Module, source: nn.Module) -> None:
                 f"the model changes its own parts in training: {what} was {was} and is {is_now}; make it when the "
                 "model is built, and let it keep its shape"
             )
+
+
+def _same_parts(model: nn.Module, source: nn.Module) -> bool:
+    """Return whether networks have the same parts, without saying which ones they are."""
+    pairs = _pairs_of(model, source)
+    if pairs is None:
+        return False
+    for own, theirs in pairs:
+        for kind in ("_parameters", "_buffers"):
+            found = _children(own, theirs, of=kind)
+            if found is None or any(_facts_of(mine) != _facts_of(other) for mine, other in found):
+                return False
+    return True
+
+
+def _facts_of(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.requires_grad
 
 
 def _parts_of(model: nn.Module) -> dict[str, str]:

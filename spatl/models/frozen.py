@@ -51,11 +51,23 @@ def train_mode_(model: nn.Module) -> None:
 
     Of a network that is in training mode as a whole, a part in eval mode is taken for frozen, marked or not.
     """
-    left = {module for module in model.modules() if not module.training} if model.training else set()
-    model.train()
-    for module in model.modules():
+    modules = list(model.modules())
+    left = {module for module in modules if not module.training} if model.training else set()
+    set_mode_(model, training=True)
+    for module in modules:
         if module in left or is_frozen(module):
             module.training = False
+
+
+def set_mode_(model: nn.Module, *, training: bool) -> None:
+    """Do what `model.train(training)` does, and touch no module that is in that mode already: setting is slow."""
+    modules = list(model.modules())
+    if any(type(module).train is not nn.Module.train or "train" in module.__dict__ for module in modules):
+        model.train(training)
+        return
+    for module in modules:
+        if module.training != training:
+            module.training = training
 
 
 @contextmanager
@@ -74,12 +86,15 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 def _is_frozen_norm(module: nn.Module, *around: nn.Module) -> bool:
     """Return whether a normalisation layer's parameters are frozen; without any, those of the modules `around` it."""
     if not isinstance(module, NORMALISATION):
+        return False
+    if not around and (weight := module._parameters.get("weight")) is not None and weight.requires_grad:
         return False
     for each in (module, *around):
         trained = [parameter.requires_grad for parameter in each.parameters()]

@@ -104,12 +104,10 @@ class Aggregator:
         """
         if num_examples < 1:
             raise UpdateRejected(f"num-examples must be at least 1, got {num_examples}")
-        for _, _, terms, gradients in self._terms(update, update.values.__getitem__, num_examples):
-            for quantity in (terms, gradients):
-                if quantity.numel() and not float(quantity.abs().max()) < _LARGEST_TERM:
-                    raise UpdateRejected(
-                        f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}"
-                    )
+        trained = update.selection.num_entries(self._layout, self._layout.num_parameter_entries)
+        largest = _largest_term(update, trained, num_examples * self._unit, normalizes=self._normalizes)
+        if not largest < _LARGEST_TERM:
+            raise UpdateRejected(f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}")
         self._waiting.append((replace(update, values=torch.zeros(0)), Multiples.of(update.values), num_examples))
         kept = sum(values.num_bytes for _, values, _ in self._waiting)
         if self._updates is not None or kept > WAITING_BYTES * self._layout.num_entries:
@@ -130,11 +128,13 @@ class Aggregator:
             self._updates, self._gradients = ExactSum(self._layout.num_entries), ExactSum(controlled)
         while self._waiting:
             update, values, num_examples = self._waiting.pop(0)
-            for part, kept, terms, gradients in self._terms(update, values.of_part, num_examples):
-                self._updates.add_(positions(kept), terms, part)
+            places = update.selection.place_parts(self._layout)
+            for part, _, terms, gradients in self._terms(update, values.of_part, num_examples):
+                _, at, _ = next(places)
+                self._updates.add_(slice(None) if at is None else at, terms, part)
                 if self._is_corrected(update) and len(gradients):
                     own = slice(part.start, min(part.stop, self._layout.num_parameter_entries))
-                    self._gradients.add_(positions(kept, own), gradients, own)
+                    self._gradients.add_(slice(None) if at is None else at[: len(gradients)], gradients, own)
 
     def _terms(
         self, update: Update, values_of: Callable[[slice], Tensor], num_examples: int
@@ -241,6 +241,20 @@ class Aggregator:
         return min(1.0, examples / length / self._total_examples) if length else 0.0
 
 
+def _largest_term(update: Update, number: int, weight: float, *, normalizes: bool) -> float:
+    """The largest magnitude of what is added for an update, of whose values so many are trained; NaN where one is.
+
+    Rounding keeps the order of numbers: the largest value has the largest term.
+    """
+    largest = [0.0]
+    for own, is_trained in ((update.values[:number], True), (update.values[number:], False)):
+        if len(own):
+            most = max(map(abs, torch.stack(torch.aminmax(own)).tolist()))  # both are NaN where a value is
+            largest.append(most * weight / (update.step_weight if is_trained and normalizes else 1.0))
+            largest += [most / update.step_weight * weight] if is_trained else []
+    return math.nan if any(map(math.isnan, largest)) else max(largest)
+
+
 class PrivateAggregator(Aggregator):
     """An average that tells little of any one client: clipped updates, a fixed divisor, noise on ALL entries.
 
@@ -318,10 +332,10 @@ def channels_moved(aggregator: Aggregator) -> Tensor:
 
 
 def positions(kept: Tensor | None, own: slice | None = None) -> Tensor | slice:
-    """Which entries of a part travel, or of the beginning of it that is as long as a slice."""
+    """Which entries of a part travel, int64, or of the beginning of it that is as long as a slice."""
     if kept is None:
         return slice(None)
-    return kept if own is None else kept[: own.stop - own.start]
+    return (kept if own is None else kept[: own.stop - own.start]).nonzero().squeeze(1)
 
 
 WAITING_BYTES = 8  # for each entry: two updates that send everything

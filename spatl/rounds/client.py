@@ -215,7 +215,8 @@ def _check_finite(own: ClientRound, arrival: Evaluation, result: TrainingResult,
         ModelError: Finite images and weights make a loss that is not, before any step was taken.
         DivergedError: It diverged.
     """
-    finite = all(map(all_finite, (weights, *own.model.parameters())))
+    rest = (p for name, p in own.model.named_parameters() if name not in own.blueprint.layout.shapes)
+    finite = all(map(all_finite, (weights, *rest)))
     losses = [result.loss, *([arrival.loss] if arrival.is_known else [])]  # of no test examples there is none
     if finite and all(loss <= LARGEST_METRIC for loss in losses):
         return

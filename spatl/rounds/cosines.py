@@ -17,7 +17,9 @@ So the error of a cosine is about 1 / 64 where all send everything, and as much 
 The hash follows from the run's seed, which clients know: this measures, and defends nothing.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -34,6 +36,7 @@ from spatl.wire.update import Update
 NUMBERS: Final = 4096
 """Numbers of a sketch (m); a part of a vector is a whole number of them long."""
 _ROUNDING: Final = 1e-9  # what is left of a sum when all of it is taken away, relative
+_KEPT_PARTS: Final = 4  # of half a million entries; 2 MiB
 _DECIMALS: Final = 4  # a sketch knows fewer; so the last bits of a sum, and where they come from, do not show
 
 
@@ -55,6 +58,7 @@ class Sketches:
         self._squares: dict[int, float] = {}
         self._weights: dict[int, int] = {}
         self._selections: dict[int, Selection] = {}
+        self._drawn: list[tuple[NDArray[np.float32], list[int]]] = []  # of the vector's first parts
 
     def add(self, client: int, update: Update, num_examples: int) -> None:
         """Sketch one client's update, of which nothing else is kept.
@@ -69,7 +73,7 @@ class Sketches:
         self._sketches[client] = sketch / scale
         self._squares[client] = square / scale**2
         self._weights[client] = num_examples
-        self._selections[client] = update.selection
+        self._selections[client] = Selection(update.selection.mask)  # without what it remembers of its entries
 
     def cosines(self, energies: Tensor) -> dict[int, float | None]:
         """Return the cosine of each client's update with the sum of the others', in any order of them the same.
@@ -109,8 +113,7 @@ class Sketches:
 
         Entries 4096 in a row never meet; those of another row meet one each, shifted by a number of the row's own.
         """
-        draws = generator(self._seed, "sketch", server_round=self._round)
-        sketch, squares = np.zeros(NUMBERS), []
+        sketch, squares, draws = np.zeros(NUMBERS), list[float](), self._draws()
         for part, kept, own in update.selection.value_parts(self._layout, self._layout.num_parameter_entries):
             values = update.values[own]
             exact = values.double()
@@ -121,11 +124,22 @@ class Sketches:
                 rows.view(-1)[:length] = values
             else:
                 rows.view(-1)[:length].masked_scatter_(kept, values)
-            signs, shifts = _drawn(draws)
+            signs, shifts = next(draws)
             for row, shift in zip(rows.numpy() * signs[: len(rows)], shifts, strict=False):
                 sketch[shift:] += row[: NUMBERS - shift]
                 sketch[:shift] += row[NUMBERS - shift :]
         return torch.from_numpy(sketch), math.fsum(squares)
+
+    def _draws(self) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
+        """The signs and shifts of one part after another; those of the first parts are kept for the next update."""
+        yield from self._drawn
+        draws = generator(self._seed, "sketch", server_round=self._round)
+        for number in itertools.count():
+            found = _drawn(draws)
+            if number >= len(self._drawn):
+                if number < _KEPT_PARTS:
+                    self._drawn.append(found)
+                yield found
 
 
 def _drawn(draws: torch.Generator) -> tuple[NDArray[np.float32], list[int]]:

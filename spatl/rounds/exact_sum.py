@@ -22,11 +22,14 @@ class ExactSum:
         self._num_terms = 0
 
     def add_(self, indices: Tensor | slice, terms: Tensor, part: slice = slice(None)) -> None:
-        """Add float64 `terms` [V] at `indices` of a part, which do not repeat: int64 [V], or bool, or a slice."""
+        """Add float64 `terms` [V] at `indices` of a part, which do not repeat: int64 [V], or a slice."""
         high = torch.floor(terms * 2.0**_HIGH_BITS)
         low = torch.round((terms - high * 2.0**-_HIGH_BITS) * 2.0**_LOW_BITS)
-        self._high[part][indices] += high.to(torch.int64)
-        self._low[part][indices] += low.to(torch.int64)
+        for limb, own in ((self._high, high), (self._low, low)):
+            if isinstance(indices, Tensor):
+                limb[part].index_add_(0, indices, own.to(torch.int64))
+            else:
+                limb[part][indices] += own.to(torch.int64)
         self._num_terms += 1
         if self._num_terms % _TERMS_BETWEEN_CARRIES == 0:
             carry = self._low >> (_LOW_BITS - _HIGH_BITS)

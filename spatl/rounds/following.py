@@ -1,13 +1,15 @@
 """Following of the server: how a client gets from the versions of x_hat that it holds to the present one."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from spatl.channels.layout import EncoderLayout
+from spatl.channels.layout import EncoderLayout, Places
 from spatl.channels.selection import select_all
 from spatl.channels.vectors import all_finite
 from spatl.errors import ReferenceLost, UpdateRejected
@@ -15,6 +17,8 @@ from spatl.rounds.control import followed_control
 from spatl.rounds.offsets import change_of, check_of, encoder_of, offsets_of, only_chosen, spread_values, sum_of_offsets
 from spatl.sealed_files import StoredTensor, as_tensor
 from spatl.wire.download import Download
+
+_ARRIVALS: Final = 4  # that are kept: clients of a round may come from several versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,25 +66,69 @@ def follow(
             raise UpdateRejected("the values contain NaN or infinity")
         return _arrived(spread_values(decoded, chosen, layout), download, layout), Held({})
     base = download.base if download.base is not None else held.base
-    offsets = _start(download, held, len(places))
+    start = base if base is not None else initial
     if download.snapshot is not None:
-        offsets = download.snapshot.to(torch.int32)
-    for data in download.values:
-        sum_of_both = sum_of_offsets(offsets, offsets_of(data, places, codec))
-        if sum_of_both is None:
-            raise UpdateRejected("the changes lead out of the range of 128")
-        offsets = sum_of_both
+        encoder, offsets = _moved(download, start, download.snapshot.to(torch.int32), places, layout)
+    else:
+        before = _start(download, held)
+        encoder, offsets = _ARRIVED.moved(download, start, before, places, layout)
     control = None
     if download.derived is not None:
         control = _control(download, held, offsets, layout, fading=fading)
-    start = base if base is not None else initial
-    if download.selection is not None:
-        start = only_chosen(start, download.selection, layout)
-    encoder = _arrived(encoder_of(start, offsets, chosen, layout), download, layout)
     if control is not None and not all_finite(control):
         raise UpdateRejected("the control variates that follow contain NaN or infinity")
     kept = {version: each for version, each in held.offsets.items() if version == download.base_version}
     return encoder, Held({**kept, download.version: offsets}, base, control)
+
+
+def _moved(
+    download: Download, start: Tensor, offsets: Tensor, places: Places, layout: EncoderLayout
+) -> tuple[Tensor, Tensor]:
+    """The encoder that a download leads to from the initial one and the offsets held, and the new offsets."""
+    chosen = select_all(layout) if download.selection is None else download.selection
+    for data in download.values:
+        sum_of_both = sum_of_offsets(offsets, offsets_of(data, places, download.codec))
+        if sum_of_both is None:
+            raise UpdateRejected("the changes lead out of the range of 128")
+        offsets = sum_of_both
+    if download.selection is not None:
+        start = only_chosen(start, download.selection, layout)
+    return _arrived(encoder_of(start, offsets, chosen, layout), download, layout), offsets
+
+
+class _Arrivals:
+    """Arrivals of the last clients of this process: in a simulation, all of a round get the same changes.
+
+    Where the changes, and the tensors that they start from, are those of one of them, so is what they lead to; it is
+    shared, and nobody writes into it. Of a large encoder nothing is kept.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[object, ...], tuple[tuple[object, ...], tuple[Tensor, Tensor]]] = OrderedDict()
+
+    def moved(
+        self, download: Download, start: Tensor, before: Tensor | None, places: Places, layout: EncoderLayout
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `_moved` does; `before` is None for offsets of 0."""
+        offsets = torch.zeros(len(places), dtype=torch.int32) if before is None else before
+        if not layout.is_expanded:
+            return _moved(download, start, offsets, places, layout)
+        chosen = download.selection
+        mask = None if chosen is None else (chosen.mask.numpy().tobytes(), chosen.closed)
+        alive = download.codec, start, before  # while they are, no other has the id of one
+        values = tuple(map(bytes, download.values))
+        key = (*map(id, alive), values, download.version, download.check, layout.fingerprint, mask)
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key][1]
+        found = _moved(download, start, offsets, places, layout)
+        self._known[key] = alive, found
+        if len(self._known) > _ARRIVALS:
+            self._known.popitem(last=False)
+        return found
+
+
+_ARRIVED = _Arrivals()
 
 
 def encoder_again(
@@ -88,10 +136,10 @@ def encoder_again(
 ) -> Callable[[], Tensor] | None:
     """Return what makes the encoder that a client arrived at once more, from the offsets that it holds in any case.
 
-    None where it does not follow from these.
+    None where it does not follow from these, or is small.
     """
     offsets = held.offsets.get(download.version)
-    if not isinstance(offsets, Tensor) or download.selection is not None:
+    if not isinstance(offsets, Tensor) or download.selection is not None or layout.is_expanded:
         return None
     start = initial if held.base is None else held.base
     return partial(encoder_of, start, offsets, select_all(layout), layout)
@@ -110,11 +158,11 @@ def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLay
     return followed_control(previous, control, download.derived, fading=fading, into=control)
 
 
-def _start(download: Download, held: Held, num_values: int) -> Tensor:
-    """The offsets that a download starts from, int32 [V]."""
+def _start(download: Download, held: Held) -> Tensor | None:
+    """The offsets that a download starts from, int32 [V]; None for 0 everywhere."""
     version = download.base_version
     if version == 0:
-        return torch.zeros(num_values, dtype=torch.int32)
+        return None
     if version not in held.offsets:
         known = ", ".join(map(str, sorted(held.offsets))) or "none"
         raise ReferenceLost(f"the server's changes start from version {version}, this client holds {known}")

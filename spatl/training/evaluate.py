@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatl.data import Examples
 from spatl.models.copies import attributes_kept
-from spatl.models.frozen import keeps_statistics, modes_kept, train_mode_
+from spatl.models.frozen import keeps_statistics, modes_kept, set_mode_, train_mode_
 from spatl.tasks.task import CLASSIFICATION, Measure, Tally, Task
 from spatl.tensors.inputs import Inputs
 from spatl.training.local import autocast
@@ -58,7 +58,7 @@ def evaluate(
     loss, tally = torch.zeros((), device=examples.inputs.device), Tally(task)
     chunk = task.chunk(_CHUNK, examples.targets)
     with modes_kept(model), torch.no_grad(), autocast(examples.inputs.device, precision):
-        model.eval()
+        set_mode_(model, training=False)
         for start in range(0, len(examples), chunk):
             targets = examples.targets[start : start + chunk]
             outputs = model(examples.inputs[start : start + chunk]).float()
@@ -84,7 +84,7 @@ def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> No
     momenta = [layer.momentum for layer in layers]
     try:
         with modes_kept(model), torch.no_grad():
-            model.eval()
+            set_mode_(model, training=False)
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum = None
@@ -118,7 +118,7 @@ def forward_with_batch_statistics(
         tensors |= {name: tensor.to(own[name].dtype) for name, tensor in replaced.items()}
     batch, layers = inputs[torch.tensor([0, 0])] if len(inputs) == 1 else inputs, _moving_batch_norms(model)
     with modes_kept(model), attributes_kept(model), torch.set_grad_enabled(gradients):
-        model.eval()
+        set_mode_(model, training=False)
         for layer in layers:
             layer.training = True
         logits: Tensor = functional_call(model, tensors, (batch,))

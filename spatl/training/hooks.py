@@ -19,6 +19,7 @@ def correction_hook(control: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     differences: dict[str, Tensor] = {}
 
     def correct(parameters: Mapping[str, nn.Parameter]) -> None:
+        corrected, added = list[Tensor](), list[Tensor]()
         for name, values in control.items():
             gradient = parameters[name].grad
             if gradient is None:
@@ -32,7 +33,10 @@ def correction_hook(control: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
                 continue
             if name not in differences:
                 differences[name] = (values - own[name]).to(gradient.device, gradient.dtype)
-            gradient.add_(differences[name])
+            corrected.append(gradient)
+            added.append(differences[name])
+        if corrected:
+            torch._foreach_add_(corrected, added)
 
     return correct
 

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,12 +67,11 @@ def train_(
     if epochs is None and steps is None:
         epochs, steps = settings.local_epochs, settings.local_steps
     optimizer, step_weight = make_optimizer(settings), StepWeight.of(settings)
-    total_loss = torch.zeros((), device=examples.inputs.device)
-    finite_steps = torch.zeros((), dtype=torch.int64, device=examples.inputs.device)
-    num_examples = num_steps = 0
+    sums: list[Tensor] = []  # of each batch's losses; added up after the last step, which is one wait for the device
+    trained, num_examples = list(parameters.values()), 0
     with training_mode(model), contextlib.nullcontext() if contrast is None else contrast.watching():
         for images, labels in _stream(examples, settings, generator, epochs=epochs, steps=steps):
-            for parameter in parameters.values():
+            for parameter in trained:
                 parameter.grad = None
             with autocast(images.device, settings.precision):
                 loss = task.loss.mean(_wide(model(images), settings.precision), labels)
@@ -83,13 +83,22 @@ def train_(
                 hook(parameters)
             optimizer.step_(parameters)
             step_weight.step(settings.learning_rate)
-            total_loss += loss.detach().float() * len(labels)
-            finite_steps += total_loss.isfinite()  # never again once it is not
+            sums.append(loss.detach().float() * len(labels))
             num_examples += len(labels)
-            num_steps += 1
-    for parameter in parameters.values():
+    for parameter in trained:
         parameter.grad = None  # as large as the model, and of no use to what comes next
-    return TrainingResult(float(total_loss) / max(1, num_examples), step_weight.value, num_steps, int(finite_steps))
+    total, finite_steps = _added_up(sums)
+    return TrainingResult(total / max(1, num_examples), step_weight.value, len(sums), finite_steps)
+
+
+def _added_up(terms: Sequence[Tensor]) -> tuple[float, int]:
+    """Return the sum of float32 scalars, one after another, and how many there are before it is not finite."""
+    total, finite = np.float32(0), 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for term in torch.stack(list(terms)).cpu().numpy() if terms else ():
+            total = total + term
+            finite += bool(np.isfinite(total))  # never again once it is not
+    return float(total), finite
 
 
 def _wide(logits: Tensor, precision: str) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from spatl.training.step_weight import OptimizerName, TrainingSettings
 
@@ -23,7 +22,10 @@ class Optimizer(Protocol):
 
 
 class _SGD:
-    """PyTorch's SGD, with momentum, Nesterov's or not, and weight decay."""
+    """PyTorch's SGD, with momentum, Nesterov's or not, and weight decay; the operations of `sgd`, on lists of tensors.
+
+    Gradients are changed in place: nobody reads them after a step, and a copy would be as large as the model.
+    """
 
     def __init__(self, settings: TrainingSettings) -> None:
         self._settings = settings
@@ -31,21 +33,27 @@ class _SGD:
 
     @torch.no_grad()
     def step_(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        gradients = gradients_of(parameters)
-        buffers = [self._velocities.get(name) for name in gradients]
-        sgd(
-            [parameters[name] for name in gradients],
-            list(gradients.values()),
-            buffers,
-            lr=self._settings.learning_rate,
-            momentum=self._settings.momentum,
-            weight_decay=self._settings.weight_decay,
-            dampening=0.0,
-            nesterov=self._settings.nesterov,
-            maximize=False,
-        )
-        found = zip(gradients, buffers, strict=True)
-        self._velocities.update((name, buffer) for name, buffer in found if buffer is not None)
+        settings, found = self._settings, gradients_of(parameters)
+        if not found:
+            return
+        moved: list[Tensor] = [parameters[name] for name in found]
+        gradients = list(found.values())
+        if settings.weight_decay:
+            torch._foreach_add_(gradients, moved, alpha=settings.weight_decay)
+        directions = gradients
+        if settings.momentum:
+            started = [name for name in found if name in self._velocities]
+            if started:
+                velocities = [self._velocities[name] for name in started]
+                torch._foreach_mul_(velocities, settings.momentum)
+                torch._foreach_add_(velocities, [found[name] for name in started])
+            for name in found.keys() - self._velocities.keys():
+                self._velocities[name] = found[name].detach().clone()
+            directions = [self._velocities[name] for name in found]
+            if settings.nesterov:
+                torch._foreach_add_(gradients, directions, alpha=settings.momentum)
+                directions = gradients
+        torch._foreach_add_(moved, directions, alpha=-settings.learning_rate)
 
 
 class _Adam:

@@ -29,6 +29,7 @@ from spatl.wire.blob import (
 )
 from spatl.wire.codec import Codec
 from spatl.wire.measures import Judging
+from spatl.wire.once import DECODED
 from spatl.wire.reports import TrainReport
 from spatl.wire.statistics import Arrival
 
@@ -158,7 +159,7 @@ def unpack_update(
         told = take_section(sections, MEASURES)
         measures = judging.from_bytes(told, score=report.accuracy, most_examples=most_examples)
     arrival = None if num_arrived is None else Arrival.take(sections, num_arrived, with_accuracy=True, judging=judging)
-    values = codec.decode(take_section(sections, VALUES), layout.places(selection))
+    values = DECODED.decode(codec, take_section(sections, VALUES), layout, selection)
     check_finite(values)
     check_all_read(sections)
     return Update(server_round, base, selection, values, step_weight, bool(corrected), report, arrival, measures)

@@ -3,6 +3,7 @@
 from flwr.app import ConfigRecord, RecordDict
 
 from server.traffic import message_traffic
+from spatl.wire.blob import BLOB, RECORD
 from tests.support.flower import record_bytes
 
 
@@ -36,3 +37,25 @@ def test_the_envelope_depends_on_the_objects_and_not_on_their_length():
         ]
         assert 0 <= envelopes[1] - envelopes[0] <= 2
         assert 400 < envelopes[0] < 1200
+
+
+def test_a_blob_alone_counts_as_if_it_were_serialised():
+    """What is counted by length is what the serialised message has: names as long, which nobody knows, are counted so.
+
+    The lengths lie on either side of each at which a length, in sevens or in decimals, is written with a digit more.
+    """
+    record, blob = RECORD[::-1], BLOB[::-1]
+    assert (record, blob) != (RECORD, BLOB)
+    edges = [10**place for place in range(6)] + [1 << bits for bits in (7, 14, 21)]
+    lengths = {edge + offset for edge in edges for offset in (-1100, -700, -300, -80, -1, 0, 1, 80)}
+    for length in sorted(each for each in lengths if each >= 0):
+        known, unknown = (
+            RecordDict({names[0]: ConfigRecord({names[1]: bytes(length)})})
+            for names in ((RECORD, BLOB), (record, blob))
+        )
+        for direction in ("downlink", "uplink"):
+            counted, serialised = (
+                message_traffic(each, direction=direction, message_type="train", group_id="17")
+                for each in (known, unknown)
+            )
+            assert counted == serialised, (direction, length)

@@ -1,0 +1,84 @@
+"""States that this process has just written, so that the next message of a client need not read them again.
+
+In a simulation one process works for client after client, and each message would read, check and decode the file that
+the one before has written. What is remembered counts for as long as the file is the one that was written: another
+process, or a user who puts back an older copy, makes another file of it.
+"""
+
+import os
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from spatl.rounds.client_state import ClientState
+
+REMEMBERED_BYTES: Final = 1 << 28
+"""Bytes of the tensors of all states that are remembered; beyond that the oldest are read from their files."""
+
+_Identity = tuple[int, ...]
+
+
+class Remembered:
+    """States by the path of the file that each was written to."""
+
+    def __init__(self, num_bytes: int = REMEMBERED_BYTES) -> None:
+        self._most = num_bytes
+        self._states: OrderedDict[Path, tuple[_Identity, ClientState, int]] = OrderedDict()
+        self._num_bytes = 0
+
+    def of(self, path: Path) -> ClientState | None:
+        """The state in a file, where that is still the one that was remembered; None otherwise."""
+        found = self._states.get(path)
+        if found is None:
+            return None
+        identity, state, _ = found
+        if _identity_of(path) != identity:
+            self.forget(path)
+            return None
+        self._states.move_to_end(path)
+        return _apart(state)
+
+    def keep(self, path: Path, written: Path, state: ClientState) -> None:
+        """Remember a state by the path that its file, which was written under another name, is about to get."""
+        self.forget(path)
+        identity = _identity_of(written)
+        if identity is None:
+            return
+        num_bytes = sum(tensor.nbytes for tensor in _tensors_of(state))
+        self._states[path] = identity, _apart(state), num_bytes
+        self._num_bytes += num_bytes
+        while self._num_bytes > self._most:
+            self.forget(next(iter(self._states)))
+
+    def move(self, path: Path, to: Path) -> None:
+        """Follow a file to another name."""
+        self.forget(to)
+        if path in self._states:
+            self._states[to] = self._states.pop(path)
+
+    def forget(self, path: Path) -> None:
+        """Remember nothing of a file."""
+        if (found := self._states.pop(path, None)) is not None:
+            self._num_bytes -= found[2]
+
+
+def _apart(state: ClientState) -> ClientState:
+    """A state whose selector, which may be the user's and keep tensors, shares none with another."""
+    return replace(state, selector={name: tensor.clone() for name, tensor in state.selector.items()})
+
+
+def _tensors_of(state: ClientState) -> list[Tensor]:
+    kept = [state.control, state.pending_control, state.held.base, state.held.control]
+    kept += [*state.private.values(), *state.selector.values(), *state.own_model.values()]
+    return [each for each in (*kept, *state.held.offsets.values()) if isinstance(each, Tensor)]
+
+
+def _identity_of(path: Path) -> _Identity | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
