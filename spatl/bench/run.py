@@ -175,6 +175,7 @@ def _as_json(tuned: Tuned) -> dict[str, Any]:
         "method": tuned.label,
         "best": best.rate,
         "momentum": best.momentum,
+        "server_factor": best.server_factor,
         "learning_rate": best.learning_rate,
         "at_edge": tuned.at_edge,
         "scores": {pair.text: score for pair, score in tuned.scores.items()},

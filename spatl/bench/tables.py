@@ -166,14 +166,17 @@ def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
 
 
 def tuning_rows(tuned: Iterable[Tuned], score: Score = ACCURACY) -> list[dict[str, str]]:
-    """Return the accuracies that tuning found, or scores, a line per row and momentum, the rates across."""
+    """Return the accuracies that tuning found, a line per row, server factor and momentum, the rates across."""
     lines = []
     for each in tuned:
-        momenta = list(dict.fromkeys(pair.momentum for pair in each.scores))
-        for momentum in momenta:
-            cells = {"momentum": f"{momentum:g}"} if any(momenta) else {}
+        kinds = list(dict.fromkeys((pair.server_factor, pair.momentum) for pair in each.scores))
+        several, momenta = any(factor != 1 for factor, _ in kinds), any(momentum for _, momentum in kinds)
+        for factor, momentum in kinds:
+            cells = {"server": f"x {factor:g}"} if several else {}
+            if momenta:
+                cells["momentum"] = f"{momentum:g}"
             for pair, found in each.scores.items():
-                if pair.momentum == momentum:
+                if (pair.server_factor, pair.momentum) == (factor, momentum):
                     mark = " *" if pair == each.best else ""
                     cells[f"{pair.rate:g}"] = "stopped" if found is None else score.text(found) + mark
             lines.append({"method": each.label, **cells})
@@ -182,12 +185,14 @@ def tuning_rows(tuned: Iterable[Tuned], score: Score = ACCURACY) -> list[dict[st
 
 def tuning_note(tuned: Iterable[Tuned], score: Score = ACCURACY) -> str:
     """Describe the numbers of `tuning_rows`, as the rest of a sentence."""
-    if any(pair.momentum for each in tuned for pair in each.scores):
+    pairs = [pair for each in tuned for pair in each.scores]
+    server = "factor of the server's learning rate, " if any(pair.server_factor != 1 for pair in pairs) else ""
+    if any(pair.momentum for pair in pairs):
         return (
-            f"mean validation {score.metric} over the rounds, by momentum and learning rate (of a run without "
+            f"mean validation {score.metric} over the rounds, by {server}momentum and learning rate (of a run without "
             "momentum; with momentum m it was the rate times 1 - m)"
         )
-    return f"mean validation {score.metric} over the rounds, by learning rate"
+    return f"mean validation {score.metric} over the rounds, by {server}learning rate"
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:

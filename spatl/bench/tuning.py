@@ -1,11 +1,12 @@
-"""Tuning of learning rate and momentum for every row alike: the same grid, on validation splits, never on a test split.
+"""Tuning of learning rates and momentum for every row alike: one grid, on validation splits, never on a test split.
 
 The score of a pair is the validation accuracy averaged over all rounds, the area under its curve: what a benchmark of
 costs rewards is to be accurate early, and a single last round is noise. Of other tasks it is the first metric.
 
 After many steps along one gradient, SGD with momentum m moves 1 / (1 - m) as far per step as without. A pair with
 momentum therefore runs at the grid's learning rate times 1 - m: the grid covers the same effective steps with every
-momentum, and one that is wide enough for plain SGD is wide enough for all.
+momentum, and one that is wide enough for plain SGD is wide enough for all. The server's learning rate is a multiple of
+the row's own, since a method with an optimizer on the server has one of another size.
 """
 
 import logging
@@ -32,10 +33,12 @@ class Pair:
     Attributes:
         rate: A value of `bench.learning_rates`: the learning rate without momentum.
         momentum: A value of `bench.momenta`.
+        server_factor: A value of `bench.server_factors`: what the row's own `server.learning_rate` is multiplied by.
     """
 
     rate: float
     momentum: float = 0.0
+    server_factor: float = 1.0
 
     @property
     def learning_rate(self) -> float:
@@ -44,8 +47,9 @@ class Pair:
 
     @property
     def text(self) -> str:
-        """Name of the pair; the rate alone where there is no momentum."""
-        return f"{self.rate:g}, momentum {self.momentum:g}" if self.momentum else f"{self.rate:g}"
+        """Name of the point; the rate alone where there is no momentum, and the server's learning rate is the row's."""
+        momentum = f", momentum {self.momentum:g}" if self.momentum else ""
+        return f"{self.rate:g}{momentum}" + (f", server x {self.server_factor:g}" if self.server_factor != 1 else "")
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,22 @@ class Tuned:
     best: Pair
 
     @property
-    def at_edge(self) -> bool:
-        """Return whether the best rate lies at the edge of the grid, so that a better one may lie beyond."""
+    def edges(self) -> tuple[str, ...]:
+        """Return the settings of the grid at whose edge the best lies, so that a better one may lie beyond.
+
+        Of the server's factors only where there are three or more: two have nothing between them.
+        """
         rates = [pair.rate for pair in self.scores]
-        return self.best.rate in (min(rates), max(rates))
+        factors = {pair.server_factor for pair in self.scores}
+        found = ["bench.learning_rates"] if self.best.rate in (min(rates), max(rates)) else []
+        if len(factors) > 2 and self.best.server_factor in (min(factors), max(factors)):
+            found.append("bench.server_factors")
+        return tuple(found)
+
+    @property
+    def at_edge(self) -> bool:
+        """Return whether the best lies at an edge of the grid."""
+        return bool(self.edges)
 
 
 def tuning_jobs(plan: Plan, directory: Path) -> list[Job]:
@@ -75,11 +91,10 @@ def tuning_jobs(plan: Plan, directory: Path) -> list[Job]:
     rounds = {} if bench.tune_rounds is None else {"rounds": bench.tune_rounds}
     jobs = []
     for row in plan.rows:
-        for pair in _grid(plan):
+        for pair in _grid(plan, row):
             for seed in bench.tune_seeds:
-                config = row.config(
-                    seed, training=_settings(pair), report={"split": "validation", "compare_alone": False}, **rounds
-                )
+                report = {"split": "validation", "compare_alone": False}
+                config = row.config(seed, **_settings(pair, row, seed), report=report, **rounds)
                 path = _directory(directory, row.label, pair, seed)
                 jobs.append(Job(f"{row.label}, learning rate {pair.text}, seed {seed}", path, config.to_json()))
     return jobs
@@ -101,7 +116,7 @@ def tuned_rows(plan: Plan, directory: Path) -> list[Tuned]:
     """
     found, score = [], score_of(plan.first)
     for row in plan.rows:
-        scores = {pair: _score(directory, row.label, pair, plan.bench.tune_seeds) for pair in _grid(plan)}
+        scores = {pair: _score(directory, row.label, pair, plan.bench.tune_seeds) for pair in _grid(plan, row)}
         usable = {pair: score for pair, score in scores.items() if score is not None}
         if not usable:
             raise SpatlError(
@@ -113,20 +128,33 @@ def tuned_rows(plan: Plan, directory: Path) -> list[Tuned]:
 
 
 def with_tuned(plan: Plan, tuned: list[Tuned]) -> Plan:
-    """Return the plan with every row at its best learning rate and momentum."""
-    best = {each.label: each.best for each in tuned}
-    rows = (Row(row.label, merged(row.values, {"training": _settings(best[row.label])})) for row in plan.rows)
+    """Return the plan with every row at its best learning rates and momentum."""
+    best, seed = {each.label: each.best for each in tuned}, plan.bench.seeds[0]
+    rows = (Row(row.label, merged(row.values, _settings(best[row.label], row, seed))) for row in plan.rows)
     return Plan(tuple(rows), plan.bench)
 
 
-def _grid(plan: Plan) -> list[Pair]:
-    return [Pair(rate, momentum) for momentum in plan.bench.momenta for rate in plan.bench.learning_rates]
+def _grid(plan: Plan, row: Row) -> list[Pair]:
+    """Return the points that a row meets; of equal ones the first is the best."""
+    bench = plan.bench
+    alone = row.config(bench.seeds[0]).row.shares == "nothing"
+    factors = bench.server_factors[:1] if alone else bench.server_factors
+    return [
+        Pair(rate, momentum, factor)
+        for factor in factors
+        for momentum in bench.momenta
+        for rate in bench.learning_rates
+    ]
 
 
-def _settings(pair: Pair) -> dict[str, Any]:
-    """Return the training settings of a pair: without momentum there is none of Nesterov's either."""
-    settings = {"learning_rate": pair.learning_rate, "momentum": pair.momentum}
-    return settings if pair.momentum else {**settings, "nesterov": False}
+def _settings(pair: Pair, row: Row, seed: int) -> dict[str, Any]:
+    """Return the settings of a point for a row: without momentum there is none of Nesterov's either."""
+    training = {"learning_rate": pair.learning_rate, "momentum": pair.momentum}
+    settings: dict[str, Any] = {"training": training if pair.momentum else {**training, "nesterov": False}}
+    if pair.server_factor != 1:
+        rate = row.config(seed).server.learning_rate * pair.server_factor
+        settings["server"] = {"learning_rate": float(f"{rate:.12g}")}
+    return settings
 
 
 def _score(directory: Path, label: str, pair: Pair, seeds: tuple[int, ...]) -> float | None:
@@ -143,4 +171,5 @@ def _score(directory: Path, label: str, pair: Pair, seeds: tuple[int, ...]) -> f
 
 def _directory(directory: Path, label: str, pair: Pair, seed: int) -> Path:
     momentum = f"-momentum-{pair.momentum:g}" if pair.momentum else ""
-    return directory / "tuning" / label / f"learning-rate-{pair.rate:g}{momentum}" / f"seed-{seed}"
+    server = f"-server-{pair.server_factor:g}" if pair.server_factor != 1 else ""
+    return directory / "tuning" / label / f"learning-rate-{pair.rate:g}{momentum}{server}" / f"seed-{seed}"

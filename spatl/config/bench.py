@@ -48,6 +48,9 @@ class BenchConfig(Section):
     momenta: tuple[Momentum, ...] = (0.0,)
     """`--tune` compares every learning rate with each, for every row, whatever momentum a row has of its own. With
     momentum m a run takes the grid's rate times 1 - m, so that its steps add up to the same length whatever m is."""
+    server_factors: tuple[Positive, ...] = (1.0,)
+    """`--tune` compares every pair of those with multiples of a row's own `server.learning_rate`, whose size depends
+    on the method. What trains alone has no server, and meets the first of them only."""
     tune_seeds: tuple[Annotated[int, Field(ge=0)], ...] = (101,)
     """Seeds of the runs that `--tune` compares, on their validation splits."""
     tune_rounds: Count | None = None
@@ -55,4 +58,6 @@ class BenchConfig(Section):
     ablations: AblationsConfig = AblationsConfig()
     """Which rows tell what one idea of a method is worth."""
 
-    _distinct = field_validator("seeds", "targets", "learning_rates", "momenta", "tune_seeds")(some_and_distinct)
+    _distinct = field_validator("seeds", "targets", "learning_rates", "momenta", "server_factors", "tune_seeds")(
+        some_and_distinct
+    )

@@ -122,10 +122,10 @@ class BenchProgress:
         self._console.print(f"Learning rates: {tuning_note(tuned, self._score)}", highlight=False, soft_wrap=True)
         print_table(self._console, _table(rows))
         for each in tuned:
-            if each.at_edge:
+            for edge in each.edges:
                 self._console.print(
-                    f"warning: the best learning rate of {each.label}, {each.best.rate:g}, is at the edge of the grid; "
-                    "widen bench.learning_rates",
+                    f"warning: the best learning rate of {each.label}, {each.best.text}, is at the edge of the grid; "
+                    f"widen {edge}",
                     highlight=False, soft_wrap=True,
                 )  # fmt: skip
 

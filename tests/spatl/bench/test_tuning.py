@@ -133,6 +133,39 @@ def test_the_table_has_a_line_per_momentum_and_marks_one_pair():
     assert tuning_note([plain]) == "mean validation accuracy over the rounds, by learning rate"
 
 
+def test_every_row_meets_multiples_of_its_own_server_learning_rate_and_is_run_at_the_best(plan_of, tmp_path):
+    """FedAdam's own is 0.03, FedAvg's 1, of 4 in the config; what trains alone has no server."""
+    own = "methods: {fedadam: {}, fedavg: {server: {learning_rate: 4.0}}, local: {}}"
+    plan = plan_of(f"learning_rates: [0.1, 0.2], server_factors: [1.0, 0.5, 2.0], {own}")
+    jobs = tuning_jobs(plan, tmp_path)
+    configs = [config_from_json(job.config_json) for job in jobs]
+    found = {row.label: [c.server.learning_rate for c in configs if c.method == row.label] for row in plan.rows}
+    assert found == {
+        "fedadam": [0.03, 0.03, 0.015, 0.015, 0.06, 0.06], "fedavg": [4, 4, 2, 2, 8, 8], "local": [1, 1]
+    }  # fmt: skip
+    assert len({job.directory for job in jobs}) == len({job.name for job in jobs}) == 14
+    assert jobs[4].name == "fedadam, learning rate 0.1, server x 2, seed 101"
+    best = {"fedadam": Pair(0.2, 0, 2.0), "fedavg": Pair(0.1), "local": Pair(0.2)}
+    tuned = with_tuned(plan, [Tuned(label, {pair: 1.0}, pair) for label, pair in best.items()])
+    assert [row.config(1).server.learning_rate for row in tuned.rows] == [0.06, 4, 1]
+    assert [row.config(1).training.learning_rate for row in tuned.rows] == [0.2, 0.1, 0.2]
+
+
+def test_of_three_server_factors_the_outer_ones_are_edges_and_the_table_has_a_line_for_each():
+    scores = {Pair(rate, server_factor=factor): 0.5 + rate for factor in (0.5, 1.0, 2.0) for rate in (0.1, 0.2, 0.4)}
+    assert Tuned("fedavg", scores, Pair(0.2)).edges == ()
+    assert Tuned("fedavg", scores, Pair(0.2, 0, 2.0)).edges == ("bench.server_factors",)
+    assert Tuned("fedavg", scores, Pair(0.4, 0, 0.5)).edges == ("bench.learning_rates", "bench.server_factors")
+    two = {pair: 0.5 for pair in scores if pair.server_factor < 2}
+    assert Tuned("fedavg", two, Pair(0.2, 0, 0.5)).edges == ()
+    best = Tuned("fedavg", two, Pair(0.2, 0, 0.5))
+    assert tuning_rows([best]) == [
+        {"method": "fedavg", "server": "x 0.5", "0.1": "50.0 %", "0.2": "50.0 % *", "0.4": "50.0 %"},
+        {"method": "fedavg", "server": "x 1", "0.1": "50.0 %", "0.2": "50.0 %", "0.4": "50.0 %"},
+    ]
+    assert "by factor of the server's learning rate, learning rate" in tuning_note([best])
+
+
 @pytest.mark.slow
 def test_tuning_comes_first_and_its_choice_is_run_and_reported(tuning_plan, tmp_path):
     stages, ended, found = [], [], []
