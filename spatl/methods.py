@@ -229,7 +229,7 @@ METHODS: dict[str, Method] = {
     ),
     "eden": _yardstick("EDEN, one bit", "Vargaftik et al., ICML 2022, arXiv 2108.08842", "eden"),
     "signsgd": _yardstick("EF-SignSGD", "Karimireddy et al., ICML 2019, arXiv 1901.09847", "signsgd"),
-    "powersgd": _yardstick("PowerSGD, rank 2", "Vogels et al., NeurIPS 2019, arXiv 1905.13727", "powersgd"),
+    "powersgd": _yardstick("PowerSGD", "Vogels et al., NeurIPS 2019, arXiv 1905.13727", "powersgd"),
     "fedpaq": _yardstick("FedPAQ", "Reisizadeh et al., AISTATS 2020, arXiv 1909.13014", "qsgd"),
     "fedavg-adaptive": Method(
         title="FedAvg with SPATL's codec", source="FedAvg with this product's codec", shares="all",
