@@ -61,6 +61,16 @@ def test_a_codec_that_does_not_feed_back_keeps_nothing(tmp_path, method):
 
 
 @pytest.mark.slow
+def test_a_codec_of_ones_own_is_fed_back_if_it_says_so(tmp_path):
+    """Half precision loses at most 2^-11 of a value, and 2^-25 of a very small one; an update here is below 1."""
+    own = "tests.support.users_parts:FedBack"
+    run_tiny(tiny_config(method="fedavg", rounds=2, wire={"uplink": own}), tmp_path)
+    feedback = state_of(tmp_path, 0).pending_feedback
+    assert feedback is not None
+    assert 0 < float(feedback.residual.abs().max()) <= 2**-11
+
+
+@pytest.mark.slow
 def test_a_clipped_update_is_acknowledged_where_there_is_no_control_variate(tmp_path, strategies):
     """What it lost of itself counts as well, though the server scaled it down."""
     config = tiny_config(method="signsgd", rounds=3, server={"clip": 1e-3, "norm_bound": None})

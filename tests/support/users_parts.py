@@ -214,6 +214,16 @@ class Silent(Halves):
     relative = None  # type: ignore[assignment]  # what is refused
 
 
+class FedBack(Halves):
+    """What it loses of an update goes into the next."""
+
+    feeds_back = True
+
+
+class Unsure(Halves):
+    feeds_back = None  # type: ignore[assignment]  # what is refused
+
+
 class TooLong(Halves):
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         return num_values

@@ -86,6 +86,7 @@ def test_what_travels_is_as_short_as_the_codec_writes_it(tmp_path: Path) -> None
         ("Sizeless", "cannot be made without arguments: TypeError"),
         ("Unfinished", "cannot be made without arguments: TypeError: Can't instantiate abstract class Unfinished"),
         ("Silent", "must say relative = True or relative = False, got None"),
+        ("Unsure", "must say feeds_back = True or feeds_back = False, got None"),
         ("TooLong", r"wrote \d+ bytes of \d+ values of \d+ channels, at most \d+ are allowed: its num_bytes must"),
         ("Negative", "num_bytes must return a whole number from 0, got -1"),
         ("Text", "must encode to bytes, got str"),
