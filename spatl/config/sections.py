@@ -339,6 +339,9 @@ class WireConfig(Section):
     """A row of `spatl show codecs`, or `package.module:Codec`."""
     downlink: str = "float32"
     """A row of `spatl show codecs`, or `package.module:Codec`."""
+    rounding: Literal["auto", "towards-zero", "at-random"] = "auto"
+    """How `adaptive` rounds a client's update: towards zero, which takes half the bytes; or at random, so that it is
+    right on average. `auto` does that under privacy settings alone."""
 
     @field_validator("uplink", "downlink")
     @classmethod

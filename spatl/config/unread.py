@@ -314,7 +314,13 @@ RULES: Final[tuple[_Rule, ...]] = (
         "server.max_weight",
         "privacy.noise_multiplier", "privacy.clip", "privacy.delta",
         "wire.target_ratio", "wire.uplink", "wire.downlink",
+        "wire.rounding",
         fact=lambda row: row.shares != "nothing", lacks="shares nothing",
+    ),
+    _Rule(
+        ("wire.rounding",),
+        lambda run: run.config.wire.uplink == "adaptive",
+        lambda run: f"wire.uplink is {run.config.wire.uplink}, not adaptive",
     ),
     _Rule(
         ("server_optimizer.momentum",),

@@ -290,7 +290,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
         parameters=list(split.encoder_parameters(model)),
         statistics=list(split.encoder_statistics(model)) if shared else [],
     )
-    layout, codecs = trace.layout, wire_codecs(config.wire.uplink, config.wire.downlink)
+    layout = trace.layout
+    codecs = wire_codecs(config.wire.uplink, config.wire.downlink, unbiased=config.rounds_at_random)
 
     def bytes_of_update(num_values: int, num_channels: int) -> int:
         told = 0 if blueprint.num_arrived is None else arrival_bytes(blueprint.num_arrived)

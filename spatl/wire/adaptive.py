@@ -13,7 +13,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from spatl.errors import UpdateRejected
 from spatl.wire.codec import Codec
 from spatl.wire.entropy import LARGEST_INTEGER, Symbols, decode_symbols, encode_symbols
 
+_Label = TypeVar("_Label", np.uint8, np.bool_)
+
 _STEP: Final = struct.Struct("<f")
 _LARGEST_STEP: Final = 2.0**60
 _LARGEST_SCALE: Final = 2.0**48
@@ -35,33 +37,56 @@ _LOWEST_OCTAVE: Final = -6
 _FINEST: Final = 0.125  # root mean squares, from which on the steps of a grid go
 _OCTAVES: Final = 14
 _GRID: Final = 8  # steps to an octave
-NEAREST_STEP: Final = 2.0
+_ZONE: Final = 0.35
+"""What is added to a magnitude in steps before its fraction is cut off: below 0.65 steps it becomes 0."""
+_LARGEST_GAIN: Final = 2.0
+_LEAST_KEPT: Final = 0.15
+"""A tensor of whose squares rounding towards zero would keep less is rounded at random; by measurement."""
+CHANGE_STEP: Final = 2.0
+"""The step of a change of the encoder, in root mean squares of the values, where no length is given; by measurement."""
+ZONE_STEP: Final = 2.5
+"""The step of an update that is rounded towards zero; likewise."""
 UNIT_BITS: Final = 24
 """Steps for `encode_multiples` are powers of two from 2^-24, so that sums of what was decoded are exact."""
 STEP: Final = 3.0
-"""The step of an update, in root mean squares of the values, where no length is given; by measurement."""
+"""The step of an update that is rounded at random; likewise."""
 
 
 class Adaptive(Codec):
-    """One step for all values, three times their root mean square or as fine as the bytes allow, entropy-coded."""
+    """One step for all values, some times their root mean square or as fine as the bytes allow, entropy-coded.
+
+    Args:
+        at_random: Whether values are rounded up or down at random, so that the mean is the value, and not towards zero.
+    """
 
     name = "adaptive"
     number = 8
     relative = True
     sums = True
 
+    def __init__(self, *, at_random: bool = False) -> None:
+        self._at_random = at_random
+
+    def unbiased(self) -> "Adaptive":
+        """Return the same codec with rounding at random."""
+        return Adaptive(at_random=True)
+
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
-        """About a bit and a half for each value."""
+        """About a bit and a half for each value: what rounding at random takes."""
         return planned_bytes(num_values)
 
     def encode(
         self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
     ) -> bytes:
-        """Round up or down at random, and encode the integers."""
+        """Round towards zero, or up or down at random, and encode the integers."""
+        towards_zero = not self._at_random
         if max_bytes is not None:
-            return encode_within(values, places, max_bytes=max_bytes, generator=generator)
-        step = STEP * root_mean_square(values)
-        return encode_rounded(values, places, step=step, generator=generator)
+            return encode_within(values, places, max_bytes=max_bytes, generator=generator, towards_zero=towards_zero)
+        scale = root_mean_square(values)
+        data = None
+        if towards_zero:
+            data = encode_towards_zero(values, places, step=ZONE_STEP * scale, generator=generator)
+        return data or encode_rounded(values, places, step=STEP * scale, generator=generator)
 
     def decode(self, data: memoryview, places: Places) -> Tensor:
         """Read the integers, times the step."""
@@ -70,8 +95,8 @@ class Adaptive(Codec):
     def encode_change(
         self, difference: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
     ) -> bytes:
-        """Round to the nearest multiple of a power of two, so that what is decoded is a whole number of 2^-24."""
-        return encode_nearest(difference, places, max_bytes=max_bytes)
+        """Round towards zero to multiples of a power of two: what is decoded is a whole number of 2^-24."""
+        return encode_change(difference, places, max_bytes=max_bytes)
 
     def encode_sum(self, offsets: NDArray[np.int64], places: Places) -> bytes | None:
         """Encode the sum exactly, where its integers are not too large."""
@@ -90,31 +115,60 @@ def encode_rounded(values: Tensor, places: Places, *, step: float, generator: to
     return _encode(values, places, step, lambda part: _uniform(part.stop - part.start, generator))
 
 
-def encode_within(values: Tensor, places: Places, *, max_bytes: int, generator: torch.Generator) -> bytes:
+def encode_towards_zero(values: Tensor, places: Places, *, step: float, generator: torch.Generator) -> bytes | None:
+    """Round v to q = sign(v) floor(|v| / step + 0.35) and encode q, times a step that is written longer.
+
+    The step that is written is <v, v> / <v, q>: what is decoded has v's own part along v, whatever became 0. Tensors of
+    whose squares less than 0.15 would be left with a step of 2.5 root mean squares are left out of that, and rounded to
+    whole steps at random: they would never move otherwise.
+
+    Args:
+        values: float32 [V]; what is not finite makes bytes that the receiver refuses.
+        places: Where the values belong.
+        step: Greater than 0.
+        generator: The source of the rounding at random.
+
+    Returns:
+        The bytes; None where the step would have to be more than twice as long, because hardly a value is as large as a
+        step: of values that are all alike, all would be 0.
+    """
+    return _towards_zero(values, places, step, lambda part: _uniform(part.stop - part.start, generator))
+
+
+def encode_within(
+    values: Tensor, places: Places, *, max_bytes: int, generator: torch.Generator, towards_zero: bool = False
+) -> bytes:
     """Do what `encode_rounded` does with the finest step whose bytes are at most `max_bytes`.
 
-    A budget that even the coarsest step exceeds is exceeded: by then hardly a value is left.
+    Or what `encode_towards_zero` does, if there is such a step for it. A budget that even the coarsest step exceeds is
+    exceeded: by then hardly a value is left.
     """
-    uniform = _uniform(len(values), generator)
     scale = root_mean_square(values)
     steps = [scale * _FINEST * 2 ** (place / _GRID) for place in range(round(_GRID * _OCTAVES))]
+    uniform = _uniform(len(values), generator)
+    if towards_zero:
+        data = _finest(steps, max_bytes, lambda step: _towards_zero(values, places, step, uniform.__getitem__) or b"")
+        if data:
+            return data
     return _finest(steps, max_bytes, lambda step: _encode(values, places, step, uniform.__getitem__))
 
 
-def encode_nearest(values: Tensor, places: Places, *, max_bytes: int | None = None) -> bytes:
-    """Round values to the nearest multiples of a power of two and encode them.
+def encode_change(values: Tensor, places: Places, *, max_bytes: int | None = None) -> bytes:
+    """Round values towards zero to multiples of a power of two and encode them.
 
-    Not at random, because what this loses of a change goes into the next one. The step is about twice the root mean
-    square of the values, or the finest whose bytes are at most `max_bytes`.
+    Neither at random nor with a step that makes up for it, because what this loses of a change goes into the next one.
+    The step is about twice the root mean square of the values, or the finest whose bytes are at most `max_bytes`.
     """
-    half = np.float32(0.5)
 
     def encode(step: float) -> bytes:
-        return _encode(values, places, step, lambda _: half)
+        exact = values.detach().to("cpu", torch.float32).numpy()
+        if not all_finite(torch.from_numpy(exact)):
+            return _refused(places)
+        return _encode_integers((_cut(exact[part], step) for part in parts_of(len(exact))), places, step)
 
     scale = root_mean_square(values)
     if max_bytes is None:
-        return encode(_power_of_two(NEAREST_STEP * scale))
+        return encode(_power_of_two(CHANGE_STEP * scale))
     finest = _power_of_two(_FINEST * scale)
     return _finest([math.ldexp(finest, place) for place in range(_OCTAVES)], max_bytes, encode)
 
@@ -210,6 +264,39 @@ def _rounded(exact: NDArray[np.float32], step: float, uniform: NDArray[np.float3
     return integers
 
 
+def _towards_zero(
+    values: Tensor, places: Places, step: float, uniform: Callable[[slice], NDArray[np.float32]]
+) -> bytes | None:
+    """Do what `encode_towards_zero` does, with random numbers for some values at a time."""
+    exact, runs = values.detach().to("cpu", torch.float32).numpy(), _Runs.of(places)
+    if not all_finite(torch.from_numpy(exact)):
+        return _refused(places)
+    energy, kept = runs.energies(exact, step)
+    usual = ZONE_STEP * root_mean_square(values)
+    at_random = usual * (kept if usual == step else runs.energies(exact, usual)[1]) < _LEAST_KEPT * energy
+    cut_energy, cut_kept = float(energy[~at_random].sum()), float(kept[~at_random].sum())
+    if cut_energy > _LARGEST_GAIN * step * cut_kept or (cut_kept == 0 and bool(at_random.any())):
+        return None
+    written = cut_energy / cut_kept if cut_kept else step
+    chosen = runs.spread(at_random)
+
+    def rounded(part: slice) -> NDArray[np.int32]:
+        integers, own = _cut(exact[part], step), chosen[part]
+        if own.any():
+            integers[own] = _rounded(exact[part][own], written, uniform(part)[own])
+        return integers
+
+    return _encode_integers(map(rounded, parts_of(len(exact))), places, written)
+
+
+def _cut(exact: NDArray[np.float32], step: float) -> NDArray[np.int32]:
+    """Values in whole steps, rounded towards zero but for 0.35 of a step."""
+    magnitudes = np.floor(np.abs(exact) / np.float32(step) + np.float32(_ZONE))
+    np.minimum(magnitudes, np.float32(LARGEST_INTEGER), out=magnitudes)
+    integers: NDArray[np.int32] = np.copysign(magnitudes, exact).astype(np.int32)
+    return integers
+
+
 def _refused(places: Places) -> bytes:
     """Return bytes that a receiver refuses."""
     return _STEP.pack(math.nan) + bytes((len(_Runs.of(places).present) + 1) // 2)
@@ -255,17 +342,32 @@ class _Runs:
         """float64 [T], the mean magnitude of each tensor's integers."""
         sums = np.zeros(len(self.begins), dtype=np.int64)
         for part, values in integers.parts():
-            first = np.searchsorted(self.begins, part.start, side="right") - 1
-            last = np.searchsorted(self.begins, part.stop, side="left")
-            begins = (self.begins[first:last] - part.start).clip(0)
-            sums[first:last] += np.add.reduceat(np.abs(values), begins, dtype=np.int64)
-        totals, counts = (
-            np.bincount(self.ranks, weights=each, minlength=len(self.present)) for each in (sums, self.lengths)
-        )
-        return totals / counts
+            self._add_(sums, part, np.abs(values))
+        return self._of_tensors(sums) / self._of_tensors(self.lengths)
 
-    def spread(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """uint8 [V], to each value the class, of uint8 [T], of its tensor."""
+    def energies(self, exact: NDArray[np.float32], step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """float64 [T] each: by tensor <v, v>, and <v, q> of what rounding towards zero leaves in whole steps."""
+        both = np.zeros((2, len(self.begins)), dtype=np.float64)
+        for part in parts_of(len(exact)):
+            own = exact[part].astype(np.float64)
+            self._add_(both[0], part, own * own)
+            self._add_(both[1], part, own * _cut(exact[part], step))
+        return self._of_tensors(both[0]), self._of_tensors(both[1])
+
+    def _add_(self, sums: NDArray[Any], part: slice, values: NDArray[Any]) -> None:
+        """Add some of the values to the sums of their runs."""
+        first = np.searchsorted(self.begins, part.start, side="right") - 1
+        last = np.searchsorted(self.begins, part.stop, side="left")
+        begins = (self.begins[first:last] - part.start).clip(0)
+        sums[first:last] += np.add.reduceat(values, begins, dtype=sums.dtype)
+
+    def _of_tensors(self, sums: NDArray[Any]) -> NDArray[np.float64]:
+        """float64 [T], by tensor the sum over its runs."""
+        totals: NDArray[np.float64] = np.bincount(self.ranks, weights=sums, minlength=len(self.present)).astype(float)
+        return totals
+
+    def spread(self, classes: NDArray[_Label]) -> NDArray[_Label]:
+        """[V], to each value the class, of [T], of its tensor."""
         return classes[self.ranks].repeat(self.lengths)
 
 

@@ -98,6 +98,10 @@ class Codec(ABC):
         """Encode x - x_hat for all clients; arguments as of `encode`. For codecs that are relative."""
         return self.encode(difference, places, generator=generator)
 
+    def unbiased(self) -> "Codec":
+        """Return the codec with rounding that is right on average: another object, for one that can choose."""
+        return self
+
     def encode_sum(self, offsets: NDArray[np.int64], places: Places) -> bytes | None:
         """Encode a sum of decoded changes, in units of 2^-24, exactly as one; None for a codec that cannot."""
         return None
