@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
@@ -135,8 +135,7 @@ def register(message: Message, context: Context) -> Message:
         elif from_outside(error):  # the server's log is to have the traceback
             raise
         answer = RegistrationAnswer(client, refused=without_places(context, str(error)))
-    numbers, fields = MetricRecord(dict(answer.numbers())), ConfigRecord(dict(answer.fields()))
-    return Message(RecordDict({"metrics": numbers, RECORD: fields}), reply_to=message)
+    return Message(RecordDict({RECORD: ConfigRecord(dict(answer.fields()))}), reply_to=message)
 
 
 def _registration(message: Message, context: Context, client: int) -> RegistrationAnswer:

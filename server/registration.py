@@ -296,8 +296,8 @@ class Registrar:
                 refused.add_note(found)
             raise refused
         try:
-            numbers, fields = reply.content.metric_records["metrics"], reply.content.config_records[RECORD]
-            client = RegistrationAnswer.client_of(numbers, fields)
+            fields = reply.content.config_records[RECORD]
+            client = RegistrationAnswer.client_of(fields)
         except KeyError as error:
             raise SpatlError(f"a client's registration lacks {error}") from error
         except UpdateRejected as error:
@@ -313,7 +313,7 @@ class Registrar:
         if client in others:
             raise ConfigError(f"two nodes say that they hold partition {client}; give each its own partition-id")
         try:
-            answer = RegistrationAnswer.of_fields(client, numbers, fields)
+            answer = RegistrationAnswer.of_fields(client, fields)
         except UpdateRejected as error:
             raise SpatlError(f"client {client} {error}") from error
         if answer.refused is not None:

@@ -1,9 +1,9 @@
 """Blob of a message: a header, a table of sections, the sections and a digest, checked before anything of it is used.
 
-All of it is little-endian; `docs/wire-format.md` has every byte. Both kinds of blob begin alike: magic, version of the
-format, kind, codec, round, the layout's fingerprint (so that both sides mean the same entries by the same positions). A
+All of it is little-endian; `docs/wire-format.md` has every byte. All kinds of blob begin alike: magic, version of the
+format, kind, codec, the layout's fingerprint (so that both sides mean the same entries by the same positions), round. A
 download (the server's) goes on with the version of the encoder it leads to and the one it starts from; an update (a
-client's) with the version it was computed from.
+client's) with the version it was computed from. Numbers take as few bytes as they need (`spatl.wire.varints`).
 
 The last 8 bytes are a digest of all before them. Checksums of TCP and of disks let one alteration in some tens of
 thousands pass, and TLS ends at a proxy or is switched off; 2^-64 lets none pass in the life of any federation. It is no
@@ -23,6 +23,7 @@ from spatl.channels.selection import Selection, unpack_bitmap
 from spatl.channels.vectors import all_finite
 from spatl.errors import UpdateRejected
 from spatl.wire.codec import Codec
+from spatl.wire.varints import read_varint, varint
 
 CLIENT_REFUSED: Final = 100  # error codes of a client's reply, beyond Flower's own
 
@@ -53,7 +54,7 @@ RECORD_BYTES: Final = 190
 """What Flower's records add to a blob, at most."""
 
 MAGIC: Final = b"SPTL"
-VERSION: Final = 4
+VERSION: Final = 5
 """The version of the format."""
 CHECK_BYTES: Final = 8
 """The length of the check value by which a client knows that it arrived at the server's encoder."""
@@ -61,13 +62,12 @@ CHECK_BYTES: Final = 8
 DIGEST_BYTES: Final = 8
 """The length of the digest that a blob ends with, BLAKE2b of all bytes before it."""
 
-# What every blob begins with, what an update or a download goes on with, a line of the table of sections, and a length.
-HEADER = struct.Struct("<4sBBBBI8sQ")
-DOWNLOAD_HEADER = struct.Struct(f"<III{CHECK_BYTES}s")
-UPDATE_HEADER = struct.Struct("<IdB")
-GATHERED_HEADER = struct.Struct("<I")
-SECTION = struct.Struct("<BQ")
-LENGTH = struct.Struct("<I")
+_HEADER: Final = struct.Struct("<4sBBBB4s")
+"""What every blob begins with, before the round."""
+_FINGERPRINT_BYTES: Final = 4  # of 8: registration has compared all of them, and no digest is right by accident
+_LARGEST_NUMBER: Final = 2**32 - 1
+"""Of rounds and versions."""
+_NUMBER_BYTES: Final = 5  # the most of such a number
 
 DOWNLOAD, UPDATE, GATHERED, FINDINGS = 1, 2, 3, 4
 """The kinds of blob."""
@@ -101,7 +101,7 @@ def section_bytes(blob: bytes) -> dict[str, int]:
     Raises:
         UpdateRejected: The blob is damaged.
     """
-    _, _, sections = open_sections(blob)
+    _, sections = open_sections(blob)
     lengths = dict.fromkeys(_COUNTED, 0)
     for kind, data in sections.items():
         if SECTION_NAMES[kind] in lengths:
@@ -111,52 +111,80 @@ def section_bytes(blob: bytes) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Header:
-    """Header of a blob, as it stands before the kind's own."""
+    """Header of a blob: what all kinds have, and the kind's own.
 
-    magic: bytes
-    version: int
+    Attributes:
+        kind: The kind of blob.
+        codec: The number of the codec that its values are written with.
+        fingerprint: The first bytes of the layout's.
+        server_round: The round.
+        numbers: Whole numbers of the kind's own.
+        rest: Bytes of the kind's own behind them.
+    """
+
     kind: int
     codec: int
-    num_sections: int
-    server_round: int
     fingerprint: bytes
-    payload_bytes: int
+    server_round: int
+    numbers: tuple[int, ...]
+    rest: memoryview
 
 
-_OWN_HEADERS = {
-    DOWNLOAD: DOWNLOAD_HEADER, UPDATE: UPDATE_HEADER, GATHERED: GATHERED_HEADER, FINDINGS: GATHERED_HEADER,
+@dataclass(frozen=True)
+class _OwnHeader:
+    """What a kind of blob has of its own in its header: so many whole numbers, and so many bytes behind them."""
+
+    num_numbers: int
+    num_bytes: int = 0
+
+
+_OWN_HEADERS: Final = {
+    DOWNLOAD: _OwnHeader(3, CHECK_BYTES), UPDATE: _OwnHeader(1, 8), GATHERED: _OwnHeader(1), FINDINGS: _OwnHeader(1),
 }  # fmt: skip
 
 
 def pack_blob(
-    kind: int, codec: Codec, server_round: int, layout: EncoderLayout, own_header: bytes, sections: Mapping[int, bytes]
+    kind: int,
+    codec: Codec,
+    server_round: int,
+    layout: EncoderLayout,
+    sections: Mapping[int, bytes],
+    *numbers: int,
+    rest: bytes = b"",
 ) -> bytes:
-    """Pack sections, by kind of section, behind the common header and the kind's own."""
-    payload_bytes = sum(len(data) for data in sections.values())
-    header = HEADER.pack(
-        MAGIC, VERSION, kind, codec.number, len(sections), server_round, layout.fingerprint, payload_bytes
-    )
-    table = [SECTION.pack(section, len(data)) for section, data in sections.items()]
-    return with_digest(header, own_header, *table, *sections.values())
+    """Pack sections, by kind of section, behind the common header and the kind's own numbers and bytes."""
+    header = _HEADER.pack(MAGIC, VERSION, kind, codec.number, len(sections), layout.fingerprint[:_FINGERPRINT_BYTES])
+    table = [bytes([section]) + varint(len(data)) for section, data in sections.items()]
+    return with_digest(header, *map(varint, (server_round, *numbers)), rest, *table, *sections.values())
 
 
-def open_blob(
-    blob: bytes, kind: int, layout: EncoderLayout, codec: Codec
-) -> tuple[Header, memoryview, dict[int, memoryview]]:
-    """Check the header against what was expected; return it, the kind's own header and views of the sections."""
-    header, own_header, sections = open_sections(blob)
+def overhead_bytes(kind: int, *lengths: int) -> int:
+    """Return the most bytes that a blob of a kind takes beside sections of such lengths, which are counted as well."""
+    own = _OWN_HEADERS[kind]
+    table = sum(section_bytes_of(length) for length in lengths)
+    return _HEADER.size + _NUMBER_BYTES * (1 + own.num_numbers) + own.num_bytes + table + DIGEST_BYTES
+
+
+def section_bytes_of(length: int) -> int:
+    """Return how many bytes a section of a length takes with its line in the table."""
+    return 1 + len(varint(max(length, 0))) + length
+
+
+def open_blob(blob: bytes, kind: int, layout: EncoderLayout, codec: Codec) -> tuple[Header, dict[int, memoryview]]:
+    """Check the header against what was expected; return it and views of the sections."""
+    header, sections = open_sections(blob)
     if header.kind != kind:
         raise UpdateRejected(f"blob kind {header.kind}, expected {kind}")
-    if header.fingerprint != layout.fingerprint:
+    if header.fingerprint != layout.fingerprint[:_FINGERPRINT_BYTES]:
         raise UpdateRejected(
-            f"the model's fingerprint is {header.fingerprint.hex()}, expected {layout.fingerprint.hex()}: "
+            f"the model's fingerprint begins with {header.fingerprint.hex()}, expected {layout.fingerprint.hex()}: "
             "the two sides were built from different configs"
         )
     if header.codec != codec.number:
         raise UpdateRejected(
             f"the values are written with codec number {header.codec}, expected {codec.number} ({codec.name})"
         )
-    return header, own_header, sections
+    return header, sections
 
 
 def open_gathered(
@@ -167,8 +195,8 @@ def open_gathered(
     Raises:
         UpdateRejected: The blob is damaged, or about another round or version; `what` says what of.
     """
-    header, own, sections = open_blob(blob, kind, layout, codec)
-    (found,) = GATHERED_HEADER.unpack(own)
+    header, sections = open_blob(blob, kind, layout, codec)
+    (found,) = header.numbers
     if (header.server_round, found) != (server_round, version):
         raise UpdateRejected(
             f"the {what} are of round {header.server_round} and version {found}, "
@@ -177,37 +205,49 @@ def open_gathered(
     return sections
 
 
-def open_sections(blob: bytes) -> tuple[Header, memoryview, dict[int, memoryview]]:
-    """Check that a blob is one, and whole; return its header, its kind's own and views of its sections by kind."""
-    if len(blob) < HEADER.size + DIGEST_BYTES:
+def open_sections(blob: bytes) -> tuple[Header, dict[int, memoryview]]:
+    """Check that a blob is one, and whole; return its header and views of its sections by kind."""
+    if len(blob) < _HEADER.size + DIGEST_BYTES:
         raise UpdateRejected(
-            f"the blob has {len(blob)} bytes, fewer than a header's {HEADER.size} and a digest's {DIGEST_BYTES}"
+            f"the blob has {len(blob)} bytes, fewer than a header's {_HEADER.size} and a digest's {DIGEST_BYTES}"
         )
-    header = Header(*HEADER.unpack_from(blob))
-    if header.magic != MAGIC:
-        raise UpdateRejected(f"not a SPATL blob: it starts with {header.magic!r}")
-    if header.version != VERSION:
-        raise UpdateRejected(f"blob format version {header.version}, expected {VERSION}")
+    magic, version, kind, codec, num_sections, fingerprint = _HEADER.unpack_from(blob)
+    if magic != MAGIC:
+        raise UpdateRejected(f"not a SPATL blob: it starts with {magic!r}")
+    if version != VERSION:
+        raise UpdateRejected(f"blob format version {version}, expected {VERSION}")
     body = without_digest(blob)
-    if header.kind not in _OWN_HEADERS:
-        raise UpdateRejected(f"blob kind {header.kind}, expected one of {', '.join(map(str, _OWN_HEADERS))}")
-    table = HEADER.size + _OWN_HEADERS[header.kind].size
-    start = table + header.num_sections * SECTION.size
-    if len(body) != start + header.payload_bytes:
-        promised = start + header.payload_bytes + DIGEST_BYTES
-        raise UpdateRejected(f"the blob has {len(blob)} bytes, its header promises {promised}")
-    sections: dict[int, memoryview] = {}
-    for position in range(header.num_sections):
-        kind, length = SECTION.unpack_from(body, table + position * SECTION.size)
-        if kind in sections or kind not in SECTION_NAMES:
+    if kind not in _OWN_HEADERS:
+        raise UpdateRejected(f"blob kind {kind}, expected one of {', '.join(map(str, _OWN_HEADERS))}")
+    own, place, numbers = _OWN_HEADERS[kind], _HEADER.size, []
+    for _ in range(1 + own.num_numbers):
+        number, place = read_varint(body, place, most=_LARGEST_NUMBER)
+        numbers.append(number)
+    rest = body[place : place + own.num_bytes]
+    sections = _sections(body, place + own.num_bytes, num_sections)
+    return Header(kind, codec, fingerprint, numbers[0], tuple(numbers[1:]), rest), sections
+
+
+def _sections(body: memoryview, place: int, num_sections: int) -> dict[int, memoryview]:
+    """Views of sections, by kind, whose table begins at a place of a blob and which fill the rest of it."""
+    lengths: dict[int, int] = {}
+    for _ in range(num_sections):
+        if place >= len(body):
+            raise UpdateRejected("the table of sections runs over the end of the blob")
+        kind = body[place]
+        if kind in lengths or kind not in SECTION_NAMES:
             raise UpdateRejected(f"section {kind} is unknown or repeated")
-        if start + length > len(body):
-            raise UpdateRejected(f"section {kind} runs over the end of the blob")
-        sections[kind] = body[start : start + length]
-        start += length
-    if start != len(body):
-        raise UpdateRejected(f"{len(body) - start} bytes belong to no section")
-    return header, body[HEADER.size : table], sections
+        lengths[kind], place = read_varint(body, place + 1)
+    promised = place + sum(lengths.values())
+    if promised != len(body):
+        raise UpdateRejected(
+            f"the blob has {len(body) + DIGEST_BYTES} bytes, its table promises {promised + DIGEST_BYTES}"
+        )
+    sections: dict[int, memoryview] = {}
+    for kind, length in lengths.items():
+        sections[kind] = body[place : place + length]
+        place += length
+    return sections
 
 
 def with_digest(*parts: bytes | memoryview) -> bytes:

@@ -17,13 +17,8 @@ from spatl.wire.blob import (
     CLOSED_INDICES,
     CONTROL,
     DERIVED,
-    DIGEST_BYTES,
     DOWNLOAD,
-    DOWNLOAD_HEADER,
-    HEADER,
     INDICES,
-    LENGTH,
-    SECTION,
     SECTION_NAMES,
     SNAPSHOT,
     STATISTICS,
@@ -32,6 +27,7 @@ from spatl.wire.blob import (
     check_finite,
     indices_kind,
     open_blob,
+    overhead_bytes,
     pack_blob,
     take_section,
     take_selection,
@@ -39,6 +35,8 @@ from spatl.wire.blob import (
 from spatl.wire.codec import Codec
 from spatl.wire.statistics import Statistics
 
+_LINE_OF_VALUES = 1 + 5  # in the table: a length of 32 GiB at most
+_LENGTH = struct.Struct("<I")
 _DERIVED_CONTROL = struct.Struct("<ffB")
 
 
@@ -129,7 +127,7 @@ def pack_download(download: Download, layout: EncoderLayout) -> bytes:
     if download.snapshot is not None:
         sections[SNAPSHOT] = download.snapshot.numpy().astype("<i4", copy=False).tobytes()
     if download.values:
-        lengths = b"".join(LENGTH.pack(len(each)) for each in download.values[:-1])
+        lengths = b"".join(_LENGTH.pack(len(each)) for each in download.values[:-1])
         sections[VALUES] = b"".join([bytes([len(download.values)]), lengths, *download.values])
     if download.control is not None:
         sections[CONTROL] = download.control
@@ -138,8 +136,10 @@ def pack_download(download: Download, layout: EncoderLayout) -> bytes:
         sections[DERIVED] = _DERIVED_CONTROL.pack(derived.damping, derived.step_weight, derived.valid)
     if download.statistics is not None:
         sections[STATISTICS] = download.statistics.to_bytes()
-    header = DOWNLOAD_HEADER.pack(download.base_version, download.version, download.acknowledged_round, download.check)
-    return pack_blob(DOWNLOAD, download.codec, download.server_round, layout, header, sections)
+    return pack_blob(
+        DOWNLOAD, download.codec, download.server_round, layout, sections,
+        download.base_version, download.version, download.acknowledged_round, rest=download.check,
+    )  # fmt: skip
 
 
 def unpack_download(blob: bytes, layout: EncoderLayout, codec: Codec, *, num_statistics: int = 0) -> Download:
@@ -154,8 +154,8 @@ def unpack_download(blob: bytes, layout: EncoderLayout, codec: Codec, *, num_sta
     Raises:
         UpdateRejected: The reason why the blob must not be used.
     """
-    header, own, sections = open_blob(blob, DOWNLOAD, layout, codec)
-    base_version, version, acknowledged_round, check = DOWNLOAD_HEADER.unpack(own)
+    header, sections = open_blob(blob, DOWNLOAD, layout, codec)
+    base_version, version, acknowledged_round = header.numbers
     if base_version > version:
         raise UpdateRejected(f"the download leads from version {base_version} back to {version}")
     selection = None
@@ -178,20 +178,20 @@ def unpack_download(blob: bytes, layout: EncoderLayout, codec: Codec, *, num_sta
         statistics = Statistics.from_bytes(sections.pop(STATISTICS), num_statistics)
     check_all_read(sections)
     return Download(
-        header.server_round, version, base_version, acknowledged_round, codec, check, values, snapshot, base, control,
-        derived, selection, statistics,
+        header.server_round, version, base_version, acknowledged_round, codec, bytes(header.rest), values, snapshot,
+        base, control, derived, selection, statistics,
     )  # fmt: skip
 
 
 def _split(data: memoryview) -> tuple[memoryview, ...]:
     """The encoded values of a download, each apart."""
     count = data[0] if len(data) else 0
-    start = 1 + LENGTH.size * (count - 1)
+    start = 1 + _LENGTH.size * (count - 1)
     if count == 0 or len(data) < start:
         raise UpdateRejected(f"{len(data)} bytes are no list of encoded values")
     ends = [start]
     for position in range(count - 1):
-        ends.append(ends[-1] + LENGTH.unpack_from(data, 1 + LENGTH.size * position)[0])
+        ends.append(ends[-1] + _LENGTH.unpack_from(data, 1 + _LENGTH.size * position)[0])
     if ends[-1] > len(data):
         raise UpdateRejected("the encoded values run over the end of their section")
     return tuple(data[one:other] for one, other in zip(ends, [*ends[1:], len(data)], strict=True))
@@ -216,6 +216,6 @@ def _derived_control(data: memoryview) -> DerivedControl:
 
 def download_overhead(*, controls: bool, selection: Selection | None = None) -> int:
     """The length of a download of one change without the change itself, for a client that missed nothing."""
-    control = SECTION.size + _DERIVED_CONTROL.size if controls else 0
-    indices = 0 if selection is None else SECTION.size + len(pack_bitmap(selection))
-    return HEADER.size + DOWNLOAD_HEADER.size + SECTION.size + 1 + control + indices + DIGEST_BYTES
+    control = [_DERIVED_CONTROL.size] if controls else []
+    indices = [] if selection is None else [len(pack_bitmap(selection))]
+    return overhead_bytes(DOWNLOAD, *control, *indices) + _LINE_OF_VALUES + 1

@@ -22,7 +22,6 @@ from spatl.wire.blob import (
     CLASS_PROFILES,
     CLASSES,
     FINDINGS,
-    GATHERED_HEADER,
     MOMENTS,
     PROTOTYPES,
     check_all_read,
@@ -68,7 +67,7 @@ def pack_findings(findings: Findings, layout: EncoderLayout, codec: Codec, *, se
         CLASS_PROFILES: _bytes("<f4", findings.class_profiles),
         PROTOTYPES: _bytes("<f4", findings.prototypes),
     }
-    return pack_blob(FINDINGS, codec, server_round, layout, GATHERED_HEADER.pack(version), sections)
+    return pack_blob(FINDINGS, codec, server_round, layout, sections, version)
 
 
 def unpack_findings(

@@ -16,7 +16,7 @@ import torch
 from spatl.errors import UpdateRejected
 from spatl.tasks.metrics import Metric
 from spatl.tasks.task import CLASSIFICATION, Measure, Task
-from spatl.wire.blob import SECTION
+from spatl.wire.blob import section_bytes_of
 
 _VALUE, _SUM, _COUNT = np.dtype("<f8"), np.dtype("<f8"), np.dtype("<u4")
 LARGEST_SCORE: Final = 1e30
@@ -47,7 +47,7 @@ class Judging:
     @property
     def section_bytes(self) -> int:
         """Return how long their section is in a blob, its line in the table included; 0 where there is none."""
-        return SECTION.size + self.num_bytes if self.task.tells_more else 0
+        return section_bytes_of(self.num_bytes) if self.task.tells_more else 0
 
     def to_bytes(self, measures: Sequence[Measure]) -> bytes:
         """Return measures as they travel; none, of a client without test examples, as sums of 0 and values of NaN."""

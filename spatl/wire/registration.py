@@ -1,11 +1,11 @@
 """Registration of a client: what it says of itself before the first round.
 
-It travels in fields of Flower's records and not in a blob; one more field is the digest of them all.
+It travels in the fields of one of Flower's records, each of which costs 440 bytes, and not in a blob; one more field is
+the digest of them all.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -82,29 +82,26 @@ class RegistrationAnswer:
     description: bytes | None = None
     refused: str | None = None
 
-    def numbers(self) -> dict[str, int]:
-        """Return what a message carries as numbers, by key."""
-        return {_CLIENT: self.client} | ({} if self.num_examples is None else {_EXAMPLES: self.num_examples})
-
-    def fields(self) -> dict[str, bytes | str]:
-        """Return what else a message carries, by key."""
-        values = {key: getattr(self, name) for key, (name, _) in _FIELDS.items()} | {_REFUSED: self.refused}
-        return with_check({key: value for key, value in values.items() if value is not None}, self.numbers())
+    def fields(self) -> dict[str, bytes | str | int]:
+        """Return what a message carries, by key."""
+        values = {key: getattr(self, name) for key, (name, _) in _FIELDS.items()}
+        values |= {_CLIENT: self.client, _EXAMPLES: self.num_examples, _REFUSED: self.refused}
+        return with_check({key: value for key, value in values.items() if value is not None})
 
     @staticmethod
-    def client_of(numbers: Mapping[str, object], fields: Mapping[str, object]) -> object:
+    def client_of(fields: Mapping[str, object]) -> object:
         """Return the partition that a message says it is of, as it stands there.
 
         Raises:
             KeyError: It says none.
             UpdateRejected: It was altered.
         """
-        client = numbers[_CLIENT]
-        check_digest(fields.get(_CHECK), *_told({**numbers, **fields}))
+        client = fields[_CLIENT]
+        check_digest(fields.get(_CHECK), *_told(fields))
         return client
 
     @classmethod
-    def of_fields(cls, client: int, numbers: Mapping[str, object], fields: Mapping[str, object]) -> Self:
+    def of_fields(cls, client: int, fields: Mapping[str, object]) -> Self:
         """Return the answer that a message of a client carries.
 
         Raises:
@@ -112,7 +109,7 @@ class RegistrationAnswer:
         """
         if _REFUSED in fields:
             return cls(client, refused=printable(str(fields[_REFUSED])[:_LONGEST_REASON]))
-        examples = numbers.get(_EXAMPLES)
+        examples = fields.get(_EXAMPLES)
         if type(examples) is not int or not 1 <= examples < _MOST_EXAMPLES:
             raise UpdateRejected(f"registered with {examples!r:.20} training examples, expected at least 1")
         parts: dict[str, bytes] = {}
@@ -136,9 +133,9 @@ class RegistrationAnswer:
         )
 
 
-def with_check(fields: Mapping[str, Any], numbers: Mapping[str, object] = MappingProxyType({})) -> dict[str, Any]:
-    """Return fields with one more, which is the digest of what they and the numbers beside them say."""
-    return {**fields, _CHECK: digest_of(*_told({**numbers, **fields}))}
+def with_check(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields with one more, which is the digest of what they say."""
+    return {**fields, _CHECK: digest_of(*_told(fields))}
 
 
 def _told(fields: Mapping[str, object]) -> Iterator[bytes]:

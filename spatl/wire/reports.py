@@ -5,6 +5,8 @@ import struct
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
+import numpy as np
+
 from spatl.channels.costs import BUDGET_KINDS
 from spatl.errors import UpdateRejected
 from spatl.tasks.task import Measure
@@ -18,7 +20,7 @@ ROUNDING: Final = 1e-9
 """By how much a share may leave [0, 1] in a report: sums of floats do, on one platform or another."""
 
 _LARGEST: Final = {
-    **dict.fromkeys(("accuracy", "keep_ratio", "flops_ratio", "validation_gain"), 1.0),
+    **dict.fromkeys(("accuracy", "flops_ratio", "validation_gain"), 1.0),
     "budget_kind": float(len(BUDGET_KINDS)),
     "budget_limit": math.inf,  # a client may say that it has no limit to speak of
 }
@@ -26,6 +28,11 @@ _LARGEST: Final = {
 
 _OF_TESTS: Final = ("accuracy", "loss")
 """What a client without test examples does not know; both are NaN then."""
+
+
+_SHORT: Final = {"f": np.float32, "e": np.float16}
+"""Forms of fewer than eight bytes: what is read of them is the shortest decimal that they stand for."""
+_LARGEST_HALF: Final = 65504.0
 
 
 class _Report:
@@ -36,8 +43,10 @@ class _Report:
         return struct.Struct("<" + "".join(_numbers_of(cls).values()))
 
     def to_bytes(self) -> bytes:
-        """The numbers, one after another."""
-        return self._struct().pack(*(getattr(self, name) for name in _numbers_of(type(self))))
+        """The numbers, one after another; in half precision what is too large for that is the largest there is."""
+        forms = _numbers_of(type(self))
+        told = ((form, getattr(self, name)) for name, form in forms.items())
+        return self._struct().pack(*(min(number, _LARGEST_HALF) if form == "e" else number for form, number in told))
 
     @classmethod
     def num_bytes(cls) -> int:
@@ -58,7 +67,11 @@ class _Report:
         form = cls._struct()
         if len(data) != form.size:
             raise UpdateRejected(f"expected a report of {form.size} bytes, got {len(data)}")
-        values = dict(zip(_numbers_of(cls), form.unpack(data), strict=True))
+        forms = _numbers_of(cls)
+        values = {
+            name: float(str(_SHORT[own](number))) if own in _SHORT else number
+            for (name, own), number in zip(forms.items(), form.unpack(data), strict=True)
+        }
         untested = all(math.isnan(values[name]) for name in _OF_TESTS)  # who has no test examples
         scored = judging is not None and not judging.task.counts_hits
         for name, value in values.items():
@@ -90,6 +103,7 @@ class TrainReport(_Report):
 
     Attributes:
         accuracy: Of a task that is no classification, or is judged by another metric, its score.
+        keep_ratio: The share of entries that its update has; not sent, as the update says it (`unpack_update`).
         budget_kind: 1 + the position in `BUDGET_KINDS`, 0 for a client that selects nothing.
         budget_limit: The client's budget, in the unit of its kind.
         validation_gain: By how much the selection beats the selector's prior on the validation split.
@@ -98,17 +112,17 @@ class TrainReport(_Report):
 
     num_examples: int = _number("I")
     accuracy: float = _number("d")
-    loss: float = _number("d")
-    train_loss: float = _number("d")
-    keep_ratio: float = _number("d")
-    flops_ratio: float = _number("d")
+    loss: float = _number("f")
+    train_loss: float = _number("f")
+    keep_ratio: float = 1.0
+    flops_ratio: float = _number("f")
     budget_kind: int = _number("B")
-    budget_limit: float = _number("d")
-    validation_gain: float = _number("f")
-    training_seconds: float = _number("f")
-    selection_seconds: float = _number("f")
-    decision_seconds: float = _number("f")
-    seconds: float = _number("f")
+    budget_limit: float = _number("f")
+    validation_gain: float = _number("e")
+    training_seconds: float = _number("e")
+    selection_seconds: float = _number("e")
+    decision_seconds: float = _number("e")
+    seconds: float = _number("e")
 
 
 @dataclass(frozen=True, kw_only=True)

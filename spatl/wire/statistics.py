@@ -18,12 +18,11 @@ from spatl.errors import UpdateRejected
 from spatl.wire.blob import (
     ARRIVAL,
     GATHERED,
-    GATHERED_HEADER,
-    SECTION,
     STATISTICS,
     check_all_read,
     open_gathered,
     pack_blob,
+    section_bytes_of,
     take_section,
 )
 from spatl.wire.codec import Codec
@@ -134,7 +133,7 @@ def arrival_bytes(num_channels: int) -> int:
     Args:
         num_channels: S.
     """
-    return SECTION.size + _ACCURACY.size + BYTES_PER_CHANNEL * num_channels
+    return section_bytes_of(_ACCURACY.size + BYTES_PER_CHANNEL * num_channels)
 
 
 _ACCURACY: Final = struct.Struct("<f")
@@ -150,8 +149,7 @@ def pack_statistics(arrival: Arrival, layout: EncoderLayout, codec: Codec, *, se
         server_round: The round that the question belongs to.
         version: The version of the encoder.
     """
-    header = GATHERED_HEADER.pack(version)
-    return pack_blob(GATHERED, codec, server_round, layout, header, {arrival.section: arrival.to_bytes()})
+    return pack_blob(GATHERED, codec, server_round, layout, {arrival.section: arrival.to_bytes()}, version)
 
 
 def unpack_statistics(

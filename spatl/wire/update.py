@@ -1,7 +1,9 @@
 """Update of a client: the values of the channels that it sends, with its report, in one blob."""
 
 import math
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,18 +13,15 @@ from spatl.channels.selection import Selection, pack_bitmap
 from spatl.errors import UpdateRejected
 from spatl.tasks.task import Measure
 from spatl.wire.blob import (
-    DIGEST_BYTES,
-    HEADER,
     MEASURES,
     REPORT,
-    SECTION,
     UPDATE,
-    UPDATE_HEADER,
     VALUES,
     check_all_read,
     check_finite,
     indices_kind,
     open_blob,
+    overhead_bytes,
     pack_blob,
     take_section,
     take_selection,
@@ -32,6 +31,8 @@ from spatl.wire.measures import Judging
 from spatl.wire.once import DECODED
 from spatl.wire.reports import TrainReport
 from spatl.wire.statistics import Arrival
+
+_STEP_WEIGHT: Final = struct.Struct("<d")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +109,18 @@ def pack_update_with_memory(
             sections[MEASURES] = judging.to_bytes(update.measures)
     if update.arrival is not None:
         sections[update.arrival.section] = update.arrival.to_bytes()
-    header = UPDATE_HEADER.pack(update.base_version, update.step_weight, update.corrected)
     room = None
     if max_bytes is not None:
-        spent = HEADER.size + len(header) + sum(SECTION.size + len(s) for s in sections.values()) + DIGEST_BYTES
-        room = max_bytes - spent - SECTION.size
+        room = max_bytes - overhead_bytes(UPDATE, *map(len, sections.values()), max_bytes) + max_bytes
     places = layout.places(update.selection)
     sections[VALUES], memory = codec.encode_with_memory(
         update.values, places, generator=generator, memory=memory, max_bytes=room
     )
-    return pack_blob(UPDATE, codec, update.server_round, layout, header, sections), memory
+    blob = pack_blob(
+        UPDATE, codec, update.server_round, layout, sections, 2 * update.base_version + update.corrected,
+        rest=_STEP_WEIGHT.pack(update.step_weight),
+    )  # fmt: skip
+    return blob, memory
 
 
 def unpack_update(
@@ -140,8 +143,9 @@ def unpack_update(
     Raises:
         UpdateRejected: The reason why the blob must not be used.
     """
-    header, own, sections = open_blob(blob, UPDATE, layout, codec)
-    base, step_weight, corrected = UPDATE_HEADER.unpack(own)
+    header, sections = open_blob(blob, UPDATE, layout, codec)
+    (step_weight,) = _STEP_WEIGHT.unpack(header.rest)
+    base, corrected = divmod(header.numbers[0], 2)
     if (header.server_round, base) != (server_round, base_version):
         raise UpdateRejected(
             f"the update answers round {header.server_round} from version {base}, "
@@ -149,15 +153,16 @@ def unpack_update(
         )
     if not (math.isfinite(step_weight) and step_weight > 0):
         raise UpdateRejected(f"the step weight must be positive and finite, got {step_weight}")
-    if corrected not in (0, 1):
-        raise UpdateRejected(f"whether gradients were corrected must be 0 or 1, got {corrected}")
     selection = take_selection(sections, layout)
     judging = judging or Judging()
-    report = TrainReport.from_bytes(sections.pop(REPORT), judging) if REPORT in sections else None
+    report = None
+    if REPORT in sections:
+        told = TrainReport.from_bytes(sections.pop(REPORT), judging)
+        report = replace(told, keep_ratio=selection.keep_ratio(layout))
     measures: tuple[Measure, ...] = ()
     if report is not None and judging.task.tells_more:
-        told = take_section(sections, MEASURES)
-        measures = judging.from_bytes(told, score=report.accuracy, most_examples=most_examples)
+        sums = take_section(sections, MEASURES)
+        measures = judging.from_bytes(sums, score=report.accuracy, most_examples=most_examples)
     arrival = None if num_arrived is None else Arrival.take(sections, num_arrived, with_accuracy=True, judging=judging)
     values = DECODED.decode(codec, take_section(sections, VALUES), layout, selection)
     check_finite(values)
@@ -169,5 +174,4 @@ def update_bytes(layout: EncoderLayout, codec: Codec, *, num_values: int, num_ch
     """The length of a packed update with so many values of so many channels: the largest, where it varies."""
     bitmap = 0 if num_channels == layout.num_channels else (layout.num_channels + 7) // 8
     values = codec.num_bytes(num_values=num_values, num_channels=num_channels)
-    overhead = HEADER.size + UPDATE_HEADER.size + 3 * SECTION.size + TrainReport.num_bytes() + DIGEST_BYTES
-    return overhead + bitmap + values
+    return overhead_bytes(UPDATE, TrainReport.num_bytes(), bitmap, values)

@@ -11,6 +11,7 @@ from server.replies import blob_content
 from spatl.rounds.federation import Federation
 from spatl.runs.records import read_lines
 from spatl.wire.codecs import CODECS
+from spatl.wire.varints import varint
 from tests.support.federations import (
     COMPRESSED,
     assert_c_is_the_weighted_sum_of_the_c_i,
@@ -20,29 +21,25 @@ from tests.support.federations import (
     tampering,
     tiny_config,
 )
-from tests.support.messages import forged, written
+from tests.support.messages import forged, table_of, written
 
 # Where things stand in an update: docs/wire-format.md.
-FORMAT, KIND, CODEC, COUNT, ROUND, FINGERPRINT, PAYLOAD, VERSION, STEP, CORRECTED, TABLE = (
-    4, 5, 6, 7, 8, 12, 20, 28, 32, 40, 41,
-)  # fmt: skip
-SECTION = 9
+FORMAT, KIND, CODEC, COUNT, FINGERPRINT, ROUND, VERSION, STEP, TABLE = 4, 5, 6, 7, 8, 12, 13, 14, 22
 
 
 def with_section(name, data):
     """Another section in the place of one: `indices`, `values` or the report, with lengths that are right."""
 
     def change(blob):
-        rows = [list(struct.unpack_from("<BQ", blob, TABLE + SECTION * row)) for row in range(blob[COUNT])]
-        start, parts = TABLE + SECTION * len(rows), []
-        for row in rows:
-            parts.append(blob[start : start + row[1]])
-            start += row[1]
-        place = {"values": -1, "indices": [row[0] in (2, 4) for row in rows].index(True)}[name]
+        table, rows, start = table_of(blob)
+        parts = []
+        for _, length in rows:
+            parts.append(blob[start : start + length])
+            start += length
+        place = {"values": -1, "indices": [kind in (2, 4) for kind, _ in rows].index(True)}[name]
         parts[place] = data(parts[place])
-        rows[place][1] = len(parts[place])
-        head = written(PAYLOAD, "Q", sum(map(len, parts)))(blob[:TABLE])
-        return b"".join((head, *(struct.pack("<BQ", *row) for row in rows), *parts))
+        lines = (bytes([kind]) + varint(len(part)) for (kind, _), part in zip(rows, parts, strict=True))
+        return b"".join((blob[:table], *lines, *parts))
 
     return change
 
@@ -60,17 +57,17 @@ BAD = {
     "another codec": written(CODEC, "B", CODECS["int8"].number),
     "an unknown codec": written(CODEC, "B", 250),
     "255 sections": written(COUNT, "B", 255),
-    "a section of an exabyte": written(TABLE + 1, "Q", 2**60),
-    "a payload of an exabyte": written(PAYLOAD, "Q", 2**60),
+    "a section of an exabyte": lambda blob: blob[: TABLE + 1] + varint(2**60) + blob[TABLE + 2 :],
+    "a length that does not end": lambda blob: blob[: TABLE + 1] + b"\xff" * 20 + blob[TABLE + 2 :],
     "an unknown section": written(TABLE, "B", 77),
-    "a section twice": lambda blob: written(TABLE, "B", blob[TABLE + SECTION])(blob),
-    "a round to come": written(ROUND, "I", 10_000),
-    "another model's fingerprint": written(FINGERPRINT, "Q", 1),
-    "another base version": written(VERSION, "I", 10_000),
+    "a section twice": lambda blob: written(TABLE, "B", blob[TABLE + 2])(blob),
+    "a round to come": lambda blob: blob[:ROUND] + varint(10_000) + blob[ROUND + 1 :],
+    "another model's fingerprint": written(FINGERPRINT, "I", 1),
+    "another base version": lambda blob: blob[:VERSION] + varint(10_001) + blob[VERSION + 1 :],
     "a step weight of 0": written(STEP, "d", 0.0),
     "a step weight of NaN": written(STEP, "d", math.nan),
     "an absurd step weight": written(STEP, "d", 1e-9),
-    "a flag that is no flag": written(CORRECTED, "B", 7),
+    "a version of more than 32 bits": lambda blob: blob[:VERSION] + varint(2**32) + blob[VERSION + 1 :],
     "too few indices": with_section("indices", lambda data: data[:-1]),
     "too many indices": with_section("indices", lambda data: data + b"\xff"),
     "a channel beyond the last": with_section("indices", lambda data: data[:-1] + bytes([data[-1] | 0x80])),
@@ -109,7 +106,7 @@ def test_of_thirty_kinds_of_bad_updates_nothing_is_folded_in(tmp_path):
 
     def attack(client, content):
         blob = blob_of(content)
-        (server_round,) = struct.unpack_from("<I", blob, ROUND)
+        server_round = blob[ROUND]
         replay = first.setdefault(client, blob)
         if client != bad_in(server_round):
             return content
@@ -218,7 +215,7 @@ def test_a_client_that_keeps_failing_is_left_out_for_a_while_and_the_history_say
 
     def attack(client, content):
         blob = blob_of(content)
-        (server_round,) = struct.unpack_from("<I", blob, ROUND)
+        server_round = blob[ROUND]
         asked.append((server_round, client))
         return blob_content(b"") if client == 3 and server_round < 8 else content
 

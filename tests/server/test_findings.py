@@ -26,6 +26,7 @@ from spatl.rounds.workplace import Workplace
 from spatl.runner import resume
 from spatl.runs.findings import findings_rounds, read_findings
 from spatl.runs.records import read_lines
+from spatl.wire.blob import section_bytes
 from tests.support.clients import received
 from tests.support.federations import (
     blob_of,
@@ -140,10 +141,11 @@ def test_training_examples_that_were_not_registered_are_refused(
 ) -> None:
     """One more of class 0: its number lies behind 16 bytes a filter and the counts and correct predictions."""
     config = asking("end", rounds=1)
-    place = 28 + 4 + 4 * 9 + 16 * findings_shape(blueprint_of(config)).num_filters + 2 * 8 * 10
+    behind = 16 * findings_shape(blueprint_of(config)).num_filters + 2 * 8 * 10
 
     def lie(client: int, content: RecordDict) -> RecordDict:
         blob = blob_of(content)
+        place = len(blob) - 8 - section_bytes(blob)["values"] + behind
         return blob_content(forged(blob, written(place, "B", blob[place] + 1))) if client == 4 else content
 
     run_tiny(config, tmp_path, app=tampering(findings=lie))

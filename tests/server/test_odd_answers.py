@@ -43,39 +43,35 @@ def saying(reply: Message, content: RecordDict | None = None, error: Error | Non
     return other
 
 
-def telling(numbers: dict, fields: dict) -> Callable[[Message], Message]:
+def telling(fields: dict) -> Callable[[Message], Message]:
     """A change of a registration to these fields, with a digest that is right."""
 
     def change(reply: Message) -> Message:
-        return saying(
-            reply, RecordDict({"metrics": MetricRecord(numbers), RECORD: ConfigRecord(with_check(fields, numbers))})
-        )
+        return saying(reply, RecordDict({RECORD: ConfigRecord(with_check(fields))}))
 
     return change
 
 
 ODD: dict[str, tuple[Callable[[Message], Message], str]] = {
-    "nothing": (lambda reply: saying(reply, RecordDict()), "lacks 'metrics'"),
+    "nothing": (lambda reply: saying(reply, RecordDict()), "lacks 'spatl'"),
     "other kinds of records": (
-        lambda reply: saying(reply, RecordDict({"metrics": ConfigRecord({}), RECORD: MetricRecord({})})), "lacks",
+        lambda reply: saying(reply, RecordDict({RECORD: MetricRecord({})})), "lacks",
     ),
     "no digest": (
-        lambda reply: saying(
-            reply, RecordDict({"metrics": MetricRecord({"partition-id": 1}), RECORD: ConfigRecord({})})
-        ), "altered on its way",
+        lambda reply: saying(reply, RecordDict({RECORD: ConfigRecord({"partition-id": 1})})), "altered on its way",
     ),
-    "a list for a partition": (telling({"partition-id": [1] * 1000}, {}), "says it holds partition [1, 1"),
-    "a fraction for a partition": (telling({"partition-id": 1.0}, {}), "says it holds partition 1.0"),
+    "a list for a partition": (telling({"partition-id": [1] * 1000}), "says it holds partition [1, 1"),
+    "a fraction for a partition": (telling({"partition-id": 1.0}), "says it holds partition 1.0"),
     "not a number of examples": (
-        telling({"partition-id": 1, "num-examples": float("nan")}, {}), "nan training examples",
+        telling({"partition-id": 1, "num-examples": float("nan")}), "nan training examples",
     ),
-    "2^40 examples": (telling({"partition-id": 1, "num-examples": 1 << 40}, {}), "training examples"),
-    "a text for a digest": (telling({"partition-id": 1, "num-examples": 9}, {"initial": "x"}), "other than bytes"),
+    "2^40 examples": (telling({"partition-id": 1, "num-examples": 1 << 40}), "training examples"),
+    "a text for a digest": (telling({"partition-id": 1, "num-examples": 9, "initial": "x"}), "other than bytes"),
     "a digest of a megabyte": (
-        telling({"partition-id": 1, "num-examples": 9}, {"data": bytes(1 << 20)}), "1048576 bytes of digest, at most",
+        telling({"partition-id": 1, "num-examples": 9, "data": bytes(1 << 20)}), "1048576 bytes of digest, at most",
     ),
     "a refusal of ten megabytes": (
-        telling({"partition-id": 1}, {"refused": NOT_PRINTABLE + "x" * 10_000_000}), "]0;title??[2Jgone?xxx",
+        telling({"partition-id": 1, "refused": NOT_PRINTABLE + "x" * 10_000_000}), "]0;title??[2Jgone?xxx",
     ),
     "an error of ten megabytes": (
         lambda reply: saying(reply, error=Error(100, NOT_PRINTABLE + "y" * 10_000_000)), "]0;title??[2Jgone?yyy",
@@ -151,12 +147,12 @@ keys = st.sampled_from(
 )  # fmt: skip
 
 
-@given(st.dictionaries(keys, values), st.dictionaries(keys, values))
-def test_any_fields_are_an_answer_or_refused(numbers, fields):
-    fields = with_check(fields, numbers)
+@given(st.dictionaries(keys, values))
+def test_any_fields_are_an_answer_or_refused(fields):
+    fields = with_check(fields)
     try:
-        client = RegistrationAnswer.client_of(numbers, fields)
-        RegistrationAnswer.of_fields(client, numbers, fields)
+        client = RegistrationAnswer.client_of(fields)
+        RegistrationAnswer.of_fields(client, fields)
     except (KeyError, UpdateRejected):
         return
 

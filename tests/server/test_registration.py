@@ -10,6 +10,7 @@ import server.app
 from clients.app import app as client_app
 from server.grids import InProcessGrid
 from spatl.errors import ConfigError, SpatlError
+from spatl.wire.blob import RECORD
 from tests.support.federations import registered, run_tiny, tiny_config
 
 
@@ -34,7 +35,7 @@ def test_a_malformed_registration_is_one_clear_line(tmp_path):
     def register(message: Message, context: Context) -> Message:
         return Message(RecordDict(), reply_to=message)
 
-    with pytest.raises(SpatlError, match="registration lacks 'metrics'"):
+    with pytest.raises(SpatlError, match="registration lacks 'spatl'"):
         run_tiny(tiny_config(), tmp_path, app=app)
 
 
@@ -60,7 +61,7 @@ def test_a_client_that_claims_other_numbers_of_examples_than_its_share_has_is_re
     @app.query()
     def register(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
-        numbers = reply.content.metric_records["metrics"]
+        numbers = reply.content.config_records[RECORD]
         if numbers["partition-id"] != 3:
             return reply
         lie = registered(reply.content, num_examples=int(numbers["num-examples"] * factor))

@@ -1,10 +1,10 @@
 """How much of a round's progress is left when its updates are rounded, for some ways to round, by their bits a value.
 
 `python -m tests.studies.rounding CONFIG [--rounds 6] [--seeds 11,12] [--replies N] [--set section.key=value ...]` runs
-a federation whose messages are exact, and in every second round rounds what its clients would send. Printed is the share
-that is kept of the decrease of the clients' mean loss, each under BatchNorm statistics of its own, on its training
-split. Neither squared errors nor cosines tell that: at one error, what is wrong in the same way at every client costs
-progress, and what averages out does not.
+a federation whose messages are exact, and in every second round rounds what its clients would send. Printed is the
+share that is kept of the decrease of the clients' mean loss, each under BatchNorm statistics of its own, on its
+training split. Neither squared errors nor cosines tell that: at one error, what is wrong in the same way at every
+client costs progress, and what averages out does not.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
@@ -156,9 +156,9 @@ def blob_of(content: RecordDict) -> bytes:
 
 def registered(content: RecordDict, **parts: Any) -> RecordDict:
     """The registration in a message with other parts, and a digest that is right."""
-    numbers, fields = content.metric_records["metrics"], content.config_records[RECORD]
-    told = replace(RegistrationAnswer.of_fields(int(numbers["partition-id"]), numbers, fields), **parts)
-    return RecordDict({"metrics": MetricRecord(told.numbers()), RECORD: ConfigRecord(told.fields())})
+    fields = content.config_records[RECORD]
+    told = replace(RegistrationAnswer.of_fields(int(fields["partition-id"]), fields), **parts)
+    return RecordDict({RECORD: ConfigRecord(told.fields())})
 
 
 def scaled(blob: bytes, factor: float) -> bytes:

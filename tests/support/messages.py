@@ -14,6 +14,7 @@ from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
 from spatl.wire.download import Download
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update, pack_update, unpack_update
+from spatl.wire.varints import read_varint
 from tests.support.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
@@ -59,16 +60,30 @@ def codec_of(blob: bytes) -> Codec:
     return CODECS_BY_NUMBER.get(blob[6], FLOAT32) if len(blob) > 6 else FLOAT32
 
 
+def table_of(blob: bytes) -> tuple[int, list[tuple[int, int]], int]:
+    """Where a blob's table of sections begins, its rows, kind and length, and where the sections begin."""
+    num_numbers, num_bytes = {1: (4, 8), 2: (2, 8), 3: (2, 0), 4: (2, 0)}[blob[5]]
+    place = 12
+    for _ in range(num_numbers):
+        _, place = read_varint(blob, place)
+    start, rows = place + num_bytes, []
+    place = start
+    for _ in range(blob[7]):
+        length, after = read_varint(blob, place + 1)
+        rows.append((blob[place], length))
+        place = after
+    return start, rows, place
+
+
 HEADER_CASES = [
     (0, "4s", b"EVIL", "not a SPATL blob"),
-    (4, "B", 3, "format version 3, expected 4"),
+    (4, "B", 4, "format version 4, expected 5"),
     (4, "B", 99, "format version 99"),
     (5, "B", 0, "kind 0"),
     (6, "B", 200, "codec number 200"),
-    (7, "B", 255, "promises"),
-    (12, "8s", b"otherone", "fingerprint"),
-    (20, "Q", 2**63, "promises"),
-    (20, "Q", 0, "promises"),
+    (7, "B", 0, "promises"),
+    (7, "B", 255, "is unknown or repeated"),
+    (8, "4s", b"ones", "fingerprint"),
 ]
 """What both kinds of blob begin with: offset, form, a wrong value, and why it is refused."""
 

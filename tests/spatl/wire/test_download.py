@@ -1,6 +1,5 @@
 """A download as bytes: what goes in comes out, and nothing damaged comes through."""
 
-import struct
 from dataclasses import replace
 from itertools import product
 
@@ -15,6 +14,7 @@ from spatl.errors import UpdateRejected
 from spatl.wire.blob import section_bytes
 from spatl.wire.codecs import CODECS
 from spatl.wire.download import DerivedControl, Download, download_overhead, pack_download, unpack_download
+from spatl.wire.varints import varint
 from tests.support.layouts import split_labels
 from tests.support.messages import HEADER_CASES, LAYOUT, download_of, forged, written
 
@@ -89,18 +89,18 @@ def test_rounds_and_versions_of_32_bits_come_through_or_are_refused(numbers):
     ("offset", "layout", "value", "reason"),
     [
         *HEADER_CASES,
-        (28, "I", 3, "from version 3 back to 2"),
-        (32, "I", 0, "from version 1 back to 0"),
-        (48, "B", 0, "section 0 is unknown"),
-        (48, "B", 4, "gone for good"),
-        (57, "B", 16, "section 16 is unknown"),
-        (57, "B", 5, "unexpected report section"),
-        (49, "Q", 1, "expected a bitmap|belong to no section"),
-        (58, "Q", 2**64 - 1, "runs over the end"),
+        (13, "B", 3, "from version 3 back to 2"),
+        (14, "B", 0, "from version 1 back to 0"),
+        (24, "B", 0, "section 0 is unknown"),
+        (24, "B", 4, "gone for good"),
+        (26, "B", 16, "section 16 is unknown"),
+        (26, "B", 5, "unexpected report section"),
+        (25, "B", 1, "promises"),
+        (25, "B", 0x7F, "promises"),
     ],
 )
 def test_every_header_field_of_a_download_is_checked(offset, layout, value, reason):
-    """The header is 28 bytes, the download's own 20, and the table of sections follows at 48."""
+    """The header is 12 bytes, round and versions a byte each, the check 8, and the table of sections follows at 24."""
     blob = pack_download(whole_download(), LAYOUT)
     with pytest.raises(UpdateRejected, match=reason):
         unpack(forged(blob, written(offset, layout, value)), LAYOUT)
@@ -130,9 +130,8 @@ def test_every_section_of_a_download_is_checked(sections, reason):
 
 def with_section(kind: int, data: bytes) -> bytes:
     """A download of one section with any bytes."""
-    row = struct.pack("<BQ", kind, len(data)) + data
-    blob = forged(pack_download(download_of(), LAYOUT), lambda body: written(7, "B", 1)(body) + row)
-    return forged(blob, written(20, "Q", len(data)))
+    row = bytes([kind]) + varint(len(data)) + data
+    return forged(pack_download(download_of(), LAYOUT), lambda body: written(7, "B", 1)(body) + row)
 
 
 @pytest.mark.parametrize(
@@ -180,5 +179,8 @@ def test_a_truncated_extended_or_forged_download_is_refused_or_well_formed():
 @pytest.mark.parametrize("controls", [False, True])
 def test_what_a_download_takes_beside_its_change_is_foretold(controls, selection):
     derived = DerivedControl(0.5, 0.25, True) if controls else None
-    blob = pack_download(download_of(values=(b"a change",), derived=derived, selection=selection), LAYOUT)
-    assert len(blob) == download_overhead(controls=controls, selection=selection) + len(b"a change")
+    sent, most = download_of(values=(b"a change",), derived=derived, selection=selection), 2**32 - 1
+    late = replace(sent, server_round=most, base_version=most, version=most, acknowledged_round=most)
+    foretold = download_overhead(controls=controls, selection=selection) + len(b"a change")
+    assert len(pack_download(sent, LAYOUT)) < foretold
+    assert len(pack_download(late, LAYOUT)) == foretold - 4  # of five bytes for the length of the values one is used

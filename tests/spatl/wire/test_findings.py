@@ -11,6 +11,7 @@ from spatl.saliency.findings import Findings, fault_of
 from spatl.wire.blob import section_bytes, with_digest
 from spatl.wire.codecs import CODECS
 from spatl.wire.findings import FindingsShape, pack_findings, unpack_findings
+from spatl.wire.varints import varint
 from tests.support.findings import drawn_findings, same_findings
 from tests.support.layouts import interleaved_layout
 from tests.support.messages import forged, written
@@ -18,8 +19,8 @@ from tests.support.messages import forged, written
 CODEC, LAYOUT = CODECS["float32"], interleaved_layout([(3, 2)])
 SHAPE = FindingsShape(num_filters=5, num_classes=3, num_features=4)
 FOUND = drawn_findings(1)
-TABLE = 28 + 4 + 4 * 9  # header, version, four rows of the table
-OVERHEAD = TABLE + 8  # and the digest
+HEADERS = 12 + 1 + 1  # and round and version
+TABLE = HEADERS + 4 + 1 + 1 + 1 + 1  # four rows, whose lengths below 128 take a byte each
 
 
 def packed(findings: Findings) -> bytes:
@@ -41,7 +42,8 @@ def test_the_length_follows_from_the_network(filters: int, classes: int, read: i
     """16 bytes a filter of moments, 32 a class, 4 for each number of a class profile and of a prototype."""
     blob = packed(drawn_findings(1, num_filters=filters, num_classes=classes, num_features=read))
     length = 16 * filters + 32 * classes + 4 * classes * (filters + read)
-    assert len(blob) == OVERHEAD + length
+    lengths = (16 * filters, 32 * classes, 4 * classes * filters, 4 * classes * read)
+    assert len(blob) == HEADERS + sum(1 + len(varint(each)) for each in lengths) + length + 8
     assert section_bytes(blob) == {"values": length, "indices": 0, "control": 0}
 
 
