@@ -122,13 +122,6 @@ class ExperimentConfig(Section):
         return max(1, round(self.server.fraction_train * self.partition.num_clients))
 
     @property
-    def rounds_at_random(self) -> bool:
-        """True where clients' updates are rounded at random, so that they are right on average."""
-        if self.wire.rounding == "auto":
-            return self.privacy.noise_multiplier is not None
-        return self.wire.rounding == "at-random"
-
-    @property
     def chooses_channels(self) -> bool:
         """True where clients choose, by a budget, the channels that they send."""
         return self.row.selects and self.selection.selector != "all"

@@ -19,6 +19,7 @@ from spatl.channels.layout import EncoderLayout
 from spatl.channels.tracing import trace_groups
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
+from spatl.config.rules import rounds_at_random
 from spatl.config.training import TrainingConfig
 from spatl.data import ClientData, Dataset
 from spatl.errors import ConfigError
@@ -291,7 +292,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
         statistics=list(split.encoder_statistics(model)) if shared else [],
     )
     layout = trace.layout
-    codecs = wire_codecs(config.wire.uplink, config.wire.downlink, unbiased=config.rounds_at_random)
+    codecs = wire_codecs(config.wire.uplink, config.wire.downlink, unbiased=rounds_at_random(config.wire, config.privacy))
 
     def bytes_of_update(num_values: int, num_channels: int) -> int:
         told = 0 if blueprint.num_arrived is None else arrival_bytes(blueprint.num_arrived)
