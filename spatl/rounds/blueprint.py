@@ -292,7 +292,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
         statistics=list(split.encoder_statistics(model)) if shared else [],
     )
     layout = trace.layout
-    codecs = wire_codecs(config.wire.uplink, config.wire.downlink, unbiased=rounds_at_random(config.wire, config.privacy))
+    wire, at_random = config.wire, rounds_at_random(config.wire, config.privacy)
+    codecs = wire_codecs(wire.uplink, wire.downlink, unbiased=at_random)
 
     def bytes_of_update(num_values: int, num_channels: int) -> int:
         told = 0 if blueprint.num_arrived is None else arrival_bytes(blueprint.num_arrived)

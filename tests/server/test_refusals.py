@@ -56,9 +56,9 @@ def with_first_values(body, first):
         (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\x80\x7f"), "step of adaptive values"),
         (COMPRESSED, lambda body: body[:-1], "promises"),
         (COMPRESSED, lambda body: b"", "fewer than a header"),
-        (COMPRESSED, lambda body: body[:12] + b"\0" * 8 + body[20:], "fingerprint"),
-        (COMPRESSED, lambda body: body[:8] + b"\x01" + body[9:], "answers round"),
-        (COMPRESSED, lambda body: body[:28] + b"\x00" + body[29:], "from version 0, expected round"),
+        (COMPRESSED, lambda body: body[:8] + b"\0" * 4 + body[12:], "fingerprint"),
+        (COMPRESSED, lambda body: body[:12] + b"\x01" + body[13:], "answers round"),
+        (COMPRESSED, lambda body: body[:13] + bytes([body[13] & 1]) + body[14:], "from version 0, expected round"),
     ],
 )
 def test_a_bad_update_is_refused_and_counted_and_the_round_goes_on(tmp_path, caplog, wire, change, reason):
@@ -158,7 +158,7 @@ def test_when_every_update_is_refused_the_run_ends_with_the_reason(tmp_path):
 
 @pytest.mark.parametrize(
     ("numbers", "reason"),
-    [({"accuracy": 5.0}, "lie in"), ({"keep_ratio": -1.0}, "lie in"), ({"train_loss": 1.7e308}, "lie in")],
+    [({"accuracy": 5.0}, "lie in"), ({"flops_ratio": -1.0}, "lie in"), ({"train_loss": 1.7e38}, "lie in")],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, numbers, reason):
     config = tiny_config(rounds=1)

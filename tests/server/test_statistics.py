@@ -58,7 +58,7 @@ def test_each_client_is_asked_once_more_and_both_ways_cost_eight_bytes_a_channel
         (lambda body: changed(body, 0, *[1e6] * NUM_CHANNELS), "standard deviations and a factor of"),
         (lambda body: body[:-4], "promises"),
         (lambda body: b"", "fewer than a header"),
-        (lambda body: body[:28] + b"\x07" + body[29:], "version 7, expected round 1 and version 1"),
+        (lambda body: body[:13] + b"\x07" + body[14:], "version 7, expected round 1 and version 1"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path, change, reason, caplog) -> None:  # type: ignore[no-untyped-def]

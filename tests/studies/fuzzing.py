@@ -6,6 +6,7 @@ another length, ends it with a status other than 0. It needs a process of its ow
 """
 
 import math
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace

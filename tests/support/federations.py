@@ -1,6 +1,5 @@
 """Small federations for tests: a config that runs in a second or two, and ways to look into a run."""
 
-import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from spatl.rounds.control import half_life_of
 from spatl.runs.checkpoint import ServerState
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
-from spatl.wire.blob import BLOB, DIGEST_BYTES, RECORD, section_bytes
+from spatl.wire.blob import BLOB, DIGEST_BYTES, RECORD, open_sections, section_bytes
 from spatl.wire.registration import RegistrationAnswer
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update, unpack_update
@@ -173,8 +172,9 @@ def scaled(blob: bytes, factor: float) -> bytes:
 
 def opened(blob: bytes, layout: EncoderLayout) -> Update:
     """A client's update, of whatever codec, round and version it says."""
-    server_round, _, _, base_version = struct.unpack_from("<I8sQI", blob, 8)
-    return unpack_update(blob, layout, codec_of(blob), server_round=server_round, base_version=base_version)
+    header, _ = open_sections(blob)
+    said = header.server_round, header.numbers[0] // 2
+    return unpack_update(blob, layout, codec_of(blob), server_round=said[0], base_version=said[1])
 
 
 def parted(blob: bytes, layout: EncoderLayout) -> tuple[bytes, TrainReport]:

@@ -84,9 +84,9 @@ def told(reply: Message) -> dict[str, Any]:
     """All that a reply carries, as text."""
     if reply.has_error():
         return {"error": reply.error.reason, "code": reply.error.code}
-    fields = {key: value if isinstance(value, str) else str(value) for key, value in
+    fields = {key: value if isinstance(value, str | int) else str(value) for key, value in
               reply.content.config_records[RECORD].items()}  # fmt: skip
-    return fields | dict(reply.content.metric_records["metrics"])
+    return fields
 
 
 @contextlib.contextmanager
