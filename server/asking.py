@@ -139,7 +139,9 @@ class OpenQuestions:
         for node in due:
             asked = self._asked[node]
             asked.ask_at = now + SOON_SECONDS  # to look for it once more
-            if node in connected and asked.message is not None:
+            if node not in connected:
+                asked.away = asked.away or not asked.sent  # nothing that may be answered yet is on its way
+            elif asked.message is not None:
                 own = asked.message.metadata
                 messages.append(
                     Message(

@@ -143,6 +143,9 @@ class Recorder:
         uplink = sum(row.uplink_bytes for row in self.history)
         downlink = sum(row.downlink_bytes for row in self.history)
         tested = {client: each for client, each in sorted(self._final.items()) if known([each.accuracy])}
+        # A score that a client's examples do not define is no evaluation that did not take place.
+        evaluated = {client: each for client, each in self._final.items() if known([each.accuracy, each.loss])}
+        losses = [each.loss for _, each in sorted(evaluated.items())]
         accuracies = {client: report.accuracy for client, report in tested.items()}
         refusals = Counter(refusal["client"] for row in self.history for refusal in row.rejections)
         excluded = refusals + Counter(client for row in self.history for client in row.left_out)
@@ -150,7 +153,7 @@ class Recorder:
             **facts,
             "rounds": len(self.history),
             **self._judged(list(accuracies.values())),
-            "loss": mean(report.loss for report in tested.values()),
+            "loss": mean(known(losses)),
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,
             "total_bytes": uplink + downlink,
@@ -165,7 +168,7 @@ class Recorder:
             "excluded_examples_share": self._share_of_examples(excluded),
             "missing": sum(row.missing for row in self.history),
             **mishaps(map(asdict, self.history)),
-            "not_evaluated": len(self.num_examples) - len(tested),
+            "not_evaluated": len(self.num_examples) - len(evaluated),
             "seconds": sum(row.seconds for row in self.history),
             "clients": {str(client): accuracy for client, accuracy in accuracies.items()},
         }

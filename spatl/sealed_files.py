@@ -41,6 +41,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(_DTYPES.values())}  # the widest come first in a file
 
 
+_LOOK_SECONDS = 0.25  # more than whoever looks whether a lock is held (`is_locked`) has it
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 SYNCS_AT_ONCE = hasattr(_LIBC, "syncfs")
 """Whether the system writes many files to the disk at a call (`sync_files_below`); Linux does."""
@@ -293,7 +294,7 @@ def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterato
         kind = SpatlError if system_fault(error) is None else SystemFault
         raise kind(f"cannot make {lock}: {error.strerror}") from error
     try:
-        deadline = time.monotonic() + wait
+        deadline = time.monotonic() + max(wait, _LOOK_SECONDS)
         while True:
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -301,7 +302,7 @@ def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterato
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise otherwise from None
-                time.sleep(0.05)
+                time.sleep(_LOOK_SECONDS / 10)
         try:
             yield
         finally:

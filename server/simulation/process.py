@@ -89,7 +89,23 @@ class LastingBackend(raybackend.RayBackend):
         gone = _SERVERS & {name for name, _ in dead}
         if gone and not self._over.is_set():
             _end(f"Ray's {min(gone)} is gone")
-        lost = self._nodes.keys() - nodes().keys() if self._nodes else set()
+        if self._nodes:
+            self._check_cluster(os.environ[RAY_VARIABLE])
+
+    def _check_cluster(self, address: str) -> None:
+        """End this process where the cluster, or a node of it, is gone, or a new one cannot take part."""
+        try:
+            check_address(address)  # Ray itself would wait for its server
+            found = nodes()
+            new = {node_id: name for node_id, name in found.items() if node_id not in self._nodes}
+            if new:  # a worker that dies may be started there
+                check_nodes(Path(os.environ[RUN_VARIABLE]), new)
+        except SpatlError as error:
+            if not self._over.is_set():
+                _end(str(error))
+            return
+        lost = self._nodes.keys() - found.keys()
+        self._nodes |= new
         if lost and not self._over.is_set():  # what it was at would wait for a place on the others, which are full
             _end(f"node {self._nodes[min(lost)]} of the Ray cluster is gone")
 

@@ -1,6 +1,7 @@
 """Examples as users bring them: arrays of any shape, data sets of PyTorch, or one of these for each client."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeGuard
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from spatl.data.arrays import dataset_of_arrays, misfit
 from spatl.data.dataset import SPLITS, Dataset, misfits
 from spatl.data.images import numbered
-from spatl.data.labels import class_labels
+from spatl.data.labels import class_labels, class_order, listed
 from spatl.errors import DataError
 from spatl.pixels.files import LARGEST_VALUE
 from spatl.tasks.targets import IGNORED, TASKS, TaskName
@@ -240,18 +241,81 @@ def _of_mapping(found: Mapping[Any, Any], *, name: str, where: str, task: TaskNa
 
 def _of_clients(found: Mapping[Any, Any] | Sequence[Any], *, name: str, where: str, task: TaskName) -> Dataset:
     """Return the examples of several clients, with whose each is."""
-    named = found if isinstance(found, Mapping) else dict(enumerate(found))
-    pairs = {str(owner): _pair_of(each, f"{where}: client {owner!r}") for owner, each in named.items()}
+    brought = found if isinstance(found, Mapping) else dict(enumerate(found))
+    named = {str(owner): each for owner, each in brought.items()}
+    if len(named) < len(found):
+        raise DataError(f"{where}: two clients have the same name, of {listed([str(owner) for owner in found])}")
+    own = {owner: each for owner, each in named.items() if isinstance(each, Dataset)}
+    facts = _facts_of(own, len(named), where, task)
+    pairs = {str(owner): _pair_of(each, f"{where}: client {owner!r}") for owner, each in brought.items()}
     inputs = _joined([each for each, _ in pairs.values()], list(pairs), where)
-    targets = [array_of(each, where) for _, each in pairs.values()]
-    if len({(each.shape[1:], each.dtype.kind) for each in targets}) > 1:
-        kinds = ", ".join(sorted({f"{each.dtype} {list(each.shape[1:])}" for each in targets}))
+    targets = {owner: array_of(each, where) for owner, (_, each) in pairs.items()}
+    for owner, (each, _) in pairs.items():
+        first = next(iter(each.values())) if isinstance(each, Mapping) else each
+        if targets[owner].ndim == 0 or len(first) != len(targets[owner]):
+            raise DataError(
+                f"{where}: client {owner!r} must have as many targets as inputs, got {len(first)} inputs and targets "
+                f"{list(targets[owner].shape)}"
+            )
+    if len({(each.shape[1:], each.dtype.kind) for each in targets.values()}) > 1:
+        kinds = ", ".join(sorted({f"{each.dtype} {list(each.shape[1:])}" for each in targets.values()}))
         raise DataError(f"{where}: all clients must have targets of one kind, got {kinds}")
-    owners = np.repeat(np.arange(len(pairs)), [len(each) for each in targets])
+    owners = np.repeat(np.arange(len(pairs)), [len(each) for each in targets.values()])
     names = np.array(list(pairs)) if isinstance(found, Mapping) else np.arange(len(pairs))
-    return examples_of(
-        inputs, np.concatenate(targets), name=name, where=where, task=task, groups=names[owners]
+    together = examples_of(
+        inputs, np.concatenate(list(targets.values())), name=name, where=where, task=task, groups=names[owners],
+        **facts,
     )  # fmt: skip
+    return _as_told(together, list(own.values()), where)
+
+
+def _facts_of(own: Mapping[str, Dataset], number: int, where: str, task: TaskName) -> dict[str, Any]:
+    """Return what data sets of clients say beside their examples, where that is what clients brought.
+
+    Raises:
+        DataError: They do not go together.
+    """
+    if not own:
+        return {}
+    if len(own) < number:
+        raise DataError(f"{where}: of {number} clients {len(own)} have a Dataset; give all of them one, or none")
+    for owner, each in own.items():
+        if each.task != task:
+            raise DataError(f"{where}: client {owner!r} has targets for {each.task}, the task is {task} (task.name)")
+    with_splits = [owner for owner, each in own.items() if each.splits is not None]
+    if with_splits and len(with_splits) < number:
+        without = listed([owner for owner in own if owner not in with_splits])
+        raise DataError(f"{where}: some clients' examples have splits, those of {without} have none; give all or none")
+    longest = max((each.class_names for each in own.values()), key=len)
+    odd = {
+        owner: each.class_names for owner, each in own.items() if each.class_names != longest[: len(each.class_names)]
+    }
+    same_number = TASKS[task].by_place or len({len(each.class_names) for each in own.values()}) == 1
+    if not TASKS[task].labels and (odd or not same_number):
+        told = "; ".join(f"client {owner!r}: {listed(each.class_names)}" for owner, each in own.items())
+        raise DataError(f"{where}: all clients must have the same outputs by name, got {told:.300}")
+    tokens = [each.num_tokens for each in own.values() if each.num_tokens is not None]
+    return {
+        "splits": np.concatenate([each.splits.numpy() for each in own.values()]) if with_splits else None,  # type: ignore[union-attr]
+        "num_tokens": len(longest) if TASKS[task].by_place else max(tokens, default=None),
+        "class_names": () if TASKS[task].labels else longest,
+    }
+
+
+def _as_told(dataset: Dataset, own: Sequence[Dataset], where: str) -> Dataset:
+    """Return the examples of clients' data sets with the scale of these, and with classes that no example has, too."""
+    if not own:
+        return dataset
+    scales = {(each.scale, each.normalisation, each.target_scale) for each in own}
+    if len(scales) > 1:
+        raise DataError(f"{where}: all clients' examples must have one scale and normalisation, got {len(scales)}")
+    ((scale, normalisation, target_scale),) = scales
+    told = replace(dataset, scale=scale, normalisation=normalisation, target_scale=target_scale)
+    if not TASKS[dataset.task].labels:
+        return told
+    classes = tuple(class_order({name for each in own for name in each.class_names}))
+    order = torch.tensor([classes.index(name) for name in dataset.class_names])
+    return replace(told, targets=order[dataset.targets], num_classes=len(classes), class_names=classes)
 
 
 def _joined(parts: Sequence[Any], owners: Sequence[str], where: str) -> Any:

@@ -1,7 +1,8 @@
 """Cells of tables that lie on disk, or on the hub: text, Parquet, and what the library `datasets` saves."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,17 +25,16 @@ class Cells:
         root: The file or directory.
         names: The columns' names, in order.
         cells: By name, texts of a text file and values of any type of another.
-        rows: By file or split, how many rows it has.
-        first: The number by which a file's first row is called.
+        rows: By file or split, the number by which each of its rows is called: of a file of text the line it begins in.
         splits: The name of each row's split where the tables came in several, of other names than files have.
     """
 
     def __init__(
-        self, root: Path | str, names: Sequence[str], cells: Mapping[str, list[Any]], rows: Mapping[Path | str, int],
-        first: int, splits: Sequence[str] | None = None,
+        self, root: Path | str, names: Sequence[str], cells: Mapping[str, list[Any]],
+        rows: Mapping[Path | str, Sequence[int]], splits: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
-        self.root, self.names, self._cells, self._rows, self._first = root, tuple(names), cells, rows, first
-        self.splits = splits
+        self.root, self.names, self.splits = root, tuple(names), splits
+        self._cells, self._rows = cells, rows
 
     @classmethod
     def read(cls, root: Path, delimiter: str | None) -> "Cells":
@@ -53,18 +53,17 @@ class Cells:
         if not files or not files[0].exists():
             raise DataError(f"table: no table {root}; expected a file {', '.join(_SUFFIXES)}, or a directory of them")
         cells: dict[str, list[Any]] = {}
-        rows: dict[Path | str, int] = {}
+        rows: dict[Path | str, Sequence[int]] = {}
         for file in files:
-            found = _parquet(file) if file.suffix.lower() == ".parquet" else _text(file, delimiter)
+            found, rows[file] = _parquet(file) if file.suffix.lower() == ".parquet" else _text(file, delimiter)
             if cells and found.keys() != cells.keys():
                 odd = sorted(found.keys() ^ cells.keys())
                 raise DataError(f"table: {file} has other columns than {files[0]}: {listed(odd)}")
-            rows[file] = len(next(iter(found.values())))
             for name, values in found.items():
                 cells.setdefault(name, []).extend(values)
-        if not sum(rows.values()):
+        if not any(map(len, rows.values())):
             raise DataError(f"table: {root} has no row below the columns' names")
-        return cls(root, list(cells), cells, rows, 1 if files[0].suffix.lower() == ".parquet" else 2)
+        return cls(root, list(cells), cells, rows)
 
     @classmethod
     def of_hub(cls, name: str, *, subset: str | None, revision: str | None) -> "Cells":
@@ -88,11 +87,13 @@ class Cells:
                 )
             for name, values in found.items():
                 cells.setdefault(name, []).extend(values)
-        rows: dict[Path | str, int] = {f"split {split}": len(table) for split, table in tables.items()}
-        if not sum(rows.values()):
+        rows: dict[Path | str, Sequence[int]] = {
+            f"split {split}": _from_1(len(table)) for split, table in tables.items()
+        }
+        if not any(map(len, rows.values())):
             raise DataError(f"table: {root} has no row")
         named = [split for split, table in tables.items() for _ in range(len(table))] if len(tables) > 1 else None
-        return cls(root, list(cells), cells, rows, 1, named)
+        return cls(root, list(cells), cells, rows, named)
 
     def check_has(self, name: str) -> None:
         """Raise a `DataError` where there is no such column."""
@@ -102,10 +103,10 @@ class Cells:
 
     def place(self, row: int) -> str:
         """Return where a row stands, counted from 0 over all files."""
-        for file, number in self._rows.items():
-            if row < number:
-                return f"{'row' if self._first == 1 else 'line'} {row + self._first} of {file}"
-            row -= number
+        for file, numbers in self._rows.items():
+            if row < len(numbers):
+                return f"{'row' if isinstance(numbers, range) else 'line'} {numbers[row]} of {file}"
+            row -= len(numbers)
         raise IndexError(row)
 
     def texts(self, name: str) -> list[str]:
@@ -131,7 +132,7 @@ class Cells:
         wrong = []
         for row, cell in enumerate(cells):
             try:
-                values[row] = cell
+                values[row] = None if isinstance(cell, str) and "_" in cell else cell  # 1_0 is ten to Python alone
             except (TypeError, ValueError):
                 wrong.append(row)
                 continue
@@ -149,8 +150,12 @@ class Cells:
         return DataError(f"table: the column {name!r} {expected}, got {found} in {self.place(wrong[0])}{more}")
 
 
-def _text(file: Path, delimiter: str | None) -> dict[str, list[Any]]:
-    """Read a file of text."""
+def _from_1(number: int) -> range:
+    return range(1, number + 1)
+
+
+def _text(file: Path, delimiter: str | None) -> tuple[dict[str, list[Any]], Sequence[int]]:
+    """Read a file of text; return its columns, and the line in which each row begins."""
     delimiter = delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
@@ -159,31 +164,35 @@ def _text(file: Path, delimiter: str | None) -> dict[str, list[Any]]:
         raise DataError(f"table: {file} is no table of text in UTF-8: {one_line(error)}") from error
 
 
-def _columns(file: Path, lines: Iterator[list[str]]) -> dict[str, list[Any]]:
+def _columns(file: Path, lines: Any) -> tuple[dict[str, list[Any]], Sequence[int]]:
     names = [name.strip() for name in next(lines, [])]
     if not any(names):
         raise DataError(f"table: {file} is empty; its first line must have the columns' names")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"table: {file} names the column {twice[0]!r} twice")
     columns: list[list[Any]] = [[] for _ in names]
-    for number, cells in enumerate(lines, start=2):
+    numbers, before = array("q"), lines.line_num
+    for cells in lines:
+        number, before = before + 1, lines.line_num  # a cell in quotes may hold several lines
         if not cells:
             continue  # an empty line, as at the end
+        numbers.append(number)
         if len(cells) != len(names):
             raise DataError(
                 f"table: line {number} of {file} has {len(cells)} cells, the first line names {len(names)} columns"
             )
         for column, cell in zip(columns, cells, strict=True):
             column.append(cell)
-    return dict(zip(names, columns, strict=True))
+    return dict(zip(names, columns, strict=True)), numbers
 
 
-def _parquet(file: Path) -> dict[str, list[Any]]:
+def _parquet(file: Path) -> tuple[dict[str, list[Any]], Sequence[int]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise missing_package("data set 'table' of a .parquet file", "pyarrow") from error
     try:
-        return {name: list(column) for name, column in parquet.read_table(file).to_pydict().items()}
+        found = {name: list(column) for name, column in parquet.read_table(file).to_pydict().items()}
+        return found, _from_1(max(map(len, found.values()), default=0))
     except (ArrowException, OSError) as error:
         raise DataError(f"table: {file} is no Parquet file that can be read: {one_line(error)}") from error

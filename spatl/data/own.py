@@ -283,6 +283,9 @@ def agree(
         if _kind(each) != kind
     }
     fitting = {client: each for client, each in sorted(described.items()) if client not in misfits}
+    if TASKS[next(iter(fitting.values())).task].by_place:
+        misfits |= _other_tokens(fitting)
+        fitting = {client: each for client, each in fitting.items() if client not in misfits}
     while len(owners := Counter(name for each in fitting.values() for name in each.classes)) > LARGEST_NUM_CLASSES:
         most = max(fitting, key=lambda client: (_num_own(fitting[client], owners), len(fitting[client].classes)))
         misfits[most] = (
@@ -290,11 +293,11 @@ def agree(
             f"{_num_own(fitting[most], owners)} are its alone"
         )
         del fitting[most]
-    shape, scale = next((each.shape, each.scale) for each in fitting.values())
     first = next(iter(fitting.values()))
-    classes = (
-        tuple(class_order(set(owners))) if TASKS[first.task].labels or TASKS[first.task].by_place else first.classes
-    )
+    shape, scale = first.shape, first.scale
+    classes = max((each.classes for each in fitting.values()), key=len)  # of other tasks all have the same, or a part
+    if TASKS[first.task].labels:
+        classes = tuple(class_order(set(owners)))
     if len(classes) < 2 and TASKS[first.task].labels:
         raise DataError(f"all clients together must have at least two classes, got {', '.join(classes)}")
     check_classes(classes)
@@ -307,6 +310,13 @@ def agree(
         classes, shape, together.means, deviations_of(together), scale, tokens, aims.means, deviations_of(aims)
     )
     return agreement, misfits
+
+
+def _other_tokens(described: Mapping[int, Description]) -> dict[int, str]:
+    """Return the reason of each client in which a token's number has another name than where there are the most."""
+    most = max((each.classes for _, each in sorted(described.items())), key=len)
+    odd = {client: each.classes for client, each in described.items() if each.classes != most[: len(each.classes)]}
+    return {client: f"its tokens are {listed(own)}, others have {listed(most)}" for client, own in odd.items()}
 
 
 def _kind(description: Description) -> str:
@@ -324,13 +334,9 @@ def alone(description: Description) -> Agreement:
     Where all are of one class, there is another one without a name of the data's.
     """
     classes = description.classes
-    other = next(name for name in ("other", "another") if name not in classes)
-    described = (
-        description
-        if len(classes) > 1 or not TASKS[description.task].labels
-        else replace(description, classes=(*classes, other))
-    )
-    return agree({0: described})[0]
+    if len(classes) == 1 and TASKS[description.task].labels:
+        description = replace(description, classes=(*classes, "another" if classes == ("other",) else "other"))
+    return agree({0: description})[0]
 
 
 def _counted(description: Description, count: int | None) -> Description:
@@ -370,7 +376,8 @@ def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":
             f"{listed(unknown)}; expected {listed(agreement.classes)}"
         )
     row = TASKS[dataset.task]
-    if not (row.labels or row.by_place) and dataset.class_names != agreement.classes:
+    expected = agreement.classes[: len(dataset.class_names)] if row.by_place else agreement.classes
+    if not row.labels and dataset.class_names != expected:
         raise DataError(
             f"the targets here are {listed(dataset.class_names)}, the clients have agreed on "
             f"{listed(agreement.classes)}"

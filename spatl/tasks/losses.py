@@ -80,8 +80,9 @@ class Loss:
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over a batch, a scalar, of which there are `num_terms`."""
-        if self.is_users:
-            return self._users(outputs, targets) * self.num_terms(targets)
+        if self.is_users:  # whose mean over nothing may be anything
+            number = self.num_terms(targets)
+            return self._users(outputs, targets) * number if number else outputs.new_zeros(())
         return self.function(outputs, targets, "sum")
 
     def each(self, outputs: Tensor, targets: Tensor) -> Tensor:

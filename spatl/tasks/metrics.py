@@ -39,9 +39,12 @@ class Metric:
         size: `size(K)`, S.
         counts: Whether all sums are whole numbers.
         fault: `fault(sums)` returns what cannot be, or None.
-        examples: `examples(sums, terms)`, of how many examples these are at least, if each has that many terms.
+        examples: `examples(sums, terms)`, of how many examples these are at least, if each has that many terms: places
+            of a sequence, or else outputs.
         exact: `exact(outputs, targets)`, where sums tell the metric only nearly, or not at all.
         error: `error(sums)`, by how much the value of the sums may differ from it.
+        ranked: `ranked(outputs, targets)`, of a curve the scores `[n, K]` and what is true `[n, K]` whose counts by bin
+            are the sums; `value(sums, num_bins)` takes any number of bins then.
         in_units: Whether it is in the target's units, and so scaled with them; the mean over the outputs counts.
     """
 
@@ -50,13 +53,14 @@ class Metric:
     lowest: float = 0.0
     highest: float = 1.0
     sums: Callable[[Tensor, Tensor], Tensor] | None = None
-    value: Callable[[Tensor], Any] | None = None
+    value: Callable[..., Any] | None = None
     size: Callable[[int], int] = lambda num_outputs: 0
     counts: bool = False
     fault: Callable[[Tensor], str | None] = lambda sums: None
     examples: Callable[[Tensor, int], float] = lambda sums, num_terms: 0.0
     exact: Callable[[Tensor, Tensor], float] | None = None
     error: Callable[[Tensor], float] | None = None
+    ranked: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     in_units: bool = False
 
     @property
@@ -91,37 +95,40 @@ def _of_hits(name: str, function: Callable[[Tensor, Tensor], Tensor], *, each: b
     )  # fmt: skip
 
 
-def _of_confusion(name: str, function: Callable[[Tensor, Tensor], Tensor], value: Callable[[Tensor], float]) -> Metric:
-    return Metric(
-        name=name, sums=function, value=value, size=lambda k: 3 * k, counts=True, fault=sums.fault_of_confusion,
-        examples=lambda found, num_terms: float(found[num_terms:].max()),
-    )  # fmt: skip
-
-
-def _of_curve(
-    name: str, function: Callable[[Tensor, Tensor], Tensor], exact: Callable[[Tensor, Tensor], float]
+def _of_confusion(
+    name: str, function: Callable[[Tensor, Tensor], Tensor], value: Callable[[Tensor], float], *, one_each: bool
 ) -> Metric:
-    value, error = {
-        "auroc": (sums.value_of_auroc, sums.error_of_auroc),
-        "average-precision": (sums.value_of_average_precision, sums.error_of_average_precision),
-    }[name]
+    """Return a metric of a confusion; whether each example has `one_each`, a class, or any number of labels."""
+
+    def examples(found: Tensor, num_terms: int) -> float:
+        counted = found[num_terms:].reshape(2, -1)
+        return float((counted.sum(1) if one_each else counted).max())
+
     return Metric(
-        name=name, sums=function, value=value, size=lambda k: 2 * k * sums.NUM_BINS, counts=True, exact=exact,
-        error=error, examples=lambda found, num_terms: float(found.reshape(2, num_terms, -1).sum((0, 2)).max()),
+        name=name, sums=function, value=value, size=lambda k: 3 * k, counts=True, examples=examples,
+        fault=sums.fault_of_class_confusion if one_each else sums.fault_of_confusion,
     )  # fmt: skip
 
 
 def _curves(
-    function: Callable[[Tensor, Tensor], Tensor], seen: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-) -> list[Metric]:
+    function: Callable[[Tensor, Tensor], Tensor], ranked: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    fault: Callable[[Tensor], str | None] = lambda found: None,
+) -> list[Metric]:  # fmt: skip
+    """Return the metrics of the curves of scores."""
+    common: dict[str, Any] = {
+        "sums": function, "size": lambda k: 2 * k * sums.NUM_BINS, "counts": True, "fault": fault, "ranked": ranked,
+        "examples": lambda found, num_terms: float(found.reshape(2, num_terms, -1).sum((0, 2)).max()),
+    }  # fmt: skip
     return [
-        _of_curve("auroc", function, lambda outputs, targets: sums.exact_auroc(*seen(outputs, targets))),
-        _of_curve(
-            "average-precision",
-            function,
-            lambda outputs, targets: sums.exact_average_precision(*seen(outputs, targets)),
+        Metric(
+            name="auroc", value=sums.value_of_auroc, error=sums.error_of_auroc,
+            exact=lambda outputs, targets: sums.exact_auroc(*ranked(outputs, targets)), **common,
         ),
-    ]
+        Metric(
+            name="average-precision", value=sums.value_of_average_precision, error=sums.error_of_average_precision,
+            exact=lambda outputs, targets: sums.exact_average_precision(*ranked(outputs, targets)), **common,
+        ),
+    ]  # fmt: skip
 
 
 def _classes_seen(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,12 +150,12 @@ def _by_name(*metrics: Metric) -> dict[str, Metric]:
 METRICS: Final[Mapping[TaskName, Mapping[str, Metric]]] = {
     "classification": _by_name(
         _of_hits("accuracy", sums.hits),
-        _of_confusion("balanced-accuracy", sums.confusion, sums.value_of_recall),
-        _of_confusion("macro-f1", sums.confusion, sums.value_of_f1),
-        *_curves(sums.bins_of_classes, _classes_seen),
+        _of_confusion("balanced-accuracy", sums.confusion, sums.value_of_recall, one_each=True),
+        _of_confusion("macro-f1", sums.confusion, sums.value_of_f1, one_each=True),
+        *_curves(sums.bins_of_classes, _classes_seen, sums.fault_of_class_bins),
     ),
     "multi-label": _by_name(
-        _of_confusion("macro-f1", sums.confusion_of_labels, sums.value_of_f1),
+        _of_confusion("macro-f1", sums.confusion_of_labels, sums.value_of_f1, one_each=False),
         _of_hits("label-accuracy", sums.hits_of_labels, each=False),
         *_curves(sums.bins_of_labels, lambda outputs, targets: (outputs, targets)),
     ),
@@ -173,6 +180,7 @@ METRICS: Final[Mapping[TaskName, Mapping[str, Metric]]] = {
         Metric(
             name="perplexity", higher_is_better=False, highest=math.inf, sums=sums.surprise,
             value=sums.value_of_perplexity, size=lambda k: 2, fault=sums.fault_of_errors,
+            examples=lambda found, num_terms: float(found[1]) / num_terms,
         ),
     ),
 }  # fmt: skip
@@ -196,7 +204,14 @@ def make_metrics(names: Sequence[str], task: TaskName) -> tuple[Metric, ...]:
     Raises:
         ConfigError: There is none of a name.
     """
-    return tuple(_metric(name, task) for name in names or DEFAULT_METRICS[task])
+    found = tuple(_metric(name, task) for name in names or DEFAULT_METRICS[task])
+    built_in = {name for table in METRICS.values() for name in table}
+    for place, (name, metric) in enumerate(zip(names, found, strict=bool(names))):
+        if is_reference(name) and metric.name in built_in:
+            raise ConfigError(f"metric {name!r} is called {metric.name!r}, as one that is built in; rename it")
+        if metric.name in {each.name for each in found[:place]}:
+            raise ConfigError(f"task.metrics: two metrics are called {metric.name!r}; rename one")
+    return found
 
 
 def _metric(name: str, task: TaskName) -> Metric:

@@ -76,6 +76,20 @@ def fault_of_confusion(sums: Tensor) -> str | None:
     )
 
 
+def fault_of_class_confusion(sums: Tensor) -> str | None:
+    """Return what cannot be of such counts where each example has one class, or None."""
+    _, predicted, true = sums.reshape(3, -1)
+    if predicted.sum() != true.sum():
+        return "other numbers of examples predicted than there are"
+    return fault_of_confusion(sums)
+
+
+def fault_of_class_bins(sums: Tensor) -> str | None:
+    """Return what cannot be of counts by bins where each example has one class, or None."""
+    true, other = sums.reshape(2, -1, NUM_BINS).sum(2)
+    return "other numbers of examples of one class than of all" if bool((true + other != true.sum()).any()) else None
+
+
 def fault_of_hits(sums: Tensor) -> str | None:
     """Return what cannot be of such counts, or None."""
     return "more correct ones than there are" if sums[0] > sums[1] else None
@@ -93,17 +107,27 @@ def bins_of_labels(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def odds_of_classes(outputs: Tensor) -> Tensor:
-    """Log odds of each class against all others, by the softmax of logits `[n, K]`."""
-    shares = outputs.log_softmax(1)
-    return shares - torch.log1p(-shares.exp().clamp(max=1 - 1e-16))
+    """Log odds of each class against all others, by the softmax of logits `[n, K]`; K is 2 or more."""
+    shares, first = outputs.log_softmax(1), outputs.argmax(1, keepdim=True)
+    others = outputs.scatter(1, first, -math.inf).logsumexp(1, keepdim=True)  # 1 - p of a sure one is nothing but noise
+    odds = shares - torch.log1p(-shares.exp().clamp(max=0.5))
+    return odds.scatter(1, first, outputs.gather(1, first) - others)
 
 
-def value_of_auroc(sums: Tensor) -> float:
+def ranks(scores: Tensor) -> Tensor:
+    """Place of each score `[n, K]` among those of its class, int64, equal ones in one: the bins that lose nothing."""
+    ordered, order = scores.sort(0)
+    steps = torch.zeros_like(order)
+    steps[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(order).scatter(0, order, steps.cumsum(0))
+
+
+def value_of_auroc(sums: Tensor, num_bins: int = NUM_BINS) -> float:
     """Mean over classes of the area under the ROC curve, ties as halves; classes with no other examples are left out.
 
     Hanley and McNeil 1982: the share of pairs of a true and another example in which the true one has the higher score.
     """
-    true, other = sums.reshape(2, -1, NUM_BINS)
+    true, other = sums.reshape(2, -1, num_bins)
     pairs = true.sum(1) * other.sum(1)
     won = (true * (other.cumsum(1) - other / 2)).sum(1)
     there = pairs > 0
@@ -118,9 +142,9 @@ def error_of_auroc(sums: Tensor) -> float:
     return float(((true * other).sum(1)[there] / (2 * pairs[there])).mean()) if bool(there.any()) else math.nan
 
 
-def value_of_average_precision(sums: Tensor) -> float:
+def value_of_average_precision(sums: Tensor, num_bins: int = NUM_BINS) -> float:
     """Mean over classes of the precision at each threshold, weighted by the recall that it adds."""
-    true, found, all_found, there = _descending(sums)
+    true, found, all_found, there = _descending(sums, num_bins)
     if not bool(there.any()):
         return math.nan
     precision = found / all_found.clamp(min=1)
@@ -205,6 +229,8 @@ def fault_of_squares(sums: Tensor) -> str | None:
     errors, totals, squared = sums[:-1].reshape(3, -1)
     if bool((errors < 0).any() | (squared < 0).any()):
         return "sums of squares below 0"
+    if fault := _fault_of_number(sums):
+        return fault
     return (
         "a sum larger than its squares allow"
         if bool((totals.square() > sums[-1] * squared * (1 + 1e-9) + 1e-9).any())
@@ -214,7 +240,15 @@ def fault_of_squares(sums: Tensor) -> str | None:
 
 def fault_of_errors(sums: Tensor) -> str | None:
     """Return what cannot be of such sums, or None."""
-    return "sums of errors below 0" if bool((sums < 0).any()) else None
+    return "sums of errors below 0" if bool((sums < 0).any()) else _fault_of_number(sums)
+
+
+def _fault_of_number(sums: Tensor) -> str | None:
+    """Return what cannot be of a number of examples, which comes last, or None."""
+    number = float(sums[-1])
+    if number < 0 or number != math.floor(number):
+        return f"{number:g} examples"
+    return "sums of no examples" if not number and bool(sums.any()) else None
 
 
 def surprise(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -240,9 +274,9 @@ def _binned(scores: Tensor, true: Tensor) -> Tensor:
     return torch.cat([places[each].bincount(minlength=length) for each in (true, ~true)]).double()
 
 
-def _descending(sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _descending(sums: Tensor, num_bins: int = NUM_BINS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """By bin from the highest: true ones, true ones so far, all so far; and which classes have any true one."""
-    true, other = sums.reshape(2, -1, NUM_BINS).flip(2)
+    true, other = sums.reshape(2, -1, num_bins).flip(2)
     found = true.cumsum(1)
     return true, found, found + other.cumsum(1), true.sum(1) > 0
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spatl.tasks.losses import Loss, make_loss
 from spatl.tasks.metrics import Metric, make_metrics
+from spatl.tasks.sums import ranks
 from spatl.tasks.targets import TASKS, TaskName, TaskRow
 
 _PLACES_AT_ONCE: Final = 1 << 12  # of sequences, each of which has a logit for each token
@@ -100,7 +101,9 @@ class Task:
             right = outputs.argmax(1) == targets
             return int(right.sum()) / len(targets), right.cpu().double()
         number, sign = len(targets), self.score.sign
-        if self.score.sums is None:
+        if self.score.ranked is not None:
+            score, values = self._ranked(*_widened(self.score, outputs, targets))
+        elif self.score.sums is None:
             values = [self._exact(outputs[kept], targets[kept]) for kept in _without_each(number)]
             score = self._exact(outputs, targets)
         else:
@@ -115,6 +118,23 @@ class Task:
     def _summed(self, outputs: Tensor, targets: Tensor) -> Tensor:
         assert self.score.sums is not None
         return self.score.sums(*_widened(self.score, outputs, targets))
+
+    def _ranked(self, outputs: Tensor, targets: Tensor) -> tuple[float, list[float]]:
+        """Return a score that goes by ranks, and what it is without each example."""
+        assert self.score.ranked is not None
+        assert self.score.value is not None
+        scores, true = self.score.ranked(outputs, targets)
+        (number, columns), places = scores.shape, ranks(scores)
+        rows, outer = (true <= 0).long(), torch.arange(columns).expand_as(places)
+        counts = torch.zeros(2, columns, number, dtype=torch.float64)
+        counts.index_put_((rows, outer, places), torch.ones((), dtype=torch.float64), accumulate=True)
+        values = []
+        for row, place in zip(rows, places, strict=True):
+            own = (row, outer[0], place)
+            counts[own] -= 1
+            values.append(float(self.score.value(counts.flatten(), number)))
+            counts[own] += 1
+        return float(self.score.value(counts.flatten(), number)), values
 
     def _exact(self, outputs: Tensor, targets: Tensor) -> float:
         assert self.score.exact is not None

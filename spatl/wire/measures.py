@@ -118,7 +118,7 @@ class Judging:
         fault = metric.fault(sums)
         if fault is not None:
             raise UpdateRejected(f"the sums of {metric.name} say {fault}")
-        number = metric.examples(sums, self.num_outputs * self.length)
+        number = metric.examples(sums, self.length if self.task.row.by_place else self.num_outputs)
         if most_examples is not None and number > most_examples:
             raise UpdateRejected(
                 f"the sums of {metric.name} are of {number:g} examples, the client has {most_examples}"

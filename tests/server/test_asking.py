@@ -109,7 +109,8 @@ class Scripted(InProcessGrid):
         self.away = {}
 
     def get_node_ids(self):
-        return [node for node in self.contexts if self._clock.now >= self.away.get(node, 0.0)]
+        spans = {node: self.away.get(node, (0.0, 0.0)) for node in self.contexts}
+        return [node for node, (since, until) in spans.items() if not since <= self._clock.now < until]
 
     def push_messages(self, messages):
         ids = list(super().push_messages(messages))
@@ -192,13 +193,13 @@ def test_what_is_known_to_be_lost_is_asked_for_at_once(ask):
 
 
 def test_a_node_that_has_gone_is_told_and_asked_again_if_it_is_back_while_others_are_waited_for(ask):
-    came, pushed, _ = ask([AWAY, answers(10.0)], [answers(40.0)], away={2: 20.0})
+    came, pushed, _ = ask([AWAY, answers(10.0)], [answers(40.0)], away={2: (0.0, 20.0)})
     assert times_of(pushed, 2) == [0.0, 20.0]
     assert came == [(1, 0.0, False), (2, 30.0, True), (3, 40.0, True)]
 
 
 def test_a_node_that_has_gone_is_not_waited_for(ask):
-    came, pushed, _ = ask([AWAY], [answers(10.0)], away={2: 20.0})
+    came, pushed, _ = ask([AWAY], [answers(10.0)], away={2: (0.0, 20.0)})
     assert came == [(1, 0.0, False), (3, 10.0, True)]
     assert times_of(pushed, 2) == [0.0]
 
@@ -220,3 +221,10 @@ def test_with_zero_nobody_is_asked_again(ask):
     came, pushed, _ = ask([LOST], [NEVER], after=0.0, timeout=50.0)
     assert len(pushed) == 2
     assert [content for _, _, content in came] == [False]
+
+
+def test_a_node_whose_answer_was_lost_and_that_goes_then_is_not_waited_for_either(ask):
+    """It is there when the loss is heard of, and gone when it would be asked again, a second later."""
+    came, pushed, _ = ask([LOST], [answers(10.0)], away={2: (0.5, 900.0)}, timeout=600.0)
+    assert came == [(3, 10.0, True)]
+    assert times_of(pushed, 2) == [0.0]

@@ -128,3 +128,17 @@ def test_a_model_for_images_is_refused_for_a_table_before_anything_is_written(tm
     with pytest.raises(Exception, match=r"'resnet8' takes images \[N, C, H, W\], got examples of \(8,\)"):
         run(wanted, tmp_path / "run", data=(SERIES[:, 0], LABELS))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_client_whose_score_is_not_defined_is_evaluated_all_the_same(tmp_path):
+    """AUROC of one class is no number; its loss is, and counts."""
+    parts = [(SERIES[:30], LABELS[:30]), (SERIES[30:], LABELS[30:]), (SERIES[LABELS == 1], LABELS[LABELS == 1])]
+    config = tiny_config(
+        partition={"name": "natural", "num_clients": 3}, task={"metrics": ["auroc"]}, method="fedavg", rounds=1,
+        model={"name": f"{__name__}:OfSeries", "options": {}, "cut": ["classifier"]},
+    )  # fmt: skip
+    summary = run(config, tmp_path / "run", data=parts, pictures=False, progress=False).summary
+    (row,) = read_lines(tmp_path / "run" / "history.jsonl")
+    assert summary["clients"].keys() == {"0", "1"}
+    assert summary["not_evaluated"] == 0
+    assert summary["loss"] == pytest.approx(row["final_loss"])

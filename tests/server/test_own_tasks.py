@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from spatl.data import Dataset
 from spatl.data.brought import dataset_of
-from spatl.data.own import Agreement, Description, agree, describe, fit
+from spatl.data.own import Agreement, Description, agree, alone, describe, fit
 from spatl.errors import DataError
 from spatl.runs.directory import config_of
 from tests.support.own_data import own_config, serve_devices
@@ -68,6 +69,38 @@ def test_who_has_other_outputs_does_not_fit_in():
     assert "for regression with the targets 0, 1, those of 2 of 3 clients" in misfits[2]
     with pytest.raises(DataError, match="the clients have agreed on"):
         fit(two, agreement)
+
+
+def sequences(*names: str) -> Dataset:
+    """Sequences of each of some tokens, by name."""
+    tokens = torch.arange(4).repeat(2, 1) % len(names)
+    return Dataset("words", tokens, tokens, num_classes=len(names), class_names=names, num_tokens=len(names),
+                   task="next-token")  # fmt: skip
+
+
+def described_tokens(*names: str) -> Description:
+    dataset = sequences(*names)
+    return Description.from_bytes(describe(dataset, dataset.inputs).to_bytes())
+
+
+def test_a_token_has_one_name_for_one_number_on_all_devices():
+    """Numbers are what sequences hold: where x is 0 here and 1 there, both would be taken for the same."""
+    told = {0: described_tokens("b", "a", "c"), 1: described_tokens("b", "a"), 2: described_tokens("a", "b")}
+    agreement, misfits = agree(told)
+    assert agreement.classes == ("b", "a", "c")
+    assert misfits == {2: "its tokens are a, b, others have b, a, c"}
+    assert fit(sequences("b", "a"), agreement).targets.tolist() == [[0, 1, 0, 1]] * 2
+    with pytest.raises(DataError, match="the clients have agreed on b, a, c"):
+        fit(sequences("a", "b"), agreement)
+
+
+def test_a_device_of_one_class_alone_has_another_for_the_time_being_whatever_its_name():
+    for names in (("other",), ("another",), ("other", "another")):
+        labels = np.array(names)[np.arange(4) % len(names)]
+        images = dataset_of((np.zeros((4, 5)), labels), name="mine", where="mine")
+        found = alone(describe(images, images.inputs)).classes
+        assert set(names) <= set(found)
+        assert len(found) == 2
 
 
 def test_a_description_of_a_classification_says_nothing_of_other_tasks():

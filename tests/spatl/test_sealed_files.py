@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save
 
 from spatl import sealed_files
 from spatl.errors import DamagedState, SpatlError
-from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
+from spatl.sealed_files import StoredTensor, alone_in, as_tensor, is_locked, read_sealed, seal, unseal, write_sealed
 
 TENSORS = {
     "flag": torch.tensor([True, False, True]),
@@ -95,3 +96,23 @@ def test_a_tensor_of_a_file_that_was_replaced_is_not_read(tmp_path):
     path.unlink()
     with pytest.raises(DamagedState, match="cannot read"):
         stored["matrix"].read()
+
+
+def test_whoever_looks_whether_a_lock_is_held_keeps_nobody_out(tmp_path):
+    """A look holds it for an instant, again and again here."""
+    lock, over = tmp_path / ".lock", threading.Event()
+    lock.touch()
+
+    def look() -> None:
+        while not over.is_set():
+            is_locked(lock)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for _ in range(2000):
+            with alone_in(lock, otherwise=SpatlError("another is in")):
+                pass
+    finally:
+        over.set()
+        looker.join()

@@ -331,7 +331,8 @@ def federation(directory: Path, only: Sequence[str], *, calls: bool, say: Callab
     """
     config = tiny_config(
         method="spatl", rounds=_FAR_ROUND, wire=COMPRESSED, selection={"selector": "update"},
-        data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}},
+        # More, and harder, than the network can learn: else nothing would be left of c after so many rounds.
+        data={"name": "synthetic", "options": {"num_examples": 2000, "image_size": 8, "difficulty": 1.0}},
         partition={"num_clients": NUM_CLIENTS}, training={"local_steps": 100, "learning_rate": 0.0005},
     )  # fmt: skip
     if not (set(only) & ({"calls"} if calls else set(KINDS) - {"calls"})):

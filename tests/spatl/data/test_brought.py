@@ -1,5 +1,6 @@
 """Examples as users bring them: arrays of any shape, PyTorch's data sets, one for each client."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,39 @@ def test_one_for_each_client_keeps_whose_they_are(named: bool) -> None:
     assert as_list(found.groups) == [0, 1, 1, 2, 2, 2]
 
 
+def of_words(classes: tuple[str, ...], labels: list[int], **more: Any) -> Dataset:
+    inputs = torch.arange(2 * len(labels)).reshape(-1, 2)
+    return Dataset("words", inputs, torch.tensor(labels), num_classes=len(classes), class_names=classes, **more)
+
+
+def test_what_a_data_set_of_each_client_says_is_kept() -> None:
+    """Classes that no example has, in their order, published splits, and how many tokens there are."""
+    splits = torch.tensor([0, 2])
+    found = brought({
+        "ann": of_words(("cat", "emu"), [0, 0], splits=splits, num_tokens=50),
+        "bob": of_words(("bat", "cat"), [1, 0], splits=splits, num_tokens=40),
+    })  # fmt: skip
+    assert found.class_names == ("bat", "cat", "emu")
+    assert found.targets.tolist() == [1, 1, 1, 0]
+    assert as_list(found.splits) == [0, 2, 0, 2]
+    assert found.num_tokens == 50
+    assert found.group_names == ("ann", "bob")
+
+
+def test_a_data_set_of_each_client_has_the_same_outputs() -> None:
+    """Of next tokens one may know more of them than another."""
+
+    def sequences(number: int) -> Dataset:
+        tokens = torch.arange(6).reshape(2, 3) % number
+        return Dataset("tokens", tokens, tokens, num_classes=number, num_tokens=number, task="next-token")
+
+    found = brought([sequences(3), sequences(7)], task="next-token")
+    assert (found.num_classes, found.num_tokens) == (7, 7)
+
+
+VALUES = Dataset("v", torch.zeros(2, 3), torch.zeros(2, 1), num_classes=1, class_names=("rent",), task="regression")
+
+
 class Raises:
     def __len__(self) -> int:
         return 3
@@ -109,6 +143,17 @@ class Raises:
         ),
         ([(SERIES, LABELS), (SERIES, LABELS / 2)], "all clients must have targets of one kind"),
         ([SERIES], "client 0: "),
+        (
+            [(SERIES, LABELS[:5]), (SERIES[:5], LABELS)],
+            r"client '0' must have as many targets as inputs, got 6 inputs and targets \[5\]",
+        ),
+        ({1: (SERIES, LABELS), "1": (SERIES, LABELS)}, "two clients have the same name, of 1, 1"),
+        ([of_words(("a", "b"), [0, 1]), (SERIES, LABELS)], "of 2 clients 1 have a Dataset; give all of them one, or"),
+        ([VALUES, VALUES], "client '0' has targets for regression, the task is classification"),
+        (
+            [of_words(("a", "b"), [0, 1], splits=torch.tensor([0, 2])), of_words(("a", "b"), [0, 1])],
+            "some clients' examples have splits, those of 1 have none",
+        ),
         (Raises(), "each example must be a pair of input and target, got a tuple of 3 values at 0"),
         ({"inputs": np.array([[object()]]), "targets": [0]}, "expected numbers or texts, got object"),
     ],
@@ -117,3 +162,9 @@ def test_what_does_not_fit_is_one_line(found: object, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         brought(found)
     assert "\n" not in str(caught.value)
+
+
+def test_data_sets_of_clients_whose_outputs_have_other_names_are_one_line() -> None:
+    other = replace(VALUES, class_names=("price",))
+    with pytest.raises(DataError, match="must have the same outputs by name, got client '0': rent; client '1': price"):
+        brought([VALUES, other], task="regression")

@@ -67,6 +67,15 @@ def test_a_loss_of_ones_own() -> None:
     assert float(of_a_class.mean(torch.zeros(1, 2), torch.ones(1, 2))) == pytest.approx(math.log(2))
 
 
+def test_a_total_over_nothing_is_0_whatever_the_mean_of_nothing_is() -> None:
+    """So that sequences of padding alone do not spoil the sum of all."""
+    loss = make_loss("tests.support.users_tasks:token_loss", "next-token")
+    outputs, padding = torch.zeros(1, 2, 4), torch.full((1, 2), IGNORED)
+    assert loss.mean(outputs, padding).isnan()
+    assert float(loss.total(outputs, padding)) == 0.0
+    assert float(loss.total(outputs, torch.tensor([[1, IGNORED]]))) == pytest.approx(math.log(4))
+
+
 def test_a_loss_that_is_none_is_told() -> None:
     loss = make_loss("tests.support.users_tasks:a_list", "regression")
     with pytest.raises(ModelError, match="must return the mean over a batch, a single number, got list"):

@@ -134,6 +134,35 @@ def test_errors_are_in_the_targets_own_units() -> None:
     assert r2 == pytest.approx(1 - (0.5**2 + 1.5**2) / 2)
 
 
+@pytest.mark.parametrize("metric", ["auroc", "average-precision"])
+def test_a_curve_of_sure_logits_goes_by_their_order(metric: str) -> None:
+    """Differences of 40 to 70: shares of the softmax are all 1 in float64, and the log odds are not."""
+    outputs, targets = torch.tensor([[0.0, 40], [0, 50], [0, 60], [0, 70]]), torch.tensor([0, 0, 1, 1])
+    assert measured("classification", metric, outputs, targets) == 1.0
+    turned = torch.tensor([[0.0, 40], [0, 60], [0, 50], [0, 70]])  # of either class 3 of 4 pairs; precisions 1 and 2/3
+    right = {"auroc": 3 / 4, "average-precision": (1 + 2 / 3) / 2}[metric]
+    assert measured("classification", metric, turned, targets) == pytest.approx(right)
+
+
+@pytest.mark.parametrize("task", ["classification", "multi-label"])
+@pytest.mark.parametrize("metric", ["auroc", "average-precision"])
+@settings(max_examples=15, deadline=None)
+@given(number=st.integers(4, 20), seed=st.integers(0, 2**31), scale=st.sampled_from([1e-4, 1.0, 100.0]))
+def test_a_trial_goes_by_the_curve_itself(task: TaskName, metric: str, number: int, seed: int, scale: float) -> None:
+    """Its score is the exact one, also of logits in one bin; a part is n times it less n - 1 times the others'."""
+    outputs, targets = examples(task, number, seed)
+    outputs = scale * outputs
+    made, exact = make_task(task, metrics=[metric]), measured(task, metric, outputs, targets)
+    kept = [torch.arange(number) != left_out for left_out in range(number)]
+    others = [measured(task, metric, outputs[each], targets[each]) for each in kept]
+    score, parts = made.merits(outputs, targets)
+    if any(math.isnan(each) for each in [exact, *others]):
+        assert (score, float(parts.abs().max())) == (0.0, 0.0)
+        return
+    assert score == pytest.approx(exact)
+    assert parts.tolist() == pytest.approx([number * exact - (number - 1) * each for each in others])
+
+
 def test_what_examples_do_not_define_is_not_a_number() -> None:
     """R2 of one example, and the AUROC of labels that all have."""
     assert math.isnan(measured("regression", "r2", torch.zeros(1, 1), torch.ones(1, 1)))
@@ -198,6 +227,11 @@ def test_a_metric_of_ones_own_has_a_mean_and_perhaps_a_pooled_value() -> None:
         ("mae", "classification", "unknown metric 'mae'; known: accuracy, balanced-accuracy"),
         ("tests.support.users_tasks:nothing", "regression", "has no 'nothing'"),
         ("tests.support.users_tasks:A_NUMBER", "regression", "must be a spatl.tasks.metrics.Metric, or a function"),
+        (
+            "tests.support.users_tasks:accuracy",
+            "classification",
+            "is called 'accuracy', as one that is built in",
+        ),
     ],
 )
 def test_a_metric_that_there_is_not_is_told(name: str, task: TaskName, line: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from spatl.errors import UpdateRejected
 from spatl.tasks.targets import TASKS, TaskName
-from spatl.tasks.task import CLASSIFICATION, Measure
+from spatl.tasks.task import CLASSIFICATION, Measure, make_task
 from spatl.wire.measures import Judging
 from spatl.wire.reports import EvaluateReport
 from tests.support.measured import judging_of, told
@@ -41,7 +41,11 @@ def test_a_classification_by_accuracy_sends_its_28_bytes() -> None:
         ("classification", "macro-f1", 0, 9, "the sums of macro-f1 say more correct examples of a class than it has"),
         ("multi-label", "label-accuracy", 0, 99, "say more correct ones than there are"),
         ("multi-label", "label-accuracy", 1, 120, "are of 40 examples, the client has 4"),
-        ("classification", "balanced-accuracy", 6, 77, "are of 77 examples, the client has 4"),
+        ("classification", "balanced-accuracy", 6, 77, "say other numbers of examples predicted than there are"),
+        ("next-token", "token-accuracy", 1, 12, "are of 6 examples, the client has 4"),
+        ("regression", "r2", -1, -79.0, "say -79 examples"),
+        ("regression", "mae", -1, 0.5, "say 0.5 examples"),
+        ("regression", "rmse", -1, 0.0, "say sums of no examples"),
         ("regression", "mae", 0, -1.0, "say sums of errors below 0"),
         ("regression", "mae", 0, math.nan, "must be finite and at most"),
         ("regression", "rmse", 3, 5.0, "are of 5 examples, the client has 4"),
@@ -84,3 +88,23 @@ def test_errors_are_read_in_the_targets_units() -> None:
     assert data == plain.to_bytes(told(plain))
     (found,) = judging.from_bytes(data, score=told(judging)[0].value)
     assert found.value == pytest.approx(10 * told(plain)[0].value)
+
+
+def test_numbers_of_more_tokens_and_examples_than_there_are_are_refused() -> None:
+    """Perplexity of 10^60 tokens of four sequences of two; ten examples that are each of ten classes."""
+    judging = judging_of("next-token", "perplexity")
+    with pytest.raises(UpdateRejected, match="the client has 4"):
+        judging.from_bytes(np.array([0.0, 1e60], dtype="<f8").tobytes(), score=1.0, most_examples=4)
+    of_classes = Judging(make_task("classification", metrics=["macro-f1"]), 10)
+    counts = np.full(30, 10, dtype="<u4")
+    with pytest.raises(UpdateRejected, match="are of 100 examples, the client has 10"):
+        of_classes.from_bytes(counts.tobytes(), score=1.0, most_examples=10)
+
+
+def test_bins_of_classes_are_of_the_same_examples_for_each_class() -> None:
+    judging = judging_of("classification", "auroc")
+    (measure,) = told(judging)
+    counts = np.array(measure.sums, dtype="<u4")
+    counts[0] += 1
+    with pytest.raises(UpdateRejected, match="say other numbers of examples of one class than of all"):
+        judging.from_bytes(np.float64(measure.value).tobytes() + counts.tobytes(), score=measure.value)
