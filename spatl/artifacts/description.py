@@ -29,6 +29,11 @@ STATISTICS: Final = ("aggregated", "shared", "client", "none")
 """Where BatchNorm statistics are from: all clients' data after the last round, an average over the rounds, the one
 client's own data, or there are none."""
 _LARGEST_FILE: Final = 1 << 24
+_FORMULAS: Final = {
+    "classification": ("class", "strength * log(classes * (n_c + smoothing) / (n + classes * smoothing))"),
+    "multi-label": ("label", "strength * log((n_c + smoothing) / (n - n_c + smoothing))"),
+}
+"""By task what an offset is added to, and which it is, of n examples of which n_c have that class or label."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,14 @@ class ModelDescription:
 
     def write(self, directory: Path) -> None:
         """Write it into the directory of a model."""
-        formula = "strength * log(classes * (n_c + smoothing) / (n + classes * smoothing))"
         content = {"format": FORMAT, **asdict(self)}
         if self.task == "classification" and self.metric == "accuracy":
             content = {key: value for key, value in content.items() if key not in ("task", "metric", "target_scale")}
+        if self.metric != "accuracy":
+            content |= {"accuracy": None, "score": self.accuracy}
         if self.offset is not None:
-            content["offset"] = {"added to the logit of class c": formula, **asdict(self.offset)}
+            kind, formula = _FORMULAS[self.task]
+            content["offset"] = {f"added to the logit of {kind} c": formula, **asdict(self.offset)}
         write_json(directory / DESCRIPTION, content)
 
     @classmethod
@@ -206,6 +213,8 @@ def read_description(directory: Path) -> ModelDescription:
 def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a description, each of its type."""
     values = {each.name: content[each.name] for each in fields(ModelDescription) if each.name in content}
+    if values.get("accuracy") is None:
+        values["accuracy"] = content.get("score")
     for name in ("factory", "predictor", "statistics", "method", "data", "encoder", "sha256"):
         _check(isinstance(values[name], str), name, values[name])
     for name in ("seed", "round"):

@@ -224,7 +224,7 @@ def _worth(records: Sequence[Record], place: int) -> str:
         )
     if found:
         return "Meaningful: training alone never reached it with any seed."
-    return "Not a meaningful target: training alone reached it, without a federation."
+    return "Not a meaningful target: training alone reached it in some round, without a federation."
 
 
 def _stopped(records: Sequence[Record]) -> str:

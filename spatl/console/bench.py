@@ -156,7 +156,9 @@ def print_records(console: Console, plan: Plan, records: Sequence[Record]) -> No
         )
     print_table(console, table)
     if meaningful(records, place) is False:
-        console.print("training alone reaches this target: it does not need a federation", highlight=False)
+        console.print(
+            "training alone reaches this target in some round: it needs no federation", highlight=False
+        )
     if lost := ablation_rows(ablation_table(records, place), score):
         console.print(f"what each idea is worth, at {of}{target}:", highlight=False)
         print_table(console, _table(lost))

@@ -12,7 +12,7 @@ from torch import Tensor
 from spatl.data.arrays import dataset_of_arrays, misfit
 from spatl.data.dataset import SPLITS, Dataset, misfits
 from spatl.data.images import numbered
-from spatl.data.labels import class_labels, class_order, listed
+from spatl.data.labels import MAX_CLASSES, class_labels, class_order, listed
 from spatl.errors import DataError
 from spatl.pixels.files import LARGEST_VALUE
 from spatl.tasks.targets import IGNORED, TASKS, TaskName
@@ -177,6 +177,8 @@ def _next_tokens(
             f"targets {list(tokens.shape)}"
         )
     highest = max(int(tokens.max()), *(int(each.max()) for each in seen), 0)
+    if highest >= MAX_CLASSES:
+        raise DataError(f"{where}: tokens must be below {MAX_CLASSES:,}, got {highest:,} (are these ids?)")
     if (lowest := tokens[tokens != IGNORED]).numel() and int(lowest.min()) < 0:
         raise DataError(
             f"{where}: tokens are 0 or more, and {IGNORED} where a next token does not count, got {int(lowest.min())}"
@@ -241,7 +243,11 @@ def _of_mapping(found: Mapping[Any, Any], *, name: str, where: str, task: TaskNa
 
 def _of_clients(found: Mapping[Any, Any] | Sequence[Any], *, name: str, where: str, task: TaskName) -> Dataset:
     """Return the examples of several clients, with whose each is."""
-    brought = found if isinstance(found, Mapping) else dict(enumerate(found))
+    brought = dict(found.items() if isinstance(found, Mapping) else enumerate(found))
+    told = {owner: each for owner, each in brought.items() if isinstance(each, Mapping) and "inputs" in each}
+    if any(set(each) != {"inputs", "targets"} for each in told.values()):  # which say more, or leave it to their shift
+        for owner, each in told.items():
+            brought[owner] = _of_mapping(each, name=name, where=f"{where}: client {owner!r}", task=task)
     named = {str(owner): each for owner, each in brought.items()}
     if len(named) < len(found):
         raise DataError(f"{where}: two clients have the same name, of {listed([str(owner) for owner in found])}")
@@ -257,6 +263,8 @@ def _of_clients(found: Mapping[Any, Any] | Sequence[Any], *, name: str, where: s
                 f"{where}: client {owner!r} must have as many targets as inputs, got {len(first)} inputs and targets "
                 f"{list(targets[owner].shape)}"
             )
+        if not len(first):
+            raise DataError(f"{where}: client {owner!r} has no example; leave it out, or give it some")
     if len({(each.shape[1:], each.dtype.kind) for each in targets.values()}) > 1:
         kinds = ", ".join(sorted({f"{each.dtype} {list(each.shape[1:])}" for each in targets.values()}))
         raise DataError(f"{where}: all clients must have targets of one kind, got {kinds}")

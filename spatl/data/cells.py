@@ -15,6 +15,7 @@ from spatl.data.labels import listed
 from spatl.errors import DataError, did_you_mean
 from spatl.pixels.files import LARGEST_VALUE
 
+_TRUTHS: Final = {"true": 1.0, "false": 0.0}  # as Parquet's
 _SUFFIXES: Final = (".csv", ".tsv", ".parquet")
 
 
@@ -132,7 +133,10 @@ class Cells:
         wrong = []
         for row, cell in enumerate(cells):
             try:
-                values[row] = None if isinstance(cell, str) and "_" in cell else cell  # 1_0 is ten to Python alone
+                values[row] = _TRUTHS.get(cell.strip().lower(), cell) if isinstance(cell, str) else cell
+                if isinstance(cell, str) and "_" in cell:  # 1_0 is ten to Python alone
+                    wrong.append(row)
+                    continue
             except (TypeError, ValueError):
                 wrong.append(row)
                 continue
@@ -157,23 +161,28 @@ def _from_1(number: int) -> range:
 def _text(file: Path, delimiter: str | None) -> tuple[dict[str, list[Any]], Sequence[int]]:
     """Read a file of text; return its columns, and the line in which each row begins."""
     delimiter = delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")
+    begun = [1]
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            return _columns(file, csv.reader(stream, delimiter=delimiter, strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"table: {file} is no table of text in UTF-8: {one_line(error)}") from error
+            return _columns(file, csv.reader(stream, delimiter=delimiter, strict=True), begun)
+    except UnicodeDecodeError as error:
+        raise DataError(f"table: {file} is no text in UTF-8, write it anew in that: {one_line(error)}") from error
+    except csv.Error as error:
+        advice = "is a quote not closed?" if "unexpected end" in str(error) else one_line(error)
+        raise DataError(f"table: {file} is no table from line {begun[0]} on: {advice}") from error
 
 
-def _columns(file: Path, lines: Any) -> tuple[dict[str, list[Any]], Sequence[int]]:
+def _columns(file: Path, lines: Any, begun: list[int]) -> tuple[dict[str, list[Any]], Sequence[int]]:
     names = [name.strip() for name in next(lines, [])]
     if not any(names):
         raise DataError(f"table: {file} is empty; its first line must have the columns' names")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"table: {file} names the column {twice[0]!r} twice")
     columns: list[list[Any]] = [[] for _ in names]
-    numbers, before = array("q"), lines.line_num
+    numbers = array("q")
+    begun[0] = lines.line_num + 1
     for cells in lines:
-        number, before = before + 1, lines.line_num  # a cell in quotes may hold several lines
+        number, begun[0] = begun[0], lines.line_num + 1  # a cell in quotes may hold several lines
         if not cells:
             continue  # an empty line, as at the end
         numbers.append(number)

@@ -173,12 +173,17 @@ class Dataset:
         """Return what a user should know of it, a line each: the notes, and which classes have no example."""
         if not TASKS[self.task].labels:
             return self.notes
-        counts = self.targets.bincount(minlength=self.num_classes).tolist()
-        empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
-        if not empty:
-            return self.notes
-        told = f"{self.name}: {len(empty)} of {self.num_classes} classes have no example: {listed(empty)}"
-        return (*self.notes, told)
+        remarks, there = list(self.notes), self.targets.bincount(minlength=self.num_classes)
+        if empty := self._named(there == 0):
+            remarks.append(f"{self.name}: {len(empty)} of {self.num_classes} classes have no example: {listed(empty)}")
+        if self.splits is not None:
+            trained = self.targets[self.splits == SPLITS.index("train")].bincount(minlength=self.num_classes)
+            if unseen := self._named((trained == 0) & (there > 0)):
+                remarks.append(f"{self.name}: {len(unseen)} classes are in no training example: {listed(unseen)}")
+        return tuple(remarks)
+
+    def _named(self, which: Tensor) -> list[str]:
+        return [name for name, is_one in zip(self.class_names, which.tolist(), strict=True) if is_one]
 
     def _error(self, expected: str, found: str) -> DataError:
         return DataError(f"data set {self.name!r}: {expected}, got {found}")

@@ -30,12 +30,11 @@ def with_data(config: ExperimentConfig, data: object, *, deployed: bool = False)
     dataset = _read(config, data)
     values = config.model_dump()
     values["data"] |= {"name": IN_MEMORY, "options": {"key": keep_in_memory(dataset)}}
-    if dataset.groups is not None and are_of_clients(data) and "partition" not in config.model_fields_set:
+    given = config.partition.model_fields_set if "partition" in config.model_fields_set else set[str]()
+    if dataset.groups is not None and are_of_clients(data) and "name" not in given:
         sizes = dataset.groups.bincount()
-        values["partition"] |= {
-            "name": "natural", "num_clients": len(sizes),
-            "min_examples": min(config.partition.min_examples, int(sizes.min())),
-        }  # fmt: skip
+        suits = {"num_clients": len(sizes), "min_examples": min(config.partition.min_examples, int(sizes.min()))}
+        values["partition"] |= {"name": "natural", **{key: each for key, each in suits.items() if key not in given}}
     return parse_config(values)
 
 

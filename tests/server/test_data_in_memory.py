@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spatl.config.loading import parse_config
 from spatl.data import load_dataset
 from spatl.data.memory import forget_data
 from spatl.errors import ConfigError, DataError
 from spatl.report.result import read_run
 from spatl.runner import resume, run
+from spatl.runs.directory import config_of
 from spatl.runs.records import read_lines
 from tests.support.federations import tiny_config
 
@@ -142,3 +144,16 @@ def test_a_client_whose_score_is_not_defined_is_evaluated_all_the_same(tmp_path)
     assert summary["clients"].keys() == {"0", "1"}
     assert summary["not_evaluated"] == 0
     assert summary["loss"] == pytest.approx(row["final_loss"])
+
+
+def test_a_partition_that_has_no_name_leaves_each_client_its_own_data(tmp_path):
+    parts = {"ann": (SERIES[:3], LABELS[:3]), "bob": (SERIES[3:30], LABELS[3:30]), "cem": (SERIES[30:], LABELS[30:])}
+    config = parse_config({
+        "partition": {"min_examples": 1}, "rounds": 1, "training": {"local_steps": 1, "device": "cpu"},
+        "model": {"name": f"{__name__}:OfSeries", "cut": ["classifier"]},
+    })  # fmt: skip
+    run(config, tmp_path / "run", data=parts, pictures=False, progress=False)
+    ran = config_of(tmp_path / "run").partition
+    assert (ran.name, ran.num_clients) == ("natural", 3)
+    owners = {row["client"]: row["owner"] for row in read_lines(tmp_path / "run" / "clients.jsonl")}
+    assert owners == {0: "ann", 1: "bob", 2: "cem"}

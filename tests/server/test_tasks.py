@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from spatl.artifacts.description import read_description
 from spatl.config.loading import parse_config
+from spatl.json_files import read_json
 from spatl.runner import run
 from spatl.runs.records import read_lines
 from tests.support.tasks import task_config
@@ -29,6 +31,12 @@ def test_a_task_is_learnt(task: str, metric: str, pooled: str, tmp_path: Path) -
     assert summary["accuracy"] is None
     assert summary["metric"] == metric
     assert summary["score"] == rows[-1]["final_score"] == pytest.approx(sum(summary["clients"].values()) / 4)
+    described = read_json(tmp_path / "run" / "model" / "model.json")
+    assert (described["accuracy"], described["score"]) == (None, summary["score"])
+    assert read_description(tmp_path / "run" / "model").accuracy == summary["score"]
+    if task == "multi-label":
+        expected = "strength * log((n_c + smoothing) / (n - n_c + smoothing))"
+        assert described["offset"]["added to the logit of label c"] == expected
     found = summary["metrics"][f"{pooled}_pooled"]
     assert {"r2": found > 0.9, "macro_f1": found > 0.8, "perplexity": 1.3 < found < 1.8}[pooled]
     assert summary["metrics"] == rows[-1]["final_metrics"]

@@ -60,11 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seeds", nargs="*", type=int, default=[1, 2, 3])
-    seeds = parser.parse_args(arguments).seeds
+    parser.add_argument("--networks", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--labels", nargs="+", choices=list(PARTITIONS), default=list(PARTITIONS))
+    options = parser.parse_args(arguments)
+    seeds = options.seeds
     print("| labels | network | predictor | without | with | with less without, by seed | rates |")
     print("|---|---|---|---:|---:|---:|---:|")
-    for partition in PARTITIONS:
-        for model in MODELS:
+    for partition in options.labels:
+        for model in options.networks:
             for predictor in PREDICTORS:
                 cell = (partition, model, predictor)
                 found, rates = {}, {}

@@ -147,6 +147,7 @@ class Raises:
             [(SERIES, LABELS[:5]), (SERIES[:5], LABELS)],
             r"client '0' must have as many targets as inputs, got 6 inputs and targets \[5\]",
         ),
+        ({"a": (SERIES, LABELS), "b": (SERIES[:0], LABELS[:0])}, "client 'b' has no example; leave it out, or give it"),
         ({1: (SERIES, LABELS), "1": (SERIES, LABELS)}, "two clients have the same name, of 1, 1"),
         ([of_words(("a", "b"), [0, 1]), (SERIES, LABELS)], "of 2 clients 1 have a Dataset; give all of them one, or"),
         ([VALUES, VALUES], "client '0' has targets for regression, the task is classification"),
@@ -168,3 +169,23 @@ def test_data_sets_of_clients_whose_outputs_have_other_names_are_one_line() -> N
     other = replace(VALUES, class_names=("price",))
     with pytest.raises(DataError, match="must have the same outputs by name, got client '0': rent; client '1': price"):
         brought([VALUES, other], task="regression")
+
+
+def test_a_mapping_of_each_client_may_say_more_and_leave_next_tokens_to_their_shift() -> None:
+    parts = [{"inputs": SERIES[:2], "targets": LABELS[:2], "splits": ["train", "test"]}] * 2
+    found = brought(parts)
+    assert as_list(found.splits) == [0, 2, 0, 2]
+    assert as_list(found.groups) == [0, 0, 1, 1]
+    tokens = brought({"ann": {"inputs": np.arange(6).reshape(2, 3)}}, task="next-token")
+    assert (tokens.inputs.tolist(), tokens.targets.tolist()) == ([[0, 1], [3, 4]], [[1, 2], [4, 5]])
+
+
+def test_a_class_of_test_examples_alone_is_told() -> None:
+    found = brought({"inputs": SERIES, "targets": list("aabbbc"), "splits": ["train"] * 5 + ["test"]})
+    assert found.remarks() == ("mine: 1 classes are in no training example: c",)
+
+
+def test_a_token_beyond_all_vocabularies_is_refused_before_each_gets_a_name() -> None:
+    tokens = np.array([[1, 2], [3, 5_000_000_000]])
+    with pytest.raises(DataError, match=r"tokens must be below 1,000,000, got 5,000,000,000 \(are these ids\?\)"):
+        brought((tokens, tokens), task="next-token")

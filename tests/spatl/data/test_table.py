@@ -105,7 +105,7 @@ def test_a_parquet_file_is_the_same_table(tmp_path: Path) -> None:
         ("a,sick\n", {}, "has no row below the columns' names"),
         ("", {}, "is empty; its first line must have the columns' names"),
         ("sick\n1\n0\n", {}, "has no column besides sick, so that a model sees nothing"),
-        ('a,sick\n"1,0\n', {}, "is no table of text in UTF-8"),
+        ('a,sick\n3,1\n"1,0\n', {}, "is no table from line 3 on: is a quote not closed"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
@@ -123,7 +123,7 @@ def test_what_is_no_table_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no Parquet file that can be read"):
         read(str(tmp_path / "a.parquet"))
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="is no table of text in UTF-8"):
+    with pytest.raises(DataError, match="is no text in UTF-8, write it anew in that"):
         read(str(tmp_path / "b.csv"))
     write(tmp_path, "a,sick\n1,0\n", "c/1.csv") if (tmp_path / "c").mkdir() is None else None
     write(tmp_path, "b,sick\n1,0\n", "c/2.csv")
@@ -136,3 +136,8 @@ def test_whole_numbers_make_classes_in_their_order(tmp_path: Path) -> None:
     assert dataset.class_names == tuple(map(str, range(11)))
     assert np.array_equal(dataset.targets.numpy(), np.arange(22) % 11)
     assert dataset.images.dtype == torch.float32
+
+
+def test_truths_are_1_and_0_as_in_parquet(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,sick\nTrue,0\nfalse,1\n")
+    assert read(str(tmp_path / "t.csv")).images.tolist() == [[1], [0]]

@@ -64,3 +64,11 @@ def test_a_log_line_moves_no_cursor_and_neither_does_its_traceback():
     assert not CONTROL.search(text)
     assert text.count("client 3: a?[2Jb") == 2
     assert text.count("ValueError: a?[2Jb") == 2
+
+
+def test_a_name_between_colons_is_no_picture():
+    """Class names, and what users call their things, are shown as they are."""
+    screen = Screen(file=io.StringIO(), width=80)
+    screen.print("pets:cat: labels must be 0 or more", markup=False)
+    screen.print("done :fire: 3 of 4")
+    assert screen.file.getvalue() == "pets:cat: labels must be 0 or more\ndone :fire: 3 of 4\n"
