@@ -156,9 +156,7 @@ def print_records(console: Console, plan: Plan, records: Sequence[Record]) -> No
         )
     print_table(console, table)
     if meaningful(records, place) is False:
-        console.print(
-            "training alone reaches this target in some round: it needs no federation", highlight=False
-        )
+        console.print("training alone reaches this target in some round: it needs no federation", highlight=False)
     if lost := ablation_rows(ablation_table(records, place), score):
         console.print(f"what each idea is worth, at {of}{target}:", highlight=False)
         print_table(console, _table(lost))
