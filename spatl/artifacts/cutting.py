@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spatl.artifacts.narrowing import WIDTH, CutData, cut_data, rebuild, widths_without_tensors
-from spatl.artifacts.prunable import Prunable, find_prunable
 from spatl.artifacts.refinement import Refined, check_epochs, evaluated, refined
 from spatl.artifacts.runtimes import LatencyMeter, latency_meter
 from spatl.artifacts.widths import CutAgent, CutBudget, WidthRequest, latency_limited
 from spatl.channels.flops import measure_macs
 from spatl.channels.masking import masked_weights
+from spatl.channels.narrowing import WIDTH, CutData, cut_data, rebuild, widths_without_tensors
+from spatl.channels.prunable import Prunable, find_prunable
 from spatl.channels.selection import Selection
 from spatl.data import Examples
 from spatl.errors import ModelError, told
@@ -45,7 +45,7 @@ class CutNetwork:
         num_parameters: Parameters, likewise.
         doubtful: By name of a group that is kept whole because it could not be proved who reads its channels, or
             because its layers cannot be made narrower, why.
-        cut: Plain data from which `spatl.artifacts.narrowing.rebuild` makes the cut architecture.
+        cut: Plain data from which `spatl.channels.narrowing.rebuild` makes the cut architecture.
         difference: By how much the cut network's logits differed from the masked one's before anything was
             re-estimated or trained, at most, as a share of the largest logit.
         dense: Evaluation of the dense network on the validation split.

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spatl.artifacts.prunable import Prunable, find_prunable
+from spatl.channels.prunable import Prunable, find_prunable
 from spatl.channels.selection import Selection
 from spatl.data import Examples
 from spatl.models import build_model

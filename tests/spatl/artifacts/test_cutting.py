@@ -9,11 +9,11 @@ from torch.func import functional_call
 
 from spatl.artifacts.cutting import LARGEST_DIFFERENCE, cut_network, cut_to
 from spatl.artifacts.latency import measure_latency
-from spatl.artifacts.narrowing import rebuild
-from spatl.artifacts.prunable import find_prunable
 from spatl.artifacts.runtimes import LatencyMeter
 from spatl.artifacts.widths import CutBudget
 from spatl.channels.masking import masked_weights
+from spatl.channels.narrowing import rebuild
+from spatl.channels.prunable import find_prunable
 from spatl.channels.selection import Selection
 from spatl.config.training import TrainingConfig
 from spatl.data import Examples

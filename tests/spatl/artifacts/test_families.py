@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from spatl.artifacts.cutting import LARGEST_DIFFERENCE, cut_to
-from spatl.artifacts.narrowing import rebuild
-from spatl.artifacts.prunable import find_prunable
+from spatl.channels.narrowing import rebuild
+from spatl.channels.prunable import find_prunable
 from spatl.models import add_residual_, build_model
 from tests.support.cuts import EXAMPLE, SIZE, chosen, images, settled
 from tests.support.families import FAMILIES

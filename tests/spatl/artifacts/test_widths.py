@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spatl.artifacts.prunable import find_prunable
 from spatl.artifacts.widths import CutAgent, CutBudget, WidthRequest, latency_limited
+from spatl.channels.prunable import find_prunable
 from spatl.channels.selection import Selection
 from spatl.errors import BudgetError, ConfigError
 from spatl.models import build_model

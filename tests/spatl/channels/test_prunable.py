@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spatl.artifacts.cutting import cut_to
-from spatl.artifacts.narrowing import cut_data, rebuild
-from spatl.artifacts.prunable import find_prunable
 from spatl.channels.flops import measure_macs
+from spatl.channels.narrowing import cut_data, rebuild
+from spatl.channels.prunable import find_prunable
 from spatl.channels.selection import Selection
 from spatl.errors import ModelError
 from tests.support.cuts import CHOICES, EXAMPLE, chosen, dense, images, settled, whatever_is_chosen

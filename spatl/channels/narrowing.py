@@ -55,7 +55,7 @@ def cut_data(network: nn.Module, trace: EncoderTrace, selection: Selection) -> C
         network: The dense network.
         trace: Its channels.
         selection: The channels that stay. Those that may not be cut must all be among them, and what is left of a
-            grouped convolution must be the same in each of its groups (`spatl.artifacts.prunable`).
+            grouped convolution must be the same in each of its groups (`spatl.channels.prunable`).
     """
     kept = torch.cat([selection.mask, torch.ones(1, dtype=torch.bool)])  # -1, which is no channel, reads the last
     layers: dict[str, dict[str, list[int]]] = {}

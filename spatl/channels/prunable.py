@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from spatl.artifacts.narrowing import can_be_narrowed, is_depthwise, owned_along
 from spatl.channels.flops import LAYERS, OUTPUT_IN_DIMENSION_1, FlopsModel, layer_widths, whole_flops_model
 from spatl.channels.layout import EncoderLayout
+from spatl.channels.narrowing import can_be_narrowed, is_depthwise, owned_along
 from spatl.channels.selection import Selection
 from spatl.channels.trace import EncoderTrace
 from spatl.channels.tracing import trace_groups

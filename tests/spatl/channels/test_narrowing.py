@@ -9,8 +9,8 @@ from torch import nn
 from torch.func import functional_call
 
 from spatl.artifacts.cutting import LARGEST_DIFFERENCE, cut_to
-from spatl.artifacts.narrowing import cut_data, rebuild
 from spatl.channels.masking import masked_weights
+from spatl.channels.narrowing import cut_data, rebuild
 from spatl.errors import ModelError
 from spatl.models import build_model
 from tests.support.cuts import EXAMPLE, SIZE, chosen, dense, images, whatever_is_chosen
