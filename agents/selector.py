@@ -57,9 +57,9 @@ class AgentSelector:
         decision_seconds = time.perf_counter() - started
         samples = None if trial is None else self._samples(request)
         if trial is None or samples is None:  # nothing can be measured: the prior needs no measuring
-            return Choice(proposal.prior, self._state(state), decision_seconds)
+            return Choice(proposal.prior, self._state(state), decision_seconds, worth=problem.worth)
         best = choose(proposal, trial, samples=samples, tuning=self._settings.tuning, generator=request.generator)
-        return Choice(best.selection, self._state(best.head or state), decision_seconds, best.gain)
+        return Choice(best.selection, self._state(best.head or state), decision_seconds, best.gain, worth=problem.worth)
 
     def _state(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {**head, "policy": self._fingerprint} if head else {}

@@ -4,7 +4,7 @@ One client round and one strategy read these facts; nothing else in the product 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 from spatl.errors import ConfigError
@@ -178,6 +178,12 @@ def _yardstick(title: str, source: str, uplink: str) -> Method:
     return Method(title=title, source=source, shares="all", defaults={"wire": {"uplink": uplink}})
 
 
+def _of_parts(title: str, source: str, selector: str) -> Method:
+    """Return FedAvg whose clients train the part of the network that their budget pays for."""
+    part = {"selection": {"when": "before", "selector": selector}}
+    return Method(title=title, source=source, shares="all", selects=True, defaults=part)
+
+
 METHODS: dict[str, Method] = {
     "spatl": _spatl("SPATL", "chosen", selects=True, controls=True),
     "spatl-no-selection": _spatl("SPATL without selection", "chosen", selects=False, controls=True),
@@ -238,6 +244,18 @@ METHODS: dict[str, Method] = {
     "fedavg-calibrated-adaptive": Method(
         title="FedAvg with SPATL's codec and predictor", source="FedAvg with this product's codec and predictor",
         shares="chosen", defaults=_COMPRESSED,
+    ),
+    "spatl-small": replace(
+        _spatl("SPATL, training what it selects", "chosen", selects=True, controls=True),
+        defaults={**_COMPRESSED, "selection": {"when": "before"}},
+    ),
+    "heterofl": _of_parts("HeteroFL", "Diao, Ding, Tarokh, ICLR 2021, arXiv 2010.01264", "ordered"),
+    "fjord": _of_parts("FjORD, by rounds", "after Horvath et al., NeurIPS 2021, arXiv 2102.13451", "ordered-drawn"),
+    "fedrolex": _of_parts("FedRolex", "Alam et al., NeurIPS 2022, arXiv 2212.01548", "rolling"),
+    "federated-dropout": _of_parts("Federated Dropout", "Caldas et al. 2018, arXiv 1812.07210", "random"),
+    "fedavg-able": Method(
+        title="FedAvg of able devices", source="FedAvg without those whose budget does not pay for the whole network",
+        shares="all", selects=True, keep_ratio=1.0, defaults={"selection": {"selector": "able"}},
     ),
     "local": Method(title="Training alone", source="the baseline without a federation", shares="nothing"),
 }  # fmt: skip

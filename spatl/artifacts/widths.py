@@ -137,8 +137,7 @@ class WidthRequest:
 
     def floor(self, kind: Literal["flops", "parameters"]) -> float:
         """Return the cost of the least that may be left of the network, a share in (0, 1]."""
-        widths = self._widths(kind)
-        return widths.cost(widths.selection([levels[0] for levels in widths.levels]))
+        return self._widths(kind).floor()
 
     def _model(self, kind: Literal["flops", "parameters"]) -> FlopsModel:
         return self.prunable.trace.flops if kind == "flops" else self.prunable.parameters

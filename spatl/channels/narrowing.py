@@ -21,6 +21,7 @@ from spatl.channels.trace import EncoderTrace
 from spatl.errors import ModelError
 from spatl.models.copies import duplicate
 from spatl.models.frozen import NORMALISATION
+from spatl.tensors.inputs import Inputs
 
 OUTPUTS: Final = "outputs"
 INPUTS: Final = "inputs"
@@ -157,12 +158,12 @@ def narrow_(
 _NARROWED: Final = (*LAYERS, NORMALISATION, nn.PReLU)
 
 
-def widths_without_tensors(network: nn.Module, images: Tensor) -> dict[str, int]:
+def widths_without_tensors(network: nn.Module, inputs: Inputs) -> dict[str, int]:
     """Return the widths of what arrives at normalisation layers that hold no tensor, and so are as wide as they say.
 
     Args:
         network: The cut network in eval mode.
-        images: float32 [B, C, H, W].
+        inputs: `[B, ...]`.
 
     Returns:
         By name of such a layer that says otherwise, how many channels arrive.
@@ -176,7 +177,7 @@ def widths_without_tensors(network: nn.Module, images: Tensor) -> dict[str, int]
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # InstanceNorm says that it is not as wide as its input
-            network(images)
+            network(inputs)
     finally:
         for handle in handles:
             handle.remove()

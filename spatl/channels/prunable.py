@@ -23,6 +23,7 @@ from spatl.channels.tracing import trace_groups
 from spatl.errors import ModelError
 from spatl.models.copies import duplicate
 from spatl.models.frozen import NORMALISATION
+from spatl.tensors.inputs import Inputs, first_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +93,12 @@ class Prunable:
                 return Selection(mask)
 
 
-def find_prunable(network: nn.Module, example: Tensor) -> Prunable:
+def find_prunable(network: nn.Module, example: Inputs) -> Prunable:
     """Trace a whole network, and find what may be cut of it.
 
     Args:
         network: The network; it stays as it was.
-        example: float32 [B, C, H, W], an input; only its shape matters.
+        example: `[B, ...]`, an input; of floating point only its shape matters.
 
     Raises:
         ModelError: The network fails on the example, or has no parameters.
@@ -127,8 +128,47 @@ def find_prunable(network: nn.Module, example: Tensor) -> Prunable:
         for group, reason in reasons.items()
         if reason != _UNREAD or layout.groups[group].size != logits
     }
-    parameter_model = _fixed(_parameter_model(network, trace), is_whole)
+    sizes = {name: each.shape for name, each in network.named_parameters()}
+    parameter_model = _fixed(_size_model(network, trace, sizes), is_whole)
     return Prunable(fixed, names, is_whole, doubtful, parameter_model, _sides(network, fixed, whole))
+
+
+def prunable_encoder(network: nn.Module, whole: Prunable, trace: EncoderTrace) -> tuple[Prunable, Tensor]:
+    """Return what may be cut of an encoder as part of its whole network, in the encoder's own channels.
+
+    Args:
+        network: The whole network.
+        whole: What may be cut of it.
+        trace: The encoder's.
+
+    Returns:
+        The same of the encoder, whose `parameters` are the entries of its layout; and int64 [C of the whole network]:
+        the encoder's channel of each, -1 for what has none there and always stays.
+    """
+    layout = trace.layout
+    own = torch.full((whole.layout.num_channels,), -1)
+    for name in layout.shapes:
+        if name not in whole.layout.shapes:
+            continue
+        (dimension, channels), (along, theirs) = owned_along(layout, name), owned_along(whole.layout, name)
+        if (dimension, len(channels)) == (along, len(theirs)):
+            own[theirs] = channels
+    own[whole.whole_channels] = -1
+    may_go = torch.zeros(layout.num_channels, dtype=torch.bool)
+    may_go[own[own >= 0]] = True
+    is_whole = torch.tensor([not bool(may_go[g.first : g.first + g.size].all()) for g in layout.groups])
+    stays = torch.cat([is_whole[layout.group_of], torch.ones(1, dtype=torch.bool)])
+    own = own.where(~stays[own], -1)
+    readers = {name: channels.where(~stays[channels], -1) for name, channels in trace.readers.items()}
+    readers = {name: channels for name, channels in readers.items() if bool((channels >= 0).any())}
+    fixed = EncoderTrace(layout, _fixed(trace.flops, is_whole), readers, trace.doubtful)
+    read = torch.cat([own, torch.full((1,), -1)])
+    sides = [read[side] for side in whole.sides]
+    return Prunable(
+        fixed, _unique([group.name for group in layout.groups]), is_whole, whole.doubtful,
+        _fixed(_size_model(network, trace, layout.shapes), is_whole),
+        tuple(side for side in sides if bool((side >= 0).any())),
+    ), own  # fmt: skip
 
 
 def groups_of(channels: Tensor, layout: EncoderLayout) -> list[int]:
@@ -210,18 +250,17 @@ def _fixed(model: FlopsModel, is_whole: Tensor) -> FlopsModel:
     )  # fmt: skip
 
 
-def _parameter_model(network: nn.Module, trace: EncoderTrace) -> FlopsModel:
-    """Return the number of parameters: each tensor is as large as the product of the shares of both sides kept."""
+def _size_model(network: nn.Module, trace: EncoderTrace, sizes: Mapping[str, torch.Size]) -> FlopsModel:
+    """Return the number of entries of tensors: each is as large as the product of the shares of both sides kept."""
     layout = trace.layout
-    named = dict(network.named_parameters())
-    shape = (len(named), len(layout.groups))
+    shape = (len(sizes), len(layout.groups))
     outputs, inputs = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    widths = torch.ones(2, len(named), dtype=torch.int64)
+    widths = torch.ones(2, len(sizes), dtype=torch.int64)
 
     def count(channels: Tensor) -> Tensor:
         return torch.bincount(layout.group_of[channels[channels >= 0]], minlength=len(layout.groups))
 
-    for row, name in enumerate(named):
+    for row, name in enumerate(sizes):
         if name not in layout.shapes:
             continue
         channels = owned_along(layout, name)[1]
@@ -230,7 +269,7 @@ def _parameter_model(network: nn.Module, trace: EncoderTrace) -> FlopsModel:
         layer = network.get_submodule(layer_name)
         if own == "weight" and layer_name in trace.readers and not is_depthwise(layer):
             inputs[row], widths[1, row] = count(trace.readers[layer_name]), layer_widths(layer)[1]
-    return whole_flops_model([each.numel() for each in named.values()], layout.group_sizes, outputs, inputs, widths)
+    return whole_flops_model([each.numel() for each in sizes.values()], layout.group_sizes, outputs, inputs, widths)
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
@@ -243,8 +282,8 @@ def _unique(names: list[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _num_logits(network: nn.Module, example: Tensor) -> int:
+def _num_logits(network: nn.Module, example: Inputs) -> int:
     copy = duplicate(network).to("cpu").eval()
     with torch.no_grad():
-        output = copy(example[:1].cpu())
+        output = copy(first_of(example))
     return output.shape[-1] if isinstance(output, Tensor) and output.dim() else -1

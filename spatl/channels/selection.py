@@ -132,9 +132,9 @@ class Selection:
         return torch.stack([self.mask[g.first : g.first + g.size].sum() for g in layout.groups])
 
 
-def select_all(layout: EncoderLayout) -> Selection:
+def select_all(layout: EncoderLayout, *, closed: bool = False) -> Selection:
     """Return the selection of every channel."""
-    return Selection(torch.ones(layout.num_channels, dtype=torch.bool))
+    return Selection(torch.ones(layout.num_channels, dtype=torch.bool), closed)
 
 
 def pack_bitmap(selection: Selection) -> bytes:

@@ -16,7 +16,9 @@ from spatl.config.rules import (
     check_control,
     check_corrections,
     check_findings,
+    check_parts_trained,
     check_privacy,
+    check_replies,
     check_stopping,
     check_training,
 )
@@ -42,6 +44,7 @@ from spatl.config.training import OPTIMIZER_DEFAULTS, TrainingConfig
 from spatl.data import DATASETS, OWN, is_read_from_path
 from spatl.extensions.references import is_reference
 from spatl.methods import METHOD_DOOR, METHODS, PREDICTORS, Method, PredictorMode, PredictorRow, find_method
+from spatl.selection.selectors import SELECTORS
 from spatl.tasks.targets import TASKS
 
 
@@ -99,20 +102,14 @@ class ExperimentConfig(Section):
         return one_of(method, METHODS, door=METHOD_DOOR)
 
     @model_validator(mode="after")
-    def _enough_replies(self) -> Self:
-        if self.server.min_replies > self.num_participants:
-            raise ValueError(
-                f"server.min_replies is {self.server.min_replies}, but a round has {self.num_participants} clients"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _rules_hold(self) -> Self:
+        check_replies(self.server, self.num_participants)
         check_training(self.training, self.row, self.rounds)
         check_control(self.control, self.row, self.wire, self.server_optimizer)
         check_corrections(self.row, self.server)
         check_stopping(self.server, has_one_model=self.has_one_model, keeps_best=self.keeps_best)
         check_findings(self.report, self.row, self.task.name, has_one_model=self.has_one_model)
+        check_parts_trained(self.selection, self.row, self.server, self.server_optimizer, self.privacy)
         check_privacy(self.privacy, self.row, self.server, self.report, self.training)
         return self
 
@@ -124,7 +121,13 @@ class ExperimentConfig(Section):
     @property
     def chooses_channels(self) -> bool:
         """True where clients choose, by a budget, the channels that they send."""
-        return self.row.selects and self.selection.selector != "all"
+        name = self.selection.selector
+        return self.row.selects and not (name in SELECTORS and SELECTORS[name].whole)
+
+    @property
+    def trains_parts(self) -> bool:
+        """True where clients train the channels that they choose, and nothing else."""
+        return self.chooses_channels and self.selection.when == "before"
 
     def budget(self, client: int | None = None) -> Budget:
         """Return the budget of a client, or of those that have none of their own."""

@@ -4,14 +4,26 @@ from typing import Final
 
 from spatl.config.report import ReportConfig
 from spatl.config.sections import ControlConfig, PrivacyConfig, ServerConfig, WireConfig
+from spatl.config.selection import SelectionConfig
 from spatl.config.server_optimizer import ServerOptimizerConfig
 from spatl.config.training import TrainingConfig
 from spatl.methods import Method
+from spatl.selection.selectors import SELECTORS
 from spatl.tasks.targets import TASKS, TaskName
 from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
 from spatl.wire.codecs import CODECS
 
 _MEANS: Final = ("mean", "agreement")  # of all updates, or of those that are trusted
+
+
+def check_replies(server: ServerConfig, num_participants: int) -> None:
+    """Raise where a round needs more replies than it has clients.
+
+    Raises:
+        ValueError: That is so.
+    """
+    if server.min_replies > num_participants:
+        raise ValueError(f"server.min_replies is {server.min_replies}, but a round has {num_participants} clients")
 
 
 def check_training(training: TrainingConfig, row: Method, num_rounds: int) -> None:
@@ -85,6 +97,44 @@ def check_corrections(row: Method, server: ServerConfig) -> None:
         raise ValueError(
             f"server.aggregation: {row.title} goes on from the clients' mean, which {server.aggregation} is not; take "
             f"{' or '.join(_MEANS)}"
+        )
+
+
+def check_parts_trained(
+    selection: SelectionConfig, row: Method, server: ServerConfig, server_optimizer: ServerOptimizerConfig,
+    privacy: PrivacyConfig,
+) -> None:  # fmt: skip
+    """Raise where clients are to train parts of the network that they cannot choose, or that do not add up.
+
+    Raises:
+        ValueError: That is so.
+    """
+    if selection.when != "before":
+        return
+    setting, entry = "selection.when: before:", SELECTORS.get(selection.selector)  # one of the user's is asked later
+    if row.static_mask:
+        raise ValueError(f"{setting} all clients of {row.title} train one set of channels, agreed on; leave it out")
+    if not row.selects:
+        raise ValueError(f"{setting} clients of {row.title} do not choose channels; take a method whose clients do")
+    if entry is not None and entry.of_update:
+        able = ", ".join(name for name, each in SELECTORS.items() if not each.of_update)
+        raise ValueError(
+            f"{setting} selection.selector {selection.selector} goes by what moved in training, which is not known "
+            f"before; take one of {able}"
+        )
+    for fact in ("dynamic", "personal", "contrasts", "head_first", "fine_tunes"):
+        if getattr(row, fact):
+            raise ValueError(f"{setting} {row.title} trains whole models besides ({fact}); take another method")
+    if privacy.noise_multiplier is not None:
+        raise ValueError(f"{setting} what noise covers of parts that differ was not worked out; leave privacy out")
+    if server.aggregation not in _MEANS:
+        raise ValueError(
+            f"{setting} server.aggregation {server.aggregation} does not count who sent an entry; take "
+            f"{' or '.join(_MEANS)}"
+        )
+    if server_optimizer.name != "sgd":
+        raise ValueError(
+            f"{setting} server_optimizer.name {server_optimizer.name} moves entries that nobody trained; take sgd"
         )
 
 

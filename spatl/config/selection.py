@@ -38,6 +38,10 @@ class SelectionConfig(BudgetConfig):
 
     selector: str = "agent"
     """A row of `spatl show selectors`, or `package.module:selector`."""
+    when: Literal["after", "before"] = "after"
+    """When a client chooses: `after` local training, which channels of its update travel; or `before`, which part of
+    the network it trains at all. Then a budget is of that part, cut out as a smaller network (docs/small-devices.md),
+    and selectors that go by what moved cannot choose."""
     clients: dict[Annotated[int, Field(ge=0)], BudgetConfig] = Field(default_factory=dict)
     """Budgets of single clients, by partition id, where they differ. A deployed client sets its own: in its node's
     config, as keep-ratio, flops-ratio or uplink-bytes."""

@@ -59,6 +59,11 @@ class _Run:
         return self.config.chooses_channels
 
     @property
+    def leaves_out(self) -> bool:
+        """Return whether clients do not train whose budget does not pay for everything."""
+        return self.row.selects and self.config.selection.selector == "able"
+
+    @property
     def in_process(self) -> bool:
         """Return whether the clients are run by the process that runs the server."""
         return self.engine in ENGINES and ENGINES[self.engine].in_process
@@ -140,7 +145,7 @@ def _only_where(*settings: str, fact: Callable[[Method], bool], lacks: str) -> _
 
 def _budget_is_read(run: _Run) -> bool:
     all_have_their_own = len(run.config.selection.clients) == run.config.partition.num_clients
-    return run.row.static_mask or (run.chooses and not all_have_their_own)
+    return run.row.static_mask or ((run.chooses or run.leaves_out) and not all_have_their_own)
 
 
 def _no_budget(run: _Run) -> str:
@@ -280,7 +285,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     _Rule(tuple(f"selection.{kind}" for kind in BUDGET_KINDS), _budget_is_read, _no_budget),
     _Rule(
         ("selection.clients",),
-        lambda run: run.chooses,
+        lambda run: run.chooses or run.leaves_out,
         lambda run: "all clients send one set of channels" if run.row.static_mask else _no_budget(run),
     ),
     _Rule(
@@ -298,6 +303,16 @@ RULES: Final[tuple[_Rule, ...]] = (
         tuple(f"agent.{key}" for key in ("reward", "samples", "tuning", "tuning_rounds", "max_share", "policy")),
         lambda run: run.row.selects and run.config.selection.selector == "agent",
         _no_agent,
+    ),
+    _Rule(
+        ("selection.when",),
+        lambda run: run.chooses or not run.row.selects,  # of which `before` is an error
+        lambda run: f"selection.selector {run.config.selection.selector} chooses no part of the network",
+    ),
+    _Rule(
+        ("agent.reward",),
+        lambda run: not run.config.trains_parts,
+        lambda run: "before training nothing is sent yet, and networks are measured that are cut (selection.when)",
     ),
     _Rule(
         ("agent.tuning", "agent.tuning_rounds"),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
+from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
 from spatl.rounds.exact_sum import ExactSum
@@ -37,6 +38,7 @@ class AverageSettings(TypedDict, total=False):
     learning_rate: float
     damping: float
     normalizes: bool
+    by_entry: bool
 
 
 class Aggregator:
@@ -52,6 +54,7 @@ class Aggregator:
         learning_rate: eta_g.
         damping: rho in (0, 1], the share of the way c moves towards its new estimate.
         normalizes: Whether updates are divided by their step weight and rescaled by its mean (FedNova, eq. 5).
+        by_entry: Whether clients send parts of a network, so that who sent an entry is counted for each of them.
 
     Attributes:
         encoder_before: float32 [N], x before the round.
@@ -68,6 +71,7 @@ class Aggregator:
         learning_rate: float = 1.0,
         damping: float = 1.0,
         normalizes: bool = False,
+        by_entry: bool = False,
     ) -> None:
         self._layout = layout
         self.encoder_before = encoder
@@ -86,6 +90,7 @@ class Aggregator:
         self._examples = torch.zeros(layout.num_channels, dtype=torch.int64)  # over the clients that sent a channel
         self._corrected, self._senders = torch.zeros(2, layout.num_channels, dtype=torch.int64)  # of those with control
         self._step_weights: list[tuple[int, float]] = []
+        self._by_entry = SentEntries(layout) if by_entry else None
 
     @property
     def num_updates(self) -> int:
@@ -112,10 +117,7 @@ class Aggregator:
         kept = sum(values.num_bytes for _, values, _ in self._waiting)
         if self._updates is not None or kept > WAITING_BYTES * self._layout.num_entries:
             self._fold_()
-        if self._is_corrected(update):
-            self._corrected[update.selection.mask] += num_examples
-        self._examples[update.selection.mask] += num_examples
-        self._senders += update.selection.mask
+        _count_(self, update.selection, num_examples, corrected=self._is_corrected(update))
         self._step_weights.append((num_examples, update.step_weight))
 
     def _is_corrected(self, update: Update) -> bool:
@@ -196,7 +198,7 @@ class Aggregator:
         encoder = self.encoder_before.clone()
         factor = self._learning_rate * self._mean_step_weight()
         for part, total in self._totals():
-            examples = self._examples[self._layout.owner_in(part)]
+            examples = _examples_in(self, part)
             scale = torch.ones(len(examples), dtype=torch.float64)
             scale[: max(0, self._layout.num_parameter_entries - part.start)] = factor
             before = self.encoder_before[part]
@@ -227,7 +229,7 @@ class Aggregator:
             return None
         control = self._control.clone()
         for part, total in self._gradient_totals():
-            examples = self._corrected[self._layout.owner_in(part)]
+            examples = _examples_in(self, part, corrected=True)
             before, held = (each[part].to(torch.float64) for each in (self._control, self._held_control))
             change = (total - held * examples) / self._total_examples
             moved = (before + self._damping * change).to(torch.float32)
@@ -237,8 +239,7 @@ class Aggregator:
     def control_share(self) -> float:
         """The share of all clients' examples that stood behind the change of c, in the mean over its entries."""
         length = self._layout.num_parameter_entries
-        examples = int((self._corrected * self._layout.parameter_sizes).sum())
-        return min(1.0, examples / length / self._total_examples) if length else 0.0
+        return min(1.0, _num_corrected(self) / length / self._total_examples) if length else 0.0
 
 
 def _largest_term(update: Update, number: int, weight: float, *, normalizes: bool) -> float:
@@ -253,6 +254,58 @@ def _largest_term(update: Update, number: int, weight: float, *, normalizes: boo
             largest.append(most * weight / (update.step_weight if is_trained and normalizes else 1.0))
             largest += [most / update.step_weight * weight] if is_trained else []
     return math.nan if any(map(math.isnan, largest)) else max(largest)
+
+
+def _count_(aggregator: Aggregator, selection: Selection, num_examples: int, *, corrected: bool) -> None:
+    """Count a client in among the senders of what it sent."""
+    if corrected:
+        aggregator._corrected[selection.mask] += num_examples
+    aggregator._examples[selection.mask] += num_examples
+    aggregator._senders += selection.mask
+    if aggregator._by_entry is not None:
+        aggregator._by_entry.add(selection, num_examples, corrected=corrected)
+
+
+def _num_corrected(aggregator: Aggregator) -> int:
+    """Sum over all entries of the examples of the clients with control that sent it."""
+    if aggregator._by_entry is not None:
+        return int(aggregator._by_entry.corrected.sum())
+    return int((aggregator._corrected * aggregator._layout.parameter_sizes).sum())
+
+
+def _examples_in(aggregator: Aggregator, part: slice, *, corrected: bool = False) -> Tensor:
+    """int64: for each entry of a part, the examples of the clients that sent it, or of those with control."""
+    own = aggregator._by_entry
+    if own is not None:
+        return (own.corrected if corrected else own.examples)[part]
+    return (aggregator._corrected if corrected else aggregator._examples)[aggregator._layout.owner_in(part)]
+
+
+class SentEntries:
+    """Examples that stand behind each entry, of clients that each send a part of the network.
+
+    A channel that two of them sent may have entries that only one did.
+
+    Args:
+        layout: The shared encoder.
+
+    Attributes:
+        examples: int64 [N], training examples of the clients that sent an entry.
+        corrected: int64 [P], likewise of those whose gradients were corrected.
+    """
+
+    def __init__(self, layout: EncoderLayout) -> None:
+        self._layout = layout
+        self.examples = torch.zeros(layout.num_entries, dtype=torch.int64)
+        self.corrected = torch.zeros(layout.num_parameter_entries, dtype=torch.int64)
+
+    def add(self, selection: Selection, num_examples: int, *, corrected: bool) -> None:
+        """Count a client in."""
+        for part, kept in selection.parts(self._layout):
+            self.examples[part][positions(kept)] += num_examples
+            own = slice(part.start, max(part.start, min(part.stop, self._layout.num_parameter_entries)))
+            if corrected and own.start < own.stop:
+                self.corrected[own][positions(kept, own)] += num_examples
 
 
 class PrivateAggregator(Aggregator):

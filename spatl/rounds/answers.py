@@ -199,8 +199,10 @@ def admit(federation: Federation, blob: bytes, question: Question) -> tuple[Upda
     if update.corrected != question.corrected:
         raise UpdateRejected("the update and the server disagree on whether gradients were corrected")
     agreed, sent = federation.agreed, update.selection
-    if sent.closed != (agreed is not None) or (agreed is not None and not torch.equal(sent.mask, agreed.mask)):
-        raise UpdateRejected("the update is not of the channels that all clients agreed on")
+    parts = federation.blueprint.config.trains_parts
+    if sent.closed != (agreed is not None or parts) or (agreed is not None and not torch.equal(sent.mask, agreed.mask)):
+        whose = "of a part of the network" if parts else "of the channels that all clients agreed on"
+        raise UpdateRejected(f"the update is not {whose}")
     if not math.isclose(update.step_weight, question.step_weight, rel_tol=1e-9):
         raise UpdateRejected(
             f"the step weight is {update.step_weight:g}, this training adds up to {question.step_weight:g}"

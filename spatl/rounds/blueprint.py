@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spatl.channels.costs import Costs, check_budget
+from spatl.channels.costs import Budget, Costs, check_budget
 from spatl.channels.layout import EncoderLayout
+from spatl.channels.subnetworks import SubNetworks
 from spatl.channels.tracing import trace_groups
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
@@ -31,18 +32,20 @@ from spatl.models.weights import read_weights, start_from_
 from spatl.rounds.client_data import check_simulated, load_clients, owners_of, split_client
 from spatl.rounds.memory import check_memory
 from spatl.rounds.remembered import remembered_warnings
+from spatl.rounds.room import check_room
 from spatl.rounds.rules import rehearse_rule
+from spatl.rounds.sampling import check_able
 from spatl.rounds.soundness import check_output, check_weights
-from spatl.rounds.stand_in import stand_in
+from spatl.rounds.stand_in import example_of, stand_in
 from spatl.rounds.statistics import statistics_names
 from spatl.saliency.filters import main_filters
+from spatl.selection.before import check_part_budget, half_of
 from spatl.selection.common_mask import check_static_budget
 from spatl.selection.users import UsersSelector, rehearse_selector
 from spatl.tasks.task import Task
 from spatl.training.device import reproducible
 from spatl.training.rehearsal import rehearse
 from spatl.wire.blob import RECORD_BYTES
-from spatl.wire.codecs import CODECS
 from spatl.wire.measures import Judging
 from spatl.wire.statistics import arrival_bytes
 from spatl.wire.update import update_bytes
@@ -110,6 +113,11 @@ class Blueprint:
                 parameter.data = views[name]  # so that there is one copy of it, not two
         return encoder
 
+    @cached_property
+    def subnetworks(self) -> SubNetworks:
+        """Parts of the network that clients may train in place of it."""
+        return SubNetworks(self.model, example_of(self.config, self.dataset), self.costs.trace)
+
     @property
     def message_bytes(self) -> int | None:
         """Length in bytes that a blob may have in either direction; None where the config says nothing."""
@@ -160,10 +168,7 @@ class Blueprint:
 
     @cached_property
     def rest(self) -> dict[str, bytes]:
-        """Digests by name of what both sides build and no message carries; nothing for what is built in.
-
-        Everything of that is given by its name and version.
-        """
+        """Digests by name of what both sides build and no message carries; what is built in is told by its name."""
         return {**self.users_parts, **self._rest_of_the_model}
 
     @cached_property
@@ -204,15 +209,13 @@ class Blueprint:
         self.check_rule()
         name = self.config.selection.selector
         if self.config.row.selects and is_reference(name):
+            validating = max(range(len(self.split_sizes)), key=lambda client: self.split_sizes[client][1] > 0)
             with reproducible(self.config.training.threads):
                 rehearse_selector(
                     UsersSelector(name), duplicate(self.model), self.initial_encoder(), self.costs,
-                    self.config.budget(0), self.client_data(max(range(len(self.split_sizes)), key=self._validates)),
+                    self.config.budget(0), self.client_data(validating),
                     batch_size=self.config.training.batch_size, seed=self.config.seed,
                 )  # fmt: skip
-
-    def _validates(self, client: int) -> bool:
-        return self.split_sizes[client][1] > 0
 
     def check_rule(self) -> None:
         """Raise unless an aggregation rule of the user's does as it must; the server's affair.
@@ -265,8 +268,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
     dataset, parts = load_clients(config) if has_data else (stand_in(config), ())
     if most_bytes is not None:
         check_memory(config, dataset, most_bytes)
-    # The same on all sides, so that nothing that is built depends on what lies on one of them.
-    example = (stand_in(config, 1) if config.has_own_data else dataset).inputs[:1]
+    example = example_of(config, dataset)
     model, cut = build_model(
         config.model.name,
         **dataset.sizes(),
@@ -306,7 +308,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
     if config.report.findings is not None:
         main_filters(model)  # raises where there are none
     _check_codecs(blueprint)
-    _check_message_bytes(blueprint)
+    check_room(layout, blueprint.message_bytes, config.wire.target_ratio)
     _check_budgets(blueprint)
     return blueprint
 
@@ -354,15 +356,30 @@ def _digest_of_text(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
+def check_client_budget(blueprint: Blueprint, budget: Budget, *, source: str = "selection") -> None:
+    """Raise unless some choice of a client's meets a budget, which was set at `source`.
+
+    Raises:
+        BudgetError: None does.
+    """
+    if blueprint.config.trains_parts:
+        check_part_budget(budget, blueprint.costs, blueprint.subnetworks.prunable, source=source)
+    else:
+        check_budget(budget, blueprint.costs, source=source)
+
+
 def _check_budgets(blueprint: Blueprint) -> None:
     """Raise unless some selection meets each budget of the config."""
     config, costs = blueprint.config, blueprint.costs
     if config.row.static_mask:
         check_static_budget(config.budget(), costs)
     if config.chooses_channels:
-        check_budget(config.budget(), costs)
+        check_client_budget(blueprint, config.budget())
         for client in config.selection.clients:
-            check_budget(config.budget(client), costs, source=f"selection.clients.{client}")
+            check_client_budget(blueprint, config.budget(client), source=f"selection.clients.{client}")
+    check_able(config)
+    if config.trains_parts:
+        blueprint.subnetworks.check(half_of(blueprint.subnetworks.prunable))
 
 
 def _check_codecs(blueprint: Blueprint) -> None:
@@ -373,20 +390,6 @@ def _check_codecs(blueprint: Blueprint) -> None:
             f"control.downlink: derived needs a wire.downlink that sends changes; {config.wire.downlink} does not"
         )
     blueprint.users_parts  # noqa: B018  # once per blueprint; it rehearses them
-
-
-def _check_message_bytes(blueprint: Blueprint) -> None:
-    """Raise if messages of the length asked for are mostly overhead."""
-    layout, limit = blueprint.layout, blueprint.message_bytes
-    if limit is None or not layout.num_entries:
-        return
-    overhead = update_bytes(layout, CODECS["float32"], num_values=0, num_channels=0) + 4 * len(layout.shapes)
-    if limit < 2 * overhead:
-        most = 4 * layout.num_entries / (RECORD_BYTES + 2 * overhead)
-        raise ConfigError(
-            f"wire.target_ratio is {blueprint.config.wire.target_ratio:g}, which leaves messages of {limit} bytes, of "
-            f"which {overhead} are overhead; for this encoder give at most {math.floor(most)}"
-        )
 
 
 _SPLITS: dict[str, Callable[[nn.Module, tuple[str, ...]], Split]] = {

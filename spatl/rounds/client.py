@@ -5,11 +5,11 @@ folded the update in (`ClientState.settle`).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spatl.channels.costs import BUDGET_KINDS, Budget
 from spatl.channels.selection import Selection, select_all
@@ -24,8 +24,9 @@ from spatl.rounds.control import fading, followed_gradient, half_life_of, refres
 from spatl.rounds.feedback import Feedback
 from spatl.rounds.following import encoder_again, follow
 from spatl.rounds.own_model import contrast_of, trained_own_model, whole_state
+from spatl.rounds.parts import chosen_part, cut_part
 from spatl.rounds.stop_watch import StopWatch
-from spatl.rounds.workplace import ClientRound, Workplace
+from spatl.rounds.workplace import ClientRound, Workplace, trainable
 from spatl.selection.protocol import Choice, SelectionRequest
 from spatl.tasks.task import Measure
 from spatl.tensors.inputs import finite_rows
@@ -36,6 +37,8 @@ from spatl.wire.download import Download, Model
 from spatl.wire.reports import LARGEST_METRIC, TrainReport
 from spatl.wire.statistics import Arrival
 from spatl.wire.update import Update, pack_update_with_memory, unpack_update
+
+Tensors = dict[str, Tensor]
 
 
 def receive(workplace: Workplace, download: Download, state: ClientState | None) -> tuple[Model, ClientState]:
@@ -129,8 +132,10 @@ def train_round(
         with evaluated_model(own, received.server_round) as arrival:
             told = told_of_arrival(own)
         give_back(own.blueprint.layout.num_entries)
+        with watch.timed("selection"):
+            part = chosen_part(own)
         with watch.timed("training"):
-            result, kept = _trained_(own)
+            result, kept = _trained_(own, part)
         weights = own.blueprint.layout.flatten(encoder_tensors(own.model, own.blueprint.split))
         private = private_part(own)
         _check_finite(own, arrival, result, weights)
@@ -139,7 +144,7 @@ def train_round(
         update = weights - start if own.budget else weights.sub_(start)  # only a selector looks at the weights as well
         del start
         with watch.timed("selection"):
-            choice = _chosen(own, weights, update, result.num_steps)
+            choice = part or _chosen(own, weights, update, result.num_steps)
         del weights
         report = _report(own, arrival, result, choice, watch)
         values = choice.selection.take(update, own.blueprint.layout)
@@ -158,13 +163,15 @@ def train_round(
     return blob, state
 
 
-def _trained_(own: ClientRound) -> tuple[TrainingResult, Mapping[str, Tensor]]:
+def _trained_(own: ClientRound, part: Choice | None) -> tuple[TrainingResult, Mapping[str, Tensor]]:
     """Local training, in place, with the encoder's gradients g + c - c_i where the method corrects them.
 
-    And what the client keeps of it for itself: a model of its own, or nothing.
+    Of the whole network, or of the part that was chosen. And what the client keeps of it for itself: a model of its
+    own, or nothing.
     """
-    config = own.blueprint.config
-    parameters, hooks = own.trainable(), _gradient_hooks(own)
+    config, small = own.blueprint.config, cut_part(own, part)
+    model = own.model if small is None else small.network
+    parameters, hooks = trainable(model), _gradient_hooks(own, model, dict if small is None else small.of)
     order = own.generator("batches")
     if config.row.head_first:
         encoder = own.blueprint.split.encoder_parameters(own.model)
@@ -173,35 +180,44 @@ def _trained_(own: ClientRound) -> tuple[TrainingResult, Mapping[str, Tensor]]:
         # FedRep, algorithm 1. BatchNorm uses the batches' own statistics here too, and gathers them.
         train_epochs_(own, head, config.training.head_epochs, "head", own.received.server_round, own.training)
     result = train_(
-        own.model, parameters, own.data.train, own.training, generator=order, hooks=hooks, contrast=contrast_of(own),
+        model, parameters, own.data.train, own.training, generator=order, hooks=hooks, contrast=contrast_of(own),
         task=own.blueprint.task,
     )  # fmt: skip
+    if small is not None:
+        small.put_back_(own.model)
     check_parts(own.model, own.blueprint.model)
     if config.row.personal:
         return result, trained_own_model(own)
     return result, whole_state(own.model) if config.row.contrasts else {}
 
 
-def _gradient_hooks(own: ClientRound) -> list[GradientHook]:
-    """Return what changes the gradients of local training, in the order in which it does."""
+def _gradient_hooks(own: ClientRound, model: nn.Module, of: Callable[[Tensors], Tensors]) -> list[GradientHook]:
+    """Return what changes the gradients of local training, in the order in which it does.
+
+    Args:
+        own: The client's round.
+        model: What is trained: the client's model, or a part of it.
+        of: Returns what of tensors by parameter is part of it.
+    """
     config, layout, received = own.blueprint.config, own.blueprint.layout, own.received
     hooks: list[GradientHook] = []
     if config.row.proximal or config.row.dynamic:
-        views = layout.unflatten(received.start())
+        views = of(layout.unflatten(received.start()))
         names = own.blueprint.split.encoder_parameters(own.model)
         pull = own.training.dynamic_alpha if config.row.dynamic else own.training.proximal_mu
         hooks.append(proximal_hook({name: views[name] for name in names}, pull))
     if config.row.dynamic:
-        hooks.append(linear_hook(layout.unflatten(own.state.control)))
+        hooks.append(linear_hook(of(layout.unflatten(own.state.control))))
     if config.row.controls and received.control is not None:
-        hooks.append(correction_hook(layout.unflatten(received.control), layout.unflatten(own.state.control)))
+        common, private = (of(layout.unflatten(each)) for each in (received.control, own.state.control))
+        hooks.append(correction_hook(common, private))
     if received.selection is not None:
         kept = torch.ones(layout.num_parameter_entries)
         for part, travels in received.selection.parts(layout, layout.num_parameter_entries):
             kept[part] = 1.0 if travels is None else travels.float()
         hooks.append(masking_hook(layout.unflatten(kept)))
     if config.predictor_row.residual:
-        residual = own.blueprint.split.predictor_parameters(own.model)
+        residual = own.blueprint.split.predictor_parameters(model)
         zeros = {name: torch.zeros_like(parameter) for name, parameter in residual.items()}
         hooks.append(proximal_hook(zeros, config.predictor.shrinkage))
     return hooks

@@ -2,11 +2,11 @@
 
 import math
 
-from spatl.channels.costs import Budget, BudgetKind, check_budget, smallest_budget
+from spatl.channels.costs import Budget, BudgetKind, smallest_budget
 from spatl.channels.selection import Selection, select_all
 from spatl.config.device import Limits
 from spatl.errors import NotAllowed
-from spatl.rounds.blueprint import Blueprint
+from spatl.rounds.blueprint import Blueprint, check_client_budget
 from spatl.training.step_weight import num_steps
 
 
@@ -62,7 +62,7 @@ def check_binding(blueprint: Blueprint, client: int, budget: Budget, *, source: 
     if not layout.num_entries:
         return
     if config.chooses_channels and layout.groups:
-        check_budget(budget, blueprint.costs, source=f"client {client}: the node's")
+        check_client_budget(blueprint, budget, source=f"client {client}: the node's")
         return
     agreed = config.budget()
     if config.row.static_mask and layout.groups and agreed.kind == budget.kind and agreed.limit <= budget.limit:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from spatl.rounds.federation import Federation
 from spatl.rounds.opened_control import with_control_anew
-from spatl.rounds.sampling import sample_clients
+from spatl.rounds.sampling import able_clients, sample_clients
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.weights import bounded_weights
 
@@ -100,10 +100,11 @@ def choose_clients(
     """
     config = federation.blueprint.config
     seed = config.seed if state.sampling_seed is None else state.sampling_seed
-    admitted = state.admission.admitted(sorted(federation.clients), server_round)
+    able = able_clients(config, sorted(federation.clients)) or sorted(federation.clients)
+    admitted = state.admission.admitted(able, server_round)
     awake = [client for client in admitted if client not in without] or admitted
     chosen = sample_clients(awake, fraction=config.server.fraction_train, seed=seed, server_round=server_round)
-    return chosen, set(federation.clients) - set(admitted)
+    return chosen, set(able) - set(admitted)
 
 
 def without_answer(

@@ -4,9 +4,32 @@ In a simulation it is the run's. Clients of a deployment know that one, and coul
 most: there it is a secret of the server's, which its checkpoint keeps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from spatl.config.experiment import ExperimentConfig
+from spatl.errors import ConfigError
 from spatl.seeding import numpy_generator
+
+
+def able_clients(config: ExperimentConfig, clients: Iterable[int]) -> list[int]:
+    """Return the clients that are asked to train: under `selection.selector: able` those whose budget pays for all."""
+    if not config.row.selects or config.selection.selector != "able":
+        return list(clients)
+    budgets = {client: config.budget(client) for client in clients}
+    return [client for client, own in budgets.items() if own.kind != "uplink_bytes" and own.limit >= 1]
+
+
+def check_able(config: ExperimentConfig) -> None:
+    """Raise where nobody would train.
+
+    Raises:
+        ConfigError: That is so.
+    """
+    if not able_clients(config, range(config.partition.num_clients)):
+        raise ConfigError(
+            "selection.selector: able leaves out every client, as no budget is a ratio of 1; give some clients one "
+            "(selection.clients)"
+        )
 
 
 def sample_clients(clients: Sequence[int], *, fraction: float, seed: int, server_round: int) -> tuple[int, ...]:

@@ -355,5 +355,6 @@ def _aggregator(federation: Federation, state: ServerState) -> Aggregator:
     if config.row.dynamic:
         return DynamicAggregator(alpha=config.training.dynamic_alpha, **settings)
     settings["normalizes"] = config.row.normalizes
+    settings["by_entry"] = config.trains_parts
     rule = aggregation_rule(config.server.aggregation)
     return rule.make(trim_fraction=config.server.trim_fraction, **settings)

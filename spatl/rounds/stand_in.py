@@ -8,6 +8,7 @@ from spatl.errors import ConfigError
 from spatl.rounds.client_data import OWN_IN_A_SIMULATION
 from spatl.seeding import generator
 from spatl.tasks.targets import TASKS
+from spatl.tensors.inputs import Inputs
 
 
 def stand_in(config: ExperimentConfig, number: int | None = None) -> Dataset:
@@ -36,3 +37,8 @@ def stand_in(config: ExperimentConfig, number: int | None = None) -> Dataset:
         normalisation=agreed.agreement().normalisation, num_tokens=agreed.num_tokens or None, task=config.task.name,
         target_scale=agreed.agreement().target_scale,
     )  # fmt: skip
+
+
+def example_of(config: ExperimentConfig, dataset: Dataset) -> Inputs:
+    """Return one input: the same on all sides, so that nothing that is built depends on what lies on one of them."""
+    return (stand_in(config, 1) if config.has_own_data else dataset).inputs[:1]

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spatl.channels.costs import Budget, check_budget
+from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.training import TrainingConfig
 from spatl.data import ClientData
 from spatl.errors import ModelError
+from spatl.extensions.references import is_reference
 from spatl.models.copies import duplicate, restore_
 from spatl.models.frozen import train_mode_
-from spatl.rounds.blueprint import Blueprint, encoder_tensors, load_encoder_
+from spatl.rounds.blueprint import Blueprint, check_client_budget, encoder_tensors, load_encoder_
 from spatl.rounds.client_state import ClientState
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.common_mask import channel_saliency
-from spatl.selection.selectors import make_selector
+from spatl.selection.selectors import SELECTORS, make_selector
 from spatl.training.calibration import calibrated, target_offset
 from spatl.training.device import choose_device, reproducible
 from spatl.wire.download import Model
@@ -36,14 +37,18 @@ class Workplace:
         model: The model instance, as the last client left it.
         data: The splits of the clients that have trained here.
         selector: What chooses the channels that travel.
+        narrows: Whether it is asked though the budget pays for everything.
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
         self.blueprint = blueprint
         self.device = choose_device(self.config.training.device)
         # Only where it is used: the agent reads its policy's file.
-        name = self.config.selection.selector if self.config.row.selects else "all"
-        self.selector = make_selector(name, self.config.agent)
+        name, agent = self.config.selection.selector if self.config.row.selects else "all", self.config.agent
+        if self.config.trains_parts:  # nothing is sent yet that could be measured
+            agent = agent.model_copy(update={"reward": "pruned"})
+        self.selector = make_selector(name, agent)
+        self.narrows = is_reference(name) or SELECTORS[name].narrows
         self.model = duplicate(blueprint.model).to(self.device)
         self.data: dict[int, ClientData] = {}
 
@@ -78,7 +83,7 @@ class Workplace:
         if not self.config.chooses_channels:
             return None
         if own is not None:
-            check_budget(own, self.blueprint.costs, source=f"client {client}: the node's")
+            check_client_budget(self.blueprint, own, source=f"client {client}: the node's")
         return own or self.config.budget(client)
 
     def saliency(self, client: int) -> Tensor:
@@ -187,10 +192,15 @@ class ClientRound:
         return self.blueprint.layout.flatten(tensors)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that have a gradient to step along, by name: a frozen one has none."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """The parameters of the model that have a gradient to step along, by name."""
+        return trainable(self.model)
 
     def generator(self, purpose: str, server_round: int | None = None) -> torch.Generator:
         """The random numbers of this client for one purpose, in this round or another one."""
         server_round = self.received.server_round if server_round is None else server_round
         return generator(self.blueprint.config.seed, purpose, server_round=server_round, client=self.client)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that have a gradient to step along, by name: a frozen one has none."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

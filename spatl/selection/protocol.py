@@ -15,18 +15,18 @@ from spatl.tasks.task import CLASSIFICATION, Task
 
 @dataclass(frozen=True, eq=False)
 class SelectionRequest:
-    """Request to a selector after the client's local training.
+    """Request to a selector after the client's local training, or before it (`selection.when`).
 
     Attributes:
-        model: The trained network; a selector leaves it as it found it.
-        weights: float32 [N], the trained encoder (y_i) in the layout's order.
-        update: float32 [N], y_i - x.
+        model: The trained network, or before training the one that came; a selector leaves it as it found it.
+        weights: float32 [N], its encoder (y_i, or x) in the layout's order.
+        update: float32 [N], y_i - x; before training nothing has moved, and it is 0.
         costs: The encoder: its layout, what its channels cost, and which layers read them.
         budget: What the client may spend.
         train: The client's training split.
         validation: The client's validation split, for selectors that measure; empty for a client of few examples, whose
             selector then falls back on what needs no measuring.
-        num_steps: How many optimizer steps the local training took.
+        num_steps: How many optimizer steps the local training took, or will take.
         batch_size: Examples per step.
         server_round: The current round, from 1.
         generator: The selector's random numbers for this round.
@@ -59,12 +59,17 @@ class Choice:
         decision_seconds: How long it thought, without what it measured.
         gain: By how much the selection beats the selector's prior in accuracy, or another task's score, on the
             validation split, at least 0; 0 for a selector that measures nothing.
+        worth: float64 [C], by what the selector would take more channels of each group or leave some out, where their
+            numbers have to be such as hardware computes well (`selection.when: before`); None where it does not say.
+        spends: What of the budget it means to spend, a share of the whole cost, where that is less.
     """
 
     selection: Selection
     state: Mapping[str, Tensor] = field(default_factory=dict)
     decision_seconds: float = 0.0
     gain: float = 0.0
+    worth: Tensor | None = None
+    spends: float | None = None
 
 
 class AgentSettings(Protocol):

@@ -13,6 +13,7 @@ import torch
 from spatl.channels.selection import select_all
 from spatl.extensions.references import is_reference, row_of
 from spatl.selection.energy import drawn_energy, magnitude_scores, mean_energy
+from spatl.selection.ordered import drawn_width, first_channels, rolling_window
 from spatl.selection.projection import project_ranking, rank_by_worth
 from spatl.selection.protocol import AgentSettings, Choice, SelectionRequest, Selector
 from spatl.selection.signal import channel_signal
@@ -21,10 +22,21 @@ from spatl.selection.users import SELECTOR_DOOR, UsersSelector
 
 @dataclass(frozen=True)
 class SelectorEntry:
-    """One row of the table: how to make the selector, and what it does."""
+    """One row of the table: how to make the selector, and what it does.
+
+    Attributes:
+        make: Makes it.
+        description: What it does, in a line.
+        of_update: Whether it goes by what moved in local training, so that it cannot choose before that.
+        whole: Whether it chooses every channel, so that there is no budget to meet.
+        narrows: Whether it may choose less than everything where the budget pays for that.
+    """
 
     make: Callable[[AgentSettings], Selector]
     description: str
+    of_update: bool = False
+    whole: bool = False
+    narrows: bool = False
 
 
 def rank_all(request: SelectionRequest) -> Choice:
@@ -35,7 +47,8 @@ def rank_all(request: SelectionRequest) -> Choice:
 def rank_random(request: SelectionRequest) -> Choice:
     """Send a random set of channels, drawn anew each round."""
     order = torch.randperm(request.costs.layout.num_channels, generator=request.generator)
-    return Choice(project_ranking(order, request.costs, request.budget))
+    worth = 1.0 - order.argsort().double() / max(1, len(order))
+    return Choice(project_ranking(order, request.costs, request.budget), worth=worth)
 
 
 def rank_magnitude(request: SelectionRequest) -> Choice:
@@ -45,7 +58,8 @@ def rank_magnitude(request: SelectionRequest) -> Choice:
     layers of different scale compete on equal terms (global L2 norm, normalised per layer).
     """
     scores = magnitude_scores(request.weights, request.costs.layout)
-    return Choice(project_ranking(scores.argsort(descending=True, stable=True), request.costs, request.budget))
+    ranking = scores.argsort(descending=True, stable=True)
+    return Choice(project_ranking(ranking, request.costs, request.budget), worth=scores)
 
 
 def rank_update(request: SelectionRequest) -> Choice:
@@ -66,7 +80,7 @@ def rank_signal(request: SelectionRequest) -> Choice:
     """Send the channels that contribute most to the layers that read them, per cost under the budget."""
     costs, budget = request.costs, request.budget
     signal = channel_signal(request.model, costs.layout, costs.trace.readers, request.train.inputs)
-    return Choice(project_ranking(rank_by_worth(signal, costs, budget.kind), costs, budget))
+    return Choice(project_ranking(rank_by_worth(signal, costs, budget.kind), costs, budget), worth=signal)
 
 
 def _agent(settings: AgentSettings) -> Selector:
@@ -79,12 +93,22 @@ SELECTORS: dict[str, SelectorEntry] = {
     "agent": SelectorEntry(
         _agent, "a learned policy sets each group's keep ratio; measured against its prior (section agent)"
     ),
-    "all": SelectorEntry(lambda _: rank_all, "every channel; ignores the budget"),
+    "all": SelectorEntry(lambda _: rank_all, "every channel; ignores the budget", whole=True),
+    "able": SelectorEntry(
+        lambda _: rank_all, "every channel, of clients whose budget pays for all; others do not train", whole=True
+    ),
     "random": SelectorEntry(lambda _: rank_random, "a random set of channels, drawn anew each round"),
     "magnitude": SelectorEntry(lambda _: rank_magnitude, "largest weights, normalised per layer, across all layers"),
-    "drawn": SelectorEntry(lambda _: rank_drawn, "drawn with probabilities proportional to update energy per cost"),
+    "drawn": SelectorEntry(
+        lambda _: rank_drawn, "drawn with probabilities proportional to update energy per cost", of_update=True
+    ),
     "signal": SelectorEntry(lambda _: rank_signal, "most read by the next layers, per cost, across all layers"),
-    "update": SelectorEntry(lambda _: rank_update, "largest update energy per byte, across all layers"),
+    "update": SelectorEntry(lambda _: rank_update, "largest update energy per byte, across all layers", of_update=True),
+    "ordered": SelectorEntry(lambda _: first_channels, "the first channels of every group, one width for all"),
+    "ordered-drawn": SelectorEntry(
+        lambda _: drawn_width, "the same, in a width drawn each round from those within the budget", narrows=True
+    ),
+    "rolling": SelectorEntry(lambda _: rolling_window, "as ordered, from a channel on that is the next one each round"),
 }
 
 

@@ -66,6 +66,16 @@ class Widths:
         """Return what a selection costs, a share in [0, 1]."""
         return self._model.ratio(selection.counts(self._prunable.layout))
 
+    def floor(self) -> float:
+        """Return what the fewest channels cost that may stay."""
+        return self._cost_of([levels[0] for levels in self.levels])
+
+    def _cost_of(self, counts: Sequence[int]) -> float:
+        """Return what `selection` of some counts costs: where no layer has groups, that has as many channels."""
+        if all(len(side) == 1 for side in self._prunable.sides):
+            return self._model.ratio(torch.tensor(counts))
+        return self.cost(self.selection(counts))
+
     def fitted(self, proposed: Selection, limit: float) -> Selection:
         """Return a selection within the budget, with allowed counts, as near to a proposed one as can be."""
         layout = self._prunable.layout
@@ -76,7 +86,7 @@ class Widths:
         if self._exact and self.cost(completed) <= limit:
             return completed
         wanted = completed.counts(layout).tolist()
-        if self.cost(self.selection([levels[0] for levels in self.levels])) > limit:
+        if self.floor() > limit:
             self._order = self._spread(worth)  # the order of the floor, where the other costs more to complete
         counts = self._scaled(wanted, limit)
         return self.selection(self._filled(counts, worth, limit))
@@ -91,11 +101,11 @@ class Widths:
             ]
 
         low, high = 0.0, max(levels[-1] / number for levels, number in zip(self.levels, wanted, strict=True))
-        if self.cost(self.selection(counts(high))) <= limit:
+        if self._cost_of(counts(high)) <= limit:
             return counts(high)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            if self.cost(self.selection(counts(middle))) <= limit:
+            if self._cost_of(counts(middle)) <= limit:
                 low = middle
             else:
                 high = middle
@@ -104,7 +114,7 @@ class Widths:
     def _filled(self, counts: list[int], worth: Tensor, limit: float) -> list[int]:
         """Return larger counts as long as the budget pays for them, by worth per cost."""
         layout, counts = self._prunable.layout, list(counts)
-        now = self.cost(self.selection(counts))
+        now = self._cost_of(counts)
         while True:
             steps = []
             for number, levels in enumerate(self.levels):
@@ -112,7 +122,7 @@ class Widths:
                 if not later:
                     continue
                 more = [*counts[:number], later[0], *counts[number + 1 :]]
-                cost = self.cost(self.selection(more))
+                cost = self._cost_of(more)
                 if cost > limit:
                     continue
                 group = layout.groups[number]

@@ -129,3 +129,24 @@ def test_methods_without_control_run_under_adam(tmp_path, strategies, method):
     summary = run_tiny(config, tmp_path)
     assert (summary["rejected"], strategies[-1].state.control) == (0, None)
     assert summary["accuracy"] > 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("downlink", ["sent", "derived"])
+def test_c_equals_the_weighted_sum_of_c_i_where_clients_train_parts(tmp_path, strategies, downlink):
+    """6 rounds of parts at a quarter and a half, and whole networks; a third of the replies of two rounds lost."""
+    config = tiny_config(
+        rounds=6,
+        partition={"name": "dirichlet", "num_clients": 6, "alpha": 0.5},
+        selection={
+            "when": "before", "selector": "rolling", "flops_ratio": 1.0,
+            "clients": {0: {"flops_ratio": 0.25}, 1: {"flops_ratio": 0.25}, 2: {"flops_ratio": 0.5}},
+        },
+        control={"half_life": 2.0, "downlink": downlink},
+        training={"learning_rate": 0.02, "momentum": 0.5},
+        wire=COMPRESSED,
+    )  # fmt: skip
+    loses, losses = losing(1 / 3, rounds=(2, 4))
+    run_tiny(config, tmp_path, loses=loses)
+    assert sum(losses) > 0
+    assert_c_is_the_weighted_sum_of_the_c_i(config, tmp_path, strategies[-1].state)

@@ -53,7 +53,7 @@ def test_every_method_is_a_row_that_runs_and_shares_what_it_says(tmp_path, strat
     assert layout.num_entries == shared
     assert (strategies[-1].state.control is not None) == config.row.corrects
     if config.shares != "nothing":
-        assert (summary["keep_ratio"] == 1.0) == (not config.row.budgeted)
+        assert (summary["keep_ratio"] == 1.0) == (not (config.chooses_channels or config.row.static_mask))
     else:
         values = [row["uplink"]["values"] for row in read_lines(tmp_path / "history.jsonl")]
         assert values == [0, 0]

@@ -186,6 +186,7 @@ OTHER: dict[str, Any] = {
     "training.dynamic_alpha": 0.5, "training.personal_pull": 7.0, "training.contrast_weight": 9.0,
     "training.contrast_temperature": 0.1, "training.step_rounds": 1, "training.step_factor": 0.01,
     "training.batch_norm": "shared", "selection.keep_ratio": 0.7, "selection.selector": "random",
+    "selection.when": "before",
     "selection.clients": {0: {"keep_ratio": 0.6}}, "agent.reward": "pruned", "agent.samples": 1, "agent.tuning": "ppo",
     "agent.tuning_rounds": 1, "agent.max_share": 0.9, "agent.policy": "nowhere.json", "control.damping": 0.9,
     "control.half_life": 0.3, "server.learning_rate": 0.2, "server.norm_bound": 0.001, "server.aggregation": "median",
