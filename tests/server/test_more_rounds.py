@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a private predictor": {"method": "spatl-paper", "model": RESNET},
     "one set of channels": {"method": "ssfl"},
     "momentum of the server": {"method": "fedavgm", "wire": COMPRESSED},
+    "error feedback": {"method": "powersgd", "server": {"fraction_train": 0.6}},
     "two moments of the server": {
         "method": "spatl",
         "server_optimizer": {"name": "yogi"},
