@@ -1,11 +1,13 @@
 """Loss decrease that a codec keeps of a round: `python -m tests.studies.codecs [SEED ...]` prints it, and bits a value.
 
 Ten clients on the digits train for some rounds by FedAvg in float32, Dirichlet 0.5. In each round every codec writes
-the same updates, with what it lost of those before where it feeds that back, and the server's encoder is moved by the
-mean of what arrives instead. Kept is how much less the loss on all training examples gets thereby, over how much less
-the exact updates make it, summed over the rounds. That is not what a run with this codec does, which goes another way
-from the second round on; it is cheap, alike for all, and tells bias from noise. Of codecs that feed back the first
-rounds are told apart from the rest, when they have something to feed.
+the same updates, without what it lost of others, and the server's encoder is moved by the mean of what arrives instead.
+Kept is how much less the loss on all training examples gets thereby, over how much less the exact updates make it,
+summed over the rounds. It is cheap, alike for all, and tells bias from noise.
+
+Codecs that feed back write the updates once more with what is left of those before. What has arrived after the last
+round is then the encoder less the mean of what is left, and the last column how much of the whole decrease that has.
+None of it is what a run with this codec does, which goes another way from the second round on.
 """
 
 import statistics
@@ -30,7 +32,7 @@ from spatl.training.evaluate import evaluate
 from spatl.wire.codecs import CODECS
 from tests.support.federations import blob_of, blueprint_of, opened, run_tiny, tampering
 
-ROUNDS, FIRST = 12, 3
+ROUNDS = 10
 NAMES = ("int4-entropy", "adaptive", "qsgd", "eden", "signsgd", "powersgd", "powersgd-rank1", "topk")
 
 
@@ -78,7 +80,7 @@ def loss_of(blueprint: Blueprint, examples: Examples, encoder: Tensor) -> float:
 
 
 def measured(seed: int) -> dict[str, tuple[float, float, float]]:
-    """Bits a value, and the share of the loss decrease kept in the first rounds and in the others, by codec."""
+    """Bits a value, the share of the loss decrease kept, and the share that has arrived in the end, by codec."""
     config = config_of(seed)
     blueprint = blueprint_of(config)
     layout, everything = blueprint.layout, select_all(blueprint.layout)
@@ -86,46 +88,47 @@ def measured(seed: int) -> dict[str, tuple[float, float, float]]:
     own = [blueprint.client_data(client).train for client in range(config.partition.num_clients)]
     inputs = torch.cat([each.inputs for each in own])  # type: ignore[arg-type]  # images alone
     examples = Examples(inputs, torch.cat([each.targets for each in own]))
-    feedback: dict[tuple[str, int], Feedback] = defaultdict(Feedback.none)
+    left: dict[tuple[str, int], Feedback] = defaultdict(Feedback.none)
     bits, kept = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-    exact = []
+    losses, weights = [loss_of(blueprint, examples, encoder)], dict[int, int]()
     for number, updates in enumerate(list(updates_of(config)), start=1):
-        before, after = loss_of(blueprint, examples, encoder), moved(encoder, updates)
-        exact.append(before - loss_of(blueprint, examples, after))
+        weights = {client: weight for client, (_, weight) in updates.items()}
         for name in NAMES:
             codec, arrived = CODECS[name], dict[int, tuple[Tensor, int]]()
             for client, (values, weight) in updates.items():
-                left = feedback[name, client]
-                wanted = left.wanted(values, everything, layout) if codec.feeds_back else values
+                before = left[name, client]
                 draws = generator(seed, "rounding", server_round=number, client=client)
-                data, memory = codec.encode_with_memory(wanted, places, generator=draws, memory=left.memory)
-                sent = codec.decode(memoryview(data), places)
-                arrived[client] = (sent, weight)
+                data, _ = codec.encode_with_memory(values, places, generator=draws, memory=before.memory)
+                arrived[client] = (codec.decode(memoryview(data), places), weight)
                 bits[name].append(8 * len(data) / len(values))
                 if codec.feeds_back:
-                    feedback[name, client] = left.after(wanted, sent, everything, layout, memory)
-            kept[name].append(before - loss_of(blueprint, examples, moved(encoder, arrived)))
-        encoder = after
-    return {
-        name: (
-            statistics.fmean(bits[name]),
-            sum(kept[name][:FIRST]) / sum(exact[:FIRST]),
-            sum(kept[name][FIRST:]) / sum(exact[FIRST:]),
-        )
-        for name in NAMES
-    }
+                    wanted = before.wanted(values, everything, layout)
+                    data, memory = codec.encode_with_memory(wanted, places, generator=draws, memory=before.memory)
+                    sent = codec.decode(memoryview(data), places)
+                    left[name, client] = before.after(wanted, sent, everything, layout, memory)
+            kept[name].append(losses[-1] - loss_of(blueprint, examples, moved(encoder, arrived)))
+        encoder = moved(encoder, updates)
+        losses.append(loss_of(blueprint, examples, encoder))
+    whole, found = losses[0] - losses[-1], {}
+    for name in NAMES:
+        lacking = {client: (-left[name, client].residual, weight) for client, weight in weights.items()}
+        there = encoder if not CODECS[name].feeds_back else moved(encoder, lacking)
+        share = (losses[0] - loss_of(blueprint, examples, there)) / whole
+        found[name] = (statistics.fmean(bits[name]), sum(kept[name]) / whole, share)
+    return found
 
 
 def main() -> None:
     """Print a line per codec: means over the seeds, with the lowest and the highest."""
     seeds = [int(text) for text in sys.argv[1:]] or [1, 2, 3]
     found = [measured(seed) for seed in seeds]
-    print(f"| codec | bits a value | kept, rounds 1 to {FIRST} | kept, rounds {FIRST + 1} to {ROUNDS} |")
+    print(f"| codec | bits a value | kept of a round | arrived after {ROUNDS} rounds |")
     print("|---|---:|---:|---:|")
     for name in NAMES:
-        bits, first, rest = zip(*(each[name] for each in found), strict=True)
-        shares = [f"{statistics.fmean(each):.0%} ({min(each):.0%} to {max(each):.0%})" for each in (first, rest)]
-        print(f"| `{name}` | {statistics.fmean(bits):.2f} | {shares[0]} | {shares[1]} |")
+        bits, *shares = zip(*(each[name] for each in found), strict=True)
+        kept, there = (f"{statistics.fmean(each):.0%} ({min(each):.0%} to {max(each):.0%})" for each in shares)
+        fed = there if CODECS[name].feeds_back else "not fed back"
+        print(f"| `{name}` | {statistics.fmean(bits):.2f} | {kept} | {fed} |")
 
 
 if __name__ == "__main__":
