@@ -87,8 +87,8 @@ def workplace_of(context: Context, *, registering: bool = False, agreement: Agre
     check_same_run(context, sent, registering=registering)
     owner = owner_of(context)
     if owner is None or (not registering and is_pinned(directory_of(context))):  # its size was looked at then
-        return _cached_workplace(config.to_json())
-    return _cached_workplace(config.to_json(), owner.most_bytes)
+        return _WORKPLACES.of(config)
+    return _WORKPLACES.of(config, owner.most_bytes)
 
 
 def check_same_run(context: Context, sent: ExperimentConfig, *, registering: bool) -> None:
@@ -161,3 +161,19 @@ def is_device(context: Context) -> bool:
 @lru_cache(maxsize=2)
 def _cached_workplace(config_json: str, *most_bytes: int) -> Workplace:
     return Workplace(cached_blueprint(config_json, *most_bytes))
+
+
+class _Workplaces:
+    """Workplaces by config, the last one without writing the config down: in a simulation it is the same object."""
+
+    def __init__(self) -> None:
+        self._last: tuple[ExperimentConfig, tuple[int, ...], Workplace] | None = None
+
+    def of(self, config: ExperimentConfig, *most_bytes: int) -> Workplace:
+        """Return the workplace of a config."""
+        if self._last is None or self._last[0] is not config or self._last[1] != most_bytes:
+            self._last = config, most_bytes, _cached_workplace(config.to_json(), *most_bytes)
+        return self._last[2]
+
+
+_WORKPLACES = _Workplaces()

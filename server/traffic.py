@@ -4,16 +4,17 @@ A SuperNode fetches a message by one call that brings its metadata and the tree 
 call per object (PullObject) and a confirmation; a reply leaves the same way (PushMessages, PushObject). Counted are
 the protobuf bodies of these calls, made by Flower's own functions with ids of a fixed length in place of those it
 draws. Of messages that differ in the length of their blob alone, and not in how many digits that has, one is
-serialised. Not counted is what no message causes (polling, heartbeats, the app's download), and what carries the
-bodies: the HTTP headers (840 bytes up and 130 down per call on flwr 1.41, most of them the node's key and signature),
-TLS, TCP. `tests/server/deployment/test_socket.py` compares the count with a real deployment's socket.
+serialised; so is one of those whose values have the same names, kinds and lengths. Not counted is what no message
+causes (polling, heartbeats, the app's download), and what carries the bodies: the HTTP headers (840 bytes up and 130
+down per call on flwr 1.41, most of them the node's key and signature), TLS, TCP.
+`tests/server/deployment/test_socket.py` compares the count with a real deployment's socket.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.serde import message_to_proto
@@ -50,6 +51,7 @@ _DRAWN_ID = 1 << 63  # Flower draws 64 random bits for nodes, runs and tasks: te
 _HASH = "0" * 64  # SHA-256 in hexadecimal
 _SESSION_ID = "0" * 36  # a UUID
 _ROOM = 1 << 10  # more than a message has beside its blob
+_MOST_SHAPES = 4096
 _SECONDS = 1.0  # any double that is not zero takes the same eight bytes
 
 
@@ -66,6 +68,9 @@ class Traffic:
     opposite: int
 
 
+_SHAPES: dict[tuple[object, ...], Traffic] = {}
+
+
 def message_traffic(content: RecordDict, *, direction: Direction, message_type: str, group_id: str) -> Traffic:
     """Count a message between the server and a client.
 
@@ -80,7 +85,7 @@ def message_traffic(content: RecordDict, *, direction: Direction, message_type: 
     """
     found = _blob_alone(content)
     if found is None:
-        return _counted(content, direction, message_type, group_id)
+        return _by_shape(content, direction, message_type, group_id)
     length = _alike(found) if _digits(found) == _digits(found + _ROOM) else found
     traffic = _of_blob(length, direction, message_type, group_id)
     return Traffic(traffic.num_bytes + found - length, traffic.opposite)
@@ -110,6 +115,38 @@ def _alike(length: int) -> int:
 def _of_blob(length: int, direction: Direction, message_type: str, group_id: str) -> Traffic:
     """Count a message of a blob of some length, which is all that the count depends on."""
     return _counted(blob_content(bytes(length)), direction, message_type, group_id)
+
+
+def _by_shape(content: RecordDict, direction: Direction, message_type: str, group_id: str) -> Traffic:
+    """Count a message of single values by what their lengths follow from; of others by serialising it."""
+    shape = _shape_of(content)
+    if shape is None:
+        return _counted(content, direction, message_type, group_id)
+    key = shape, direction, message_type, group_id
+    if key not in _SHAPES:
+        if len(_SHAPES) >= _MOST_SHAPES:
+            _SHAPES.clear()
+        _SHAPES[key] = _counted(content, direction, message_type, group_id)
+    return _SHAPES[key]
+
+
+def _shape_of(content: RecordDict) -> tuple[object, ...] | None:
+    """What the length of a message's values follows from: their names, kinds and lengths; None of lists and arrays."""
+    found: list[object] = []
+    for name, record in content.items():
+        if not isinstance(record, ConfigRecord | MetricRecord):
+            return None
+        found += [name, type(record)]
+        for key, value in record.items():
+            if isinstance(value, bool | float):
+                found.append((key, type(value), bool(value)))
+            elif isinstance(value, int):  # written in seven bits a byte, of its two's complement or its zigzag
+                found.append((key, int, value.bit_length(), value & (value - 1) == 0, value < 0))
+            elif isinstance(value, str | bytes):
+                found.append((key, type(value), len(value.encode() if isinstance(value, str) else value)))
+            else:
+                return None
+    return tuple(found)
 
 
 def _counted(content: RecordDict, direction: Direction, message_type: str, group_id: str) -> Traffic:

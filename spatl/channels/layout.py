@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Final, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spatl.channels.vectors import parts_of
 
@@ -145,6 +145,10 @@ class EntriesLike(Protocol):
         """Some entries at a time, and which of them are chosen, bool; None for all of them."""
         ...
 
+    def place_parts(self, layout: "EncoderLayout") -> Iterator[tuple[slice, Tensor | None, slice]]:
+        """As `parts`, with positions in each part, int64, and where their values lie among all that are chosen."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class EncoderLayout:
@@ -267,10 +271,10 @@ class EncoderLayout:
         if entries is None:
             return self._first(self.num_entries)
         lengths, starts = torch.zeros(len(self.shapes), dtype=torch.int64), torch.tensor(self.starts)
-        for part, kept in entries.parts(self):
+        for part, kept, _ in entries.place_parts(self):
             edges = (starts - part.start).clamp(0, part.stop - part.start)
             if kept is not None:
-                edges = torch.searchsorted(kept.nonzero().squeeze(1), edges)
+                edges = torch.searchsorted(kept, edges)
             lengths += edges.diff()
         return _PlacesOfTensors(lengths, self, entries)
 
@@ -304,6 +308,13 @@ class EncoderLayout:
         for part in parts_of(self.num_entries):
             digest.update(self.owner_in(part).to(torch.int32).numpy().data)
         return digest.digest()
+
+    def tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors of a model that the layout names, by name: its own, not copies."""
+        tensors: dict[str, Tensor] = dict(model.named_parameters())
+        if self.num_entries > self.num_parameter_entries:
+            tensors |= dict(model.named_buffers())
+        return {name: tensors[name] for name in self.shapes}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Lay named tensors out as one vector.

@@ -33,7 +33,8 @@ ALWAYS_READ: Final = frozenset({
     "training.local_steps", "training.batch_size", "training.optimizer", "training.learning_rate",
     "training.augmentation",
     "training.weight_decay", "training.clip_gradients", "training.schedule", "training.warmup_rounds",
-    "training.clients", "training.device", "training.precision", "training.threads",
+    "training.clients", "training.device", "training.precision", "training.memory_format",
+    "training.threads",
     "server.fraction_train", "server.min_replies", "server.max_failures", "server.rounds_away",
     "report.tensorboard", "report.split", "report.findings",
 })  # fmt: skip

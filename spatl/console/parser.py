@@ -29,6 +29,7 @@ def make_parser() -> Parser:
     add_predict_arguments(commands.add_parser("predict", help="name the classes of images with an exported model"))
     _add_bench(commands.add_parser("bench", help="compare methods: bytes, rounds and seconds until an accuracy"))
     _add_onboard(commands.add_parser("onboard", help="start a client that was not in a run with the run's model"))
+    _add_perf(commands.add_parser("perf", help="measure what simulations take on this machine"))
     _add_partition(commands.add_parser("partition", help="show how the examples are spread over the clients"))
 
     agent = commands.add_parser("agent", help="train the selection policy, or compare it with other ways to select")
@@ -206,6 +207,25 @@ def _add_bench(parser: Parser) -> None:
     )  # fmt: skip
     add_overrides(parser, "override a setting in every config")
     parser.set_defaults(command=by_reference("spatl.console.bench:run_bench"))
+
+
+def _add_perf(parser: Parser) -> None:
+    parser.description = (
+        "Measure what an update of a client takes beside a bare PyTorch loop over the same examples, by its parts, and "
+        "what a federation takes by its number of clients. It takes a minute or two; with --full, an hour."
+    )
+    parser.add_argument("--models", metavar="A,B,...", type=_names, help="networks on the digits: cnn, resnet8, ...")
+    parser.add_argument("--methods", metavar="A,B,...", type=_names, help="fedavg, spatl-update, spatl")
+    parser.add_argument("--clients", metavar="A,B,...", type=_seeds, help="numbers of clients; 0 for none")
+    parser.add_argument("--turns", metavar="N", type=int, default=2, help="how often each case is measured (2)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=2, help="rounds that are measured each time (2)")
+    parser.add_argument("--memory-format", choices=("contiguous", "channels-last"), default="contiguous",
+                        help="of the engine's training (contiguous); the loop's is contiguous in any case")  # fmt: skip
+    parser.add_argument("--full", action="store_true", help="all networks, all methods, up to 10,000 clients")
+    parser.add_argument(
+        "--out", metavar="DIR", help="a new directory for perf.json and perf.png (default: below runs/)"
+    )
+    parser.set_defaults(command=by_reference("spatl.console.perf:perf"))
 
 
 def _add_partition(parser: Parser) -> None:

@@ -220,7 +220,7 @@ def _published(dataset: Dataset, indices: Tensor, order: Tensor, split: str) -> 
 def _are_distinct_positions(indices: Tensor, length: int) -> bool:
     if indices.dtype != torch.int64 or bool(((indices < 0) | (indices >= length)).any()):
         return False
-    return int(torch.bincount(indices).max()) <= 1 if len(indices) else True
+    return bool((indices.sort().values.diff() > 0).all())
 
 
 def batches(examples: Examples, *, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:

@@ -29,6 +29,7 @@ _ATOMS: Final = (
     int, float, complex, bool, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size, types.FunctionType,
     types.BuiltinFunctionType, types.ModuleType,
 )  # fmt: skip
+_PLAIN: Final = frozenset({int, float, bool, str, type(None)})
 
 
 class _DetachedCopies(TorchFunctionMode):
@@ -121,7 +122,11 @@ def _pairs_of(model: nn.Module, source: nn.Module) -> list[tuple[nn.Module, nn.M
 
 def _children(own: nn.Module, theirs: nn.Module, *, of: str = "_modules") -> list[tuple[Any, Any]] | None:
     """Return what two modules have under the same names, but for what is None in both; None where they differ."""
-    mine, others = dict(getattr(own, of).items()), dict(getattr(theirs, of).items())
+    mine, others = (getattr(each, of) for each in (own, theirs))
+    if not isinstance(mine, dict) or not isinstance(others, dict):  # a compiled module's
+        mine, others = dict(mine.items()), dict(others.items())
+    if not mine and not others:  # of most
+        return []
     if mine.keys() != others.keys() or any((mine[name] is None) != (other is None) for name, other in others.items()):
         return None
     return [(mine[name], other) for name, other in others.items() if other is not None]
@@ -174,8 +179,10 @@ def _parts_of(model: nn.Module) -> dict[str, str]:
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Put the plain attributes of every module back afterwards."""
-    memo: dict[int, Any] = {id(each): each for each in (*model.modules(), *model.parameters(), *model.buffers())}
-    before = [(module, _copied(_plain_attributes(module), memo)) for module in model.modules()]
+    before = [(module, _plain_attributes(module)) for module in model.modules()]
+    if not all(_is_constant(value) for _, attributes in before for value in attributes.values()):
+        memo: dict[int, Any] = {id(each): each for each in (*model.modules(), *model.parameters(), *model.buffers())}
+        before = [(module, _copied(attributes, memo)) for module, attributes in before]
     try:
         yield
     finally:
@@ -226,7 +233,9 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _set_attributes_(module: nn.Module, attributes: Mapping[str, Any]) -> None:
-    for name in _plain_attributes(module).keys() - attributes.keys():
+    if isinstance(module, torch.jit.ScriptModule):
+        return
+    for name in [each for each in module.__dict__ if each not in attributes and each not in _INTERNAL]:
         del module.__dict__[name]
     if attributes:
         module.__dict__.update(attributes)
@@ -242,7 +251,10 @@ def _copied(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
 
 
 def _is_constant(value: Any) -> bool:
-    if type(value) is tuple:
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if kind is tuple:
         return all(_is_constant(each) for each in value)
     return isinstance(value, _ATOMS)
 

@@ -152,7 +152,7 @@ class Blueprint:
         """Training, validation and test examples of each client, of data that clients share out."""
         return tuple(self.client_data(each).sizes for each in range(self.config.partition.num_clients))
 
-    @property
+    @cached_property
     def num_training(self) -> tuple[int, ...]:
         """Training examples of each client, likewise (n_i)."""
         return tuple(train for train, _, _ in self.split_sizes)
@@ -344,12 +344,14 @@ def encoder_tensors(model: nn.Module, split: Split) -> dict[str, Tensor]:
     return {**split.encoder_parameters(model), **split.encoder_statistics(model)}
 
 
-def load_encoder_(model: nn.Module, split: Split, layout: EncoderLayout, vector: Tensor) -> None:
+def load_encoder_(model: nn.Module, layout: EncoderLayout, vector: Tensor) -> None:
     """Copy a flat vector [N] into the encoder of a model, in place."""
-    tensors = encoder_tensors(model, split)
+    views = layout.unflatten(vector)
+    if not views:
+        return
+    tensors = layout.tensors_of(model)
     with torch.no_grad():
-        for name, values in layout.unflatten(vector).items():
-            tensors[name].copy_(values)
+        torch._foreach_copy_([tensors[name] for name in views], list(views.values()))
 
 
 def _digest_of_text(text: str) -> bytes:

@@ -17,7 +17,7 @@ from spatl.channels.vectors import all_finite, give_back
 from spatl.data.dataset import misfits
 from spatl.errors import ControlLost, DataError, DivergedError, ModelError, UpdateRejected
 from spatl.models.copies import check_parts
-from spatl.rounds.blueprint import Blueprint, encoder_tensors
+from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.client_evaluation import evaluated_model, private_part, told_of_arrival, train_epochs_
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.control import fading, followed_gradient, half_life_of, refresh_control
@@ -136,7 +136,7 @@ def train_round(
             part = chosen_part(own)
         with watch.timed("training"):
             result, kept = _trained_(own, part)
-        weights = own.blueprint.layout.flatten(encoder_tensors(own.model, own.blueprint.split))
+        weights = own.blueprint.layout.flatten(own.blueprint.layout.tensors_of(own.model))
         private = private_part(own)
         _check_finite(own, arrival, result, weights)
         give_back(own.blueprint.layout.num_entries)

@@ -4,21 +4,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout, Places
-from spatl.channels.selection import select_all
+from spatl.channels.selection import Selection, select_all
 from spatl.channels.vectors import all_finite
 from spatl.errors import ReferenceLost, UpdateRejected
 from spatl.rounds.control import followed_control
 from spatl.rounds.offsets import change_of, check_of, encoder_of, offsets_of, only_chosen, spread_values, sum_of_offsets
 from spatl.sealed_files import StoredTensor, as_tensor
-from spatl.wire.download import Download
+from spatl.wire.download import DerivedControl, Download
 
-_ARRIVALS: Final = 4  # that are kept: clients of a round may come from several versions
+_KEPT: Final = 4  # clients of a round may come from several versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def follow(
         encoder, offsets = _moved(download, start, download.snapshot.to(torch.int32), places, layout)
     else:
         before = _start(download, held)
-        encoder, offsets = _ARRIVED.moved(download, start, before, places, layout)
+        encoder, offsets = _arrival(download, start, before, places, layout)
     control = None
     if download.derived is not None:
         control = _control(download, held, offsets, layout, fading=fading)
@@ -96,39 +96,54 @@ def _moved(
     return _arrived(encoder_of(start, offsets, chosen, layout), download, layout), offsets
 
 
-class _Arrivals:
-    """Arrivals of the last clients of this process: in a simulation, all of a round get the same changes.
+Kept = TypeVar("Kept")
+
+
+class _Last(Generic[Kept]):
+    """What was worked out for the last clients of this process: in a simulation, all of a round get the same changes.
 
     Where the changes, and the tensors that they start from, are those of one of them, so is what they lead to; it is
     shared, and nobody writes into it. Of a large encoder nothing is kept.
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[object, ...], tuple[tuple[object, ...], tuple[Tensor, Tensor]]] = OrderedDict()
+        self._known: OrderedDict[tuple[object, ...], tuple[tuple[object, ...], Kept]] = OrderedDict()
 
-    def moved(
-        self, download: Download, start: Tensor, before: Tensor | None, places: Places, layout: EncoderLayout
-    ) -> tuple[Tensor, Tensor]:
-        """Return what `_moved` does; `before` is None for offsets of 0."""
-        offsets = torch.zeros(len(places), dtype=torch.int32) if before is None else before
-        if not layout.is_expanded:
-            return _moved(download, start, offsets, places, layout)
-        chosen = download.selection
-        mask = None if chosen is None else (chosen.mask.numpy().tobytes(), chosen.closed)
-        alive = download.codec, start, before  # while they are, no other has the id of one
-        values = tuple(map(bytes, download.values))
-        key = (*map(id, alive), values, download.version, download.check, layout.fingerprint, mask)
+    def of(self, key: tuple[object, ...], alive: tuple[object, ...], make: Callable[[], Kept]) -> Kept:
+        """Return what was made for a key, or make it.
+
+        Args:
+            key: All that it follows from, objects by their id.
+            alive: These objects: while they are there, no other has the id of one.
+            make: Makes it.
+        """
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key][1]
-        found = _moved(download, start, offsets, places, layout)
+        found = make()
         self._known[key] = alive, found
-        if len(self._known) > _ARRIVALS:
+        if len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return found
 
 
-_ARRIVED = _Arrivals()
+def _arrival(
+    download: Download, start: Tensor, before: Tensor | None, places: Places, layout: EncoderLayout
+) -> tuple[Tensor, Tensor]:
+    """Return what `_moved` does; `before` is None for offsets of 0."""
+    offsets = torch.zeros(len(places), dtype=torch.int32) if before is None else before
+    if not layout.is_expanded:
+        return _moved(download, start, offsets, places, layout)
+    chosen = download.selection
+    mask = None if chosen is None else (chosen.mask.numpy().tobytes(), chosen.closed)
+    alive = download.codec, start, before
+    values = tuple(map(bytes, download.values))
+    key = (*map(id, alive), values, download.version, download.check, layout.fingerprint, mask)
+    return _ARRIVED.of(key, alive, lambda: _moved(download, start, offsets, places, layout))
+
+
+_ARRIVED = _Last[tuple[Tensor, Tensor]]()
+_CONTROLS = _Last[Tensor]()
 
 
 def encoder_again(
@@ -147,15 +162,27 @@ def encoder_again(
 
 def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLayout, *, fading: float) -> Tensor:
     """Return what a client holds for c once it has arrived at some offsets; 0 where it cannot follow."""
-    assert download.derived is not None
+    derived = download.derived
+    assert derived is not None
     chosen = select_all(layout) if download.selection is None else download.selection
     before, previous = held.offsets.get(download.version - 1), held.control
     if download.version == 1:  # everybody knows version 0, where c is 0
         before, previous = torch.zeros_like(offsets), torch.zeros(layout.num_parameter_entries)
     if before is None or previous is None:
         return torch.zeros(layout.num_parameter_entries)
-    control = change_of(offsets, as_tensor(before), chosen, layout)
-    return followed_control(previous, control, download.derived, fading=fading, into=control)
+    if not isinstance(before, Tensor) or not layout.is_expanded:
+        return _followed(offsets, as_tensor(before), previous, derived, chosen, layout, fading=fading)
+    alive = offsets, before, previous
+    key = (*map(id, alive), derived, chosen.mask.numpy().tobytes(), chosen.closed, fading)
+    return _CONTROLS.of(key, alive, lambda: _followed(*alive, derived, chosen, layout, fading=fading))
+
+
+def _followed(
+    offsets: Tensor, before: Tensor, previous: Tensor, derived: DerivedControl, chosen: Selection,
+    layout: EncoderLayout, *, fading: float,
+) -> Tensor:  # fmt: skip
+    control = change_of(offsets, before, chosen, layout)
+    return followed_control(previous, control, derived, fading=fading, into=control)
 
 
 def _start(download: Download, held: Held) -> Tensor | None:

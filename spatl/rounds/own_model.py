@@ -42,7 +42,7 @@ def load_own_model_(own: ClientRound) -> None:
         return
     blueprint = own.blueprint
     restore_(own.model, blueprint.model)
-    load_encoder_(own.model, blueprint.split, blueprint.layout, own.received.start())
+    load_encoder_(own.model, blueprint.layout, own.received.start())
     if own.state.private:
         blueprint.split.load_private_state_(own.model, own.state.private)
 

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.training import TrainingConfig
-from spatl.data import ClientData
+from spatl.data import ClientData, Examples
 from spatl.errors import ModelError
 from spatl.extensions.references import is_reference
 from spatl.models.copies import duplicate, restore_
 from spatl.models.frozen import train_mode_
-from spatl.rounds.blueprint import Blueprint, check_client_budget, encoder_tensors, load_encoder_
+from spatl.rounds.blueprint import Blueprint, check_client_budget, load_encoder_
 from spatl.rounds.client_state import ClientState
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.common_mask import channel_saliency
 from spatl.selection.selectors import SELECTORS, make_selector
+from spatl.tensors.inputs import NamedInputs
 from spatl.training.calibration import calibrated, target_offset
-from spatl.training.device import choose_device, reproducible
+from spatl.training.device import channels_last, check_channels_last, choose_device, reproducible
 from spatl.wire.download import Model
 
 
@@ -49,7 +50,7 @@ class Workplace:
             agent = agent.model_copy(update={"reward": "pruned"})
         self.selector = make_selector(name, agent)
         self.narrows = is_reference(name) or SELECTORS[name].narrows
-        self.model = duplicate(blueprint.model).to(self.device)
+        self.model = self._new_instance()
         self.data: dict[int, ClientData] = {}
 
     @property
@@ -65,10 +66,17 @@ class Workplace:
         """The splits of a client, on the device."""
         if client not in self.data:
             data = self.blueprint.client_data(client)
-            self.data[client] = ClientData(
-                data.train.to(self.device), data.validation.to(self.device), data.test.to(self.device)
-            )
+            self.data[client] = ClientData(*map(self._placed, (data.train, data.validation, data.test)))
         return self.data[client]
+
+    def _placed(self, examples: Examples) -> Examples:
+        """Examples on the device, images in memory as the config says."""
+        there = examples.to(self.device)
+        if self.config.training.memory_format != "channels-last":
+            return there
+        inputs = there.inputs
+        laid_out = inputs.each(channels_last) if isinstance(inputs, NamedInputs) else channels_last(inputs)
+        return Examples(laid_out, there.targets)
 
     def budget(self, client: int, own: Budget | None = None) -> Budget | None:
         """Return what a client may spend, or None where nothing is selected by budget.
@@ -121,7 +129,7 @@ class Workplace:
         ):
             self._renew()
             train_mode_(self.model)
-            load_encoder_(self.model, self.blueprint.split, self.blueprint.layout, received.start())
+            load_encoder_(self.model, self.blueprint.layout, received.start())
             if state.private:
                 self.blueprint.split.load_private_state_(self.model, state.private)
             data = self.client_data(client)
@@ -146,7 +154,16 @@ class Workplace:
         try:
             restore_(self.model, self.blueprint.model)
         except ModelError:
-            self.model = duplicate(self.blueprint.model).to(self.device)
+            self.model = self._new_instance()
+
+    def _new_instance(self) -> nn.Module:
+        """A model instance of its own, on the device, its filters in memory as the config says."""
+        model = duplicate(self.blueprint.model).to(self.device)
+        if self.config.training.memory_format == "channels-last":
+            check_channels_last(model, self.device)
+            for parameter in model.parameters():
+                parameter.data = channels_last(parameter.data)
+        return model
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +203,7 @@ class ClientRound:
 
         Local training starts there, and an update is what training did.
         """
-        tensors = encoder_tensors(self.model, self.blueprint.split)
+        tensors = self.blueprint.layout.tensors_of(self.model)
         if all(tensors[name].dtype in (torch.float32, torch.float64) for name in self.blueprint.layout.shapes):
             return None
         return self.blueprint.layout.flatten(tensors)

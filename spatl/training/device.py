@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
+from torch import Tensor, nn
 
-from spatl.errors import ConfigError
+from spatl.errors import ConfigError, ModelError
+
+_NARROWEST: Final = 16  # inputs of a strided 1x1 convolution; on the CPUs tried, 2 to 6 are too few for PyTorch 2.13
 
 
 def choose_device(name: str) -> torch.device:
@@ -41,3 +45,29 @@ def reproducible(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Return a tensor of four dimensions with the second of them innermost in memory, and any other as it is."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def check_channels_last(model: nn.Module, device: torch.device) -> None:
+    """Raise where a network must not be trained on a CPU with the channels innermost in memory.
+
+    PyTorch's backward pass through a 1x1 convolution with a stride then writes beyond its memory where it has few
+    inputs, and the process dies of that, or goes on with wrong numbers.
+
+    Raises:
+        ModelError: The network has such a layer; the first is named.
+    """
+    if device.type != "cpu":
+        return
+    for name, layer in model.named_modules():
+        if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.stride == (1, 1):
+            continue
+        if (narrow := layer.in_channels // layer.groups) < _NARROWEST:
+            raise ModelError(
+                f"training.memory_format: channels-last is not for layer {name!r}, a 1x1 convolution with a stride "
+                f"that reads {narrow} channels: on a CPU PyTorch needs {_NARROWEST} of them; use contiguous"
+            )

@@ -127,6 +127,9 @@ def forward_with_batch_statistics(
 
 def _moving_batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """The BatchNorm layers that use the batch's own statistics while the network trains."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not layers:
+        return []
     with modes_kept(model):
         train_mode_(model)
-        return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+        return [layer for layer in layers if layer.training]

@@ -38,7 +38,7 @@ def test_what_is_sent_is_measured_as_the_server_would_apply_it():
         entries = half(seed).entries(LAYOUT)
         applied[entries] = (received + made.update)[entries]
         model = copy.deepcopy(made.model)
-        load_encoder_(model, BLUEPRINT.split, LAYOUT, applied)
+        load_encoder_(model, LAYOUT, applied)
         assert trial(half(seed)).accuracy == accuracy(model)
 
 

@@ -107,7 +107,7 @@ def test_the_agents_trials_see_what_the_client_sees(mode):
     train(workplace, 0, received(blueprint), None, acknowledged_round=0)
     ((weights, loss),) = measured
     model = copy.deepcopy(blueprint.model)
-    load_encoder_(model, blueprint.split, blueprint.layout, weights)
+    load_encoder_(model, blueprint.layout, weights)
     validation = blueprint.client_data(0).validation
     logits = model(validation.inputs).detach()
     if mode == "calibrated":

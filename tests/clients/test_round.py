@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spatl.data import ClientData, Examples
-from spatl.errors import DivergedError
+from spatl.errors import DivergedError, ModelError
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.workplace import Workplace
 from spatl.wire.download import Model
@@ -214,3 +214,30 @@ def test_shared_statistics_do_not_decide_the_selection(selector):
         )
         masks.append(trained(config).update.selection.mask)
     assert torch.equal(*masks)
+
+
+def test_channels_last_is_another_order_of_the_same_sums():
+    """What is sent is that of a contiguous network but for rounding, and what is kept lies as ever."""
+    sections = {"model": {"name": "resnet8", "options": {"width": 1.0}}, "wire": DENSE}
+    one, other = (
+        trained(tiny_config(**sections, training={"local_steps": 2, "memory_format": each}))
+        for each in ("contiguous", "channels-last")
+    )
+    filters = next(p for p in other.workplace.model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1)
+    assert filters.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(one.update.values, other.update.values)
+    assert torch.allclose(one.update.values, other.update.values, atol=1e-4)
+    assert {name: each.stride() for name, each in one.state.private.items()} == {
+        name: each.stride() for name, each in other.state.private.items()
+    }
+    again = trained(tiny_config(**sections, training={"local_steps": 2, "memory_format": "channels-last"}))
+    assert torch.equal(again.update.values, other.update.values)
+
+
+def test_channels_last_is_refused_where_pytorch_would_write_beyond_its_memory():
+    sections = {
+        "model": {"name": "resnet8", "options": {"width": 0.25}},
+        "training": {"memory_format": "channels-last"},
+    }
+    with pytest.raises(ModelError, match="1x1 convolution with a stride that reads 4 channels"):
+        Workplace(blueprint_of(tiny_config(**sections)))

@@ -1,6 +1,6 @@
 """What a message costs on a deployment's socket follows from its records, not from what Flower draws."""
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from server.traffic import message_traffic
 from spatl.wire.blob import BLOB, RECORD
@@ -59,3 +59,22 @@ def test_a_blob_alone_counts_as_if_it_were_serialised():
                 for each in (known, unknown)
             )
             assert counted == serialised, (direction, length)
+
+
+def test_messages_whose_values_are_as_long_cost_the_same_and_others_do_not():
+    """Of single values nothing counts but their length: what is remembered is what a message of a list beside it costs.
+
+    A list is serialised each time. Beside it, each pair of values differs by what the values themselves differ by.
+    """
+
+    def counted(value: float | str | bytes, *, kind: type = ConfigRecord, listed: bool = False) -> int:
+        records = {"one": kind({"name": value}), **({"list": ConfigRecord({"list": [1, 2]})} if listed else {})}
+        return message_traffic(RecordDict(records), direction="uplink", message_type="query", group_id="1").num_bytes
+
+    numbers = [0, 1, 2, 63, 64, 127, 128, 8191, 8192, 16384, 2**40, -1, -2, -64, -65, -(2**40)]
+    texts = ["", "a", "ab" * 70, "\u00e9" * 70]
+    for kind, values in ((MetricRecord, [*numbers, 0.0, 0.5]), (ConfigRecord, [*numbers, *texts, b"", b"a" * 200])):
+        for value in [*values, *reversed(values)]:  # remembered the second time
+            found, least = counted(value, kind=kind), counted(values[0], kind=kind)
+            whole, part = counted(value, kind=kind, listed=True), counted(values[0], kind=kind, listed=True)
+            assert abs((found - least) - (whole - part)) <= 1, value  # a length of the message around them may grow

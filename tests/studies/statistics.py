@@ -26,7 +26,6 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.data import ClientData
 from spatl.models.copies import duplicate
-from spatl.models.split import Split
 from spatl.rounds.blueprint import Blueprint, cached_blueprint, load_encoder_
 from spatl.rounds.statistics import aggregate_statistics, gathered, load_statistics_, statistics_names
 from spatl.training.calibration import calibrated, class_offset
@@ -70,10 +69,10 @@ def recorded() -> Iterator[list[Tensor]]:
     """Collect the encoders that clients hold, float32 [N] each, in the order of the rounds."""
     encoders: list[Tensor] = []
 
-    def load(model: nn.Module, split: Split, layout: Any, vector: Tensor) -> None:
+    def load(model: nn.Module, layout: Any, vector: Tensor) -> None:
         if not encoders or not torch.equal(encoders[-1], vector):
             encoders.append(vector.clone())
-        load_encoder_(model, split, layout, vector)
+        load_encoder_(model, layout, vector)
 
     with mock.patch("spatl.rounds.workplace.load_encoder_", load):
         yield encoders
@@ -92,7 +91,7 @@ class Clients:
 
     def load_(self, encoder: Tensor) -> None:
         """Take an encoder, float32 [N]."""
-        load_encoder_(self._model, self._blueprint.split, self._blueprint.layout, encoder)
+        load_encoder_(self._model, self._blueprint.layout, encoder)
 
     def own_statistics(self) -> list[Statistics]:
         """Each client's, of the encoder, re-estimated on its training split."""

@@ -1,0 +1,135 @@
+"""Command `spatl perf`: what simulations take on this machine, beside a bare loop, by part, by number of clients."""
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spatl import __version__
+from spatl.errors import ConfigError, did_you_mean
+from spatl.json_files import write_json
+from spatl.perf.cases import FULL_CLIENTS, METHODS, MODELS, QUICK, QUICK_CLIENTS, Case
+from spatl.perf.figure import draw_perf
+from spatl.perf.measure import machine, measure
+from spatl.perf.parts import PARTS
+from spatl.perf.scale import measure_clients
+from spatl.runner import fresh_directory
+from spatl.runs.text import human_bytes
+from spatl.terminal.screen import Screen
+from spatl.terminal.tables import print_line, print_table
+
+RESULT, PICTURE = "perf.json", "perf.png"
+_FEWEST_CLIENTS = 10
+
+
+def perf(options: argparse.Namespace, console: Console) -> None:
+    """Measure the cases that were asked for, print what they take, and write numbers and a picture.
+
+    Raises:
+        SpatlError: There is no such network or method, or a number is too small.
+    """
+    cases, numbers = _cases(options), _numbers_of_clients(options)
+    for name in ("turns", "rounds"):
+        if (value := getattr(options, name)) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {value}")
+    directory = fresh_directory(options.out, name="perf")
+    watching = Screen(stderr=True)
+
+    def say(text: str) -> None:
+        watching.print(text, highlight=False)
+
+    found: dict[str, Any] = {
+        "spatl": __version__, "command": _command(options), **machine(), "updates": [], "clients": [],
+    }  # fmt: skip
+    for case in cases:
+        found["updates"].append(measure(case, turns=options.turns, rounds=options.rounds, say=say))
+    for number in numbers:
+        say(f"{number:,} clients")
+        found["clients"].append(measure_clients(number))
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / RESULT, found)
+    draw_perf(found, directory / PICTURE)
+    for table in (_updates(found["updates"]), _parts(found["updates"]), _clients(found["clients"])):
+        if table.row_count:
+            print_table(console, table)
+    for name in (RESULT, PICTURE):
+        print_line(console, str(directory / name))
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    for given, known, flag in ((options.models, MODELS, "--models"), (options.methods, METHODS, "--methods")):
+        for name in given or ():
+            if name not in known:
+                raise ConfigError(
+                    f"{flag}: there is no {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}"
+                )
+    if options.full or options.models or options.methods:
+        models, methods = options.models or list(MODELS), options.methods or list(METHODS)
+        pairs = [(model, method) for model in models for method in methods]
+    else:
+        pairs = list(QUICK)
+    return [Case(model, method, memory_format=options.memory_format) for model, method in pairs]
+
+
+def _numbers_of_clients(options: argparse.Namespace) -> Sequence[int]:
+    if options.clients is None:
+        return FULL_CLIENTS if options.full else () if options.models or options.methods else QUICK_CLIENTS
+    numbers: list[int] = [number for number in options.clients if number]
+    if numbers and min(numbers) < _FEWEST_CLIENTS:
+        raise ConfigError(f"--clients must be at least {_FEWEST_CLIENTS}, or 0 for none, got {min(numbers)}")
+    return numbers
+
+
+def _updates(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="an update of a client, CPU milliseconds of one thread: median (least to greatest)")
+    for name in ("", "bare loop", "engine", "bare / engine", "updates a CPU second"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(
+            f"{row['model']}, {row['method']}", _spread(row["bare_ms"], 1), _spread(row["engine_ms"], 1),
+            _spread(row["ratio"], 2), f"{row['updates_per_second']:.1f}",
+        )  # fmt: skip
+    return table
+
+
+def _parts(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="the same by part, of a run of its own, milliseconds")
+    table.add_column("")
+    for part in (*PARTS, "other"):
+        table.add_column(part, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['model']}, {row['method']}", *(f"{row['parts_ms'][part]:.2f}" for part in (*PARTS, "other"))
+        )
+    return table
+
+
+def _clients(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="a federation by its number of clients, CPU seconds")
+    for name in ("clients", "in a round", "start", "a round", "end", "peak memory", "files"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['num_clients']:,}", f"{row['participants']:,}",
+            *(f"{row[name]:.2f}" for name in ("start_seconds", "round_seconds", "end_seconds")),
+            human_bytes(row["peak_bytes"]), f"{row['files']:,}",
+        )  # fmt: skip
+    return table
+
+
+def _spread(values: Mapping[str, float], places: int) -> str:
+    median, least, greatest = (f"{values[name]:.{places}f}" for name in ("median", "least", "greatest"))
+    return f"{median} ({least} to {greatest})"
+
+
+def _command(options: argparse.Namespace) -> str:
+    parts = ["spatl", "perf"]
+    for flag in ("models", "methods", "clients"):
+        if (given := getattr(options, flag)) is not None:
+            parts += [f"--{flag}", ",".join(map(str, given))]
+    parts += ["--turns", str(options.turns), "--rounds", str(options.rounds)]
+    parts += ["--memory-format", options.memory_format] if options.memory_format != "contiguous" else []
+    return shlex.join([*parts, *(["--full"] if options.full else [])])

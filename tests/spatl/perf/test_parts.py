@@ -1,0 +1,91 @@
+"""Parts of a run: each second counts for one of them, and afterwards every function is what it was."""
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+
+import spatl.rounds.client_evaluation
+import spatl.training.evaluate
+from spatl.perf.parts import OTHER, PARTS, PartsClock
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_what_a_function_takes_inside_another_counts_once():
+    """Train for 2 s, of which evaluating takes 0.5 s, and 0.25 s of that are training again; then 1 s of nothing known.
+
+    Training has 2 - 0.5 + 0.25 = 1.75 s, evaluation 0.5 - 0.25 = 0.25 s, other 1 s.
+    """
+    time = Time()
+    clock = PartsClock(time)
+    train_again = clock.timed("training", lambda: time.spend(0.25))
+
+    def body() -> None:
+        time.spend(0.25)
+        train_again()
+
+    evaluate = clock.timed("evaluation", body)
+
+    def train() -> str:
+        time.spend(1.0)
+        evaluate()
+        time.spend(0.5)
+        return "trained"
+
+    assert clock.timed("training", train)() == "trained"
+    time.spend(1.0)
+    parts = clock.parts_of(time.now)
+    assert (parts["training"], parts["evaluation"], parts[OTHER]) == (1.75, 0.25, 1.0)
+    assert sum(parts.values()) == time.now
+    assert parts.keys() == {*PARTS, OTHER}
+
+
+def test_what_raises_counts_too():
+    time = Time()
+    clock = PartsClock(time)
+
+    def fail() -> None:
+        time.spend(3.0)
+        raise ValueError
+
+    outer = clock.timed("sums", clock.timed("state", fail))
+    with pytest.raises(ValueError):  # noqa: PT011  # of this test's own
+        outer()
+    assert clock.seconds == {"state": 3.0, "sums": 0.0}
+    clock.timed("books", lambda: time.spend(1.0))()
+    assert clock.seconds["books"] == 1.0
+
+
+def functions() -> dict[str, Callable[..., object]]:
+    found = {}
+    for references in PARTS.values():
+        for reference in references:
+            module, _, name = reference.partition(":")
+            value: object = importlib.import_module(module)
+            for each in name.split("."):
+                value = getattr(value, each)
+            assert callable(value)
+            found[reference] = value
+    return found
+
+
+def test_every_part_is_of_functions_that_are_there_and_each_is_put_back():
+    before, imported = functions(), spatl.rounds.client_evaluation.evaluate
+    assert imported is spatl.training.evaluate.evaluate
+    with PartsClock().watching():
+        during = functions()
+        assert all(during[name] is not before[name] for name in before)
+        assert spatl.rounds.client_evaluation.evaluate is spatl.training.evaluate.evaluate
+        assert spatl.rounds.client_evaluation.evaluate is not imported
+    assert functions() == before
+    assert spatl.rounds.client_evaluation.evaluate is imported
