@@ -75,7 +75,7 @@ def moved(encoder: Tensor, updates: Mapping[int, tuple[Tensor, int]]) -> Tensor:
 
 def loss_of(blueprint: Blueprint, examples: Examples, encoder: Tensor) -> float:
     """Mean loss on all training examples."""
-    load_encoder_(blueprint.model, blueprint.split, blueprint.layout, encoder)
+    load_encoder_(blueprint.model, blueprint.layout, encoder)
     return evaluate(blueprint.model, examples).loss
 
 
