@@ -346,8 +346,7 @@ def encoder_tensors(model: nn.Module, split: Split) -> dict[str, Tensor]:
 
 def load_encoder_(model: nn.Module, layout: EncoderLayout, vector: Tensor) -> None:
     """Copy a flat vector [N] into the encoder of a model, in place."""
-    views = layout.unflatten(vector)
-    if not views:
+    if not (views := layout.unflatten(vector)):
         return
     tensors = layout.tensors_of(model)
     with torch.no_grad():
