@@ -14,9 +14,13 @@ from typing import Final
 from torch import Tensor
 
 from spatl.rounds.client_state import ClientState
+from spatl.sealed_files import StoredTensor, as_tensor
 
 REMEMBERED_BYTES: Final = 1 << 28
 """Bytes of the tensors of all states that are remembered; beyond that the oldest are read from their files."""
+
+READ_BYTES: Final = 1 << 23
+"""Bytes of an encoder's versions that are read from a state's file so that it can be remembered."""
 
 _Identity = tuple[int, ...]
 
@@ -42,10 +46,13 @@ class Remembered:
         return _apart(state)
 
     def keep(self, path: Path, written: Path, state: ClientState) -> None:
-        """Remember a state by the path that its file, which was written under another name, is about to get."""
+        """Remember a state by the path that its file, which was written under another name, is about to get.
+
+        None that has a part in the file that this one replaces: it would go with that.
+        """
         self.forget(path)
         identity = _identity_of(written)
-        if identity is None:
+        if identity is None or any(isinstance(each, StoredTensor) for each in state.held.offsets.values()):
             return
         num_bytes = sum(tensor.nbytes for tensor in _tensors_of(state))
         self._states[path] = identity, _apart(state), num_bytes
@@ -68,6 +75,15 @@ class Remembered:
 def _apart(state: ClientState) -> ClientState:
     """A state whose selector, which may be the user's and keep tensors, shares none with another."""
     return replace(state, selector={name: tensor.clone() for name, tensor in state.selector.items()})
+
+
+def in_memory(state: ClientState, most_bytes: int = READ_BYTES) -> ClientState:
+    """Return a state with those versions of the encoder read that lie in a file, where they are not too many bytes."""
+    stored = [each for each in state.held.offsets.values() if isinstance(each, StoredTensor)]
+    if not stored or sum(each.num_bytes for each in stored) > most_bytes:
+        return state
+    offsets = {version: as_tensor(each) for version, each in state.held.offsets.items()}
+    return replace(state, held=replace(state.held, offsets=offsets))
 
 
 def _tensors_of(state: ClientState) -> list[Tensor]:

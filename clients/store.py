@@ -18,7 +18,7 @@ from typing import Protocol
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from clients.remembered import Remembered
+from clients.remembered import Remembered, in_memory
 from spatl.artifacts.description import ModelDescription
 from spatl.artifacts.model_files import MODEL, PRIVATE, write_model
 from spatl.errors import DamagedState, SpatlError, StateBusy
@@ -166,6 +166,8 @@ class DirectoryStore:
             digest = hashlib.blake2b(answer, digest_size=_DIGEST_BYTES).digest()
             replace_file(self._directory / _ANSWER, b"".join((question, digest, answer)))
             state = replace(state, answered=question.hex())
+        if not self._synced:
+            state = in_memory(state)
         state.write(self._temporary, synced=self._synced)
         before = self._round_of_newest()
         if before is not None and before < state.control_round:

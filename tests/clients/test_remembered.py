@@ -8,6 +8,8 @@ import torch
 from clients.remembered import Remembered
 from clients.store import DirectoryStore
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.following import Held
+from spatl.sealed_files import as_tensor
 from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(3, 2)])
@@ -59,6 +61,23 @@ def test_a_selector_that_changes_its_tensors_changes_nothing_that_is_remembered(
     again = store.load()
     assert again is not None
     assert again.selector["theta"].tolist() == [1.0, 1.0]
+
+
+def test_a_state_of_an_earlier_process_is_gone_on_with(tmp_path):
+    """What was read from a file keeps the versions of the encoder in it, and the file is replaced twice."""
+    store = DirectoryStore(tmp_path, synced=False)
+    offsets = torch.arange(6, dtype=torch.int32)
+    with_held = replace(numbered(1), held=Held({1: offsets}))
+    with_held.write(tmp_path / "state.safetensors")
+    for number in (2, 3):
+        state = store.load()
+        assert state is not None
+        held = Held({**state.held.offsets, number: offsets + number})
+        store.save(replace(numbered(number), held=held))
+    for kept in (store.load(), ClientState.read(tmp_path / "state.safetensors")):
+        assert kept is not None
+        found = {version: as_tensor(each).tolist() for version, each in kept.held.offsets.items()}
+        assert found == {1: [0, 1, 2, 3, 4, 5], 2: [2, 3, 4, 5, 6, 7], 3: [3, 4, 5, 6, 7, 8]}
 
 
 def test_a_device_remembers_nothing(tmp_path, monkeypatch):
