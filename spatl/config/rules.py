@@ -45,13 +45,6 @@ def check_training(training: TrainingConfig, row: Method, num_rounds: int) -> No
         )
 
 
-def rounds_at_random(wire: WireConfig, privacy: PrivacyConfig) -> bool:
-    """Return whether clients' updates are rounded at random, so that they are right on average."""
-    if wire.rounding == "auto":
-        return privacy.noise_multiplier is not None
-    return wire.rounding == "at-random"
-
-
 def check_control(
     control: ControlConfig, row: Method, wire: WireConfig, server_optimizer: ServerOptimizerConfig
 ) -> None:

@@ -339,9 +339,9 @@ class WireConfig(Section):
     """A row of `spatl show codecs`, or `package.module:Codec`."""
     downlink: str = "float32"
     """A row of `spatl show codecs`, or `package.module:Codec`."""
-    rounding: Literal["auto", "towards-zero", "at-random"] = "auto"
-    """How `adaptive` rounds a client's update: towards zero, which takes half the bytes; or at random, so that it is
-    right on average. `auto` does that under privacy settings alone."""
+    rounding: Literal["at-random", "towards-zero"] = "at-random"
+    """How `adaptive` rounds: clients' updates at random, so that they are right on average, and the server's change to
+    the nearest; or both towards zero, which takes half the bytes and may cost accuracy (docs/compression.md)."""
 
     @field_validator("uplink", "downlink")
     @classmethod

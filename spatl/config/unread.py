@@ -335,8 +335,8 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("wire.rounding",),
-        lambda run: run.config.wire.uplink == "adaptive",
-        lambda run: f"wire.uplink is {run.config.wire.uplink}, not adaptive",
+        lambda run: "adaptive" in (run.config.wire.uplink, run.config.wire.downlink),
+        lambda run: f"wire.uplink is {run.config.wire.uplink}, wire.downlink {run.config.wire.downlink}, not adaptive",
     ),
     _Rule(
         ("server_optimizer.momentum",),

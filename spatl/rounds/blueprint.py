@@ -20,7 +20,6 @@ from spatl.channels.subnetworks import SubNetworks
 from spatl.channels.tracing import trace_groups
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
-from spatl.config.rules import rounds_at_random
 from spatl.config.training import TrainingConfig
 from spatl.data import ClientData, Dataset
 from spatl.errors import ConfigError
@@ -294,8 +293,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
         statistics=list(split.encoder_statistics(model)) if shared else [],
     )
     layout = trace.layout
-    wire, at_random = config.wire, rounds_at_random(config.wire, config.privacy)
-    codecs = wire_codecs(wire.uplink, wire.downlink, unbiased=at_random)
+    wire = config.wire
+    codecs = wire_codecs(wire.uplink, wire.downlink, towards_zero=wire.rounding == "towards-zero")
 
     def bytes_of_update(num_values: int, num_channels: int) -> int:
         told = 0 if blueprint.num_arrived is None else arrival_bytes(blueprint.num_arrived)

@@ -56,7 +56,8 @@ class Adaptive(Codec):
     """One step for all values, some times their root mean square or as fine as the bytes allow, entropy-coded.
 
     Args:
-        at_random: Whether values are rounded up or down at random, so that the mean is the value, and not towards zero.
+        zone: Whether values are rounded towards zero, and not updates at random, so that the mean is the value, and
+            changes to the nearest.
     """
 
     name = "adaptive"
@@ -64,12 +65,16 @@ class Adaptive(Codec):
     relative = True
     sums = True
 
-    def __init__(self, *, at_random: bool = False) -> None:
-        self._at_random = at_random
+    def __init__(self, *, zone: bool = False) -> None:
+        self._zone = zone
 
     def unbiased(self) -> "Adaptive":
         """Return the same codec with rounding at random."""
-        return Adaptive(at_random=True)
+        return Adaptive()
+
+    def towards_zero(self) -> "Adaptive":
+        """Return the same codec with rounding towards zero."""
+        return Adaptive(zone=True)
 
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         """About a bit and a half for each value: what rounding at random takes."""
@@ -78,8 +83,8 @@ class Adaptive(Codec):
     def encode(
         self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
     ) -> bytes:
-        """Round towards zero, or up or down at random, and encode the integers."""
-        towards_zero = not self._at_random
+        """Round up or down at random, or towards zero, and encode the integers."""
+        towards_zero = self._zone
         if max_bytes is not None:
             return encode_within(values, places, max_bytes=max_bytes, generator=generator, towards_zero=towards_zero)
         scale = root_mean_square(values)
@@ -95,8 +100,11 @@ class Adaptive(Codec):
     def encode_change(
         self, difference: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
     ) -> bytes:
-        """Round towards zero to multiples of a power of two: what is decoded is a whole number of 2^-24."""
-        return encode_change(difference, places, max_bytes=max_bytes)
+        """Round to the nearest, or towards zero, to multiples of a power of two.
+
+        What is decoded is a whole number of 2^-24.
+        """
+        return encode_change(difference, places, max_bytes=max_bytes, towards_zero=self._zone)
 
     def encode_sum(self, offsets: NDArray[np.int64], places: Places) -> bytes | None:
         """Encode the sum exactly, where its integers are not too large."""
@@ -153,20 +161,22 @@ def encode_within(
     return _finest(steps, max_bytes, lambda step: _encode(values, places, step, uniform.__getitem__))
 
 
-def encode_change(values: Tensor, places: Places, *, max_bytes: int | None = None) -> bytes:
-    """Round values towards zero to multiples of a power of two and encode them.
+def encode_change(values: Tensor, places: Places, *, max_bytes: int | None = None, towards_zero: bool = False) -> bytes:
+    """Round values to the nearest multiples of a power of two, or towards zero, and encode them.
 
     Neither at random nor with a step that makes up for it, because what this loses of a change goes into the next one.
     The step is about twice the root mean square of the values, or the finest whose bytes are at most `max_bytes`.
     """
 
     def encode(step: float) -> bytes:
+        if not towards_zero:
+            return _encode(values, places, step, lambda _: half)
         exact = values.detach().to("cpu", torch.float32).numpy()
         if not all_finite(torch.from_numpy(exact)):
             return _refused(places)
         return _encode_integers((_cut(exact[part], step) for part in parts_of(len(exact))), places, step)
 
-    scale = root_mean_square(values)
+    half, scale = np.float32(0.5), root_mean_square(values)
     if max_bytes is None:
         return encode(_power_of_two(CHANGE_STEP * scale))
     finest = _power_of_two(_FINEST * scale)

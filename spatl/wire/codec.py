@@ -102,6 +102,10 @@ class Codec(ABC):
         """Return the codec with rounding that is right on average: another object, for one that can choose."""
         return self
 
+    def towards_zero(self) -> "Codec":
+        """Return the codec with rounding towards zero, which takes fewer bytes: another object, likewise."""
+        return self
+
     def encode_sum(self, offsets: NDArray[np.int64], places: Places) -> bytes | None:
         """Encode a sum of decoded changes, in units of 2^-24, exactly as one; None for a codec that cannot."""
         return None

@@ -44,7 +44,7 @@ class WireCodecs:
     downlink: Codec
 
 
-def wire_codecs(uplink: str, downlink: str, *, unbiased: bool = False) -> WireCodecs:
+def wire_codecs(uplink: str, downlink: str, *, towards_zero: bool = False) -> WireCodecs:
     """Return the codecs that a config names.
 
     Those of the user's are numbered from 128 in the order uplink, downlink; one in both directions has one number.
@@ -52,7 +52,7 @@ def wire_codecs(uplink: str, downlink: str, *, unbiased: bool = False) -> WireCo
     Args:
         uplink: A key of `CODECS`, or `"package.module:Codec"` for one of the user's.
         downlink: Likewise.
-        unbiased: Whether the uplink's rounding has to be right on average.
+        towards_zero: Whether codecs that can choose round towards zero.
 
     Raises:
         ConfigError: There is none of this name, or the user's is not there, or none.
@@ -63,7 +63,8 @@ def wire_codecs(uplink: str, downlink: str, *, unbiased: bool = False) -> WireCo
             known.setdefault(name, UsersCodec(name, FIRST_NUMBER + len(known) - len(CODECS)))
         else:
             row_of(name, CODECS, CODEC_DOOR)
-    return WireCodecs(known[uplink].unbiased() if unbiased else known[uplink], known[downlink])
+    chosen = (known[name].towards_zero() if towards_zero else known[name] for name in (uplink, downlink))
+    return WireCodecs(*chosen)
 
 
 class UsersCodec(Codec):

@@ -53,7 +53,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(path):
         ("data.name=digit", "data.name: unknown name 'digit' (did you mean 'digits'?)"),
         (
             "selection.selector=best",
-            "selection.selector: unknown name 'best'; known: agent, all, random, magnitude, drawn, ",
+            "selection.selector: unknown name 'best'; known: agent, all, able, random, magnitude, drawn, ",
         ),
         ("wire.uplink=gzip", "wire.uplink: unknown name 'gzip'; known: float32"),
         ("engine=cloud", "engine: input should be 'inline' or 'ray', got 'cloud'"),

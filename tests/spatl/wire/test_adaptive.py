@@ -69,16 +69,17 @@ def test_rounding_is_right_on_average(step):
     assert bool(((mean - values).abs() <= 5 * 0.5 * step / num_draws**0.5).all())
 
 
-@given(pairs=messages, max_bytes=st.none() | st.integers(0, 120))
-def test_a_change_is_off_by_at_most_065_of_a_step_that_is_a_power_of_two(pairs, max_bytes):
+@given(pairs=messages, max_bytes=st.none() | st.integers(0, 120), zone=st.booleans())
+def test_a_change_is_off_by_half_a_step_or_065_of_one_that_is_a_power_of_two(pairs, max_bytes, zone):
     values, places = of(pairs)
-    data = adaptive.encode_change(values, places, max_bytes=max_bytes)
+    data = adaptive.encode_change(values, places, max_bytes=max_bytes, towards_zero=zone)
     mantissa, exponent = math.frexp(step_of(data))
     assert mantissa == 0.5
     assert exponent - 1 >= -adaptive.UNIT_BITS
     seen = decoded(data, places)
-    assert bool(((seen.double() - values.double()).abs() <= step_of(data) * 0.65001 + values.abs() * 1e-6).all())
-    assert bool((seen.abs() <= values.abs() + step_of(data) * 0.35001 + values.abs() * 1e-6).all())
+    down, up = (0.65001, 0.35001) if zone else (0.5, 0.5)
+    assert bool(((seen.double() - values.double()).abs() <= step_of(data) * down + values.abs() * 1e-6).all())
+    assert bool((seen.abs() <= values.abs() + step_of(data) * up + values.abs() * 1e-6).all())
     assert bool((torch.remainder(seen.double(), UNIT) == 0).all())
 
 
@@ -126,7 +127,7 @@ def test_values_that_are_all_alike_are_not_all_rounded_to_zero(values):
     """Each is 0.4 steps of 2.5 root mean squares; they are rounded at random instead, a third of them to a step."""
     numbers, places = of([(value, 1) for value in values])
     assert adaptive.encode_towards_zero(numbers, places, step=2.5 * abs(values[0]), generator=generator()) is None
-    seen = decoded(adaptive.Adaptive().encode(numbers, places, generator=generator()), places)
+    seen = decoded(adaptive.Adaptive().towards_zero().encode(numbers, places, generator=generator()), places)
     assert 0 < int((seen != 0).sum()) < len(values)
 
 
@@ -136,7 +137,7 @@ def test_rounding_an_update_towards_zero_takes_fewer_bytes_than_at_random_and_is
     values, places = torch.randn(20_000, generator=draw) * torch.rand(20_000, generator=draw), Places(where, where)
     either = [
         codec.encode(values, places, generator=generator())
-        for codec in (adaptive.Adaptive(), adaptive.Adaptive().unbiased())
+        for codec in (adaptive.Adaptive().towards_zero(), adaptive.Adaptive().towards_zero().unbiased())
     ]
     assert len(either[0]) < len(either[1])
     errors = [float((decoded(data, places) - values).square().sum()) for data in either]
@@ -149,6 +150,7 @@ ENCODERS = {
     ),
     "within": lambda v, p, limit: adaptive.encode_within(v, p, max_bytes=limit, generator=generator(1)),
     "change": lambda v, p, limit: adaptive.encode_change(v, p, max_bytes=limit),
+    "change, towards zero": lambda v, p, limit: adaptive.encode_change(v, p, max_bytes=limit, towards_zero=True),
 }
 
 
@@ -164,6 +166,16 @@ def test_a_message_keeps_to_its_bytes_if_the_coarsest_does_and_more_bytes_are_a_
         assert len(coarsest) <= limit or data == coarsest
     steps = [step_of(data) for data in messages]
     assert steps == sorted(steps, reverse=True)
+
+
+@pytest.mark.slow
+@given(seed=st.integers(0, 99), limits=st.lists(st.integers(0, 800), min_size=2, max_size=4).map(sorted))
+def test_nearest_within_more_bytes_is_never_farther_from_any_value(seed, limits):
+    values, places = message(seed=seed)
+    sent = [adaptive.encode_change(values, places, max_bytes=limit) for limit in limits]
+    errors = [(decoded(data, places) - values).abs() for data in sent]
+    for closer, farther in zip(errors[1:], errors, strict=False):
+        assert bool((closer <= farther).all())
 
 
 @pytest.mark.slow
