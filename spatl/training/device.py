@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spatl.errors import ConfigError, ModelError
 
-_NARROWEST: Final = 16  # inputs of a strided 1x1 convolution; on the CPUs tried, 2 to 6 are too few for PyTorch 2.13
+_NARROWEST: Final = 16  # inputs of a layer that is looked at: a bound with room to spare
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,10 +53,9 @@ def channels_last(tensor: Tensor) -> Tensor:
 
 
 def check_channels_last(model: nn.Module, device: torch.device) -> None:
-    """Raise where a network must not be trained on a CPU with the channels innermost in memory.
+    """Raise where a network is not trained on a CPU with the channels innermost in memory.
 
-    PyTorch's backward pass through a 1x1 convolution with a stride then writes beyond its memory where it has few
-    inputs, and the process dies of that, or goes on with wrong numbers.
+    PyTorch 2.13's kernels for that layout are not to be trusted with narrow strided 1x1 convolutions.
 
     Raises:
         ModelError: The network has such a layer; the first is named.

@@ -329,11 +329,13 @@ def federation(directory: Path, only: Sequence[str], *, calls: bool, say: Callab
     Raises:
         AssertionError: Something does not hold.
     """
+    # c is sent: who missed a round would do without it for longer than the next fault is away. The rate is so low that
+    # there is something left to learn, and of c to compare, after a thousand rounds.
     config = tiny_config(
         method="spatl", rounds=_FAR_ROUND, wire=COMPRESSED, selection={"selector": "update"},
-        data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}},
+        data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}}, control={"downlink": "sent"},
         partition={"num_clients": NUM_CLIENTS}, training={"local_steps": 100, "learning_rate": 0.00002},
-    )  # fmt: skip  # at a rate so low there is something left to learn, and of c to compare, after a thousand rounds
+    )  # fmt: skip
     if not (set(only) & ({"calls"} if calls else set(KINDS) - {"calls"})):
         return []
     with contextlib.ExitStack() as stack:
