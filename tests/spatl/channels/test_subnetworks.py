@@ -1,5 +1,6 @@
 """Parts of a network, trained in its place: what they hold, what they compute, and what goes back."""
 
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -16,6 +17,7 @@ from spatl.channels.trace import EncoderTrace
 from spatl.channels.tracing import trace_groups
 from spatl.errors import ModelError
 from spatl.models.copies import duplicate
+from spatl.selection.before import half_of
 from tests.support.cuts import CHOICES, EXAMPLE, chosen, dense, images
 from tests.support.networks import BroadNet
 
@@ -65,26 +67,29 @@ def test_a_part_of_the_encoder_is_what_its_closed_selection_keeps(name, predicto
 @every_network
 @given_seed
 def test_a_part_computes_and_learns_what_the_network_does_when_nothing_reads_the_rest(name, predictor, seed):
-    """In training mode, with the batch's statistics: the output, and each gradient of what is left."""
+    """In training mode, with the batch's statistics: the output, and each gradient of what is left, in float64.
+
+    In float32 sums of another order tip a maximum now and then, which a few entries of a gradient show.
+    """
     network, _trace, parts, selection = some_part(name, predictor, seed)
-    whole = duplicate(network).train()
+    whole = duplicate(network).double().train()
     small = parts.cut(whole, selection)
     assert small.network.training
-    inputs = images(8, seed % 1000)
+    inputs = images(8, seed % 1000).double()
     masked = {
-        own: (weight * (weight != 0)).requires_grad_()
+        own: weight.requires_grad_()
         for own, weight in masked_weights(whole, parts.prunable.trace.readers, selection).items()
     }
     expected = functional_call(whole, masked, (inputs,))
     found = small.network(inputs)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, expected)
     expected.square().sum().backward()
     found.square().sum().backward()
     gradients = {own: masked[own].grad if own in masked else each.grad for own, each in whole.named_parameters()}
+    learned = dict(small.network.named_parameters())
     for own, gradient in small.of(gradients).items():
-        scale = float(gradient.abs().max().clamp(min=1e-2))
-        torch.testing.assert_close(dict(small.network.named_parameters())[own].grad / scale, gradient / scale,
-                                   rtol=1e-2, atol=1e-3)  # fmt: skip
+        least = 1e-9 * float(gradient.abs().max())
+        torch.testing.assert_close(learned[own].grad, gradient, rtol=1e-6, atol=max(least, 1e-9))
 
 
 @every_network
@@ -133,19 +138,19 @@ def test_the_logits_of_a_shared_predictor_always_stay():
 
 
 class _CountsChannels(BroadNet):
-    """A network whose forward pass depends on a number of channels."""
+    """A network whose outputs depend on a number of channels."""
 
     def forward(self, images):
-        features = self.stem(images).relu()
-        return super().forward(images) + features.view(len(images), 24, -1).mean((1, 2))[:, None]
+        return super().forward(images) * self.left.out_channels
 
 
-def test_a_network_that_cannot_do_without_a_channel_is_refused_in_a_line():
-    network = _CountsChannels(num_classes=10, in_channels=1)
-    trace = trace_groups(network, EXAMPLE, parameters=[own for own, _ in network.named_parameters()])
-    parts = SubNetworks(network, EXAMPLE, trace)
-    selection = chosen(parts.prunable, 1)
-    if bool(selection.mask.all()):
-        pytest.skip("nothing of it may be cut")
-    with pytest.raises(ModelError, match="the model cannot be trained in part"):
-        parts.check(selection)
+def test_a_network_that_depends_on_a_number_of_channels_is_refused_in_a_line():
+    for made, is_refused in ((BroadNet, False), (_CountsChannels, True)):
+        network = made(num_classes=10, in_channels=1)
+        trace = trace_groups(network, EXAMPLE, parameters=[own for own, _ in network.named_parameters()])
+        parts = SubNetworks(network, EXAMPLE, trace)
+        expected = (
+            pytest.raises(ModelError, match="the model cannot be trained in part") if is_refused else nullcontext()
+        )
+        with expected:
+            parts.check(half_of(parts.prunable))
