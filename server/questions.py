@@ -32,7 +32,7 @@ class Questions:
 
         Kind and round do not tell questions apart: devices are asked twice to register, and once more whoever was slow.
         """
-        if self._nodes is None:  # ids are there once all are sent, which is before the first reply
+        if self._nodes is None or len(self._nodes) < len(self._asked):  # ids are there once all are sent
             self._nodes = {asked.message_id: node for node, asked in self._asked.items() if asked.message_id}
         own = reply.metadata
         node = self._nodes.get(own.reply_to_message_id)

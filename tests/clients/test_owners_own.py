@@ -125,7 +125,7 @@ def test_data_that_are_made_here_are_used_though_the_owner_has_some_and_no_file_
         ("limits: {steps: 1}", "limits.steps (training.local_steps): this run asks for 3 steps"),
         ("limits: {upload_megabytes: 0.0001}", "limits.upload_megabytes (model, wire): "),
         ("limits: {memory_megabytes: 1}", "limits.memory_megabytes (model, training.batch_size): "),
-        ("budget: {uplink_bytes: 300}", "uplink_bytes"),
+        ("budget: {uplink_bytes: 200}", "uplink_bytes"),
         ("", None),
     ],
 )
