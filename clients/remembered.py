@@ -19,8 +19,9 @@ from spatl.sealed_files import StoredTensor, as_tensor
 REMEMBERED_BYTES: Final = 1 << 28
 """Bytes of the tensors of all states that are remembered; beyond that the oldest are read from their files."""
 
-READ_BYTES: Final = 1 << 23
-"""Bytes of an encoder's versions that are read from a state's file so that it can be remembered."""
+STATE_BYTES: Final = 1 << 23
+"""Bytes of a state that is remembered, and of an encoder's versions that are read from its file for that; of a large
+network memory is dearer than reading a state again."""
 
 _Identity = tuple[int, ...]
 
@@ -55,6 +56,8 @@ class Remembered:
         if identity is None or any(isinstance(each, StoredTensor) for each in state.held.offsets.values()):
             return
         num_bytes = sum(tensor.nbytes for tensor in _tensors_of(state))
+        if num_bytes > STATE_BYTES:
+            return
         self._states[path] = identity, _apart(state), num_bytes
         self._num_bytes += num_bytes
         while self._num_bytes > self._most:
@@ -77,7 +80,7 @@ def _apart(state: ClientState) -> ClientState:
     return replace(state, selector={name: tensor.clone() for name, tensor in state.selector.items()})
 
 
-def in_memory(state: ClientState, most_bytes: int = READ_BYTES) -> ClientState:
+def in_memory(state: ClientState, most_bytes: int = STATE_BYTES) -> ClientState:
     """Return a state with those versions of the encoder read that lie in a file, where they are not too many bytes."""
     stored = [each for each in state.held.offsets.values() if isinstance(each, StoredTensor)]
     if not stored or sum(each.num_bytes for each in stored) > most_bytes:

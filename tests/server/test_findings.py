@@ -26,7 +26,7 @@ from spatl.rounds.workplace import Workplace
 from spatl.runner import resume
 from spatl.runs.findings import findings_rounds, read_findings
 from spatl.runs.records import read_lines
-from spatl.wire.blob import section_bytes
+from spatl.wire.blob import section_bytes, with_digest
 from tests.support.clients import received
 from tests.support.federations import (
     blob_of,
@@ -110,7 +110,12 @@ def test_each_message_is_in_the_ledger_and_all_bytes_are_theirs(tmp_path: Path) 
 
 def _with(place: int, value: float) -> Callable[[bytes], bytes]:
     """A change of one binary64 number of findings; the first is the mean of filter 0."""
-    return written(28 + 4 + 4 * 9 + 8 * place, "d", value)
+
+    def change(body: bytes) -> bytes:
+        first = len(body) - section_bytes(with_digest(body))["values"]
+        return written(first + 8 * place, "d", value)(body)
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def _with(place: int, value: float) -> Callable[[bytes], bytes]:
         (_with(4, -1.0), "the means must not be below 0"),
         (lambda body: body[:-4], "promises"),
         (lambda body: b"", "fewer than a header"),
-        (lambda body: body[:28] + b"\x07" + body[29:], "version 7, expected round 1 and version 1"),
+        (lambda body: body[:13] + b"\x07" + body[14:], "version 7, expected round 1 and version 1"),
     ],
 )
 def test_what_cannot_be_used_is_named_and_left_out(

@@ -163,7 +163,8 @@ def ways():
         yield "keep_ratio", {"method": name}
     for name in SELECTORS:
         for kind in ("keep_ratio", *(["uplink_bytes"] if name in ("all", "update", "drawn") else [])):
-            yield kind, {"method": "spatl", "selection": {"selector": name}}
+            whole = {"clients": {client: {"keep_ratio": 1.0} for client in range(3)}} if name == "able" else {}
+            yield kind, {"method": "spatl", "selection": {"selector": name, **whole}}  # able asks for one that is able
     for ratio in (0.3, 0.31):
         yield "keep_ratio", {"method": "ssfl", "selection": {"keep_ratio": ratio}}
 
