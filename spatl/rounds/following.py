@@ -67,33 +67,33 @@ def follow(
         return _arrived(spread_values(decoded, chosen, layout), download, layout), Held({})
     base = download.base if download.base is not None else held.base
     start = base if base is not None else initial
-    if download.snapshot is not None:
-        encoder, offsets = _moved(download, start, download.snapshot.to(torch.int32), places, layout)
-    else:
-        before = _start(download, held)
-        encoder, offsets = _arrival(download, start, before, places, layout)
+    offsets = _offsets(download, held, places, layout)
     control = None
     if download.derived is not None:
         control = _control(download, held, offsets, layout, fading=fading)
+    encoder = _encoder(download, start, offsets, layout)  # last: while c is worked out it would be one vector too many
     if control is not None and not all_finite(control):
         raise UpdateRejected("the control variates that follow contain NaN or infinity")
     kept = {version: each for version, each in held.offsets.items() if version == download.base_version}
     return encoder, Held({**kept, download.version: offsets}, base, control)
 
 
-def _moved(
-    download: Download, start: Tensor, offsets: Tensor, places: Places, layout: EncoderLayout
-) -> tuple[Tensor, Tensor]:
-    """The encoder that a download leads to from the initial one and the offsets held, and the new offsets."""
-    chosen = select_all(layout) if download.selection is None else download.selection
+def _summed(download: Download, offsets: Tensor, places: Places) -> Tensor:
+    """The offsets, int32 [V], that the changes of a download lead to."""
     for data in download.values:
         sum_of_both = sum_of_offsets(offsets, offsets_of(data, places, download.codec))
         if sum_of_both is None:
             raise UpdateRejected("the changes lead out of the range of 128")
         offsets = sum_of_both
+    return offsets
+
+
+def _at(download: Download, start: Tensor, offsets: Tensor, layout: EncoderLayout) -> Tensor:
+    """The encoder at some offsets from the initial one, float32 [N], where it is the one that was sent."""
+    chosen = select_all(layout) if download.selection is None else download.selection
     if download.selection is not None:
         start = only_chosen(start, download.selection, layout)
-    return _arrived(encoder_of(start, offsets, chosen, layout), download, layout), offsets
+    return _arrived(encoder_of(start, offsets, chosen, layout), download, layout)
 
 
 Kept = TypeVar("Kept")
@@ -127,22 +127,39 @@ class _Last(Generic[Kept]):
         return found
 
 
-def _arrival(
-    download: Download, start: Tensor, before: Tensor | None, places: Places, layout: EncoderLayout
-) -> tuple[Tensor, Tensor]:
-    """Return what `_moved` does; `before` is None for offsets of 0."""
-    offsets = torch.zeros(len(places), dtype=torch.int32) if before is None else before
+def _offsets(download: Download, held: Held, places: Places, layout: EncoderLayout) -> Tensor:
+    """The offsets after a download, int32 [V]; those of a small encoder worked out once for all who start alike."""
+    if download.snapshot is not None:
+        return _summed(download, download.snapshot.to(torch.int32), places)
+    before = _start(download, held)
+
+    def work_out() -> Tensor:
+        return _summed(download, torch.zeros(len(places), dtype=torch.int32) if before is None else before, places)
+
     if not layout.is_expanded:
-        return _moved(download, start, offsets, places, layout)
+        return work_out()
+    alive = download.codec, before
+    return _OFFSETS.of((*map(id, alive), *_changes_of(download, layout)), alive, work_out)
+
+
+def _encoder(download: Download, start: Tensor, offsets: Tensor, layout: EncoderLayout) -> Tensor:
+    """The encoder at some offsets, likewise."""
+    if not layout.is_expanded:
+        return _at(download, start, offsets, layout)
+    alive = start, offsets
+    key = (*map(id, alive), download.version, download.check, *_changes_of(download, layout))
+    return _ENCODERS.of(key, alive, lambda: _at(download, start, offsets, layout))
+
+
+def _changes_of(download: Download, layout: EncoderLayout) -> tuple[object, ...]:
+    """What tells the changes of two downloads apart: their bytes, and of what they are changes."""
     chosen = download.selection
     mask = None if chosen is None else (chosen.mask.numpy().tobytes(), chosen.closed)
-    alive = download.codec, start, before
-    values = tuple(map(bytes, download.values))
-    key = (*map(id, alive), values, download.version, download.check, layout.fingerprint, mask)
-    return _ARRIVED.of(key, alive, lambda: _moved(download, start, offsets, places, layout))
+    return tuple(map(bytes, download.values)), layout.fingerprint, mask
 
 
-_ARRIVED = _Last[tuple[Tensor, Tensor]]()
+_OFFSETS = _Last[Tensor]()
+_ENCODERS = _Last[Tensor]()
 _CONTROLS = _Last[Tensor]()
 
 
