@@ -111,7 +111,8 @@ def pack_update_with_memory(
         sections[update.arrival.section] = update.arrival.to_bytes()
     room = None
     if max_bytes is not None:
-        room = max_bytes - overhead_bytes(UPDATE, *map(len, sections.values()), max_bytes) + max_bytes
+        around = overhead_bytes(UPDATE, *map(len, sections.values()), max_bytes) - max_bytes  # values of at most that
+        room = max_bytes - around
     places = layout.places(update.selection)
     sections[VALUES], memory = codec.encode_with_memory(
         update.values, places, generator=generator, memory=memory, max_bytes=room
