@@ -253,9 +253,12 @@ class ControlConfig(Section):
     half_life: Positive | None = 2.0
     """Rounds after which what was not refreshed counts half; null never forgets."""
     downlink: Literal["auto", "derived", "sent"] = "auto"
-    """How clients come to know c: `derived` from the encoder's changes, for free, by clients that miss no round (the
-    others train uncorrected for a while); `sent`, with the downlink's codec; `auto` derives it where that codec sends
-    changes."""
+    """How clients come to know c: `derived` from the encoder's changes, for free, by clients that miss few rounds
+    (`catch_up`; the others train uncorrected for a while); `sent`, with the downlink's codec; `auto` derives it where
+    that codec sends changes."""
+    catch_up: Literal["auto"] | Annotated[int, BeforeValidator(not_a_switch), Field(ge=0, le=254)] = "auto"
+    """Rounds that a client may have missed and still derive c: it is sent their changes one by one, more bytes than
+    their sum. `auto`: 8 where each client is asked in every round, else 0."""
 
 
 class ServerConfig(Section):

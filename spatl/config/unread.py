@@ -321,7 +321,7 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: "agent.samples is 0",
     ),
     _only_where(
-        "control.damping", "control.half_life", "control.downlink",
+        "control.damping", "control.half_life", "control.downlink", "control.catch_up",
         fact=lambda row: row.controls, lacks="has no control variates",
     ),
     _only_where(

@@ -24,6 +24,7 @@ from spatl.rounds.admission import (
 )
 from spatl.rounds.federation import Federation
 from spatl.rounds.judging import most_tested
+from spatl.rounds.opened_control import knows_control
 from spatl.rounds.robust import agreements
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.shared_statistics import StatisticsBounds, has_statistics
@@ -33,8 +34,6 @@ from spatl.wire.statistics import Arrival
 from spatl.wire.update import Update, unpack_update
 
 logger = logging.getLogger(__name__)
-
-_FRESH = 1e-8  # the c that a client derived counts as c once its stale share is less than this
 
 
 @dataclass(frozen=True)
@@ -326,11 +325,6 @@ def refuse_(outcome: Outcome, client: int, error: UpdateRejected, server_round: 
         outcome.not_now.add(client)
     if isinstance(error, ClientFailed) and error.unregistered:
         outcome.unregistered.add(client)
-
-
-def knows_control(federation: Federation, state: ServerState, client: int) -> bool:
-    """Return whether a client is sent c, or has derived it from all that it needs."""
-    return not federation.derives_control or state.control_staleness[client] < _FRESH
 
 
 def _readable(

@@ -37,7 +37,10 @@ def arrived(state: ClientState | None, new: Held, layout: EncoderLayout) -> Clie
         layout: The encoder's.
     """
     before = state or ClientState.initial(layout)
-    return replace(before, held=Held({**before.held.offsets, **new.offsets}, new.base, before.held.control))
+    return replace(
+        before,
+        held=Held({**before.held.offsets, **new.offsets}, new.base, before.held.control, before.held.control_version),
+    )
 
 
 def gather_round(workplace: Workplace, client: int, received: Model, state: ClientState) -> bytes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from spatl.channels.layout import EncoderLayout
 from spatl.rounds.control import fading
 from spatl.rounds.feedback import Feedback
-from spatl.rounds.following import Held
+from spatl.rounds.following import UNKNOWN_VERSION, Held
 from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
 
 FORMAT = 6
@@ -119,6 +119,7 @@ class ClientState:
         header = {
             "control_round": self.control_round, "folded_round": self.folded_round,
             "pending_round": self.pending_round, "answered": self.answered,
+            "control_version": self.held.control_version,
         }  # fmt: skip
         return tensors, header
 
@@ -158,6 +159,7 @@ class ClientState:
                 {int(name.removeprefix(_HELD)): each for name, each in tensors.items() if name.startswith(_HELD)},
                 optional.get("base"),
                 optional.get("held_control"),
+                header.get("control_version", UNKNOWN_VERSION),
             ),
             own_model=_below(_OWN, tensors),
             feedback=_feedback(_FEEDBACK, tensors),

@@ -108,7 +108,7 @@ class Reference:
             versions = Versions(0, offsets, () if codec.relative else (self._whole_encoded(self._initial, None),))
         self.versions = versions
         # What leads to the present version, made when it is asked for.
-        self._leading: dict[int, Download] = {}
+        self._leading: dict[tuple[int, bool], Download] = {}
         self._sums: dict[int, tuple[Tensor, bytes | None]] = {}
         self._check: bytes | None = None
 
@@ -178,7 +178,13 @@ class Reference:
         return encoder_parts(self._initial, (self.versions.offsets, *more), self._chosen, self._layout)
 
     def download(
-        self, held_version: int, *, server_round: int, acknowledged_round: int, cannot_build: bool
+        self,
+        held_version: int,
+        *,
+        server_round: int,
+        acknowledged_round: int,
+        cannot_build: bool,
+        one_by_one: bool = False,
     ) -> Download:
         """Return what leads a client to the present version.
 
@@ -187,11 +193,14 @@ class Reference:
             server_round: The round it opens.
             acknowledged_round: The last round of this client that was folded in.
             cannot_build: Whether the client's initial encoder is another one, so that it must be sent.
+            one_by_one: Whether every change since the held version is to come as it was made, though their sum is
+                shorter; all of them must be remembered.
         """
         start = 0 if cannot_build else held_version
-        if start not in self._leading:
-            self._leading[start] = self._shortest(start)
-        shared = self._leading[start]
+        if (start, one_by_one) not in self._leading:
+            leads = self._leads(start, self.versions.changes[start - self.version :]) if one_by_one else None
+            self._leading[start, one_by_one] = leads or self._shortest(start)
+        shared = self._leading[start, one_by_one]
         return Download(
             server_round=server_round,
             version=self.version,

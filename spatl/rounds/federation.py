@@ -12,7 +12,9 @@ from spatl.rounds.downlink import Reference
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.weights import largest_share
 from spatl.training.step_weight import accumulated_step_weight
+from spatl.wire.download import MOST_STEPS
 
+_CAUGHT_UP: Final = 8  # rounds, where each client is asked in every one
 _REMEMBERED: Final = 100_000  # step weights of clients with other numbers of examples, and of rounds
 
 
@@ -43,6 +45,17 @@ class Federation:
             config.row.controls
             and config.server_optimizer.name == "sgd"
             and (wanted == "derived" or (wanted == "auto" and self.blueprint.codecs.downlink.relative))
+        )
+
+    @cached_property
+    def most_missed(self) -> int:
+        """Rounds that a client may have missed so that it is sent their changes one by one, for c to follow from."""
+        config = self.blueprint.config
+        wanted = config.control.catch_up
+        if not self.derives_control:
+            return 0
+        return min(
+            wanted if wanted != "auto" else _CAUGHT_UP if config.server.fraction_train == 1 else 0, MOST_STEPS - 1
         )
 
     @property

@@ -18,6 +18,7 @@ from spatl.rounds.offsets import change_of, check_of, encoder_of, offsets_of, on
 from spatl.sealed_files import StoredTensor, as_tensor
 from spatl.wire.download import DerivedControl, Download
 
+UNKNOWN_VERSION: Final = -1
 _KEPT: Final = 4  # clients of a round may come from several versions
 
 
@@ -31,12 +32,14 @@ class Held:
         offsets: int32 [V] by version: what x_hat has changed by since version 0, in units of 2^-24. They may lie in a
             file, from which they are read when they are needed.
         base: float32 [N], version 0 where it was sent; None where this client builds it.
-        control: float32 [P], c as of the newest version, where it follows from changes; None where it does not.
+        control: float32 [P], c as of `control_version`, where it follows from changes; None where it does not.
+        control_version: The version that it was derived up to; -1 where that is not known.
     """
 
     offsets: Mapping[int, Tensor | StoredTensor]
     base: Tensor | None = None
     control: Tensor | None = None
+    control_version: int = UNKNOWN_VERSION
 
 
 def follow(
@@ -75,7 +78,7 @@ def follow(
     if control is not None and not all_finite(control):
         raise UpdateRejected("the control variates that follow contain NaN or infinity")
     kept = {version: each for version, each in held.offsets.items() if version == download.base_version}
-    return encoder, Held({**kept, download.version: offsets}, base, control)
+    return encoder, Held({**kept, download.version: offsets}, base, control, download.version)
 
 
 def _summed(download: Download, offsets: Tensor, places: Places) -> Tensor:
@@ -181,6 +184,8 @@ def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLay
     """Return what a client holds for c once it has arrived at some offsets; 0 where it cannot follow."""
     derived = download.derived
     assert derived is not None
+    if derived.missed:
+        return _caught_up(download, held, derived, layout, fading=fading)
     chosen = select_all(layout) if download.selection is None else download.selection
     before, previous = held.offsets.get(download.version - 1), held.control
     if download.version == 1:  # everybody knows version 0, where c is 0
@@ -192,6 +197,32 @@ def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLay
     alive = offsets, before, previous
     key = (*map(id, alive), derived, chosen.mask.numpy().tobytes(), chosen.closed, fading)
     return _CONTROLS.of(key, alive, lambda: _followed(*alive, derived, chosen, layout, fading=fading))
+
+
+def _caught_up(
+    download: Download, held: Held, derived: DerivedControl, layout: EncoderLayout, *, fading: float
+) -> Tensor:
+    """Return c as it follows from changes that a client missed, one by one, as the server derived it.
+
+    Raises:
+        ReferenceLost: The client does not hold c as of the version that they start from, or of a later one.
+    """
+    version, previous = held.control_version, held.control
+    if download.base_version == 0 and not 0 < version < download.version:
+        version, previous = 0, torch.zeros(layout.num_parameter_entries)  # everybody knows version 0, where c is 0
+    if previous is None or not download.base_version <= version < download.version:
+        known = "none" if previous is None or version == UNKNOWN_VERSION else f"that of version {version}"
+        raise ReferenceLost(
+            f"the control variate follows from changes since version {download.base_version}, this client holds {known}"
+        )
+    chosen = select_all(layout) if download.selection is None else download.selection
+    places = layout.places(download.selection)
+    for place in range(version - download.base_version, len(download.values)):
+        damping, step_weight = derived.steps[place]
+        change = change_of(offsets_of(download.values[place], places, download.codec), None, chosen, layout)
+        step = DerivedControl(damping, step_weight, valid=True)
+        previous = followed_control(previous, change, step, fading=fading, into=change)
+    return previous
 
 
 def _followed(

@@ -20,6 +20,8 @@ from spatl.wire.download import DerivedControl
 
 logger = logging.getLogger(__name__)
 
+_FRESH = 1e-8  # the c that a client derived counts as c once its stale share is less than this
+
 RESTART_ROUNDS = 10
 """Control variates begin anew for the sake of lost ones at most once in so many rounds."""
 
@@ -60,7 +62,29 @@ def with_control_opened(federation: Federation, state: ServerState, change: Tens
         held = followed_control(state.held_control, change, derived, fading=fade)
     forgetting = fade * (1 - derived.damping)
     staleness = {client: share * forgetting for client, share in state.control_staleness.items()}
-    return replace(state, control=control, held_control=held, control_staleness=staleness)
+    steps = (*state.control_steps, (derived.damping, derived.step_weight))[-federation.most_missed - 1 :]
+    return replace(
+        state, control=control, held_control=held, control_staleness=staleness,
+        control_steps=steps if federation.derives_control else (),
+    )  # fmt: skip
+
+
+def missed_steps(federation: Federation, state: ServerState, client: int) -> tuple[tuple[float, float], ...] | None:
+    """Return damping and step weight of the changes that a client missed before the present one, the oldest first.
+
+    None for a client that is led to the present by the sum of what it missed: it did not know c at the version that it
+    holds, or has missed more than `control.catch_up` rounds, or more than the server remembers.
+    """
+    missed = state.versions.version - state.held[client] - 1
+    remembered = min(len(state.control_steps), len(state.versions.changes)) - 1
+    if missed < 1 or missed > min(federation.most_missed, remembered) or client in state.cannot_build:
+        return None
+    return state.control_steps[-missed - 1 : -1] if knows_control(federation, state, client) else None
+
+
+def knows_control(federation: Federation, state: ServerState, client: int) -> bool:
+    """Return whether a client is sent c, or has derived it from all that it needs."""
+    return not federation.derives_control or state.control_staleness[client] < _FRESH
 
 
 def derived_control(federation: Federation, state: ServerState, server_round: int, *, valid: bool) -> DerivedControl:

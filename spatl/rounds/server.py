@@ -23,7 +23,6 @@ from spatl.rounds.answers import (
     admit,
     agreeing_candidates,
     checked_candidates,
-    knows_control,
     question_of,
     refuse_,
     statistics_bounds,
@@ -33,7 +32,14 @@ from spatl.rounds.cosines import Sketches
 from spatl.rounds.downlink import Reference
 from spatl.rounds.dynamic import DynamicAggregator
 from spatl.rounds.federation import Federation
-from spatl.rounds.opened_control import derived_control, encoded_control, with_control_opened, without_lost_control
+from spatl.rounds.opened_control import (
+    derived_control,
+    encoded_control,
+    knows_control,
+    missed_steps,
+    with_control_opened,
+    without_lost_control,
+)
 from spatl.rounds.progress import checked_progress
 from spatl.rounds.rules import aggregation_rule, sums_as_given
 from spatl.rounds.server_optimizer import Moments, moved
@@ -309,19 +315,23 @@ def _download(
     trains: bool,
 ) -> tuple[ServerState, bytes]:
     """Return the state that knows of a client's download, and the download."""
-    version = reference.version
+    derives, version = trains and federation.derives_control, reference.version
+    missed = missed_steps(federation, state, client) if derives and state.control_since != server_round else None
     download = reference.download(
         state.held[client],
         server_round=server_round,
         acknowledged_round=state.folded.get(client, 0),
         cannot_build=client in state.cannot_build and state.held[client] == 0,
+        one_by_one=missed is not None,
     )
-    if trains and federation.derives_control:
+    if derives:
         # Where c begins anew, one that missed a version knows it as well as the others.
-        if version > 0 and state.held[client] != version - 1 and state.control_since != server_round:
+        behind = version > 0 and state.held[client] != version - 1 and state.control_since != server_round
+        if behind and missed is None:
             state = replace(state, control_staleness={**state.control_staleness, client: 1.0})
         valid = knows_control(federation, state, client)
-        download = replace(download, derived=derived_control(federation, state, server_round, valid=valid))
+        derived = derived_control(federation, state, server_round, valid=valid)
+        download = replace(download, derived=replace(derived, missed=missed or ()))
     elif trains and control is not None:
         download = replace(download, control=control)
     elif not trains:

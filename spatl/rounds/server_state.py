@@ -26,7 +26,9 @@ class ServerState:
         held: The version of x_hat that each client is known to hold, 0 for the initial one; once a client is sent
             something, the version that it starts from.
         control_staleness: An upper bound in [0, 1] on the stale share of the c that each client derives; 1 once it
-            missed a version.
+            missed a version and was not sent the changes one by one.
+        control_steps: Damping and step weight of the last changes of x_hat, as c was derived from them, the last one
+            last; as many as a client may have missed (`control.catch_up`).
         num_examples: The training examples of each client that ever registered (n_i): c is the weighted sum over them.
         cannot_build: The clients whose initial encoder is another one than the server's.
         first_loss: The median training loss of the first round with an update, at least 1 and that of a guess among all
@@ -62,6 +64,7 @@ class ServerState:
     weights: Mapping[int, int] = field(default_factory=dict)
     best: Best | None = None
     sampling_seed: int | None = None
+    control_steps: tuple[tuple[float, float], ...] = ()
 
     @property
     def shares(self) -> Mapping[int, int]:

@@ -81,6 +81,7 @@ class Checkpoint:
             **({} if moments is None else {"optimizer_steps": moments.steps}),
             "size_of": _named({client: _pair(size) for client, size in state.admission.by_client.items()}),
             "accord": list(state.admission.accord),
+            "control_steps": [list(each) for each in state.control_steps],
         }
         squeezed = {
             name: str(each.dtype).removeprefix("torch.")
@@ -119,6 +120,7 @@ class Checkpoint:
             useless_rounds=header["useless_rounds"],
             sampling_seed=header["sampling_seed"],
             best=Best(*best) if (best := header.get("best")) else None,
+            control_steps=tuple((damping, weight) for damping, weight in header.get("control_steps", ())),
             admission=Admission(
                 sizes=tuple(Size(*pair) for pair in header["sizes"]),
                 largest=Size(*header["largest"]) if header["largest"] is not None else None,

@@ -37,7 +37,9 @@ from spatl.wire.statistics import Statistics
 
 _LINE_OF_VALUES = 1 + 5  # in the table: a length of 32 GiB at most
 _LENGTH = struct.Struct("<I")
-_DERIVED_CONTROL = struct.Struct("<ffB")
+MOST_STEPS = 255
+"""Changes that a download can list one by one."""
+_CONTROL_STEP = struct.Struct("<ff")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +75,20 @@ class DerivedControl:
     Attributes:
         damping: rho times the share of the clients' weight that stood behind the last change, in [0, 1].
         step_weight: The clients' mean step weight; 0 while there is nothing to follow from.
-        valid: Whether this client holds c; one that missed a change does not, for a while.
+        valid: Whether this client holds c; one that missed more changes than it is told of does not, for a while.
+        missed: Damping and step weight of the changes before, the oldest first, for a client that missed them: they
+            come one by one, so that it derives c from each.
     """
 
     damping: float
     step_weight: float
     valid: bool
+    missed: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def steps(self) -> tuple[tuple[float, float], ...]:
+        """Damping and step weight of each change that c follows from, the oldest first."""
+        return (*self.missed, (self.damping, self.step_weight))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +142,8 @@ def pack_download(download: Download, layout: EncoderLayout) -> bytes:
     if download.control is not None:
         sections[CONTROL] = download.control
     if download.derived is not None:
-        derived = download.derived
-        sections[DERIVED] = _DERIVED_CONTROL.pack(derived.damping, derived.step_weight, derived.valid)
+        steps = (_CONTROL_STEP.pack(*each) for each in download.derived.steps)
+        sections[DERIVED] = b"".join([*steps, bytes([download.derived.valid])])
     if download.statistics is not None:
         sections[STATISTICS] = download.statistics.to_bytes()
     return pack_blob(
@@ -173,6 +183,11 @@ def unpack_download(blob: bytes, layout: EncoderLayout, codec: Codec, *, num_sta
     derived = None
     if DERIVED in sections:
         derived = _derived_control(sections.pop(DERIVED))
+        if derived.missed and (len(values) != len(derived.steps) or version - base_version != len(values)):
+            raise UpdateRejected(
+                f"control follows from {len(derived.steps)} changes, the download leads from version {base_version} to "
+                f"{version} by {len(values)}"
+            )
     statistics = None
     if STATISTICS in sections and num_statistics:
         statistics = Statistics.from_bytes(sections.pop(STATISTICS), num_statistics)
@@ -206,16 +221,21 @@ def _take_numbers(sections: dict[int, memoryview], kind: int, dtype: str, number
 
 
 def _derived_control(data: memoryview) -> DerivedControl:
-    if len(data) != _DERIVED_CONTROL.size:
-        raise UpdateRejected(f"expected {_DERIVED_CONTROL.size} bytes that control follows from, got {len(data)}")
-    damping, step_weight, valid = _DERIVED_CONTROL.unpack(data)
-    if not (0 <= damping <= 1 and 0 <= step_weight < math.inf and valid in (0, 1)):
-        raise UpdateRejected(f"control cannot follow from damping {damping} and step weight {step_weight}")
-    return DerivedControl(damping, step_weight, bool(valid))
+    number, size = _CONTROL_STEP.size, len(data)
+    if not number < size <= MOST_STEPS * number + 1 or size % number != 1:
+        raise UpdateRejected(f"expected {number} bytes a change that control follows from and one more, got {size}")
+    steps, valid = tuple(_CONTROL_STEP.iter_unpack(data[:-1])), data[-1]
+    for damping, step_weight in steps:
+        if not (0 <= damping <= 1 and 0 <= step_weight < math.inf and valid in (0, 1)):
+            raise UpdateRejected(f"control cannot follow from damping {damping} and step weight {step_weight}")
+    if len(steps) > 1 and not valid:
+        raise UpdateRejected("control follows from changes that were missed, and is not to be used")
+    damping, step_weight = steps[-1]
+    return DerivedControl(damping, step_weight, bool(valid), steps[:-1])
 
 
 def download_overhead(*, controls: bool, selection: Selection | None = None) -> int:
     """The length of a download of one change without the change itself, for a client that missed nothing."""
-    control = [_DERIVED_CONTROL.size] if controls else []
+    control = [_CONTROL_STEP.size + 1] if controls else []
     indices = [] if selection is None else [len(pack_bitmap(selection))]
     return overhead_bytes(DOWNLOAD, *control, *indices) + _LINE_OF_VALUES + 1

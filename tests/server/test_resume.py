@@ -325,6 +325,7 @@ def test_a_checkpoint_reads_as_it_was_written(tmp_path):
                 (0.1, -0.3),
             ),
             sampling_seed=None if control is None else 2**127 + 1,
+            control_steps=((0.5, 0.1), (0.25, 1 / 3)),
         )  # fmt: skip
         written = Checkpoint(7, state)
         read = Checkpoint.from_bytes(written.to_bytes())
@@ -337,6 +338,7 @@ def test_a_checkpoint_reads_as_it_was_written(tmp_path):
         assert read.state.control_staleness == state.control_staleness
         assert read.state.admission == state.admission
         assert read.state.sampling_seed == state.sampling_seed
+        assert read.state.control_steps == state.control_steps
         first = replace(written, state=replace(state, admission=Admission()))
         assert Checkpoint.from_bytes(first.to_bytes()).state.admission == Admission()
         assert (read.state.first_loss, read.state.useless_rounds, read.state.cannot_build) == (2.5, 1, {1})

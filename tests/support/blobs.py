@@ -67,6 +67,14 @@ def downloads() -> Iterator[Sent]:
                 yield Sent(pack_download(download, LAYOUT), take)
                 yield Sent(pack_download(replace(download, derived=DerivedControl(0.5, 0.25, True)), LAYOUT), take)
             if codec.relative:
+                missed = reference.download(
+                    2, server_round=5, acknowledged_round=3, cannot_build=False, one_by_one=True
+                )
+                derived = DerivedControl(0.5, 0.25, True, ((0.5, 0.125),))
+                behind = replace(take.keywords["held"], offsets={2: offsets[2]}, control_version=2)
+                yield Sent(
+                    pack_download(replace(missed, derived=derived), LAYOUT), partial(_follow, codec=codec, held=behind)
+                )
                 snapshot = replace(download, values=(), snapshot=reference.versions.offsets)
                 yield Sent(pack_download(snapshot, LAYOUT), take)
 

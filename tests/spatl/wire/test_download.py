@@ -151,9 +151,9 @@ def test_a_list_of_values_that_is_none_is_refused(data, reason):
         unpack(with_section(1, data), LAYOUT)
 
 
-@pytest.mark.parametrize("length", [0, 8, 10])
-def test_numbers_that_control_follows_from_have_one_length(length):
-    with pytest.raises(UpdateRejected, match=f"expected 9 bytes that control follows from, got {length}"):
+@pytest.mark.parametrize("length", [0, 1, 8, 10, 16])
+def test_numbers_that_control_follows_from_are_eight_bytes_a_change_and_one(length):
+    with pytest.raises(UpdateRejected, match=f"8 bytes a change that control follows from and one more, got {length}"):
         unpack(with_section(8, bytes(length)), LAYOUT)
 
 
