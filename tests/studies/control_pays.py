@@ -3,9 +3,10 @@
 `python -m tests.studies.control_pays [SEED ...]` trains thirty clients on the digits, three of them in a round, ten
 local epochs each, where labels differ: Dirichlet 0.1, and one or two classes a client. Networks are a CNN without
 normalisation and a ResNet-8 with BatchNorm, predictors the shared one and the calibrated one; codecs and momentum are
-the same. c is sent, since clients that take part now and then cannot derive it. Each takes the better of the same rates,
-by the first seed's validation accuracy after the last round. Printed: that accuracy over all clients without control
-variates, in the mean of the seeds, and what it is more with them, in the mean and by seed. No test split is read.
+the same. c is sent, since clients that take part now and then cannot derive it. Each takes the better of the same
+rates, by the first seed's validation accuracy after the last round. Printed: that accuracy over all clients without
+control variates, in the mean of the seeds, and what it is more with them, in the mean and by seed. No test split is
+read.
 """
 
 import argparse
