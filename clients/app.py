@@ -97,7 +97,7 @@ def reporting(handle: ClientAppCallable) -> ClientAppCallable:
         try:
             with governed(context, message.metadata.message_type):
                 return handle(message, context)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a program of the user's may end itself, but not this client
             own = CLIENT_REFUSED if isinstance(error, SpatlError) else CLIENT_FAILED
             refused_by_system = system_fault(error) is not None or isinstance(error, SystemFault)
             if refused_by_system and not is_device(context):

@@ -98,7 +98,7 @@ def main(grid: Grid, context: Context) -> None:
                     logger.warning("%s", line)
             streaming = grid if isinstance(grid, InProcessGrid) else _streaming(grid, config, devices=devices)
             serve(streaming, config, directory, resume=resume, keys=keys_of(context.run_config), devices=devices)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             detailed = from_outside(error)
             EVENTS.error("%s", told(error), exc_info=error if detailed else None)
             refused = system_fault(error) is not None or isinstance(error, SystemFault)

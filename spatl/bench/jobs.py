@@ -207,7 +207,7 @@ def _run(job: Job, on_event: OnEvent) -> str | None:
             )
         except DivergedError as error:
             write_json(unfinished / ERROR, {"error": type(error).__name__, "message": str(error)})
-        except Exception as error:  # a user's mistake, a full disk, or a bug: the other runs go on
+        except (Exception, SystemExit) as error:  # a user's mistake, a full disk, or a bug: the other runs go on
             shutil.rmtree(unfinished, ignore_errors=True)
             if not from_outside(error):
                 return str(error)

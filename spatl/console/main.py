@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spatl.console.arguments import Parser
-from spatl.errors import SpatlError, from_outside, system_fault
+from spatl.errors import SpatlError, from_outside, system_fault, told
 from spatl.runs.log import TextFormatter, make_logs_printable
 from spatl.terminal.screen import Screen
 
@@ -46,6 +46,12 @@ def main(arguments: Sequence[str] | None = None, *, begin: Callable[[], None] = 
         if fault is None or options.debug:
             raise
         Screen(stderr=True, highlight=False, soft_wrap=True).print(f"spatl: {fault}", markup=False)
+        return USER_MISTAKE
+    except SystemExit as error:  # of code of the user's, or of a library: no command ends by one
+        if options.debug:
+            raise
+        line = f"spatl: code that was called ended the program: {told(error)}; let it raise an exception instead"
+        Screen(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
         return USER_MISTAKE
     except KeyboardInterrupt:
         Screen(stderr=True).print("spatl: interrupted; what was written until then stands in the output directory")

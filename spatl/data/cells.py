@@ -166,7 +166,10 @@ def _text(file: Path, delimiter: str | None) -> tuple[dict[str, list[Any]], Sequ
         with file.open(encoding="utf-8-sig", newline="") as stream:
             return _columns(file, csv.reader(stream, delimiter=delimiter, strict=True), begun)
     except UnicodeDecodeError as error:
-        raise DataError(f"table: {file} is no text in UTF-8, write it anew in that: {one_line(error)}") from error
+        raise DataError(
+            f"table: {file} is no text in UTF-8, for it has a byte {error.object[error.start]:#04x}: write it anew in "
+            "that, as iconv or a spreadsheet does"
+        ) from error
     except csv.Error as error:
         advice = "is a quote not closed?" if "unexpected end" in str(error) else one_line(error)
         raise DataError(f"table: {file} is no table from line {begun[0]} on: {advice}") from error
@@ -176,6 +179,11 @@ def _columns(file: Path, lines: Any, begun: list[int]) -> tuple[dict[str, list[A
     names = [name.strip() for name in next(lines, [])]
     if not any(names):
         raise DataError(f"table: {file} is empty; its first line must have the columns' names")
+    if len(names) == 1 and (between := [each for each in ";\t|," if each in names[0]]):
+        raise DataError(
+            f"table: {file} has one column, {names[0]!r:.60}: if its cells stand between {between[0]!r}, set "
+            f"data.options.delimiter: {between[0]!r}"
+        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"table: {file} names the column {twice[0]!r} twice")
     columns: list[list[Any]] = [[] for _ in names]

@@ -204,6 +204,11 @@ def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
         except MemoryError as error:
             raise DataError(f"npz: {file} does not fit in memory, or is damaged: {one_line(error)}") from error
         except Exception as error:  # NumPy's errors, and those of the decompressors below it
+            if str(error).startswith("Object arrays"):  # NumPy's words for it
+                raise DataError(
+                    f"npz: {file} holds Python objects, which are not read, since they could run code: write numbers "
+                    "as float32 and texts as array.astype(str)"
+                ) from error
             raise DataError(
                 f"npz: {file} is not a file that numpy.savez wrote with plain arrays, or it is truncated: "
                 f"{one_line(error)}"

@@ -109,7 +109,7 @@ def _loaded(name: str, seed: int, options: Mapping[str, Any], task: TaskName) ->
         raise DataError(f"{name}: the examples do not fit in memory: take fewer or smaller ones") from error
     except SpatlError:
         raise
-    except Exception as error:  # a loader of the user's own
+    except (Exception, SystemExit) as error:  # a loader of the user's own
         raise DataError(f"{name}: its loader failed: {told(error)}") from error
 
 

@@ -74,7 +74,7 @@ def split_as_users(reference: str, *, num_clients: int, seed: int, **offered: An
             found = split(**arguments)
     except SpatlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{what} failed: {told(error)}") from error
     if not isinstance(found, Sequence | np.ndarray | Tensor) or isinstance(found, str) or len(found) != num_clients:
         came = f"{len(found)}" if hasattr(found, "__len__") else type(found).__name__

@@ -110,6 +110,7 @@ def arguments_for(
     options: Mapping[str, Any] | None = None,
     given_by: str = "run",
     section: str = "",
+    unknown: Mapping[str, str] | None = None,
     error: type[SpatlError],
 ) -> dict[str, Any]:
     """Return the keyword arguments for a function of the user's: of what is offered as far as its signature names it.
@@ -121,6 +122,7 @@ def arguments_for(
         options: What the config gives; all of it goes in, or is an error.
         given_by: Where that comes from, for messages.
         section: The setting that holds the options: `"model.options"`.
+        unknown: Why something that functions ask for is not offered now, by its name.
         error: What is raised.
 
     Raises:
@@ -146,7 +148,8 @@ def arguments_for(
     missing = [name for name in own if named[name].default is inspect.Parameter.empty and name not in given]
     if missing:
         where = f", or by {section}" if section else ""
-        raise error(f"{what} needs {missing[0]!r}, which nobody gives: it is called with {_listed(offered)}{where}")
+        why = (unknown or {}).get(missing[0], "which nobody gives")
+        raise error(f"{what} needs {missing[0]!r}, {why}: it is called with {_listed(offered)}{where}")
     return {name: value for name, value in offered.items() if takes_any or name in named} | given
 
 

@@ -142,7 +142,7 @@ def build_model(
             )
     arguments = arguments_for(
         factory, what=f"model {name!r}", offered=offered_sizes(factory, sizes, options or {}), options=options,
-        given_by="data", section="model.options", error=ModelError,
+        given_by="data", section="model.options", unknown=_unknown(sizes), error=ModelError,
     )  # fmt: skip
     with seeded_globals(seed, "model"):
         model = _made_by(factory, name, arguments)
@@ -156,6 +156,17 @@ def build_model(
     return model, known_cut(model, _given_cut(cut_in_force, model, name))
 
 
+def _unknown(sizes: Mapping[str, Any]) -> dict[str, str]:
+    """Return why the data do not say some of what factories ask for."""
+    if "input_shapes" in sizes:
+        return dict.fromkeys(_OF_ONE_INPUT, "which data of several inputs do not say (take input_shapes)")
+    if "num_features" in sizes:
+        return dict.fromkeys(_OF_TOKENS, "which data of floating point do not say: tokens are whole numbers (int64)")
+    return {"num_features": "which tokens do not say: take num_tokens and length"} if "num_tokens" in sizes else {}
+
+
+_OF_TOKENS: Final = ("num_tokens", "length")
+_OF_ONE_INPUT: Final = ("input_shape", "num_features", "num_tokens", "length", "in_channels", "image_size")
 _ALWAYS_OFFERED: Final = ("num_classes", "in_channels", "image_size")
 
 

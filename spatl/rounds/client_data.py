@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,17 +56,23 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         )
     dealt = training_indices(dataset)
     check_partition(config.partition.name, dataset.task)
-    parts = partition(
-        dataset.strata()[dealt],
-        name=config.partition.name,
-        num_clients=config.partition.num_clients,
-        seed=config.seed,
-        alpha=config.partition.alpha,
-        labels_per_client=config.partition.labels_per_client,
-        min_examples=config.partition.min_examples,
-        groups=None if dataset.groups is None else dataset.groups[dealt],
-        path=config.partition.path,
-    )
+    untrained = _without_training(dataset, dealt) if config.partition.name == "natural" else ""
+    try:
+        parts = partition(
+            dataset.strata()[dealt],
+            name=config.partition.name,
+            num_clients=config.partition.num_clients,
+            seed=config.seed,
+            alpha=config.partition.alpha,
+            labels_per_client=config.partition.labels_per_client,
+            min_examples=config.partition.min_examples,
+            groups=None if dataset.groups is None else dataset.groups[dealt],
+            path=config.partition.path,
+        )
+    except DataError as error:
+        raise DataError(f"{error}; {untrained}") if untrained else error from None
+    if untrained:
+        dataset = replace(dataset, notes=(*dataset.notes, f"{dataset.name}: {untrained}"))
     parts = tuple(dealt[part] for part in parts)
     parts = with_official(
         dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural",
@@ -77,6 +84,17 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         dataset = targets_scaled_by_training(dataset, training)
         dataset = dataset if scale == "dataset" else scaled_by_training(dataset, training, scale)
     return dataset, parts
+
+
+def _without_training(dataset: Dataset, dealt: Tensor) -> str:
+    """Return which owners of a data set have examples of other splits than `train` alone, in words; empty for none."""
+    if dataset.groups is None:
+        return ""
+    owners = sorted({*dataset.groups.tolist()} - {*dataset.groups[dealt].tolist()})
+    if not owners:
+        return ""
+    names = [dataset.group_names[owner] if dataset.group_names else str(owner) for owner in owners]
+    return f"{len(owners)} owners have no training examples, and are no clients: {listed(names)}"
 
 
 def owners_of(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor]) -> tuple[str, ...]:

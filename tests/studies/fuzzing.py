@@ -81,7 +81,7 @@ def follow_download(data: bytes) -> None:
     download = unpack_download(with_whole_payload(data), LAYOUT, codec_of(data))
     num_values = len(entries_of(download.selection))
     offsets = {version: torch.arange(num_values, dtype=torch.int32) << version for version in (2, 3)}
-    held = Held(offsets, control=torch.ones(LAYOUT.num_parameter_entries))
+    held = Held(offsets, control=torch.ones(LAYOUT.num_parameter_entries), control_version=3)
     with patch("spatl.rounds.following.check_of", lambda encoder: download.check):
         encoder, after = follow(download, held, INITIAL, LAYOUT, fading=0.5)
     assert len(encoder) == LAYOUT.num_entries

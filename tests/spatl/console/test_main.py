@@ -78,6 +78,15 @@ def test_a_mistake_is_one_line_and_status_2_before_anything_runs(config_path, tm
     assert not (out / "history.jsonl").exists()
 
 
+def test_code_of_the_users_that_ends_the_program_is_one_line_and_status_2(config_path, tmp_path, capsys):
+    """A rule that calls sys.exit() in a round, with the status of success."""
+    rule = "server.aggregation=tests.support.users_parts:leaves_later"
+    assert main(["run", config_path, "--out", str(tmp_path / "out"), "--set", rule]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("spatl: code that was called ended the program: SystemExit: 0 (users_parts.py:")
+    assert "leaves_later" in (tmp_path / "out" / "error.json").read_text()
+
+
 def test_a_run_never_overwrites_another(config_path, tmp_path, capsys):
     (tmp_path / "keep.txt").write_text("precious")
     assert main(["run", config_path, "--out", str(tmp_path)]) == 2

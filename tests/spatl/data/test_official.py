@@ -1,15 +1,21 @@
 """Splits that a data set came with stay what they are, and every client is tested on classes like its own."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spatl.config.experiment import ExperimentConfig
+from spatl.config.loading import parse_config
 from spatl.data import Dataset, client_data, partition
 from spatl.data.dataset import SPLITS
 from spatl.data.official import training_indices, with_official
+from spatl.errors import DataError
+from spatl.rounds.client_data import load_clients
 
 
 def published(num_train: int, num_validation: int, num_test: int, *, groups: bool = False) -> Dataset:
@@ -89,3 +95,24 @@ def test_a_data_set_without_splits_is_dealt_out_as_before() -> None:
     assert training_indices(dataset).tolist() == list(range(12))
     parts = (torch.tensor([0, 3]), torch.tensor([1]))
     assert with_official(dataset, parts, seed=1, by_owner=False) == parts
+
+
+def test_owners_without_training_examples_are_named(tmp_path: Path) -> None:
+    """Two owners have rows of both splits, a third of the test split alone."""
+    rows = [f"{n},{n % 2},{owner},{split}" for n, (owner, split) in enumerate(
+        [("ann", "train")] * 6 + [("bob", "train")] * 6 + [("bob", "test")] * 2 + [("cid", "test")] * 3
+    )]  # fmt: skip
+    (tmp_path / "t.csv").write_text("\n".join(["a,y,who,part", *rows]) + "\n")
+
+    def config_of(num_clients: int) -> ExperimentConfig:
+        options = {"path": str(tmp_path / "t.csv"), "target": "y", "owner": "who", "split": "part"}
+        return parse_config({
+            "data": {"name": "table", "options": options}, "model": {"name": "mlp"},
+            "partition": {"name": "natural", "num_clients": num_clients, "min_examples": 1},
+        })  # fmt: skip
+
+    dataset, parts = load_clients(config_of(2))
+    assert [len(part) for part in parts] == [6, 8]
+    assert dataset.notes == ("table: 1 owners have no training examples, and are no clients: cid",)
+    with pytest.raises(DataError, match=r"2 of 2 natural owners .*; 1 owners have no training .* no clients: cid"):
+        load_clients(config_of(3))

@@ -89,7 +89,9 @@ def test_a_parquet_file_is_the_same_table(tmp_path: Path) -> None:
         (CSV, {"columns": ["city"], "categories": {"city": ["Bern"]}}, "must hold one of Bern, got 'Basel' in line 3"),
         (CSV, {"columns": ["age"], "split": "who"}, "'who' must say train, validation or test, got 'ann' in line 2"),
         (CSV, {"target": ["sick", "age"], "columns": ["income"]}, "one target, got sick, age; .*multi-label"),
-        (CSV, {"delimiter": ";"}, "has no column 'sick'"),
+        (CSV, {"delimiter": ";"}, r"has one column, 'age,city,.*': if its .* between ',', set .*delimiter: ','"),
+        ("a;sick\n1;0\n", {}, r"has one column, 'a;sick': if its .* between ';', set .*delimiter: ';'"),
+        ("a\tsick\n1\t0\n", {}, r"has one column, 'a\\tsick': if its cells stand between '\\t', set"),
         (CSV, {"delimiter": ";;"}, "delimiter must be one character, got ';;'"),
         (CSV, {"pool": 1}, "pool must be true or false, got 1"),
         ("a,sick\n1,0\n,1\n", {}, "'a' must hold finite numbers.*got an empty cell in line 3"),
@@ -123,7 +125,7 @@ def test_what_is_no_table_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no Parquet file that can be read"):
         read(str(tmp_path / "a.parquet"))
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="is no text in UTF-8, write it anew in that"):
+    with pytest.raises(DataError, match="is no text in UTF-8, for it has a byte 0xff: write it anew in that"):
         read(str(tmp_path / "b.csv"))
     write(tmp_path, "a,sick\n1,0\n", "c/1.csv") if (tmp_path / "c").mkdir() is None else None
     write(tmp_path, "b,sick\n1,0\n", "c/2.csv")

@@ -62,6 +62,7 @@ def test_draws_from_global_generators_follow_the_seed_and_leave_no_trace() -> No
         ("stripes", {"seed": 1}, "'seed' is given by the run and cannot be an option"),
         ("from_a_path", {}, "needs 'path', which nobody gives: it is called with seed, or by data.options"),
         ("broken", {}, r"its loader failed: KeyError: 'pixels' \(users_parts\.py:\d+, in broken\)"),
+        ("leaves", {}, r"its loader failed: SystemExit \(users_parts\.py:\d+, in leaves\)"),
         ("A_NUMBER", {}, "must be a function that returns a spatl.data.Dataset, .* got an object of type int"),
         ("strips", {}, r"has no 'strips' \(did you mean 'stripes'\?\)"),
     ],
@@ -109,6 +110,7 @@ def test_the_order_within_a_part_does_not_matter_and_draws_follow_the_seed() -> 
         ("small_first", "gives client 0 3 of at least 10 examples: lower num_clients or min_examples"),
         ("wants_more", "needs 'clients', which nobody gives: it is called with labels, alpha, labels_per_client"),
         ("fails_to_split", r"failed: IndexError: out of examples \(users_parts\.py:\d+, in fails_to_split\)"),
+        ("leaves_early", r"failed: SystemExit: 0 \(users_parts\.py:\d+, in leaves_early\)"),
         ("A_NUMBER", "must be a function that returns one tensor of indices per client, got an object of type int"),
     ],
 )

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from spatl.errors import ModelError
 from spatl.models import MODELS, build_model, make_split
 from spatl.models.build import offered_sizes
+from tests.support import networks
 from tests.support.bits import same_states
 from tests.support.user_net import UserNet
 
@@ -298,6 +299,26 @@ def test_a_perceptron_takes_numbers_of_any_shape() -> None:
 def test_a_model_for_images_says_what_other_examples_need() -> None:
     with pytest.raises(ModelError, match=r"'cnn' takes images \[N, C, H, W\], got examples of \(8,\): take the model"):
         build_model("cnn", num_classes=3, num_features=8, input_shape=(8,), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "asked", "message"),
+    [
+        ({"num_features": 2, "input_shape": (2,)}, "num_tokens", "floating point do not say: tokens are whole numbers"),
+        ({"num_features": 2, "input_shape": (2,)}, "length", "floating point do not say: tokens are whole numbers"),
+        ({"num_tokens": 9, "length": 5, "input_shape": (5,)}, "num_features", "tokens do not say: take num_tokens and"),
+        ({"input_shapes": {"a": (2,)}}, "in_channels", r"several inputs do not say \(take input_shapes\)"),
+        ({"num_features": 2, "input_shape": (2,)}, "depth", "which nobody gives"),
+    ],
+)
+def test_a_factory_that_asks_for_what_the_data_do_not_say_is_told_why(
+    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, object], asked: str, message: str
+) -> None:
+    namespace: dict[str, object] = {}
+    exec(f"def made(num_classes, {asked}): ...", namespace)
+    monkeypatch.setattr(networks, "made", namespace["made"], raising=False)
+    with pytest.raises(ModelError, match=f"needs '{asked}', .*{message}"):
+        build_model("tests.support.networks:made", num_classes=2, options={}, seed=1, **sizes)
 
 
 def test_a_factory_is_given_the_sizes_that_it_names_and_an_option_goes_before_them() -> None:
