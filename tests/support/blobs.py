@@ -66,7 +66,7 @@ def downloads() -> Iterator[Sent]:
                 take = partial(_follow, codec=codec, held=client)
                 yield Sent(pack_download(download, LAYOUT), take)
                 yield Sent(pack_download(replace(download, derived=DerivedControl(0.5, 0.25, True)), LAYOUT), take)
-            if codec.relative:
+            if codec.relative and len(reference.versions.changes) > 1:
                 missed = reference.download(
                     2, server_round=5, acknowledged_round=3, cannot_build=False, one_by_one=True
                 )
@@ -75,6 +75,7 @@ def downloads() -> Iterator[Sent]:
                 yield Sent(
                     pack_download(replace(missed, derived=derived), LAYOUT), partial(_follow, codec=codec, held=behind)
                 )
+            if codec.relative:
                 snapshot = replace(download, values=(), snapshot=reference.versions.offsets)
                 yield Sent(pack_download(snapshot, LAYOUT), take)
 
