@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from spatl.channels.costs import Budget, Costs, check_budget
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.subnetworks import SubNetworks
-from spatl.channels.tracing import trace_groups
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
 from spatl.config.training import TrainingConfig
@@ -31,6 +30,7 @@ from spatl.models.weights import read_weights, start_from_
 from spatl.rounds.client_data import check_simulated, load_clients, owners_of, split_client
 from spatl.rounds.memory import check_memory
 from spatl.rounds.remembered import remembered_warnings
+from spatl.rounds.remembered_traces import traced
 from spatl.rounds.room import check_room
 from spatl.rounds.rules import rehearse_rule
 from spatl.rounds.sampling import check_able
@@ -286,7 +286,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
         cut = add_residual_(model, cut, example)
     split = _SPLITS[config.shares](model, cut)
     shared = config.training.batch_norm == "shared"
-    trace = trace_groups(
+    trace = traced(
+        config,
         model,
         example,
         parameters=list(split.encoder_parameters(model)),
