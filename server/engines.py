@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from server.grids import SERVER_NODE_ID, InProcessGrid
+from server.workers import WorkerGrid, check_workers
 from spatl.config.engines import CLIENT_APP, SERVER_APP
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import (
@@ -35,9 +36,11 @@ from spatl.deployment.processes import (
 )
 from spatl.errors import DivergedError, SpatlError, SystemFault, naming, system_fault
 from spatl.json_files import read_json
+from spatl.rounds.blueprint import cached_blueprint
 from spatl.runs.directory import alone_in_run
 from spatl.runs.files import ERROR, FLOWER_LOG, SUMMARY
 from spatl.sealed_files import write_synced
+from spatl.training.device import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,9 @@ _LONGEST_PLACE = 24  # Ray's sockets lie up to 80 characters deeper, and may hav
 
 
 def run_inline(config: ExperimentConfig, directory: Path, *, resume: bool = False) -> None:
-    """Run a federation in this process, or go on with one: clients one after another, no Ray, no SuperLink.
+    """Run a federation in this process, or go on with one: no Ray, no SuperLink.
+
+    Clients are trained one after another, or by processes that this one forks (`resources.workers`).
 
     Raises:
         SpatlError: The run cannot start or cannot go on.
@@ -61,13 +66,32 @@ def run_inline(config: ExperimentConfig, directory: Path, *, resume: bool = Fals
     assert isinstance(server_app, ServerApp)
     assert isinstance(client_app, ClientApp)
     run_config = {"config": config.to_json(), "out": str(directory)}
-    with _quiet_flower():
-        grid = InProcessGrid(client_app, num_clients=config.partition.num_clients, run_config=run_config)
+    with _quiet_flower(), _inline_grid(client_app, config, run_config) as grid:
         context = Context(
             run_id=1, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(),
             run_config={**run_config, "resume": resume},
         )  # fmt: skip
         server_app(grid, context)
+
+
+@contextlib.contextmanager
+def _inline_grid(
+    client_app: ClientApp, config: ExperimentConfig, run_config: Mapping[str, str]
+) -> Iterator[InProcessGrid]:
+    """Yield what carries messages to clients on this machine: in this process, or in forked ones."""
+    num_workers, num_clients = config.resources.workers, config.partition.num_clients
+    if not num_workers:
+        yield InProcessGrid(client_app, num_clients=num_clients, run_config=run_config)
+        return
+    device = str(choose_device(config.training.device))
+    check_workers(num_workers, device=device, threads=config.training.threads)
+    # All that the workers need lies in memory before they are forked.
+    sizes = [len(part) for part in cached_blueprint(run_config["config"]).partition]
+    grid = WorkerGrid(client_app, num_workers=num_workers, sizes=sizes, num_clients=num_clients, run_config=run_config)
+    try:
+        yield grid
+    finally:
+        grid.close()
 
 
 def run_ray(config: ExperimentConfig, directory: Path, *, resume: bool = False) -> None:

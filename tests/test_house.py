@@ -193,6 +193,7 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
             "simulation.app",
         },
         "server/simulation/superlink.py": {"superlink.cli"},
+        "server/workers.py": {"common.constant", "common.serde", "proto.message_pb2"},
         "server/strategy.py": {"serverapp.strategy"},
         "server/traffic.py": {
             "app.message", "app.metadata", "common.serde", "proto.fleet_pb2", "proto.message_pb2", "proto.node_pb2",

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from spatl.channels.costs import Budget
 from spatl.config.bench import BenchConfig
 from spatl.config.report import ReportConfig
+from spatl.config.resources import ResourcesConfig
 from spatl.config.rules import (
     check_control,
     check_corrections,
@@ -31,7 +32,6 @@ from spatl.config.sections import (
     PartitionConfig,
     PredictorConfig,
     PrivacyConfig,
-    ResourcesConfig,
     Section,
     ServerConfig,
     WireConfig,

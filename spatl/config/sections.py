@@ -368,19 +368,6 @@ class WireConfig(Section):
         return self
 
 
-class ResourcesConfig(Section):
-    """Resources of one client under `engine: ray`."""
-
-    cpus_per_client: Count = 1
-    """CPU cores."""
-    gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs; a fraction lets several clients share one."""
-    ray_address: Annotated[str, Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")] | None = None
-    """A Ray cluster to train on, as `ray start --head` names it (host:port), of which this machine is a node; null
-    starts Ray on this machine alone. All nodes need the same version of this package, and must see the run's directory
-    (README)."""
-
-
 def one_of(name: str, table: Collection[str], *, door: Door | None = None) -> str:
     """Return a name that a table has, or that is a reference to something of the user's, which is looked up later.
 

@@ -388,6 +388,7 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: run.shares_resources,
         lambda run: "only engine ray shares out a machine's resources",
     ),
+    _Rule(("resources.workers",), lambda run: run.in_process, lambda run: "only engine inline forks processes"),
     _Rule(
         ("report.compare_alone",),
         lambda run: run.config.method != "local",

@@ -217,6 +217,10 @@ def _add_perf(parser: Parser) -> None:
     parser.add_argument("--models", metavar="A,B,...", type=_names, help="networks on the digits: cnn, resnet8, ...")
     parser.add_argument("--methods", metavar="A,B,...", type=_names, help="fedavg, spatl-update, spatl")
     parser.add_argument("--clients", metavar="A,B,...", type=_seeds, help="numbers of clients; 0 for none")
+    parser.add_argument(
+        "--workers", metavar="A,B,...", type=_seeds,
+        help="also rounds with so many processes, by the clock (resources.workers); needs idle cores",
+    )  # fmt: skip
     parser.add_argument("--turns", metavar="N", type=int, default=2, help="how often each case is measured (2)")
     parser.add_argument("--rounds", metavar="N", type=int, default=2, help="rounds that are measured each time (2)")
     parser.add_argument("--memory-format", choices=("contiguous", "channels-last"), default="contiguous",

@@ -16,6 +16,7 @@ from spatl.perf.figure import draw_perf
 from spatl.perf.measure import machine, measure
 from spatl.perf.parts import PARTS
 from spatl.perf.scale import measure_clients
+from spatl.perf.side_by_side import measure_workers
 from spatl.runner import fresh_directory
 from spatl.runs.text import human_bytes
 from spatl.terminal.screen import Screen
@@ -35,6 +36,8 @@ def perf(options: argparse.Namespace, console: Console) -> None:
     for name in ("turns", "rounds"):
         if (value := getattr(options, name)) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
+    if options.workers and min(options.workers) < 1:
+        raise ConfigError(f"--workers must be at least 1, got {min(options.workers)}")
     directory = fresh_directory(options.out, name="perf")
     watching = Screen(stderr=True)
 
@@ -42,17 +45,23 @@ def perf(options: argparse.Namespace, console: Console) -> None:
         watching.print(text, highlight=False)
 
     found: dict[str, Any] = {
-        "spatl": __version__, "command": _command(options), **machine(), "updates": [], "clients": [],
+        "spatl": __version__, "command": _command(options), **machine(), "updates": [], "workers": [], "clients": [],
     }  # fmt: skip
     for case in cases:
         found["updates"].append(measure(case, turns=options.turns, rounds=options.rounds, say=say))
+    if options.workers:
+        for case in cases:
+            found["workers"] += measure_workers(
+                case, options.workers, turns=options.turns, rounds=options.rounds, say=say
+            )
     for number in numbers:
         say(f"{number:,} clients")
         found["clients"].append(measure_clients(number))
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / RESULT, found)
     draw_perf(found, directory / PICTURE)
-    for table in (_updates(found["updates"]), _parts(found["updates"]), _clients(found["clients"])):
+    updates = found["updates"]
+    for table in (_updates(updates), _parts(updates), _workers(found["workers"]), _clients(found["clients"])):
         if table.row_count:
             print_table(console, table)
     for name in (RESULT, PICTURE):
@@ -107,6 +116,18 @@ def _parts(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _workers(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="a round with several workers, seconds by the clock: median (least to greatest)")
+    for name in ("", "workers", "a round", "times faster than with none", "the same to the bit"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(
+            f"{row['model']}, {row['method']}", str(row["workers"]), _spread(row["round_seconds"], 2),
+            _spread(row["ratio"], 2), "yes" if row["same"] else "no",
+        )  # fmt: skip
+    return table
+
+
 def _clients(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="a federation by its number of clients, CPU seconds")
     for name in ("clients", "in a round", "start", "a round", "end", "peak memory", "files"):
@@ -127,7 +148,7 @@ def _spread(values: Mapping[str, float], places: int) -> str:
 
 def _command(options: argparse.Namespace) -> str:
     parts = ["spatl", "perf"]
-    for flag in ("models", "methods", "clients"):
+    for flag in ("models", "methods", "workers", "clients"):
         if (given := getattr(options, flag)) is not None:
             parts += [f"--{flag}", ",".join(map(str, given))]
     parts += ["--turns", str(options.turns), "--rounds", str(options.rounds)]

@@ -13,7 +13,20 @@ from spatl.perf.parts import OTHER, PARTS
 @pytest.mark.slow
 def test_tables_a_picture_and_all_numbers(tmp_path, capsys):
     out = tmp_path / "out"
-    few = ["--models", "cnn", "--methods", "fedavg", "--clients", "10", "--turns", "1", "--rounds", "1"]
+    few = [
+        "--models",
+        "cnn",
+        "--methods",
+        "fedavg",
+        "--clients",
+        "10",
+        "--turns",
+        "1",
+        "--rounds",
+        "1",
+        "--workers",
+        "2",
+    ]
     assert main(["perf", *few, "--out", str(out)]) == 0
     printed = capsys.readouterr()
     assert "cnn, fedavg: turn 1 of 1" in printed.err
@@ -22,12 +35,15 @@ def test_tables_a_picture_and_all_numbers(tmp_path, capsys):
     with Image.open(out / "perf.png") as picture:
         assert picture.width == 1400
     found = json.loads((out / "perf.json").read_text())
-    assert found["command"] == "spatl perf --models cnn --methods fedavg --clients 10 --turns 1 --rounds 1"
+    assert found["command"] == "spatl perf --models cnn --methods fedavg --workers 2 --clients 10 --turns 1 --rounds 1"
     (update,) = found["updates"]
     assert update["parts_ms"].keys() == {*PARTS, OTHER}
     assert update["ratio"].keys() == {"median", "least", "greatest"}
     assert update["ratio"]["median"] == pytest.approx(update["bare_ms"]["median"] / update["engine_ms"]["median"])
     assert update["parts_ms"]["selection"] < update["parts_ms"]["training"]  # FedAvg selects nothing
+    (workers,) = found["workers"]
+    assert (workers["workers"], workers["same"]) == (2, True)
+    assert workers["ratio"]["median"] > 0
     (clients,) = found["clients"]
     assert (clients["num_clients"], clients["participants"]) == (10, 10)
     assert clients["files"] > 0
@@ -40,6 +56,7 @@ def test_tables_a_picture_and_all_numbers(tmp_path, capsys):
         (["--models", "cn"], "--models: there is no 'cn'; did you mean 'cnn'? known are cnn, resnet8, resnet20, vgg11"),
         (["--methods", "fedprox"], "--methods: there is no 'fedprox'"),
         (["--turns", "0"], "--turns must be at least 1, got 0"),
+        (["--workers", "0,2"], "--workers must be at least 1, got 0"),
         (["--clients", "5"], "--clients must be at least 10, or 0 for none, got 5"),
     ],
 )
