@@ -11,9 +11,8 @@ Layout of the bytes: step f32 | one class (4 bits) for each tensor that has valu
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,13 +24,12 @@ from spatl.channels.vectors import SUMMED, all_finite, parts_of
 from spatl.errors import UpdateRejected
 from spatl.wire.codec import Codec
 from spatl.wire.entropy import LARGEST_INTEGER, Symbols, decode_symbols, encode_symbols
-
-_Label = TypeVar("_Label", np.uint8, np.bool_)
+from spatl.wire.runs import Runs
 
 _STEP: Final = struct.Struct("<f")
 _LARGEST_STEP: Final = 2.0**60
 _LARGEST_SCALE: Final = 2.0**48
-_NUM_CLASSES: Final = 16
+NUM_CLASSES: Final = 16
 _CLASSES_PER_OCTAVE: Final = 2
 _LOWEST_OCTAVE: Final = -6
 _FINEST: Final = 0.125  # root mean squares, from which on the steps of a grid go
@@ -151,14 +149,13 @@ def encode_within(
     Or what `encode_towards_zero` does, if there is such a step for it. A budget that even the coarsest step exceeds is
     exceeded: by then hardly a value is left.
     """
-    scale = root_mean_square(values)
-    steps = [scale * _FINEST * 2 ** (place / _GRID) for place in range(round(_GRID * _OCTAVES))]
+    steps = steps_of(values)
     uniform = _uniform(len(values), generator)
     if towards_zero:
-        data = _finest(steps, max_bytes, lambda step: _towards_zero(values, places, step, uniform.__getitem__) or b"")
+        data = finest(steps, max_bytes, lambda step: _towards_zero(values, places, step, uniform.__getitem__) or b"")
         if data:
             return data
-    return _finest(steps, max_bytes, lambda step: _encode(values, places, step, uniform.__getitem__))
+    return finest(steps, max_bytes, lambda step: _encode(values, places, step, uniform.__getitem__))
 
 
 def encode_change(values: Tensor, places: Places, *, max_bytes: int | None = None, towards_zero: bool = False) -> bytes:
@@ -179,8 +176,8 @@ def encode_change(values: Tensor, places: Places, *, max_bytes: int | None = Non
     half, scale = np.float32(0.5), root_mean_square(values)
     if max_bytes is None:
         return encode(_power_of_two(CHANGE_STEP * scale))
-    finest = _power_of_two(_FINEST * scale)
-    return _finest([math.ldexp(finest, place) for place in range(_OCTAVES)], max_bytes, encode)
+    smallest = _power_of_two(_FINEST * scale)
+    return finest([math.ldexp(smallest, place) for place in range(_OCTAVES)], max_bytes, encode)
 
 
 def encode_multiples(offsets: NDArray[np.int64], places: Places) -> bytes | None:
@@ -205,19 +202,15 @@ def decode(data: memoryview, places: Places) -> Tensor:
     Raises:
         UpdateRejected: The bytes are not V values of these places.
     """
-    runs = _Runs.of(places)
-    present = runs.present
-    start = _STEP.size + (len(present) + 1) // 2
+    runs = Runs.of(places)
+    start = _STEP.size + (len(runs.present) + 1) // 2
     if len(data) < start:
         raise UpdateRejected(f"{len(data)} bytes of adaptive values, fewer than their first {start}")
     (step,) = _STEP.unpack_from(data)
     if not 0 < step <= _LARGEST_STEP:
         raise UpdateRejected(f"the step of adaptive values must be a positive number, got {step}")
-    packed = np.frombuffer(data[_STEP.size : start], dtype=np.uint8)
-    nibbles = np.stack([packed & 15, packed >> 4], axis=1).ravel()
-    if nibbles[len(present) :].any():
-        raise UpdateRejected("there is a class for a tensor beyond the last")
-    integers = decode_symbols(data[start:], runs.spread(nibbles[: len(present)]))
+    classes = read_classes(data[_STEP.size : start], len(runs.present))
+    integers = decode_symbols(data[start:], runs.spread(classes))
     values = np.empty(len(integers), dtype=np.float32)
     for part, own in integers.parts():
         np.multiply(own.astype(np.float32), np.float32(step), out=values[part])
@@ -238,12 +231,18 @@ def root_mean_square(values: Tensor) -> float:
     return max(min(_LARGEST_SCALE, exact), 1e-30)  # in this order, NaN gives the largest
 
 
+def steps_of(values: Tensor) -> list[float]:
+    """Steps that a message with a length to keep to may take, ascending: an eighth of an octave apart."""
+    scale = root_mean_square(values)
+    return [scale * _FINEST * 2 ** (place / _GRID) for place in range(_GRID * _OCTAVES)]
+
+
 def _power_of_two(step: float) -> float:
     """The power of two nearest to a step, at least the unit of `encode_multiples`."""
     return math.ldexp(1.0, max(round(math.log2(step)), -UNIT_BITS))
 
 
-def _finest(steps: Sequence[float], max_bytes: int, encode: Callable[[float], bytes]) -> bytes:
+def finest(steps: Sequence[float], max_bytes: int, encode: Callable[[float], bytes]) -> bytes:
     """Return what `encode` makes of the first ascending step whose bytes are at most `max_bytes`, or of the last."""
     found = encode(steps[-1])
     low, high = 0, len(steps) - 1  # at `high` it is coarse enough, or never
@@ -278,12 +277,12 @@ def _towards_zero(
     values: Tensor, places: Places, step: float, uniform: Callable[[slice], NDArray[np.float32]]
 ) -> bytes | None:
     """Do what `encode_towards_zero` does, with random numbers for some values at a time."""
-    exact, runs = values.detach().to("cpu", torch.float32).numpy(), _Runs.of(places)
+    exact, runs = values.detach().to("cpu", torch.float32).numpy(), Runs.of(places)
     if not all_finite(torch.from_numpy(exact)):
         return _refused(places)
-    energy, kept = runs.energies(exact, step)
+    energy, kept = _kept(exact, runs, None), _kept(exact, runs, step)
     usual = ZONE_STEP * root_mean_square(values)
-    at_random = usual * (kept if usual == step else runs.energies(exact, usual)[1]) < _LEAST_KEPT * energy
+    at_random = usual * (kept if usual == step else _kept(exact, runs, usual)) < _LEAST_KEPT * energy
     cut_energy, cut_kept = float(energy[~at_random].sum()), float(kept[~at_random].sum())
     if cut_energy > _LARGEST_GAIN * step * cut_kept or (cut_kept == 0 and bool(at_random.any())):
         return None
@@ -299,6 +298,17 @@ def _towards_zero(
     return _encode_integers(map(rounded, parts_of(len(exact))), places, written)
 
 
+def _kept(exact: NDArray[np.float32], runs: Runs, step: float | None) -> NDArray[np.float64]:
+    """float64 [T]: by tensor <v, q> of what rounding towards zero leaves in whole steps; <v, v> without a step."""
+
+    def products() -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        for part in parts_of(len(exact)):
+            own = exact[part].astype(np.float64)
+            yield part, own * (own if step is None else _cut(exact[part], step))
+
+    return runs.sums(products(), np.float64)
+
+
 def _cut(exact: NDArray[np.float32], step: float) -> NDArray[np.int32]:
     """Values in whole steps, rounded towards zero but for 0.35 of a step."""
     magnitudes = np.floor(np.abs(exact) / np.float32(step) + np.float32(_ZONE))
@@ -309,76 +319,42 @@ def _cut(exact: NDArray[np.float32], step: float) -> NDArray[np.int32]:
 
 def _refused(places: Places) -> bytes:
     """Return bytes that a receiver refuses."""
-    return _STEP.pack(math.nan) + bytes((len(_Runs.of(places).present) + 1) // 2)
+    return _STEP.pack(math.nan) + bytes((len(Runs.of(places).present) + 1) // 2)
 
 
 def _encode_integers(parts: Iterable[NDArray[np.int32]], places: Places, step: float) -> bytes:
-    runs = _Runs.of(places)
-    present = runs.present
+    runs = Runs.of(places)
     integers = Symbols.of(parts, len(places))
-    octaves = np.log2(runs.mean_magnitudes(integers).clip(2.0 ** (_LOWEST_OCTAVE - 1))) - _LOWEST_OCTAVE
-    classes = np.floor(_CLASSES_PER_OCTAVE * octaves + 1).clip(0, _NUM_CLASSES - 1).astype(np.uint8)
-    padded = np.zeros((len(present) + 1) // 2 * 2, dtype=np.uint8)
-    padded[: len(present)] = classes
-    packed = padded[::2] | padded[1::2] << 4
+    classes = classes_of(runs.means(((part, np.abs(own)) for part, own in integers.parts()), np.int64))
     coded = encode_symbols(integers, runs.spread(classes))
-    return b"".join([_STEP.pack(step), packed.astype(np.uint8).tobytes(), coded])
+    return b"".join([_STEP.pack(step), classes_bytes(classes), coded])
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """Values of one tensor after another, by the runs that they form; each tensor forms one, or few.
+def classes_of(magnitudes: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """uint8 [T], the classes of tensors by the mean magnitudes of their values in steps, two to an octave."""
+    octaves = np.log2(magnitudes.clip(2.0 ** (_LOWEST_OCTAVE - 1))) - _LOWEST_OCTAVE
+    classes: NDArray[np.uint8] = np.floor(_CLASSES_PER_OCTAVE * octaves + 1).clip(0, NUM_CLASSES - 1).astype(np.uint8)
+    return classes
 
-    Attributes:
-        present: int64 [T], the tensors that have values, ascending.
-        ranks: int64 [R], the position in `present` of each run's tensor.
-        begins: int64 [R], the first value of each run.
-        lengths: int64 [R].
+
+def classes_bytes(classes: NDArray[np.uint8]) -> bytes:
+    """Write classes, four bits each."""
+    padded = np.zeros((len(classes) + 1) // 2 * 2, dtype=np.uint8)
+    padded[: len(classes)] = classes
+    return (padded[::2] | padded[1::2] << 4).astype(np.uint8).tobytes()
+
+
+def read_classes(data: memoryview, number: int) -> NDArray[np.uint8]:
+    """Read so many classes, uint8 [T].
+
+    Raises:
+        UpdateRejected: There are others behind them.
     """
-
-    present: NDArray[np.int64]
-    ranks: NDArray[np.int64]
-    begins: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, places: Places) -> "_Runs":
-        """The runs of values at some places."""
-        owners, lengths = (each.numpy() for each in places.runs)
-        present = np.flatnonzero(np.bincount(owners, minlength=1))
-        return cls(present, np.searchsorted(present, owners), lengths.cumsum() - lengths, lengths)
-
-    def mean_magnitudes(self, integers: Symbols) -> NDArray[np.float64]:
-        """float64 [T], the mean magnitude of each tensor's integers."""
-        sums = np.zeros(len(self.begins), dtype=np.int64)
-        for part, values in integers.parts():
-            self._add_(sums, part, np.abs(values))
-        return self._of_tensors(sums) / self._of_tensors(self.lengths)
-
-    def energies(self, exact: NDArray[np.float32], step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """float64 [T] each: by tensor <v, v>, and <v, q> of what rounding towards zero leaves in whole steps."""
-        both = np.zeros((2, len(self.begins)), dtype=np.float64)
-        for part in parts_of(len(exact)):
-            own = exact[part].astype(np.float64)
-            self._add_(both[0], part, own * own)
-            self._add_(both[1], part, own * _cut(exact[part], step))
-        return self._of_tensors(both[0]), self._of_tensors(both[1])
-
-    def _add_(self, sums: NDArray[Any], part: slice, values: NDArray[Any]) -> None:
-        """Add some of the values to the sums of their runs."""
-        first = np.searchsorted(self.begins, part.start, side="right") - 1
-        last = np.searchsorted(self.begins, part.stop, side="left")
-        begins = (self.begins[first:last] - part.start).clip(0)
-        sums[first:last] += np.add.reduceat(values, begins, dtype=sums.dtype)
-
-    def _of_tensors(self, sums: NDArray[Any]) -> NDArray[np.float64]:
-        """float64 [T], by tensor the sum over its runs."""
-        totals: NDArray[np.float64] = np.bincount(self.ranks, weights=sums, minlength=len(self.present)).astype(float)
-        return totals
-
-    def spread(self, classes: NDArray[_Label]) -> NDArray[_Label]:
-        """[V], to each value the class, of [T], of its tensor."""
-        return classes[self.ranks].repeat(self.lengths)
+    packed = np.frombuffer(data, dtype=np.uint8)
+    nibbles = np.stack([packed & 15, packed >> 4], axis=1).ravel()
+    if nibbles[number:].any():
+        raise UpdateRejected("there is a class for a tensor beyond the last")
+    return nibbles[:number]
 
 
 def _uniform(num_values: int, generator: torch.Generator) -> NDArray[np.float32]:

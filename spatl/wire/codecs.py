@@ -2,6 +2,7 @@
 
 from spatl.wire.adaptive import Adaptive
 from spatl.wire.codec import Codec
+from spatl.wire.dithered import Dithered
 from spatl.wire.floats import Float16, Float32
 from spatl.wire.levels import NormLevels
 from spatl.wire.low_rank import PowerSGD, PowerSGDRank1
@@ -14,7 +15,7 @@ CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
         Float32(), Float16(), Int8(), Int4(), Ternary(), Int8Entropy(), Int4Entropy(), TernaryEntropy(),
-        Adaptive(), TopK(), Rotated(), ScaledSign(), PowerSGD(), NormLevels(), PowerSGDRank1(),
+        Adaptive(), Dithered(), TopK(), Rotated(), ScaledSign(), PowerSGD(), NormLevels(), PowerSGDRank1(),
     )
 }  # fmt: skip
 

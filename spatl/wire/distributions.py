@@ -28,7 +28,7 @@ _ODDS: Final = (_LEVELS_PER_OCTAVE + _LEVELS % _LEVELS_PER_OCTAVE) << (_LEVELS /
 
 _EVEN_ODDS: Final = _LEVELS_PER_OCTAVE << 8
 
-_MASS_BITS: Final = 32
+MASS_BITS: Final = 32
 
 _BITS_IF_HIT: Final = np.log2(1 + _EVEN_ODDS / _ODDS)
 
@@ -65,20 +65,31 @@ def frequencies_of(levels: Sequence[int]) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=256)  # in one process, whoever sent a message reads it too, and so does the server
 def _frequencies_of(levels: tuple[int, ...]) -> NDArray[np.int64]:
-    odds = _ODDS[np.array(levels)[np.minimum(_SEGMENT_OF_MAGNITUDE, len(levels) - 1)]]
-    left = 1 << _MASS_BITS
+    masses = masses_of(levels, _SEGMENT_OF_MAGNITUDE)
+    cumulated = np.cumsum([0, *masses[1:]], dtype=np.int64) * (TOTAL - 1)
+    either_sign = np.diff(cumulated >> (MASS_BITS + 1))
+    zero = [masses[0] * (TOTAL - 1) >> MASS_BITS]
+    escape = [TOTAL - zero[0] - 2 * int(either_sign.sum())]
+    frequencies = np.concatenate([zero, either_sign, escape, either_sign[::-1]])
+    frequencies.flags.writeable = False
+    return frequencies
+
+
+def masses_of(levels: Sequence[int], segments: NDArray[np.intp]) -> list[int]:
+    """Return what of 2^32 falls to each magnitude: its hazard's share of what the magnitudes before it left.
+
+    Args:
+        levels: The hazards' levels; the last one holds for all segments that follow.
+        segments: The segment of each magnitude.
+    """
+    odds = _ODDS[np.array(levels)[np.minimum(segments, len(levels) - 1)]]
+    left = 1 << MASS_BITS
     masses = []
     for share in odds.tolist():
         mass = left * share // (share + _EVEN_ODDS)
         masses.append(mass)
         left -= mass
-    cumulated = np.cumsum([0, *masses[1:]], dtype=np.int64) * (TOTAL - 1)
-    either_sign = np.diff(cumulated >> (_MASS_BITS + 1))
-    zero = [masses[0] * (TOTAL - 1) >> _MASS_BITS]
-    escape = [TOTAL - zero[0] - 2 * int(either_sign.sum())]
-    frequencies = np.concatenate([zero, either_sign, escape, either_sign[::-1]])
-    frequencies.flags.writeable = False
-    return frequencies
+    return masses
 
 
 def fit_levels(counts: NDArray[np.int64]) -> list[int]:
@@ -89,16 +100,30 @@ def fit_levels(counts: NDArray[np.int64]) -> list[int]:
     """
     magnitudes = counts[: LARGEST_SYMBOL + 1].copy()
     magnitudes[1:] += counts[:ESCAPE:-1]
-    reached = magnitudes[::-1].cumsum()[::-1] + counts[ESCAPE]
-    hits = np.add.reduceat(magnitudes, _KNOTS)
-    misses = np.add.reduceat(reached, _KNOTS) - hits
+    return fit_hazards(magnitudes, counts[ESCAPE], _KNOTS, bits_of_level=8)
+
+
+def fit_hazards(
+    magnitudes: NDArray[np.int64], beyond: np.int64, knots: Sequence[int], *, bits_of_level: int
+) -> list[int]:
+    """The levels of hazards that take the fewest bits.
+
+    Args:
+        magnitudes: int64 [M], how often each magnitude occurs.
+        beyond: How often a larger one does.
+        knots: The first magnitude of each segment.
+        bits_of_level: What a further level has to save.
+    """
+    reached = magnitudes[::-1].cumsum()[::-1] + beyond
+    hits = np.add.reduceat(magnitudes, knots)
+    misses = np.add.reduceat(reached, knots) - hits
     # Of each segment by itself, and of all from it on: one row each, so that all levels are tried at once.
     rows = np.array([hits, misses]), np.array([each[::-1].cumsum()[::-1] for each in (hits, misses)])
     (alone, bits_alone), (together, bits_together) = (_fit_level(*row) for row in rows)
     best: list[int] = []
     best_bits, bits = np.inf, 0.0
-    for segment in range(len(_KNOTS)):
-        of_rest = bits + bits_together[segment] + 8 * (segment + 1)
+    for segment in range(len(knots)):
+        of_rest = bits + bits_together[segment] + bits_of_level * (segment + 1)
         if of_rest < best_bits:
             best, best_bits = [*alone[:segment], together[segment]], of_rest
         bits += bits_alone[segment]

@@ -28,7 +28,7 @@ of its own (two bytes a context) takes 1.4 % more than hazards as needed on 300,
 Laplace ones.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Self
@@ -41,6 +41,8 @@ from spatl.errors import UpdateRejected
 from spatl.wire.coder import decode, encode
 from spatl.wire.distributions import ESCAPE, LARGEST_SYMBOL, LAST_LEVEL, fit_levels, frequencies_of, read_levels
 from spatl.wire.lanes import SYMBOL_BITS, TOTAL
+
+Fitted = Callable[[NDArray[np.int64]], tuple[list[list[int]], NDArray[np.int64]]]
 
 MAX_CONTEXTS: Final = 32
 
@@ -147,24 +149,47 @@ def encode_symbols(integers: Symbols, contexts: NDArray[np.uint8]) -> bytes:
         ValueError: A context is too large.
     """
     used = _used_contexts(contexts)
-    number = len(integers)
-    if number == 0:
+    if len(integers) == 0:
         return b""
-    first_cells = _rank_of_context(used) << np.uint16(SYMBOL_BITS)
+
+    def fitted(counts: NDArray[np.int64]) -> tuple[list[list[int]], NDArray[np.int64]]:
+        levels = [fit_levels(row) for row in counts]
+        return levels, np.stack([frequencies_of(row) for row in levels])
+
+    return encode_ranked(integers, contexts, len(used), fitted, rank_of_label=_rank_of_context(used))
+
+
+def encode_ranked(
+    integers: Symbols, labels: NDArray[np.uint8], num_ranks: int, fitted: Fitted, *,
+    rank_of_label: NDArray[np.uint16] | None = None,
+) -> bytes:  # fmt: skip
+    """Encode integers, at least one, by distributions of the caller's.
+
+    Args:
+        integers: [V].
+        labels: uint8 [V], what tells each one's distribution.
+        num_ranks: K, how many distributions there are.
+        fitted: Returns the levels that are written, and the frequencies, int64 [K, 256], of the counts of each
+            distribution's symbols, int64 [K, 256].
+        rank_of_label: uint16 [L], the position of a distribution among all, by label; None where that is the label.
+    """
+    number = len(integers)
     cells = np.empty(number, dtype=np.uint16)
-    flat_counts = np.zeros(len(used) << SYMBOL_BITS, dtype=np.int64)
+    flat_counts = np.zeros(num_ranks << SYMBOL_BITS, dtype=np.int64)
     for part in parts_of(number):
-        np.bitwise_or(first_cells.take(contexts[part]), integers.symbols[part], out=cells[part])
+        cells[part] = labels[part] if rank_of_label is None else rank_of_label.take(labels[part])
+        cells[part] <<= np.uint16(SYMBOL_BITS)
+        cells[part] |= integers.symbols[part]
         flat_counts += np.bincount(cells[part], minlength=len(flat_counts))
-    counts = flat_counts.reshape(len(used), -1)
-    levels = [fit_levels(row) for row in counts]
-    frequencies = np.stack([frequencies_of(row) for row in levels])
+    counts = flat_counts.reshape(num_ranks, -1)
+    levels, frequencies = fitted(counts)
     replaced = _escapes_of_absent(counts, frequencies)
-    escapes = []
-    for part, values in integers.parts():
-        if replaced is not None:
+    escapes = [integers.escapes]
+    if replaced is not None:
+        escapes = []
+        for part, values in integers.parts():
             cells[part] = replaced.take(cells[part])
-        escapes.append(values[(cells[part] & np.uint16((1 << SYMBOL_BITS) - 1)) == ESCAPE])
+            escapes.append(values[(cells[part] & np.uint16((1 << SYMBOL_BITS) - 1)) == ESCAPE])
     if number < _VALUES_OF_ONE_LANE:
         lane_bits, num_lanes = b"", 1
     else:
@@ -195,8 +220,31 @@ def decode_integers(data: memoryview, contexts: NDArray[np.uint8]) -> NDArray[np
 def decode_symbols(data: memoryview, contexts: NDArray[np.uint8]) -> Symbols:
     """Decode integers as `decode_integers` does, and return them as symbols."""
     used = _used_contexts(contexts)
-    num_lanes, data = _read_num_lanes(data, len(contexts))
-    levels, start = read_levels(data, len(used))
+    return decode_ranked(
+        data, contexts, len(used), lambda levels: np.stack([frequencies_of(row) for row in levels]),
+        rank_of_label=_rank_of_context(used),
+    )  # fmt: skip
+
+
+def decode_ranked(
+    data: memoryview, labels: NDArray[np.uint8], num_tables: int,
+    frequencies_of_levels: Callable[[list[list[int]]], NDArray[np.int64]], *,
+    rank_of_label: NDArray[np.uint16] | None = None,
+) -> Symbols:  # fmt: skip
+    """Decode what `encode_ranked` wrote.
+
+    Args:
+        data: The received bytes.
+        labels: As of `encode_ranked`.
+        num_tables: How many rows of levels were written.
+        frequencies_of_levels: Returns the frequencies, int64 [K, 256], that follow from them.
+        rank_of_label: As of `encode_ranked`.
+
+    Raises:
+        UpdateRejected: The bytes are not a message of V integers.
+    """
+    num_lanes, data = _read_num_lanes(data, len(labels))
+    levels, start = read_levels(data, num_tables)
     end = start + 4 * num_lanes
     if len(data) < end:
         raise UpdateRejected(f"expected {num_lanes} states of coded integers, got {len(data) - start} bytes")
@@ -205,11 +253,10 @@ def decode_symbols(data: memoryview, contexts: NDArray[np.uint8]) -> Symbols:
     if num_lanes == 0:
         symbols, num_words = np.zeros(0, dtype=np.uint8), 0
     else:
-        frequencies = np.stack([frequencies_of(row) for row in levels])
-        ranks, rank_of_context = np.empty(len(contexts), dtype=np.uint16), _rank_of_context(used)
-        for part in parts_of(len(contexts)):
-            ranks[part] = rank_of_context.take(contexts[part])
-        symbols, num_words = decode(states, words, ranks, frequencies)
+        ranks = np.empty(len(labels), dtype=np.uint16)
+        for part in parts_of(len(labels)):
+            ranks[part] = labels[part] if rank_of_label is None else rank_of_label.take(labels[part])
+        symbols, num_words = decode(states, words, ranks, frequencies_of_levels(levels))
     escaped = int(np.count_nonzero(symbols == ESCAPE))
     raw = data[end + 2 * num_words :]
     if len(raw) != _ESCAPE_BYTES * escaped:

@@ -1,11 +1,15 @@
 """Values of a message by the tensors that they belong to, for codecs that keep a number for each."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from spatl.channels.layout import Places
+
+_Label = TypeVar("_Label", np.uint8, np.bool_)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,3 +35,60 @@ class OfTensors:
     def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """float64 [T], the sum of the values (float64 [V]) of each tensor."""
         return np.bincount(self.ranks, weights=values, minlength=len(self.counts)).astype(np.float64, copy=False)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Values of one tensor after another, by the runs that they form; each tensor forms one, or few.
+
+    Attributes:
+        present: int64 [T], the tensors that have values, ascending.
+        ranks: int64 [R], the position in `present` of each run's tensor.
+        begins: int64 [R], the first value of each run.
+        lengths: int64 [R].
+    """
+
+    present: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, places: Places) -> "Runs":
+        """The runs of values at some places."""
+        owners, lengths = (each.numpy() for each in places.runs)
+        present = np.flatnonzero(np.bincount(owners, minlength=1))
+        return cls(present, np.searchsorted(present, owners), lengths.cumsum() - lengths, lengths)
+
+    def sums(self, parts: Iterable[tuple[slice, NDArray[Any]]], dtype: DTypeLike) -> NDArray[np.float64]:
+        """float64 [T], the sums of values that come some at a time, added up in a type run by run."""
+        sums = np.zeros(len(self.begins), dtype=dtype)
+        for part, values in parts:
+            first = np.searchsorted(self.begins, part.start, side="right") - 1
+            last = np.searchsorted(self.begins, part.stop, side="left")
+            begins = (self.begins[first:last] - part.start).clip(0)
+            sums[first:last] += np.add.reduceat(values, begins, dtype=sums.dtype)
+        return self._of_tensors(sums)
+
+    def means(self, parts: Iterable[tuple[slice, NDArray[Any]]], dtype: DTypeLike) -> NDArray[np.float64]:
+        """float64 [T], the means likewise."""
+        return self.sums(parts, dtype) / self._of_tensors(self.lengths)
+
+    def _of_tensors(self, sums: NDArray[Any]) -> NDArray[np.float64]:
+        """float64 [T], by tensor the sum over its runs."""
+        totals: NDArray[np.float64] = np.bincount(self.ranks, weights=sums, minlength=len(self.present)).astype(float)
+        return totals
+
+    def pieces(self, part: slice) -> Iterator[tuple[slice, int]]:
+        """Yield where the runs of some of the values lie among these, and each one's tensor, counted in `present`."""
+        first = int(np.searchsorted(self.begins, part.start, side="right")) - 1
+        last = int(np.searchsorted(self.begins, part.stop, side="left"))
+        starts = (self.begins[first:last] - part.start).clip(0).tolist()
+        for start, stop, rank in zip(
+            starts, [*starts[1:], part.stop - part.start], self.ranks[first:last].tolist(), strict=True
+        ):
+            yield slice(start, stop), rank
+
+    def spread(self, labels: NDArray[_Label]) -> NDArray[_Label]:
+        """[V], to each value the label, of [T], of its tensor."""
+        return labels[self.ranks].repeat(self.lengths)
