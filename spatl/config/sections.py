@@ -342,9 +342,13 @@ class WireConfig(Section):
     """A row of `spatl show codecs`, or `package.module:Codec`."""
     downlink: str = "float32"
     """A row of `spatl show codecs`, or `package.module:Codec`."""
-    rounding: Literal["at-random", "towards-zero"] = "at-random"
-    """How `adaptive` rounds: clients' updates at random, so that they are right on average, and the server's change to
-    the nearest; or both towards zero, which takes half the bytes and may cost accuracy (docs/compression.md)."""
+    rounding: Literal["at-random", "dither", "towards-zero"] = "at-random"
+    """How `adaptive` rounds clients' updates: at random, so that they are right on average; under dither that the
+    server knows and takes off (subtractive dither, the codec `dithered`), right on average as well and in 0.6 times the
+    bytes; or towards zero, in half of them, which may cost accuracy (docs/compression.md)."""
+    downlink_rounding: Literal["nearest", "towards-zero"] | None = None
+    """How `adaptive` rounds the server's change, what is lost of which goes into the next one: to the nearest, or towards
+    zero, which takes fewer bytes. Null for towards zero where `rounding` says so, else to the nearest."""
 
     @field_validator("uplink", "downlink")
     @classmethod

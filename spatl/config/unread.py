@@ -330,12 +330,20 @@ RULES: Final[tuple[_Rule, ...]] = (
         "server.max_weight",
         "privacy.noise_multiplier", "privacy.clip", "privacy.delta",
         "wire.target_ratio", "wire.uplink", "wire.downlink",
-        "wire.rounding",
+        "wire.rounding", "wire.downlink_rounding",
         fact=lambda row: row.shares != "nothing", lacks="shares nothing",
     ),
     _Rule(
+        ("wire.downlink_rounding",),
+        lambda run: run.config.wire.downlink == "adaptive",
+        lambda run: f"wire.downlink is {run.config.wire.downlink}, not adaptive",
+    ),
+    _Rule(
         ("wire.rounding",),
-        lambda run: "adaptive" in (run.config.wire.uplink, run.config.wire.downlink),
+        lambda run: (
+            run.config.wire.uplink == "adaptive"
+            or (run.config.wire.downlink == "adaptive" and run.config.wire.downlink_rounding is None)
+        ),
         lambda run: f"wire.uplink is {run.config.wire.uplink}, wire.downlink {run.config.wire.downlink}, not adaptive",
     ),
     _Rule(

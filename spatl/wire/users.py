@@ -44,7 +44,9 @@ class WireCodecs:
     downlink: Codec
 
 
-def wire_codecs(uplink: str, downlink: str, *, towards_zero: bool = False) -> WireCodecs:
+def wire_codecs(
+    uplink: str, downlink: str, *, rounding: str = "at-random", downlink_rounding: str | None = None
+) -> WireCodecs:
     """Return the codecs that a config names.
 
     Those of the user's are numbered from 128 in the order uplink, downlink; one in both directions has one number.
@@ -52,7 +54,8 @@ def wire_codecs(uplink: str, downlink: str, *, towards_zero: bool = False) -> Wi
     Args:
         uplink: A key of `CODECS`, or `"package.module:Codec"` for one of the user's.
         downlink: Likewise.
-        towards_zero: Whether codecs that can choose round towards zero.
+        rounding: `wire.rounding`, for codecs that can choose.
+        downlink_rounding: `wire.downlink_rounding`, likewise.
 
     Raises:
         ConfigError: There is none of this name, or the user's is not there, or none.
@@ -63,8 +66,14 @@ def wire_codecs(uplink: str, downlink: str, *, towards_zero: bool = False) -> Wi
             known.setdefault(name, UsersCodec(name, FIRST_NUMBER + len(known) - len(CODECS)))
         else:
             row_of(name, CODECS, CODEC_DOOR)
-    chosen = (known[name].towards_zero() if towards_zero else known[name] for name in (uplink, downlink))
-    return WireCodecs(*chosen)
+    up, down = known[uplink], known[downlink]
+    if rounding == "dither" and up is CODECS["adaptive"]:
+        up = CODECS["dithered"]
+    if rounding == "towards-zero":
+        up = up.towards_zero()
+    if (downlink_rounding or rounding) == "towards-zero":
+        down = down.towards_zero()
+    return WireCodecs(up, down)
 
 
 class UsersCodec(Codec):

@@ -196,7 +196,7 @@ OTHER: dict[str, Any] = {
     "server.round_timeout_seconds": 0.1, "server.patience": 0.1, "server.ask_again_after": 9.0,
     "server.give_up_seconds": 0.1, "server.stop_after": 1,
     "privacy.clip": 0.1, "privacy.delta": 0.1,
-    "wire.uplink": "int4", "wire.downlink": "int4", "wire.rounding": "towards-zero",
+    "wire.uplink": "int4", "wire.downlink": "int4", "wire.rounding": "towards-zero", "wire.downlink_rounding": "towards-zero",
     "resources.cpus_per_client": 9, "resources.gpus_per_client": 2.0, "resources.ray_address": "10.0.0.1:6379",
     "server_optimizer.name": "adam", "server_optimizer.momentum": 0.2, "server_optimizer.beta_1": 0.2,
     "server_optimizer.beta_2": 0.2, "server_optimizer.tau": 0.2,
