@@ -347,8 +347,8 @@ class WireConfig(Section):
     server knows and takes off (subtractive dither, the codec `dithered`), right on average as well and in 0.6 times the
     bytes; or towards zero, in half of them, which may cost accuracy (docs/compression.md)."""
     downlink_rounding: Literal["nearest", "towards-zero"] | None = None
-    """How `adaptive` rounds the server's change, what is lost of which goes into the next one: to the nearest, or towards
-    zero, which takes fewer bytes. Null for towards zero where `rounding` says so, else to the nearest."""
+    """How `adaptive` rounds the server's change, what is lost of which goes into the next one: to the nearest, or
+    towards zero, which takes fewer bytes. Null for towards zero where `rounding` says so, else to the nearest."""
 
     @field_validator("uplink", "downlink")
     @classmethod

@@ -11,7 +11,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -26,34 +26,59 @@ from spatl.rounds.client_state import ClientState
 from spatl.rounds.workplace import Workplace
 from spatl.seeding import generator
 from spatl.training.evaluate import evaluate
-from spatl.wire import adaptive
+from spatl.wire import adaptive, dithered
 from spatl.wire.download import Model
 from spatl.wire.update import Update, unpack_update
 
 Encode = Callable[[Tensor, Places, torch.Generator], bytes | None]
 
 
-def at_random(multiple: float) -> Encode:
+class Way(NamedTuple):
+    """How values are rounded, and read."""
+
+    encode: Encode
+    decode: Callable[[memoryview, Places], Tensor] = adaptive.decode
+
+
+def at_random(multiple: float) -> Way:
     """Rounding at random, with a step of so many root mean squares."""
-    return lambda values, places, draws: adaptive.encode_rounded(
-        values, places, step=multiple * adaptive.root_mean_square(values), generator=draws
+    return Way(
+        lambda values, places, draws: adaptive.encode_rounded(
+            values, places, step=multiple * adaptive.root_mean_square(values), generator=draws
+        )
     )
 
 
-def towards_zero(multiple: float) -> Encode:
+def towards_zero(multiple: float) -> Way:
     """Rounding towards zero likewise."""
-    return lambda values, places, draws: adaptive.encode_towards_zero(
-        values, places, step=multiple * adaptive.root_mean_square(values), generator=draws
+    return Way(
+        lambda values, places, draws: adaptive.encode_towards_zero(
+            values, places, step=multiple * adaptive.root_mean_square(values), generator=draws
+        )
     )
 
 
-WAYS: Final[Mapping[str, Encode]] = {
+def dither(multiple: float) -> Way:
+    """Rounding under subtractive dither likewise."""
+    return Way(
+        lambda values, places, draws: dithered.encode_dithered(
+            values, places, step=multiple * adaptive.root_mean_square(values), seed=draws.initial_seed() % 2**32
+        ),
+        dithered.decode_dithered,
+    )
+
+
+WAYS: Final[Mapping[str, Way]] = {
     "at random, 3 rms": at_random(3),
     "at random, 4 rms": at_random(4),
+    "dither, 3.5 rms": dither(3.5),
+    "dither, 4 rms": dither(4),
+    "dither, 4.5 rms": dither(4.5),
+    "dither, 5 rms": dither(5),
     "towards zero, 2 rms": towards_zero(2),
     "towards zero, 2.5 rms": towards_zero(2.5),
     "towards zero, 3 rms": towards_zero(3),
-    "as a change of the server's": lambda values, places, draws: adaptive.encode_change(values, places),
+    "as a change of the server's": Way(lambda values, places, draws: adaptive.encode_change(values, places)),
 }
 
 
@@ -93,13 +118,13 @@ class Round:
             encoder[variance] = encoder[variance].clamp(min=0)
         return encoder
 
-    def rounded(self, encode: Encode) -> tuple[Tensor, float]:
+    def rounded(self, way: Way) -> tuple[Tensor, float]:
         """The encoder after a round of rounded values, and the bits that a value takes."""
         layout, decoded, num_bytes = self.workplace.blueprint.layout, [], 0
         for place, (update, _) in enumerate(self.updates):
             places, draws = layout.places(update.selection), generator(place, "rounding", server_round=self.number)
-            data = encode(update.values, places, draws) or at_random(3)(update.values, places, draws) or b""
-            decoded.append(adaptive.decode(memoryview(data), places))
+            data = way.encode(update.values, places, draws) or at_random(3).encode(update.values, places, draws) or b""
+            decoded.append(way.decode(memoryview(data), places))
             num_bytes += len(data)
         return self.moved(decoded), 8 * num_bytes / sum(map(len, decoded))
 
@@ -147,8 +172,8 @@ def main() -> None:
             before = each.loss(each.encoder)
             decrease = before - each.loss(each.moved([update.values for update, _ in each.updates]))
             print(f"seed {seed}, round {each.number}: the loss {before:.3f} decreases by {decrease:.3f}", flush=True)
-            for name, encode in WAYS.items():
-                encoder, length = each.rounded(encode)
+            for name, way in WAYS.items():
+                encoder, length = each.rounded(way)
                 kept[name].append(((before - each.loss(encoder)), decrease))
                 bits[name].append(length)
     for name in WAYS:
