@@ -329,8 +329,7 @@ RULES: Final[tuple[_Rule, ...]] = (
         "server.learning_rate", "server.norm_bound", "server.aggregation", "server.trim_fraction", "server.clip",
         "server.max_weight",
         "privacy.noise_multiplier", "privacy.clip", "privacy.delta",
-        "wire.target_ratio", "wire.uplink", "wire.downlink",
-        "wire.rounding", "wire.downlink_rounding",
+        "wire.target_ratio", "wire.uplink", "wire.downlink", "wire.rounding", "wire.downlink_rounding",
         fact=lambda row: row.shares != "nothing", lacks="shares nothing",
     ),
     _Rule(
@@ -340,10 +339,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("wire.rounding",),
-        lambda run: (
-            run.config.wire.uplink == "adaptive"
-            or (run.config.wire.downlink == "adaptive" and run.config.wire.downlink_rounding is None)
-        ),
+        lambda run: "adaptive" in (run.config.wire.uplink, run.config.wire.downlink),
         lambda run: f"wire.uplink is {run.config.wire.uplink}, wire.downlink {run.config.wire.downlink}, not adaptive",
     ),
     _Rule(

@@ -137,8 +137,7 @@ def decode_dithered(data: memoryview, places: Places) -> Tensor:
     for part, own in integers.parts():
         taken_off = dither.of_part(part).view(np.int32).astype(np.float32)
         taken_off -= _HALF
-        for piece, tensor in runs.pieces(part):
-            taken_off[piece] *= shares[tensor]
+        taken_off *= runs.spread_part(shares, part)
         np.subtract(own.astype(np.float32), taken_off, out=taken_off)
         np.multiply(taken_off, np.float32(step), out=values[part])
     return torch.from_numpy(values)

@@ -1,6 +1,6 @@
 """Values of a message by the tensors that they belong to, for codecs that keep a number for each."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from spatl.channels.layout import Places
 
-_Label = TypeVar("_Label", np.uint8, np.bool_)
+_Label = TypeVar("_Label", np.uint8, np.bool_, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +64,9 @@ class Runs:
         """float64 [T], the sums of values that come some at a time, added up in a type run by run."""
         sums = np.zeros(len(self.begins), dtype=dtype)
         for part, values in parts:
-            first = np.searchsorted(self.begins, part.start, side="right") - 1
-            last = np.searchsorted(self.begins, part.stop, side="left")
-            begins = (self.begins[first:last] - part.start).clip(0)
-            sums[first:last] += np.add.reduceat(values, begins, dtype=sums.dtype)
+            own = self._of_part(part)
+            begins = (self.begins[own] - part.start).clip(0)
+            sums[own] += np.add.reduceat(values, begins, dtype=sums.dtype)
         return self._of_tensors(sums)
 
     def means(self, parts: Iterable[tuple[slice, NDArray[Any]]], dtype: DTypeLike) -> NDArray[np.float64]:
@@ -79,16 +78,17 @@ class Runs:
         totals: NDArray[np.float64] = np.bincount(self.ranks, weights=sums, minlength=len(self.present)).astype(float)
         return totals
 
-    def pieces(self, part: slice) -> Iterator[tuple[slice, int]]:
-        """Yield where the runs of some of the values lie among these, and each one's tensor, counted in `present`."""
-        first = int(np.searchsorted(self.begins, part.start, side="right")) - 1
-        last = int(np.searchsorted(self.begins, part.stop, side="left"))
-        starts = (self.begins[first:last] - part.start).clip(0).tolist()
-        for start, stop, rank in zip(
-            starts, [*starts[1:], part.stop - part.start], self.ranks[first:last].tolist(), strict=True
-        ):
-            yield slice(start, stop), rank
-
     def spread(self, labels: NDArray[_Label]) -> NDArray[_Label]:
         """[V], to each value the label, of [T], of its tensor."""
         return labels[self.ranks].repeat(self.lengths)
+
+    def spread_part(self, labels: NDArray[_Label], part: slice) -> NDArray[_Label]:
+        """Some of that."""
+        own = self._of_part(part)
+        starts = self.begins[own].clip(part.start)
+        return labels[self.ranks[own]].repeat(np.diff(starts, append=part.stop))
+
+    def _of_part(self, part: slice) -> slice:
+        """The runs that some of the values are of."""
+        first = np.searchsorted(self.begins, part.start, side="right") - 1
+        return slice(int(first), int(np.searchsorted(self.begins, part.stop, side="left")))

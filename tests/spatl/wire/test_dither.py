@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,22 +13,7 @@ from spatl.wire.densities import DITHER_LEVELS, NUM_CELLS, fit_density, frequenc
 from spatl.wire.distributions import ESCAPE
 from spatl.wire.dither import Dither
 from spatl.wire.lanes import TOTAL
-
-
-def splitmix(seed: int) -> Iterator[int]:
-    """SplitMix64 as its paper has it, in Python's own whole numbers."""
-    while True:
-        seed = (seed + 0x9E3779B97F4A7C15) % 2**64
-        z = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
-        yield z ^ z >> 31
-
-
-def numbers(seed: int, number: int) -> list[int]:
-    """The dither of a seed, likewise."""
-    outputs = itertools.islice(splitmix(next(splitmix(seed))), (number + 1) // 2)
-    halves = itertools.chain.from_iterable((output % 2**32, output >> 32) for output in outputs)
-    return [half >> 8 for half in halves][:number]
+from tests.support.dither import numbers, splitmix
 
 
 def test_the_generator_of_these_tests_is_the_published_one():

@@ -16,7 +16,7 @@ from spatl.errors import UpdateRejected
 from spatl.wire import adaptive, coder
 from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
 from spatl.wire.dithered import decode_dithered, encode_dithered
-from tests.spatl.wire.test_dither import numbers
+from tests.support.dither import numbers
 
 CODEC = CODECS["dithered"]
 WHOLE = 0.5
