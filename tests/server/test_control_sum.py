@@ -6,6 +6,7 @@ import torch
 from tests.support.federations import (
     COMPRESSED,
     DENSE,
+    DITHERED,
     assert_c_is_the_weighted_sum_of_the_c_i,
     blob_of,
     blueprint_of,
@@ -19,7 +20,7 @@ from tests.support.federations import (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wire", [DENSE, COMPRESSED, {"uplink": "int4", "downlink": "int8"}], ids=str)
+@pytest.mark.parametrize("wire", [DENSE, COMPRESSED, DITHERED, {"uplink": "int4", "downlink": "int8"}], ids=str)
 @pytest.mark.parametrize("selector", ["random", "update"])
 @pytest.mark.parametrize("half_life", [2.0, None])
 def test_c_equals_the_weighted_sum_of_c_i_through_the_real_apps(tmp_path, strategies, selector, half_life, wire):
@@ -50,7 +51,7 @@ def test_c_equals_the_weighted_sum_of_c_i_through_the_real_apps(tmp_path, strate
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wire", [COMPRESSED, {"uplink": "int4", "downlink": "int8"}], ids=str)
+@pytest.mark.parametrize("wire", [COMPRESSED, DITHERED, {"uplink": "int4", "downlink": "int8"}], ids=str)
 @pytest.mark.parametrize("selector", ["random", "update"])
 def test_c_equals_the_weighted_sum_of_c_i_where_clients_derive_it(tmp_path, strategies, selector, wire):
     """24 rounds, 90 % of 10 clients, a third of the replies of four rounds lost; c fades to a quarter in a round.

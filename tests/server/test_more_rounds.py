@@ -12,12 +12,13 @@ from spatl.errors import ConfigError
 from spatl.runner import resume, run
 from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.records import read_lines
-from tests.support.federations import COMPRESSED, DENSE, state_of, tiny_config, without_seconds
+from tests.support.federations import COMPRESSED, DENSE, DITHERED, state_of, tiny_config, without_seconds
 
 RESNET = {"name": "resnet8", "options": {"width": 0.25}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "all clients": {"wire": COMPRESSED},
     "some clients": {"wire": COMPRESSED, "server": {"fraction_train": 0.4}},
+    "dither": {"wire": DITHERED, "model": RESNET, "training": {"batch_norm": "shared"}, "server": {"fraction_train": 0.6}},
     "float32": {"wire": DENSE, "model": RESNET},
     "statistics put together": {"wire": COMPRESSED, "model": RESNET, "server": {"fraction_train": 0.6}},
     "a private predictor": {"method": "spatl-paper", "model": RESNET},

@@ -34,6 +34,9 @@ DENSE = {"uplink": "float32", "downlink": "float32"}
 COMPRESSED = {"uplink": "adaptive", "downlink": "adaptive"}
 """The wire that sends everything as it is, and the one that sends changes of what the clients hold."""
 
+DITHERED = {**COMPRESSED, "rounding": "dither"}
+"""The second, whose updates are rounded under dither that both sides know."""
+
 both_wires = pytest.mark.parametrize("wire", [DENSE, COMPRESSED], ids=["float32", "adaptive"])
 
 

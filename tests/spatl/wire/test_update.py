@@ -9,14 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
+from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels, Places
 from spatl.channels.selection import Selection, pack_bitmap, unpack_bitmap
 from spatl.errors import UpdateRejected
 from spatl.wire.blob import section_bytes
 from spatl.wire.codecs import CODECS
+from spatl.wire.dithered import decode_dithered, encode_dithered
 from spatl.wire.download import pack_download, unpack_download
 from spatl.wire.reports import EvaluateReport, TrainReport
 from spatl.wire.update import Update, pack_update, unpack_update, update_bytes
+from tests.support.dither import numbers
 from tests.support.layouts import interleaved_layout, make_update
 from tests.support.messages import (
     FLOAT32,
@@ -147,15 +149,24 @@ def test_neither_kind_of_blob_is_taken_for_the_other():
         unpack(pack_download(download_of(), LAYOUT))
 
 
-def documented_blob() -> bytes:
-    """The bytes of the example in docs/wire-format.md; every line begins where the one before ended."""
+def documented_bytes(place: int) -> bytes:
+    """The bytes of an example in docs/wire-format.md; every line begins where the one before ended."""
     page = (Path(__file__).parents[3] / "docs" / "wire-format.md").read_text()
     blob = b""
-    for line in page.split("```hexdump\n")[1].split("```")[0].splitlines():
+    for line in page.split("```hexdump\n")[1 + place].split("```")[0].splitlines():
         offset, digits, _ = re.fullmatch(r" *(\d+)  ((?:[0-9a-f]{2} )+) +(\S.*)", line).groups()
         assert int(offset) == len(blob)
         blob += bytes.fromhex(digits)
     return blob
+
+
+def test_the_documented_values_under_dither_are_what_is_encoded():
+    values, tensors = torch.tensor([127, -64, 1.5, -63.5, 0, 0.5]) * 2.0**-10, torch.tensor([0, 0, 0, 0, 1, 1])
+    places = Places(tensors, tensors)
+    assert encode_dithered(values, places, step=2.0**-4, seed=7) == documented_bytes(1)
+    expected = [q - (number - 2**23) / 2**24 for q, number in zip((2, -1, 0, -1), numbers(7, 4), strict=True)]
+    seen = decode_dithered(memoryview(documented_bytes(1)), places)
+    assert torch.equal(seen, torch.tensor([*expected, 0.0, 0.0]) * 2.0**-4)
 
 
 def test_the_documented_example_is_what_is_packed():
@@ -165,7 +176,7 @@ def test_the_documented_example_is_what_is_packed():
     )  # fmt: skip
     values = torch.tensor([127, -64, 1.5, -63.5, 0, 0.5]) * 2.0**-10
     update = Update(5, 4, Selection(torch.tensor([True, False, True])), values, 0.5)
-    blob = documented_blob()
+    blob = documented_bytes(0)
     assert pack_update(update, layout, CODECS["int8"], generator=GENERATOR) == blob
     seen = unpack_update(blob, layout, CODECS["int8"], server_round=5, base_version=4)
     assert torch.equal(seen.values, values)
