@@ -343,12 +343,10 @@ class WireConfig(Section):
     downlink: str = "float32"
     """A row of `spatl show codecs`, or `package.module:Codec`."""
     rounding: Literal["at-random", "dither", "towards-zero"] = "at-random"
-    """How `adaptive` rounds clients' updates: at random, so that they are right on average; under dither that the
-    server knows and takes off (subtractive dither, the codec `dithered`), right on average as well and in 0.6 times the
-    bytes; or towards zero, in half of them, which may cost accuracy (docs/compression.md)."""
+    """How `adaptive` rounds clients' updates: at random; under dither that the server knows and takes off, right on
+    average as well, in 0.6 times the bytes; or towards zero, in half of them, at a price (docs/compression.md)."""
     downlink_rounding: Literal["nearest", "towards-zero"] | None = None
-    """How `adaptive` rounds the server's change, what is lost of which goes into the next one: to the nearest, or
-    towards zero, which takes fewer bytes. Null for towards zero where `rounding` says so, else to the nearest."""
+    """How `adaptive` rounds the server's change; null: towards zero where `rounding` says so, else to the nearest."""
 
     @field_validator("uplink", "downlink")
     @classmethod

@@ -18,7 +18,12 @@ RESNET = {"name": "resnet8", "options": {"width": 0.25}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "all clients": {"wire": COMPRESSED},
     "some clients": {"wire": COMPRESSED, "server": {"fraction_train": 0.4}},
-    "dither": {"wire": DITHERED, "model": RESNET, "training": {"batch_norm": "shared"}, "server": {"fraction_train": 0.6}},
+    "dither": {
+        "wire": DITHERED,
+        "model": RESNET,
+        "training": {"batch_norm": "shared"},
+        "server": {"fraction_train": 0.6},
+    },
     "float32": {"wire": DENSE, "model": RESNET},
     "statistics put together": {"wire": COMPRESSED, "model": RESNET, "server": {"fraction_train": 0.6}},
     "a private predictor": {"method": "spatl-paper", "model": RESNET},

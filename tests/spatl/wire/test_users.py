@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from spatl.channels.layout import Places
 from spatl.errors import ConfigError, UpdateRejected, from_outside
 from spatl.rounds.blueprint import make_blueprint
 from spatl.runs.records import read_lines
@@ -36,6 +37,22 @@ def test_numbers_begin_at_128_uplink_first_and_one_codec_has_one() -> None:
     assert wire_codecs("int8", f"{USERS}AN_OBJECT").downlink.number == 128
     assert wire_codecs("int8", "float32").uplink is CODECS["int8"]
     assert wire_codecs(f"{USERS}Inherited", "int8").uplink.number == 128
+
+
+def test_rounding_chooses_the_codec_of_either_way_where_it_is_ours_to_choose() -> None:
+    """Of ones, each half a step of 2 root mean squares, one to the nearest becomes a step and towards zero nothing."""
+    found = {
+        (up, down): wire_codecs("adaptive", "adaptive", rounding=up, downlink_rounding=down)
+        for up in ("at-random", "dither", "towards-zero")
+        for down in (None, "nearest", "towards-zero")
+    }
+    assert {up for (up, _), each in found.items() if each.uplink is CODECS["dithered"]} == {"dither"}
+    values, places = torch.ones(4), Places(*torch.zeros(2, 4, dtype=torch.int64))
+    for (up, down), each in found.items():
+        data = each.downlink.encode_change(values, places, generator=torch.Generator())
+        step = 0.0 if (down or up) == "towards-zero" else 2.0
+        assert each.downlink.decode(memoryview(data), places).tolist() == [step] * 4
+    assert wire_codecs("int8", "adaptive", rounding="dither").uplink is CODECS["int8"]
 
 
 def test_a_message_says_the_number_and_one_of_another_codec_is_refused() -> None:
