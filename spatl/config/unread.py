@@ -325,9 +325,8 @@ RULES: Final[tuple[_Rule, ...]] = (
         fact=lambda row: row.controls, lacks="has no control variates",
     ),
     _only_where(
-        "server_optimizer.name",
-        "server.learning_rate", "server.norm_bound", "server.aggregation", "server.trim_fraction", "server.clip",
-        "server.max_weight",
+        "server_optimizer.name", "server.learning_rate", "server.norm_bound", "server.aggregation",
+        "server.trim_fraction", "server.clip", "server.max_weight",
         "privacy.noise_multiplier", "privacy.clip", "privacy.delta",
         "wire.target_ratio", "wire.uplink", "wire.downlink", "wire.rounding", "wire.downlink_rounding",
         fact=lambda row: row.shares != "nothing", lacks="shares nothing",
