@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.longest import LONGEST
+
 # Nothing is timed in a test, and a run of the suite is repeatable.
 settings.register_profile("repository", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("repository")
@@ -12,8 +14,10 @@ settings.load_profile("repository")
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a GPU run where there is one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files come first, and tests that need a GPU run where there is one."""
+    places = {config.rootpath / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.longest import LONGEST
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("spatl", "clients", "server", "agents")
 SOURCES = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
@@ -54,6 +56,10 @@ def read_from_others(path: Path, private: set[str]) -> set[str]:
 
 def test_no_file_of_tests_is_longer_than_400_lines():
     assert [name_of(path) for path in TESTS if len(path.read_text().splitlines()) > 400] == []
+
+
+def test_the_files_that_a_run_begins_with_are_there():
+    assert [name for name in LONGEST if not (ROOT / name).is_file()] == []
 
 
 def test_tests_read_nothing_private_of_the_product():

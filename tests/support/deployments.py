@@ -55,7 +55,7 @@ def await_that(
     while not holds():
         assert process.poll() is None, told()
         assert time.monotonic() < deadline, told()
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,23 @@
+"""The test files that take longest, most of it in waiting for processes: a run of the suite begins with them."""
+
+LONGEST = (
+    "tests/server/deployment/test_restarts.py",
+    "tests/server/deployment/test_command.py",
+    "tests/server/simulation/test_cluster.py",
+    "tests/test_your_own_work.py",
+    "tests/server/deployment/test_socket.py",
+    "tests/server/test_engines.py",
+    "tests/server/deployment/test_own_deployment.py",
+    "tests/server/deployment/test_hanging.py",
+    "tests/server/deployment/test_added_device.py",
+    "tests/server/simulation/test_kills.py",
+    "tests/server/test_clients_disks.py",
+    "tests/server/deployment/test_cut_networks.py",
+    "tests/server/deployment/test_changing.py",
+    "tests/server/test_resume.py",
+    "tests/spatl/bench/test_jobs.py",
+    "tests/server/deployment/test_killed_messages.py",
+    "tests/server/deployment/test_own_task.py",
+    "tests/server/test_memory.py",
+)
+"""Longest first: the suite ends when its last file does, and a file is one worker's."""
