@@ -6,6 +6,7 @@ alike what belongs together. What the receiver will decode is what the sender co
 """
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,17 @@ from torch import Tensor
 
 from spatl.channels.layout import Places
 from spatl.errors import UpdateRejected
+
+
+class Compact(Protocol):
+    """Values [V] in less memory than as float32."""
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory they take."""
+
+    def of_part(self, part: slice) -> Tensor:
+        """Some of the values, float32: at most `spatl.channels.vectors.PART`."""
 
 
 class Codec(ABC):
@@ -76,6 +88,10 @@ class Codec(ABC):
         Raises:
             UpdateRejected: The bytes are not V values of these places.
         """
+
+    def compact(self, data: memoryview, places: Places) -> Compact | None:
+        """Return what `decode` makes of the same bytes in less memory; None for a codec that cannot."""
+        return None
 
     def encode_with_memory(
         self, values: Tensor, places: Places, *, generator: torch.Generator, memory: Tensor,

@@ -35,19 +35,20 @@ class Dither:
         """Numbers of some places, uint32 below 2^24: an output is two of them, the upper bits of its lower half first.
 
         Args:
-            part: From an even place, at most `PART` places.
+            part: At most `PART` places.
         """
-        number = (part.stop - part.start + 1) // 2
-        first = np.uint64((self._start + part.start // 2 * _GOLDEN) & _MASK)
-        halves = _mixed(_multiples()[:number] + first).astype("<u8", copy=False).view("<u4")
+        first, skipped = divmod(part.start, 2)
+        length = part.stop - part.start
+        start = np.uint64((self._start + first * _GOLDEN) & _MASK)
+        halves = _mixed(_multiples()[: (skipped + length + 1) // 2] + start).astype("<u8", copy=False).view("<u4")
         halves >>= np.uint32(32 - DITHER_BITS)
-        return halves[: part.stop - part.start].astype(np.uint32, copy=False)
+        return halves[skipped : skipped + length].astype(np.uint32, copy=False)
 
 
 @cache
 def _multiples() -> NDArray[np.uint64]:
-    """Golden ratio's multiples from the first on, modulo 2^64, uint64 [PART / 2]."""
-    return np.arange(1, PART // 2 + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    """Golden ratio's multiples from the first on, modulo 2^64, uint64 [PART / 2 + 1]."""
+    return np.arange(1, PART // 2 + 2, dtype=np.uint64) * np.uint64(_GOLDEN)
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -82,6 +82,10 @@ class Dithered(Codec):
         """Read the integers, take the dither off, times the step."""
         return decode_dithered(data, places)
 
+    def compact(self, data: memoryview, places: Places) -> "DitheredValues":
+        """Read the integers, and what the values follow from."""
+        return read_dithered(data, places)
+
 
 def encode_dithered(values: Tensor, places: Places, *, step: float, seed: int) -> bytes:
     """Round values to whole steps under the dither of a seed, and encode them.
@@ -110,9 +114,18 @@ def encode_dithered(values: Tensor, places: Places, *, step: float, seed: int) -
 def decode_dithered(data: memoryview, places: Places) -> Tensor:
     """Decode what `encode_dithered` wrote: float32 [V] on the CPU.
 
-    Numbers of the dither are whole until here: less 2^23 and times 2^-24 they are exact in float32, and so are integers
-    and shares. What follows is rounded to the nearest float32, operation by operation, as IEEE 754 says: the dither
-    times its share, the integer less that, this times the step.
+    Raises:
+        UpdateRejected: The bytes are not V values of these places.
+    """
+    read = read_dithered(data, places)
+    values = torch.empty(len(places))
+    for part in parts_of(len(places)):
+        values[part] = read.of_part(part)
+    return values
+
+
+def read_dithered(data: memoryview, places: Places) -> "DitheredValues":
+    """Read what `encode_dithered` wrote, to make values of it when they are asked for.
 
     Raises:
         UpdateRejected: The bytes are not V values of these places.
@@ -133,14 +146,48 @@ def decode_dithered(data: memoryview, places: Places) -> Tensor:
         lambda levels: np.concatenate([frequencies_by_dither(row) for row in levels]),
     )  # fmt: skip
     shares = np.array(SHARES, dtype=np.float32)[classes] * (_UNIT / np.float32(8))
-    values = np.empty(len(places), dtype=np.float32)
-    for part, own in integers.parts():
-        taken_off = dither.of_part(part).view(np.int32).astype(np.float32)
+    return DitheredValues(integers, dither, np.float32(step), shares, runs)
+
+
+@dataclass(frozen=True, eq=False)
+class DitheredValues:
+    """Values as their integers and what makes values of them: a byte for most.
+
+    Attributes:
+        integers: [V].
+        dither: The message's.
+        step: The message's.
+        shares: float32 [T], by tensor what is taken off of a number of the dither.
+        runs: Where the values lie.
+    """
+
+    integers: Symbols
+    dither: Dither
+    step: np.float32
+    shares: NDArray[np.float32]
+    runs: Runs
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that they take, but for a little of each tensor."""
+        return self.integers.symbols.nbytes + self.integers.escapes.nbytes
+
+    def of_part(self, part: slice) -> Tensor:
+        """Some of the values, float32.
+
+        Numbers of the dither are whole until here: less 2^23 they are exact in float32, and so are integers and shares.
+        What follows is rounded to the nearest float32, operation by operation, as IEEE 754 says: the dither times its
+        share, the integer less that, this times the step.
+
+        Args:
+            part: At most `PART` of them.
+        """
+        taken_off = self.dither.of_part(part).view(np.int32).astype(np.float32)
         taken_off -= _HALF
-        taken_off *= runs.spread_part(shares, part)
-        np.subtract(own.astype(np.float32), taken_off, out=taken_off)
-        np.multiply(taken_off, np.float32(step), out=values[part])
-    return torch.from_numpy(values)
+        taken_off *= self.runs.spread_part(self.shares, part)
+        np.subtract(self.integers.of_part(part).astype(np.float32), taken_off, out=taken_off)
+        taken_off *= self.step
+        return torch.from_numpy(taken_off)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -26,7 +27,7 @@ from spatl.wire.blob import (
     take_section,
     take_selection,
 )
-from spatl.wire.codec import Codec
+from spatl.wire.codec import Codec, Compact
 from spatl.wire.measures import Judging
 from spatl.wire.once import DECODED
 from spatl.wire.reports import TrainReport
@@ -49,6 +50,7 @@ class Update:
         report: What the client tells of its round; None where nobody asks.
         arrival: What it tells of the encoder that arrived; likewise.
         measures: What the evaluation in the report was measured by, where that is told.
+        compact: Returns what the values as they arrived may be kept as in less memory; None where they cannot.
     """
 
     server_round: int
@@ -60,6 +62,7 @@ class Update:
     report: "TrainReport | None" = None
     arrival: Arrival | None = None
     measures: tuple[Measure, ...] = ()
+    compact: Callable[[], Compact | None] = lambda: None
 
 
 def pack_update(
@@ -165,10 +168,14 @@ def unpack_update(
         sums = take_section(sections, MEASURES)
         measures = judging.from_bytes(sums, score=report.accuracy, most_examples=most_examples)
     arrival = None if num_arrived is None else Arrival.take(sections, num_arrived, with_accuracy=True, judging=judging)
-    values = DECODED.decode(codec, take_section(sections, VALUES), layout, selection)
+    data = bytes(take_section(sections, VALUES))
+    values = DECODED.decode(codec, data, layout, selection)
     check_finite(values)
     check_all_read(sections)
-    return Update(server_round, base, selection, values, step_weight, bool(corrected), report, arrival, measures)
+    return Update(
+        server_round, base, selection, values, step_weight, bool(corrected), report, arrival, measures,
+        lambda: codec.compact(memoryview(data), layout.places(selection)),
+    )  # fmt: skip
 
 
 def update_bytes(layout: EncoderLayout, codec: Codec, *, num_values: int, num_channels: int) -> int:

@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from spatl.wire import multiples
+from spatl.wire.codecs import CODECS
 from spatl.wire.multiples import Multiples
+from spatl.wire.update import pack_update
+from tests.support.layouts import make_update
+from tests.support.messages import LAYOUT, unpack
 
 NUMBERS = torch.tensor([0, 1, -1, 3, 127, -127, 128, -40_000, 2, 0] * 30)
 
@@ -53,3 +57,18 @@ def test_zeros_are_multiples_of_anything():
 def test_a_vector_of_many_large_numbers_is_kept_as_it_is(monkeypatch):
     monkeypatch.setattr(multiples, "MOST_ESCAPES", 0.1)
     assert Multiples.of(NUMBERS.float()).values is not None
+
+
+@pytest.mark.parametrize("mask", [[True] * LAYOUT.num_channels, [True, False] * 6 + [True]])
+def test_an_update_under_dither_is_kept_in_a_byte_a_value_unless_its_values_were_changed(mask):
+    values = torch.randn(LAYOUT.num_entries, generator=torch.Generator().manual_seed(2))
+    codec = CODECS["dithered"]
+    blob = pack_update(make_update(LAYOUT, mask, values), LAYOUT, codec, generator=torch.Generator())
+    update = unpack(blob, codec)
+    kept = Multiples.of(update.values, update.compact)
+    assert kept.values is None
+    assert kept.num_bytes == len(update.values)
+    assert same_bits(kept.of_part(slice(0, len(update.values))), update.values)
+    assert same_bits(kept.of_part(slice(3, 10)), update.values[3:10])
+    changed = update.values * torch.where(torch.arange(len(update.values)) == 4, 0.5, 1.0)
+    assert Multiples.of(changed, update.compact).values is changed
