@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from server.grids import SERVER_NODE_ID, InProcessGrid
-from server.workers import WorkerGrid, check_workers
+from server.workers import WorkerGrid
 from spatl.config.engines import CLIENT_APP, SERVER_APP
 from spatl.config.experiment import ExperimentConfig
 from spatl.deployment.processes import (
@@ -83,8 +83,8 @@ def _inline_grid(
     if not num_workers:
         yield InProcessGrid(client_app, num_clients=num_clients, run_config=run_config)
         return
-    device = str(choose_device(config.training.device))
-    check_workers(num_workers, device=device, threads=config.training.threads)
+    training = config.training
+    config.resources.check_workers(device=str(choose_device(training.device)), threads=training.threads)
     # All that the workers need lies in memory before they are forked.
     sizes = [len(part) for part in cached_blueprint(run_config["config"]).partition]
     grid = WorkerGrid(client_app, num_workers=num_workers, sizes=sizes, num_clients=num_clients, run_config=run_config)

@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,36 +27,12 @@ from flwr.proto.message_pb2 import Message as MessageProto
 
 from server.grids import InProcessGrid
 from spatl.deployment.processes import end_with_parent
-from spatl.errors import ConfigError, SpatlError
+from spatl.errors import SpatlError
 from spatl.json_files import to_json
 from spatl.runs.log import EVENTS
 
 _AHEAD: Final = 4  # replies a worker that may be kept while an earlier one is waited for
 _OF_EVERY_RECORD: Final = frozenset(logging.makeLogRecord({}).__dict__) - {"name", "levelno", "levelname", "exc_text"}
-
-
-def check_workers(num_workers: int, *, device: str, threads: int) -> None:
-    """Raise where clients cannot be trained by processes that this one forks.
-
-    Args:
-        num_workers: How many there are to be; 0 for none.
-        device: Where clients train.
-        threads: Of each client's training.
-
-    Raises:
-        ConfigError: The system forks no process, or a client has a GPU, or several threads, which no fork inherits.
-    """
-    if not num_workers:
-        return
-    fault = ""
-    if sys.platform != "linux":
-        fault = "needs a system that forks processes (Linux); this is " + sys.platform
-    elif not device.startswith("cpu"):
-        fault = f"trains on the processor, and training.device is {device} here: take engine: ray for several on a GPU"
-    elif threads != 1:
-        fault = f"has one thread a client, training.threads is {threads}: set it to 1, or resources.workers to 0"
-    if fault:
-        raise ConfigError(f"resources.workers: {num_workers} {fault}")
 
 
 class WorkerGrid(InProcessGrid):
@@ -178,7 +153,10 @@ class WorkerGrid(InProcessGrid):
         """
         self._workers.remove(dead)
         if not self._workers:
-            raise SpatlError(f"all processes that train clients died{dead.ended()}: is memory enough for so many?")
+            raise SpatlError(
+                f"all processes that train clients died{dead.ended()}: is memory enough for so many? The run goes on "
+                "with fewer: --resume DIRECTORY --set resources.workers=N"
+            )
         orphans = {node: self._sizes[node] for node, worker in self._owner.items() if worker is dead}
         self._owner |= _shared_out(orphans, self._workers)
         left = waiting.pop(dead, deque())

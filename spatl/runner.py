@@ -1,11 +1,8 @@
 """Running a federation from Python: config in, finished run out."""
 
-import contextlib
 import importlib
-import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,7 +24,7 @@ from spatl.rounds.best import is_enough
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.rounds.client_data import remarks_on_splits
 from spatl.rounds.memory_data import check_same_data, with_data
-from spatl.runs.directory import alone_in_run, clear_start, config_of, write_config
+from spatl.runs.directory import alone_in_run, config_of, fresh_directory, write_config
 from spatl.runs.files import ALONE, CONFIG, CURVES, LOG, REPORT, SUMMARY
 from spatl.runs.following import follow
 from spatl.runs.going_on import where_to_go_on
@@ -35,6 +32,7 @@ from spatl.runs.log import logged_to
 from spatl.runs.tensorboard import check_tensorboard
 from spatl.terminal.progress import progress_of, watched_console
 from spatl.terminal.screen import Screen
+from spatl.training.device import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -112,13 +110,22 @@ def _checked(config: ExperimentConfig, *, deployed: bool) -> Blueprint | None:
     """
     if config.report.tensorboard:
         check_tensorboard()
+    if not deployed:
+        _check_workers(config)
     return None if deployed and config.has_own_data else check(config)
+
+
+def _check_workers(config: ExperimentConfig) -> None:
+    if config.resources.workers and ENGINES[config.engine].in_process:
+        training = config.training
+        config.resources.check_workers(device=str(choose_device(training.device)), threads=training.threads)
 
 
 def resume(
     directory: str | Path,
     *,
     rounds: int | None = None,
+    workers: int | None = None,
     on_round: OnRound | None = None,
     on_round_alone: OnRound | None = None,
     command: str = "spatl run --resume",
@@ -134,6 +141,7 @@ def resume(
     Args:
         directory: The run's.
         rounds: How many rounds it is to have, more than its config says; as many as that if not given.
+        workers: Processes that train clients (`resources.workers`), which change no number; as before if not given.
         on_round: As of `run`; called for the rounds that were over, too.
         on_round_alone: Likewise.
         command: What the report says made it.
@@ -162,8 +170,28 @@ def resume(
             f"the run in {directory} is finished; there is nothing to resume (spatl report {directory} draws its "
             "pictures again)"
         )
+    if workers is not None:
+        config = _with_workers(directory, config, workers)
     with _watched(config, on_round, on_round_alone, progress) as told:
         return run_missing(config, directory, *told, command=command, pictures=pictures, engine=engine)
+
+
+def _with_workers(directory: Path, config: ExperimentConfig, workers: int) -> ExperimentConfig:
+    """Have a run, and that of its clients alone, go on with another number of processes; return its config.
+
+    Raises:
+        SpatlError: There cannot be so many, or another process runs it.
+    """
+
+    def changed(own: ExperimentConfig) -> ExperimentConfig:
+        return parse_config({**own.model_dump(), "resources": {**own.resources.model_dump(), "workers": workers}})
+
+    _check_workers(changed(config))
+    for own in (directory, directory / ALONE):
+        if (own / CONFIG).exists():
+            with alone_in_run(own):
+                write_config(own, changed(config_of(own)))
+    return config_of(directory)
 
 
 def _extended(directory: Path, config: ExperimentConfig, rounds: int) -> ExperimentConfig:
@@ -338,41 +366,6 @@ def check(config: ExperimentConfig) -> Blueprint:
     blueprint = cached_blueprint(config.located(Path.cwd()).to_json())
     blueprint.check_clients()
     return blueprint
-
-
-def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
-    """Return the directory of a run: the one given, not made yet, or one below `runs/` with a name and the time.
-
-    The latter is made at once, and is this caller's alone: of those that start in one second each gets its own. One in
-    which a run was begun that never got to the end of a round may be taken again.
-
-    Raises:
-        SpatlError: It holds something already, or cannot be looked into or made.
-    """
-    if directory is None:
-        return _numbered_directory((Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
-    path = Path(directory).absolute()
-    try:
-        taken = path.exists() and (not path.is_dir() or not clear_start(path))
-    except OSError as error:
-        raise SpatlError(f"cannot use {path} for this run: {error.strerror}") from error
-    if taken:
-        raise ConfigError(f"{path} is already there and not empty; choose another directory for this run (--out)")
-    return path
-
-
-def _numbered_directory(path: Path) -> Path:
-    """Make a directory that nobody else has made: the one named, or the first that is free of `NAME-2`, `NAME-3`..."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                candidate.mkdir()
-                return candidate
-    except OSError as error:
-        raise SpatlError(f"cannot make the run's directory {path}: {error.strerror}") from error
-    raise AssertionError("counting never ends")
 
 
 def _run_one(config: ExperimentConfig, directory: Path, on_round: OnRound, engine: Engine | None = None) -> None:

@@ -13,7 +13,7 @@ from agents.lab.figures import draw_rewards
 from spatl.config.loading import load_config
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.figures import new_figure
-from spatl.runner import fresh_directory
+from spatl.runs.directory import fresh_directory
 from spatl.terminal.progress import live_progress
 from spatl.terminal.tables import print_table
 

@@ -191,7 +191,7 @@ def _more_rounds(options: Namespace, out: Path, config: Path) -> Any:
         return None
     if not options.resume:
         raise ConfigError(f"--set rounds=N goes with --resume; what a run starts with stands in {config}")
-    rounds = more_rounds(options.overrides)
+    rounds, _ = more_rounds(options.overrides)
     if not has_rounds(out):
         raise ConfigError(f"{out} holds no run that could go on to more rounds; set rounds in {config}, and start it")
     return rounds

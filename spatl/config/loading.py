@@ -213,18 +213,26 @@ def with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[st
     return content
 
 
-def more_rounds(overrides: Sequence[str]) -> Any:
-    """Return the value of `rounds=N` among the settings for a run that goes on; None where there is none.
+def more_rounds(overrides: Sequence[str], *, workers: bool = False) -> tuple[Any, Any]:
+    """Return the values of `rounds` and `resources.workers` among the settings for a run that goes on, None for none.
+
+    Args:
+        overrides: Each `section.key=value`.
+        workers: Whether the second may be given.
 
     Raises:
         ConfigError: Another setting is among them: a run goes on with its own.
     """
-    others = [text for text in overrides if not text.startswith("rounds=")]
+    known = ["rounds", "resources.workers"] if workers else ["rounds"]
+    others = [text for text in overrides if text.partition("=")[0] not in known]
     if others:
+        more = " or with another number of processes (--set resources.workers=N)" if workers else ""
         raise ConfigError(
-            f"a run goes on with its own config, to more rounds at most (--set rounds=N): leave out --set {others[0]}"
+            f"a run goes on with its own config, to more rounds at most (--set rounds=N){more}: leave out --set "
+            f"{others[0]}"
         )
-    return with_overrides({}, overrides).get("rounds")
+    found = with_overrides({}, overrides)
+    return found.get("rounds"), found.get("resources", {}).get("workers")
 
 
 def mistakes_in(error: ValidationError, model: type[BaseModel] = ExperimentConfig) -> str:

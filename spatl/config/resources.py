@@ -1,10 +1,12 @@
 """Section `resources`: what clients of a simulation share of a machine, or of a cluster."""
 
+import sys
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from spatl.config.sections import Count, Section, not_a_switch
+from spatl.errors import ConfigError
 
 
 class ResourcesConfig(Section):
@@ -21,3 +23,23 @@ class ResourcesConfig(Section):
     """A Ray cluster to train on, as `ray start --head` names it (host:port), of which this machine is a node; null
     starts Ray on this machine alone. All nodes need the same version of this package, and must see the run's directory
     (README)."""
+
+    def check_workers(self, *, device: str, threads: int) -> None:
+        """Raise where processes cannot train the clients of a simulation in the server's place.
+
+        Args:
+            device: Where clients train, as PyTorch names it.
+            threads: Of one client (`training.threads`).
+
+        Raises:
+            ConfigError: The system forks no process, or a client has a GPU, or several threads, which no fork inherits.
+        """
+        fault = ""
+        if sys.platform != "linux":
+            fault = f"needs a system that forks processes (Linux); this is {sys.platform}"
+        elif not device.startswith("cpu"):
+            fault = f"trains on the processor, training.device is {device} here: set it to cpu, or take engine: ray"
+        elif threads != 1:
+            fault = f"has one thread a client, training.threads is {threads}: set it to 1, or resources.workers to 0"
+        if self.workers and fault:
+            raise ConfigError(f"resources.workers: {self.workers} {fault}")

@@ -20,7 +20,7 @@ from spatl.bench.score import score_of
 from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, tuning_note, tuning_rows
 from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
-from spatl.runner import fresh_directory
+from spatl.runs.directory import fresh_directory
 from spatl.runs.records import latest_accuracy
 from spatl.terminal.progress import live_progress
 from spatl.terminal.tables import print_line, print_table

@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from spatl import __version__, runner
+from spatl import __version__
 from spatl.artifacts.newcomers import newcomers_config, newcomers_dataset, newcomers_splits, source_of
 from spatl.artifacts.onboarding import OFFERED_FROM, Onboarding, federations_model, write_onboarding
 from spatl.artifacts.onboarding import onboard as onboard_newcomer
@@ -20,6 +20,7 @@ from spatl.config.yaml_text import load_yaml
 from spatl.data import ClientData
 from spatl.deployment.sites import add_client_command, is_deployment
 from spatl.errors import ConfigError
+from spatl.runs.directory import fresh_directory
 from spatl.terminal.tables import print_line, print_table
 from spatl.training.device import choose_device, reproducible
 
@@ -34,7 +35,7 @@ def onboard(options: argparse.Namespace, console: Console) -> None:
     """
     directory = run_directory(Path(options.run))
     if options.out is not None:
-        runner.fresh_directory(options.out, name="onboarded")  # before anything is computed
+        fresh_directory(options.out, name="onboarded")  # before anything is computed
     unfinished = unfinished_model(directory, version=__version__)
     model = federations_model(directory, unfinished)
     config = on_device(newcomers_config(directory, model.description), device=options.device)
@@ -53,7 +54,7 @@ def onboard(options: argparse.Namespace, console: Console) -> None:
             model, ClientData(data.train.to(device), data.validation.to(device), data.test.to(device)),
             config.training, seed=seed, finetune=finetune, compare=options.compare, progress=status.update,
         )  # fmt: skip
-    out = runner.fresh_directory(options.out, name=f"onboarded-{config.run_name}")
+    out = fresh_directory(options.out, name=f"onboarded-{config.run_name}")
     about = {
         "run": str(directory), "run_is_over": unfinished is None, "round": model.description.round, "data": name,
         "options": own_options, "seed": seed,

@@ -17,7 +17,7 @@ from spatl.perf.measure import machine, measure
 from spatl.perf.parts import PARTS
 from spatl.perf.scale import measure_clients
 from spatl.perf.side_by_side import measure_workers
-from spatl.runner import fresh_directory
+from spatl.runs.directory import fresh_directory
 from spatl.runs.text import human_bytes
 from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line, print_table

@@ -16,7 +16,7 @@ from spatl.config.loading import load_config, more_rounds
 from spatl.errors import ConfigError
 from spatl.json_files import write_json
 from spatl.report.result import RunResult
-from spatl.runs.directory import config_of
+from spatl.runs.directory import config_of, fresh_directory
 from spatl.runs.scores import human_score, metric_of, score_in, worst_in
 from spatl.runs.text import human_percent
 from spatl.terminal.progress import progress_of
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         return
     config = load_config(options.config, [*overrides, f"seed={options.seeds[0]}"])
     runner.check(config)  # before a directory is made
-    directory = runner.fresh_directory(options.out, name=config.run_name)
+    directory = fresh_directory(options.out, name=config.run_name)
     results = []
     for seed in options.seeds:
         console.rule(f"seed {seed}")
@@ -62,15 +62,15 @@ def _resume(console: Console, options: argparse.Namespace) -> RunResult:
             f"--resume goes on with the run's own config and directory, to more rounds at most (--set rounds=N): leave "
             f"out {superfluous[0]}"
         )
-    rounds = more_rounds(options.overrides)
+    rounds, workers = more_rounds(options.overrides, workers=True)
     config, command = config_of(Path(options.resume)), ["spatl", "run", "--resume", options.resume]
-    if rounds is not None:
-        command += ["--set", f"rounds={rounds}"]
+    for text in options.overrides:
+        command += ["--set", text]
     shown = config.model_copy(update={"rounds": rounds}) if type(rounds) is int else config
     with progress_of(console, shown) as progress:
         return runner.resume(
-            options.resume, rounds=rounds, on_round=progress.on_round, on_round_alone=progress.on_round_alone,
-            command=shlex.join(command),
+            options.resume, rounds=rounds, workers=workers, on_round=progress.on_round,
+            on_round_alone=progress.on_round_alone, command=shlex.join(command),
         )  # fmt: skip
 
 

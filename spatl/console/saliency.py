@@ -14,7 +14,7 @@ from spatl.experiments.claims import CLAIM_TABLE
 from spatl.experiments.figure import draw_outcome
 from spatl.experiments.measures import Row
 from spatl.experiments.run import PICTURE, RESULT, Outcome, conditions, quantities, run_experiments, ways, write_outcome
-from spatl.runner import fresh_directory
+from spatl.runs.directory import fresh_directory
 from spatl.terminal.progress import live_progress
 from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line, print_table

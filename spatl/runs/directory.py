@@ -1,5 +1,8 @@
 """Directory of a run: its locks, how far the run in it has come, and its config."""
 
+import contextlib
+import itertools
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -133,3 +136,38 @@ def _instead(directory: Path) -> str:
         there = f"; runs beside it: {', '.join(close[:_NAMED])}" if close else ""
         return f" to resume, for it is not there{there}"
     return " to resume"
+
+
+def fresh_directory(directory: str | Path | None, *, name: str) -> Path:
+    """Return the directory of a run: the one given, not made yet, or one below `runs/` with a name and the time.
+
+    The latter is made at once, and is this caller's alone: of those that start in one second each gets its own. One in
+    which a run was begun that never got to the end of a round may be taken again.
+
+    Raises:
+        SpatlError: It holds something already, or cannot be looked into or made.
+    """
+    if directory is None:
+        return _numbered_directory((Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
+    path = Path(directory).absolute()
+    try:
+        taken = path.exists() and (not path.is_dir() or not clear_start(path))
+    except OSError as error:
+        raise SpatlError(f"cannot use {path} for this run: {error.strerror}") from error
+    if taken:
+        raise ConfigError(f"{path} is already there and not empty; choose another directory for this run (--out)")
+    return path
+
+
+def _numbered_directory(path: Path) -> Path:
+    """Make a directory that nobody else has made: the one named, or the first that is free of `NAME-2`, `NAME-3`..."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                candidate.mkdir()
+                return candidate
+    except OSError as error:
+        raise SpatlError(f"cannot make the run's directory {path}: {error.strerror}") from error
+    raise AssertionError("counting never ends")

@@ -15,9 +15,12 @@ from flwr.app import Message, RecordDict
 from clients.app import app as client_app
 from server.app import serve
 from server.engines import run_inline
-from server.workers import WorkerGrid, check_workers
+from server.workers import WorkerGrid
+from spatl.config.resources import ResourcesConfig
+from spatl.console.main import main
 from spatl.deployment.processes import descendants, is_alive
 from spatl.errors import ConfigError, SpatlError
+from spatl.runs.directory import config_of, write_config
 from spatl.runs.records import read_lines
 from tests.support.federations import COMPRESSED, history_without_seconds, tiny_config, without_seconds
 
@@ -95,6 +98,23 @@ def test_a_run_without_a_worker_left_ends_in_one_line_and_goes_on_as_undisturbed
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_workers_as_undisturbed(tmp_path, capsys):
+    config = tiny_config(rounds=3, resources={"workers": 3})
+    grid = grid_of(config, tmp_path / "killed", doing(lambda: os._exit(7)), num_workers=1)
+    with pytest.raises(SpatlError, match="all processes that train clients died"):
+        serve(grid, config, tmp_path / "killed")
+    write_config(tmp_path / "killed", config)
+    resumed = ["run", "--resume", str(tmp_path / "killed"), "--set"]
+    assert main([*resumed, "resources.workers=-2"]) == 2
+    assert "resources.workers: input should be greater than or equal to 0" in capsys.readouterr().err
+    assert main([*resumed, "resources.cpus_per_client=2"]) == 2
+    assert "or with another number of processes" in " ".join(capsys.readouterr().err.split())
+    assert main([*resumed, "resources.workers=2"]) == 0
+    assert config_of(tmp_path / "killed").resources.workers == 2
+    run_inline(config, tmp_path / "whole")
+    assert history_without_seconds(tmp_path / "killed") == history_without_seconds(tmp_path / "whole")
+
+
 def test_what_a_client_raises_is_its_reply(tmp_path, caplog):
     def fail():
         raise RuntimeError("no such luck")
@@ -177,12 +197,12 @@ def test_workers_end_with_a_server_that_is_killed_and_the_run_goes_on_as_undistu
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"device": "cuda:0", "threads": 1}, "training.device is cuda:0 here: take engine: ray"),
+        ({"device": "cuda:0", "threads": 1}, "training.device is cuda:0 here: set it to cpu, or take engine: ray"),
         ({"device": "cpu", "threads": 2}, "one thread a client, training.threads is 2: set it to 1"),
     ],
 )
 def test_what_workers_cannot_do_is_said(settings, message):
     with pytest.raises(ConfigError, match=f"resources.workers: 2 .*{message}"):
-        check_workers(2, **settings)
-    check_workers(0, **settings)
-    check_workers(2, device="cpu", threads=1)
+        ResourcesConfig(workers=2).check_workers(**settings)
+    ResourcesConfig().check_workers(**settings)
+    ResourcesConfig(workers=2).check_workers(device="cpu", threads=1)

@@ -12,8 +12,8 @@ import pytest
 
 from spatl.errors import ConfigError, SpatlError
 from spatl.report.result import read_run
-from spatl.runner import fresh_directory, run
-from spatl.runs.directory import alone_in_run, clear_start
+from spatl.runner import run
+from spatl.runs.directory import alone_in_run, clear_start, fresh_directory
 from spatl.runs.files import CONFIG, HISTORY, LOCK
 from spatl.runs.records import read_lines
 from tests.support.federations import tiny_config
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_directories_that_are_made_in_one_second_are_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("spatl.runner.time.strftime", lambda form: "20260101-000000")
+    monkeypatch.setattr("spatl.runs.directory.time.strftime", lambda form: "20260101-000000")
     together = Barrier(8)
 
     def made(_: int) -> Path:
@@ -82,7 +82,7 @@ def test_a_start_that_was_run_to_its_end_before_it_is_locked_is_not_cleared(
 @pytest.mark.slow
 def test_runs_in_a_loop_each_have_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("spatl.runner.time.strftime", lambda form: "20260101-000000")
+    monkeypatch.setattr("spatl.runs.directory.time.strftime", lambda form: "20260101-000000")
     results = [run(tiny_config(rounds=1, seed=4), pictures=False) for _ in range(3)]
     assert len({result.directory for result in results}) == 3
     assert len({str(result.summary["accuracy"]) for result in results}) == 1
@@ -93,7 +93,7 @@ def test_processes_that_start_at_once_each_finish_a_run_of_their_own(tmp_path: P
     """With the same --out one of them runs, and the others say why they do not."""
     (tmp_path / "tiny.yaml").write_text(tiny_config(rounds=1).to_yaml())
     code = (
-        "import sys, spatl.runner; spatl.runner.time.strftime = lambda form: '20260101-000000'; "
+        "import sys, spatl.runner; spatl.runs.directory.time.strftime = lambda form: '20260101-000000'; "
         f"sys.path.insert(0, {str(ROOT)!r}); from spatl.console.main import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "run", "tiny.yaml"]
