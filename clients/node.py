@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from clients.owner import budget_of_node, owner_of
 from clients.pinned import check_pinned, is_pinned
+from clients.shared_store import SharedStore
 from clients.store import ContextStore, DirectoryStore, StateStore
 from spatl.channels.costs import Budget
 from spatl.config.experiment import ExperimentConfig
@@ -20,6 +21,7 @@ from spatl.deployment.sites import NO_FINDINGS
 from spatl.errors import ConfigError, NotRegistered, SpatlError
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.workplace import Workplace
+from spatl.runs.states import states_of
 from spatl.sealed_files import SYNCS_AT_ONCE
 
 
@@ -44,16 +46,19 @@ def budget_of(context: Context) -> Budget | None:
 def store_of(context: Context) -> StateStore:
     """A deployed client's state lies in its own device's directory, whatever the server says.
 
-    The clients of a simulation share a machine with the server, which waits for the disk once a round for all of them;
-    those on the nodes of a cluster do not.
+    The clients of a simulation share a machine with the server, which makes one file for all of them
+    (`spatl.runs.states`) and waits for the disk once a round; those of large networks, and those on the nodes of a
+    cluster, have files of their own.
     """
     if is_device(context):
         return DirectoryStore(directory_of(context))
-    directory = str(context.run_config.get("out", ""))
-    if directory:
-        waits = not SYNCS_AT_ONCE or sent_config(context).resources.ray_address is not None
-        return DirectoryStore(Path(directory) / "clients" / str(client_of(context)), synced=waits)
-    return ContextStore(context.state)
+    if not (directory := str(context.run_config.get("out", ""))):
+        return ContextStore(context.state)
+    run, client = Path(directory), client_of(context)
+    if (states := states_of(run)) is not None:
+        return SharedStore(run, states, client)
+    waits = not SYNCS_AT_ONCE or sent_config(context).resources.ray_address is not None
+    return DirectoryStore(run / "clients" / str(client), synced=waits)
 
 
 def directory_of(context: Context) -> Path:

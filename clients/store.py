@@ -1,15 +1,16 @@
 """Store of a client's state: a directory of its own, or the memory that Flower keeps for the node.
 
-The state is one safetensors blob whose header carries the integers and a seal, the SHA-256 of all other bytes: one
-file is replaced atomically, and a damaged one is never used. The state of the round before lies beside it: a round that
-the server asks for again, because it was killed in it, starts from that one. The last answer lies there too, for a
-question that comes again because it was lost on its way: no work is done twice.
+The clients of a simulation have one file together (`clients.shared_store`). In a directory of its own, the state is one
+safetensors blob whose header carries the integers and a seal, the SHA-256 of all other bytes: one file is replaced
+atomically, and a damaged one is never used. The state of the round before lies beside it: a round that the server asks
+for again, because it was killed in it, starts from that one. The last answer lies there too, for a question that comes
+again because it was lost on its way: no work is done twice.
 """
 
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -125,32 +126,10 @@ class DirectoryStore:
             SpatlError: The state is damaged and cannot be replaced, of another format, or of rounds that the server
                 has lost.
         """
-        newest = damage = None
-        try:
-            newest = self._read(self._path)
-        except DamagedState as error:
-            damage = error
-        if newest is not None and (before is None or newest.control_round < before):
-            return newest
-        try:
-            previous = self._read(self._previous)
-        except DamagedState as error:
-            raise DamagedState(f"{damage or error} ({self._path}), and so is the one before it") from error
-        if newest is not None and before is not None:
-            return _of_round_before(newest, previous, before)
-        if previous is None and damage is None:
-            return None
-        damage = damage or DamagedState("the client's state is missing")
-        if previous is None:
-            raise DamagedState(
-                f"{damage} ({self._path}), and there is none before it; without {self._directory} the client starts "
-                "anew, its own parts lost"
-            ) from damage
-        if before is not None and previous.control_round > before:
-            raise _lost_rounds(previous, before)
-        logger.warning("%s (%s): going on from the one before it, of round %d", damage, self._path,
-                       previous.control_round)  # fmt: skip
-        return previous
+        return state_before(
+            lambda: self._read(self._path), lambda: self._read(self._previous), before=before, where=str(self._path),
+            anew=f"without {self._directory} the client starts anew, its own parts lost",
+        )  # fmt: skip
 
     def save(self, state: ClientState, *, question: bytes = b"", answer: bytes = b"") -> None:
         """Write to a temporary name, keep the state of the round before unless it is damaged, then rename.
@@ -291,6 +270,43 @@ class ContextStore:
         data = record[name]
         assert isinstance(data, bytes)
         return ClientState.from_bytes(data)
+
+
+def state_before(
+    read_newest: Callable[[], ClientState | None], read_previous: Callable[[], ClientState | None], *,
+    before: int | None, where: str, anew: str,
+) -> ClientState | None:  # fmt: skip
+    """Choose between the state last saved and the one of the round before, as `DirectoryStore.load`.
+
+    Args:
+        read_newest: Reads the state last saved; None where there is none.
+        read_previous: Likewise the one of the round before.
+        before: As of `DirectoryStore.load`.
+        where: The place, for messages.
+        anew: How the client would start anew, likewise.
+    """
+    newest = damage = None
+    try:
+        newest = read_newest()
+    except DamagedState as error:
+        damage = error
+    if newest is not None and (before is None or newest.control_round < before):
+        return newest
+    try:
+        previous = read_previous()
+    except DamagedState as error:
+        raise DamagedState(f"{damage or error} ({where}), and so is the one before it") from error
+    if newest is not None and before is not None:
+        return _of_round_before(newest, previous, before)
+    if previous is None and damage is None:
+        return None
+    damage = damage or DamagedState("the client's state is missing")
+    if previous is None:
+        raise DamagedState(f"{damage} ({where}), and there is none before it; {anew}") from damage
+    if before is not None and previous.control_round > before:
+        raise _lost_rounds(previous, before)
+    logger.warning("%s (%s): going on from the one before it, of round %d", damage, where, previous.control_round)
+    return previous
 
 
 def _of_round_before(newest: ClientState, previous: ClientState | None, before: int) -> ClientState | None:

@@ -57,6 +57,7 @@ from spatl.runs.files import CONFIG, ERROR, FLOWER_LOG, HISTORY, LOG, SUMMARY, T
 from spatl.runs.going_on import where_to_go_on
 from spatl.runs.log import EVENTS, logged_to, make_logs_printable
 from spatl.runs.members import read_members
+from spatl.runs.states import kept_by, make_states
 from spatl.runs.tensorboard import Scalars
 from spatl.selection.common_mask import common_selection
 from spatl.training.device import reproducible
@@ -189,7 +190,7 @@ def serve(
     EVENTS.info("%d clients registered; round %d of %d is next", len(clients), done + 1, config.rounds)
     selection = agreed_selection(registered, known) if config.row.static_mask else None
     strategy = _strategy(registered, members, recorder, selection, checkpoint, grid=grid, simulated=not devices)
-    _run_rounds(strategy, grid, config)
+    _run_rounds(strategy, grid, config, directory, simulated=not devices)
     _write_model(strategy, recorder, directory)
     facts = _facts(strategy, members, recorder, engine=_engine_name(grid, config))
     most_examples = max(strategy.state.num_examples.values())
@@ -244,11 +245,17 @@ def _strategy(
     )
 
 
-def _run_rounds(strategy: FederationStrategy, grid: Grid, config: ExperimentConfig) -> None:
-    """Run the rounds that are left by Flower's own loop."""
+def _run_rounds(
+    strategy: FederationStrategy, grid: Grid, config: ExperimentConfig, directory: Path, *, simulated: bool
+) -> None:
+    """Run the rounds that are left by Flower's own loop, where clients are simulated with a place for their states."""
     if not strategy.num_rounds_left:
         return
-    with reproducible(config.training.threads), suppress(RoundsOver):
+    if simulated:
+        num_parameters = sum(each.numel() for each in strategy.federation.blueprint.model.parameters())
+        make_states(directory, num_parameters=num_parameters, cluster=config.resources.ray_address is not None)
+    kept = kept_by(directory, alone=isinstance(grid, InProcessGrid))
+    with kept, reproducible(config.training.threads), suppress(RoundsOver):
         strategy.start(
             grid,
             initial_arrays=ArrayRecord(),  # the strategy packs one blob per round itself

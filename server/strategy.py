@@ -33,7 +33,7 @@ from spatl.rounds.server import close_round, first_state, open_round
 from spatl.rounds.server_state import ServerState
 from spatl.runs.checkpoint import Checkpoint, save_checkpoint
 from spatl.runs.records import HistoryRow
-from spatl.sealed_files import SYNCS_AT_ONCE, sync_files_below
+from spatl.runs.states import settle_states
 from spatl.wire.statistics import STATISTICS_QUESTION
 
 logger = logging.getLogger(__name__)
@@ -206,8 +206,8 @@ class FederationStrategy(Strategy):
             raise SpatlError(
                 "no client could evaluate the encoder after the last round; the rounds themselves are written"
             )
-        if self._simulated and SYNCS_AT_ONCE:
-            sync_files_below(self._recorder.directory)  # the clients' states, which did not wait for the disk
+        if self._simulated:
+            settle_states(self._recorder.directory)  # which did not wait for the disk
         # What is written before a checkpoint is written again if the run is killed in between.
         save_checkpoint(Checkpoint(number, self.state), self._recorder.directory)
         return _shown(row)

@@ -78,7 +78,7 @@ class StoredTensor:
         """
         tensor = torch.empty(self.shape, dtype=self.dtype)
         place = 0
-        buffer = _bytes_of(tensor)
+        buffer = bytes_of(tensor)
         for piece in self.pieces():
             buffer[place : place + len(piece)] = piece
             place += len(piece)
@@ -366,7 +366,7 @@ def _write(
     digest = _digest_around(head, place)
     for _, tensor in ordered:
         pieces: Iterable[bytes | memoryview] = (
-            tensor.pieces() if isinstance(tensor, StoredTensor) else (_bytes_of(tensor.detach().cpu().contiguous()),)
+            tensor.pieces() if isinstance(tensor, StoredTensor) else (bytes_of(tensor.detach().cpu().contiguous()),)
         )
         for piece in pieces:
             digest.update(piece)
@@ -375,7 +375,7 @@ def _write(
     file.write(digest.hexdigest().encode())
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, which are its own."""
     flat = tensor.reshape(-1)
     if flat.stride() != (1,):  # a single number, which is contiguous whatever its strides are

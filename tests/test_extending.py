@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from clients.store import DirectoryStore
 from spatl import RunResult, parse_config, run
 from spatl.bench.plan import merged
 from spatl.rounds.blueprint import Blueprint, make_blueprint
 from spatl.runs.records import read_lines
+from tests.support.federations import state_of
 from tests.support.layouts import interleaved_layout, make_update
 
 ROOT = Path(__file__).parents[1]
@@ -82,8 +82,7 @@ def test_the_selector_sends_what_is_overdue(tmp_path: Path) -> None:
     for client in range(4):
         ages = []
         for name in ("one", "two"):
-            state = DirectoryStore(tmp_path / name / "clients" / str(client)).load(before=None)
-            assert state is not None
+            state = state_of(tmp_path / name, client)
             ages.append(state.selector["age"])
         before, after = ages
         assert 0 < int((after == 1).sum()) < len(after)

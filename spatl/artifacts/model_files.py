@@ -19,9 +19,10 @@ from spatl.data.normalisation import Normalisation
 from spatl.errors import SpatlError
 from spatl.models import add_residual_, build_model
 from spatl.models.inputs import take_inputs_
-from spatl.models.weights import load_weights_, packed, read_weights
+from spatl.models.weights import load_weights_, packed, read_weights, weights_in
 from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.server_model import names_of_clients, server_tensors
+from spatl.runs.states import reading_states
 from spatl.sealed_files import replace_file
 from spatl.tensors.inputs import NamedInputs
 from spatl.wire.statistics import Statistics
@@ -196,7 +197,7 @@ def read_model(directory: str | Path, *, client: int | None = None, best: bool =
     if description.client is not None:
         private = read_weights(place / PRIVATE) if (place / PRIVATE).exists() else {}
     elif client is not None and not (best and description.lacks):
-        private = read_weights(_private_file(run, client))
+        private = _private_part(run, client)
         if best:  # all else in it is of the last model
             private = {name: each for name, each in private.items() if name == LABEL_OFFSET}
         description = description.named(client=client, lacks=(), accuracy=None)
@@ -239,15 +240,22 @@ def _inputs_of(dataset: Dataset) -> dict[str, Any]:
     return {"input_shape": tuple(inputs.shape[1:]), "num_tokens": tokens}
 
 
-def _private_file(run: Path, client: int) -> Path:
+def _private_part(run: Path, client: int) -> dict[str, Tensor]:
+    """Return what a client of a run has of its own of the model."""
     path = run / "clients" / str(client) / PRIVATE
-    if not path.exists():
-        known = sorted(int(each.parent.name) for each in run.glob(f"clients/*/{PRIVATE}") if each.parent.name.isdigit())
-        there = (
-            f"there are clients {', '.join(map(str, known))}" if known else "devices keep their own parts themselves"
-        )
-        raise SpatlError(f"{run} holds no part of client {client}: {path} is not there; {there}")
-    return path
+    with reading_states(run) as states:
+        if states is not None:
+            part, known, where = states.part(client), states.with_parts(), f"{states.path} has none"
+            if part is not None:
+                return weights_in(part, where=f"the part of client {client} in {states.path}")
+        elif path.exists():
+            return read_weights(path)
+        else:
+            paths = run.glob(f"clients/*/{PRIVATE}")
+            known = sorted(int(each.parent.name) for each in paths if each.parent.name.isdigit())
+            where = f"{path} is not there"
+    there = f"there are clients {', '.join(map(str, known))}" if known else "devices keep their own parts themselves"
+    raise SpatlError(f"{run} holds no part of client {client}: {where}; {there}")
 
 
 def _lacking(place: Path, description: ModelDescription) -> str:

@@ -48,10 +48,19 @@ def read_weights(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
     data = _bytes_of(path)
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
         raise SpatlError(f"{path} is not as it was written: its SHA-256 is another than {sha256}; put the file back")
+    return weights_in(data, where=str(path))
+
+
+def weights_in(data: bytes, *, where: str) -> dict[str, Tensor]:
+    """Return the tensors by name in the bytes of a safetensors file.
+
+    Raises:
+        SpatlError: They are none, or damaged; the message says `where` they are from.
+    """
     try:
         return load(data)
     except (SafetensorError, ValueError) as error:
-        raise SpatlError(f"{path} is no safetensors file, or it is damaged: {error}") from error
+        raise SpatlError(f"{where} is no safetensors file, or it is damaged: {error}") from error
 
 
 def load_weights_(network: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:

@@ -24,7 +24,8 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "state": (
         "clients.store:DirectoryStore.load", "clients.store:DirectoryStore.save",
-        "spatl.runs.checkpoint:save_checkpoint", "spatl.sealed_files:sync_files_below",
+        "clients.shared_store:SharedStore.load", "clients.shared_store:SharedStore.save",
+        "spatl.runs.checkpoint:save_checkpoint", "spatl.runs.states:settle_states",
     ),
     "model": ("spatl.rounds.client:train_round", "spatl.rounds.client_evaluation:evaluate_round"),
     "messages": ("server.grids:InProcessGrid.pull_messages", "server.exchange:Exchange.ask"),

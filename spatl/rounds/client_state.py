@@ -95,13 +95,14 @@ class ClientState:
 
     def to_bytes(self) -> bytes:
         """Serialise the state."""
-        return seal(*self._content(), version=FORMAT)
+        return seal(*self.content(), version=FORMAT)
 
     def write(self, path: Path, *, synced: bool = True) -> None:
         """Write what `to_bytes` returns to a file, some of it at a time; if `synced`, wait until the disk has it."""
-        write_sealed(path, *self._content(), version=FORMAT, synced=synced)
+        write_sealed(path, *self.content(), version=FORMAT, synced=synced)
 
-    def _content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, Any]]:
+    def content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, Any]]:
+        """All that it is: tensors, and a header of JSON values."""
         tensors: dict[str, Tensor | StoredTensor] = {
             "control": self.control,
             "pending_control": self.pending_control,
@@ -131,7 +132,7 @@ class ClientState:
             DamagedState: The bytes are damaged.
             SpatlError: They are of another format.
         """
-        return cls._of(*unseal(data, version=FORMAT, what="the client's state"))
+        return cls.of_content(*unseal(data, version=FORMAT, what="the client's state"))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -142,10 +143,11 @@ class ClientState:
             DamagedState: It is damaged.
             SpatlError: It is of another format.
         """
-        return cls._of(*read_sealed(path, version=FORMAT, what="the client's state"))
+        return cls.of_content(*read_sealed(path, version=FORMAT, what="the client's state"))
 
     @classmethod
-    def _of(cls, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any]) -> Self:
+    def of_content(cls, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any]) -> Self:
+        """The state of a content."""
         optional = {name: as_tensor(tensors[name]) for name in ("base", "held_control") if name in tensors}
         return cls(
             private=_below("private/", tensors),

@@ -1,6 +1,7 @@
 """Start of a run that goes on: its checkpoint, held against all else it needs, before anything is cut or written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from spatl.errors import DamagedState, SpatlError
@@ -8,6 +9,7 @@ from spatl.rounds.client_state import FORMAT
 from spatl.runs.checkpoint import Checkpoint, load_checkpoint
 from spatl.runs.files import PREVIOUS_STATE, STATE
 from spatl.runs.marks import Mark, check_without_checkpoint, checked_marks
+from spatl.runs.states import States, reading_states
 from spatl.sealed_files import read_sealed
 
 _CLIENTS = "clients"  # of a simulation, each with a directory of its own
@@ -46,26 +48,52 @@ def check_client_states(directory: Path, folded: Mapping[int, int], *, server_ro
     Raises:
         DamagedState: One of them does not.
     """
-    for client, last in sorted(folded.items()):
-        own, faults = directory / _CLIENTS / str(client), list[str]()
-        if last and not any(_fits(own / name, last, server_round, faults) for name in (STATE, PREVIOUS_STATE)):
-            raise DamagedState(
-                f"client {client} cannot go on after round {server_round}: {faults[0]}; put it back from a copy of the "
-                "run, or start a run in another directory"
-            )
+    with reading_states(directory) as states:
+        for client, last in sorted(folded.items()):
+            faults = list[str]()
+            kept = _in_files(directory, client) if states is None else _in_one_file(states, client)
+            if last and not any(_fits(where, round_of, last, server_round, faults) for where, round_of in kept):
+                raise DamagedState(
+                    f"client {client} cannot go on after round {server_round}: {faults[0]}; put it back from a copy of "
+                    "the run, or start a run in another directory"
+                )
+        if states is not None:
+            states.check()
 
 
-def _fits(path: Path, first: int, last: int, faults: list[str]) -> bool:
+_Kept = Sequence[tuple[str, Callable[[], int]]]
+"""Places of a client's states, the newest first, and what reads the round of each."""
+
+
+def _in_files(directory: Path, client: int) -> _Kept:
+    def round_of(path: Path) -> int:
+        _, header = read_sealed(path, version=FORMAT, what="the client's state")
+        return int(header["control_round"])
+
+    paths = (directory / _CLIENTS / str(client) / name for name in (STATE, PREVIOUS_STATE))
+    return [(str(path), partial(round_of, path)) for path in paths]
+
+
+def _in_one_file(states: States, client: int) -> _Kept:
+    def round_of(before: bool) -> int:
+        state = states.read(client, before=before)
+        if state is None:
+            raise FileNotFoundError
+        return state.control_round
+
+    return [(f"the state in {states.path}", partial(round_of, before)) for before in (False, True)]
+
+
+def _fits(where: str, round_of: Callable[[], int], first: int, last: int, faults: list[str]) -> bool:
     """Return whether a state is whole and of a round from `first` to `last`; why not is added to the faults."""
     try:
-        _, header = read_sealed(path, version=FORMAT, what="the client's state")
+        number = round_of()
     except FileNotFoundError:
-        faults.append(f"{path} is not there")
+        faults.append(f"{where} is not there")
     except SpatlError as error:
-        faults.append(f"{error} ({path})")
+        faults.append(f"{error} ({where})")
     else:
-        number = int(header["control_round"])
         if first <= number <= last:
             return True
-        faults.append(f"{path} is of round {number}")
+        faults.append(f"{where} is of round {number}")
     return False

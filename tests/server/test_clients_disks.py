@@ -72,7 +72,7 @@ def test_on_ray_a_client_that_may_not_write_ends_the_run_in_one_line_and_it_goes
     run(config, tmp_path / "whole", pictures=False)
     path, out = tmp_path / "config.yaml", tmp_path / "out"
     path.write_text(config.model_copy(update={"engine": "ray"}).to_yaml())
-    own = out / "clients" / "1"
+    own = out / "clients"
 
     def disturb():
         until(lambda: (out / HISTORY).exists() and read_lines(out / HISTORY), seconds=240.0)
@@ -85,7 +85,7 @@ def test_on_ray_a_client_that_may_not_write_ends_the_run_in_one_line_and_it_goes
     error = capsys.readouterr().err
     assert "Traceback" not in error
     (line,) = [each for each in error.splitlines() if each.startswith("spatl: ")]
-    assert f"cannot make {own / 'state.lock'}: Permission denied; then go on with the run in {out} (--resume)" in line
+    assert f"cannot make {own / 'lock'}: Permission denied; then go on with the run in {out} (--resume)" in line
     own.unlink()
     shutil.move(own.with_name("kept"), own)
     assert main(["run", "--resume", str(out)]) == 0

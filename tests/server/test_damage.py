@@ -18,6 +18,7 @@ from spatl.runs.files import (
     CHECKPOINT,
     CHECKPOINT_BEFORE,
     CLIENTS,
+    CLIENTS_STATES,
     CONFIG,
     CURVES,
     ERROR,
@@ -26,13 +27,12 @@ from spatl.runs.files import (
     MARKS,
     REGISTRATION,
     REPORT,
-    STATE,
     SUMMARY,
     TIMINGS,
 )  # fmt: skip
 from spatl.runs.records import read_lines
 from tests.studies import damage as study
-from tests.support.federations import history_without_seconds, tiny_config
+from tests.support.federations import harm_state, history_without_seconds, tiny_config
 
 ROUNDS = 4
 
@@ -288,15 +288,13 @@ def test_status_names_a_file_of_errors_or_absences_that_is_damaged(name, content
 
 def test_a_client_of_a_simulation_that_lost_its_state_does_not_go_on_to_other_numbers(killed_run, whole_and_killed):
     """Neither from none, nor from that of the round before, which is of another round than the server's."""
-    own = killed_run / "clients" / "1"
-    before = {path.name: path.read_bytes() for path in own.iterdir()}
-    for harm in (lambda: shutil.rmtree(own), (own / STATE).unlink, lambda: (own / STATE).write_bytes(b"")):
-        harm()
+    path = killed_run / CLIENTS_STATES
+    before = path.read_bytes()
+    for harm in ({"lost": True}, {"lost": True, "newest": True}, {}):
+        harm_state(killed_run, 1, **harm)
         with pytest.raises(DamagedState, match=r"client 1 cannot go on after round 3: .*put it back"):
             resume(killed_run, pictures=False)
-        own.mkdir(exist_ok=True)
-        for name, data in before.items():
-            (own / name).write_bytes(data)
+        path.write_bytes(before)
     resume(killed_run, pictures=False)
     assert history_without_seconds(killed_run) == history_without_seconds(whole_and_killed[0])
 

@@ -122,7 +122,7 @@ def test_a_run_leaves_what_the_design_lists(tmp_path):
     assert all(row["participants"] == 5 and row["rejected"] == 0 for row in rows)
     clients = read_lines(tmp_path / "clients.jsonl")
     assert {(row["round"], row["client"]) for row in clients} == {(r, c) for r in (1, 2, 3) for c in range(5)}
-    assert sorted(path.name for path in (tmp_path / "clients").iterdir()) == ["0", "1", "2", "3", "4"]
+    assert sorted(path.name for path in (tmp_path / "clients").iterdir()) == ["lock", "states.sqlite"]
     assert load_config(tmp_path / "config.yaml") == config
 
 

@@ -6,7 +6,14 @@ import pytest
 
 from spatl.rounds.downlink import Reference
 from tests.studies.losses import accuracy_with
-from tests.support.federations import COMPRESSED, DENSE, assert_c_is_the_weighted_sum_of_the_c_i, run_tiny, tiny_config
+from tests.support.federations import (
+    COMPRESSED,
+    DENSE,
+    assert_c_is_the_weighted_sum_of_the_c_i,
+    harm_state,
+    run_tiny,
+    tiny_config,
+)
 
 
 @pytest.mark.slow
@@ -39,8 +46,7 @@ def test_a_damaged_state_is_replaced_by_the_one_before_only_if_c_stays_the_weigh
     def loses(client: int, message) -> bool:
         if client != 2 or message.metadata.message_type != "train" or message.metadata.group_id != "2":
             return False
-        path = tmp_path / "clients" / "2" / "state.safetensors"
-        path.write_bytes(path.read_bytes()[:-1])
+        harm_state(tmp_path, 2, running=True)
         return lost
 
     config = tiny_config(rounds=5, method="spatl", selection={"selector": "update"}, wire=wire)

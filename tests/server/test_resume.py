@@ -16,6 +16,7 @@ import torch
 import clients.app
 import clients.store
 import server.strategy
+from clients.shared_store import SharedStore
 from clients.store import DirectoryStore
 from server.engines import run_inline
 from server.recorder import Recorder
@@ -28,8 +29,10 @@ from spatl.rounds.downlink import Versions
 from spatl.runner import resume, run
 from spatl.runs.checkpoint import Checkpoint, ServerState, load_checkpoint, save_checkpoint
 from spatl.runs.directory import alone_in_run, write_config
-from spatl.runs.files import CHECKPOINT
+from spatl.runs.files import CHECKPOINT, CLIENTS_STATES
 from spatl.runs.records import read_lines
+from spatl.runs.state_tensors import StateTensors
+from spatl.runs.states import States
 from spatl.sealed_files import alone_in
 from tests.support.federations import (
     COMPRESSED,
@@ -50,10 +53,13 @@ class Killed(BaseException):
 
 INSTANTS = {
     "a round opens": (FederationStrategy, "configure_train", "before"),
-    "a client has trained": (DirectoryStore, "save", "before"),
-    "a client has saved": (DirectoryStore, "save", "after"),
-    "a client's file is being replaced": (os, "replace", "before"),
+    "a client has trained": (SharedStore, "save", "before"),
+    "a client's state is being written": (StateTensors, "keep", "after"),
+    "a client has saved": (SharedStore, "save", "after"),
+    "a file is being replaced": (os, "replace", "before"),
     "an update is folded in": (Aggregator, "add", "after"),
+    "the clients' states go to the disk": (States, "settle", "before"),
+    "the clients' states are on the disk": (States, "settle", "after"),
     "the round is being written": (server.strategy, "save_checkpoint", "before"),
     "the round is written": (server.strategy, "save_checkpoint", "after"),
     "a client has evaluated the final encoder": (clients.app, "evaluate_round", "after"),
@@ -139,7 +145,7 @@ def killed_twice_and_resumed(setting, instant, directory, monkeypatch, *, first,
 @pytest.mark.slow
 @pytest.mark.parametrize("instant", INSTANTS)
 def test_a_run_killed_twice_ends_as_if_nothing_had_happened(tmp_path, monkeypatch, undisturbed, instant):
-    first = {"a client's file is being replaced": 11, "the summary is missing": 1, "a round opens": 2}.get(instant, 3)
+    first = {"a file is being replaced": 8, "the summary is missing": 1, "a round opens": 2}.get(instant, 3)
     setting = "spatl, some clients"
     killed_twice_and_resumed(setting, instant, tmp_path, monkeypatch, first=first, second=1)
     assert left_behind(tmp_path) == undisturbed(setting)
@@ -151,10 +157,8 @@ def test_so_does_a_run_of_every_kind_killed_at_random_instants(tmp_path, monkeyp
     draw = random.Random(setting)
     for number, instant in enumerate(draw.sample(list(INSTANTS), 4)):
         directory = tmp_path / str(number)
-        # The first replaced file is the config: before it there is nothing to resume.
-        least, most = {"the summary is missing": (1, 1), "a client's file is being replaced": (2, 12)}.get(
-            instant, (1, 3)
-        )
+        # The second replaced file is the config: before it there is nothing to resume.
+        least, most = {"the summary is missing": (1, 1), "a file is being replaced": (3, 8)}.get(instant, (1, 3))
         first, second = draw.randint(least, most), draw.randint(least, most)
         killed_twice_and_resumed(setting, instant, directory, monkeypatch, first=first, second=second)
         assert left_behind(directory) == undisturbed(setting), instant
@@ -218,7 +222,8 @@ def test_twenty_real_kills_in_one_run_change_nothing_and_c_stays_the_weighted_su
 
 def newest(directory):
     """When anything of a run was last written."""
-    return max((path.stat().st_mtime_ns for path in directory.rglob("*.safetensors")), default=0)
+    paths = [directory / f"{CLIENTS_STATES}{end}" for end in ("", "-wal")]
+    return max((path.stat().st_mtime_ns for path in paths if path.exists()), default=0)
 
 
 @pytest.mark.slow
@@ -342,6 +347,17 @@ def test_a_checkpoint_reads_as_it_was_written(tmp_path):
         first = replace(written, state=replace(state, admission=Admission()))
         assert Checkpoint.from_bytes(first.to_bytes()).state.admission == Admission()
         assert (read.state.first_loss, read.state.useless_rounds, read.state.cannot_build) == (2.5, 1, {1})
+
+
+def test_clients_that_have_files_of_their_own_keep_them_and_come_to_the_same(tmp_path):
+    """As of a run that an earlier version began, of a large model, or of a cluster."""
+    config = tiny_config(**SETTINGS["spatl, some clients"])
+    (tmp_path / "files" / "clients" / "0").mkdir(parents=True)
+    for name in ("files", "one file"):
+        run_inline(config, tmp_path / name)
+    assert left_behind(tmp_path / "files") == left_behind(tmp_path / "one file")
+    assert not (tmp_path / "files" / CLIENTS_STATES).exists()
+    assert [path.name for path in (tmp_path / "one file" / "clients").iterdir() if path.is_dir()] == []
 
 
 def numbered(number):

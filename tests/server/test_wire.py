@@ -1,7 +1,6 @@
 """What goes over the wire in whole runs: how much, who holds what, and what becomes of a client that lost its way."""
 
 import dataclasses
-import shutil
 
 import pytest
 import torch
@@ -21,7 +20,17 @@ from spatl.sealed_files import as_tensor
 from spatl.seeding import numpy_generator
 from spatl.wire.blob import CLIENT_FORGOT, CLIENT_LOST
 from spatl.wire.download import unpack_download
-from tests.support.federations import COMPRESSED, blob_of, blueprint_of, losing, opened, run_tiny, state_of, tiny_config
+from tests.support.federations import (
+    COMPRESSED,
+    blob_of,
+    blueprint_of,
+    harm_state,
+    losing,
+    opened,
+    run_tiny,
+    state_of,
+    tiny_config,
+)
 from tests.support.flower import record_bytes
 
 
@@ -201,7 +210,7 @@ def test_a_client_that_loses_its_directory_starts_again_from_the_initial_encoder
 
     def before(client, message):
         if client == 2 and message.metadata.message_type == "train" and message.metadata.group_id in ("3", "6"):
-            shutil.rmtree(tmp_path / "clients" / "2")
+            harm_state(tmp_path, 2, lost=True, running=True)
 
     config = tiny_config(rounds=7)
     watched = Watched(config, tmp_path, strategies, before=before)

@@ -73,10 +73,9 @@ def run_until(directory: Path, config: ExperimentConfig, nth: int) -> None:
 
 
 def files_of(run: Path) -> list[Path]:
-    """The files of a run, as paths within it; of its clients the first one's stand for all."""
+    """The files of a run, as paths within it."""
     found = sorted(path.relative_to(run) for path in run.rglob("*") if path.is_file())
-    first = [path for path in found if path.parts[0] != "clients" or path.parts[1] == "0"]
-    return [path for path in first if path.suffix != ".lock" and path.name not in LOCKS]
+    return [path for path in found if path.name not in LOCKS]
 
 
 def damaged(data: bytes, name: str, draw: random.Random) -> bytes | None:

@@ -1,6 +1,8 @@
 """Small federations for tests: a config that runs in a second or two, and ways to look into a run."""
 
+import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
+from clients.shared_store import SharedStore
 from clients.store import DirectoryStore
 from server.app import serve
 from server.grids import InProcessGrid
@@ -22,7 +25,9 @@ from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.control import half_life_of
 from spatl.runs.checkpoint import ServerState
+from spatl.runs.files import CLIENTS_STATES
 from spatl.runs.records import read_lines
+from spatl.runs.states import reading_states, states_of
 from spatl.seeding import numpy_generator
 from spatl.wire.blob import BLOB, DIGEST_BYTES, RECORD, open_sections, section_bytes
 from spatl.wire.registration import RegistrationAnswer
@@ -190,9 +195,42 @@ def parted(blob: bytes, layout: EncoderLayout) -> tuple[bytes, TrainReport]:
 
 def state_of(directory: Path, client: int) -> ClientState:
     """What a client keeps on its disk."""
-    state = DirectoryStore(directory / "clients" / str(client)).load()
+    state = kept_state(directory, client)
     assert state is not None
     return state
+
+
+def kept_state(directory: Path, client: int) -> ClientState | None:
+    """The same of a client that may keep nothing."""
+    with reading_states(directory) as states:
+        if states is not None:
+            return SharedStore(directory, states, client).load()
+    return DirectoryStore(directory / "clients" / str(client)).load()
+
+
+def harm_state(
+    directory: Path, client: int, *, lost: bool = False, newest: bool = False, running: bool = False
+) -> None:
+    """Cut off the last byte of a simulated client's state, as a fault of the disk may, or take all of its away.
+
+    Args:
+        directory: The run's.
+        client: The client.
+        lost: Whether the states are lost, and not damaged.
+        newest: Whether only the newest is.
+        running: Whether this process runs it, so that what it has saved by now is to be in the file first.
+    """
+    if running and (states := states_of(directory)) is not None:
+        states.settle()
+    slots = (0,) if newest or not lost else (0, 1)
+    with closing(sqlite3.connect(directory / CLIENTS_STATES)) as file:
+        for slot in slots:
+            if lost:
+                file.execute("DELETE FROM states WHERE client = ? AND slot = ?", (client, slot))
+            else:
+                change = "UPDATE states SET head = substr(head, 1, length(head) - 1) WHERE client = ? AND slot = ?"
+                file.execute(change, (client, slot))
+        file.commit()
 
 
 def weighted_control(
@@ -205,7 +243,7 @@ def weighted_control(
     total = sum(state.shares.values())
     result = torch.zeros(blueprint_of(config).layout.num_parameter_entries, dtype=torch.float64)
     for client, number in state.shares.items():
-        own = DirectoryStore(directory / "clients" / str(client)).load()
+        own = kept_state(directory, client)
         if own is None:
             continue
         settled = own.settle(

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 
-from clients.store import DirectoryStore
 from spatl.console.main import main
 from spatl.errors import BudgetError, ConfigError, SpatlError, from_outside
 from spatl.rounds.blueprint import make_blueprint
 from spatl.runs.records import read_lines
-from tests.support.federations import history_without_seconds, run_tiny, tiny_config
+from tests.support.federations import history_without_seconds, run_tiny, state_of, tiny_config
 
 USERS = "tests.support.users_parts:"
 
@@ -32,8 +31,7 @@ def test_a_class_is_made_once_and_what_it_remembers_is_a_clients_own(tmp_path: P
     """Five clients in three rounds: asked 15 times in all, of which each client's state counts its three."""
     run_tiny(config_of("Counting"), tmp_path)
     for client in range(5):
-        state = DirectoryStore(tmp_path / "clients" / str(client)).load(before=None)
-        assert state is not None
+        state = state_of(tmp_path, client)
         assert state.selector["asked"].tolist() == [3]
 
 

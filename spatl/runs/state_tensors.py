@@ -1,0 +1,123 @@
+"""Tensors of the states in one SQLite file: each lies there once, under its SHA-256, while a state names it."""
+
+import hashlib
+import math
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from spatl.errors import DamagedState
+from spatl.sealed_files import StoredTensor, as_tensor, bytes_of
+
+TABLES: Final = """
+CREATE TABLE known (digest BLOB PRIMARY KEY, tensor INTEGER NOT NULL, uses INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE tensors (tensor INTEGER PRIMARY KEY, data BLOB NOT NULL);
+"""
+CACHE_BYTES: Final = 1 << 28
+"""Bytes of the tensors that a process remembers, so that the next message of a client need not read them again."""
+
+_SHARED: Final = ("held/", "base", "held_control")  # the same objects for many clients, which nobody writes into
+_MOST_OBJECTS: Final = 16
+
+Entry = list[Any]
+"""Names a tensor in a head, as JSON: dtype, shape, and its digest, or `{"all": value}` of one value."""
+
+
+class StateTensors:
+    """The tensors in a file, each with the number of states that have it.
+
+    What is remembered counts whoever else writes: a digest is the tensor's.
+
+    Args:
+        file: The file, open; its changes are the caller's.
+        num_bytes: Bytes that are remembered.
+    """
+
+    def __init__(self, file: sqlite3.Connection, num_bytes: int = CACHE_BYTES) -> None:
+        self._file = file
+        self._cache = OrderedDict[bytes, Tensor]()
+        self._num_bytes = 0
+        self._most_bytes = num_bytes
+        self._objects = OrderedDict[int, tuple[Tensor, bytes]]()
+
+    def keep(self, name: str, tensor: Tensor | StoredTensor) -> Entry:
+        """Put a tensor of some name in a state into the file, or count one more use of it."""
+        own = as_tensor(tensor).detach().cpu()
+        dtype, shape = str(own.dtype).removeprefix("torch."), list(own.shape)
+        # One value for all needs no memory here either.
+        if own.numel() > 1 and not any(own.stride()) and math.isfinite(value := own.flatten()[0].item()):
+            return [dtype, shape, {"all": value}]
+        own = own.contiguous()
+        known = self._objects.get(id(tensor))
+        digest = _digest(dtype, shape, bytes_of(own)) if known is None else known[1]
+        if known is None and name.startswith(_SHARED) and isinstance(tensor, Tensor):
+            self._objects[id(tensor)] = tensor, digest
+            while len(self._objects) > _MOST_OBJECTS:
+                self._objects.popitem(last=False)
+        if not self._file.execute("UPDATE known SET uses = uses + 1 WHERE digest = ?", (digest,)).rowcount:
+            place = self._file.execute("INSERT INTO tensors (data) VALUES (?)", (bytes_of(own),)).lastrowid
+            self._file.execute("INSERT INTO known VALUES (?, ?, 1)", (digest, place))
+        self._remember(digest, own)
+        return [dtype, shape, digest.hex()]
+
+    def drop(self, entry: Entry) -> None:
+        """Count one use less of a tensor, and take it out of the file where that was the last."""
+        if not isinstance(entry[2], str):
+            return
+        digest = bytes.fromhex(entry[2])
+        row = self._file.execute("SELECT tensor, uses FROM known WHERE digest = ?", (digest,)).fetchone()
+        if row is not None and row[1] > 1:
+            self._file.execute("UPDATE known SET uses = uses - 1 WHERE digest = ?", (digest,))
+        elif row is not None:
+            self._file.execute("DELETE FROM known WHERE digest = ?", (digest,))
+            self._file.execute("DELETE FROM tensors WHERE tensor = ?", (row[0],))
+
+    def read(self, entry: Entry) -> Tensor:
+        """The tensor of an entry, which nobody may write into.
+
+        Raises:
+            DamagedState: It is not there, or another one.
+        """
+        name, shape, what = entry
+        dtype = getattr(torch, name)
+        if not isinstance(what, str):
+            return torch.tensor(what["all"], dtype=dtype).expand(shape)
+        digest = bytes.fromhex(what)
+        if digest in self._cache:
+            self._cache.move_to_end(digest)
+            return self._cache[digest]
+        query = "SELECT CAST(data AS BLOB) FROM tensors JOIN known USING (tensor) WHERE digest = ?"
+        row = self._file.execute(query, (digest,)).fetchone()
+        if row is None or _digest(name, shape, row[0]) != digest:
+            raise DamagedState("the client's state is damaged: its SHA-256 is not as written")
+        data = bytearray(row[0])
+        tensor = torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+        self._remember(digest, tensor)
+        return tensor
+
+    def are_used_as(self, uses: Mapping[str, int]) -> bool:
+        """Return whether the file holds the tensors of some digests, hexadecimal, used so many times, and no others."""
+        found = self._file.execute("SELECT digest, uses FROM known JOIN tensors USING (tensor)")
+        known = {digest.hex(): number for digest, number in found}
+        ((number,),) = self._file.execute("SELECT count(*) FROM tensors")
+        return known == dict(uses) and number == len(known)
+
+    def _remember(self, digest: bytes, tensor: Tensor) -> None:
+        """Keep a tensor in memory, and forget the oldest where they are too many bytes."""
+        if digest in self._cache:
+            self._cache.move_to_end(digest)
+            return
+        self._cache[digest] = tensor
+        self._num_bytes += tensor.nbytes
+        while self._num_bytes > self._most_bytes:
+            self._num_bytes -= self._cache.popitem(last=False)[1].nbytes
+
+
+def _digest(dtype: str, shape: list[int], data: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(f"{dtype} {shape} ".encode())
+    digest.update(data)
+    return digest.digest()
