@@ -140,7 +140,8 @@ def register(message: Message, context: Context) -> Message:
 
 def _registration(message: Message, context: Context, client: int) -> RegistrationAnswer:
     """Return what a client says of itself."""
-    store = store_of(context)  # a state that has no place is refused before any work
+    if is_device(context):
+        directory_of(context)  # a state that has no place is refused before any work
     check_same_run(context, sent_config(context), registering=True)
     config = config_of(context)
     agreed: str | None = None
@@ -171,7 +172,7 @@ def _registration(message: Message, context: Context, client: int) -> Registrati
         sent = sent_config(context)
         pin(directory_of(context), sent if agreement is None else with_agreement(sent, agreement))
     if agreed is not None:
-        store.save_agreed(agreed)
+        store_of(context).save_agreed(agreed)
     return answer
 
 

@@ -63,28 +63,29 @@ class Inquiry:
                 for node in sorted(waiting)
             ]
             questions, lost = Questions(messages, connected), dict[int, str]()
+            asked_of_all = _traffic_of(content, "downlink")
             for reply in self.grid.send_and_receive(messages, timeout=self.reply_seconds):
                 asked = questions.node_of(reply)
                 if asked is None or asked not in waiting | lost.keys():
                     # A second answer, or one to a question before this: of no use, and it came all the same.
                     if reply.has_content() and reply.metadata.message_type == MessageType.QUERY:
-                        self._count(reply.metadata.src_node_id, reply.content, "uplink")
+                        self._enter(reply.metadata.src_node_id, "uplink", *_traffic_of(reply.content, "uplink"))
                     continue
                 waiting.discard(asked)
                 lost.pop(asked, None)  # it is back
                 if is_lost(reply) or (reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_CRASHED):
                     lost[asked] = error_line(reply.error)
                     continue
-                self._count(asked, content, "downlink")
+                self._enter(asked, "downlink", *asked_of_all)
                 if reply.has_content():
-                    self._count(asked, reply.content, "uplink")
+                    self._enter(asked, "uplink", *_traffic_of(reply.content, "uplink"))
                 yield asked, reply
             for node, copies in self.grid.copies.items():
                 for _ in range(copies):
-                    self._count(node, content, "downlink")
+                    self._enter(node, "downlink", *asked_of_all)
             for node in sorted(waiting | lost.keys()):
                 if questions.was_taken(node, answered=False):
-                    self._count(node, content, "downlink")
+                    self._enter(node, "downlink", *asked_of_all)
                 if node in waiting or attempt == _ATTEMPTS:
                     yield node, lost.get(node, "no answer came in time")
                     continue
@@ -119,10 +120,15 @@ class Inquiry:
         """Return the name of a node's client in messages: its number where the node has its key."""
         return f"client {self.keys[node]}" if node in self.keys else f"the client at node {node}"
 
-    def _count(self, node: int, content: RecordDict, direction: Direction) -> None:
-        own = content.config_records.get(RECORD)
-        blob = None if own is None else own.get(BLOB)
-        # The clients' saliencies are there to agree on indices.
-        indices = len(blob) if direction == "uplink" and isinstance(blob, bytes) else 0
-        traffic = message_traffic(content, direction=direction, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
+    def _enter(self, node: int, direction: Direction, traffic: Traffic, indices: int) -> None:
         self._traffic.setdefault(node, []).append((direction, traffic, indices))
+
+
+def _traffic_of(content: RecordDict, direction: Direction) -> tuple[Traffic, int]:
+    """Count the bytes of a message, and of them those of indices."""
+    own = content.config_records.get(RECORD)
+    blob = None if own is None else own.get(BLOB)
+    # The clients' saliencies are there to agree on indices.
+    indices = len(blob) if direction == "uplink" and isinstance(blob, bytes) else 0
+    traffic = message_traffic(content, direction=direction, message_type=MessageType.QUERY, group_id=_FIRST_ROUND)
+    return traffic, indices

@@ -1,7 +1,7 @@
 """Splits of a client's examples: for training, for choosing, for reporting."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,6 +75,11 @@ class ClientData:
         """Number of training, validation and test examples."""
         return len(self.train), len(self.validation), len(self.test)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its examples."""
+        return sum(each.inputs.nbytes + each.targets.nbytes for each in (self.train, self.validation, self.test))
+
 
 def client_data(
     dataset: Dataset,
@@ -115,12 +120,23 @@ def client_data(
         DataError: A fraction or the variance is out of range, the indices are not the data set's, or there is no
             training example.
     """
-    if not 0 <= noise_variance < math.inf:
-        raise DataError(f"noise_variance must be at least 0 and finite, got {noise_variance}")
     places = split_places(
         dataset, indices, client=client, seed=seed, validation_fraction=validation_fraction,
         test_fraction=test_fraction, apart=apart,
     )  # fmt: skip
+    return taken(dataset, indices, places, client=client, seed=seed, noise_variance=noise_variance)
+
+
+def taken(
+    dataset: Dataset, indices: Tensor, places: Iterable[Tensor], *, client: int, seed: int, noise_variance: float
+) -> ClientData:
+    """Copy a client's splits out of the data set, given their places, as `split_places` returns them.
+
+    Raises:
+        DataError: The variance is out of range.
+    """
+    if not 0 <= noise_variance < math.inf:
+        raise DataError(f"noise_variance must be at least 0 and finite, got {noise_variance}")
     inputs, labels = dataset.inputs[indices], dataset.targets[indices]
     if noise_variance > 0:
         inputs = _with_noise(inputs, noise_variance, seed=seed, client=client)

@@ -27,7 +27,7 @@ from spatl.models import Split, add_residual_, build_model, make_split
 from spatl.models.copies import DIGEST_BYTES, digest_of, digests_of_the_rest, duplicate
 from spatl.models.split import everything_private
 from spatl.models.weights import read_weights, start_from_
-from spatl.rounds.client_data import check_simulated, load_clients, owners_of, split_client
+from spatl.rounds.client_data import check_simulated, load_clients, owners_of, sizes_of, split_client
 from spatl.rounds.memory import check_memory
 from spatl.rounds.remembered import remembered_warnings
 from spatl.rounds.remembered_traces import traced
@@ -149,7 +149,7 @@ class Blueprint:
     @cached_property
     def split_sizes(self) -> tuple[tuple[int, int, int], ...]:
         """Training, validation and test examples of each client, of data that clients share out."""
-        return tuple(self.client_data(each).sizes for each in range(self.config.partition.num_clients))
+        return tuple(sizes_of(self.config, self.dataset, self.partition))
 
     @cached_property
     def num_training(self) -> tuple[int, ...]:

@@ -1,12 +1,13 @@
 """Data of clients: shares of one data set in a simulation, what lies on a device in a deployment."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.data import ClientData, Dataset, client_data, load_dataset, partition
@@ -17,7 +18,7 @@ from spatl.data.own import Description, as_found, describe, fit
 from spatl.data.partition import check_partition
 from spatl.data.partition_file import read_partition
 from spatl.data.scaling import scaled_by_training, targets_scaled_by_training
-from spatl.data.splits import split_places
+from spatl.data.splits import split_places, taken
 from spatl.errors import ConfigError, DataError
 from spatl.tasks.targets import TASKS
 
@@ -154,7 +155,23 @@ def places_of(config: ExperimentConfig, dataset: Dataset, indices: Tensor, clien
     Raises:
         DataError: There are too few.
     """
-    return split_places(dataset, indices, client=client, **_division(config))
+    division = _division(config)
+    key = client, tuple(division.values())
+    known = _PLACES.get(indices)
+    if known is None or known[0] != key:
+        known = _PLACES[indices] = key, split_places(dataset, indices, client=client, **division)
+    return known[1]
+
+
+_PLACES: MutableMapping[Tensor, tuple[tuple[object, ...], tuple[Tensor, ...]]] = WeakIdKeyDictionary()
+"""Places by the indices that they are of: all that asks for a client's draws them once in a process."""
+
+
+def sizes_of(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
+    """Yield the training, validation and test examples of each client."""
+    for client, part in enumerate(parts):
+        train, validation, test = map(len, places_of(config, dataset, part, client))
+        yield train, validation, test
 
 
 def _division(config: ExperimentConfig) -> dict[str, Any]:
@@ -227,4 +244,5 @@ def split_client(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Ten
         DataError: The client has too few examples to split.
     """
     noise_variance = config.partition.feature_noise * (client + 1) / len(parts)
-    return client_data(dataset, parts[client], client=client, noise_variance=noise_variance, **_division(config))
+    places = places_of(config, dataset, parts[client], client)
+    return taken(dataset, parts[client], places, client=client, seed=config.seed, noise_variance=noise_variance)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from spatl.extensions.references import is_reference
 from spatl.models.copies import duplicate, restore_
 from spatl.models.frozen import train_mode_
 from spatl.rounds.blueprint import Blueprint, check_client_budget, load_encoder_
+from spatl.rounds.client_data import places_of
 from spatl.rounds.client_state import ClientState
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.common_mask import channel_saliency
@@ -24,6 +26,9 @@ from spatl.tensors.inputs import NamedInputs
 from spatl.training.calibration import calibrated, target_offset
 from spatl.training.device import channels_last, check_channels_last, choose_device, reproducible
 from spatl.wire.download import Model
+
+CLIENTS_BYTES: Final = 1 << 26
+"""Bytes of the clients' splits that are kept in memory beside the data set that they are copied from."""
 
 
 class Workplace:
@@ -36,7 +41,7 @@ class Workplace:
         blueprint: The same.
         device: Where the model and the data lie.
         model: The model instance, as the last client left it.
-        data: The splits of the clients that have trained here.
+        data: The splits of the clients that have worked here last; of all of them on a GPU.
         selector: What chooses the channels that travel.
         narrows: Whether it is asked though the budget pays for everything.
     """
@@ -52,6 +57,7 @@ class Workplace:
         self.narrows = is_reference(name) or SELECTORS[name].narrows
         self.model = self._new_instance()
         self.data: dict[int, ClientData] = {}
+        self._num_bytes = 0
 
     @property
     def config(self) -> ExperimentConfig:
@@ -60,13 +66,17 @@ class Workplace:
 
     def num_examples(self, client: int) -> int:
         """The number of training examples of a client (n_i)."""
-        return len(self.client_data(client).train)
+        blueprint = self.blueprint
+        return len(places_of(blueprint.config, blueprint.dataset, blueprint.partition[client], client)[0])
 
     def client_data(self, client: int) -> ClientData:
         """The splits of a client, on the device."""
         if client not in self.data:
             data = self.blueprint.client_data(client)
             self.data[client] = ClientData(*map(self._placed, (data.train, data.validation, data.test)))
+            self._num_bytes += self.data[client].nbytes
+            while self._num_bytes > CLIENTS_BYTES and len(self.data) > 1 and self.device.type == "cpu":
+                self._num_bytes -= self.data.pop(next(iter(self.data))).nbytes
         return self.data[client]
 
     def _placed(self, examples: Examples) -> Examples:

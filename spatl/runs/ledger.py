@@ -5,7 +5,7 @@ deployment's socket but for HTTP's headers: names, metrics, Flower's metadata, o
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Direction = Literal["uplink", "downlink"]
@@ -44,7 +44,7 @@ class Entry:
 
     def to_json(self) -> dict[str, int | str]:
         """Return the entry as an object of `ledger.jsonl`."""
-        values = asdict(self)
+        values = dict(vars(self))
         return {"round": values.pop("server_round"), **values, "bytes": self.num_bytes}
 
     @classmethod

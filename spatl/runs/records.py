@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -215,7 +215,7 @@ _OF_TASKS = (
 
 def as_line(row: ClientRow | HistoryRow) -> dict[str, Any]:
     """Return the object of a row's line, without the keys of other tasks where it has none of them."""
-    return {key: value for key, value in asdict(row).items() if value is not None or key not in _OF_TASKS}
+    return {key: value for key, value in vars(row).items() if value is not None or key not in _OF_TASKS}
 
 
 def latest_accuracy(row: Mapping[str, Any]) -> float | None:
