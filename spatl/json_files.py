@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from spatl.errors import DamagedState
 
 def to_json(content: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
     """Write JSON as every program reads it: a number that is not finite, which JSON does not have, is null."""
+    write = partial(json.dumps, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
     try:
-        return json.dumps(content, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
-    except (ValueError, TypeError):  # a number that is not finite, or a mapping that is no dict: the same, and slower
-        return json.dumps(_finite(content), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+        return write(content)
+    except (ValueError, TypeError):  # a number that is not finite, or a mapping that is no dict: likewise, and slower
+        return write(_finite(content))
 
 
 def _finite(content: Any) -> Any:
