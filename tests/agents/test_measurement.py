@@ -70,6 +70,7 @@ def test_a_trial_leaves_weights_buffers_modes_and_gradients_alone(kind, training
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_dropout_is_off_and_batch_norm_uses_the_batch():
     class Net(nn.Module):
         def __init__(self):

@@ -37,6 +37,7 @@ def test_the_order_of_the_nodes_only_orders_the_action(num_nodes, seed):
     torch.testing.assert_close(policy.act(shuffled), policy.act(graph)[order], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @given(num_nodes=st.integers(1, 40), padding=st.integers(0, 30), seed=st.integers(0, 2**32))
 def test_padding_changes_nothing(num_nodes, padding, seed):
     graph, policy = random_graph(num_nodes, seed), drawn_policy(seed % 7)
@@ -49,6 +50,7 @@ def test_padding_changes_nothing(num_nodes, padding, seed):
     assert not means[:, num_nodes:].any()
 
 
+@pytest.mark.slow
 def test_a_batch_of_different_graphs_is_each_graph_by_itself():
     """The research code scored every action with the batch's first state."""
     graphs, policy = [random_graph(n, n) for n in (5, 60, 12)], drawn_policy()
@@ -62,6 +64,7 @@ def test_a_batch_of_different_graphs_is_each_graph_by_itself():
         torch.testing.assert_close(row[: len(graph.nodes)].clamp(-1, 1), policy.act(graph), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "groups"), [("cnn", 3), ("vgg11", 8), ("resnet8", 6), ("mobilenet", 7), ("resnet56", 30)]
 )
@@ -145,6 +148,7 @@ def test_a_policy_that_is_not_there_is_one_line(tmp_path):
         load_policy(tmp_path / "none.safetensors")
 
 
+@pytest.mark.slow
 def test_features_are_finite_and_bounded_for_every_family_and_budget():
     for model in ("cnn", "vgg11", "resnet8", "mobilenet"):
         options = {} if model == "cnn" else {"width": 0.25}

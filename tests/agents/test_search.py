@@ -55,6 +55,7 @@ def test_the_policy_itself_is_left_alone(method):
     assert set(result.head) == {"weight", "bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [local_search, tune_head])
 def test_a_search_repeats_with_its_seed(method):
     assert torch.equal(tuned(method, 6, 1)[1].actions, tuned(method, 6, 1)[1].actions)

@@ -18,6 +18,7 @@ budgets = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), budget=budgets, extreme=st.booleans())
 def test_every_action_in_the_box_meets_the_budget_and_keeps_a_channel_of_every_group(seed, budget, extreme):
     problem = problem_for("resnet8", budget)

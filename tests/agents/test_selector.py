@@ -81,6 +81,7 @@ def measured(request, reward, selection):
     return trial(selection).accuracy, trial(prior).accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", ["sent", "pruned"])
 @pytest.mark.parametrize("tuning", ["search", "ppo"])
 @pytest.mark.parametrize("samples", [0, 5])
@@ -109,6 +110,7 @@ def test_the_budget_is_met_in_any_unit(policy_file, budget):
     assert bool((counts >= 1).all())
 
 
+@pytest.mark.slow
 def test_the_same_seed_selects_the_same(policy_file):
     select = AgentSelector(settings_with(policy=policy_file, reward="pruned"))
     first, again = select(request_with(seed=1)), select(request_with(seed=1))
@@ -116,6 +118,7 @@ def test_the_same_seed_selects_the_same(policy_file):
     assert all(torch.equal(first.state[name], again.state[name]) for name in first.state)
 
 
+@pytest.mark.slow
 def test_the_head_stays_with_the_client_and_is_used_again(policy_file):
     select = AgentSelector(settings_with(policy=policy_file, tuning="ppo", samples=8))
     state = select(request_with()).state
@@ -125,6 +128,7 @@ def test_the_head_stays_with_the_client_and_is_used_again(policy_file):
     assert all(torch.equal(kept[name], state[name]) for name in state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["other policy", "shape", "nan", "no policy"])
 def test_a_head_that_does_not_belong_to_the_policy_is_dropped_and_said_so(policy_file, caplog, damage):
     select = AgentSelector(settings_with(policy=policy_file, tuning="ppo", samples=4))
@@ -189,6 +193,7 @@ def recording(calls, trial):
     return measure
 
 
+@pytest.mark.slow
 def test_measuring_stays_within_its_share_of_the_training(monkeypatch, policy_file):
     """One trial of n examples is n forward passes; a training step of b examples counts 3 b."""
     request = request_with(num_steps=9)
@@ -199,11 +204,13 @@ def test_measuring_stays_within_its_share_of_the_training(monkeypatch, policy_fi
         assert counted(monkeypatch, select, request) == expected
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_in_the_first_rounds_only(monkeypatch, policy_file):
     select = AgentSelector(settings_with(policy=policy_file, tuning_rounds=3))
     assert [counted(monkeypatch, select, request_with(server_round=n)) for n in (1, 3, 4)] == [6, 6, 2]
 
 
+@pytest.mark.slow
 def test_a_client_with_too_few_examples_to_measure_takes_the_prior(policy_file):
     request = request_with(num_validation=1)
     worth = drawn_energy(request.update, BLUEPRINT.layout, torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from tests.support.federations import tiny_config
 from tests.support.lossy import Clock, serve_over
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedavg", "spatl"])
 def test_an_emptied_state_is_named_with_its_place_on_the_device_and_without_it_on_the_server(
     tmp_path, monkeypatch, caplog, method
@@ -45,6 +46,7 @@ def test_an_emptied_state_is_named_with_its_place_on_the_device_and_without_it_o
     assert [row["control_anew"] for row in rows] == [False, False, False, method == "spatl", False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedavg", "spatl"])
 def test_a_device_whose_whole_directory_is_gone_registers_again_in_the_next_round_and_takes_part(
     tmp_path, monkeypatch, caplog, method

@@ -33,6 +33,7 @@ def two_rounds(workplace, client, others=()):
     return sent, state.to_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [("Forgetful", "spatl"), ("Forgetful", "fedavg-finetune"), ("Forgetful", "ssfl"), ("DrawsElsewhere", "fedavg")],
@@ -65,6 +66,7 @@ def test_what_a_client_gathers_in_a_private_buffer_is_there_in_its_next_round():
         assert own.model.blocks[0] is own.model.conv
 
 
+@pytest.mark.slow
 def test_a_part_that_comes_late_costs_that_client_and_nobody_after_it():
     config = of_users("GrowingLate", training={"local_steps": 4})
     blueprint, fewer = blueprint_of(config), of_users("GrowingLate", training={"local_steps": 3})
@@ -164,6 +166,7 @@ def test_networks_of_other_dtypes_run(tmp_path, dtype, method):
     assert blueprint_of(config).initial_encoder().dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_float64_network_trains_as_its_float32_twin_does_but_for_rounding():
     one, other = (
         Workplace(blueprint_of(of_users("of_dtype", options={"dtype": dtype}, method="fedavg")))
@@ -176,6 +179,7 @@ def test_a_float64_network_trains_as_its_float32_twin_does_but_for_rounding():
     assert reports[0].train_loss == pytest.approx(reports[1].train_loss, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", ["sent", "pruned"])
 def test_a_network_of_several_dtypes_runs_under_the_default_selector(tmp_path, reward):
     assert run_tiny(of_users("MixedDtypes", rounds=1, agent={"reward": reward}), tmp_path)["rejected"] == 0
@@ -193,6 +197,7 @@ def test_a_round_in_half_precision_that_learns_nothing_sends_nothing():
     assert not bool(opened(blob, blueprint.layout).values.any())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["in_data_parallel", "compiled", "wrapped_inside"])
 @pytest.mark.parametrize("cut", ["head", "module.head", "_orig_mod.head"])
 def test_wrappers_are_taken_off(name, cut, caplog):

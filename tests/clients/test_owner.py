@@ -184,6 +184,7 @@ def seen(tmp_path_factory):
     return base, {name: found for name, *found in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_what_a_run_asks_beyond_its_owner_is_refused_in_one_line_and_nothing_else_happens(seen, name):
     base, found = seen
@@ -201,6 +202,7 @@ def test_what_a_run_asks_beyond_its_owner_is_refused_in_one_line_and_nothing_els
     assert [event for event in events if event[0] != "open" and event != ["os.listdir", str(base)]] == []
 
 
+@pytest.mark.slow
 def test_a_config_by_its_path_is_not_read(seen):
     _, found = seen
     told, lines, _ = found["a config by its path"]

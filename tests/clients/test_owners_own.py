@@ -105,6 +105,7 @@ def test_the_owners_data_are_read_whatever_path_the_run_names(tmp_path, by_optio
     assert told(reply)["num-examples"] == 36  # 60 % of a fifth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "synthetic"])
 @pytest.mark.parametrize("by_option", [True, False], ids=["--data-dir", "data.dir"])
 def test_data_that_are_made_here_are_used_though_the_owner_has_some_and_no_file_of_theirs_is_opened(
@@ -185,6 +186,7 @@ def test_neither_a_resolved_path_nor_the_home_nor_pythons_place_goes_to_the_serv
     assert owner.without_places(context, text) == told
 
 
+@pytest.mark.slow
 def test_a_file_as_it_is_made_lets_the_usual_run_register(tmp_path):
     reply, lines = register(context_of(Case({}, device_text()), tmp_path))
     assert "fingerprint" in told(reply)
@@ -272,6 +274,7 @@ def test_no_run_has_the_name_of_the_file_of_rounds(tmp_path):
     assert "fingerprint" in told(register(context)[0])
 
 
+@pytest.mark.slow
 def test_work_that_takes_too_long_is_ended(tmp_path):
     def works_for_ever(message, context):
         while True:
@@ -284,6 +287,7 @@ def test_work_that_takes_too_long_is_ended(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the system's limit of a process's memory")
 def test_work_that_takes_too_much_memory_is_ended(tmp_path):
     context = context_of(Case({}, "limits: {memory_megabytes: 100}"), tmp_path)

@@ -125,6 +125,7 @@ def test_what_the_clients_agreed_on_may_change_before_the_device_has_trained_onl
     check_pinned(tmp_path, own(), trained=lambda: True, registering=True)  # the first of two questions
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_to_more_rounds_is_the_same_to_its_devices_and_another_is_not(tmp_path):
     for client, (number, classes) in enumerate(zip(NUMBERS, CLASSES, strict=True)):
         write_data(tmp_path / f"{client}.npz", number, classes, seed=client)

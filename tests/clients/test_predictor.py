@@ -40,6 +40,7 @@ def offset_of(config, client):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spatl", "spatl-no-selection", "spatl-no-control"])
 def test_calibration_of_no_strength_is_a_shared_predictor_bit_for_bit(method):
     blob, report, state = one_round(skewed_config("calibrated", method=method, predictor={"strength": 0}))
@@ -52,6 +53,7 @@ def test_calibration_of_no_strength_is_a_shared_predictor_bit_for_bit(method):
     assert one_round(skewed_config("calibrated", method=method))[0] != blob
 
 
+@pytest.mark.slow
 def test_what_travels_is_the_models_parameters_and_nothing_else():
     config = skewed_config("calibrated", model={"name": "resnet8", "options": {"width": 0.25}})
     blueprint = blueprint_of(config)
@@ -132,6 +134,7 @@ def test_the_config_says_what_is_in_force_unless_told_otherwise(method, mode, sh
     assert "predictor.mode" not in settings_without_effect(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "mode"), [("fedrep", "calibrated"), ("fedavg", "local"), ("spatl-paper", "shared")])
 def test_a_mode_that_the_method_does_not_read_changes_nothing_and_is_said(method, mode):
     config, plain = tiny_config(method=method, predictor={"mode": mode}), tiny_config(method=method)
@@ -145,6 +148,7 @@ def test_a_mode_that_the_method_does_not_read_changes_nothing_and_is_said(method
 RESIDUAL = {"classifier.private.weight", "classifier.private.bias"}
 
 
+@pytest.mark.slow
 def test_a_residual_starts_as_the_calibrated_network_and_never_travels():
     config = skewed_config("residual")
     blueprint = blueprint_of(config)
@@ -160,6 +164,7 @@ def test_a_residual_starts_as_the_calibrated_network_and_never_travels():
         assert row.numpy().tobytes() not in blob
 
 
+@pytest.mark.slow
 def test_shrinkage_pulls_the_residual_towards_zero_by_hand():
     """One step at 1/4 from parameters of 2: without the pull -1/4 g, with shrinkage 0.1 a further -1/4 * 0.1 * 2."""
     training = {"local_steps": 1, "learning_rate": 0.25}
@@ -181,6 +186,7 @@ def test_shrinkage_pulls_the_residual_towards_zero_by_hand():
     assert pulled_blob == blob
 
 
+@pytest.mark.slow
 def test_a_residual_of_no_strength_has_no_offset():
     config = skewed_config("residual", predictor={"strength": 0})
     blueprint, plain = blueprint_of(config), blueprint_of(skewed_config("shared"))

@@ -45,6 +45,7 @@ def with_other_validation_split(data: ClientData) -> ClientData:
     return dataclasses.replace(data, validation=Examples(images, data.validation.targets))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", ["random", "magnitude", "update"])
 def test_what_is_sent_and_kept_does_not_depend_on_the_test_split(selector):
     config = tiny_config(selection={"selector": selector}, model={"name": "resnet8", "options": {"width": 0.25}})
@@ -59,6 +60,7 @@ def with_unreadable_test_split(data: ClientData) -> ClientData:
     return dataclasses.replace(data, test=Examples(images, data.test.targets))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", ["random", "agent"])
 def test_tuning_measures_on_the_validation_split_and_leaves_the_test_split_unread(selector):
     config = tiny_config(report={"split": "validation"}, selection={"selector": selector})
@@ -72,6 +74,7 @@ def test_training_does_not_see_the_validation_split():
     assert one.sent == other.sent
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_move_in_training_although_evaluation_came_first():
     """The research code's fault: eval mode after the first evaluation froze the statistics for good."""
     config = tiny_config(model={"name": "resnet8", "options": {"width": 0.25}}, training={"batch_norm": "shared"})
@@ -83,6 +86,7 @@ def test_batch_norm_statistics_move_in_training_although_evaluation_came_first()
     assert any(moved.values())
 
 
+@pytest.mark.slow
 def test_local_statistics_stay_with_the_client():
     config = tiny_config(model={"name": "resnet8", "options": {"width": 0.25}})
     state = trained(config).state
@@ -92,6 +96,7 @@ def test_local_statistics_stay_with_the_client():
     assert all(bool(tensor.any()) for tensor in kept.values())
 
 
+@pytest.mark.slow
 def test_nothing_of_one_client_is_left_in_the_next():
     config = tiny_config(model={"name": "resnet8", "options": {"width": 0.25}})
     blueprint = blueprint_of(config)
@@ -104,6 +109,7 @@ def test_nothing_of_one_client_is_left_in_the_next():
     assert after_others[1].to_bytes() == alone[1].to_bytes()
 
 
+@pytest.mark.slow
 def test_zero_control_variates_train_as_no_control_does():
     config, without = tiny_config(), tiny_config(method="spatl-no-control")
     zeros = torch.zeros(blueprint_of(config).layout.num_parameter_entries)
@@ -113,6 +119,7 @@ def test_zero_control_variates_train_as_no_control_does():
     assert torch.equal(one.values, other.values)
 
 
+@pytest.mark.slow
 def test_the_predictors_gradients_are_not_corrected():
     """A huge c moves the encoder; in a single step, the predictor's own update stays what it is without c."""
     config = tiny_config(training={"local_steps": 1}, predictor={"mode": "local"})
@@ -144,6 +151,7 @@ def test_a_client_evaluates_the_encoder_as_it_arrived():
     assert report.loss == pytest.approx(arrival.loss, rel=1e-6)  # a float32 with an update, a float64 after the end
 
 
+@pytest.mark.slow
 def test_a_frozen_parameter_neither_moves_nor_travels():
     config = tiny_config(
         model={"name": "tests.support.networks:frozen_stem_net", "options": {}, "cut": ["head"]}, rounds=1
@@ -178,11 +186,13 @@ def test_a_round_on_each_device_and_precision(device, precision):
     assert all(tensor.device.type == "cpu" for tensor in after.state.private.values())
 
 
+@pytest.mark.slow
 def test_bf16_computes_otherwise_than_float32():
     one, other = (trained(tiny_config(wire=DENSE, training={"precision": p})) for p in ("float32", "bf16"))
     assert one.sent != other.sent
 
 
+@pytest.mark.slow
 def test_buffers_that_are_not_persistent_are_not_left_to_the_next_client():
     config = tiny_config(model={"name": "tests.support.networks:CountingNet", "options": {}, "cut": ["head"]})
     blueprint = blueprint_of(config)
@@ -192,6 +202,7 @@ def test_buffers_that_are_not_persistent_are_not_left_to_the_next_client():
     assert parted(after_another[0], blueprint.layout)[0] == trained(config).sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", ["local", "shared"])
 def test_a_constant_infinite_buffer_is_no_divergence_and_does_not_travel(batch_norm):
     config = tiny_config(
@@ -203,6 +214,7 @@ def test_a_constant_infinite_buffer_is_no_divergence_and_does_not_travel(batch_n
     assert bool(torch.isfinite(update.values).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", ["update", "magnitude"])
 def test_shared_statistics_do_not_decide_the_selection(selector):
     """The same training selects the same channels whether or not statistics travel along (budget: one per group)."""
@@ -217,6 +229,7 @@ def test_shared_statistics_do_not_decide_the_selection(selector):
     assert torch.equal(*masks)
 
 
+@pytest.mark.slow
 def test_channels_last_is_another_order_of_the_same_sums():
     """What is sent is that of a contiguous network but for rounding, and what is kept lies as ever."""
     sections = {"model": {"name": "resnet8", "options": {"width": 1.0}}, "wire": DENSE}
@@ -235,6 +248,7 @@ def test_channels_last_is_another_order_of_the_same_sums():
     assert torch.equal(again.update.values, other.update.values)
 
 
+@pytest.mark.slow
 def test_channels_last_is_refused_where_pytorch_would_write_beyond_its_memory():
     sections = {
         "model": {"name": "resnet8", "options": {"width": 0.25}},

@@ -29,6 +29,7 @@ def missing(path):
     path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
@@ -73,6 +74,7 @@ def test_a_simulation_of_devices_stays_strict(devices):
         serve_devices(own_config(), devices, strict=True)
 
 
+@pytest.mark.slow
 def test_a_device_that_is_away_is_named_and_left_out(devices):
     summary = serve_devices(own_config(), devices, absent=[0])
     assert summary["absent"] == {"0": "it did not connect in 0.2 s"}
@@ -90,6 +92,7 @@ class Vanishing(InProcessGrid):
                 yield from self.pull_messages([message_id])
 
 
+@pytest.mark.slow
 def test_a_device_that_goes_while_it_registers_is_named_and_not_node_1(devices):
     summary = serve_devices(own_config(), devices, grid_type=Vanishing)
     assert summary["absent"] == {"1": "client 1 could not register: Error: Node Unavailable"}
@@ -98,6 +101,7 @@ def test_a_device_that_goes_while_it_registers_is_named_and_not_node_1(devices):
     assert not any("node 1 " in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_device_whose_data_have_grown_does_not_go_on(devices):
     serve_devices(own_config(rounds=1), devices)
     write_data(devices / "2.npz", 90, (0, 1, 3))
@@ -107,6 +111,7 @@ def test_a_device_whose_data_have_grown_does_not_go_on(devices):
     assert "54 training examples, in the rounds before it had 36" in summary["absent"]["2"]
 
 
+@pytest.mark.slow
 def test_a_class_that_nobody_agreed_upon_keeps_a_device_out_of_what_goes_on(devices):
     serve_devices(own_config(rounds=1), devices, absent=[2])
     write_data(devices / "2.npz", 60, (0, 1, 3))
@@ -123,6 +128,7 @@ def test_a_class_that_nobody_agreed_upon_keeps_a_device_out_of_what_goes_on(devi
 # Shares of one data set
 
 
+@pytest.mark.slow
 def test_devices_whose_copies_differ_are_refused_with_their_digests(devices):
     write_data(devices / "server.npz", 200, range(4), seed=0)
     write_data(devices / "0.npz", 200, range(4), seed=0)
@@ -143,6 +149,7 @@ def test_devices_whose_copies_differ_are_refused_with_their_digests(devices):
     assert told.endswith("at client 2") or "at client 2;" in told
 
 
+@pytest.mark.slow
 def test_where_all_copies_differ_from_the_servers_the_run_does_not_start(devices):
     write_data(devices / "server.npz", 300, range(4), seed=9)
     config = own_config(

@@ -30,17 +30,17 @@ def grown(base, *, num_clients, rounds):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [
         {"wire": COMPRESSED},
-        pytest.param({"wire": DENSE}, marks=pytest.mark.slow),
-        pytest.param({"wire": COMPRESSED, "control": {"downlink": "sent"}}, marks=pytest.mark.slow),
-        pytest.param({"wire": COMPRESSED, "control": {"half_life": 2.0}, "server": {"fraction_train": 0.5}},
-                     marks=pytest.mark.slow),
+        {"wire": DENSE},
+        {"wire": COMPRESSED, "control": {"downlink": "sent"}},
+        {"wire": COMPRESSED, "control": {"half_life": 2.0}, "server": {"fraction_train": 0.5}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_c_stays_the_weighted_sum_of_the_c_i_when_clients_are_added_once_and_again(devices, sections):
     """One after two rounds, with 60 training examples of 100; after four two more, with 30 and 18."""
     server = {"connect_timeout_seconds": 0.2, **sections.get("server", {})}
@@ -57,6 +57,7 @@ def test_c_stays_the_weighted_sum_of_the_c_i_when_clients_are_added_once_and_aga
         assert (summary["not_evaluated"], summary["rounds"]) == (0, rounds)
 
 
+@pytest.mark.slow
 def test_one_that_was_added_is_in_each_round_from_then_on_and_its_registration_in_the_ledger(devices):
     serve_devices(own_config(rounds=2, method="spatl", selection={"selector": "update"}), devices)
     before = read_lines(devices / "run" / "ledger.jsonl")
@@ -91,6 +92,7 @@ def test_new_clients_have_no_part_in_c_and_the_others_parts_shrink_alike(known, 
     assert all(after.control_staleness[client] == 1.0 for client in range(len(known), len(everyone)))
 
 
+@pytest.mark.slow
 def test_one_whose_classes_are_others_costs_itself_only(devices):
     serve_devices(own_config(rounds=1), devices)
     write_data(devices / "3.npz", 100, range(4), seed=3)

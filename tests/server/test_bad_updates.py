@@ -129,6 +129,7 @@ def test_of_thirty_kinds_of_bad_updates_nothing_is_folded_in(tmp_path):
     assert len(attacked) == config.rounds > 30
 
 
+@pytest.mark.slow
 def test_a_thousandfold_update_is_refused_in_the_first_round_too_whoever_comes_first(tmp_path):
     config = tiny_config(rounds=2, method="fedavg", wire={"uplink": "float32"})
     for bad in (0, 4):
@@ -143,6 +144,7 @@ def test_a_thousandfold_update_is_refused_in_the_first_round_too_whoever_comes_f
             assert "server.norm_bound" in refusal["reason"]
 
 
+@pytest.mark.slow
 def test_a_client_that_flips_the_sign_of_its_updates_is_refused_and_left_out_and_c_stays_the_weighted_sum(
     tmp_path, strategies
 ):
@@ -184,6 +186,7 @@ def test_c_stays_the_weighted_sum_of_the_c_i_where_updates_are_clipped(tmp_path,
     assert acknowledged != {6}
 
 
+@pytest.mark.slow
 def test_c_is_the_weighted_sum_by_the_weights_of_clients_whose_word_is_bounded(tmp_path, monkeypatch, strategies):
     """As a server does that does not know who has how much."""
     monkeypatch.setattr(Federation, "max_weight", 0.2)
@@ -197,6 +200,7 @@ def test_c_is_the_weighted_sum_by_the_weights_of_clients_whose_word_is_bounded(t
     assert_c_is_the_weighted_sum_of_the_c_i(config, tmp_path, strategy.state)
 
 
+@pytest.mark.slow
 def test_without_a_bound_any_size_is_folded_in(tmp_path):
     config = tiny_config(rounds=1, method="fedavg", wire={"uplink": "float32"}, server={"norm_bound": None})
 
@@ -229,6 +233,7 @@ def test_a_client_that_keeps_failing_is_left_out_for_a_while_and_the_history_say
     assert [row["missing"] for row in rows] == [0] * 9
 
 
+@pytest.mark.slow
 def test_a_run_without_more_than_a_tenth_of_the_examples_says_so_once_and_in_its_summary(tmp_path, caplog, strategies):
     """Client 3 fails in the first round and is left out of the other two; the five have the same number of digits."""
 
@@ -245,12 +250,14 @@ def test_a_run_without_more_than_a_tenth_of_the_examples_says_so_once_and_in_its
     assert said == "round 1: clients that were refused or left out (3) hold 20 % of all training examples"
 
 
+@pytest.mark.slow
 def test_a_run_that_leaves_nobody_out_says_nothing_of_it(tmp_path, caplog):
     summary = run_tiny(tiny_config(method="fedavg", rounds=1), tmp_path)
     assert (summary["excluded_by_client"], summary["excluded_examples_share"]) == ({}, 0.0)
     assert not [record for record in caplog.records if "left out" in record.getMessage()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("partition", "said"), [({"name": "iid"}, 0), ({"name": "labels", "labels_per_client": 2}, 1)])
 def test_that_clients_who_are_to_agree_have_few_classes_in_common_is_said_before_the_first_round(
     tmp_path, caplog, partition, said

@@ -30,6 +30,7 @@ def mean_on_validation(network: torch.nn.Module, config: Any) -> float:
     return sum(found) / len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedavg", "spatl"])
 def test_the_best_model_is_the_one_that_clients_found_best(tmp_path: Path, monkeypatch: Any, method: str) -> None:
     """A learning rate that is too high, so that the last is not always the best."""
@@ -56,6 +57,7 @@ def test_the_best_model_is_the_one_that_clients_found_best(tmp_path: Path, monke
     assert mean_on_validation(network, config) == pytest.approx(highest, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_its_statistics_are_those_of_all_clients_under_it(tmp_path: Path) -> None:
     config = tiny_config(rounds=1, model=RESNET, report={"best": True})
     run(config, tmp_path / "run", pictures=False, progress=False)
@@ -68,6 +70,7 @@ def test_its_statistics_are_those_of_all_clients_under_it(tmp_path: Path) -> Non
     assert evaluate(read_run(tmp_path / "run").model(2, best=True), examples).accuracy == clients["2"]
 
 
+@pytest.mark.slow
 def test_what_is_told_for_it_is_counted_and_bounded_by_the_budget(tmp_path: Path) -> None:
     """4 bytes of accuracy, 8 for each of 84 channels, and 9 for the section's line in the table."""
     bounded = {"selector": "update", "uplink_bytes": 12000}
@@ -84,6 +87,7 @@ def test_what_is_told_for_it_is_counted_and_bounded_by_the_budget(tmp_path: Path
     assert ratios[1] < ratios[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_the_best_of_all(tmp_path: Path) -> None:
     config = tiny_config(rounds=2, model=RESNET, report={"best": True})
     run(config, tmp_path / "longer", pictures=False, progress=False)
@@ -93,6 +97,7 @@ def test_a_run_that_goes_on_keeps_the_best_of_all(tmp_path: Path) -> None:
     assert models[0] == models[1]
 
 
+@pytest.mark.slow
 def test_none_is_kept_where_none_was_asked_for_or_can_be(tmp_path: Path) -> None:
     run(tiny_config(rounds=1), tmp_path / "run", pictures=False, progress=False)
     with pytest.raises(SpatlError, match=r"has kept no best model: .* is not there \(report.best, before the run\)"):

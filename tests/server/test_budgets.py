@@ -50,6 +50,7 @@ def test_each_client_meets_the_budget_of_its_own(tmp_path, selector):
             assert 0 < row[row["budget_kind"]] <= limit
 
 
+@pytest.mark.slow
 def test_a_device_sets_its_own_budget_in_its_nodes_config(tmp_path):
     config = tiny_config(selection={"keep_ratio": 0.5, "clients": {1: {"keep_ratio": 0.4}}})
     run_with_node_config(config, tmp_path, 1, **{"keep-ratio": 0.2})
@@ -93,6 +94,7 @@ def test_a_mistake_in_the_clients_budgets_is_one_line(clients, message):
         tiny_config(selection={"clients": clients})
 
 
+@pytest.mark.slow
 def test_where_the_time_went_is_told_per_client(tmp_path):
     run_tiny(tiny_config(rounds=2), tmp_path)
     rows = client_rows(tmp_path)
@@ -104,6 +106,7 @@ def test_where_the_time_went_is_told_per_client(tmp_path):
         assert row["training_seconds"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", [{"selector": "all"}, {}])
 def test_a_device_whose_budget_cannot_be_kept_is_warned(tmp_path, caplog, selection):
     method = "spatl" if selection else "fedavg"
@@ -112,17 +115,20 @@ def test_a_device_whose_budget_cannot_be_kept_is_warned(tmp_path, caplog, select
     assert "client 1: this run sends whole updates" in caplog.text
 
 
+@pytest.mark.slow
 def test_no_limit_to_speak_of_is_a_budget_too(tmp_path):
     run_tiny(tiny_config(rounds=1, selection={"uplink_bytes": 10**12}), tmp_path)
     assert {row["budget_limit"] for row in client_rows(tmp_path)} == {1e12}
 
 
+@pytest.mark.slow
 def test_a_policy_file_is_read_only_where_it_is_used(tmp_path):
     run_tiny(tiny_config(method="fedavg", rounds=1, agent={"policy": "nowhere.safetensors"}), tmp_path / "a")
     with pytest.raises(SpatlError, match="policy file not found: nowhere"):
         run_tiny(tiny_config(rounds=1, agent={"policy": "nowhere.safetensors"}), tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_method_that_sends_everything_has_no_budget(tmp_path):
     run_tiny(tiny_config(method="fedavg", rounds=1), tmp_path)
     assert {(row["budget_kind"], row["budget_limit"]) for row in client_rows(tmp_path)} == {(None, None)}

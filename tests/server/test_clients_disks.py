@@ -46,6 +46,7 @@ class FullDisk(InProcessGrid):
             return super().pull_messages(message_ids)
 
 
+@pytest.mark.slow
 def test_a_device_whose_disk_is_full_is_left_out_of_one_round_and_says_so_on_both_sides(tmp_path, caplog):
     for client, number in enumerate(NUMBERS):
         write_data(tmp_path / f"{client}.npz", number, range(4), seed=client)

@@ -194,6 +194,7 @@ def assert_is(encoder, config, expected):
         torch.testing.assert_close(values, expected[name], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_feddyn_is_its_algorithm_in_plain_pytorch(tmp_path, strategies):
     """Acar et al. 2021, algorithm 1: losses L_i(y) - <g_i, y> + alpha / 2 |y - x|^2, weighted by examples."""
     config = two_clients("feddyn", dynamic_alpha=0.2)
@@ -217,6 +218,7 @@ def test_feddyn_is_its_algorithm_in_plain_pytorch(tmp_path, strategies):
     assert_is(strategies[-1].state.encoder, config, x)
 
 
+@pytest.mark.slow
 def test_ditto_keeps_models_of_its_own_beside_those_of_fedavg(tmp_path, strategies):
     """Li et al. 2021, algorithm 1, in plain PyTorch; the server's model is FedAvg's to the bit."""
     config = two_clients("ditto", personal_pull=0.5)
@@ -243,6 +245,7 @@ def test_ditto_keeps_models_of_its_own_beside_those_of_fedavg(tmp_path, strategi
             torch.testing.assert_close(kept[name], values, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_moon_is_its_loss_in_plain_pytorch_from_the_second_round_on(tmp_path, strategies):
     """Li, He, Song 2021, algorithm 1: z is what the last layer is given. In the first round the loss is a constant."""
     config = two_clients("moon", contrast_weight=2.0, contrast_temperature=0.3)
@@ -281,6 +284,7 @@ def test_moon_is_its_loss_in_plain_pytorch_from_the_second_round_on(tmp_path, st
     assert_is(encoder, config, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wire", [DENSE, COMPRESSED], ids=["float32", "adaptive"])
 def test_h_is_the_weighted_sum_of_the_linear_terms_whatever_is_lost(tmp_path, strategies, wire):
     """Half of the clients a round, a third of the replies lost after the client did its work."""

@@ -92,6 +92,7 @@ def test_c_equals_the_weighted_sum_of_c_i_where_clients_derive_it(tmp_path, stra
     assert not all(held_c)
 
 
+@pytest.mark.slow
 def test_a_lost_reply_leaves_the_old_c_i(tmp_path):
     """Client 2's replies are lost in every round: its c_i stays zero though it trained three times."""
     summary = run_tiny(
@@ -102,6 +103,7 @@ def test_a_lost_reply_leaves_the_old_c_i(tmp_path):
     assert state_of(tmp_path, 1).control.any()
 
 
+@pytest.mark.slow
 def test_c_is_the_weighted_sum_of_c_i_under_a_schedule_with_clipping_and_clients_of_their_own(tmp_path, strategies):
     """Each round has another rate, and client 1 its own batches: every update is admitted, and one reply is lost."""
     config = tiny_config(
@@ -131,6 +133,7 @@ def test_c_is_the_weighted_sum_of_c_i_under_a_schedule_with_clipping_and_clients
     assert weights[2, 1] != weights[2, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spatl-no-control", "fednova"])
 def test_methods_without_control_run_under_adam(tmp_path, strategies, method):
     config = tiny_config(method=method, training={"optimizer": "adamw", "learning_rate": 0.01, "local_steps": 8})

@@ -18,6 +18,7 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
     return read_lines(directory / "clients.jsonl")
 
 
+@pytest.mark.slow
 def test_a_client_that_turns_its_updates_around_points_against_the_others(tmp_path: Path) -> None:
     config = tiny_config(method="fedavg", wire=DENSE, training={"local_steps": 8})
 
@@ -70,6 +71,7 @@ class Shortened(Aggregator):
         super().add(update, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [
@@ -84,6 +86,7 @@ def test_where_there_is_none_it_is_null(sections: dict[str, Any], tmp_path: Path
     assert {row["cosine"] for row in rows_of(tmp_path)} == {None}
 
 
+@pytest.mark.slow
 def test_who_sends_nothing_that_is_used_has_none(tmp_path: Path) -> None:
     """A client whose update is refused, one that is not asked, and registration and the last evaluation."""
 

@@ -92,6 +92,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [HISTORY, CLIENTS, LEDGER, TIMINGS])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_record_that_lacks_something_is_refused_and_stays_as_it_is(name, damage, killed_run, capsys):
@@ -106,6 +107,7 @@ def test_a_record_that_lacks_something_is_refused_and_stays_as_it_is(name, damag
     assert {each: (killed_run / each).read_bytes() for each in kept} == {each: before[each] for each in kept}
 
 
+@pytest.mark.slow
 def test_a_record_that_is_not_there_is_refused(killed_run):
     (killed_run / CLIENTS).unlink()
     with pytest.raises(DamagedState, match=f"{CLIENTS} is not what it was after round 3.*it is not there"):
@@ -121,6 +123,7 @@ def test_the_line_that_is_lost_or_doubled_is_named(killed_run):
         resume(killed_run, pictures=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [b'{"round": 4, "accu', b'{"round": 3}\n', b"\0" * 40, b"\n"])
 def test_what_was_torn_after_the_checkpoint_is_cut_off(torn, killed_run, whole_and_killed, caplog):
     for name in (HISTORY, CLIENTS, LEDGER):
@@ -131,6 +134,7 @@ def test_what_was_torn_after_the_checkpoint_is_cut_off(torn, killed_run, whole_a
     assert f"{len(torn)} bytes that were written after the last checkpoint are cut off" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_names_the_one_before_from_which_the_run_ends_as_undisturbed(killed_run, whole_and_killed):
     (killed_run / CHECKPOINT).write_bytes((killed_run / CHECKPOINT).read_bytes()[:100])
     with pytest.raises(DamagedState, match=f"the one before it is whole, of round 2: mv .*{CHECKPOINT_BEFORE}"):
@@ -148,6 +152,7 @@ def test_a_run_without_its_checkpoint_cuts_nothing(killed_run):
     assert (killed_run / HISTORY).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_that_left_no_marks_goes_on_if_its_rounds_are_there(killed_run, whole_and_killed):
     (killed_run / MARKS).unlink()
     edited(killed_run / HISTORY, DAMAGE["a line is lost"])
@@ -196,6 +201,7 @@ def test_a_config_that_is_not_whole_is_not_read_as_the_defaults(content, killed_
         resume(killed_run, pictures=False)
 
 
+@pytest.mark.slow
 def test_pictures_are_made_again_and_are_whole_or_not_there(whole_and_killed, tmp_path, capsys):
     finished = Path(shutil.copytree(whole_and_killed[0], tmp_path / "run"))
     (finished / REPORT).write_text("<html>cut o")
@@ -235,6 +241,7 @@ def test_status_opens_nothing_for_writing(killed_run, monkeypatch, capsys):
     assert sorted(path.name for path in killed_run.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"accuracy": 0.9'])
 def test_a_summary_that_is_not_whole_is_one_line(content, whole_and_killed, tmp_path, capsys):
     finished = Path(shutil.copytree(whole_and_killed[0], tmp_path / "run"))
@@ -257,6 +264,7 @@ def test_the_status_of_a_run_that_is_not_over_names_a_line_that_lacks_something(
     assert " lacks " in error
 
 
+@pytest.mark.slow
 def test_the_config_of_another_network_is_one_line(killed_run, capsys):
     config = (killed_run / CONFIG).read_text()
     (killed_run / CONFIG).write_text(config.replace("    - 6\n", "    - 5\n"))
@@ -286,6 +294,7 @@ def test_status_names_a_file_of_errors_or_absences_that_is_damaged(name, content
     assert f"{name} is damaged" in line
 
 
+@pytest.mark.slow
 def test_a_client_of_a_simulation_that_lost_its_state_does_not_go_on_to_other_numbers(killed_run, whole_and_killed):
     """Neither from none, nor from that of the round before, which is of another round than the server's."""
     path = killed_run / CLIENTS_STATES
@@ -316,6 +325,7 @@ def study_runs(tmp_path_factory):
     return runs, {kind: study.undisturbed_answers(run, scratch) for kind, run in runs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stopped", "over"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_file_that_is_damaged_anywhere_gives_the_same_or_one_line(kind, seed, study_runs, tmp_path):

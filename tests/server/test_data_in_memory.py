@@ -101,6 +101,7 @@ def test_one_data_set_for_each_client_makes_the_partition(tmp_path):
     assert result.summary["rounds"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_of_data_in_memory_goes_on_with_the_same_ones_alone(tmp_path):
     data = (SERIES[:, 0], LABELS)
     whole = run(config("mlp", rounds=3), tmp_path / "whole", data=data, pictures=False)
@@ -114,6 +115,7 @@ def test_a_run_of_data_in_memory_goes_on_with_the_same_ones_alone(tmp_path):
     assert again.summary["accuracy"] == whole.summary["accuracy"]
 
 
+@pytest.mark.slow
 def test_other_processes_have_no_data_in_memory(tmp_path):
     data = (SERIES[:, 0], LABELS)
     with pytest.raises(ConfigError, match="data in memory are in this process alone; take engine: inline"):
@@ -132,6 +134,7 @@ def test_a_model_for_images_is_refused_for_a_table_before_anything_is_written(tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_client_whose_score_is_not_defined_is_evaluated_all_the_same(tmp_path):
     """AUROC of one class is no number; its loss is, and counts."""
     parts = [(SERIES[:30], LABELS[:30]), (SERIES[30:], LABELS[30:]), (SERIES[LABELS == 1], LABELS[LABELS == 1])]
@@ -146,6 +149,7 @@ def test_a_client_whose_score_is_not_defined_is_evaluated_all_the_same(tmp_path)
     assert summary["loss"] == pytest.approx(row["final_loss"])
 
 
+@pytest.mark.slow
 def test_a_partition_that_has_no_name_leaves_each_client_its_own_data(tmp_path):
     parts = {"ann": (SERIES[:3], LABELS[:3]), "bob": (SERIES[3:30], LABELS[3:30]), "cem": (SERIES[30:], LABELS[30:])}
     config = parse_config({

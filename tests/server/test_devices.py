@@ -25,6 +25,7 @@ def fingerprints(directory):
     return [row["encoder_fingerprint"] for row in read_lines(directory / "history.jsonl")]
 
 
+@pytest.mark.slow
 def test_a_device_keeps_its_state_where_its_node_says(tmp_path):
     config = tiny_config(partition={"num_clients": 2})
     run_on_devices(config, tmp_path / "run", {1: {"state-dir": str(tmp_path / "device")}}, run="20260101-000000-ab")
@@ -39,12 +40,14 @@ def test_a_server_cannot_name_a_run_out_of_the_devices_directory(tmp_path, name)
         run_on_devices(config, tmp_path / "run", {0: {"state-dir": str(tmp_path / "device")}}, run=name)
 
 
+@pytest.mark.slow
 def test_a_device_trains_where_its_node_says(tmp_path):
     config = tiny_config(training={"device": "auto"}, partition={"num_clients": 2})
     with pytest.raises(SpatlError, match=r"training\.device is cuda:99"):
         run_on_devices(config, tmp_path, {1: {"device": "cuda:99"}})
 
 
+@pytest.mark.slow
 def test_a_devices_own_copy_of_the_data_may_lie_anywhere(tmp_path):
     """The server's path means nothing there, and with the same data the encoders are the same."""
     rng = np.random.default_rng(0)

@@ -49,14 +49,15 @@ def asking(when: object, **sections: Any) -> Any:
     return tiny_config(report={"findings": when, "prototype_examples": 1}, **sections)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [
         {"model": RESNET},
         {"predictor": {"mode": "local"}},
-        pytest.param({"model": RESNET, "method": "fedavg"}, marks=pytest.mark.slow),
-        pytest.param({"method": "ssfl", "selection": {"keep_ratio": 0.5}}, marks=pytest.mark.slow),
-        pytest.param({"model": RESNET, "training": {"batch_norm": "shared"}}, marks=pytest.mark.slow),
+        {"model": RESNET, "method": "fedavg"},
+        {"method": "ssfl", "selection": {"keep_ratio": 0.5}},
+        {"model": RESNET, "training": {"batch_norm": "shared"}},
     ],
     ids=["spatl", "local predictors", "fedavg", "ssfl", "shared statistics"],
 )
@@ -88,6 +89,7 @@ def _without_bytes(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in ("uplink", "downlink") and "bytes" not in key}
 
 
+@pytest.mark.slow
 def test_each_message_is_in_the_ledger_and_all_bytes_are_theirs(tmp_path: Path) -> None:
     run_tiny(asking(2, model=RESNET), tmp_path / "asked")
     run_tiny(tiny_config(model=RESNET), tmp_path / "plain")
@@ -120,6 +122,7 @@ def _with(place: int, value: float) -> Callable[[bytes], bytes]:
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -143,6 +146,7 @@ def test_what_cannot_be_used_is_named_and_left_out(
     assert summary["not_evaluated"] == 0
 
 
+@pytest.mark.slow
 def test_training_examples_that_were_not_registered_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,6 +164,7 @@ def test_training_examples_that_were_not_registered_are_refused(
     assert list(read_findings(tmp_path).by_client) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_who_does_not_answer_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lost = run_tiny(
         asking(1, rounds=2), tmp_path,
@@ -170,11 +175,13 @@ def test_who_does_not_answer_is_named_and_left_out(tmp_path: Path, caplog: pytes
     assert lost["missing"] == 0
 
 
+@pytest.mark.slow
 def test_where_nobody_answers_there_is_no_file(tmp_path: Path) -> None:
     run_tiny(asking(1, rounds=1), tmp_path, app=tampering(findings=lambda client, content: blob_content(b"")))
     assert findings_rounds(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_devices_with_data_of_their_own_tell_of_these(devices: Path) -> None:
     """Of 200, 120 and 60 images, 15 % are for validation and 60 % for training; the last device has no class 2."""
     serve_devices(own_config(report={"findings": 1}), devices)
@@ -186,6 +193,7 @@ def test_devices_with_data_of_their_own_tell_of_these(devices: Path) -> None:
     assert [int(each.labels[2]) > 0 for each in record.by_client.values()] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_a_device_whose_owner_does_not_want_it_tells_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = make_parser().parse_args(["deploy", "client", "DIR", "--no-findings"])
     node = node_config(
@@ -203,6 +211,7 @@ def test_a_device_whose_owner_does_not_want_it_tells_nothing(tmp_path: Path, cap
     assert (summary["not_evaluated"], summary["rejected"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_device_that_is_away_is_not_asked_and_named(devices: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It goes once it has trained; all others are asked, and nobody waits for it."""
 
@@ -217,7 +226,8 @@ def test_a_device_that_is_away_is_not_asked_and_named(devices: Path, caplog: pyt
     assert list(read_findings(devices / "run").by_client) == [0, 2]
 
 
-@pytest.mark.parametrize("nth", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("nth", [1, 2])
 def test_a_run_that_was_killed_with_findings_leaves_the_same_files(
     nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +258,7 @@ def test_a_run_that_was_killed_with_findings_leaves_the_same_files(
     assert history_without_seconds(tmp_path / "whole") == history_without_seconds(tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_prototypes_are_sent_of_classes_with_enough_examples(tmp_path: Path) -> None:
     """Some have too few; null sends none of any class."""
     found = {}

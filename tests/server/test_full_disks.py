@@ -61,6 +61,7 @@ def refuse(monkeypatch):
     monkeypatch.setattr(os, "fsync", truly)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nth", [1, 4, 9, 16, 25, 36, 49])
 def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_goes_on_from_there(
     nth, written_config, whole_run, refuse, monkeypatch, tmp_path, capsys
@@ -82,6 +83,7 @@ def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_goes_on_from_the
     assert not (out / ERROR).exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_the_clients_states_ends_the_run_before_its_checkpoint(whole_run, monkeypatch, tmp_path):
     """The states did not wait for the disk one by one: what all wait for is before the round counts."""
     out, refused = tmp_path / "out", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

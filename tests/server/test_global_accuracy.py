@@ -32,6 +32,7 @@ def measured_config(files: Path, *, official_test: str = "apart", **sections: An
     return tiny_config(**{"data": data, "report": {"global_accuracy": 1}, "wire": DENSE, **sections})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "model"), [("spatl", None), ("fedavg", None), ("spatl", RESNET)])
 def test_it_is_that_of_the_model_which_the_run_leaves(
     files: Path, tmp_path: Path, method: str, model: dict[str, Any] | None
@@ -53,6 +54,7 @@ def test_it_is_that_of_the_model_which_the_run_leaves(
     assert "server's model on the official test set" in repr(result)
 
 
+@pytest.mark.slow
 def test_a_round_tells_of_the_model_as_it_arrived(files: Path, tmp_path: Path) -> None:
     """What arrives in the second round is what a run of one round ends with."""
     one, two = (
@@ -64,6 +66,7 @@ def test_a_round_tells_of_the_model_as_it_arrived(files: Path, tmp_path: Path) -
     assert two.history[0]["final_global_loss"] is None
 
 
+@pytest.mark.slow
 def test_statistics_that_come_after_the_last_round_leave_the_rounds_without_it(files: Path, tmp_path: Path) -> None:
     """But where clients tell of theirs in every round, or share them."""
     found = {}
@@ -91,6 +94,7 @@ def test_a_test_set_apart_is_no_clients(files: Path, apart: bool) -> None:
     assert len(dealt) == (100 if apart else 137)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sections", "reason"),
     [
@@ -108,6 +112,7 @@ def test_where_there_is_none_the_reason_is_told(files: Path, sections: dict[str,
     assert told is None or told.startswith(reason or "")
 
 
+@pytest.mark.slow
 def test_a_run_without_it_says_why(files: Path, tmp_path: Path) -> None:
     result = run(measured_config(files, method="fedper", rounds=1), tmp_path / "run", progress=False)
     assert result.summary["global_accuracy"] is None

@@ -41,6 +41,7 @@ def outcome(config: ExperimentConfig, base: Path, grid: type[InProcessGrid]):
     return run / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["cnn", "resnet8"])  # of the second, statistics are asked for, too
 def test_a_run_whose_answers_come_twice_ends_as_one_whose_answers_come_once(devices, network):
     """The first of them is a description of data; taken for a registration it would be of another model."""

@@ -32,6 +32,7 @@ def update_bytes(config: ExperimentConfig, values: torch.Tensor, report: TrainRe
     return body_bytes(pack_update(update, blueprint.layout, blueprint.codecs.uplink, generator=draw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("size", ["even", "wide"])
 def test_an_update_of_any_values_in_any_codec_fits(codec, size):

@@ -66,6 +66,7 @@ def participants(base):
     return [[row["client"] for row in rows if row["round"] == n and row["participated"]] for n in range(1, rounds + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sections", [{}, {"wire": COMPRESSED, "control": {"half_life": 2.0}}], ids=str)
 def test_one_that_comes_is_in_the_next_round_and_one_that_goes_in_none_and_c_is_the_sum_over_the_others(
     devices, sections, capsys
@@ -103,6 +104,7 @@ def test_one_that_comes_is_in_the_next_round_and_one_that_goes_in_none_and_c_is_
     assert "3, 0 retired" in page
 
 
+@pytest.mark.slow
 def test_a_run_with_who_has_come_and_without_who_has_gone_goes_on_as_it_was(devices):
     """Retired while nobody runs it: client 1, before the second start."""
     write_data(devices / "3.npz", 100, range(4), seed=3)
@@ -117,6 +119,7 @@ def test_a_run_with_who_has_come_and_without_who_has_gone_goes_on_as_it_was(devi
     check_devices_control(devices, config, {0: 120, 2: 36, 3: 60})
 
 
+@pytest.mark.slow
 def test_one_that_was_not_there_at_the_start_comes_when_it_is_and_one_that_does_not_fit_is_asked_once(devices, caplog):
     """Client 2 connects after round 1; client 3 comes with classes of its own."""
     write_data(devices / "3.npz", 100, range(4), seed=3)
@@ -135,6 +138,7 @@ def test_one_that_was_not_there_at_the_start_comes_when_it_is_and_one_that_does_
     assert sum("client 3 takes no part" in record.getMessage() for record in caplog.records) == 2  # on both sides
 
 
+@pytest.mark.slow
 def test_a_run_of_which_all_were_retired_ends_in_one_line(devices):
     with pytest.raises(SpatlError, match="all clients were retired; add some"):
         serve_devices(own_config(rounds=3), devices, grid_type=changing(devices, {1: ((), (0, 1, 2))}))
@@ -183,6 +187,7 @@ def test_what_is_written_of_members_is_read(tmp_path):
     assert read_members(tmp_path) == Members({0: 5, 3: 1 << 60}, (1, 2))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_has_no_share_of_a_client_that_was_retired(devices):
     serve_devices(own_config(rounds=3, **SPATL), devices, grid_type=changing(devices, {1: ((0, 1), (2,))}))
     state = load_checkpoint(devices / "run").state

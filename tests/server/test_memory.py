@@ -30,6 +30,7 @@ def test_a_checkpoint_takes_at_most_twelve_bytes_a_parameter(method, most, tmp_p
     assert checkpoint.state.encoder.shape == (number,)
 
 
+@pytest.mark.slow
 def test_a_message_that_was_read_is_gone_without_a_collection():
     """Flower's views of a message's records are cycles, which would keep blobs as large as the encoder for rounds."""
     gc.collect()

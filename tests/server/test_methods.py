@@ -228,6 +228,7 @@ def test_the_head_of_fedrep_never_leaves_its_client(tmp_path):
         assert not any(row.numpy().tobytes() in blob for head in heads for row in head)
 
 
+@pytest.mark.slow
 def test_fedrep_trains_the_head_under_the_encoder_that_arrived_and_then_the_encoder_under_that_head():
     """Collins et al., algorithm 1: recomputed with two plain runs of SGD over one half of the parameters each."""
     config = tiny_config(method="fedrep", training={"head_epochs": 3})
@@ -261,6 +262,7 @@ def test_fine_tuning_shows_in_the_accuracies_and_nowhere_else(tmp_path):
     assert tuned[-1]["final_loss"] < plain[-1]["final_loss"]
 
 
+@pytest.mark.slow
 def test_with_a_static_mask_all_train_and_send_one_set_of_channels_and_the_rest_is_zero(tmp_path, strategies):
     config = tiny_config(method="ssfl", selection={"keep_ratio": 0.3}, training={"weight_decay": 0.01, "momentum": 0.5})
     layout, codec = blueprint_of(config).layout, blueprint_of(config).codecs.downlink
@@ -298,6 +300,7 @@ def test_with_a_static_mask_all_train_and_send_one_set_of_channels_and_the_rest_
     assert read_lines(tmp_path / "history.jsonl")[0]["uplink"]["indices"] >= 5 * 4 * layout.num_channels
 
 
+@pytest.mark.slow
 def test_a_static_mask_keeps_the_classes(tmp_path, strategies):
     """The channels that no layer reads are the logits: without one of them a class could never be predicted."""
     config = tiny_config(method="ssfl", selection={"keep_ratio": 0.25}, rounds=1)
@@ -316,6 +319,7 @@ def test_a_budget_that_does_not_pay_for_the_classes_is_one_clear_line(tmp_path):
         run_tiny(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_update_of_other_channels_than_were_agreed_on_is_refused(tmp_path):
     config = tiny_config(method="ssfl", selection={"keep_ratio": 0.3}, rounds=1)
     whole = tiny_config(method="fedavg")
@@ -349,6 +353,7 @@ def test_a_client_that_cannot_say_what_matters_is_one_clear_line(tmp_path, blob,
         run_tiny(config, tmp_path, app=app)
 
 
+@pytest.mark.slow
 def test_when_every_client_diverges_the_run_is_said_to_have_diverged(tmp_path):
     with pytest.raises(DivergedError, match=r"no update could be used.*diverged in round 1"):
         run_tiny(tiny_config(method="fedavg", training={"learning_rate": 1e30}), tmp_path)

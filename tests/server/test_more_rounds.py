@@ -71,6 +71,7 @@ def test_more_rounds_go_on_as_if_they_had_been_asked_for_at_once(tmp_path: Path,
     assert without_seconds(result.history[-1]) == without_seconds(read_lines(tmp_path / "whole" / "history.jsonl")[-1])
 
 
+@pytest.mark.slow
 def test_the_command_takes_more_rounds_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tiny_config(rounds=1), tmp_path / "run", pictures=False)
     assert main(["run", "--resume", str(tmp_path / "run"), "--set", "seed=4"]) == 2
@@ -81,6 +82,7 @@ def test_the_command_takes_more_rounds_and_nothing_else(tmp_path: Path, capsys: 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_before_there_were_models_is_not_gone_on_with(tmp_path: Path) -> None:
     """Its clients and its checkpoint are of after the evaluation, where c is not held any more."""
     run(tiny_config(rounds=1), tmp_path / "run", pictures=False)

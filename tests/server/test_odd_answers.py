@@ -98,6 +98,7 @@ def reply_with(reply: Message, **values: object) -> bytes:
     return Description(**{**vars(told), **values}).to_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ODD)
 def test_an_odd_registration_costs_its_device_only(devices, caplog, change):
     odd, reason = ODD[change]
@@ -115,6 +116,7 @@ def many_records(reply: Message) -> Message:
     return saying(reply, RecordDict({str(number): MetricRecord({"x": float("nan")}) for number in range(1000)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -147,6 +149,7 @@ keys = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.dictionaries(keys, values))
 def test_any_fields_are_an_answer_or_refused(fields):
     fields = with_check(fields)

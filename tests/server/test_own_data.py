@@ -21,6 +21,7 @@ from tests.support.federations import COMPRESSED, blueprint_of, tiny_config
 from tests.support.own_data import check_devices_control, own_config, serve_devices, write_data
 
 
+@pytest.mark.slow
 def test_nodes_without_a_place_for_their_state_agree_in_flowers_memory(devices, monkeypatch):
     """As under `flwr run`, where a run's config names no directory."""
     config = own_config(rounds=1)
@@ -31,6 +32,7 @@ def test_nodes_without_a_place_for_their_state_agree_in_flowers_memory(devices, 
     assert (summary["num_clients"], summary["missing"], summary["rejected"]) == (3, 0, 0)
 
 
+@pytest.mark.slow
 def test_everything_on_a_device_is_its_own_and_split_by_the_fractions(devices):
     """Of 200, 120 and 60 images, 15 % are for validation and 25 % for test: 120, 72 and 36 are left."""
     summary = serve_devices(own_config(), devices)
@@ -42,6 +44,7 @@ def test_everything_on_a_device_is_its_own_and_split_by_the_fractions(devices):
     assert registration == {"num_examples": {"0": 120, "1": 72, "2": 36}, "absent": {}}
 
 
+@pytest.mark.slow
 def test_200_and_400_images_are_120_and_240_training_examples(tmp_path):
     for client, number in enumerate((200, 400)):
         write_data(tmp_path / f"{client}.npz", number, range(3), seed=client)
@@ -50,6 +53,7 @@ def test_200_and_400_images_are_120_and_240_training_examples(tmp_path):
     assert numbers == {0: 120, 1: 240}
 
 
+@pytest.mark.slow
 def test_classes_and_scale_are_those_of_all_training_examples_together(devices):
     serve_devices(own_config(rounds=1), devices)
     config = load_config(devices / "run" / "config.yaml")
@@ -77,12 +81,14 @@ def test_classes_and_scale_are_those_of_all_training_examples_together(devices):
     assert (raw, len(scaled)) == ({37.0}, 1)
 
 
+@pytest.mark.slow
 def test_the_server_needs_no_data_and_all_build_the_same(devices):
     """Its config's path leads nowhere; that fingerprints agree is checked at registration."""
     config = own_config(data={"name": "npz", "options": {"path": "/nowhere/at/all.npz"}})
     assert serve_devices(config, devices)["num_clients"] == 3
 
 
+@pytest.mark.slow
 def test_registration_is_counted_both_times(devices):
     serve_devices(own_config(rounds=1), devices)
     asked = [

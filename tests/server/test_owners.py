@@ -45,6 +45,7 @@ def places(base):
     return {client: base / f"owner-{client}" / "state" for client in range(3)}
 
 
+@pytest.mark.slow
 def test_a_run_that_asks_too_much_of_one_device_goes_on_without_it_and_says_why(owned_devices, caplog):
     says(owned_devices, 1, "methods: [spatl]")
     says(owned_devices, 2, "limits: {threads: 1}")
@@ -57,6 +58,7 @@ def test_a_run_that_asks_too_much_of_one_device_goes_on_without_it_and_says_why(
     assert not list((owned_devices / "owner-1" / "state").rglob("*.*"))
 
 
+@pytest.mark.slow
 def test_a_device_that_may_not_work_now_is_no_bad_client_and_is_back_when_it_may(owned_devices):
     """Its owner's command lets it work from the third round on; two failures in a row would leave it out for ten."""
     counter = "test $(echo x >> count; wc -l < count) -gt 3"
@@ -70,6 +72,7 @@ def test_a_device_that_may_not_work_now_is_no_bad_client_and_is_back_when_it_may
     assert read_json(owned_devices / "run" / "summary.json")["not_evaluated"] == 0
 
 
+@pytest.mark.slow
 def test_statistics_are_told_after_the_last_round_alone(owned_devices, monkeypatch):
     """A server that asks for them before it says that the last round was over."""
     original = FederationStrategy.configure_evaluate
@@ -94,6 +97,7 @@ def test_statistics_are_told_after_the_last_round_alone(owned_devices, monkeypat
     assert told[3:] == [None] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "line"),
     [("limits: {examples: 10}", "limits.examples (data)"), ("budget: {keep_ratio: 0.3}", "budget.keep_ratio (method)")],
@@ -114,6 +118,7 @@ def test_what_an_owner_says_after_the_registration_counts_from_the_next_round_on
     assert reasons[1].startswith(line)
 
 
+@pytest.mark.slow
 def test_a_server_cannot_widen_the_mask_of_a_run_whose_whole_updates_are_to_stay(owned_devices, monkeypatch):
     says(owned_devices, 0, "leaves: {whole_updates: false}")
     says(owned_devices, 1, "leaves: {whole_updates: false}")
@@ -134,6 +139,7 @@ def test_a_server_cannot_widen_the_mask_of_a_run_whose_whole_updates_are_to_stay
     assert {row["client"]: (row["rejected"] or "")[: len(line)] for row in rows} == {0: line, 1: line, 2: ""}
 
 
+@pytest.mark.slow
 def test_no_earlier_round_comes_after_findings_that_were_asked_for_as_if_the_last_one_was_over(
     owned_devices, monkeypatch
 ):

@@ -29,6 +29,7 @@ def six_owners(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["natural", "file"])
 def test_owners_are_named_wherever_a_client_is_shown(
     six_owners: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -59,6 +60,7 @@ def test_owners_are_named_wherever_a_client_is_shown(
     assert json.loads(capsys.readouterr().out)["owners"] == {str(client): owner for client, owner in enumerate(OWNERS)}
 
 
+@pytest.mark.slow
 def test_nobody_is_named_where_owners_have_no_part_in_the_partition(six_owners: Path, tmp_path: Path) -> None:
     config = tiny_config(rounds=1, data={"name": "npz", "options": {"path": str(six_owners / "owned.npz")}})
     run(config, tmp_path / "run", pictures=False)

@@ -14,6 +14,7 @@ from tests.support.federations import run_tiny, tiny_config
 PRIVATE = {"noise_multiplier": 2.0, "clip": 0.5, "delta": 1e-3}
 
 
+@pytest.mark.slow
 def test_a_private_run_tells_its_epsilon_and_its_noise_is_not_the_seeds(tmp_path):
     config = tiny_config(method="spatl-no-control", privacy=PRIVATE)
     for name in ("one", "other"):
@@ -25,6 +26,7 @@ def test_a_private_run_tells_its_epsilon_and_its_noise_is_not_the_seeds(tmp_path
     assert (summary["epsilon"], summary["delta"]) == (epsilon_of(2.0, config.rounds, 1e-3), 1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_without_noise_claims_no_epsilon(tmp_path):
     run_tiny(tiny_config(rounds=1), tmp_path)
     assert "epsilon" not in read_json(tmp_path / "summary.json")

@@ -36,6 +36,7 @@ class Vague(Gone):
     says_which = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [Gone, Vague])
 def test_a_client_that_is_gone_is_missing_by_name_and_neither_late_nor_refused(tmp_path, grid):
     with logged_to(tmp_path / "log.jsonl"):
@@ -71,6 +72,7 @@ class Absent(InProcessGrid):
         self._trained += any(message.metadata.message_type == "train" for message in messages)
 
 
+@pytest.mark.slow
 def test_the_ledger_holds_what_was_taken_and_not_what_nobody_fetched(tmp_path):
     run_tiny(tiny_config(rounds=2, method="fedavg"), tmp_path, grid_type=Absent)
     rows = [row for row in read_lines(tmp_path / "ledger.jsonl") if (row["round"], row["phase"]) == (2, "train")]

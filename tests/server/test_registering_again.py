@@ -22,6 +22,7 @@ def emptying(base, *, then=lambda: None):
     return loses
 
 
+@pytest.mark.slow
 def test_a_device_with_data_of_its_own_is_told_again_what_was_agreed_on(devices, monkeypatch):
     config = own_config(rounds=5)
     summary, _ = serve_over(config, devices, Clock(), loses=emptying(devices), patch=monkeypatch, data=devices)
@@ -31,6 +32,7 @@ def test_a_device_with_data_of_its_own_is_told_again_what_was_agreed_on(devices,
     assert "lost what the clients have agreed on" in rows[2]["rejections"][0]["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [90, 150])
 def test_one_whose_data_are_others_by_then_is_named_and_stays_out(devices, monkeypatch, caplog, number):
     config = own_config(rounds=5)
@@ -44,6 +46,7 @@ def test_one_whose_data_are_others_by_then_is_named_and_stays_out(devices, monke
     )
 
 
+@pytest.mark.slow
 def test_one_that_is_there_and_does_not_register_again_is_not_asked_to_train_and_it_counts_as_a_failure(
     devices, monkeypatch, caplog
 ):

@@ -21,6 +21,7 @@ def test_too_few_nodes_is_one_clear_line(tmp_path):
         server.app.serve(grid, config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_node_that_builds_another_model_is_refused_at_registration(tmp_path):
     config, other = tiny_config(), tiny_config(model={"options": {"channels": [4, 7], "hidden": 12}})
     grid = InProcessGrid(client_app, num_clients=5, run_config={"config": other.to_json(), "out": str(tmp_path)})

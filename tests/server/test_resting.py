@@ -41,6 +41,7 @@ def slept(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_a_night_in_which_all_devices_rest_is_no_round_and_changes_no_number(devices, slept, monkeypatch):
     told, written = [], waiting.write_waiting
     monkeypatch.setattr(waiting, "write_waiting", lambda run, what: (told.append(what), written(run, what)))
@@ -71,6 +72,7 @@ def _questions(run: Path) -> int:
     )
 
 
+@pytest.mark.slow
 def test_where_a_round_draws_some_the_others_are_asked_before_anybody_is_waited_for(devices, slept, monkeypatch):
     monkeypatch.setattr("server.strategy.secrets.randbits", lambda bits: 7)
     config = own_config(rounds=6, server={"connect_timeout_seconds": 0.2, "fraction_train": 0.3})
@@ -80,6 +82,7 @@ def test_where_a_round_draws_some_the_others_are_asked_before_anybody_is_waited_
     assert [row["client"] for row in rows if row["participated"]] == [2] * 6
 
 
+@pytest.mark.slow
 def test_what_too_few_have_made_while_the_others_rest_is_used_once_they_work(devices, slept):
     """Client 0 works; two of three are needed. It is asked three times, and trains once."""
     config = own_config(rounds=1, server={"connect_timeout_seconds": 0.2, "min_replies": 2})
@@ -127,6 +130,7 @@ def silent(first: int = 1, *, client: int = 1, kinds: tuple[str, ...] = ("train"
     return Silent
 
 
+@pytest.mark.slow
 def test_a_device_that_is_there_and_never_answers_is_left_out_for_a_while_and_named(devices, caplog):
     config = own_config(rounds=9, server={"max_failures": 2, "rounds_away": 3, "connect_timeout_seconds": 0.2})
     serve_devices(config, devices, grid_type=silent(first=2))
@@ -138,6 +142,7 @@ def test_a_device_that_is_there_and_never_answers_is_left_out_for_a_while_and_na
     assert f"round 3: {line}" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["patience", "simulation", "away"])
 def test_nobody_is_left_out_who_is_slow_by_patience_or_away_or_whose_machine_is_the_servers(devices, how):
     more = {"patience": 2.0} if how == "patience" else {}

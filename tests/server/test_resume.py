@@ -274,6 +274,7 @@ def kill(*args):
     raise Killed
 
 
+@pytest.mark.slow
 def test_a_run_without_an_answer_to_its_final_encoder_can_be_resumed(tmp_path, monkeypatch):
     config = tiny_config(rounds=2)
     with monkeypatch.context() as patch:
@@ -290,6 +291,7 @@ def refuse(*args, **kwargs):
     raise SpatlError("not today")
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_its_own_config_only(tmp_path):
     run_inline(tiny_config(rounds=1), tmp_path)
     with pytest.raises(ConfigError, match="was run with another config"):
@@ -349,6 +351,7 @@ def test_a_checkpoint_reads_as_it_was_written(tmp_path):
         assert (read.state.first_loss, read.state.useless_rounds, read.state.cannot_build) == (2.5, 1, {1})
 
 
+@pytest.mark.slow
 def test_clients_that_have_files_of_their_own_keep_them_and_come_to_the_same(tmp_path):
     """As of a run that an earlier version began, of a large model, or of a cluster."""
     config = tiny_config(**SETTINGS["spatl, some clients"])

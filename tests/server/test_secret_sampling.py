@@ -1,5 +1,7 @@
 """Who takes part in a round of a deployment is drawn from a secret that the server's checkpoint keeps."""
 
+import pytest
+
 from spatl.rounds.sampling import sample_clients
 from spatl.runs.checkpoint import load_checkpoint
 from spatl.runs.records import read_lines
@@ -7,6 +9,7 @@ from tests.support.federations import run_tiny, tiny_config
 from tests.support.lossy import Clock, serve_over
 
 
+@pytest.mark.slow
 def test_devices_are_drawn_from_a_secret_and_simulated_clients_from_the_runs_seed(tmp_path, monkeypatch):
     config = tiny_config(
         method="fedavg", partition={"name": "iid", "num_clients": 5}, server={"fraction_train": 0.4}, rounds=3

@@ -9,6 +9,7 @@ from tests.support.federations import blueprint_of, run_tiny, tiny_config
 SELECTIONS = "selections.jsonl"
 
 
+@pytest.mark.slow
 def test_the_channels_of_each_group_add_up_to_the_keep_ratio_of_each_client(tmp_path):
     config = tiny_config(rounds=2, selection={"selector": "random"}, server={"fraction_train": 0.6})
     run_tiny(config, tmp_path)
@@ -26,6 +27,7 @@ def test_the_channels_of_each_group_add_up_to_the_keep_ratio_of_each_client(tmp_
     assert {tuple(row["sizes"]) for row in rows} == {tuple(group.size for group in layout.groups)}
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_drops_what_is_said_of_rounds_that_are_not_over(tmp_path):
     run_tiny(tiny_config(rounds=2, selection={"selector": "random"}), tmp_path)
     first, _ = read_lines(tmp_path / SELECTIONS)
@@ -33,6 +35,7 @@ def test_a_run_that_goes_on_drops_what_is_said_of_rounds_that_are_not_over(tmp_p
     assert read_lines(tmp_path / SELECTIONS) == [first]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [

@@ -18,6 +18,7 @@ def config_with(path, **sections):
     return own_config(report={"test_data": str(path)}, training={"batch_norm": "aggregated"}, **sections)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [(0, 1, 2, 3), (1, 3)])
 def test_the_servers_model_is_measured_on_all_of_them(devices, tmp_path, classes):
     """By hand: the model's file, the scale and the order of classes that the devices agreed on, and argmax."""
@@ -34,6 +35,7 @@ def test_the_servers_model_is_measured_on_all_of_them(devices, tmp_path, classes
     assert (summary["global_examples"], summary["global_accuracy"]) == (60, float(right.double().mean()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["missing", "class", "shape"])
 def test_one_that_does_not_fit_is_one_line_before_the_first_round(devices, tmp_path, kind):
     path = tmp_path / "test.npz"
@@ -48,6 +50,7 @@ def test_one_that_does_not_fit_is_one_line_before_the_first_round(devices, tmp_p
     assert not history.exists() or not history.read_text()
 
 
+@pytest.mark.slow
 def test_without_a_file_the_summary_says_nothing_of_it(devices):
     serve_devices(own_config(rounds=1), devices)
     assert "global_accuracy" not in read_json(devices / "run" / "summary.json")

@@ -33,6 +33,7 @@ def changed(body: bytes, place: int, *values: float) -> bytes:
     return written(start + 4 * place, f"{len(values)}f", *values)(body)
 
 
+@pytest.mark.slow
 def test_each_client_is_asked_once_more_and_both_ways_cost_eight_bytes_a_channel(tmp_path: Path) -> None:
     run_tiny(CONFIG, tmp_path / "put together")
     run_tiny(CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"batch_norm": "local"})}),
@@ -50,6 +51,7 @@ def test_each_client_is_asked_once_more_and_both_ways_cost_eight_bytes_a_channel
     assert history[0][0]["encoder_fingerprint"] == history[1][0]["encoder_fingerprint"]  # no round knows of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -75,6 +77,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path, change,
     assert json.loads((tmp_path / "all but one" / "summary.json").read_text())["not_evaluated"] == 0
 
 
+@pytest.mark.slow
 def test_where_nobody_answers_each_is_evaluated_with_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_tiny(CONFIG, tmp_path / "none", app=tampering(statistics=lambda client, content: blob_content(b"")))
     local = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"batch_norm": "local"})})
@@ -85,6 +88,7 @@ def test_where_nobody_answers_each_is_evaluated_with_its_own(tmp_path: Path, cap
     assert "norm.running_mean" not in read_weights(tmp_path / "none" / "model" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_rule_that_trusts_nobody_takes_medians(tmp_path: Path) -> None:
     """One client moves every mean by three deviations; the sum follows by a fifth of that, the median hardly at all."""
 
@@ -108,6 +112,7 @@ def test_a_rule_that_trusts_nobody_takes_medians(tmp_path: Path) -> None:
     assert moved["median"] < 0.5 * moved["mean"]
 
 
+@pytest.mark.slow
 def test_a_client_gives_no_statistics_that_the_run_does_not_put_together() -> None:
     for own in (
         {"training": {"batch_norm": "local"}},

@@ -50,6 +50,7 @@ def left_behind(directory: Path) -> tuple[str, list[str]]:
     return json.dumps([summary["ended_early"], summary["clients"], summary["rounds"]]), rounds
 
 
+@pytest.mark.slow
 def test_a_run_ends_once_so_many_rounds_brought_nothing_better(tmp_path, scores, caplog):
     """Best is round 2, as the third was only as good; after three more, told in the fifth's replies, it is over."""
     run_inline(config_of(stop_after=2), tmp_path)
@@ -64,6 +65,7 @@ def test_a_run_ends_once_so_many_rounds_brought_nothing_better(tmp_path, scores,
     assert "ended after round 5 of 8: none since round 2 was better" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_status_of_such_a_run_says_why_it_has_fewer_rounds(tmp_path, scores):
     run_inline(config_of(stop_after=2), tmp_path)
     status = read_status(tmp_path)
@@ -71,12 +73,14 @@ def test_the_status_of_such_a_run_says_why_it_has_fewer_rounds(tmp_path, scores)
     assert status.message == "no round since 2 was better (server.stop_after)"
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_better_ends_with_its_rounds(tmp_path, scores):
     run_inline(config_of(stop_after=4), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["rounds"], "ended_early" in summary) == (8, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_in", [3, 5, 6])
 def test_one_that_is_killed_ends_where_it_would_have(tmp_path, scores, monkeypatch, killed_in):
     """Also killed when the last round was on disk, and the summary was not."""
@@ -102,6 +106,7 @@ def test_one_that_is_killed_ends_where_it_would_have(tmp_path, scores, monkeypat
     assert left_behind(tmp_path / "killed") == left_behind(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_so_has_no_more_rounds_in_one_clear_line(tmp_path, scores):
     run(config_of(stop_after=2), tmp_path / "run", pictures=False, progress=False)
     with pytest.raises(ConfigError, match=r"ended after round 5, because none since round 2 was better .*stop_after"):

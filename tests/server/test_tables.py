@@ -39,6 +39,7 @@ def run_table(directory: Path, **sections: Any) -> RunResult:
                pictures=False, progress=False)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_wide_column_changes_an_mlps_accuracy_by_less_than_one_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_one_wide_column_changes_an_mlps_accuracy_by_less_than_one_point(
         run_table(tmp_path / "bare", data={"normalisation": "none"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spatl", "fedavg", "fedrep"])
 def test_a_table_whose_labels_lack_a_class_on_one_device_runs(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

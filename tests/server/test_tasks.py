@@ -12,6 +12,7 @@ from spatl.runs.records import read_lines
 from tests.support.tasks import task_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "metric", "pooled"),
     [
@@ -49,6 +50,7 @@ def test_a_task_is_learnt(task: str, metric: str, pooled: str, tmp_path: Path) -
     )
 
 
+@pytest.mark.slow
 def test_a_classification_by_accuracy_says_and_sends_what_it_always_did(tmp_path: Path) -> None:
     config = parse_config(
         {"rounds": 1, "partition": {"name": "iid", "num_clients": 2}, "training": {"local_steps": 1, "device": "cpu"}}

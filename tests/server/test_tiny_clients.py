@@ -38,6 +38,7 @@ def config_of(files: Path, **sections: Any) -> Any:
     return tiny_config(**{"rounds": 2, "data": data, "partition": partition, **sections})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [
@@ -71,6 +72,7 @@ def test_they_train_and_means_are_over_those_who_have_test_examples(
     assert result.summary["accuracy"] == pytest.approx(sum(result.summary["clients"].values()) / 4)
 
 
+@pytest.mark.slow
 def test_whom_it_concerns_is_told_when_a_run_starts(small_shares: Path, tmp_path: Path, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING):
         run(config_of(small_shares, rounds=1), tmp_path / "run", pictures=False)
@@ -79,6 +81,7 @@ def test_whom_it_concerns_is_told_when_a_run_starts(small_shares: Path, tmp_path
     assert any(line.startswith("3 of 6 clients have no validation examples") for line in told)
 
 
+@pytest.mark.slow
 def test_a_single_example_has_the_statistics_of_itself_twice(small_shares: Path) -> None:
     """And a network with BatchNorm on one pixel answers for it."""
     blueprint = blueprint_of(config_of(small_shares, model=NORMALISED))

@@ -1,5 +1,6 @@
 """What a message costs on a deployment's socket follows from its records, not from what Flower draws."""
 
+import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from server.traffic import message_traffic
@@ -39,6 +40,7 @@ def test_the_envelope_depends_on_the_objects_and_not_on_their_length():
         assert 400 < envelopes[0] < 1200
 
 
+@pytest.mark.slow
 def test_a_blob_alone_counts_as_if_it_were_serialised():
     """What is counted by length is what the serialised message has: names as long, which nobody knows, are counted so.
 

@@ -28,6 +28,7 @@ def log_of(directory):
     return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_round_keeps_type_line_and_place_on_screen_and_its_traceback_in_the_log(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(of_users("RaisingLate", rounds=2, training={"local_steps": 8}).to_yaml())
@@ -47,6 +48,7 @@ def test_an_error_in_a_round_keeps_type_line_and_place_on_screen_and_its_traceba
     assert "Traceback" in json.loads((tmp_path / "run" / "error.json").read_text())["traceback"]
 
 
+@pytest.mark.slow
 def test_debug_prints_the_traceback_of_a_client(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(of_users("RaisingLate", rounds=2, training={"local_steps": 8}).to_yaml())
@@ -54,6 +56,7 @@ def test_debug_prints_the_traceback_of_a_client(tmp_path, capsys):
     assert 'raise RuntimeError("the fourth step' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_benchmark_keeps_the_traceback_in_the_log_that_it_names(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(of_users("RaisingLate", rounds=2, training={"local_steps": 8}).to_yaml())
@@ -132,6 +135,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_whose_model_differs_in_what_does_not_travel_is_refused_by_name(tmp_path, monkeypatch, kind):
     """Client 2's machine says 2 where the others say 1: the encoder that travels is the same, the model is not."""
@@ -187,6 +191,7 @@ def test_a_client_whose_method_partition_or_codec_is_another_is_refused_by_name(
         run_tiny(config, tmp_path, app=app)
 
 
+@pytest.mark.slow
 def test_models_that_are_built_alike_have_the_same_digests_in_another_process_too(tmp_path):
     config = of_users("Forgetful")
     code = (
@@ -203,6 +208,7 @@ def test_models_that_are_built_alike_have_the_same_digests_in_another_process_to
     assert not any(name.startswith("norm.running") for name in blueprint.rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "resnet8", "mobilenet", "vgg11"])
 def test_a_built_in_network_says_no_more_than_before(model):
     assert make_blueprint(tiny_config(model={"name": model, "options": {}})).rest == {}

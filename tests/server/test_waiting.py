@@ -43,6 +43,7 @@ class Cut(InProcessGrid):
             self.number += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gone", "least", "connected"), [((2, 3, 4), 1, 0), ((2, 4), 3, 1)])
 def test_a_round_begins_when_enough_are_back_and_who_is_missing_is_told_meanwhile(
     devices, monkeypatch, gone, least, connected
@@ -64,6 +65,7 @@ def test_a_round_begins_when_enough_are_back_and_who_is_missing_is_told_meanwhil
     assert any(line.startswith("round 2 goes on after ") for line in said)
 
 
+@pytest.mark.slow
 def test_a_server_gives_up_after_as_long_as_it_was_told_and_the_run_goes_on_by_resume(devices, monkeypatch):
     monkeypatch.setattr(Cut, "looks", 10**6)
     config = own_config(rounds=2, server={"connect_timeout_seconds": 0.2, "give_up_seconds": 0.3})
@@ -73,6 +75,7 @@ def test_a_server_gives_up_after_as_long_as_it_was_told_and_the_run_goes_on_by_r
     assert serve_devices(config, devices, resume=True)["rounds"] == 2
 
 
+@pytest.mark.slow
 def test_rounds_that_no_device_answers_end_no_run(devices):
     """In a simulation, three of them would."""
     config = own_config(rounds=7, method="spatl")
@@ -111,6 +114,7 @@ class Gone(InProcessGrid):
             yield flowers_error(message)
 
 
+@pytest.mark.slow
 def test_a_device_that_never_comes_back_blocks_no_run_whose_rounds_draw_one_client(devices, monkeypatch):
     monkeypatch.setattr("server.strategy.secrets.randbits", lambda bits: 7)
     config = own_config(
@@ -128,6 +132,7 @@ def test_a_device_that_never_comes_back_blocks_no_run_whose_rounds_draw_one_clie
 # A run that goes on
 
 
+@pytest.mark.slow
 def test_one_set_of_channels_goes_on_with_those_who_agreed_on_it_though_another_has_come(devices):
     config = own_config(rounds=1, method="ssfl")
     serve_devices(config, devices, absent=(2,))
@@ -161,6 +166,7 @@ class Late(InProcessGrid):
         return nodes
 
 
+@pytest.mark.slow
 def test_one_that_is_away_when_a_run_goes_on_takes_part_again_when_it_is_back(devices):
     config = own_config(rounds=2, method="spatl")
     first = serve_devices(config, devices)
@@ -180,6 +186,7 @@ def test_one_that_is_away_when_a_run_goes_on_takes_part_again_when_it_is_back(de
 # What whoever looks sees
 
 
+@pytest.mark.slow
 def test_what_is_waited_for_is_kept_as_it_is_and_told_by_the_status(devices):
     serve_devices(own_config(rounds=1), devices)
     (devices / "run" / "summary.json").unlink()

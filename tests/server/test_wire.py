@@ -191,6 +191,7 @@ def test_every_client_holds_the_servers_encoder_whatever_it_missed(tmp_path, str
         assert all(call.control for call in trained if call.update.corrected)
 
 
+@pytest.mark.slow
 def test_clients_that_never_took_part_are_evaluated_with_the_final_encoder(tmp_path, strategies):
     """One of 6 clients a round, three rounds: the others follow all three changes from the initial encoder."""
     config = tiny_config(partition={"num_clients": 6}, server={"fraction_train": 0.1})
@@ -265,6 +266,7 @@ def test_deriving_c_costs_ten_bytes_and_sending_it_more(tmp_path):
     assert max(control["derived"]) <= 10 < min(control["sent"])
 
 
+@pytest.mark.slow
 def test_c_is_what_the_server_takes_it_for_on_every_client_that_corrects_by_it(tmp_path, strategies):
     """Also on one that takes part in round 2 for the first time, when one change led to c already."""
     config = tiny_config(
@@ -299,6 +301,7 @@ def test_a_client_that_missed_a_version_is_not_corrected_until_that_counts_no_mo
     assert bool(held.control.any())
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_for_evaluation_but_the_last_encoder(tmp_path, strategies):
     config = tiny_config(server={"fraction_train": 0.6})
     watched = Watched(config, tmp_path, strategies)

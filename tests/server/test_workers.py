@@ -115,6 +115,7 @@ def test_a_run_goes_on_with_another_number_of_workers_as_undisturbed(tmp_path, c
     assert history_without_seconds(tmp_path / "killed") == history_without_seconds(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_what_a_client_raises_is_its_reply(tmp_path, caplog):
     def fail():
         raise RuntimeError("no such luck")

@@ -32,6 +32,7 @@ def test_a_row_brings_its_defaults_and_what_the_config_says_goes_first() -> None
     ]
 
 
+@pytest.mark.slow
 def test_a_row_of_the_same_facts_runs_as_ours_to_the_bit(tmp_path: Path) -> None:
     run_tiny(tiny_config(method="fedavg", rounds=2), tmp_path / "ours")
     run_tiny(tiny_config(method=f"{USERS}AS_FEDAVG", rounds=2), tmp_path / "users")
@@ -47,6 +48,7 @@ def test_a_row_of_the_same_facts_runs_as_ours_to_the_bit(tmp_path: Path) -> None
     assert users == ours
 
 
+@pytest.mark.slow
 def test_a_row_of_ones_own_selects_within_its_budget(tmp_path: Path) -> None:
     run_tiny(tiny_config(method=f"{USERS}ROW", rounds=1), tmp_path)
     ratios = [row["keep_ratio"] for row in read_lines(tmp_path / "clients.jsonl") if row.get("keep_ratio")]

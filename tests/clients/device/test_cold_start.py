@@ -5,6 +5,7 @@ import pytest
 from clients.device.cold_start import handle, measure
 
 
+@pytest.mark.slow
 def test_what_is_timed_is_a_message_that_is_handled():
     handle()
 

@@ -34,6 +34,7 @@ def keeping(marks: Path, *arguments: str, patience: float = 120.0) -> Iterator[s
             raise
 
 
+@pytest.mark.slow
 def test_each_program_is_started_again_however_it_ended_and_it_is_said(tmp_path):
     starts = tmp_path / "starts"
     (marks := tmp_path / "marks").mkdir()

@@ -127,6 +127,7 @@ def test_a_name_that_is_taken_is_one_line_and_changes_nothing(federation, name, 
     assert contents(federation) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -171,6 +172,7 @@ def serve(link, devices, federation, monkeypatch):
     return command
 
 
+@pytest.mark.slow
 def test_the_next_start_with_more_rounds_takes_them_in_and_c_stays_the_weighted_sum(serve, federation, devices, capsys):
     run = federation / "server" / "run"
     assert serve() == 0
@@ -200,6 +202,7 @@ def test_one_that_is_not_there_yet_is_absent_by_name_and_comes_with_the_next_sta
     check_devices_control(devices, load_config(run / "config.yaml"), {**EXAMPLES, 3: 60}, run=run)
 
 
+@pytest.mark.slow
 def test_a_command_that_was_killed_before_the_config_was_written_has_added_them_all_the_same(
     serve, federation, devices
 ):
@@ -211,6 +214,7 @@ def test_a_command_that_was_killed_before_the_config_was_written_has_added_them_
     assert read_json(federation / "server" / "run" / "summary.json")["num_clients"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_with_more_clients_than_the_deployment_is_one_line(serve, federation, capsys):
     assert serve() == 0
     (federation / "server" / "server.json").unlink()

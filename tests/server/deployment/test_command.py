@@ -55,6 +55,7 @@ def made(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_nothing_of_a_deployment_is_open_to_other_users(made):
     assert {path.stat().st_mode & 0o777 for path in (made, *made.rglob("*")) if path.is_dir()} == {0o700}
     assert {path.stat().st_mode & 0o777 for path in made.rglob("*") if path.is_file()} == {0o600}

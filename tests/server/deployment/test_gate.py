@@ -144,6 +144,7 @@ def test_a_body_that_is_longer_than_any_message_is_refused_before_a_byte_of_it_i
     assert standing.app.passed == []
 
 
+@pytest.mark.slow
 def test_a_body_without_a_length_is_cut_at_the_limit(standing):
     sent = []
 
@@ -163,6 +164,7 @@ def test_a_body_without_a_length_is_cut_at_the_limit(standing):
     assert standing.app.passed == [(OBJECT, 6 << 20)]
 
 
+@pytest.mark.slow
 def test_who_has_not_signed_may_send_a_few_kilobytes(standing):
     stranger, _ = generate_key_pairs()
     for headers in ({}, standing.signed(stranger), standing.signed() | {TIMESTAMP_HEADER: "2020-01-01T00:00:00+00:00"}):
@@ -173,6 +175,7 @@ def test_who_has_not_signed_may_send_a_few_kilobytes(standing):
     assert [length for _, length in standing.app.passed] == [1000] * 3 + [1 << 20]
 
 
+@pytest.mark.slow
 def test_a_client_has_two_messages_read_at_once(standing):
     """As many bytes of a third are refused until one is over; the others are not cut for it."""
     held = [standing.raw(head(OBJECT, MOST, **standing.signed()) + "x") for _ in range(2)]

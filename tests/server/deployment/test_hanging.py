@@ -91,6 +91,7 @@ def asleep(process):
     until(lambda: state_of(process.pid) == "S" and not wants_cpu(process.pid))
 
 
+@pytest.mark.slow
 def test_one_that_neither_calls_nor_computes_is_missed_soon(tmp_path):
     with app(SLEEPS) as process:
         asleep(process)
@@ -110,6 +111,7 @@ def test_one_that_has_called_nothing_yet_may_wait_for_what_it_loads(tmp_path):
         assert looking.after(1) == f"has asked for nothing for {LONGEST:g} s (--longest-step) at {LONGEST:g}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [COMPUTES, STARTS])
 def test_one_that_computes_by_itself_or_by_what_it_starts_may_take_as_long_as_a_step_may(tmp_path, program):
     with app(program) as process:
@@ -121,6 +123,7 @@ def test_one_that_computes_by_itself_or_by_what_it_starts_may_take_as_long_as_a_
         assert "(--longest-step)" in looking.after(1)
 
 
+@pytest.mark.slow
 def test_neither_a_machine_that_slept_nor_a_pulse_that_is_gone_says_anything(tmp_path):
     with app(SLEEPS) as process:
         asleep(process)
@@ -133,6 +136,7 @@ def test_neither_a_machine_that_slept_nor_a_pulse_that_is_gone_says_anything(tmp
         assert looking.after(2 * LONGEST) is None
 
 
+@pytest.mark.slow
 def test_a_step_may_take_any_time_where_it_is_said_so(tmp_path):
     with app(COMPUTES) as process:
         until(lambda: wants_cpu(process.pid))
@@ -172,6 +176,7 @@ def test_a_grid_that_nobody_looks_at_is_left_as_it_is():
     assert pulsing(grid) is grid
 
 
+@pytest.mark.slow
 def test_one_that_hangs_says_where_before_it_is_killed(tmp_path, monkeypatch):
     monkeypatch.setenv(PULSE_VARIABLE, str(tmp_path / "pulse"))
     log = tmp_path / "flower.log"

@@ -10,6 +10,7 @@ from tests.support.own_data import own_config, write_data
 # The commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("registered", [False, True])
 def test_a_simulation_of_devices_own_data_is_refused_in_one_line(tmp_path, registered, capsys):
     """Nor is it run from what a deployment left, in which all is said that its devices have agreed on."""
@@ -25,6 +26,7 @@ def test_a_simulation_of_devices_own_data_is_refused_in_one_line(tmp_path, regis
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("partition", "expected", "said"),
     [

@@ -23,6 +23,7 @@ VICTIMS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_is_started_again_so_often_an_hour_and_then_said(link, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(tiny_config(rounds=2, method="fedavg").to_yaml())
     assert main(["deploy", "init", str(tmp_path / "federation"), str(tmp_path / "config.yaml")]) == 0

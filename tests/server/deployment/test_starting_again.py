@@ -32,6 +32,7 @@ def serve(site, *more):
     return main(["deploy", "server", str(site), *more])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--resume"]], ids=["plain", "resume"])
 @pytest.mark.parametrize(
     "failure", [SpatlError("after 1 s 0 of 5 clients are connected"), KeyboardInterrupt()], ids=["failed", "stopped"]
@@ -47,6 +48,7 @@ def test_what_ended_before_its_first_round_is_started_again_by_the_same_command(
     assert run_name(site / "run") == name  # the devices find what they have of a first round
 
 
+@pytest.mark.slow
 def test_so_is_one_that_failed_while_its_clients_registered_with_another_config_if_need_be(link, site, monkeypatch):
     def fails(*args, **kwargs):
         raise SpatlError("client 3 could not register: its file is damaged")
@@ -66,6 +68,7 @@ def test_so_is_one_that_failed_while_its_clients_registered_with_another_config_
     assert run_name(directory) != name  # what the devices keep is of another run
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_was_renamed_is_not_quietly_begun_anew(link, site, capsys):
     """Nor one whose folder is gone; without --resume, somebody who wants a new one gets it."""
     assert serve(site) == 0
@@ -85,6 +88,7 @@ def test_a_run_whose_folder_was_renamed_is_not_quietly_begun_anew(link, site, ca
     assert run_name(site / "run") != name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [[], ["other"]])
 def test_a_simulation_that_is_not_there_is_not_begun_by_resume(beside, tmp_path, capsys):
     for each in beside:
@@ -96,6 +100,7 @@ def test_a_simulation_that_is_not_there_is_not_begun_by_resume(beside, tmp_path,
     assert not (tmp_path / "gone").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_rounds_is_never_begun_anew(link, site, capsys):
     assert serve(site) == 0
     (site / "run" / "summary.json").unlink()
@@ -106,6 +111,7 @@ def test_a_run_that_has_rounds_is_never_begun_anew(link, site, capsys):
     assert serve(site, "--resume") == 0
 
 
+@pytest.mark.slow
 def test_one_set_of_channels_waits_for_those_who_agreed_on_it_alone(tmp_path, link, monkeypatch):
     (tmp_path / "config.yaml").write_text(tiny_config(rounds=1, method="ssfl").to_yaml())
     assert main(["deploy", "init", str(tmp_path / "federation"), str(tmp_path / "config.yaml")]) == 0
@@ -124,6 +130,7 @@ def test_one_set_of_channels_waits_for_those_who_agreed_on_it_alone(tmp_path, li
     assert waited == [(5, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_dead_deployment_is_gone_on_with_by_the_command_that_status_names(link, site, elsewhere, tmp_path, capsys):
     directory = tmp_path / "elsewhere" if elsewhere else site / "run"
@@ -149,6 +156,7 @@ def test_a_dead_deployment_is_gone_on_with_by_the_command_that_status_names(link
     assert (directory / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_the_status_of_a_servers_directory_is_that_of_its_run(link, site):
     with pytest.raises(ConfigError, match=r"run holds no run"):
         read_status(site)
@@ -156,6 +164,7 @@ def test_the_status_of_a_servers_directory_is_that_of_its_run(link, site):
     assert read_status(site).clients == read_status(site / "run").clients
 
 
+@pytest.mark.slow
 def test_a_server_that_waits_for_its_clients_is_running(link, site):
     link.failure = SpatlError("nobody came")
     assert serve(site) == 2
@@ -168,6 +177,7 @@ def test_a_server_that_waits_for_its_clients_is_running(link, site):
 # More rounds
 
 
+@pytest.mark.slow
 def test_a_deployment_goes_on_to_more_rounds_as_if_they_had_been_asked_for_at_once(link, site):
     assert serve(site) == 0
     name = run_name(site / "run")
@@ -181,6 +191,7 @@ def test_a_deployment_goes_on_to_more_rounds_as_if_they_had_been_asked_for_at_on
     assert len(read_lines(site / "run" / "history.jsonl")) == 5
 
 
+@pytest.mark.slow
 def test_more_rounds_survive_a_start_that_fails(link, site, capsys):
     assert serve(site) == 0
     link.failure = SpatlError("nobody came")
@@ -193,6 +204,7 @@ def test_more_rounds_survive_a_start_that_fails(link, site, capsys):
     assert len(read_lines(site / "run" / "history.jsonl")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("began", "more", "said"),
     [
@@ -216,6 +228,7 @@ def test_a_mistake_about_more_rounds_is_one_line_and_changes_nothing(link, site,
     assert {path: each for path, each in before.items() if path.read_bytes() != each} == {}
 
 
+@pytest.mark.slow
 def test_nobody_gives_more_rounds_to_a_run_that_is_served(link, site, capsys):
     assert serve(site) == 0
     with serving_run(site / "run"):
@@ -227,6 +240,7 @@ def test_nobody_gives_more_rounds_to_a_run_that_is_served(link, site, capsys):
 # A simulation, likewise
 
 
+@pytest.mark.slow
 def test_a_simulation_that_ended_before_its_first_round_may_take_its_directory_again(tmp_path, monkeypatch):
     def fails(*args, **kwargs):
         raise SpatlError("not today")

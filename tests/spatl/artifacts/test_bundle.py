@@ -35,11 +35,13 @@ def share(found: torch.Tensor | np.ndarray, wanted: torch.Tensor) -> float:
     return float((torch.as_tensor(found) - wanted).abs().max() / wanted.abs().max())
 
 
+@pytest.mark.slow
 def test_the_directory_holds_these_files_and_nothing_is_left_beside_it(exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == FILES
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_the_torch_program_takes_batches_of_any_size_and_adds_the_offset(exported: Path, batch: int) -> None:
     program = torch.export.load(exported / "model.pt2").module()
@@ -47,6 +49,7 @@ def test_the_torch_program_takes_batches_of_any_size_and_adds_the_offset(exporte
     assert share(program(exports.normalised(pixels)).detach(), expected(pixels)) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_the_onnx_file_takes_batches_of_any_size_and_adds_the_offset(exported: Path, batch: int) -> None:
     pixels = exports.images(batch, seed=9)
@@ -54,6 +57,7 @@ def test_the_onnx_file_takes_batches_of_any_size_and_adds_the_offset(exported: P
     assert share(found, expected(pixels)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_the_int8_file_computes_nearly_the_same_in_8_bits(exported: Path) -> None:
     pixels = exports.images(64, seed=9)
     found = run_session(onnx_session(exported / "model-int8.onnx"), exports.normalised(pixels).numpy())
@@ -63,6 +67,7 @@ def test_the_int8_file_computes_nearly_the_same_in_8_bits(exported: Path) -> Non
     assert (exported / "model-int8.onnx").stat().st_size < (exported / "model.onnx").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_onnx_files_name_their_batch_and_hold_all_weights_themselves(exported: Path) -> None:
     for name in ("model.onnx", "model-int8.onnx"):
         model = onnx.load(exported / name, load_external_data=False)
@@ -70,12 +75,14 @@ def test_the_onnx_files_name_their_batch_and_hold_all_weights_themselves(exporte
         assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
 
 
+@pytest.mark.slow
 def test_the_weights_are_the_networks_by_its_own_names(exported: Path) -> None:
     tensors, own = load_file(exported / "model.safetensors"), exports.network().state_dict()
     assert tensors.keys() == own.keys()
     assert all(torch.equal(tensors[name], own[name]) for name in own)
 
 
+@pytest.mark.slow
 def test_the_description_has_the_offset_and_the_checksum_of_the_weights(exported: Path) -> None:
     found = read_description(exported)
     assert found.export == {"label_offset": OFFSET.tolist(), "cut": None}
@@ -83,6 +90,7 @@ def test_the_description_has_the_offset_and_the_checksum_of_the_weights(exported
     assert found.named(export={}, sha256="") == exports.description()
 
 
+@pytest.mark.slow
 def test_the_card_names_every_file_with_its_checksum(exported: Path) -> None:
     card = json.loads((exported / "card.json").read_text())
     assert card["files"].keys() == FILES - {"card.json", "card.md"}
@@ -92,6 +100,7 @@ def test_the_card_names_every_file_with_its_checksum(exported: Path) -> None:
         assert facts["sha256"] in (exported / "card.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_card_has_every_runtime_at_both_batch_sizes_and_the_accuracies(exported: Path) -> None:
     card = json.loads((exported / "card.json").read_text())
     runtimes = {"PyTorch, eager", "ONNX Runtime, float32", "ONNX Runtime, int8"}
@@ -106,6 +115,7 @@ def test_the_card_has_every_runtime_at_both_batch_sizes_and_the_accuracies(expor
     assert card["accuracies"]["dense"].keys() == runtimes
 
 
+@pytest.mark.slow
 def test_no_file_holds_a_byte_of_an_image(tmp_path: Path) -> None:
     """Eight pixels of some rows of every fourth image, as read and as the network takes them.
 
@@ -133,12 +143,14 @@ def test_no_file_holds_a_byte_of_an_image(tmp_path: Path) -> None:
     assert rows[-96] in memory.detach().numpy().tobytes()  # that they would be found
 
 
+@pytest.mark.slow
 def test_no_file_names_a_path_of_the_machine(exported: Path) -> None:
     paths = [os.fsencode(str(Path(__file__).parents[3])), os.fsencode(str(Path(torch.__file__).parent))]
     for path in exported.iterdir():
         assert not any(each in path.read_bytes() for each in paths), path.name
 
 
+@pytest.mark.slow
 def test_nothing_is_written_into_the_working_directory_nor_left_among_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +170,7 @@ def test_a_directory_that_holds_something_is_refused_and_left_alone(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
+@pytest.mark.slow
 def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
     exports.write(tmp_path, int8=False)
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"model-int8.onnx"}
@@ -199,6 +212,7 @@ def test_a_network_that_no_file_can_stand_for_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_card_calls_a_slow_down_one_and_compares_with_the_dense_network(tmp_path: Path) -> None:
     """The network is called a cut of a smaller one here, so that it is slower than the dense."""
     small = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3)).eval()

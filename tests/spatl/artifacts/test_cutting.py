@@ -45,6 +45,7 @@ def striped(number, seed):
     return Examples(shown, labels)
 
 
+@pytest.mark.slow
 def test_what_is_kept_and_what_it_costs_is_told():
     network, found = cut()
     sizes = [sum(p.numel() for p in each.parameters()) for each in (network, found.network)]
@@ -61,6 +62,7 @@ def test_what_is_kept_and_what_it_costs_is_told():
     assert 0 <= found.difference <= LARGEST_DIFFERENCE
 
 
+@pytest.mark.slow
 def test_the_dense_network_is_left_as_it_was():
     network, _ = dense("resnet8")
     before, hooks = copy.deepcopy(network.state_dict()), len(network._forward_hooks)
@@ -69,6 +71,7 @@ def test_the_dense_network_is_left_as_it_was():
     assert len(network._forward_hooks) == hooks
 
 
+@pytest.mark.slow
 def test_the_cut_network_is_the_masked_one_with_statistics_of_its_own():
     """Re-estimated on the same examples, both compute the same."""
     network, found = cut()
@@ -86,6 +89,7 @@ def test_the_cut_network_is_the_masked_one_with_statistics_of_its_own():
     assert (got - old).abs().max() > 0.01 * old.abs().max()
 
 
+@pytest.mark.slow
 def test_the_file_of_a_cut_makes_it_again():
     network, found = cut(finetune_epochs=1, training=plain())
     again = rebuild(network, found.cut)
@@ -93,6 +97,7 @@ def test_the_file_of_a_cut_makes_it_again():
     assert torch.equal(again(images()), found.network(images()))
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_cut_keeps_its_statistics():
     network, found = cut(budget=CutBudget("flops", 1.0))
     assert not found.is_cut
@@ -131,6 +136,7 @@ def test_a_network_that_computes_something_else_when_cut_is_refused(fails, messa
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_statistics_written_wrongly_are_refused(monkeypatch):
     """As if a BatchNorm kept the numbers of other channels than its convolution."""
     network, prunable = dense("resnet8")
@@ -164,6 +170,7 @@ def test_training_is_chosen_by_validation_and_the_test_split_only_reported():
     )
 
 
+@pytest.mark.slow
 def test_training_that_helps_nothing_is_not_kept():
     _, found = cut(finetune_epochs=2, training=plain(1e-12), train=striped(32, 1))
     worse = [each.accuracy <= found.refined.history[0].accuracy for each in found.refined.history]
@@ -171,6 +178,7 @@ def test_training_that_helps_nothing_is_not_kept():
     assert found.refined.evaluation.accuracy == found.refined.history[0].accuracy
 
 
+@pytest.mark.slow
 def test_an_offset_counts_in_evaluation_and_is_no_part_of_the_network():
     """So large an offset makes every prediction class 3."""
     offset = torch.zeros(10).index_fill(0, torch.tensor([3]), 1e6)
@@ -187,6 +195,7 @@ def test_epochs_that_cannot_be_are_one_clear_error(epochs):
         cut(finetune_epochs=epochs)
 
 
+@pytest.mark.slow
 def test_training_that_diverges_is_one_clear_error():
     with pytest.raises(DivergedError, match="left the finite numbers in epoch 1; lower the learning rate"):
         cut(name="cnn", finetune_epochs=1, training=plain(1e20))
@@ -220,6 +229,7 @@ def test_a_latency_is_a_time_and_threads_are_put_back():
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_progress_is_told():
     lines = []
     cut(progress=lines.append)

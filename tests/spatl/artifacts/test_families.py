@@ -32,6 +32,7 @@ def test_a_family_is_cut_where_it_can_be_and_stays_equal(name):
     assert (name in WHOLE) <= bool(prunable.doubtful)
 
 
+@pytest.mark.slow
 def test_both_parts_of_a_residual_predictor_lose_the_same_inputs():
     network, cut = build_model("resnet8", num_classes=10, in_channels=1, image_size=SIZE, seed=1)
     add_residual_(network, cut, EXAMPLE)

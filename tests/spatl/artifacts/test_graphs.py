@@ -48,6 +48,7 @@ def test_graphs_of_a_cut_network_compute_what_the_masked_one_does(name: str) -> 
     assert relative_error(run_session(session, images().numpy()), expected) <= 1e-4
 
 
+@pytest.mark.slow
 def test_nothing_is_warned_of_on_the_way(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> None:
     """Neither by Python's warnings nor by what PyTorch and ONNX write to the terminal."""
     network = exports.network()
@@ -58,6 +59,7 @@ def test_nothing_is_warned_of_on_the_way(recwarn: pytest.WarningsRecorder, capfd
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_ranges_of_8_bit_numbers_come_from_all_calibration_images(seed: int) -> None:
     """The 40 images go through in batches of 32; the largest value, in the last one, must not be cut off.
@@ -117,6 +119,7 @@ def test_a_network_of_another_dtype_is_refused_in_one_line(dtype: str, message: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_network_stays_as_it_was() -> None:
     network = exports.network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -127,6 +130,7 @@ def test_the_network_stays_as_it_was() -> None:
     assert not any(bool(each.any()) for each in program.example_inputs[0])
 
 
+@pytest.mark.slow
 def test_an_onnx_file_says_nothing_of_the_source() -> None:
     network = exports.network()
     model = onnx.load_model_from_string(onnx_of(exported_program(network, (3, 16, 16)), network, (3, 16, 16)))

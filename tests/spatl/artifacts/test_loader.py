@@ -32,6 +32,7 @@ def expected() -> np.ndarray:
     return logits.softmax(1).numpy()
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_network_with_its_offset(exported: Path, expected: np.ndarray) -> None:
     classifier = Classifier(exported)
     assert classifier.class_names == exports.CLASSES
@@ -41,11 +42,13 @@ def test_probabilities_are_those_of_the_network_with_its_offset(exported: Path, 
     assert np.allclose(found.sum(1), 1, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_pixels_become_the_very_numbers_of_training(exported: Path) -> None:
     pixels = exports.images(5, seed=9)
     assert np.array_equal(Classifier(exported).normalised(pixels.numpy()), exports.normalised(pixels).numpy())
 
 
+@pytest.mark.slow
 def test_the_copy_runs_where_nothing_else_can_be_imported(exported: Path, expected: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", exports.images(5, seed=9).numpy())
     code = ALONE + "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -59,10 +62,12 @@ def test_the_copy_runs_where_nothing_else_can_be_imported(exported: Path, expect
     assert [float(share) for _, share in rows] == pytest.approx(expected.max(1), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_copy_is_the_loader(exported: Path) -> None:
     assert (exported / "predict.py").read_text() == Path(sys.modules[Classifier.__module__].__file__ or "").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
@@ -76,6 +81,7 @@ def test_what_is_no_image_is_refused(exported: Path, pixels: np.ndarray, message
         Classifier(exported).logits(pixels)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there_or_damaged_is_named(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no exported model of this kind: model.json is"):
         Classifier(tmp_path)

@@ -51,6 +51,7 @@ def model_run(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return run(tiny_config(model=RESNET), tmp_path_factory.mktemp("model") / "run", pictures=False, progress=False)
 
 
+@pytest.mark.slow
 def test_the_files_load_in_plain_pytorch_by_the_networks_own_names(model_run: RunResult) -> None:
     tensors = load_file(model_run.directory / "model" / "model.safetensors")
     network = blueprint_of(tiny_config(model=RESNET)).model
@@ -61,6 +62,7 @@ def test_the_files_load_in_plain_pytorch_by_the_networks_own_names(model_run: Ru
     assert all(torch.equal(mine[name], tensors[name]) for name in own)
 
 
+@pytest.mark.slow
 def test_the_description_says_what_goes_in_and_what_comes_out(model_run: RunResult) -> None:
     content = json.loads((model_run.directory / "model" / "model.json").read_text())
     assert content["input_shape"] == [1, 8, 8]
@@ -73,6 +75,7 @@ def test_the_description_says_what_goes_in_and_what_comes_out(model_run: RunResu
     assert read_description(model_run.directory / "model").export == {}
 
 
+@pytest.mark.slow
 def test_a_client_adds_its_own_class_frequencies(model_run: RunResult) -> None:
     """tau = 1: b_c = log(K (n_c + s) / (n + K s)), and the federation's model adds nothing."""
     config = tiny_config(model=RESNET)
@@ -83,6 +86,7 @@ def test_a_client_adds_its_own_class_frequencies(model_run: RunResult) -> None:
     torch.testing.assert_close(model_run.model(2)(images) - model_run.model()(images), expected.expand(len(images), 10))
 
 
+@pytest.mark.slow
 def test_what_each_client_has_of_its_own_is_in_no_model_of_all(tmp_path: Path) -> None:
     config = tiny_config(rounds=1, method="spatl-paper", model=RESNET, **LOCAL)
     result = run(config, tmp_path / "run", pictures=False, progress=False)
@@ -93,6 +97,7 @@ def test_what_each_client_has_of_its_own_is_in_no_model_of_all(tmp_path: Path) -
         result.model()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FrozenBackbone", "norm_in_eval_mode", "in_data_parallel", "MixedDtypes"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_network_of_ones_own_is_made_again_with_what_no_state_dict_has(tmp_path: Path, name: str) -> None:
@@ -103,6 +108,7 @@ def test_a_network_of_ones_own_is_made_again_with_what_no_state_dict_has(tmp_pat
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "error", "line"),
     [
@@ -141,6 +147,7 @@ def changed(model: Path, **values: Any) -> None:
     (model / "model.json").write_text(json.dumps({**content, **values}))
 
 
+@pytest.mark.slow
 def test_an_unknown_client_is_answered_with_those_there_are(model_run: RunResult) -> None:
     with pytest.raises(SpatlError, match=r"no part of client 7: .*; there are clients 0, 1, 2, 3, 4"):
         model_run.model(7)

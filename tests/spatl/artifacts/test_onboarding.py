@@ -100,6 +100,7 @@ def test_where_no_statistics_were_put_together_they_are_the_newcomers_own() -> N
     assert outcome.rows[0].accuracy == outcome.rows[1].accuracy
 
 
+@pytest.mark.slow
 def test_what_is_given_stays_as_it_was() -> None:
     model = untrained()
     before = {name: tensor.clone() for name, tensor in state_of(model.network).items()}
@@ -109,6 +110,7 @@ def test_what_is_given_stays_as_it_was() -> None:
     assert not any(module.training for module in model.network.modules())
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_taken_where_it_wins_and_keeps_the_federations_statistics() -> None:
     model = untrained()
     outcome = onboard(model, splits(), RATE, seed=1, finetune=True)
@@ -120,6 +122,7 @@ def test_fine_tuning_is_taken_where_it_wins_and_keeps_the_federations_statistics
     assert outcome.model.description.statistics == "aggregated"
 
 
+@pytest.mark.slow
 def test_fine_tuning_that_loses_is_measured_and_not_taken(trained: RunModel) -> None:
     outcome = onboard(trained, splits(flipped=True), RATE, seed=1, finetune=True)
     rows = {row.name: row for row in outcome.rows}
@@ -128,6 +131,7 @@ def test_fine_tuning_that_loses_is_measured_and_not_taken(trained: RunModel) -> 
     assert changed(trained, outcome) == set()
 
 
+@pytest.mark.slow
 def test_what_a_user_froze_is_not_tuned() -> None:
     model = untrained("norm_without_gradients")
     outcome = onboard(model, splits(200), RATE, seed=1, finetune=True)
@@ -135,6 +139,7 @@ def test_what_a_user_froze_is_not_tuned() -> None:
     assert not {name for name in changed(model, outcome) if name.startswith("norm.")}
 
 
+@pytest.mark.slow
 def test_a_new_head_leaves_the_encoder_alone_and_is_all_there_is_of_a_private_predictor() -> None:
     model = untrained(predictor="local", offset=None, lacks=("head.weight", "head.bias"))
     outcome = onboard(model, splits(200), TrainingConfig(learning_rate=0.5), seed=1, finetune=True)
@@ -144,6 +149,7 @@ def test_a_new_head_leaves_the_encoder_alone_and_is_all_there_is_of_a_private_pr
     assert outcome.model.offset is None
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_outcome() -> None:
     one, other = (onboard(untrained(), splits(), RATE, seed=7, finetune=True, compare=True) for _ in range(2))
     assert one.rows == other.rows
@@ -179,6 +185,7 @@ def _written(model: RunModel, directory: Path) -> None:
     write_model(directory, model.description, state_of(model.network))
 
 
+@pytest.mark.slow
 def test_what_is_written_is_a_clients_model(trained: RunModel, tmp_path: Path) -> None:
     data = splits()
     _written(trained, tmp_path / "run" / "model")
@@ -198,6 +205,7 @@ def _offset(model: RunModel) -> Tensor:
     return model.offset
 
 
+@pytest.mark.slow
 def test_parts_that_the_federation_lacks_are_as_they_were_at_first(trained: RunModel, tmp_path: Path) -> None:
     tensors = {name: each for name, each in state_of(trained.network).items() if not name.startswith("head.")}
     write_model(tmp_path, trained.description.named(lacks=("head.weight", "head.bias")), tensors)
@@ -221,6 +229,7 @@ def test_what_holds_no_model_for_a_newcomer_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_ways_are_told_as_they_are_tried() -> None:
     told: list[str] = []
     onboard(untrained(), splits(), RATE, seed=1, compare=True, progress=told.append)

@@ -21,6 +21,7 @@ def make_network(num_classes=10, in_channels=1, width=6):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_both_ways_of_loading_a_model_give_the_same_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_package").mkdir()

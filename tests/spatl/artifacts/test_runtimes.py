@@ -33,6 +33,7 @@ def test_without_it_they_are_those_of_pytorch_and_a_line_says_so(monkeypatch: py
     assert f"({name} is missing)" in line
 
 
+@pytest.mark.slow
 def test_what_is_timed_is_the_onnx_model_with_what_is_added_to_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its logits are the network's, an offset included."""
     network, offset = exports.network(), torch.arange(3.0)
@@ -54,6 +55,7 @@ def test_what_is_timed_is_the_onnx_model_with_what_is_added_to_its_logits(monkey
         assert (torch.from_numpy(logits) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_a_budget_and_the_card_measure_by_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
     """In turns with the network in eager PyTorch, whose times are not what is returned."""
 

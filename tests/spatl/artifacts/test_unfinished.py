@@ -70,6 +70,7 @@ def test_what_a_stopped_run_has_is_the_model_of_a_run_of_so_many_rounds(tmp_path
     assert all(torch.equal(tensor, weights[name]) for name, tensor in found.tensors.items())
 
 
+@pytest.mark.slow
 def test_statistics_are_there_where_all_but_the_summary_is(tmp_path: Path) -> None:
     config = tiny_config(rounds=2, **SETTINGS["statistics put together"])
     run_inline(config, tmp_path / "whole")
@@ -100,6 +101,7 @@ def test_statistics_of_another_rounds_encoder_are_not_taken(tmp_path: Path) -> N
     assert model.description.round == 3
 
 
+@pytest.mark.slow
 def test_the_best_model_gives_its_statistics_where_it_is_the_same(tmp_path: Path, monkeypatch: Any) -> None:
     """What clients told of the second encoder when it arrived is in `model/best` before the third round is over."""
     config = tiny_config(rounds=5, report={"best": True}, **SETTINGS["statistics put together"])
@@ -124,6 +126,7 @@ def test_the_best_model_gives_its_statistics_where_it_is_the_same(tmp_path: Path
     assert (again.description.statistics, again.description.encoder) == ("client", best.encoder)
 
 
+@pytest.mark.slow
 def test_there_is_none_of_a_run_that_is_over_or_of_no_run(tmp_path: Path) -> None:
     run_inline(tiny_config(rounds=1), tmp_path / "run")
     assert unfinished_model(tmp_path / "run", version="0") is None
@@ -131,6 +134,7 @@ def test_there_is_none_of_a_run_that_is_over_or_of_no_run(tmp_path: Path) -> Non
     assert unfinished_model(tmp_path / "nothing", version="0") is None
 
 
+@pytest.mark.slow
 def test_a_run_without_a_whole_round_and_one_that_is_damaged_are_one_line(tmp_path: Path) -> None:
     config = tiny_config(rounds=3)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
@@ -187,6 +191,7 @@ def _round(directory: Path) -> int:
     return checkpoint.server_round
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="locks")
 def test_no_lock_is_looked_at(tmp_path: Path, monkeypatch: Any) -> None:
     """Whoever has them keeps them; and nobody who is about to take one finds it taken."""

@@ -50,6 +50,7 @@ def test_a_choice_meets_its_budget_in_multiples_of_eight_unless_exact(name, kind
         assert exact or number == size or (number >= 8 and number % 8 == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 def test_nothing_more_fits_where_the_budget_is_filled(exact):
     """Half of ResNet-20's multiply-accumulates are met from below, within what one more step of eight costs."""
@@ -99,6 +100,7 @@ def test_the_agent_chooses_within_the_budget_and_never_the_logits():
     ).mask)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_grouped_convolutions_keep_their_divisibility():
     """Of twelve outputs in four groups eight stay, two in each."""
     network = settled(GroupedNet(num_classes=3, in_channels=1))

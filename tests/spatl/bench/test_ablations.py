@@ -84,6 +84,7 @@ def test_where_only_the_row_without_the_idea_got_there_the_factor_has_an_upper_b
     assert three == dict.fromkeys(("factor", "factor_at_least", "factor_at_most"))
 
 
+@pytest.mark.slow
 def test_factors_are_averaged_as_logarithms_with_students_interval(records):
     """2 and 8: the logarithms to base 2 are 1 and 3, mean 2, standard deviation root 2, over root 2 of two seeds: 1.
 
@@ -158,6 +159,7 @@ def test_a_full_row_that_stopped_before_it_sent_anything_bounds_nothing(ablation
     assert first == dict.fromkeys(("factor", "factor_at_least", "factor_at_most"))
 
 
+@pytest.mark.slow
 def test_without_ablations_or_their_full_row_there_is_no_table(ablation_plan, ablation_runs):
     found, _ = collect(ablation_plan, ablation_runs)
     assert ablation_table(found, 0) == []
@@ -169,6 +171,7 @@ def test_without_ablations_or_their_full_row_there_is_no_table(ablation_plan, ab
     json.dumps(others, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_bars_go_from_one_to_the_factor_and_are_pale_where_it_is_a_bound(records):
     def bars(place):
         with new_figure(8, 4) as figure:
@@ -184,6 +187,7 @@ def test_bars_go_from_one_to_the_factor_and_are_pale_where_it_is_a_bound(records
     assert factors_svg(ablation_table(records, 1)).startswith("<svg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at_least", "at_most", "end"),
     [((3.0, 2.0), (), 2.0), ((0.6,), (), 1.0), ((), (0.4, 0.5), 0.5), ((), (1.3,), 1.0), ((2.0,), (0.5,), 1.0)],

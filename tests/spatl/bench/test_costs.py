@@ -1,5 +1,6 @@
 """What an accuracy cost: rounds, bytes, seconds, by first touch and held."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def test_held_is_the_third_in_a_row_and_a_dip_starts_over():
     assert first_touch(run, 0.95) is None
 
 
+@pytest.mark.slow
 @given(accuracies=st.lists(st.floats(0, 1), max_size=20), target=st.floats(0, 1))
 def test_a_target_is_touched_before_it_is_held_and_a_lower_one_no_later(accuracies, target):
     run = points(accuracies)

@@ -112,6 +112,7 @@ def test_a_run_that_diverges_is_a_result_and_the_others_go_on(bench_config, tmp_
     assert not records[0]["reached"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_done_again_at_the_next_start(tmp_path):
     good = tiny_config(rounds=1)
     bad = tiny_config(rounds=1, server={"min_replies": 5}, training={"device": "cuda:7"})
@@ -203,6 +204,7 @@ def test_two_benchmarks_do_not_share_a_directory(bench_config, tmp_path):
     bench(plan, tmp_path / "out", workers=1, on_stage=stage)
 
 
+@pytest.mark.slow
 def test_a_mistake_in_one_row_shows_before_any_run(bench_config, tmp_path):
     plan = make_plan([bench_config], overrides=["selection.keep_ratio=0.0001"], methods=["fedavg", "spatl"])
     with pytest.raises(SpatlError, match="already costs"):

@@ -54,6 +54,7 @@ def rows_below(text, heading):
     return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
 
 
+@pytest.mark.slow
 def test_every_row_is_in_every_table_with_what_it_cost(report):
     text = (report / "bench.md").read_text()
     names = {"SPATL", "FedAvg", "FedAvg (fedavg+float16)", "FedRep", "Training alone"}
@@ -69,6 +70,7 @@ def test_every_row_is_in_every_table_with_what_it_cost(report):
     assert {row["reached"] for row in rows_below(text, "Cost of 95.0 %, first touch").values()} == {"not reached"}
 
 
+@pytest.mark.slow
 def test_what_the_bytes_are_stands_in_a_table_and_in_pictures(report):
     parts = rows_below((report / "bench.md").read_text(), "Bytes by what they are")
     assert parts["FedAvg"]["of FedAvg's total"] == "100.0 %"
@@ -78,12 +80,14 @@ def test_what_the_bytes_are_stands_in_a_table_and_in_pictures(report):
     assert (report / "bytes.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_targets_that_need_no_federation_are_marked(report):
     text = (report / "bench.md").read_text()
     assert "Meaningful: training alone never reached it" in text.split("## Cost of 80.0 %, held", 1)[1][:200]
     assert "Not a meaningful target: training alone reached it" in text.split("## Cost of 50.0 %, held", 1)[1][:200]
 
 
+@pytest.mark.slow
 def test_the_page_says_what_axis_and_shades_are_and_shows_the_loss(report):
     page = (report / "report.html").read_text()
     assert page.count("Shades reach from the lowest to the highest seed.") == 3
@@ -91,6 +95,7 @@ def test_the_page_says_what_axis_and_shades_are_and_shows_the_loss(report):
     assert "<h2>Loss against rounds</h2>" in page
 
 
+@pytest.mark.slow
 def test_reports_state_what_made_them(report):
     for name in ("bench.md", "report.html"):
         text = (report / name).read_text()
@@ -100,6 +105,7 @@ def test_reports_state_what_made_them(report):
         assert "stopped" in text
 
 
+@pytest.mark.slow
 def test_what_users_write_is_escaped(report):
     page = (report / "report.html").read_text()
     assert HOSTILE not in page

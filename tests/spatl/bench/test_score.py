@@ -92,6 +92,7 @@ def test_an_idea_that_lowers_the_error_shows_as_a_change_in_its_unit(tmp_path):
     assert without["factor lost"] == "1.29x"  # 900 bytes and not 700
 
 
+@pytest.mark.slow
 def test_reports_name_the_metric_and_no_accuracy(fallen, tmp_path):
     plan, records, curves = fallen
     write_reports(plan, records, curves, tmp_path, command="spatl bench")

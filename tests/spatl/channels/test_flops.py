@@ -15,6 +15,7 @@ from tests.support.networks import ShuffleNet
 from tests.support.traces import built, traced
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11"])
 def test_all_channels_cost_all_flops_and_fewer_cost_less(name):
     _, _, (layout, flops) = built(name)
@@ -27,6 +28,7 @@ def test_all_channels_cost_all_flops_and_fewer_cost_less(name):
         previous = ratio
 
 
+@pytest.mark.slow
 def test_flops_of_half_the_channels_are_those_of_a_network_of_half_the_width():
     """VGG-11 at width 1 with half of every group, against VGG-11 built at width 0.5: same layers, same costs."""
     _, _, (layout, flops) = built("vgg11", size=32, in_channels=3)
@@ -36,6 +38,7 @@ def test_flops_of_half_the_channels_are_those_of_a_network_of_half_the_width():
     assert flops.ratio(half) == pytest.approx(float(narrow.macs.sum() / flops.macs.sum()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11", "mobilenet", "shuffle"])
 def test_multiply_accumulates_are_those_torch_counts(name):
     """torch's counter counts a multiplication and an addition as two; its total is over encoder and predictor."""
@@ -50,6 +53,7 @@ def test_multiply_accumulates_are_those_torch_counts(name):
     assert int(flops.macs.sum()) + head == counter.get_total_flops() // 2
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     channels=st.lists(st.integers(1, 48), min_size=2, max_size=2),
@@ -74,6 +78,7 @@ def test_the_ratio_of_everything_is_exactly_one_and_every_channel_adds_to_it(cha
     assert last == 1.0
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_the_ratio_is_the_nearest_float_to_the_quotient_of_whole_numbers(data):
     """By fractions: each layer costs its whole times the shares kept of its outputs and of its inputs."""
@@ -101,6 +106,7 @@ def test_the_ratio_is_the_nearest_float_to_the_quotient_of_whole_numbers(data):
     assert flops.ratio(torch.tensor(sizes)) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "vgg11", "mobilenet"])
 @pytest.mark.parametrize("size", [28, 32])
 def test_half_of_every_group_and_everything_have_exact_ratios(name, size):

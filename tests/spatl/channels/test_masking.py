@@ -89,6 +89,7 @@ def test_masked_and_physically_pruned_networks_agree_in_eval_mode(name):
     assert not torch.allclose(masked, whole, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_full_selection_masks_nothing_and_masking_changes_no_model():
     model, trace = prepared("resnet8")
     before = copy.deepcopy(model.state_dict())

@@ -36,6 +36,7 @@ def test_a_cut_network_equals_the_masked_one_whatever_is_chosen(name, seed, shar
         assert torch.equal(again(images()), small(images()))
 
 
+@pytest.mark.slow
 def test_a_broad_network_of_a_users_own_is_cut_and_its_layers_say_so():
     network, prunable = dense("broad")
     small = rebuild(network, cut_data(network, prunable.trace, chosen(prunable, 1)))
@@ -64,6 +65,7 @@ def test_the_data_of_a_cut_fit_a_network_with_other_weights():
     assert torch.equal(again.eval()(EXAMPLE), small(EXAMPLE))
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_so():
     torch.manual_seed(0)
     network = BroadNet(num_classes=10, in_channels=1)

@@ -119,6 +119,7 @@ def read_channels(trace):
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reading_is_claimed_only_where_autograd_confirms_it_and_each_other_is_named(name, monkeypatch, caplog):
     model = made(name)
@@ -138,6 +139,7 @@ def test_a_reading_is_claimed_only_where_autograd_confirms_it_and_each_other_is_
         assert f"those of {group} ({reason})" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEWER)
 def test_what_a_dropped_channel_consists_of_does_not_matter_to_the_masked_network(name):
     """So that a network cut physically gives the same: nothing but the masked weights reads what would be cut."""
@@ -160,6 +162,7 @@ def test_what_a_dropped_channel_consists_of_does_not_matter_to_the_masked_networ
         torch.testing.assert_close(functional_call(model, other, (images,)), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEWER)
 def test_multiply_accumulates_become_fewer_with_proved_channels_only(name):
     trace = trace_of(made(name))
@@ -196,6 +199,7 @@ def test_built_in_networks_keep_their_layout_and_all_readers(name, size, expecte
     assert bool(read_channels(trace).all())
 
 
+@pytest.mark.slow
 def test_a_transposed_convolution_behind_a_viewed_linear_layer_by_hand(caplog):
     """Output 16 c + k of `project` is pixel k of map c, which `up` reads; the graph says that it reads output c."""
     trace = trace_of(LinearViewedTransposed())

@@ -28,6 +28,7 @@ def test_costs_of_a_choice_are_those_of_the_network_it_leaves(name, seed, share)
     assert prunable.parameters.ratio(counts) == pytest.approx(sizes[0] / sizes[1], abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "mobilenet", "broad"])
 def test_only_the_logits_are_always_whole_and_nothing_is_doubtful(name):
     _, prunable = dense(name)
@@ -126,11 +127,13 @@ class Shared(nn.Module):
         return self.head(both.mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_what_a_shared_weight_writes_is_never_cut():
     prunable = find_prunable(settled(Shared()), EXAMPLE)
     assert {"left", "right"} <= prunable.doubtful.keys()
 
 
+@pytest.mark.slow
 @CHOICES
 @given(seed=st.integers(0, 2**31), share=st.floats(0.0, 1.0))
 def test_a_completed_choice_is_even_in_the_groups_of_a_convolution(seed, share):
@@ -183,6 +186,7 @@ def test_groups_of_one_name_are_told_apart():
     assert prunable.names == ("stem", "stem#2", "head")
 
 
+@pytest.mark.slow
 def test_finding_leaves_the_network_as_it_was_and_needs_parameters():
     network = BroadNet(num_classes=10, in_channels=1).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

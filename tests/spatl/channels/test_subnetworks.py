@@ -114,6 +114,7 @@ def test_what_a_part_lacks_keeps_its_bits_when_it_is_put_back(name, predictor, s
         assert torch.equal(each.reshape(-1)[rest], before[own].reshape(-1)[rest])
 
 
+@pytest.mark.slow
 def test_a_private_predictor_loses_the_columns_of_what_it_cannot_read():
     """ResNet-8's last group has 64 channels, which `fc` reads: of two of them its weight is [10, 2], columns 3, 60."""
     network, trace, parts = parts_of("resnet8", ("fc",))
@@ -128,6 +129,7 @@ def test_a_private_predictor_loses_the_columns_of_what_it_cannot_read():
     assert small.network.fc.bias.shape == (10,)
 
 
+@pytest.mark.slow
 def test_the_logits_of_a_shared_predictor_always_stay():
     _network, trace, parts = parts_of("cnn", ())
     whole = parts.prunable.whole_channels
@@ -144,6 +146,7 @@ class _CountsChannels(BroadNet):
         return super().forward(images) * self.left.out_channels
 
 
+@pytest.mark.slow
 def test_a_network_that_depends_on_a_number_of_channels_is_refused_in_a_line():
     for made, is_refused in ((BroadNet, False), (_CountsChannels, True)):
         network = made(num_classes=10, in_channels=1)

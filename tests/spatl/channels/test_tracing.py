@@ -23,6 +23,7 @@ def parameters_of(layout, channel):
     return {name: view.bool() for name, view in layout.unflatten(vector).items() if view.any()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "resnet20", "vgg11", "mobilenet"])
 def test_every_entry_has_exactly_one_owner_and_groups_tell_its_size(name):
     model, cut, (layout, _) = built(name)
@@ -35,6 +36,7 @@ def test_every_entry_has_exactly_one_owner_and_groups_tell_its_size(name):
         assert sizes.tolist() == [group.entries_per_channel] * group.size
 
 
+@pytest.mark.slow
 def test_a_convolution_owns_its_filter_and_its_batch_norm_entries():
     """The first block's inner convolution of ResNet-8 is tied to nothing: 16 x 3 x 3 weights and two of BatchNorm."""
     _, _, (layout, _) = built("resnet8")
@@ -47,6 +49,7 @@ def test_a_convolution_owns_its_filter_and_its_batch_norm_entries():
             assert view.sum() == view[channel].numel()
 
 
+@pytest.mark.slow
 def test_residual_additions_tie_the_stem_to_the_blocks():
     """ResNet-20: one residual stream per stage (16, 32, 64), and three inner groups in each."""
     _, _, (layout, _) = built("resnet20")
@@ -74,6 +77,7 @@ def test_layers_the_graph_does_not_know_are_rows_of_their_module():
     assert (rows.size, rows.entries_per_channel) == (15, 6 + 5 + 2)
 
 
+@pytest.mark.slow
 def test_statistics_follow_the_parameters_and_belong_to_their_channel():
     model, cut, _ = built("resnet8")
     plain, _ = traced(model, cut)
@@ -88,6 +92,7 @@ def test_statistics_follow_the_parameters_and_belong_to_their_channel():
         assert owned[name.replace("running_mean", "weight")].nonzero().tolist() == [[3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [False, True])
 def test_tracing_leaves_the_model_as_it_was(freeze):
     model = MixedNet(num_classes=10, in_channels=1).train()
@@ -115,6 +120,7 @@ def test_a_wholly_frozen_encoder_layer_still_ties_its_group():
     assert next(group for group in layout.groups if group.size == 8).entries_per_channel == 94 - 72
 
 
+@pytest.mark.slow
 def test_flattening_and_unflattening_round_trips():
     model, cut, (layout, _) = built("resnet8")
     tensors = make_split(model, cut).encoder_parameters(model)
@@ -122,6 +128,7 @@ def test_flattening_and_unflattening_round_trips():
     assert all(torch.equal(views[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_fingerprint():
     assert built("resnet8")[2][0].fingerprint == built("resnet8")[2][0].fingerprint
 

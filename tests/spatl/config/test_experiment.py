@@ -11,6 +11,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json, parse_config
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**60),
     rounds=st.integers(1, 1000),

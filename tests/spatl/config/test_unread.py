@@ -126,6 +126,7 @@ def test_nothing_is_told_of_defaults_nor_of_what_a_method_brings_nor_of_a_config
     assert list(settings_without_effect(changed)) == ["partition.labels_per_client"]
 
 
+@pytest.mark.slow
 def test_batch_norm_is_read_where_there_is_some() -> None:
     cnn, resnet = (
         tiny_config(training={"batch_norm": "shared"}, model={"name": name, "options": options})

@@ -50,6 +50,7 @@ def test_merge_keys_and_aliases_are_as_they_were(text, values):
 LEAVES = st.none() | st.booleans() | st.integers() | st.text()
 
 
+@pytest.mark.slow
 @given(st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_what_has_no_key_twice_is_read_as_the_library_reads_it(values):
     text = yaml.safe_dump(values)
@@ -79,6 +80,7 @@ def test_a_value_that_holds_itself_is_refused():
         load_yaml("a: &a [1, *a]\n")
 
 
+@pytest.mark.slow
 def test_a_text_that_is_too_long_or_too_deep_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="nested too deeply"):
         load_yaml("[" * 2000 + "]" * 2000)

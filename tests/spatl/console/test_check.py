@@ -10,6 +10,7 @@ def lines(capsys):
     return dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
 
 
+@pytest.mark.slow
 def test_the_quickstart_is_described_as_it_would_run(capsys, tmp_path, monkeypatch):
     """The network has 22,154 parameters, of four bytes each in float32."""
     monkeypatch.chdir(tmp_path)
@@ -27,6 +28,7 @@ def test_the_quickstart_is_described_as_it_would_run(capsys, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "row", "text"),
     [

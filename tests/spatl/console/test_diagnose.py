@@ -90,15 +90,18 @@ def refusal(run: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str
     return error
 
 
+@pytest.mark.slow
 def test_too_few_clients_are_refused_before_anything_is_computed(few, capsys):
     assert "needs findings of at least 5 clients, got 3" in refusal(few, capsys)
 
 
+@pytest.mark.slow
 def test_clients_that_share_no_model_are_refused(tmp_path, capsys):
     run_tiny(tiny_config(rounds=1, method="local"), tmp_path)
     assert "have no model in common" in refusal(tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_a_round_without_findings_is_refused(few, capsys):
     assert "set report.findings" in refusal(few, capsys, "--round", "1")
 
@@ -107,6 +110,7 @@ def test_a_directory_without_a_run_is_refused(tmp_path, capsys):
     assert "holds no run: config.yaml is not there" in refusal(tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_over_is_refused(few, tmp_path, capsys):
     shutil.copytree(few, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
@@ -116,12 +120,14 @@ def test_a_run_that_is_not_over_is_refused(few, tmp_path, capsys):
     assert "has not come to its end" in refusal(tmp_path / "run", capsys)
 
 
+@pytest.mark.slow
 def test_a_deployment_without_recorded_findings_is_refused(few, tmp_path, capsys):
     shutil.copytree(few, tmp_path / "run")
     (tmp_path / "run" / RUN).write_text("{}")
     assert "its data lie on the devices" in refusal(tmp_path / "run", capsys)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_model_or_with_one_of_another_version_is_refused(tmp_path, capsys):
     run_tiny(tiny_config(rounds=1), tmp_path)
     description = tmp_path / "model" / "model.json"

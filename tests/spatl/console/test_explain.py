@@ -22,6 +22,7 @@ def numbers_in(directory: Path) -> dict:
     return json.loads((directory / "explanation.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_prints_the_largest_groups_and_writes_a_page_and_its_numbers(explained_run, tmp_path, capsys):
     out = tmp_path / "page"
     assert main(["explain", str(explained_run), *FEW, "--out", str(out)]) == 0
@@ -44,6 +45,7 @@ def test_it_prints_the_largest_groups_and_writes_a_page_and_its_numbers(explaine
     assert "What the model of the federation gets wrong" in page
 
 
+@pytest.mark.slow
 def test_two_explanations_of_one_run_are_equal_to_the_byte(explained_run, tmp_path):
     for name in ("one", "two"):
         assert main(["explain", str(explained_run), *FEW, "--client", "3", "--out", str(tmp_path / name)]) == 0
@@ -51,6 +53,7 @@ def test_two_explanations_of_one_run_are_equal_to_the_byte(explained_run, tmp_pa
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_without_a_directory_it_writes_into_the_runs_own(explained_run, tmp_path):
     copy = shutil.copytree(explained_run, tmp_path / "run")
     assert main(["explain", str(copy), *FEW]) == 0
@@ -61,6 +64,7 @@ def test_without_a_directory_it_writes_into_the_runs_own(explained_run, tmp_path
     assert found["standing"]["num_compared"] == 4
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_how_far_it_is(explained_run, tmp_path, capsys, monkeypatch):
     as_terminal(monkeypatch, 100)
     assert main(["explain", str(explained_run), *FEW, "--client", "1", "--out", str(tmp_path / "page")]) == 0
@@ -69,6 +73,7 @@ def test_a_terminal_shows_how_far_it_is(explained_run, tmp_path, capsys, monkeyp
         assert what in told
 
 
+@pytest.mark.slow
 def test_names_of_classes_are_shown_as_they_are(tmp_path, capsys):
     names = np.array(["[red]apple", "<b>pear</b>", "[/]", "plum"])
     rng = np.random.default_rng(1)
@@ -89,6 +94,7 @@ def test_names_of_classes_are_shown_as_they_are(tmp_path, capsys):
     assert "<b>" not in page
 
 
+@pytest.mark.slow
 def test_a_client_that_has_its_own_part_of_the_model_is_explained_where_the_federation_cannot_be(tmp_path, capsys):
     run_federation(tiny_config(rounds=1, method="spatl-paper"), tmp_path / "run", pictures=False, progress=False)
     assert main(["explain", str(tmp_path / "run"), *FEW]) == 2
@@ -108,6 +114,7 @@ def device(tmp_path_factory):
     return state, base / "1.npz", base / "run"
 
 
+@pytest.mark.slow
 def test_a_device_explains_its_own_model_on_its_own_data(device, tmp_path, capsys):
     state, data, _ = device
     assert main(["explain", str(state), "--data", str(data), *FEW, "--out", str(tmp_path / "page")]) == 0
@@ -118,6 +125,7 @@ def test_a_device_explains_its_own_model_on_its_own_data(device, tmp_path, capsy
     assert "Nobody to compare with" in (tmp_path / "page" / "explanation.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_data_than_those_of_the_run_are_noticed(device, tmp_path):
     state, data, _ = device
     with np.load(data, allow_pickle=False) as found:
@@ -141,6 +149,7 @@ def _changed(explained_run: Path, directory: Path, *, without: str = "", **files
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -201,6 +210,7 @@ def test_a_mistake_is_one_line(arguments, message, explained_run, device, tmp_pa
     assert not list((tmp_path / "run").glob("explanation*"))
 
 
+@pytest.mark.slow
 def test_a_network_without_a_convolution_is_one_line(tmp_path, capsys):
     model = {"name": "tests.support.networks:Perceptron", "options": {}, "cut": ["head"]}
     run_federation(

@@ -133,6 +133,7 @@ def _copy(exported_run: Path, directory: Path, *, without: str) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -167,6 +168,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert sorted(exported_run.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named_with_its_extra(
     exported_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def test_training_alone_trains_for_as_many_epochs_on_the_same_splits(config_path
     assert together == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -78,6 +79,7 @@ def test_a_mistake_is_one_line_and_status_2_before_anything_runs(config_path, tm
     assert not (out / "history.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_code_of_the_users_that_ends_the_program_is_one_line_and_status_2(config_path, tmp_path, capsys):
     """A rule that calls sys.exit() in a round, with the status of success."""
     rule = "server.aggregation=tests.support.users_parts:leaves_later"

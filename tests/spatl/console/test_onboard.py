@@ -51,6 +51,7 @@ def data(tmp_path: Path) -> str:
     return write_digits(tmp_path / "new.npz", slice(FEDERATIONS, FEDERATIONS + 40))
 
 
+@pytest.mark.slow
 def test_it_prints_the_ways_and_writes_a_model_that_does_as_it_says(
     run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_from_a_hundred_examples_on_fine_tuning_is_offered_unless_it_is_declined
     assert "new head" not in declined
 
 
+@pytest.mark.slow
 def test_the_model_alone_is_enough_and_yardsticks_are_trained_where_asked_for(
     run: Path, data: str, tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_the_model_alone_is_enough_and_yardsticks_are_trained_where_asked_for(
     assert [row["trains"] for row in rows] == [False, False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -137,6 +140,7 @@ def test_a_mistake_is_one_line(
     assert said in errors[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_over_gives_its_model_and_both_lines_say_after_which_round(
     run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +161,7 @@ def test_a_run_that_is_not_over_gives_its_model_and_both_lines_say_after_which_r
     assert (mine.description.round, mine.description.statistics) == (1, "client")
 
 
+@pytest.mark.slow
 def test_a_run_in_its_first_round_is_one_line(
     run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +172,7 @@ def test_a_run_in_its_first_round_is_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_of_a_deployment_it_says_what_further_rounds_need(
     run: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ def small(**partition: object) -> ExperimentConfig:
     return parse_config({"data": {"name": "synthetic", "options": options}, "partition": partition})
 
 
+@pytest.mark.slow
 def test_it_prints_a_row_per_client_and_the_path_of_the_picture(
     small_config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +73,7 @@ def test_many_classes_are_summed_up(small_config_path: str, tmp_path: Path, caps
     assert "of 30" in printed
 
 
+@pytest.mark.slow
 def test_the_picture_goes_below_runs_when_no_file_is_named(
     small_config_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +83,7 @@ def test_the_picture_goes_below_runs_when_no_file_is_named(
     assert "runs/partition-synthetic-iid-6-4.png" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_belongs_to_no_client_is_told(owned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "owned.yaml"
     path.write_text(f"data: {{name: npz, options: {{path: {owned}}}}}\npartition: {{name: natural, num_clients: 2, "

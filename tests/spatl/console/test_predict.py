@@ -36,6 +36,7 @@ def rows(output: str) -> list[dict]:
     return [json.loads(line) for line in output.splitlines()]
 
 
+@pytest.mark.slow
 def test_an_object_for_each_image_and_the_others_where_one_is_broken(
     model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_mistake_is_one_line(
     assert message in output.err
 
 
+@pytest.mark.slow
 def test_it_runs_where_pytorch_cannot_be_imported(model: Path, pictures: Path) -> None:
     code = (
         "import sys\n"

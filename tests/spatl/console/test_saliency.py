@@ -32,6 +32,7 @@ def small_experiment(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_table_for_each_claim_a_picture_and_all_numbers(small_experiment, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["saliency", "experiment", small_experiment, "--out", str(out)]) == 0
@@ -50,6 +51,7 @@ def test_a_table_for_each_claim_a_picture_and_all_numbers(small_experiment, tmp_
     assert found["saliency"]["top_k"] == [1, 3]
 
 
+@pytest.mark.slow
 def test_claims_and_seeds_can_be_given_and_the_same_ones_give_the_same_numbers(small_experiment, tmp_path, capsys):
     numbers = []
     for name in ("a", "b"):
@@ -61,6 +63,7 @@ def test_claims_and_seeds_can_be_given_and_the_same_ones_give_the_same_numbers(s
     assert "switching-off" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "line"),
     [

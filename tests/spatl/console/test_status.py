@@ -29,6 +29,7 @@ def troubled(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_health_of_every_client_is_in_its_line(troubled):
     status = read_status(troubled)
     assert (status.state, status.round, status.rounds) == ("finished", 4, 4)
@@ -56,6 +57,7 @@ def test_the_command_prints_a_table_or_json(troubled, capsys):
     assert [client["client"] for client in content["clients"]] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_findings_are_listed_when_asked(troubled, tmp_path, capsys):
     run_tiny(
         tiny_config(rounds=3, method="fedavg", report={"findings": 2}), tmp_path / "run",
@@ -88,6 +90,7 @@ def test_the_table_is_whole_at_every_width(troubled, width, capsys, monkeypatch)
         assert max(widest_line(line) for line in table) <= width
 
 
+@pytest.mark.slow
 def test_a_run_is_running_while_a_process_has_it_and_stopped_when_none_has(tmp_path):
     config = tiny_config(rounds=2)
     run_inline(config, tmp_path)
@@ -105,6 +108,7 @@ def test_a_run_is_running_while_a_process_has_it_and_stopped_when_none_has(tmp_p
     assert status.seconds_left == pytest.approx(4 * status.seconds_per_round)
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_says_why(tmp_path):
     run_inline(tiny_config(rounds=1), tmp_path)
     (tmp_path / "summary.json").unlink()

@@ -35,6 +35,7 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", FOR_CLASSIFICATIONS)
 def test_what_is_for_classifications_says_so(
     regression_run: Path, capsys: pytest.CaptureFixture[str], command: str
@@ -45,6 +46,7 @@ def test_what_is_for_classifications_says_so(
     assert "is for classifications, and this is regression: use its model from Python" in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_the_status_and_the_report_call_the_metric_by_its_name(
     regression_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def test_sequences_of_tokens_are_of_one_kind():
     assert (kinds.names, kinds.counts.tolist()) == (("sequences",), [[3], [1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "targets", "data"),
     [

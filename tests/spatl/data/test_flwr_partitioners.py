@@ -40,6 +40,7 @@ def class_counts(parts: tuple[Tensor, ...], labels: Tensor = LABELS) -> list[int
     return [len(labels[part].unique()) for part in parts]
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(name=st.sampled_from(FLOWER), request=requests)
 def test_no_example_has_two_clients_and_every_one_has_a_client_where_that_is_promised(

@@ -26,6 +26,7 @@ def loaded(path: Path, seed: int = 1, **options: Any) -> Dataset:
     return load_dataset("idx", seed=seed, options={"path": str(path), **options})
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(values=KINDS.flatmap(lambda kind: arrays(kind, array_shapes(max_dims=4, max_side=4))), packed=st.booleans())
 def test_what_is_written_is_read(values: np.ndarray[Any, Any], packed: bool, tmp_path_factory: Any) -> None:

@@ -173,6 +173,7 @@ def test_odd_tags_beside_the_pixels_are_nobodys_concern() -> None:
     assert (decode_one(io.BytesIO(content))[0] == pixels.transpose(2, 0, 1)).all()
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_in_memory_say_how_much_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     """6,000 images of 3 x 3000 x 4000 bytes, which become float32 beside them: 6000 * 36e6 * 5 = 1,080e9 bytes."""
     image = encoded(np.zeros((3000, 4000, 3), np.uint8))

@@ -40,6 +40,7 @@ def parts_of(dataset: Dataset, name: str, num_clients: int, seed: int = 1) -> tu
     return with_official(dataset, [dealt[part] for part in parts], seed=seed, by_owner=name == "natural")
 
 
+@pytest.mark.slow
 @given(
     num_validation=st.sampled_from([0, 40]), num_test=st.sampled_from([0, 60]), seed=st.integers(0, 1000),
     name=st.sampled_from(["iid", "dirichlet"]),

@@ -29,6 +29,7 @@ def covers_once(parts: Sequence[Tensor], num_examples: int) -> bool:
     return torch.cat(list(parts)).sort().values.equal(torch.arange(num_examples))
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(BUILT_IN),
     labels=st.lists(st.integers(0, 5), min_size=60, max_size=200).map(torch.tensor),
@@ -46,6 +47,7 @@ def test_every_example_goes_to_exactly_one_client_and_nobody_gets_too_few(
     assert all(part.dtype == torch.int64 and len(part) >= min_examples for part in parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(PARTITIONERS) - {"own", "file"}))
 def test_the_seed_decides(name: str) -> None:
     first, again, other = (cut(name=name, seed=seed, groups=GROUPS) for seed in (1, 1, 2))

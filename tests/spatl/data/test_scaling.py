@@ -29,6 +29,7 @@ def as_dataset(inputs: torch.Tensor, **more: Any) -> Dataset:
     return Dataset("some", inputs, torch.arange(len(inputs)) % 2, num_classes=2, **more)
 
 
+@pytest.mark.slow
 @given(st.data(), SHAPES, st.sampled_from(["channel", "feature"]))
 def test_moments_of_parts_are_those_of_the_whole(data: st.DataObject, shape: tuple[int, ...], scale: Any) -> None:
     values = torch.from_numpy(data.draw(arrays(np.float32, shape, elements=VALUES)))

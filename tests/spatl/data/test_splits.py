@@ -40,6 +40,7 @@ def rows(examples: Examples) -> list[int]:
     return [int(value) for value in examples.inputs.flatten()]
 
 
+@pytest.mark.slow
 @given(
     indices=st.sets(st.integers(0, 499), min_size=10, max_size=60).map(lambda found: torch.tensor(sorted(found))),
     validation=st.floats(0.01, 0.3),

@@ -10,6 +10,7 @@ from torch import Tensor
 from spatl.data.synthetic import synthetic
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), difficulty=st.floats(0, 1), image_size=st.integers(8, 40))
 def test_the_images_are_a_pure_function_of_the_seed_and_the_options(
     seed: int, difficulty: float, image_size: int
@@ -33,6 +34,7 @@ def test_another_seed_gives_other_images() -> None:
     assert not synthetic(1, num_examples=20).inputs.equal(synthetic(2, num_examples=20).inputs)
 
 
+@pytest.mark.slow
 @given(num_classes=st.integers(2, 100), extra=st.integers(0, 150))
 def test_classes_are_balanced_to_within_one(num_classes: int, extra: int) -> None:
     dataset = synthetic(3, num_examples=num_classes + extra, num_classes=num_classes, image_size=8)

@@ -128,6 +128,7 @@ def of_users(**sections: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_run_on_both_repeats_to_the_bit(tmp_path: Path) -> None:
     for name in ("one", "two"):
         run_tiny(of_users(rounds=2), tmp_path / name)
@@ -143,6 +144,7 @@ def test_a_setting_that_a_partitioner_does_not_name_is_told_to_be_unread(name: s
     assert [*settings_without_effect(config)] == []  # nothing is imported to find out
 
 
+@pytest.mark.slow
 def test_check_and_the_picture_of_a_partition_name_them(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

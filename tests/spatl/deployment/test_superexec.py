@@ -59,6 +59,7 @@ def test_a_token_goes_in_a_file_which_goes_when_its_program_has_ended(tmp_path, 
     assert not list(tmp_path.glob("token-*"))
 
 
+@pytest.mark.slow
 def test_the_program_stands_before_flowers(tmp_path):
     make_program(tmp_path)
     program = tmp_path / "flower-superexec"

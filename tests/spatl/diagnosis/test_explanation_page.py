@@ -59,6 +59,7 @@ def named(explained: tuple[Explanation, Maps, Subject], names: tuple[str, ...], 
     return page_of((replace(explanation, class_names=names), maps, subject), **changes)
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_has_three_pictures_with_words_for_each_example(explained) -> None:
     text = page_of(explained)
     page, (explanation, _, subject) = Page(text), explained
@@ -139,6 +140,7 @@ def test_the_diagnosis_is_shown_where_there_is_one_and_said_how_to_get_elsewhere
     assert f"spatl diagnose {explained[2].run}" in Page(page_of(explained, diagnosis=None)).text["p"]
 
 
+@pytest.mark.slow
 def test_a_model_without_mistakes_says_so_plainly(explained_run: Path) -> None:
     subject = read_subject(explained_run)
     with torch.no_grad():
@@ -162,6 +164,7 @@ class Attentive(nn.Module):
         return nn.functional.scaled_dot_product_attention(logits, logits, logits)[:, 0, :, 0] + logits[:, 0, :, 0]
 
 
+@pytest.mark.slow
 def test_a_network_without_a_second_derivative_has_no_maps_and_all_else(explained_run: Path) -> None:
     subject = read_subject(explained_run)
     network = Attentive(subject.network).eval()

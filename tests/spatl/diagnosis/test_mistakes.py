@@ -49,6 +49,7 @@ def test_a_filter_that_does_not_vary_is_neither_blamed_nor_the_least(values, dat
     assert bool(((found >= z[:, varies].min()) & (found <= z[:, varies].max())).all())
 
 
+@pytest.mark.slow
 def test_the_groups_that_are_shown_and_the_others_are_all_errors(pooled):
     mistakes, maps = find_mistakes(pooled, SETTINGS, seed=3, tell=silent)
     with torch.no_grad():
@@ -74,6 +75,7 @@ def test_the_groups_that_are_shown_and_the_others_are_all_errors(pooled):
             assert maps[example.place][0].shape == pooled.shown.inputs.shape[2:]
 
 
+@pytest.mark.slow
 def test_the_same_seed_finds_the_same_and_the_network_stays_as_it_is(pooled):
     before = {name: each.clone() for name, each in pooled.network.state_dict().items()}
     first, second = (find_mistakes(pooled, SETTINGS, seed=3, tell=silent)[0] for _ in range(2))
@@ -83,6 +85,7 @@ def test_the_same_seed_finds_the_same_and_the_network_stays_as_it_is(pooled):
     assert not pooled.network.training
 
 
+@pytest.mark.slow
 def test_progress_is_told_to_the_end(pooled):
     told = []
     find_mistakes(pooled, SETTINGS, seed=3, tell=lambda *what: told.append(what))

@@ -23,6 +23,7 @@ def right(findings: Findings, share: float = 1.0) -> Findings:
 CLIENTS = {client: right(drawn_findings(client)) for client in (4, 2, 0, 1, 3, 9)}
 
 
+@pytest.mark.slow
 def test_clients_stand_in_the_order_of_their_numbers_with_what_is_known_of_them():
     found = diagnose(CLIENTS, cosines={0: 0.5, 2: 0.4})
     assert [each.client for each in found.clients] == [0, 1, 2, 3, 4, 9]
@@ -57,6 +58,7 @@ def test_below_the_least_accuracy_of_the_middle_client_nothing_is_said_of_anybod
     assert found.suspects == ()
 
 
+@pytest.mark.slow
 def test_an_update_against_the_others_is_named_whatever_the_model_knows():
     """With the other cosines at .4 to .5; what is said of its data goes first."""
     cosines = {0: 0.4, 1: 0.42, 2: 0.45, 3: -0.6, 4: 0.48, 9: 0.5}
@@ -89,6 +91,7 @@ def test_too_few_clients_are_refused():
         diagnose({client: CLIENTS[client] for client in (0, 1)})
 
 
+@pytest.mark.slow
 def test_a_class_without_an_example_anywhere_changes_nothing():
     def with_an_empty_class(findings: Findings) -> Findings:
         rows = {name: getattr(findings, name) for name in ("counts", "losses", "correct", "labels")}

@@ -49,6 +49,7 @@ def test_where_nothing_is_known_of_features_labels_are_taken_at_their_word():
         assert {each.mislabelled for each in mixtures(clients).values()} == {0.0}
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000))
 def test_shares_of_each_label_add_up_to_one_and_none_is_below_zero(seed):
     clients = {client: drawn_findings(seed + client, num_classes=4, num_features=6) for client in range(6)}

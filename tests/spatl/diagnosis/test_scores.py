@@ -100,6 +100,7 @@ def test_a_client_of_a_class_that_nobody_else_has_gets_no_score_within_classes()
     assert label_divergence({**clients, 0: silent})[0] is None
 
 
+@pytest.mark.slow
 @given(st.permutations(range(5)), st.integers(0, 1000))
 def test_no_score_depends_on_the_order_of_clients(order, seed):
     clients = {client: drawn_findings(seed + client) for client in range(5)}
@@ -108,6 +109,7 @@ def test_no_score_depends_on_the_order_of_clients(order, seed):
             assert score.of({client: clients[client] for client in order}) == score.of(clients)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000))
 def test_clients_that_are_alike_have_no_loss_saliency_or_distance_above_each_others(seed):
     clients = dict.fromkeys(range(4), drawn_findings(seed, num_examples=20))

@@ -14,6 +14,7 @@ def nobody(done: int, total: int) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_a_client_stands_among_all_by_its_classes_its_accuracy_and_its_profiles(explained_run: Path):
     subject = read_subject(explained_run, client=2)
     standing = standing_of(subject, seed=3, progress=nobody)
@@ -33,6 +34,7 @@ def test_a_client_stands_among_all_by_its_classes_its_accuracy_and_its_profiles(
     assert standing == standing_of(subject, seed=3, progress=nobody)
 
 
+@pytest.mark.slow
 def test_the_federations_model_and_a_device_stand_nowhere(explained_run: Path):
     assert standing_of(read_subject(explained_run), seed=3, progress=nobody) is None
     alone = replace(read_subject(explained_run, client=2), blueprint=None)

@@ -61,6 +61,7 @@ def test_the_filter_that_is_at_fault_is_switched_off_first_and_that_rights_every
     assert 0.0 <= righted[RANDOM] < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_every_way_has_a_control_and_is_measured_again_to_the_bit(claim, subject):
     measures = [list(CLAIM_TABLE[claim].measure(subject, SMALL)) for _ in range(2)]
@@ -84,6 +85,7 @@ def test_the_controls_are_drawn_and_the_least_salient_are_not_the_most(subject):
         assert best.gain > 0
 
 
+@pytest.mark.slow
 def test_a_network_without_errors_is_refused():
     values = {"data": {"name": "digits", "test_fraction": 0.01}, "model": {"name": "cnn"}, "saliency": {"epochs": 12}}
     with pytest.raises(Exception, match="test examples wrong, and the experiments need two errors at least"):

@@ -53,6 +53,7 @@ def test_the_largest_images_fit(name: str) -> None:
     assert build(name, in_channels=3, image_size=64).eval()(torch.ones(1, 3, 64, 64)).shape == (1, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*IMAGE_MODELS, f"{USER}UserNet"])
 def test_one_seed_gives_the_same_weights_and_another_others(name: str) -> None:
     model = build(name, cut=())
@@ -331,6 +332,7 @@ def test_a_factory_is_given_the_sizes_that_it_names_and_an_option_goes_before_th
     assert offered_sizes(lambda **any_of_them: nn.Identity(), sizes, {}) == {"num_classes": 2}
 
 
+@pytest.mark.slow
 def test_a_networks_output_depends_on_its_input() -> None:
     images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     for name in IMAGE_MODELS:

@@ -27,6 +27,7 @@ class Headed(nn.Module):
         return self.body["head"](self.body["stem"](images.flatten(1)[:, :4]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "vgg11", "mobilenet"])
 def test_it_starts_as_the_shared_network_and_only_it_is_private(name):
     model, cut = built(name)

@@ -65,6 +65,7 @@ def test_parameters_are_the_models_own_in_module_order() -> None:
     assert all(parameter is model.get_parameter(name) for name, parameter in parameters.items())
 
 
+@pytest.mark.slow
 @given(st.sets(st.sampled_from([name for name, _ in Tiny().named_modules() if name])))
 def test_any_accepted_cut_partitions_the_trainable_parameters(cut: set[str]) -> None:
     model = Tiny()
@@ -77,6 +78,7 @@ def test_any_accepted_cut_partitions_the_trainable_parameters(cut: set[str]) -> 
     assert encoder.keys() | predictor.keys() == ENCODER | PREDICTOR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_built_in_cuts_partition_the_trainable_parameters(name: str) -> None:
     model, cut = build_model(name, num_classes=5, in_channels=1, image_size=8, num_features=64, seed=1)

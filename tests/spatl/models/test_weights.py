@@ -28,12 +28,14 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "w.safetensors"
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_them(weights: Path) -> None:
     given, blueprint = load_file(weights), make_blueprint(started_from(weights))
     for name, tensor in blueprint.layout.unflatten(blueprint.initial_encoder()).items():
         assert torch.equal(tensor, given[name])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_model_of_another(tmp_path: Path) -> None:
     """The first is measured after its two rounds; the second arrives with that accuracy before it has trained."""
     config = tiny_config(rounds=2, model=RESNET, wire={"uplink": "float32", "downlink": "float32"})
@@ -49,6 +51,7 @@ def test_a_run_goes_on_from_the_model_of_another(tmp_path: Path) -> None:
     assert (tmp_path / "second" / "config.yaml").read_text().count("weights_sha256") == 1
 
 
+@pytest.mark.slow
 def test_a_predictor_of_other_classes_starts_anew_with_a_warning(weights: Path, caplog: Any) -> None:
     tensors = load_file(weights)
     tensors["fc.weight"], tensors["fc.bias"] = torch.zeros(3, tensors["fc.weight"].shape[1]), torch.zeros(3)
@@ -59,6 +62,7 @@ def test_a_predictor_of_other_classes_starts_anew_with_a_warning(weights: Path, 
     assert "'fc.weight' has another shape there, so that the predictor starts from the seed" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_is_not_in_the_file_is_drawn_from_the_seed(weights: Path) -> None:
     save_file({"norm.weight": load_file(weights)["norm.weight"] + 1}, weights)
     network, drawn = make_blueprint(started_from(weights)).model, make_blueprint(tiny_config(model=RESNET)).model
@@ -66,6 +70,7 @@ def test_what_is_not_in_the_file_is_drawn_from_the_seed(weights: Path) -> None:
     assert torch.equal(network.state_dict()["norm.weight"], drawn.state_dict()["norm.weight"] + 1)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_one_line(weights: Path) -> None:
     tensors = load_file(weights)
     save_file({**tensors, "konv.weight": torch.zeros(1)}, weights)
@@ -83,6 +88,7 @@ def test_what_does_not_fit_is_one_line(weights: Path) -> None:
     assert not (weights.parent / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_from_other_weights_than_it_started_from(weights: Path) -> None:
     directory = weights.parent / "run"
     run(started_from(weights), directory, pictures=False, progress=False)

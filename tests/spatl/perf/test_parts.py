@@ -79,6 +79,7 @@ def functions() -> dict[str, Callable[..., object]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_part_is_of_functions_that_are_there_and_each_is_put_back():
     before, imported = functions(), spatl.rounds.client_evaluation.evaluate
     assert imported is spatl.training.evaluate.evaluate

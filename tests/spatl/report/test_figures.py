@@ -120,6 +120,7 @@ def test_an_unusual_run_is_drawn_as_well(name: str) -> None:
     assert ElementTree.fromstring(curves_svg(UNUSUAL_RUNS[name])).tag == f"{SVG}svg"
 
 
+@pytest.mark.slow
 def test_the_svg_is_one_element_without_prolog_or_comments(svg: str) -> None:
     assert svg.startswith("<svg")
     assert svg.rstrip().endswith("</svg>")

@@ -65,23 +65,27 @@ def test_it_shows_the_counts_of_each_class_and_the_sizes_of_each_split(drawn: li
     assert drawn[0].get_suptitle() == "two by three"
 
 
+@pytest.mark.slow
 def test_names_that_the_font_cannot_write_are_nobodys_warning(tmp_path: Path) -> None:
     partition = PartitionCounts("names", ["\u732b", "$\\frac{$"], np.ones((2, 2), int), np.ones((2, 3), int))
     draw_partition(partition, tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
 
 
+@pytest.mark.slow
 def test_a_partition_without_any_example_is_drawn_too(tmp_path: Path) -> None:
     nothing = PartitionCounts("nothing", ["a", "b"], np.zeros((3, 2), int), np.zeros((3, 3), int))
     draw_partition(nothing, tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_the_settings_of_matplotlib_stay_as_they_are(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     draw_partition(counts(3, 3), tmp_path / "a.png")
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SpatlError, match=r"cannot write the picture .*a\.png: No such file or directory"):
         draw_partition(counts(3, 3), tmp_path / "nowhere" / "a.png")

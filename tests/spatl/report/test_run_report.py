@@ -111,6 +111,7 @@ def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "curves_svg", lambda result: "<svg></svg>")
 
 
+@pytest.mark.slow
 def test_the_page_is_a_whole_document_with_one_picture_and_its_words(text: str) -> None:
     page = Page(text)
     attributes = dict(page.tags)

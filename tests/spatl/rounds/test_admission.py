@@ -69,6 +69,7 @@ def test_the_clip_is_by_the_largest_median_of_the_last_five_rounds_and_the_bound
     assert (admission.recent, admission.largest) == (Size(1.0, 1.0), Size(4.0, 4.0))
 
 
+@pytest.mark.slow
 @given(bad=st.floats(1e-3, 1e6), rounds=st.integers(1, 20), draws=st.randoms(use_true_random=False))
 def test_two_of_ten_cannot_make_large_what_is_usual_however_often_they_are_drawn(bad, rounds, draws):
     """Honest clients send 1 to 2. Whoever is drawn, what is usual is what an honest client sends, or less."""

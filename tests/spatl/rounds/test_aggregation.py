@@ -29,6 +29,7 @@ def aggregate(updates, encoder, control, **options):
     return aggregator.encoder(), aggregator.control()
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), number=st.integers(0, 8), normalizes=st.booleans(), data=st.data())
 def test_the_result_does_not_depend_on_the_order_of_replies(seed, number, normalizes, data):
     updates = random_updates(seed, number)
@@ -116,6 +117,7 @@ def test_a_fixed_point_sum_is_the_exact_sum_to_float64_rounding(terms):
     )
 
 
+@pytest.mark.slow
 def test_carrying_changes_no_sum():
     """5,000 terms of 1/3 (rounded to multiples of 2**-58 each) cross the carry after 4,096."""
     total = ExactSum(2)
@@ -126,6 +128,7 @@ def test_carrying_changes_no_sum():
     assert total.total().tolist() == pytest.approx([expected, -expected], rel=1e-15)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), number=st.integers(1, 8))
 def test_entries_nobody_sent_keep_their_bits(seed, number):
     updates = random_updates(seed, number)
@@ -141,6 +144,7 @@ def test_entries_nobody_sent_keep_their_bits(seed, number):
     assert torch.equal(control_after[quiet].view(torch.int32), control[quiet].view(torch.int32))
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), number=st.integers(1, 8))
 def test_the_average_lies_between_the_clients_that_sent_the_entry(seed, number):
     """Of a channel that at most two in five sent, between them and where it was, which is 0."""
@@ -202,6 +206,7 @@ def test_normalised_averaging_by_hand():
     assert aggregator.encoder().tolist() == [8.0]
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), num_clients=st.integers(2, 6))
 def test_a_full_selection_without_correction_equals_flowers_fedavg(seed, num_clients):
     """To 1 ulp per client of the largest operand, not to the bit, for two reasons.

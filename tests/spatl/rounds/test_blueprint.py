@@ -28,5 +28,6 @@ def test_a_model_that_needs_squares_says_so(tmp_path: Path) -> None:
         make_blueprint(oblong(tmp_path, "cnn"))
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_any_shape_takes_oblong_images(tmp_path: Path) -> None:
     assert make_blueprint(oblong(tmp_path, "resnet8")).dataset.inputs.shape == (60, 3, 8, 12)

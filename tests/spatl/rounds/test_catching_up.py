@@ -53,6 +53,7 @@ def followed(download, held):
     return follow(download, held, INITIAL, LAYOUT, fading=FADING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", [None, SOME], ids=["all", "some"])
 @pytest.mark.parametrize("codec", ["int8", "ternary-entropy", "adaptive"])
 @settings(max_examples=15)

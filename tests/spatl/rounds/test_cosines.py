@@ -69,6 +69,7 @@ def drawn(layout: EncoderLayout, seed: int, number: int) -> tuple[dict[int, Upda
     return updates, numbers
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.integers(2, 6))
 def test_of_a_large_encoder_it_is_the_dense_one_within_the_documented_error(seed: int, number: int) -> None:
     """The product of two sketches is off by six standard deviations at most, each sqrt(2 / m) of the lengths' product.
@@ -95,6 +96,7 @@ def test_of_a_large_encoder_it_is_the_dense_one_within_the_documented_error(seed
         assert low - 1e-4 <= value <= high + 1e-4
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.integers(2, 6), st.sampled_from([Aggregator, MedianAggregator]))
 def test_of_up_to_so_many_entries_it_is_exact(seed: int, number: int, rule: type[Aggregator]) -> None:
     """Whatever the rule makes of the updates; statistics do not count."""
@@ -113,6 +115,7 @@ def test_of_up_to_so_many_entries_it_is_exact(seed: int, number: int, rule: type
             assert value == pytest.approx(float(vector[sent] @ others) / lengths, abs=6e-5)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.randoms())
 def test_it_is_the_same_in_any_order_of_the_replies(seed: int, order: object) -> None:
     updates, numbers = drawn(LARGE, seed, 5)
@@ -121,6 +124,7 @@ def test_it_is_the_same_in_any_order_of_the_replies(seed: int, order: object) ->
     assert found_of(LARGE, updates, numbers, order=clients) == found_of(LARGE, updates, numbers)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.booleans())
 def test_an_update_turned_around_has_minus_the_cosine_of_the_honest_one(seed: int, large: bool) -> None:
     """Of five that have a direction in common, one sends it the other way round; the others find less in common."""

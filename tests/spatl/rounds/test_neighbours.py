@@ -99,6 +99,7 @@ def test_an_entry_is_of_those_that_sent_it(rule):
     assert result_of(rule, points).tolist() == pytest.approx([2.0, 5.0])
 
 
+@pytest.mark.slow
 @all_rules
 @given(seed=st.integers(0, 2**32), number=st.integers(0, 6), data=st.data())
 def test_the_order_of_replies_does_not_matter_and_what_nobody_sent_keeps_its_bits(rule, seed, number, data):
@@ -121,6 +122,7 @@ def test_the_order_of_replies_does_not_matter_and_what_nobody_sent_keeps_its_bit
     assert torch.equal(results[0][0][nobody].view(torch.int32), encoder[nobody].view(torch.int32))
 
 
+@pytest.mark.slow
 @all_rules
 @given(seed=st.integers(0, 2**32), attack=st.floats(-1e5, 1e5, width=32))
 def test_two_of_ten_alike_cannot_take_the_average_farther_than_the_honest_are_apart(rule, seed, attack):

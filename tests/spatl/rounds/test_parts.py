@@ -98,6 +98,7 @@ def config(**sections: Any):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spatl", "spatl-paper"])
 def test_a_client_learns_in_the_part_that_it_chose_and_nowhere_else(method):
     blueprint = blueprint_of(config(method=method, wire={"uplink": "float32", "downlink": "float32"}))
@@ -123,6 +124,7 @@ def test_a_client_learns_in_the_part_that_it_chose_and_nowhere_else(method):
         assert bool(moved[:, columns].all())
 
 
+@pytest.mark.slow
 def test_a_client_that_trains_the_whole_network_does_as_if_it_chose_afterwards():
     blobs = []
     for when, selector in (("before", "ordered"), ("after", "all")):
@@ -132,6 +134,7 @@ def test_a_client_that_trains_the_whole_network_does_as_if_it_chose_afterwards()
     assert torch.equal(blobs[0].values, blobs[1].values)
 
 
+@pytest.mark.slow
 def test_an_owners_budget_binds_and_one_that_no_part_meets_is_refused():
     blueprint = blueprint_of(config())
     workplace = Workplace(blueprint)
@@ -144,6 +147,7 @@ def test_an_owners_budget_binds_and_one_that_no_part_meets_is_refused():
         train(workplace, 0, received(blueprint), None, acknowledged_round=0, budget=Budget("flops_ratio", 1e-4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", ["agent", "rolling"])
 def test_fleets_of_different_devices_run_and_repeat(selector: str, tmp_path: Path) -> None:
     clients = {0: {"flops_ratio": 0.25}, 1: {"flops_ratio": 0.5}}
@@ -158,6 +162,7 @@ def test_fleets_of_different_devices_run_and_repeat(selector: str, tmp_path: Pat
     assert {row["client"] for row in trained} == set(range(5))
 
 
+@pytest.mark.slow
 def test_where_weak_devices_are_left_out_only_able_ones_train(tmp_path: Path) -> None:
     clients = {0: {"flops_ratio": 0.25}, 3: {"keep_ratio": 0.5}}
     run_tiny(tiny_config(rounds=2, selection={"selector": "able", "flops_ratio": 1.0, "clients": clients}), tmp_path)

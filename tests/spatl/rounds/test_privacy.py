@@ -19,6 +19,7 @@ def divergence(epsilon: float, noise_multiplier: float, releases: int) -> float:
     return float(np.trapezoid(np.maximum(0.0, p - math.exp(epsilon) * q) / norm, x))
 
 
+@pytest.mark.slow
 @given(epsilon=st.floats(0, 8), noise_multiplier=st.floats(0.5, 20), releases=st.integers(1, 100))
 @settings(max_examples=30)
 def test_delta_is_the_divergence_of_the_releases(epsilon, noise_multiplier, releases):
@@ -27,6 +28,7 @@ def test_delta_is_the_divergence_of_the_releases(epsilon, noise_multiplier, rele
     )
 
 
+@pytest.mark.slow
 @given(
     noise_multiplier=st.floats(0.3, 50),
     releases=st.integers(1, 1000),

@@ -1,6 +1,7 @@
 """Laws of the private average: what one client can move, and the noise."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ def privately(updates, encoder, *, clip, noise_multiplier=0.0, num_expected=10, 
     return aggregator.encoder()
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), number=st.integers(1, 8), clip=st.floats(1e-3, 1e3), data=st.data())
 def test_one_client_moves_a_private_average_by_at_most_its_share_of_the_clip(seed, number, clip, data):
     """Whatever it sends, whichever channels it chose, and however many examples it says it has."""
@@ -36,6 +38,7 @@ def test_short_updates_pass_a_private_average_as_they_are():
     torch.testing.assert_close(privately([(update, 7)], torch.zeros(N), clip=1e9), own / 10)
 
 
+@pytest.mark.slow
 def test_noise_of_the_said_size_is_on_every_entry_although_nobody_sent_it():
     encoder = torch.ones(N)
     draws = torch.stack([privately([], encoder, clip=3.0, noise_multiplier=2.0, seed=seed) for seed in range(2000)])

@@ -36,6 +36,7 @@ def assert_own(blueprint: Blueprint) -> None:
     assert trace.flops.ratio(counts // 2) == alone.flops.ratio(counts // 2)
 
 
+@pytest.mark.slow
 def test_rows_of_one_network_share_its_trace(traced: list[str]) -> None:
     rows = [
         {"method": "spatl"},
@@ -49,6 +50,7 @@ def test_rows_of_one_network_share_its_trace(traced: list[str]) -> None:
         assert_own(each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [{"seed": 4}, {"model": {"options": {"channels": [4, 6], "hidden": 14}}}, {"predictor": {"mode": "residual"}},
@@ -64,6 +66,7 @@ def test_another_network_or_another_encoder_of_it_is_traced_itself(traced: list[
     assert_own(second)
 
 
+@pytest.mark.slow
 def test_a_users_network_is_traced_each_time_since_its_code_may_have_changed(traced: list[str]) -> None:
     for _ in range(2):
         make_blueprint(of_users("FixedBatch"))

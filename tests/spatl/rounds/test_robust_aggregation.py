@@ -29,6 +29,7 @@ def robust(updates, rule, trim_fraction=0.2, encoder=None, **options):
 both_rules = pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
 
 
+@pytest.mark.slow
 @both_rules
 @given(seed=st.integers(0, 2**32), number=st.integers(0, 8), trim_fraction=st.sampled_from([0.0, 0.1, 0.2, 0.4]))
 def test_robust_rules_are_those_of_numpy_over_the_clients_that_sent_an_entry(rule, seed, number, trim_fraction):
@@ -54,6 +55,7 @@ def test_robust_rules_are_those_of_numpy_over_the_clients_that_sent_an_entry(rul
     assert torch.equal(result[nobody].view(torch.int32), encoder[nobody].view(torch.int32))
 
 
+@pytest.mark.slow
 @both_rules
 @given(seed=st.integers(0, 2**32), attack=st.floats(-1e6, 1e6, width=32))
 def test_one_client_of_three_or_more_cannot_leave_the_range_of_the_others(rule, seed, attack):
@@ -101,6 +103,7 @@ def in_numpy(updates, trusted):
     return cosines
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), number=st.integers(0, 7), data=st.data())
 def test_agreements_are_cosines_with_the_median_of_the_trusted_in_any_order(seed, number, data):
     updates = [update for update, _ in random_updates(seed, number)]
@@ -115,6 +118,7 @@ def test_agreements_are_cosines_with_the_median_of_the_trusted_in_any_order(seed
     assert all(-1 <= each <= 1 for each in result)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), factor=st.floats(1e-3, 1e3))
 def test_an_update_agrees_as_much_as_its_negative_disagrees_whatever_its_size(seed, factor):
     """It is judged by the others alone, whether it is trusted or not."""

@@ -56,6 +56,7 @@ def test_an_entry_that_nobody_sent_keeps_its_bits_and_a_round_without_updates_ch
     assert torch.allclose(after[layout.owner == 0], encoder[layout.owner == 0] + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spatl", "fednova"])
 def test_a_mean_of_ones_own_learns_what_ours_does(tmp_path: Path, method: str) -> None:
     """Their encoders differ by rounding, at the first round by no more."""
@@ -66,6 +67,7 @@ def test_a_mean_of_ones_own_learns_what_ours_does(tmp_path: Path, method: str) -
     assert users["rejected"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["middle", "Halfway"])
 def test_a_run_repeats_to_the_bit_and_differs_from_the_mean(tmp_path: Path, rule: str) -> None:
     for name in ("one", "two"):
@@ -98,6 +100,7 @@ def test_a_rule_that_does_not_do_is_one_line_before_the_run(rule: str, line: str
     assert f"aggregation rule '{USERS}{rule}'" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_fails_in_a_round_ends_the_run_with_one_line_and_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(SpatlError, match=r"stumbles_later' failed: IndexError: too many \(users_parts") as caught:
         run_tiny(config_of("stumbles_later"), tmp_path)

@@ -96,6 +96,7 @@ def test_running_variances_stay_positive(tmp_path, name):
         assert bool((last.state.encoder[place] > 0).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_under_privacy_what_nobody_sent_moves_by_noise_like_all_else(tmp_path, name):
     """Otherwise the encoder would tell whose channels nobody chose."""

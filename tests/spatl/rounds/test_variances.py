@@ -49,6 +49,7 @@ def test_variances_are_found_by_the_name_of_the_statistic_and_no_parameter_is_on
     assert replace(LAYOUT, num_parameter_entries=7 * SIZE).variances == ()
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     uplink=st.sampled_from(list(CODECS)),

@@ -61,6 +61,7 @@ def test_a_round_without_findings_names_those_that_have_them(tmp_path: Path) -> 
         read_findings(tmp_path, 3)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_file_that_is_cut_or_changed_anywhere_is_damaged(tmp_path: Path, data: st.DataObject) -> None:

@@ -35,6 +35,7 @@ def test_a_line_has_time_level_message_and_the_facts_of_its_record(tmp_path):
     assert "ValueError: a bug" in failed["traceback"]
 
 
+@pytest.mark.slow
 def test_a_run_logs_its_rounds_and_why_it_failed(tmp_path, capsys):
     run_inline(tiny_config(rounds=2), tmp_path / "good")
     messages = [row["message"] for row in read_lines(tmp_path / "good" / "log.jsonl")]
@@ -73,6 +74,7 @@ def test_every_line_of_a_log_is_one_object(tmp_path):
     assert json.loads(line)["message"] == "a\nb\u2028c"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made_before", [True, False])
 def test_what_is_said_while_a_run_is_prepared_is_in_its_log_once_and_on_screen(tmp_path, caplog, made_before):
     """Channels whose readers cannot be proved, as `spatl run` sees them before there is a directory."""

@@ -42,6 +42,7 @@ def rows(*rounds, note=""):
     return [{"round": number, "note": note} for number in rounds]
 
 
+@pytest.mark.slow
 def test_what_follows_a_history_reads_each_byte_of_it_once(tmp_path):
     """Two thousand rounds, one at a time: what is read is what there is, and the last line again each time."""
     path = tmp_path / "history.jsonl"

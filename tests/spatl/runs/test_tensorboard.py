@@ -14,6 +14,7 @@ from tests.support.federations import tiny_config
 pytest.importorskip("tensorboard")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_round_is_a_point_of_every_scalar(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,6 +30,7 @@ def test_every_round_is_a_point_of_every_scalar(tmp_path):
     assert [point.step for point in events.Scalars("accuracy/final")] == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_run_that_goes_on_has_all_its_points_whatever_became_of_the_file_before(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -28,6 +28,7 @@ def assert_close(found, expected):
         assert (own.double() - other).abs().max() <= 1e-6 * other.abs().max()
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 1000), number=st.integers(1, 7), batch_size=st.integers(1, 8), inplace=st.booleans())
 def test_profiles_are_those_of_a_double_loop(seed, number, batch_size, inplace):
     network, examples = many_kinds(seed, inplace=inplace), some_examples(number, seed)

@@ -26,6 +26,7 @@ def by_weights(network, images, filters, off):
     return torch.stack(rows).detach()
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.booleans(), st.floats(0, 1))
 def test_a_filter_that_is_off_is_one_with_weights_of_zero(seed, transposed, share):
     network, images = many_kinds(seed, transposed=transposed), some_examples(4, seed).inputs

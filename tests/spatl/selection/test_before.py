@@ -62,6 +62,7 @@ def test_a_part_is_a_network_within_the_budget(name, kind, selector, share, serv
     assert cost <= limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", [first_channels, rolling_window, rank_random, rank_signal])
 def test_numbers_of_channels_are_multiples_of_eight_where_the_budget_pays_for_that(selector):
     _, costs, prunable = encoder("resnet8")
@@ -88,6 +89,7 @@ def test_everything_is_kept_where_the_budget_pays_for_it():
         assert bool(part("resnet8", selector, Budget("flops_ratio", 1.0)).mask.all())
 
 
+@pytest.mark.slow
 def test_a_selector_of_the_users_own_is_completed_to_a_network():
     def users(request):
         order = last_first(request)

@@ -68,6 +68,7 @@ saliencies = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(values=saliencies, keep_ratio=st.floats(0.25, 1.0), examples=st.data())
 def test_the_common_selection_meets_the_budget_whatever_clients_say_and_in_whatever_order(values, keep_ratio, examples):
     saliency = {client: torch.tensor(each) for client, each in enumerate(values)}
@@ -117,6 +118,7 @@ def test_saliency_that_is_no_number_from_zero_is_refused(bad):
         unpack_saliency(pack_saliency(torch.tensor([bad] + [1.0] * 7)), layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [MixedNet, GroupedNet, TiedNet, tiny_resnet])
 def test_what_is_closed_is_the_network_without_the_channels_that_are_gone(make):
     """Zeroing all that stays behind gives the logits of a network whose layers do not read what is gone."""

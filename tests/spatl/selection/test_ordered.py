@@ -68,6 +68,7 @@ def test_every_channel_has_its_turn_in_a_window():
     assert seen == set(range(10))
 
 
+@pytest.mark.slow
 def test_drawn_widths_are_those_of_the_paper_below_what_the_budget_pays_for():
     """Of 10 entries 0.65 pays for at most 2 + 4 (a share in [5/8, 7/12) would be 3 + 3 or more): drawn from 0.2, 0.4
     and that, which are 1 + 1, 2 + 2 and the most, each the first channels of its group."""

@@ -24,6 +24,7 @@ def test_magnitude_knows_no_scale_of_a_layer():
     torch.testing.assert_close(magnitude_scores(scaled, LAYOUT), magnitude_scores(weights, LAYOUT))
 
 
+@pytest.mark.slow
 def test_channels_are_drawn_in_proportion_to_their_energy():
     """The first of the ranking is channel c with probability energy_c / sum: 1, 2, 3, 4 out of 10 for four channels."""
     layout = interleaved_layout([(4, 1)])

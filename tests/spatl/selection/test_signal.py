@@ -36,6 +36,7 @@ def test_the_shares_of_two_channels_by_hand():
     torch.testing.assert_close(signal, torch.tensor([9 / 13, 4 / 13, 1.0], dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("make", [MixedNet, CountingNet, RecurrentNet, ShuffleNet, GroupedNet, TiedNet])
 def test_measuring_leaves_mode_buffers_gradients_and_hooks_as_they_were(make, training):
@@ -53,6 +54,7 @@ def test_measuring_leaves_mode_buffers_gradients_and_hooks_as_they_were(make, tr
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.slow
 def test_the_order_of_the_examples_and_copies_of_them_change_nothing():
     model, cut = build_model("resnet8", num_classes=10, in_channels=1, image_size=8, seed=1)
     trace = trace_of(model, cut, shape=(1, 1, 8, 8))
@@ -62,6 +64,7 @@ def test_the_order_of_the_examples_and_copies_of_them_change_nothing():
     torch.testing.assert_close(signal, again, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_each_reading_layer_hands_out_one_whole():
     """In a network without depthwise layers every reader's shares add up to one, its inputs being all channels."""
     model, cut = build_model("resnet8", num_classes=10, in_channels=1, image_size=8, seed=1)
@@ -71,6 +74,7 @@ def test_each_reading_layer_hands_out_one_whole():
     assert bool((signal >= 0).all())
 
 
+@pytest.mark.slow
 def test_a_dead_channel_has_none():
     model, cut = build_model("cnn", num_classes=10, in_channels=1, image_size=8, seed=1)
     with torch.no_grad():

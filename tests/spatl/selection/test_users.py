@@ -18,6 +18,7 @@ def config_of(selector: str, **sections: Any) -> Any:
     return tiny_config(selection={"selector": f"{USERS}{selector}", "keep_ratio": 0.5}, **sections)
 
 
+@pytest.mark.slow
 def test_the_worth_of_each_channel_is_cut_to_the_budget_and_the_same_run_comes_out_twice(tmp_path: Path) -> None:
     for name in ("one", "two"):
         run_tiny(config_of("by_norm", rounds=2), tmp_path / name)
@@ -27,6 +28,7 @@ def test_the_worth_of_each_channel_is_cut_to_the_budget_and_the_same_run_comes_o
     assert history_without_seconds(tmp_path / "one") == history_without_seconds(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_class_is_made_once_and_what_it_remembers_is_a_clients_own(tmp_path: Path) -> None:
     """Five clients in three rounds: asked 15 times in all, of which each client's state counts its three."""
     run_tiny(config_of("Counting"), tmp_path)
@@ -75,6 +77,7 @@ def test_a_selector_is_not_imported_where_nobody_selects() -> None:
     make_blueprint(tiny_config(selection={"selector": "nowhere_at_all:select"}))
 
 
+@pytest.mark.slow
 def test_a_budget_of_bytes_is_met_by_worth_too(tmp_path: Path) -> None:
     config = tiny_config(selection={"selector": f"{USERS}by_norm", "uplink_bytes": 2500}, rounds=1)
     run_tiny(config, tmp_path)

@@ -74,6 +74,7 @@ def expected(task: TaskName, metric: str, outputs: Tensor, targets: Tensor) -> f
 EACH = [(task, metric) for task in METRICS for metric in METRICS[task]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "metric"), EACH)
 @settings(max_examples=25, deadline=None)
 @given(number=st.integers(12, 40), seed=st.integers(0, 2**31))
@@ -85,6 +86,7 @@ def test_a_metric_is_what_scikit_learn_says(task: TaskName, metric: str, number:
     assert measured(task, metric, outputs, targets) == pytest.approx(value, abs=NEAR, nan_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "metric"), EACH)
 @settings(max_examples=15, deadline=None)
 @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5), seed=st.integers(0, 2**31))
@@ -144,6 +146,7 @@ def test_a_curve_of_sure_logits_goes_by_their_order(metric: str) -> None:
     assert measured("classification", metric, turned, targets) == pytest.approx(right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "multi-label"])
 @pytest.mark.parametrize("metric", ["auroc", "average-precision"])
 @settings(max_examples=15, deadline=None)

@@ -16,6 +16,7 @@ from spatl.wire.measures import Judging
 PAGE = (Path(__file__).parents[3] / "docs" / "tasks.md").read_text()
 
 
+@pytest.mark.slow
 def test_its_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """R2 of all examples is above that of their mean, 0, and the model returns values near the targets."""
     monkeypatch.chdir(tmp_path)

@@ -37,6 +37,7 @@ def test_method_bar_round_and_accuracy_are_there_at_every_width(title, width):
     assert line.startswith(title if width >= 80 else title[:16])
 
 
+@pytest.mark.slow
 def test_the_rest_follows_by_importance_as_far_as_there_is_room():
     shown_notes = [[note for note in NOTES if note in drawn(width)] for width in range(38, 200)]
     assert all(list(NOTES[: len(notes)]) == notes for notes in shown_notes)

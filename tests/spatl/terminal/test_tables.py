@@ -30,6 +30,7 @@ ROWS = st.integers(2, 7).flatmap(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(ROWS, st.sampled_from([40, 60, 80, 120, 200]))
 def test_every_word_is_shown_whole_and_no_line_is_wider_than_the_terminal(rows, width):
     console = terminal(width)
@@ -44,6 +45,7 @@ def test_every_word_is_shown_whole_and_no_line_is_wider_than_the_terminal(rows, 
                 assert printed.count(word) >= 1, (word, text)
 
 
+@pytest.mark.slow
 @given(ROWS)
 def test_a_pipe_gets_one_line_per_row_with_aligned_columns(rows):
     console = pipe()

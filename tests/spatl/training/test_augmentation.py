@@ -39,6 +39,7 @@ def raising(inputs: Tensor, generator: torch.Generator) -> Tensor:
     raise KeyError("angle")
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.integers(4, 20))
 def test_a_crop_is_the_image_moved_by_an_eighth_at_most(seed: int, side: int) -> None:
     before = images(3, side)
@@ -125,6 +126,7 @@ def test_an_unknown_one_is_answered_with_the_known_ones() -> None:
     assert parse_config({"training": {"augmentation": "crop"}}).training.augmentation == ("crop",)
 
 
+@pytest.mark.slow
 def test_a_run_with_augmentation_is_repeatable_and_another_one_than_without(tmp_path: Any) -> None:
     def history(name: str, **training: Any) -> Any:
         config = tiny_config(rounds=2, training=training)

@@ -94,6 +94,7 @@ def test_only_the_named_parameters_move():
         assert torch.equal(now, was) != name.startswith("5.")
 
 
+@pytest.mark.slow
 @given(
     number=st.integers(2, 60),
     batch_size=st.integers(1, 20),

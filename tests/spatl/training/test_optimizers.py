@@ -132,6 +132,7 @@ def test_adams_step_weight_is_the_sum_of_its_directions_coefficients(
     assert tracked.value == pytest.approx(sum(coefficients), rel=1e-6)
 
 
+@pytest.mark.slow
 @given(
     optimizer=st.sampled_from(["sgd", "adam", "adamw"]),
     momentum=st.sampled_from([0.0, 0.9]),

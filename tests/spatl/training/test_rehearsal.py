@@ -33,6 +33,7 @@ BEFORE_ANYTHING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BEFORE_ANYTHING)
 def test_what_a_network_does_in_training_is_one_line_before_anything_is_written(name):
     with pytest.raises(ModelError, match=BEFORE_ANYTHING[name]) as caught:
@@ -40,6 +41,7 @@ def test_what_a_network_does_in_training_is_one_line_before_anything_is_written(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_that_line_and_no_directory(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(of_users("Raising").to_yaml())
@@ -64,12 +66,14 @@ def test_a_batch_of_one_under_batch_norm_is_said_with_what_to_do():
         make_blueprint(of_users("OneDimensionalNorm", training={"batch_size": 1})).check_clients()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [2, 7, 16, 100])
 def test_a_last_batch_of_one_never_comes(batch_size):
     """Whatever is left over joins the batch before it, in the rehearsal as in the run."""
     make_blueprint(of_users("OneDimensionalNorm", training={"batch_size": batch_size})).check_clients()
 
 
+@pytest.mark.slow
 def test_a_batch_size_in_the_network_fails_on_the_shortest_batch_that_a_client_has():
     config = of_users("FixedBatch", training={"local_steps": None, "local_epochs": 1})
     told = (
@@ -100,6 +104,7 @@ def test_the_lengths_are_those_of_the_batches(number, batch_size, steps, epochs)
     assert batch_lengths(number, settings) == set(stream[:steps])
 
 
+@pytest.mark.slow
 def test_state_outside_of_the_modules_is_said(caplog):
     make_blueprint(of_users("KeepsAGlobal")).check_clients()
     assert "keeps something outside of its modules" in caplog.text
@@ -109,6 +114,7 @@ def test_state_outside_of_the_modules_is_said(caplog):
     assert not caplog.text
 
 
+@pytest.mark.slow
 def test_a_rehearsal_changes_neither_the_network_nor_any_generator():
     blueprint = make_blueprint(tiny_config(model={"name": "resnet8", "options": {"width": 0.25}}))
     tensors = {name: tensor.clone() for name, tensor in blueprint.model.state_dict().items()}

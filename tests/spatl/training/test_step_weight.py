@@ -17,6 +17,7 @@ def settings(momentum=0.0, weight_decay=0.0, nesterov=False, learning_rate=0.1, 
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     momentum=st.sampled_from([0.0, 0.5, 0.9, 0.99]),
     weight_decay=st.sampled_from([0.0, 5e-4, 0.1]),

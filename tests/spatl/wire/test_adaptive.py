@@ -69,6 +69,7 @@ def test_rounding_is_right_on_average(step):
     assert bool(((mean - values).abs() <= 5 * 0.5 * step / num_draws**0.5).all())
 
 
+@pytest.mark.slow
 @given(pairs=messages, max_bytes=st.none() | st.integers(0, 120), zone=st.booleans())
 def test_a_change_is_off_by_half_a_step_or_065_of_one_that_is_a_power_of_two(pairs, max_bytes, zone):
     values, places = of(pairs)
@@ -154,6 +155,7 @@ ENCODERS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(seed=st.integers(0, 99), limits=st.lists(st.integers(-5, 1000), min_size=2, max_size=5).map(sorted))
 @pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)

@@ -97,6 +97,7 @@ def test_the_fixed_widths_are_eight_and_four_bits_and_five_to_a_byte():
     assert lengths == [4 + 10 + 1000, 4 + 10 + 500, 4 + 10 + 200]
 
 
+@pytest.mark.slow
 @given(numbers=values_of_channels)
 @pytest.mark.parametrize("name", LEVELS)
 def test_entropy_coding_changes_no_value_and_costs_one_byte_at_most(name, numbers):
@@ -119,6 +120,7 @@ def test_quantised_values_are_finite_and_within_one_step(name, numbers):
     assert bool((seen[exact == 0] == 0).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEVELS)
 def test_quantised_values_are_right_on_average(name):
     """The mean of n draws, each off by half a step at most in the standard deviation, is within five of its own."""

@@ -107,6 +107,7 @@ def test_what_no_caller_hands_over_is_refused_and_touches_no_memory():
         coder.encode(ranks, whole, num_lanes=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["1", ""])
 def test_the_environment_says_whether_numpy_does_it(value, monkeypatch):
     monkeypatch.setenv(coder.NO_EXTENSION, value)

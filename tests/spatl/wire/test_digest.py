@@ -22,6 +22,7 @@ def sent(kind: str) -> list[Sent]:
     return list(KINDS[kind]())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_any_bit_that_flips_at_any_place_of_any_blob_is_noticed(kind, data):

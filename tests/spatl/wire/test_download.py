@@ -157,6 +157,7 @@ def test_numbers_that_control_follows_from_are_eight_bytes_a_change_and_one(leng
         unpack(with_section(8, bytes(length)), LAYOUT)
 
 
+@pytest.mark.slow
 def test_a_truncated_extended_or_forged_download_is_refused_or_well_formed():
     sent = replace(whole_download(), values=(b"one",))
     blob = pack_download(sent, LAYOUT)

@@ -59,6 +59,7 @@ def test_decoding_gives_back_what_was_encoded(numbers):
     assert np.array_equal(decoded, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_values", [1, 2, 1000, MANY - 1, MANY, MANY + 1, MANY + 5000])
 def test_short_and_long_messages_come_through_outliers_included(num_values):
     values, contexts = laplace(num_values)
@@ -159,6 +160,7 @@ def test_damaged_lanes_are_refused():
         assert seen is None or len(seen) == MANY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [0, 1, 37])
 @pytest.mark.parametrize("run", [1, 63, 64, 65, 50_000])
 def test_lanes_do_not_mind_where_contexts_change(more, run):

@@ -72,6 +72,7 @@ def test_a_message_says_the_number_and_one_of_another_codec_is_refused() -> None
         unpack_update(ours, LAYOUT, codec, **opened)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("downlink", ["Halves", "Changes", "AN_OBJECT"])
 def test_a_run_in_both_directions_repeats_to_the_bit_and_refuses_nothing(tmp_path: Path, downlink: str) -> None:
     for name in ("one", "two"):
@@ -81,6 +82,7 @@ def test_a_run_in_both_directions_repeats_to_the_bit_and_refuses_nothing(tmp_pat
     assert history_without_seconds(tmp_path / "one") == history_without_seconds(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_codec_of_the_same_bytes_runs_as_ours_does(tmp_path: Path) -> None:
     """Apart from its number, which is in no count, and a digest at registration, which counts as the first round's."""
     run_tiny(config_of("Inherited", rounds=2), tmp_path / "users")
@@ -89,6 +91,7 @@ def test_a_codec_of_the_same_bytes_runs_as_ours_does(tmp_path: Path) -> None:
     assert history_without_seconds(tmp_path / "users")[1:] == history_without_seconds(tmp_path / "ours")[1:]
 
 
+@pytest.mark.slow
 def test_what_travels_is_as_short_as_the_codec_writes_it(tmp_path: Path) -> None:
     run_tiny(config_of("Halves", method="fedavg", rounds=1), tmp_path)
     layout = blueprint_of(config_of("Halves", method="fedavg", rounds=1)).layout

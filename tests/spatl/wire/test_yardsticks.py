@@ -118,6 +118,7 @@ def test_blocks_hold_every_value_at_little_more(number):
     assert 8 * CODECS["eden"].num_bytes(num_values=number, num_channels=1) <= max(1.2 * number, number + 32 * 8)
 
 
+@pytest.mark.slow
 def test_qsgd_on_a_tensor_by_hand():
     """Norm 5 of (3, -4, 0, 0), s = sqrt(4) = 2: the levels are 2.5 apart, 1.2 and 1.6 of them."""
     places, values = places_of((4, 1)), torch.tensor([3.0, -4.0, 0.0, 0.0])
@@ -167,6 +168,7 @@ def test_powersgd_sends_whole_what_factors_would_not_make_shorter():
     assert lengths == [4 + 2 * 24, 4 + 2 * 2 * 4 + 4 + 2 * 2 * 7 + 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eden", "qsgd"])
 def test_their_mean_over_seeds_is_the_value(name):
     """The mean of N messages is off by the error of one over the root of N, and by no more than twice that here."""
