@@ -12,7 +12,7 @@ def until(happens: Callable[[], object], *, seconds: float = _SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def gone(number: int) -> bool:
