@@ -107,6 +107,9 @@ class TrainingConfig(Section):
     """Whose running statistics a client uses: its own (`local`), an average that travels in every round (`shared`), or
     its own in the rounds and, after the last one, those of all clients' data, which leave with the model
     (`aggregated`)."""
+    calibration_examples: Count | None = None
+    """Training examples that a client estimates its own statistics on whenever it is evaluated, the first of its split,
+    which is in a random order; null for all. Those of all clients' data, after the last round, are of all examples."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     precision: Literal["float32", "bf16"] = "float32"

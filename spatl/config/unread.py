@@ -39,6 +39,7 @@ ALWAYS_READ: Final = frozenset({
     "report.tensorboard", "report.split", "report.findings",
 })  # fmt: skip
 """What every run reads, whatever else it is given. (Options of data sets and models that do not fit are errors.)"""
+_OF_STATISTICS = "training.batch_norm", "training.calibration_examples"
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +163,7 @@ def _no_agent(run: _Run) -> str:
 
 
 def _has_statistics(run: _Run) -> bool:
-    model = run.model
-    return model is None or any(isinstance(m, _NormBase) and m.track_running_stats for m in model.modules())
+    return run.model is None or any(isinstance(m, _NormBase) and m.track_running_stats for m in run.model.modules())
 
 
 def _calibrated(run: _Run) -> bool:
@@ -282,7 +282,7 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _only_where("training.head_epochs", fact=lambda row: row.head_first, lacks="does not train the predictor first"),
     _only_where("training.finetune_epochs", fact=lambda row: row.fine_tunes, lacks="does not fine-tune"),
-    _Rule(("training.batch_norm",), _has_statistics, lambda run: "the model has no BatchNorm with running statistics"),
+    _Rule(_OF_STATISTICS, _has_statistics, lambda run: "the model has no BatchNorm with running statistics"),
     _Rule(tuple(f"selection.{kind}" for kind in BUDGET_KINDS), _budget_is_read, _no_budget),
     _Rule(
         ("selection.clients",),

@@ -142,7 +142,8 @@ def take_statistics_(own: ClientRound) -> None:
     if own.received.statistics is not None:
         load_statistics_(own.model, own.received.statistics, own.blueprint.statistics)
     elif training.batch_norm != "shared":
-        recalibrate_(own.model, own.data.train, batch_size=training.batch_size)
+        most = training.calibration_examples
+        recalibrate_(own.model, own.data.train, batch_size=training.batch_size, most=most)
 
 
 def own_part(own: ClientRound) -> dict[str, Tensor]:

@@ -69,13 +69,16 @@ def evaluate(
     return Evaluation(measures[0].value, mean, measures=measures, num_examples=len(examples))
 
 
-def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int) -> None:
+def recalibrate_(model: nn.Module, examples: Examples, *, batch_size: int, most: int | None = None) -> None:
     """Re-estimate BatchNorm's running statistics as plain averages over one pass; weights and modes are untouched.
 
     Layers that are frozen keep theirs (`spatl.models.frozen`). Statistics gathered under other weights misjudge an
     encoder that has just been replaced. The examples are cut into batches of equal size, as near as can be to
-    `batch_size` and never of a single example, which has no variance: one that is alone is taken twice.
+    `batch_size` and never of a single example, which has no variance: one that is alone is taken twice. Of more
+    examples than `most` the first ones are taken; None for all.
     """
+    if most is not None and len(examples) > most:
+        examples = Examples(examples.inputs[:most], examples.targets[:most])
     if len(examples) == 1:
         examples = examples.at(torch.tensor([0, 0], device=examples.targets.device))
     layers = [m for m in _moving_batch_norms(model) if m.track_running_stats and not keeps_statistics(m)]

@@ -19,7 +19,14 @@ from spatl.runs.records import read_lines
 from spatl.wire.blob import section_bytes, with_digest
 from spatl.wire.statistics import Statistics
 from tests.support.clients import received
-from tests.support.federations import blob_of, blueprint_of, run_tiny, tampering, tiny_config
+from tests.support.federations import (
+    blob_of,
+    blueprint_of,
+    history_without_seconds,
+    run_tiny,
+    tampering,
+    tiny_config,
+)
 from tests.support.messages import forged, written
 
 RESNET = {"name": "resnet8", "options": {"width": 0.25}}
@@ -134,3 +141,16 @@ def test_statistics_of_others_are_not_trained_with() -> None:
     state = ClientState.initial(workplace.blueprint.layout)
     with pytest.raises(UpdateRejected, match="they are for the evaluation"):
         train_round(workplace, 0, with_statistics, state)
+
+
+def test_statistics_of_few_examples_change_what_is_measured_and_nothing_that_is_trained(tmp_path):
+    """Of some 230 training examples a client takes 8: other losses on arrival, the same encoders."""
+    runs = {}
+    for name, most in (("all", None), ("few", 8), ("more than there are", 10_000)):
+        training = {"calibration_examples": most}
+        run_tiny(tiny_config(rounds=2, model=RESNET, training=training), tmp_path / name)
+        runs[name] = history_without_seconds(tmp_path / name)
+    fingerprints = [[row["encoder_fingerprint"] for row in rows] for rows in runs.values()]
+    assert fingerprints[0] == fingerprints[1]
+    assert runs["all"] == runs["more than there are"]
+    assert all(one["loss"] != other["loss"] for one, other in zip(runs["all"], runs["few"], strict=True))

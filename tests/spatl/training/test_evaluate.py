@@ -51,6 +51,19 @@ def test_recalibration_gives_the_statistics_of_the_data_and_touches_nothing_else
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
 
 
+def test_recalibration_takes_the_first_of_more_examples_than_it_may():
+    """The statistics of so many are those of a split that has no more."""
+    data, few, first = examples(), network(), network()
+    recalibrate_(few, data, batch_size=1000, most=7)
+    recalibrate_(first, Examples(data.inputs[:7], data.targets[:7]), batch_size=1000)
+    inputs = few[0](data.inputs[:7]).detach()
+    torch.testing.assert_close(few[1].running_mean, inputs.mean((0, 2, 3)))
+    assert torch.equal(few[1].running_var, first[1].running_var)
+    recalibrate_(few, data, batch_size=1000, most=len(data))
+    recalibrate_(first, data, batch_size=1000)
+    assert torch.equal(few[1].running_mean, first[1].running_mean)
+
+
 def test_a_model_without_batch_norm_is_not_run_to_recalibrate_it():
     class Refuses(nn.Module):
         def forward(self, images):
