@@ -23,6 +23,7 @@ from spatl.report.run_report import write_report
 from spatl.rounds.best import is_enough
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.rounds.client_data import remarks_on_splits
+from spatl.rounds.federation import remarks_on_control
 from spatl.rounds.memory_data import check_same_data, with_data
 from spatl.runs.directory import alone_in_run, config_of, fresh_directory, write_config
 from spatl.runs.files import ALONE, CONFIG, CURVES, LOG, REPORT, SUMMARY
@@ -340,7 +341,8 @@ def remarks_on(
     model, dataset = (blueprint.model, blueprint.dataset) if blueprint is not None else (None, None)
     unread = settings_without_effect(config, engine=engine, model=model, dataset=dataset)
     few = [] if blueprint is None else remarks_on_splits(blueprint.split_sizes, blueprint.owners)
-    return [*unread.values(), *(dataset.remarks() if dataset is not None else ()), *few]
+    control = [] if blueprint is None else remarks_on_control(blueprint)
+    return [*unread.values(), *(dataset.remarks() if dataset is not None else ()), *few, *control]
 
 
 def _warn(directory: Path, lines: Sequence[str]) -> None:

@@ -101,3 +101,23 @@ class Federation:
             blueprint.initial_encoder(), blueprint.layout, blueprint.codecs.downlink, selection=self.agreed,
             versions=state.versions,
         )  # fmt: skip
+
+
+def remarks_on_control(blueprint: Blueprint) -> list[str]:
+    """Return what a user should know of how clients come to know c, a line each.
+
+    Where some clients are drawn in each round, the others miss its change of the encoder, and cannot derive c from it.
+    Under the calibrated predictor that costs nothing that was found (docs/benchmarks.md).
+    """
+    config = blueprint.config
+    federation = Federation(blueprint, frozenset())
+    drawn = config.num_participants < config.partition.num_clients
+    if not drawn or not federation.derives_control or federation.most_missed or config.predictor_mode == "calibrated":
+        return []
+    kept = (
+        "" if config.control.half_life is None else ", and control.half_life: null keeps what they learn of each other"
+    )
+    return [
+        f"{config.num_participants} of {config.partition.num_clients} clients take part in a round, and who misses one "
+        f"cannot derive c: few updates are corrected by control variates (control.downlink: sent sends c{kept})"
+    ]

@@ -1,9 +1,12 @@
 """Clients that missed rounds are sent the changes one by one, so that they know c as well as those who missed none."""
 
+import re
+
 import pytest
 from flwr.app import Message, RecordDict
 
 from clients.app import app as client_app
+from spatl.rounds.federation import remarks_on_control
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
 from tests.support.federations import (
@@ -114,3 +117,22 @@ def test_where_clients_are_drawn_nobody_catches_up_unless_it_is_asked_for(tmp_pa
     run_tiny(config, tmp_path)
     assert len(strategies[-1].state.control_steps) == 1
     assert 1.0 in strategies[-1].state.control_staleness.values()
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"predictor": {"mode": "shared"}}, "3 of 5 clients take part .*sends c, and control.half_life: null keeps"),
+        ({"method": "scaffold"}, r"3 of 5 clients take part .*\(control.downlink: sent sends c\)$"),
+        ({"predictor": {"mode": "shared"}, "control": {"catch_up": 2}}, None),
+        ({"predictor": {"mode": "shared"}, "control": {"downlink": "sent"}}, None),
+        ({"predictor": {"mode": "shared"}, "server": {"fraction_train": 1.0}}, None),
+        ({"predictor": {"mode": "calibrated"}}, None),
+        ({"method": "fedavg"}, None),
+    ],
+)
+def test_who_draws_clients_is_told_that_few_updates_are_corrected(sections, said):
+    config = tiny_config(**{"server": {"fraction_train": 0.6}, "wire": COMPRESSED, **sections})
+    found = remarks_on_control(blueprint_of(config))
+    assert len(found) == (said is not None)
+    assert said is None or re.search(said, found[0])
