@@ -17,17 +17,18 @@ import os
 import sqlite3
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
 
-from spatl.errors import DamagedState, SpatlError, StateBusy
+from spatl.errors import DamagedState, SpatlError
 from spatl.json_files import to_json
 from spatl.rounds.client_state import FORMAT as STATE_FORMAT
 from spatl.rounds.client_state import ClientState
 from spatl.runs.files import CLIENTS_STATES
+from spatl.runs.sqlite_errors import naming_errors
 from spatl.runs.state_tensors import TABLES, StateTensors
 from spatl.sealed_files import SYNCS_AT_ONCE, sync_files_below
 
@@ -46,10 +47,6 @@ _TABLES: Final = """
 CREATE TABLE states (client INTEGER, slot INTEGER, head BLOB NOT NULL, PRIMARY KEY (client, slot)) WITHOUT ROWID;
 CREATE TABLE parts (client INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
-_ERRORS: Final = {
-    sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO, sqlite3.SQLITE_READONLY: errno.EACCES,
-    sqlite3.SQLITE_CANTOPEN: errno.EACCES, sqlite3.SQLITE_PERM: errno.EACCES,
-}  # fmt: skip
 
 
 class States:
@@ -235,18 +232,8 @@ class States:
         if not self._gathers:
             self._file.execute("COMMIT")
 
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Have SQLite's errors be those of a file."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise StateBusy(f"another process uses the clients' states in {self.path}") from error
-            if kind in _ERRORS:
-                raise OSError(_ERRORS[kind], os.strerror(_ERRORS[kind]), str(self.path)) from error
-            raise DamagedState(f"the clients' states are damaged: {error} ({self.path})") from error
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming_errors(self.path)
 
 
 def make_states(run: Path, *, num_parameters: int, cluster: bool) -> None:
@@ -272,14 +259,14 @@ def make_states(run: Path, *, num_parameters: int, cluster: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.tmp")
         new.unlink(missing_ok=True)
-        with closing(sqlite3.connect(new, isolation_level=None)) as file:
+        with naming_errors(path), closing(sqlite3.connect(new, isolation_level=None)) as file:
             file.execute("PRAGMA journal_mode = MEMORY")
             file.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             file.execute(f"PRAGMA application_id = {_APPLICATION}")
             file.execute(f"PRAGMA user_version = {FORMAT}")
             file.executescript(_TABLES + TABLES)
         os.replace(new, path)
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=_WAIT_SECONDS)) as file:
+    with naming_errors(path), closing(sqlite3.connect(path, isolation_level=None, timeout=_WAIT_SECONDS)) as file:
         file.execute("PRAGMA journal_mode = WAL")
 
 

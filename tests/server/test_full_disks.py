@@ -8,7 +8,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from unittest.mock import Mock, call
+from unittest.mock import DEFAULT, Mock, call
 
 import pytest
 
@@ -87,8 +87,8 @@ def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_goes_on_from_the
 def test_a_disk_that_refuses_the_clients_states_ends_the_run_before_its_checkpoint(whole_run, monkeypatch, tmp_path):
     """The states did not wait for the disk one by one: what all wait for is before the round counts."""
     out, refused = tmp_path / "out", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    syncs = Mock(side_effect=[None, refused, None, None])  # no frame of a test is seen in its place
-    monkeypatch.setattr(strategy, "sync_files_below", syncs)
+    syncs = Mock(wraps=strategy.settle_states, side_effect=[DEFAULT, refused, DEFAULT, DEFAULT])
+    monkeypatch.setattr(strategy, "settle_states", syncs)
     with pytest.raises(SystemFault, match="no space is left on the disk"):
         run(tiny_config(rounds=ROUNDS), out, pictures=False)
     before = load_checkpoint(out)

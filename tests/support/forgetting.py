@@ -1,6 +1,5 @@
 """Federations whose clients lose what they keep between two rounds, or get back an older copy of it."""
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from unittest.mock import patch
@@ -8,7 +7,9 @@ from unittest.mock import patch
 from server.recorder import Recorder
 from server.strategy import FederationStrategy
 from spatl.config.experiment import ExperimentConfig
-from tests.support.federations import run_tiny, weighted_control
+from spatl.rounds.client_state import ClientState
+from spatl.runs.states import states_of
+from tests.support.federations import harm_state, run_tiny, weighted_control
 
 Harm = Callable[[Path, int], None]
 
@@ -48,16 +49,22 @@ def loss_of(*clients: int) -> Harm:
 
     def harm(directory: Path, server_round: int) -> None:
         for client in clients:
-            shutil.rmtree(directory / "clients" / str(client))
+            harm_state(directory, client, lost=True, running=True)
 
     return harm
+
+
+_BACKUPS: dict[tuple[Path, int], list[ClientState]] = {}
 
 
 def backup_of(client: int) -> Harm:
     """What a client keeps is copied."""
 
     def harm(directory: Path, server_round: int) -> None:
-        shutil.copytree(directory / "clients" / str(client), directory / "backups" / str(client))
+        states = states_of(directory)
+        assert states is not None
+        kept = [states.read(client, before=before) for before in (True, False)]
+        _BACKUPS[directory, client] = [state for state in kept if state is not None]
 
     return harm
 
@@ -67,6 +74,9 @@ def return_of_backup(client: int) -> Harm:
 
     def harm(directory: Path, server_round: int) -> None:
         loss_of(client)(directory, server_round)
-        shutil.copytree(directory / "backups" / str(client), directory / "clients" / str(client))
+        states = states_of(directory)
+        assert states is not None
+        for state in _BACKUPS.pop((directory, client)):
+            states.write(client, state)
 
     return harm
