@@ -113,8 +113,8 @@ class Aggregator:
         largest = _largest_term(update, trained, num_examples * self._unit, normalizes=self._normalizes)
         if not largest < _LARGEST_TERM:
             raise UpdateRejected(f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}")
-        kept_as = Multiples.of(update.values, update.compact)
-        self._waiting.append((replace(update, values=torch.zeros(0)), kept_as, num_examples))
+        kept_as = Multiples.of(update.values, update.compact)  # of the bytes that came, nothing else is kept
+        self._waiting.append((replace(update, values=torch.zeros(0), compact=lambda: None), kept_as, num_examples))
         kept = sum(values.num_bytes for _, values, _ in self._waiting)
         if self._updates is not None or kept > WAITING_BYTES * self._layout.num_entries:
             self._fold_()
