@@ -22,7 +22,7 @@ from server.deployment.control import LinkLost, started_superlink
 from server.deployment.following import Following
 from server.deployment.keys import read_public_keys
 from spatl.config.experiment import ExperimentConfig
-from spatl.config.loading import load_config, more_rounds, parse_config, read_config
+from spatl.config.loading import load_config, parse_config, read_config, settings_to_go_on
 from spatl.data import OWN, is_read_from_path
 from spatl.deployment.processes import past_proxies
 from spatl.deployment.sites import (
@@ -191,7 +191,7 @@ def _more_rounds(options: Namespace, out: Path, config: Path) -> Any:
         return None
     if not options.resume:
         raise ConfigError(f"--set rounds=N goes with --resume; what a run starts with stands in {config}")
-    rounds, _ = more_rounds(options.overrides)
+    rounds, _ = settings_to_go_on(options.overrides)
     if not has_rounds(out):
         raise ConfigError(f"{out} holds no run that could go on to more rounds; set rounds in {config}, and start it")
     return rounds

@@ -213,7 +213,7 @@ def with_overrides(content: dict[str, Any], overrides: Iterable[str]) -> dict[st
     return content
 
 
-def more_rounds(overrides: Sequence[str], *, workers: bool = False) -> tuple[Any, Any]:
+def settings_to_go_on(overrides: Sequence[str], *, workers: bool = False) -> tuple[Any, Any]:
     """Return the values of `rounds` and `resources.workers` among the settings for a run that goes on, None for none.
 
     Args:

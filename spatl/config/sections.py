@@ -256,9 +256,9 @@ class ControlConfig(Section):
     """How clients come to know c: `derived` from the encoder's changes, for free, by clients that miss few rounds
     (`catch_up`; the others train uncorrected for a while); `sent`, with the downlink's codec; `auto` derives it where
     that codec sends changes."""
-    catch_up: Literal["auto"] | Annotated[int, BeforeValidator(not_a_switch), Field(ge=0, le=254)] = "auto"
+    catch_up: Annotated[int, BeforeValidator(not_a_switch), Field(ge=0, le=254)] | None = None
     """Rounds that a client may have missed and still derive c: it is sent their changes one by one, more bytes than
-    their sum. `auto`: 8 where each client is asked in every round, else 0."""
+    their sum. null: 8 where each client is asked in every round, else 0."""
 
 
 class ServerConfig(Section):

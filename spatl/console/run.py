@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spatl import runner
-from spatl.config.loading import load_config, more_rounds
+from spatl.config.loading import load_config, settings_to_go_on
 from spatl.errors import ConfigError
 from spatl.json_files import write_json
 from spatl.report.result import RunResult
@@ -62,7 +62,7 @@ def _resume(console: Console, options: argparse.Namespace) -> RunResult:
             f"--resume goes on with the run's own config and directory, to more rounds at most (--set rounds=N): leave "
             f"out {superfluous[0]}"
         )
-    rounds, workers = more_rounds(options.overrides, workers=True)
+    rounds, workers = settings_to_go_on(options.overrides, workers=True)
     config, command = config_of(Path(options.resume)), ["spatl", "run", "--resume", options.resume]
     for text in options.overrides:
         command += ["--set", text]

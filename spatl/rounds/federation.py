@@ -54,9 +54,9 @@ class Federation:
         wanted = config.control.catch_up
         if not self.derives_control:
             return 0
-        return min(
-            wanted if wanted != "auto" else _CAUGHT_UP if config.server.fraction_train == 1 else 0, MOST_STEPS - 1
-        )
+        if wanted is None:
+            return _CAUGHT_UP if config.server.fraction_train == 1 else 0
+        return min(wanted, MOST_STEPS - 1)
 
     @property
     def norm_bound(self) -> float | None:

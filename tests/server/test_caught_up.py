@@ -6,6 +6,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from clients.app import app as client_app
+from spatl.errors import ConfigError
 from spatl.rounds.federation import remarks_on_control
 from spatl.runs.records import read_lines
 from spatl.seeding import numpy_generator
@@ -136,3 +137,12 @@ def test_who_draws_clients_is_told_that_few_updates_are_corrected(sections, said
     found = remarks_on_control(blueprint_of(config))
     assert len(found) == (said is not None)
     assert said is None or re.search(said, found[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(999, "less than or equal to 254, got 999"), (-1, "greater than or equal to 0, got -1"), (True, "got true")],
+)
+def test_a_number_of_rounds_that_is_none_is_one_line(given, said):
+    with pytest.raises(ConfigError, match=rf"^control\.catch_up: [^;\[]*{said}$"):
+        tiny_config(control={"catch_up": given})
