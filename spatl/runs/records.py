@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from spatl.errors import DamagedState, naming
 from spatl.json_files import to_json
@@ -292,54 +292,6 @@ def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _clipped(line: bytes) -> str:
     return repr(line[:20]) + ("..." if len(line) > 20 else "")
-
-
-class Tail:
-    """Reads a growing JSON-lines file of rounds, each time from where it stopped.
-
-    Args:
-        path: The file, which may come to be later.
-
-    Attributes:
-        bytes_read: How many bytes were read so far.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._end = 0
-        self._last = b""
-        self.bytes_read = 0
-
-    def new_rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the lines that are whole and were not there before.
-
-        A run that goes on cuts what a killed one wrote last. If the last line that was read is not there any more, the
-        rows of its round and of later ones are new.
-        """
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._end - len(self._last))
-                data = self._read(file)
-                if data.startswith(self._last):
-                    return self._rows(data, len(self._last))
-                again = json.loads(self._last)["round"]
-                self._end, self._last = 0, b""
-                file.seek(0)
-                return [row for row in self._rows(self._read(file), 0) if row["round"] >= again]
-        except FileNotFoundError:
-            return []
-
-    def _read(self, file: BinaryIO) -> bytes:
-        data = file.read()
-        self.bytes_read += len(data)
-        return data
-
-    def _rows(self, data: bytes, start: int) -> list[dict[str, Any]]:
-        whole = data[start : data.rfind(b"\n") + 1]
-        lines = whole.split(b"\n")[:-1]
-        self._end += len(whole)
-        self._last = lines[-1] + b"\n" if lines else self._last
-        return [parse_line(self._path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from spatl.errors import DamagedState
 from spatl.runs import following
 from spatl.runs.records import append_lines
 
@@ -44,8 +45,8 @@ def test_following_a_run_that_goes_on_reads_what_it_wrote_before_once(tmp_path, 
     tails = []
 
     class Counted(following.Tail):
-        def __init__(self, path):
-            super().__init__(path)
+        def __init__(self, path, **how):
+            super().__init__(path, **how)
             tails.append(self)
 
     monkeypatch.setattr(following, "Tail", Counted)
@@ -62,3 +63,53 @@ def test_following_a_run_that_goes_on_reads_what_it_wrote_before_once(tmp_path, 
     assert [row["round"] for row in told] == list(range(1, 406))
     assert all(row["training_seconds"] == row["round"] for row in told)
     assert sum(tail.bytes_read for tail in tails) < 2 * sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+TORN = {
+    "an empty line": b"\n",
+    "zeros": b"\0" * 40 + b"\n",
+    "half a line, ended": b'{"round": 4, "accu\n',
+    "no object": b"4\n",
+    "a line that stands twice": b'{"round": 3}\n',
+    "a round too far": b'{"round": 5}\n',
+    "no round": b"{}\n",
+    "a round that is no number": b'{"round": true}\n',
+}
+NO_ROWS = ("an empty line", "zeros", "half a line, ended", "no object")
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_what_a_killed_run_wrote_last_is_not_told_and_what_comes_in_its_place_is(torn, tmp_path):
+    """The run that goes on cuts its record some time after the first look at it: timings of round 4, say, in vain."""
+    history, timed = tmp_path / "history.jsonl", tmp_path / "timings.jsonl"
+    for number in range(1, 4):
+        append_lines(timed, timings(number))
+        append_lines(history, [{"round": number}])
+    whole = [(path, path.stat().st_size) for path in (history, timed)]
+    append_lines(timed, timings(4))
+    for path, _ in whole if torn in NO_ROWS else whole[:1]:
+        with path.open("ab") as file:
+            file.write(TORN[torn])
+    told, over = [], threading.Event()
+    thread = started(tmp_path, told, over)
+    time.sleep(0.05)
+    for path, size in whole:
+        with path.open("r+b") as file:
+            file.truncate(size)
+    append_lines(timed, timings(4))
+    append_lines(history, [{"round": 4}])
+    over.set()
+    thread.join(timeout=60)
+    assert told == [{"round": number, **dict.fromkeys(PARTS, float(number))} for number in range(1, 5)]
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_what_is_torn_and_stays_is_said_with_its_line_once_nothing_more_comes(torn, tmp_path):
+    append_lines(tmp_path / "history.jsonl", [{"round": number} for number in range(1, 4)])
+    with (tmp_path / "history.jsonl").open("ab") as file:
+        file.write(TORN[torn])
+    told, over = [], threading.Event()
+    over.set()
+    with pytest.raises(DamagedState, match=r"history\.jsonl is damaged: line 4 is"):
+        following.follow(tmp_path, told.append, over)
+    assert [row["round"] for row in told] == [1, 2, 3]

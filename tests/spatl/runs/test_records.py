@@ -6,7 +6,8 @@ import re
 import pytest
 
 from spatl.json_files import read_json, to_json, write_json
-from spatl.runs.records import Tail, append_lines, excluded_line, keep_rounds, latest_accuracy, read_lines
+from spatl.runs.following import Tail
+from spatl.runs.records import append_lines, excluded_line, keep_rounds, latest_accuracy, read_lines
 
 
 @pytest.mark.parametrize(
