@@ -1,4 +1,7 @@
-"""Tensors of the states in one SQLite file: each lies there once, under its SHA-256, while a state names it."""
+"""Tensors of the states in one SQLite file: each lies there once, under its SHA-256, while a state names it.
+
+The small ones of a state, of which a network with normalisation layers has a hundred, lie together as one.
+"""
 
 import hashlib
 import math
@@ -23,8 +26,14 @@ CACHE_BYTES: Final = 1 << 28
 _SHARED: Final = ("held/", "base", "held_control")  # the same objects for many clients, which nobody writes into
 _MOST_OBJECTS: Final = 16
 
+_SMALL_BYTES: Final = 1 << 14
+_ALIGNED: Final = 16  # so that each begins where its numbers may be read
+_TOGETHER: Final = ""
+"""Name of the small tensors of a state, one after another, among those of the others."""
+
 Entry = list[Any]
-"""Names a tensor in a head, as JSON: dtype, shape, and its digest, or `{"all": value}` of one value."""
+"""Names a tensor in a head, as JSON: dtype, shape, and its digest, `{"all": value}` of one value, or `{"at": place}` of
+one that lies among the small ones, from that byte on."""
 
 
 class StateTensors:
@@ -44,14 +53,48 @@ class StateTensors:
         self._most_bytes = num_bytes
         self._objects = OrderedDict[int, tuple[Tensor, bytes]]()
 
-    def keep(self, name: str, tensor: Tensor | StoredTensor) -> Entry:
-        """Put a tensor of some name in a state into the file, or count one more use of it."""
-        own = as_tensor(tensor).detach().cpu()
+    def keep_all(self, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Entry]:
+        """Put the tensors of a state into the file, or count one more use of those that are there."""
+        entries, together, place = dict[str, Entry](), list[bytes](), 0
+        for name, tensor in tensors.items():
+            own = as_tensor(tensor).detach().cpu()
+            dtype, shape = str(own.dtype).removeprefix("torch."), list(own.shape)
+            # One value for all needs no memory here either.
+            if own.numel() > 1 and not any(own.stride()) and math.isfinite(value := own.flatten()[0].item()):
+                entries[name] = [dtype, shape, {"all": value}]
+            elif own.nbytes <= _SMALL_BYTES and not name.startswith(_SHARED):
+                entries[name] = [dtype, shape, {"at": place}]
+                together.append(bytes(bytes_of(own.contiguous())).ljust(-(-own.nbytes // _ALIGNED) * _ALIGNED, b"\0"))
+                place += len(together[-1])
+            else:
+                entries[name] = self._keep(name, tensor, own.contiguous())
+        if together:
+            whole = torch.frombuffer(bytearray(b"".join(together)), dtype=torch.uint8) if place else torch.empty(0)
+            entries[_TOGETHER] = self._keep(_TOGETHER, whole, whole)
+        return entries
+
+    def read_all(self, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+        """The tensors of a state's entries, which nobody may write into.
+
+        Raises:
+            DamagedState: One is not there, or another one.
+        """
+        whole = entries.get(_TOGETHER)
+        together = torch.empty(0, dtype=torch.uint8) if whole is None else self._read(whole)
+        return {
+            name: _taken_out(together, entry) if _is_small(entry) else self._read(entry)
+            for name, entry in entries.items()
+            if name != _TOGETHER
+        }
+
+    def drop_all(self, entries: Mapping[str, Entry]) -> None:
+        """Count one use less of the tensors of a state, and take those out of the file of which that was the last."""
+        for entry in entries.values():
+            self._drop(entry)
+
+    def _keep(self, name: str, tensor: Tensor | StoredTensor, own: Tensor) -> Entry:
+        """Put a tensor of some name into the file as what it is in memory, or count one more use of it."""
         dtype, shape = str(own.dtype).removeprefix("torch."), list(own.shape)
-        # One value for all needs no memory here either.
-        if own.numel() > 1 and not any(own.stride()) and math.isfinite(value := own.flatten()[0].item()):
-            return [dtype, shape, {"all": value}]
-        own = own.contiguous()
         known = self._objects.get(id(tensor))
         digest = _digest(dtype, shape, bytes_of(own)) if known is None else known[1]
         if known is None and name.startswith(_SHARED) and isinstance(tensor, Tensor):
@@ -64,8 +107,7 @@ class StateTensors:
         self._remember(digest, own)
         return [dtype, shape, digest.hex()]
 
-    def drop(self, entry: Entry) -> None:
-        """Count one use less of a tensor, and take it out of the file where that was the last."""
+    def _drop(self, entry: Entry) -> None:
         if not isinstance(entry[2], str):
             return
         digest = bytes.fromhex(entry[2])
@@ -76,12 +118,7 @@ class StateTensors:
             self._file.execute("DELETE FROM known WHERE digest = ?", (digest,))
             self._file.execute("DELETE FROM tensors WHERE tensor = ?", (row[0],))
 
-    def read(self, entry: Entry) -> Tensor:
-        """The tensor of an entry, which nobody may write into.
-
-        Raises:
-            DamagedState: It is not there, or another one.
-        """
+    def _read(self, entry: Entry) -> Tensor:
         name, shape, what = entry
         dtype = getattr(torch, name)
         if not isinstance(what, str):
@@ -115,6 +152,23 @@ class StateTensors:
         self._num_bytes += tensor.nbytes
         while self._num_bytes > self._most_bytes:
             self._num_bytes -= self._cache.popitem(last=False)[1].nbytes
+
+
+def digests_in(entries: Mapping[str, Entry]) -> list[str]:
+    """Return the digests, hexadecimal, of the tensors in the file that a state's entries name, each as often."""
+    return [what for _, _, what in entries.values() if isinstance(what, str)]
+
+
+def _is_small(entry: Entry) -> bool:
+    return isinstance(entry[2], dict) and "at" in entry[2]
+
+
+def _taken_out(together: Tensor, entry: Entry) -> Tensor:
+    """A small tensor of a state, as it lies among the others."""
+    dtype, shape, place = getattr(torch, entry[0]), entry[1], entry[2]["at"]
+    own = together[place : place + math.prod(shape) * dtype.itemsize]
+    tensor: Tensor = own.view(dtype).reshape(shape) if len(own) else torch.empty(shape, dtype=dtype)
+    return tensor
 
 
 def _digest(dtype: str, shape: list[int], data: bytes | memoryview) -> bytes:

@@ -29,7 +29,7 @@ from spatl.rounds.client_state import FORMAT as STATE_FORMAT
 from spatl.rounds.client_state import ClientState
 from spatl.runs.files import CLIENTS_STATES
 from spatl.runs.sqlite_errors import naming_errors
-from spatl.runs.state_tensors import TABLES, StateTensors
+from spatl.runs.state_tensors import TABLES, StateTensors, digests_in
 from spatl.sealed_files import SYNCS_AT_ONCE, sync_files_below
 
 FORMAT: Final = 1
@@ -95,7 +95,7 @@ class States:
             opened = _opened(head)
             if (found := opened["header"]["format"]) != STATE_FORMAT:
                 raise SpatlError(f"the client's state has format {found}, this version reads {STATE_FORMAT}")
-            tensors = {name: self._tensors.read(entry) for name, entry in opened["tensors"].items()}
+            tensors = self._tensors.read_all(opened["tensors"])
         return ClientState.of_content(_apart(tensors), opened["header"])
 
     def write(self, client: int, state: ClientState) -> None:
@@ -107,7 +107,7 @@ class States:
         tensors, header = state.content()
         with self._naming(), self._changing():
             newest = self._head(client, _NEWEST)
-            entries = {name: self._tensors.keep(name, each) for name, each in tensors.items()}
+            entries = self._tensors.keep_all(tensors)
             if newest is not None and self._is_of_before(newest, state.control_round):
                 self._drop(client, _BEFORE)
                 self._file.execute(
@@ -152,7 +152,7 @@ class States:
                 raise DamagedState(f"the clients' states are damaged: {found} ({self.path})")
             used = Counter[str]()
             for (head,) in self._file.execute("SELECT CAST(head AS BLOB) FROM states"):
-                used.update(what for _, _, what in _opened(head)["tensors"].values() if isinstance(what, str))
+                used.update(digests_in(_opened(head)["tensors"]))
             if not self._tensors.are_used_as(used):
                 raise DamagedState(f"the clients' states are damaged: their tensors are others ({self.path})")
 
@@ -193,8 +193,7 @@ class States:
         """Whether a state is of a round before one, and whole."""
         try:
             opened = _opened(head)
-            for entry in opened["tensors"].values():
-                self._tensors.read(entry)
+            self._tensors.read_all(opened["tensors"])
         except DamagedState:
             return False
         return bool(opened["header"]["control_round"] < number)
@@ -206,11 +205,9 @@ class States:
             return
         self._file.execute("DELETE FROM states WHERE client = ? AND slot = ?", (client, slot))
         try:
-            entries = _opened(head)["tensors"].values()
+            self._tensors.drop_all(_opened(head)["tensors"])
         except DamagedState:  # nobody knows which: they stay
             return
-        for entry in entries:
-            self._tensors.drop(entry)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

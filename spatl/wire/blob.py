@@ -12,6 +12,7 @@ signature: who alters a message on purpose makes it anew, and is kept out by TLS
 
 import hashlib
 import struct
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -62,6 +63,8 @@ CHECK_BYTES: Final = 8
 DIGEST_BYTES: Final = 8
 """The length of the digest that a blob ends with, BLAKE2b of all bytes before it."""
 
+_LONGEST_SEEN: Final = 2**22  # of a large network's messages, memory is dearer than a second look
+_SEEN_BYTES: Final = 2**25
 _HEADER: Final = struct.Struct("<4sBBBB4s")
 """What every blob begins with, before the round."""
 _FINGERPRINT_BYTES: Final = 4  # of 8: registration has compared all of them, and no digest is right by accident
@@ -252,7 +255,9 @@ def _sections(body: memoryview, place: int, num_sections: int) -> dict[int, memo
 
 def with_digest(*parts: bytes | memoryview) -> bytes:
     """Return bytes, joined, and a digest of them all: how whatever travels ends."""
-    return b"".join([*parts, digest_of(*parts)])
+    whole = b"".join([*parts, digest_of(*parts)])
+    _SEEN.add(whole)
+    return whole
 
 
 def without_digest(data: bytes | memoryview) -> memoryview:
@@ -262,8 +267,39 @@ def without_digest(data: bytes | memoryview) -> memoryview:
         UpdateRejected: Something of it was altered on its way.
     """
     body = memoryview(data)[:-DIGEST_BYTES]
-    check_digest(bytes(data[-DIGEST_BYTES:]), body)
+    if not isinstance(data, bytes):
+        check_digest(bytes(data[-DIGEST_BYTES:]), body)
+    elif data not in _SEEN:
+        check_digest(data[-DIGEST_BYTES:], body)
+        _SEEN.add(data)
     return body
+
+
+class _Seen:
+    """Objects of bytes whose digest this process has made or checked.
+
+    A message is opened by its sender's ledger, its receiver and the receiver's ledger; where they are one process it is
+    one object, which nothing can alter. Equal bytes in another object are not in here: they came by another way.
+    """
+
+    def __init__(self) -> None:
+        self._whole = OrderedDict[int, bytes]()  # by their addresses, which stay theirs while they are kept
+        self._num_bytes = 0
+
+    def __contains__(self, data: bytes) -> bool:
+        return id(data) in self._whole
+
+    def add(self, data: bytes) -> None:
+        """Remember bytes, and forget the first ones where they are too many."""
+        if len(data) > _LONGEST_SEEN or id(data) in self._whole:
+            return
+        self._whole[id(data)] = data
+        self._num_bytes += len(data)
+        while self._num_bytes > _SEEN_BYTES:
+            self._num_bytes -= len(self._whole.popitem(last=False)[1])
+
+
+_SEEN: Final = _Seen()
 
 
 def digest_of(*parts: bytes | memoryview) -> bytes:

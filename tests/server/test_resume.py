@@ -54,7 +54,7 @@ class Killed(BaseException):
 INSTANTS = {
     "a round opens": (FederationStrategy, "configure_train", "before"),
     "a client has trained": (SharedStore, "save", "before"),
-    "a client's state is being written": (StateTensors, "keep", "after"),
+    "a client's state is being written": (StateTensors, "keep_all", "after"),
     "a client has saved": (SharedStore, "save", "after"),
     "a file is being replaced": (os, "replace", "before"),
     "an update is folded in": (Aggregator, "add", "after"),

@@ -97,6 +97,33 @@ def test_tensors_that_are_equal_lie_there_once_and_none_that_nobody_has(tmp_path
         assert num_tensors(tmp_path) == expected
 
 
+def test_the_small_tensors_of_a_state_lie_together_whatever_numbers_they_are_of(tmp_path: Path, states: States) -> None:
+    """Forty layers with three statistics and a counter each, and a network of few entries: what 160 rows were is one.
+
+    What travels to all clients alike lies by itself, however small, and once.
+    """
+    draw = torch.Generator().manual_seed(5)
+    kinds = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8)
+    private = {
+        f"layer{number}.{name}": torch.randint(0, 2 + number, shape, generator=draw).to(kinds[number % len(kinds)])
+        for number in range(40)
+        for name, shape in {"mean": (1 + number,), "variance": (3, 5), "weight": (0, 2), "counter": ()}.items()
+    }
+    held = Held({1: torch.arange(7, dtype=torch.int32)})
+    for client in range(NUM_CLIENTS):
+        own = {"large": torch.ones(5000), **private, "own": torch.tensor([client]), "last": torch.ones(5000)}
+        states.write(client, replace(numbered(1, client), private=own, control=torch.arange(3.0), held=held))
+    assert num_tensors(tmp_path) == 3 + NUM_CLIENTS  # held, pending c_i, the large ones, and what each has together
+    for reader in (states, States(states.path, reads=True)):
+        found = reader.read(1)
+        assert found is not None
+        assert list(found.private) == ["large", *private, "own", "last"]
+        for name, tensor in private.items():
+            assert found.private[name].dtype == tensor.dtype
+            assert torch.equal(found.private[name], tensor)
+        assert found.private["own"].item() == 1
+
+
 def test_a_client_that_was_only_evaluated_is_a_short_line(tmp_path: Path, states: States) -> None:
     """It never trained: its c_i is 0, and it holds the encoder that all hold, so that no tensor of its is written."""
     held = Held({1: torch.arange(50_000, dtype=torch.int32)})
@@ -135,19 +162,18 @@ def test_a_write_that_fails_changes_nothing_and_the_others_of_the_round_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_states(tmp_path, num_parameters=10, cluster=False)
-    truly = StateTensors.keep
+    truly = StateTensors.keep_all
 
-    def fails(self: StateTensors, name: str, tensor: torch.Tensor) -> object:
-        if name == "pending_control":
-            raise OSError("the disk is gone")
-        return truly(self, name, tensor)
+    def fails(self: StateTensors, tensors: dict[str, torch.Tensor]) -> object:
+        truly(self, {name: each for name, each in tensors.items() if name != "pending_control"})
+        raise OSError("the disk is gone")
 
     with kept_by(tmp_path, alone=True):
         states = states_of(tmp_path)
         assert states is not None
         states.write(0, numbered(1, 0))
         with monkeypatch.context() as patch:
-            patch.setattr(StateTensors, "keep", fails)
+            patch.setattr(StateTensors, "keep_all", fails)
             with pytest.raises(OSError, match="gone"):
                 states.write(1, numbered(1, 1))
         states.write(2, numbered(1, 2))
