@@ -107,7 +107,7 @@ class ExperimentConfig(Section):
         check_training(self.training, self.row, self.rounds)
         check_control(self.control, self.row, self.wire, self.server_optimizer)
         check_corrections(self.row, self.server)
-        check_stopping(self.server, has_one_model=self.has_one_model, keeps_best=self.keeps_best)
+        check_stopping(self.server, self.report, has_one_model=self.has_one_model, keeps_best=self.keeps_best)
         check_findings(self.report, self.row, self.task.name, has_one_model=self.has_one_model)
         check_parts_trained(self.selection, self.row, self.server, self.server_optimizer, self.privacy)
         check_privacy(self.privacy, self.row, self.server, self.report, self.training)

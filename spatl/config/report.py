@@ -27,6 +27,9 @@ class ReportConfig(Section):
     """Also train every client alone for as many epochs, and show both."""
     tensorboard: bool = False
     """Also write every round as TensorBoard's scalars, to `tensorboard/` in the run's directory."""
+    every: Count = 1
+    """Have clients evaluate what arrives in one round of so many; the model after the last round in any case. A round
+    in which they do not is shorter by that, and its accuracy and loss are null; what is trained is the same."""
     best: bool = False
     """Also keep the best model so far by the clients' validation splits (`model/best/`): each update then brings its
     client's accuracy there, and BatchNorm statistics at 8 bytes a channel."""
@@ -43,6 +46,10 @@ class ReportConfig(Section):
     options say, on the server alone. Its model is then measured on them (`report.global_accuracy`)."""
     split: Literal["test", "validation"] = "test"
     """The split that accuracies are measured on; `validation` is for tuning, and leaves the test splits unread."""
+
+    def evaluates_arrived(self, server_round: int) -> bool:
+        """Return whether the clients of a round evaluate what they have received."""
+        return server_round % self.every == 0
 
     def measures_arrived(self, server_round: int) -> bool:
         """Return whether the server's model is measured as the clients of a round have received it."""

@@ -67,12 +67,17 @@ def check_control(
         )
 
 
-def check_stopping(server: ServerConfig, *, has_one_model: bool, keeps_best: bool) -> None:
-    """Raise where a run is to stop by validation scores that nobody tells.
+def check_stopping(server: ServerConfig, report: ReportConfig, *, has_one_model: bool, keeps_best: bool) -> None:
+    """Raise where a run is to stop, or to keep its best model, by validation scores that nobody tells.
 
     Raises:
         ValueError: That is so; not of a method that has no model of all clients, whose rounds are not watched.
     """
+    if keeps_best and report.every > 1:
+        raise ValueError(
+            f"report.every is {report.every}, but report.best goes by the clients' accuracies in every round; leave "
+            "one of them out"
+        )
     if server.stop_after is not None and has_one_model and not keeps_best:
         raise ValueError(
             "server.stop_after goes by the clients' accuracies on their validation splits, which report.best: true has "

@@ -36,7 +36,7 @@ ALWAYS_READ: Final = frozenset({
     "training.clients", "training.device", "training.precision", "training.memory_format",
     "training.threads",
     "server.fraction_train", "server.min_replies", "server.max_failures", "server.rounds_away",
-    "report.tensorboard", "report.split", "report.findings",
+    "report.tensorboard", "report.split", "report.findings", "report.every",
 })  # fmt: skip
 """What every run reads, whatever else it is given. (Options of data sets and models that do not fit are errors.)"""
 _OF_STATISTICS = "training.batch_norm", "training.calibration_examples"

@@ -18,7 +18,7 @@ from spatl.data.dataset import misfits
 from spatl.errors import ControlLost, DataError, DivergedError, ModelError, UpdateRejected
 from spatl.models.copies import check_parts
 from spatl.rounds.blueprint import Blueprint
-from spatl.rounds.client_evaluation import evaluated_model, private_part, told_of_arrival, train_epochs_
+from spatl.rounds.client_evaluation import evaluated_arrival, private_part, told_of_arrival, train_epochs_
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.control import fading, followed_gradient, half_life_of, refresh_control
 from spatl.rounds.feedback import Feedback
@@ -129,7 +129,7 @@ def train_round(
     watch = StopWatch()
     with workplace.prepared(client, received, state, own_budget=budget) as own:
         start = own.rounded_start()
-        with evaluated_model(own, received.server_round) as arrival:
+        with evaluated_arrival(own) as arrival:
             told = told_of_arrival(own)
         give_back(own.blueprint.layout.num_entries)
         with watch.timed("selection"):

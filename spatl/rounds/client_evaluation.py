@@ -4,7 +4,7 @@ Nothing of the rounds' state is settled by it, so that the rounds may go on afte
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from spatl.rounds.following import Held
 from spatl.rounds.own_model import load_own_model_, put_back
 from spatl.rounds.statistics import gathered, load_statistics_
 from spatl.rounds.workplace import ClientRound, Workplace
-from spatl.training.evaluate import Evaluation, evaluate, recalibrate_
+from spatl.training.evaluate import NOT_EVALUATED, Evaluation, evaluate, recalibrate_
 from spatl.training.local import train_
 from spatl.wire.download import Model
 from spatl.wire.reports import EvaluateReport
@@ -115,6 +115,16 @@ def evaluate_round(
         num_examples=len(own.data.train), accuracy=result.accuracy, loss=result.loss, measures=result.measures
     )
     return report, ClientModel(tensors, None if offset is None else offset.cpu())
+
+
+def evaluated_arrival(own: ClientRound) -> AbstractContextManager[Evaluation]:
+    """Return the evaluation of the model as it arrived in a round, as a context; none where the round has none."""
+    config = own.blueprint.config
+    if config.report.evaluates_arrived(own.received.server_round):
+        return evaluated_model(own, own.received.server_round)
+    if config.row.contrasts:  # whose training compares with what the model that arrived makes of the examples
+        take_statistics_(own)
+    return nullcontext(NOT_EVALUATED)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,10 @@ class Evaluation:
         return self.num_examples > 0
 
 
+NOT_EVALUATED: Final = Evaluation(math.nan, math.nan, num_examples=0)
+"""Evaluation of a model on no examples."""
+
+
 def evaluate(
     model: nn.Module, examples: Examples, *, task: Task = CLASSIFICATION, precision: str = "float32"
 ) -> Evaluation:
@@ -54,7 +59,7 @@ def evaluate(
         precision: As of `TrainingSettings`.
     """
     if not len(examples):
-        return Evaluation(math.nan, math.nan, num_examples=0)
+        return NOT_EVALUATED
     loss, tally = torch.zeros((), device=examples.inputs.device), Tally(task)
     chunk = task.chunk(_CHUNK, examples.targets)
     with modes_kept(model), torch.no_grad(), autocast(examples.inputs.device, precision):
