@@ -179,7 +179,8 @@ def personal(policy: GraphPolicy, head: Mapping[str, Tensor]) -> GraphPolicy:
     """Return the policy with a client's own head, or the policy itself for a client that has none yet."""
     if not head:
         return policy
-    own = copy.deepcopy(policy)
+    shared = {id(each): each for each in policy.children() if each is not policy.head}  # which nothing writes into
+    own = copy.deepcopy(policy, shared)
     own.head.load_state_dict(dict(head))
     return own
 
