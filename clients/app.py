@@ -151,7 +151,8 @@ def _registration(message: Message, context: Context, client: int) -> Registrati
         if agreed is None:
             description = describe_own(config, client)
             if is_device(context):  # its owner's limits, before anything of its data leaves it
-                workplace = workplace_of(context, registering=True, agreement=alone(description))
+                agreement = alone(description, num_tokens=config.data.num_tokens)
+                workplace = workplace_of(context, registering=True, agreement=agreement)
                 _check_demands(context, workplace, description.num_examples)
             return RegistrationAnswer(client, description.num_examples, description=description.to_bytes())
         agreement = agreement_of(agreed)

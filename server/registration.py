@@ -106,16 +106,7 @@ def register(
     stays = known if devices and not config.row.static_mask else {}
     nodes = registrar.connected(enough_at_once=bool(stays))
     if config.has_own_data and config.data.agreed is None:
-        described = registrar.describe(nodes)
-        nodes = [node for node, _ in described.values()]
-        if described:
-            told = {client: each for client, (_, each) in described.items()}
-            numbers = {client: each.num_examples for client, each in told.items()}
-            agreement, misfits = agree(told, counts=bounded_weights(numbers, largest_share(config)))
-            for client, reason in misfits.items():
-                registrar.refuse(described[client][0], DataError(reason), client)
-                nodes.remove(described[client][0])
-            config = with_agreement(config, agreement)
+        config, nodes = _agreed(registrar, nodes)
     registrar.check_enough(len(nodes))
     blueprint = servers_blueprint(config.to_json())
     clients = dict(sorted(registrar.register(nodes, blueprint, known).items()))
@@ -320,6 +311,25 @@ class Registrar:
             reason = " ".join(answer.refused.split())[:_LONGEST_REASON]
             raise SpatlError(reason if self.devices else f"client {client} could not register: {reason}")
         return client, answer
+
+
+def _agreed(registrar: Registrar, nodes: Iterable[int]) -> tuple[ExperimentConfig, list[int]]:
+    """Ask devices for descriptions of their data; return the config with what they agree on, and who fits in.
+
+    Raises:
+        DataError: Nothing follows from the descriptions that all could agree on.
+    """
+    described = registrar.describe(nodes)
+    if not described:
+        return registrar.config, []
+    told = {client: each for client, (_, each) in described.items()}
+    numbers = {client: each.num_examples for client, each in told.items()}
+    shares = bounded_weights(numbers, largest_share(registrar.config))
+    agreement, misfits = agree(told, counts=shares, num_tokens=registrar.config.data.num_tokens)
+    for client, reason in misfits.items():
+        registrar.refuse(described[client][0], DataError(reason), client)
+    fitting = [node for client, (node, _) in described.items() if client not in misfits]
+    return with_agreement(registrar.config, agreement), fitting
 
 
 def _registration(node: int, answer: RegistrationAnswer, blueprint: Blueprint) -> Registration:

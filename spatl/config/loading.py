@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -152,7 +151,7 @@ def with_clients(config: ExperimentConfig, number: int) -> ExperimentConfig:
 
 def with_agreement(config: ExperimentConfig, agreement: Agreement) -> ExperimentConfig:
     """Return the config of devices that have agreed on what their data have in common (`data.agreed`)."""
-    agreed = parse_config({"data": {"agreed": asdict(agreement)}}).data.agreed
+    agreed = parse_config({"data": {"agreed": agreement.told()}}).data.agreed
     return config.model_copy(update={"data": config.data.model_copy(update={"agreed": agreed})})
 
 

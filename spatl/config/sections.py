@@ -7,11 +7,21 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from spatl.data import DATASET_DOOR, DATASETS, PARTITIONER_DOOR, PARTITIONERS
+from spatl.data.bounds import LARGEST_NUM_TOKENS, as_told, check_classes, check_scale, check_shape, names_of
+from spatl.data.labels import MAX_CLASSES
 from spatl.data.normalisation import Scale
-from spatl.data.own import Agreement, check_classes, check_scale, check_shape
+from spatl.data.own import Agreement
 from spatl.data.scaling import num_scaled
 from spatl.errors import ConfigError, DataError, did_you_mean
 from spatl.extensions.references import Door, is_reference
@@ -84,8 +94,8 @@ class Section(BaseModel):
 class AgreedConfig(Section):
     """Agreement of devices with data of their own (`partition.name: own`)."""
 
-    classes: tuple[str, ...]
-    """The names of all classes, in the order of the model's outputs."""
+    classes: Annotated[tuple[str, ...], BeforeValidator(names_of), PlainSerializer(as_told)]
+    """The names of all classes, in the order of the model's outputs; of many tokens that have none their number."""
     shape: tuple[int, ...]
     """The sides of an example: of an image channels, height and width."""
     means: tuple[float, ...]
@@ -104,7 +114,7 @@ class AgreedConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         try:
-            check_classes(self.classes)
+            check_classes(self.classes, most=MAX_CLASSES)
             check_shape(self.shape)
             check_scale(self.scale, self.num_tokens)
         except DataError as error:
@@ -125,7 +135,7 @@ class AgreedConfig(Section):
 
     def agreement(self) -> Agreement:
         """Return this section as `spatl.data` takes it."""
-        return Agreement(**self.model_dump())
+        return Agreement(**dict(self))
 
 
 class DataConfig(Section):
@@ -140,6 +150,9 @@ class DataConfig(Section):
     `[:, c]`, each `feature` (place in an example, as columns of a table are), or `none` of them. `dataset` scales
     images over all examples of the data set, test examples too, as early versions did. Null takes what suits the
     data."""
+    num_tokens: Annotated[Count, Field(le=LARGEST_NUM_TOKENS)] | None = None
+    """How many tokens there are, of inputs or next tokens that are whole numbers; null for the largest and one. Data
+    that have others are refused."""
     validation_fraction: Fraction = 0.15
     """Share of a client's examples that selectors may look at."""
     test_fraction: Fraction = 0.25

@@ -27,7 +27,7 @@ Engine = Literal["inline", "ray", "deployment"]
 
 ALWAYS_READ: Final = frozenset({
     "seed", "rounds", "method", "engine",
-    "data.name", "data.options", "data.normalisation", "task.name", "task.loss", "task.metrics",
+    "data.name", "data.options", "data.normalisation", "data.num_tokens", "task.name", "task.loss", "task.metrics",
     "partition.name", "partition.num_clients", "partition.feature_noise",
     "model.name", "model.options", "model.weights", "model.weights_sha256",
     "training.local_steps", "training.batch_size", "training.optimizer", "training.learning_rate",

@@ -12,7 +12,7 @@ from torch import Tensor
 from spatl.data.arrays import dataset_of_arrays, misfit
 from spatl.data.dataset import SPLITS, Dataset, misfits
 from spatl.data.images import numbered
-from spatl.data.labels import MAX_CLASSES, class_labels, class_order, listed
+from spatl.data.labels import MAX_CLASSES, class_labels, listed, named_labels, names_given, united
 from spatl.errors import DataError
 from spatl.pixels.files import LARGEST_VALUE
 from spatl.tasks.targets import IGNORED, TASKS, TaskName
@@ -85,7 +85,8 @@ def examples_of(
         task: What the targets are for.
         groups: Whole numbers or texts `[N]`: whose each example is.
         splits: `[N]`: `train`, `validation` or `test`, or their numbers from 0.
-        class_names: Names of the outputs; of a classification its labels' otherwise.
+        class_names: Names of the outputs, in their order: of a classification's labels that are texts each is one of
+            them, numbers count them from 0. Without any, names are the labels, sorted.
         num_tokens: How many tokens there are; the largest and one if it is not given.
         notes: What a user should know of how it was read.
 
@@ -106,12 +107,15 @@ def examples_of(
         values = _input(array_of(inputs, where), f"{where}: inputs")
         length = len(values)
         scale = "none" if not values.is_floating_point() else "feature" if values.dim() == 2 else "channel"
-    found, names, told = targets_of(
-        array_of(targets, where), task, name=name, where=where, inputs=values, num_tokens=num_tokens
-    )
+    given, aims = names_given(class_names, where), array_of(targets, where)
+    if given and TASKS[task].labels:
+        labels = named_labels(name, aims, given)
+        found, names, told = torch.from_numpy(labels.numbers), given, labels.notes
+    else:
+        found, names, told = targets_of(aims, task, name=name, where=where, inputs=values, num_tokens=num_tokens)
     if len(found) != length:
         raise DataError(f"{where}: targets must be {length}, one per example, got {len(found)}")
-    names = tuple(class_names) or names
+    names = given or names
     owned, owners = (None, ()) if groups is None else _groups(array_of(groups, where), length, where)
     return Dataset(
         name, values, found, num_classes=len(names), class_names=names, notes=(*notes, *told), scale=scale,  # type: ignore[arg-type]
@@ -321,7 +325,7 @@ def _as_told(dataset: Dataset, own: Sequence[Dataset], where: str) -> Dataset:
     told = replace(dataset, scale=scale, normalisation=normalisation, target_scale=target_scale)
     if not TASKS[dataset.task].labels:
         return told
-    classes = tuple(class_order({name for each in own for name in each.class_names}))
+    classes = tuple(united(each.class_names for each in own))
     order = torch.tensor([classes.index(name) for name in dataset.class_names])
     return replace(told, targets=order[dataset.targets], num_classes=len(classes), class_names=classes)
 

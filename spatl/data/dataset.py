@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -93,6 +94,9 @@ class Dataset:
             object.__setattr__(self, "class_names", tuple(map(str, range(self.num_classes))))
         if len(self.class_names) != self.num_classes:
             raise self._error(f"class_names must be {self.num_classes}, one per class", str(len(self.class_names)))
+        if len(set(self.class_names)) < self.num_classes:
+            twice = next(name for name, number in Counter(self.class_names).items() if number > 1)
+            raise self._error("class_names must differ", f"{twice!r} twice")
 
     def _checked_inputs(self) -> int:
         """Return how many examples there are.

@@ -4,8 +4,11 @@ What a file calls its classes need not count from 0: `1..K`, one stray `999`, wo
 label and keeps it as its name, so that no label makes a class that has no example. What is no label is refused.
 """
 
-from collections.abc import Collection, Iterable
+import heapq
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -58,12 +61,71 @@ def class_labels(dataset: str, values: NDArray[Any], *, num_classes: int | None 
     return _numbers(dataset, _whole(dataset, values), num_classes)
 
 
+def named_labels(dataset: str, values: NDArray[Any], names: Sequence[str]) -> Labels:
+    """Return labels as the numbers of classes whose names are given: texts by name, numbers as they count from 0.
+
+    Numbers of which some are beyond are taken in their order where there are as many as names.
+
+    Raises:
+        DataError: A label is of none of them, or something is no label.
+    """
+    labels = class_labels(dataset, values)
+    if values.dtype.kind in "US":
+        place = {name: number for number, name in enumerate(names)}
+        if unknown := [name for name in labels.names if name not in place]:
+            raise DataError(f"{dataset}: {listed(unknown)} is none of the class_names: expected {listed(names)}")
+        return Labels(np.array([place[name] for name in labels.names])[labels.numbers], tuple(names))
+    if int(labels.names[-1]) < len(names):
+        return Labels(np.array([int(name) for name in labels.names])[labels.numbers], tuple(names))
+    if len(labels.names) == len(names):
+        return Labels(labels.numbers, tuple(names), labels.notes)
+    raise DataError(
+        f"{dataset}: of {len(names)} class_names the labels must lie in [0, {len(names)}), got {labels.names[-1]}: "
+        "count them from 0"
+    )
+
+
+def names_given(given: Sequence[object], where: str) -> tuple[str, ...]:
+    """Return names of outputs that a user gave; none where there are none.
+
+    Raises:
+        DataError: They are no texts.
+    """
+    if isinstance(given, str) or not all(isinstance(name, str) and name for name in given):
+        raise DataError(f"{where}: class_names must be texts, one for each output, got {given!r:.60}")
+    return tuple(map(str, given))
+
+
 def class_order(names: Iterable[str]) -> list[str]:
     """Return names of classes in their order: by number where all are whole numbers, by the alphabet elsewhere."""
     names = list(names)
     if all(name.isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
+
+
+def united(orders: Iterable[Sequence[str]]) -> list[str]:
+    """Return the names of classes of several, each once, in an order that keeps that of each of these.
+
+    Where they leave it open, or contradict one another, it is that of `class_order`.
+    """
+    orders = list(orders)
+    names = class_order({name for order in orders for name in order})
+    place = {name: number for number, name in enumerate(names)}
+    after = {name: set[str]() for name in names}
+    for order in orders:
+        for before, name in pairwise(order):
+            after[before].add(name)
+    waiting = Counter(name for followers in after.values() for name in followers)
+    ready = [place[name] for name in names if not waiting[name]]  # ascending, and so a heap
+    found = list[str]()
+    while ready:
+        found.append(names[heapq.heappop(ready)])
+        for name in after[found[-1]]:
+            waiting[name] -= 1
+            if not waiting[name]:
+                heapq.heappush(ready, place[name])
+    return found if len(found) == len(names) else names
 
 
 def listed(names: Collection[str]) -> str:

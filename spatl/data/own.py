@@ -3,7 +3,8 @@
 No device sees what the others have, and the server sees nothing at all. So each tells what a model and a scale depend
 on: the names of its classes, the shape of its images, and of its training examples, for each channel, the number, the
 mean and the sum of squared deviations M2 of the values. The classes of all are the union of these, in one order; means
-and M2 add up exactly (Chan et al., 1979): the scale is that of all training examples together.
+and M2 add up exactly (Chan et al., 1979): the scale is that of all training examples together. What may be told
+at all stands in `spatl.data.bounds`.
 """
 
 import json
@@ -12,16 +13,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import torch
 from torch import Tensor
 
-from spatl.data.labels import class_order, listed
+from spatl.data.bounds import (
+    LARGEST_NUM_CLASSES,
+    MOST_UNSTATED,
+    as_told,
+    check_classes,
+    check_moments,
+    check_scale,
+    check_shape,
+    names_of,
+)
+from spatl.data.labels import MAX_CLASSES, listed, united
 from spatl.data.normalisation import Normalisation, Scale
 from spatl.data.scaling import Moments, deviations_of, merged, moments_of, num_scaled, scaled
-from spatl.errors import DataError, printable
+from spatl.errors import DataError
 from spatl.tasks.targets import TASKS, TaskName
 from spatl.tensors.inputs import Inputs, NamedInputs, one_tensor, shapes_of
 
@@ -30,14 +41,6 @@ if TYPE_CHECKING:
 
 OWN: Final = "own"
 """The partition of devices each of which has data of its own."""
-LARGEST_NUM_CLASSES: Final = 10_000
-LONGEST_NAME: Final = 200
-LARGEST_SIDE: Final = 32_768
-_LARGEST_EXAMPLE = 1 << 28
-MOST_SIDES: Final = 4
-LARGEST_NUM_TOKENS: Final = 1 << 24
-_LARGEST_MEAN = 1e30  # as of pixels (`spatl.data.images`)
-_LARGEST_SQUARES = 1e75
 _LONGEST_DESCRIPTION = 4 << 20
 _IMAGES_AT_ONCE = 1000  # bounds the memory of values in float64
 
@@ -70,7 +73,7 @@ class Description:
         means: The mean of the training examples' values in each channel or feature, as `scale` says.
         squares: Likewise the sum of squared deviations from it (M2).
         scale: What it would have scaled.
-        num_tokens: Of tokens, the largest and one; 0 for other numbers.
+        num_tokens: Of tokens, how many there are, where that was said, or the largest and one; 0 for other numbers.
         task: What its targets are for.
         target_means: Of a regression, the mean of the training examples' targets by output; none of other tasks.
         target_squares: Likewise their M2.
@@ -87,9 +90,14 @@ class Description:
     target_means: tuple[float, ...] = ()
     target_squares: tuple[float, ...] = ()
 
+    @property
+    def vocabulary(self) -> int:
+        """Return how many tokens there are, of inputs or outputs, whichever are more; 0 where there are none."""
+        return max(self.num_tokens, len(self.classes) if TASKS[self.task].by_place else 0)
+
     def to_bytes(self) -> bytes:
         """Serialise it, as JSON; of a classification without what other tasks say."""
-        content = asdict(self)
+        content = vars(self) | {"classes": as_told(self.classes)}
         if self.task == "classification":
             content = {name: value for name, value in content.items() if name not in _OF_TASKS}
         return json.dumps(content, ensure_ascii=False).encode()
@@ -102,7 +110,10 @@ class Description:
             DataError: Something is missing, of another kind, or out of all bounds.
         """
         if len(data) > _LONGEST_DESCRIPTION:
-            raise DataError(f"a description of data has {len(data)} bytes, at most {_LONGEST_DESCRIPTION} are read")
+            raise DataError(
+                f"a description of data has {len(data)} bytes, at most {_LONGEST_DESCRIPTION} are read: give outputs "
+                "shorter names, or tokens no names but their numbers"
+            )
         try:
             content = json.loads(data)
             names = {"num_examples", "classes", "shape", "means", "squares", "scale", "num_tokens"}
@@ -117,32 +128,25 @@ class Description:
         task = content.pop("task", "classification")
         if task not in get_args(TaskName):
             raise DataError(f"a description of data must be of a task, got {task!r:.50}")
-        if not all(isinstance(values, list) for values in content.values()):
+        content["classes"] = names_of(content["classes"])
+        if isinstance(content["classes"], tuple) and not TASKS[task].by_place:
+            raise DataError(f"expected 1 to {LARGEST_NUM_CLASSES} classes, got {len(content['classes'])}")
+        if not all(isinstance(values, list | tuple) for values in content.values()):
             raise DataError("a description of data must have lists of classes, sides, means and squares")
         described = cls(
             number, **{name: tuple(values) for name, values in content.items()}, scale=scale, num_tokens=num_tokens,
             task=task,
         )  # fmt: skip
-        check_classes(described.classes)
+        check_classes(described.classes, most=MAX_CLASSES if TASKS[task].by_place else LARGEST_NUM_CLASSES)
         check_shape(described.shape)
         check_scale(described.scale, described.num_tokens)
-        _check_moments(described.means, described.squares, num_scaled(described.shape, described.scale), "channels")
+        check_moments(described.means, described.squares, num_scaled(described.shape, described.scale), "channels")
         outputs = len(described.classes) if TASKS[described.task].is_scaled else 0
-        _check_moments(described.target_means, described.target_squares, outputs, "outputs")
+        check_moments(described.target_means, described.target_squares, outputs, "outputs")
         return described
 
 
 _OF_TASKS: Final = frozenset({"task", "target_means", "target_squares"})
-
-
-def _check_moments(means: Sequence[object], squares: Sequence[object], number: int, what: str) -> None:
-    """Raise a `DataError` unless these are means and sums of squared deviations of so many channels or outputs."""
-    for values, low, high in ((means, -_LARGEST_MEAN, _LARGEST_MEAN), (squares, 0.0, _LARGEST_SQUARES)):
-        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-        if len(values) != number or len(numbers) != number:
-            raise DataError(f"expected a mean and a square for each of {number} {what}, got {tuple(values)!r:.50}")
-        if not all(low <= value <= high for value in numbers):  # NaN is not, either
-            raise DataError(f"means and squares of values must lie in [{low:g}, {high:g}]")
 
 
 @dataclass(frozen=True)
@@ -181,53 +185,8 @@ class Agreement:
 
     def told(self) -> dict[str, Any]:
         """Return it as devices are told of it; of a classification without what other tasks say."""
-        content = asdict(self)
+        content = vars(self) | {"classes": as_told(self.classes)}
         return content if self.target_means else {k: v for k, v in content.items() if not k.startswith("target_")}
-
-
-def check_classes(classes: Sequence[object]) -> None:
-    """Raise a `DataError` unless these are names of classes, each once.
-
-    Raises:
-        DataError: They are none, too many or too long.
-    """
-    if not 1 <= len(classes) <= LARGEST_NUM_CLASSES:
-        raise DataError(f"expected 1 to {LARGEST_NUM_CLASSES} classes, got {len(classes)}")
-    for name in classes:
-        if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_NAME:
-            raise DataError(f"the name of a class must be a text of 1 to {LONGEST_NAME} characters, got {name!r:.50}")
-        if printable(name) != name:
-            raise DataError(f"the name of a class must have no control characters, got {name!r:.50}")
-    if len(set(classes)) < len(classes):
-        raise DataError("a class is named twice")
-
-
-def check_scale(scale: object, num_tokens: object) -> None:
-    """Raise a `DataError` unless this is a scale of some numbers, or none of tokens.
-
-    Raises:
-        DataError: It is another one, or there are too many tokens.
-    """
-    if scale not in get_args(Scale):
-        raise DataError(f"a scale must be one of {', '.join(get_args(Scale))}, got {scale!r:.50}")
-    if type(num_tokens) is not int or not 0 <= num_tokens <= LARGEST_NUM_TOKENS:
-        raise DataError(f"there must be at most {LARGEST_NUM_TOKENS} tokens, got {num_tokens!r:.50}")
-    if num_tokens and scale != "none":
-        raise DataError(f"tokens have no scale, got {scale}")
-
-
-def check_shape(shape: Sequence[object]) -> None:
-    """Raise a `DataError` unless this is a shape that examples have.
-
-    Raises:
-        DataError: It is none, or too large.
-    """
-    sides = [side for side in shape if type(side) is int and 1 <= side <= LARGEST_SIDE]
-    if not 1 <= len(shape) <= MOST_SIDES or len(sides) != len(shape) or math.prod(sides) > _LARGEST_EXAMPLE:
-        raise DataError(
-            f"expected examples of 1 to {MOST_SIDES} sides, as of channels x height x width, got "
-            f"{' x '.join(map(str, shape)):.50}"
-        )
 
 
 def describe(
@@ -250,7 +209,7 @@ def describe(
     scale = (dataset.scale if scale is None else scale) if train.is_floating_point() else "none"
     moments = moments_of(train, scale)
     shape = tuple(one_tensor(dataset.inputs).shape[1:])
-    tokens = 0 if train.is_floating_point() else int(one_tensor(dataset.inputs).max()) + 1
+    tokens = 0 if train.is_floating_point() else int(dataset.sizes()["num_tokens"])
     aims = Moments(0, (), ())
     if TASKS[dataset.task].is_scaled and targets is not None:
         aims = moments_of(targets, "feature")
@@ -261,7 +220,10 @@ def describe(
 
 
 def agree(
-    described: Mapping[int, Description], *, counts: Mapping[int, int] | None = None
+    described: Mapping[int, Description],
+    *,
+    counts: Mapping[int, int] | None = None,
+    num_tokens: int | None = None,
 ) -> tuple[Agreement, dict[int, str]]:
     """Return the agreement of all clients, and the reason of each that does not fit in.
 
@@ -271,9 +233,38 @@ def agree(
     Args:
         described: What each client told, at least one.
         counts: As how many examples those count in the scale who are not to count in full.
+        num_tokens: How many tokens there are, as of `data.num_tokens`; the most that a client has if not given.
 
     Raises:
-        DataError: There are not two classes.
+        DataError: There are not two classes, or nobody has as few tokens as there may be.
+    """
+    fitting, misfits = _fitting(described, num_tokens)
+    first = next(iter(fitting.values()))
+    shape, scale, row = first.shape, first.scale, TASKS[first.task]
+    classes = max((each.classes for each in fitting.values()), key=len)  # of other tasks all have the same, or a part
+    if row.labels:
+        classes = tuple(united(each.classes for each in fitting.values()))
+    if len(classes) < 2 and row.labels:
+        raise DataError(f"all clients together must have at least two classes, got {', '.join(classes)}")
+    fitting = {client: _counted(each, (counts or {}).get(client)) for client, each in fitting.items()}
+    size = math.prod(shape) // max(1, num_scaled(shape, scale))
+    together = merged([Moments(size * each.num_examples, each.means, each.squares) for each in fitting.values()])
+    tokens = max(each.num_tokens for each in fitting.values())
+    aims = merged([Moments(each.num_examples, each.target_means, each.target_squares) for each in fitting.values()])
+    agreement = Agreement(
+        classes, shape, together.means, deviations_of(together), scale, (num_tokens or tokens) if tokens else 0,
+        aims.means, deviations_of(aims),
+    )  # fmt: skip
+    return agreement, misfits
+
+
+def _fitting(
+    described: Mapping[int, Description], num_tokens: int | None
+) -> tuple[dict[int, Description], dict[int, str]]:
+    """Return the descriptions that go together, in the clients' order, and the reason of each client whose does not.
+
+    Raises:
+        DataError: None of those that go together has as few tokens as there may be.
     """
     kinds = Counter(_kind(each) for _, each in sorted(described.items()))
     kind, number = kinds.most_common(1)[0]
@@ -283,9 +274,14 @@ def agree(
         if _kind(each) != kind
     }
     fitting = {client: each for client, each in sorted(described.items()) if client not in misfits}
+    misfits |= (many := _too_many_tokens(fitting, num_tokens))
+    fitting = {client: each for client, each in fitting.items() if client not in misfits}
+    if not fitting:
+        client, reason = next(iter(many.items()))
+        raise DataError(reason if len(described) == 1 else f"no client fits in; client {client}: {reason}")
     if TASKS[next(iter(fitting.values())).task].by_place:
         misfits |= _other_tokens(fitting)
-        fitting = {client: each for client, each in fitting.items() if client not in misfits}
+        return {client: each for client, each in fitting.items() if client not in misfits}, misfits
     while len(owners := Counter(name for each in fitting.values() for name in each.classes)) > LARGEST_NUM_CLASSES:
         most = max(fitting, key=lambda client: (_num_own(fitting[client], owners), len(fitting[client].classes)))
         misfits[most] = (
@@ -293,23 +289,18 @@ def agree(
             f"{_num_own(fitting[most], owners)} are its alone"
         )
         del fitting[most]
-    first = next(iter(fitting.values()))
-    shape, scale = first.shape, first.scale
-    classes = max((each.classes for each in fitting.values()), key=len)  # of other tasks all have the same, or a part
-    if TASKS[first.task].labels:
-        classes = tuple(class_order(set(owners)))
-    if len(classes) < 2 and TASKS[first.task].labels:
-        raise DataError(f"all clients together must have at least two classes, got {', '.join(classes)}")
-    check_classes(classes)
-    fitting = {client: _counted(each, (counts or {}).get(client)) for client, each in fitting.items()}
-    size = math.prod(shape) // max(1, num_scaled(shape, scale))
-    together = merged([Moments(size * each.num_examples, each.means, each.squares) for each in fitting.values()])
-    tokens = max(each.num_tokens for each in fitting.values())
-    aims = merged([Moments(each.num_examples, each.target_means, each.target_squares) for each in fitting.values()])
-    agreement = Agreement(
-        classes, shape, together.means, deviations_of(together), scale, tokens, aims.means, deviations_of(aims)
-    )
-    return agreement, misfits
+    return fitting, misfits
+
+
+def _too_many_tokens(described: Mapping[int, Description], num_tokens: int | None) -> dict[int, str]:
+    """Return the reason of each client that has more tokens than there are, or than clients may have unasked."""
+    most = MOST_UNSTATED if num_tokens is None else num_tokens
+    found = {client: each.vocabulary for client, each in described.items() if each.vocabulary > most}
+    expected = (
+        f"clients may have {most} where data.num_tokens does not say how many there are: set it"
+        if num_tokens is None else f"there are {num_tokens} (data.num_tokens)"
+    )  # fmt: skip
+    return {client: f"it has {number} tokens, {expected}" for client, number in found.items()}
 
 
 def _other_tokens(described: Mapping[int, Description]) -> dict[int, str]:
@@ -328,15 +319,15 @@ def _kind(description: Description) -> str:
     return f"{'tokens' if description.num_tokens else 'numbers'}{scaled_by} {_sides(description.shape)}{task}{aims}"
 
 
-def alone(description: Description) -> Agreement:
+def alone(description: Description, *, num_tokens: int | None = None) -> Agreement:
     """Return what a device would agree on with nobody else, by which it judges a run before it tells of its data.
 
-    Where all are of one class, there is another one without a name of the data's.
+    The tokens are as of `agree`. Where all are of one class, there is another one without a name of the data's.
     """
     classes = description.classes
     if len(classes) == 1 and TASKS[description.task].labels:
         description = replace(description, classes=(*classes, "another" if classes == ("other",) else "other"))
-    return agree({0: description})[0]
+    return agree({0: description}, num_tokens=num_tokens)[0]
 
 
 def _counted(description: Description, count: int | None) -> Description:
@@ -369,6 +360,11 @@ def fit(dataset: "Dataset", agreement: Agreement) -> "Dataset":
         raise DataError(
             f"the examples here are {shapes_of(inputs)}, the clients have agreed on "
             f"{'tokens' if agreement.num_tokens else 'other numbers'}"
+        )
+    if agreement.num_tokens and (found := int(inputs.max())) >= agreement.num_tokens:
+        raise DataError(
+            f"a token of the examples here is {found}, the clients have agreed on {agreement.num_tokens} tokens, "
+            "counted from 0"
         )
     if unknown := [name for name in dataset.class_names if name not in place]:
         raise DataError(

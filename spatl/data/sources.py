@@ -26,6 +26,7 @@ from spatl.data.normalisation import Normalisation
 from spatl.data.own import is_as_found
 from spatl.data.synthetic import bytes_of_synthetic, synthetic
 from spatl.data.table import table
+from spatl.data.tokens import with_vocabulary
 from spatl.data.users import DATASET_DOOR, load_users_dataset
 from spatl.errors import DataError, SpatlError, did_you_mean, told
 from spatl.extensions.references import is_reference, row_of
@@ -68,7 +69,12 @@ class DatasetEntry:
 
 
 def load_dataset(
-    name: str, *, seed: int, options: Mapping[str, Any] | None = None, task: TaskName = "classification"
+    name: str,
+    *,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+    task: TaskName = "classification",
+    num_tokens: int | None = None,
 ) -> Dataset:
     """Return the data set of that name.
 
@@ -77,6 +83,8 @@ def load_dataset(
         seed: The run's seed; a source of fixed images ignores it.
         options: The loader's options that differ from their defaults, e.g. `{"difficulty": 0.3}`.
         task: What the targets are for, as of `task.name`.
+        num_tokens: How many tokens there are, as of `data.num_tokens`; as the source says, or the largest and one, if
+            not given.
 
     Returns:
         The whole data set, in memory on the CPU: the same for the same arguments.
@@ -92,7 +100,7 @@ def load_dataset(
             f"data set {name!r} has the targets of {dataset.task}, but task.name is {task}: sources of any task are "
             f"{others}, data in memory and loaders of your own"
         )
-    return dataset
+    return dataset if num_tokens is None else with_vocabulary(dataset, num_tokens)
 
 
 def _loaded(name: str, seed: int, options: Mapping[str, Any], task: TaskName) -> Dataset:

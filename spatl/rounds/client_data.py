@@ -1,7 +1,7 @@
 """Data of clients: shares of one data set in a simulation, what lies on a device in a deployment."""
 
 import contextlib
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +50,7 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         dataset = fit(load_own(config), config.data.agreed.agreement())
         return dataset, (torch.arange(len(dataset)),) * config.partition.num_clients
     with contextlib.nullcontext() if config.data.normalisation == "dataset" else as_found():
-        dataset = load_dataset(config.data.name, seed=config.seed, options=config.data.options, task=config.task.name)
+        dataset = _loaded(config, config.data.options)
     if dataset.num_classes < 2 and TASKS[dataset.task].labels:  # of one device's own data this may be so
         raise DataError(
             f"data set {dataset.name!r}: expected two classes or more, got {dataset.class_names[0]!r} alone"
@@ -194,7 +194,14 @@ def load_as_found(config: ExperimentConfig, *, path: str | None = None) -> Datas
     """
     options = config.data.options if path is None else {**config.data.options, "path": path}
     with as_found():
-        return load_dataset(config.data.name, seed=config.seed, options=options, task=config.task.name)
+        return _loaded(config, options)
+
+
+def _loaded(config: ExperimentConfig, options: Mapping[str, Any]) -> Dataset:
+    """Return the data set of a config, given its options."""
+    return load_dataset(
+        config.data.name, seed=config.seed, options=options, task=config.task.name, num_tokens=config.data.num_tokens
+    )
 
 
 def load_own(config: ExperimentConfig) -> Dataset:

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from spatl.config.loading import parse_config
-from spatl.data import load_dataset
+from spatl.data import Dataset, load_dataset
 from spatl.data.memory import forget_data
 from spatl.errors import ConfigError, DataError
+from spatl.json_files import read_json
 from spatl.report.result import read_run
+from spatl.rounds.blueprint import make_blueprint
 from spatl.runner import resume, run
 from spatl.runs.directory import config_of
+from spatl.runs.findings import read_findings
 from spatl.runs.records import read_lines
 from tests.support.federations import tiny_config
 
@@ -161,3 +164,29 @@ def test_a_partition_that_has_no_name_leaves_each_client_its_own_data(tmp_path):
     assert (ran.name, ran.num_clients) == ("natural", 3)
     owners = {row["client"]: row["owner"] for row in read_lines(tmp_path / "run" / "clients.jsonl")}
     assert owners == {0: "ann", 1: "bob", 2: "cem"}
+
+
+def graded(*names: str) -> Dataset:
+    """Twenty examples of each class, whose value says which it is, whatever the order of the names."""
+    places = torch.arange(20 * len(names)) % len(names)
+    height = torch.tensor([{"low": -1.0, "middle": 0.0, "high": 1.0}[name] for name in names])[places]
+    values = torch.stack([height, height.square()], 1) + 0.01 * torch.randn(len(places), 2)
+    return Dataset("graded", values, places, num_classes=len(names), class_names=names)
+
+
+@pytest.mark.slow
+def test_classes_are_in_the_order_that_they_were_named_in_from_the_predictor_to_the_models_file(tmp_path):
+    """Neither client has all of them, and by the alphabet `high` is first."""
+    values = config("mlp") | {"rounds": 4, "predictor": {"mode": "calibrated"}, "report": {"findings": "end"}}
+    del values["partition"]
+    values["training"] = {"local_epochs": 4, "device": "cpu", "batch_size": 8, "learning_rate": 0.1}
+    clients = {"north": graded("low", "middle"), "south": graded("middle", "high")}
+    run(values, directory=tmp_path / "run", data=clients)
+    names = read_json(tmp_path / "run" / "model" / "model.json")["class_names"]
+    assert names == ["low", "middle", "high"]
+    assert list(read_findings(tmp_path / "run").class_names) == names
+    blueprint = make_blueprint(config_of(tmp_path / "run"))
+    assert [blueprint.client_data(client).train.targets.unique().tolist() for client in (0, 1)] == [[0, 1], [1, 2]]
+    model = read_run(tmp_path / "run").model()
+    found = model(torch.tensor([[-1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])).argmax(1)
+    assert [names[place] for place in found] == ["low", "middle", "high"]

@@ -189,3 +189,24 @@ def test_a_token_beyond_all_vocabularies_is_refused_before_each_gets_a_name() ->
     tokens = np.array([[1, 2], [3, 5_000_000_000]])
     with pytest.raises(DataError, match=r"tokens must be below 1,000,000, got 5,000,000,000 \(are these ids\?\)"):
         brought((tokens, tokens), task="next-token")
+
+
+def test_the_order_in_which_classes_are_named_is_kept_whoever_has_which() -> None:
+    """One data set for each client, none of which has all of the classes, and labels as texts in one array."""
+    clients = {"ann": of_words(("low", "middle"), [0, 1]), "bob": of_words(("middle", "high"), [1, 0])}
+    found = brought(clients)
+    assert found.class_names == ("low", "middle", "high")
+    assert found.targets.tolist() == [0, 1, 2, 1]
+    texts = {"inputs": np.zeros((3, 2)), "targets": ["low", "high", "low"], "class_names": ["low", "middle", "high"]}
+    assert brought(texts).targets.tolist() == [0, 2, 0]
+    assert brought(texts).class_names == ("low", "middle", "high")
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [(["a", "a", "b"], "class_names must differ, got 'a' twice"), ([1, 2, 3], "class_names must be texts"),
+     ("abc", "class_names must be texts")],
+)  # fmt: skip
+def test_names_of_classes_that_are_none_are_one_line(names: Any, line: str) -> None:
+    with pytest.raises(DataError, match=line):
+        brought({"inputs": np.zeros((3, 2)), "targets": [0, 1, 2], "class_names": names})

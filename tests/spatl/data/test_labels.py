@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from spatl.data.labels import class_labels, class_order
+from spatl.data.labels import class_labels, class_order, named_labels, united
 from spatl.errors import DataError
 
 
@@ -104,3 +104,43 @@ def test_every_class_has_an_example_and_its_label_for_a_name(places: list[int], 
     found = class_labels("mine", values)
     assert [int(found.names[number]) for number in found.numbers] == values.tolist()
     assert set(found.numbers.tolist()) == set(range(len(found.names)))
+
+
+def test_labels_that_are_texts_are_of_the_classes_that_a_user_named_in_the_users_order() -> None:
+    """`low` is no 1 because `high` comes before it in the alphabet."""
+    found = named_labels("x", np.array(["low", "high", "low"]), ("low", "middle", "high"))
+    assert (found.numbers.tolist(), found.names) == ([0, 2, 0], ("low", "middle", "high"))
+    with pytest.raises(DataError, match=r"^x: lwo is none of the class_names: expected low, high"):
+        named_labels("x", np.array(["low", "lwo"]), ("low", "high"))
+
+
+def test_labels_that_are_numbers_count_the_classes_that_a_user_named() -> None:
+    """Of three classes of which nobody has the second, the third stays the third."""
+    assert named_labels("x", np.array([0, 2, 2]), ("a", "b", "c")).numbers.tolist() == [0, 2, 2]
+    assert named_labels("x", np.array([1.0, 2.0]), ("a", "b")).numbers.tolist() == [0, 1]  # all there are, in order
+    with pytest.raises(DataError, match="of 3 class_names the labels must lie in"):
+        named_labels("x", np.array([1, 3]), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("orders", "united_order"),
+    [
+        (["ab", "bc"], "abc"),
+        (["cab"], "cab"),  # as a user gave it
+        (["ca", "cab", "ab"], "cab"),
+        (["xc", "ca"], "xca"),
+        (["ba", "dc"], "badc"),  # nothing is said of the rest, which goes by the alphabet
+        (["ab", "ba"], "ab"),  # a contradiction
+        (["cb", "ba", "ac"], "abc"),
+    ],
+)
+def test_the_classes_of_several_are_in_the_order_that_each_gives(orders: list[str], united_order: str) -> None:
+    assert "".join(united(orders)) == united_order
+    assert "".join(united(reversed(orders))) == united_order
+
+
+@given(st.lists(st.lists(st.integers(0, 20), max_size=8, unique=True), min_size=1, max_size=5))
+def test_what_sorted_labels_made_is_united_in_sorted_order(found: list[list[int]]) -> None:
+    """Devices that named nothing agree on the order that they agreed on before."""
+    orders = [class_order(map(str, each)) for each in found]
+    assert united(orders) == class_order({name for each in orders for name in each})
