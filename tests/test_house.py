@@ -199,6 +199,7 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
             "app.message", "app.metadata", "common.serde", "proto.fleet_pb2", "proto.message_pb2", "proto.node_pb2",
             "supercore.inflatable.inflatable_object",
         },
+        "server/simulation/plain_flower.py": {"serverapp.strategy", "simulation"},
         "spatl/deployment/superexec.py": {
             "supercore.cli.flower_superexec", "supercore.superexec.executor.subprocess_executor",
         },

@@ -221,6 +221,10 @@ def _add_perf(parser: Parser) -> None:
         "--workers", metavar="A,B,...", type=_seeds,
         help="also rounds with so many processes, by the clock (resources.workers); needs idle cores",
     )  # fmt: skip
+    parser.add_argument(
+        "--beside", metavar="A,B", type=_names,
+        help="also engines of several processes: ray, and flower, which is plain Flower's FedAvg; minutes each",
+    )  # fmt: skip
     parser.add_argument("--turns", metavar="N", type=int, default=2, help="how often each case is measured (2)")
     parser.add_argument("--rounds", metavar="N", type=int, default=2, help="rounds that are measured each time (2)")
     parser.add_argument("--memory-format", choices=("contiguous", "channels-last"), default="contiguous",

@@ -11,6 +11,7 @@ from rich.table import Table
 from spatl import __version__
 from spatl.errors import ConfigError, did_you_mean
 from spatl.json_files import write_json
+from spatl.perf.beside import BESIDE, FLOWER, measure_beside
 from spatl.perf.cases import FULL_CLIENTS, METHODS, MODELS, QUICK, QUICK_CLIENTS, Case
 from spatl.perf.figure import draw_perf
 from spatl.perf.measure import machine, measure
@@ -38,6 +39,7 @@ def perf(options: argparse.Namespace, console: Console) -> None:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
     if options.workers and min(options.workers) < 1:
         raise ConfigError(f"--workers must be at least 1, got {min(options.workers)}")
+    _check_beside(options.beside or (), cases)
     directory = fresh_directory(options.out, name="perf")
     watching = Screen(stderr=True)
 
@@ -45,7 +47,8 @@ def perf(options: argparse.Namespace, console: Console) -> None:
         watching.print(text, highlight=False)
 
     found: dict[str, Any] = {
-        "spatl": __version__, "command": _command(options), **machine(), "updates": [], "workers": [], "clients": [],
+        "spatl": __version__, "command": _command(options), **machine(), "updates": [], "workers": [], "beside": [],
+        "clients": [],
     }  # fmt: skip
     for case in cases:
         found["updates"].append(measure(case, turns=options.turns, rounds=options.rounds, say=say))
@@ -54,6 +57,8 @@ def perf(options: argparse.Namespace, console: Console) -> None:
             found["workers"] += measure_workers(
                 case, options.workers, turns=options.turns, rounds=options.rounds, say=say
             )
+    for case in cases if options.beside else ():
+        found["beside"] += measure_beside(case, options.beside, turns=options.turns, rounds=options.rounds, say=say)
     for number in numbers:
         say(f"{number:,} clients")
         found["clients"].append(measure_clients(number))
@@ -61,7 +66,8 @@ def perf(options: argparse.Namespace, console: Console) -> None:
     write_json(directory / RESULT, found)
     draw_perf(found, directory / PICTURE)
     updates = found["updates"]
-    for table in (_updates(updates), _parts(updates), _workers(found["workers"]), _clients(found["clients"])):
+    tables = _updates(updates), _parts(updates), _workers(found["workers"]), _beside(found["beside"])
+    for table in (*tables, _clients(found["clients"])):
         if table.row_count:
             print_table(console, table)
     for name in (RESULT, PICTURE):
@@ -81,6 +87,16 @@ def _cases(options: argparse.Namespace) -> list[Case]:
     else:
         pairs = list(QUICK)
     return [Case(model, method, memory_format=options.memory_format) for model, method in pairs]
+
+
+def _check_beside(names: Sequence[str], cases: Sequence[Case]) -> None:
+    for name in names:
+        if name not in BESIDE:
+            raise ConfigError(
+                f"--beside: there is no {name!r}{did_you_mean(name, BESIDE)}; known are {', '.join(BESIDE)}"
+            )
+    if FLOWER in names and (other := next((case.method for case in cases if case.method != "fedavg"), None)):
+        raise ConfigError(f"--beside flower: plain Flower does FedAvg, not {other}; give --methods fedavg")
 
 
 def _numbers_of_clients(options: argparse.Namespace) -> Sequence[int]:
@@ -128,6 +144,18 @@ def _workers(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _beside(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="an update beside engines of several processes, CPU milliseconds of all of them together")
+    for name in ("", "beside", "an update", "inline", "times as much", "updates a CPU second"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(
+            f"{row['model']}, {row['method']}", row["beside"], _spread(row["update_ms"], 1),
+            _spread(row["inline_ms"], 1), _spread(row["ratio"], 2), f"{row['updates_per_second']:.1f}",
+        )  # fmt: skip
+    return table
+
+
 def _clients(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="a federation by its number of clients, CPU seconds")
     for name in ("clients", "in a round", "start", "a round", "end", "peak memory", "files"):
@@ -148,7 +176,7 @@ def _spread(values: Mapping[str, float], places: int) -> str:
 
 def _command(options: argparse.Namespace) -> str:
     parts = ["spatl", "perf"]
-    for flag in ("models", "methods", "workers", "clients"):
+    for flag in ("models", "methods", "workers", "beside", "clients"):
         if (given := getattr(options, flag)) is not None:
             parts += [f"--{flag}", ",".join(map(str, given))]
     parts += ["--turns", str(options.turns), "--rounds", str(options.rounds)]

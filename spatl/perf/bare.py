@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from spatl.data import Examples
 from spatl.models.copies import duplicate
 from spatl.rounds.blueprint import Blueprint
+from spatl.training.step_weight import TrainingSettings
 
 
 class BareLoop:
@@ -29,27 +30,28 @@ class BareLoop:
     def round_(self) -> None:
         """Evaluate and train once for each client."""
         for data in self._clients:
-            _evaluate(self._model, data.test)
-            self._train(data.train)
-
-    def _train(self, examples: Examples) -> None:
-        settings, model = self._settings, self._model
-        model.train()
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=settings.learning_rate, momentum=settings.momentum,
-            weight_decay=settings.weight_decay, nesterov=settings.nesterov,
-        )  # fmt: skip
-        for _ in range(settings.local_epochs):
-            for rows in torch.split(torch.randperm(len(examples)), settings.batch_size):
-                if len(rows) == 1:  # which BatchNorm cannot train on
-                    continue
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(examples.inputs[rows]), examples.targets[rows])
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                optimizer.step()
+            evaluate(self._model, data.test)
+            train(self._model, data.train, self._settings)
 
 
-def _evaluate(model: nn.Module, examples: Examples) -> tuple[float, int]:
+def train(model: nn.Module, examples: Examples, settings: TrainingSettings) -> None:
+    """Train a network in place by PyTorch's own optimizer."""
+    model.train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=settings.learning_rate, momentum=settings.momentum,
+        weight_decay=settings.weight_decay, nesterov=settings.nesterov,
+    )  # fmt: skip
+    for _ in range(settings.local_epochs):
+        for rows in torch.split(torch.randperm(len(examples)), settings.batch_size):
+            if len(rows) == 1:  # which BatchNorm cannot train on
+                continue
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(examples.inputs[rows]), examples.targets[rows])
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step()
+
+
+def evaluate(model: nn.Module, examples: Examples) -> tuple[float, int]:
     """Return the sum of the losses, and how many are right."""
     model.eval()
     with torch.no_grad():

@@ -57,6 +57,8 @@ def test_tables_a_picture_and_all_numbers(tmp_path, capsys):
         (["--methods", "fedprox"], "--methods: there is no 'fedprox'"),
         (["--turns", "0"], "--turns must be at least 1, got 0"),
         (["--workers", "0,2"], "--workers must be at least 1, got 0"),
+        (["--beside", "rya"], "--beside: there is no 'rya'"),
+        (["--beside", "flower"], "--beside flower: plain Flower does FedAvg, not spatl-update; give --methods fedavg"),
         (["--clients", "5"], "--clients must be at least 10, or 0 for none, got 5"),
     ],
 )
