@@ -30,7 +30,8 @@ from clients.node import (
 from clients.owner import Owner, governed, owner_of, without_places
 from clients.pinned import check_last, check_not_over, pin
 from clients.store import StateStore
-from spatl.artifacts.model_files import LABEL_OFFSET, describe_model
+from spatl.artifacts.model_files import describe_model
+from spatl.artifacts.names import LABEL_OFFSET
 from spatl.channels.costs import Budget
 from spatl.config.loading import with_agreement
 from spatl.data.own import Agreement, alone

@@ -1,7 +1,7 @@
 """Command `spatl deploy client`: this machine's SuperNode, after a check of whether the server will let it in.
 
-`clients.device.supervisor` takes the place of this process, which has PyTorch loaded, and keeps the SuperNode running;
-beside it, unless `--cold`, runs `clients.device.preloaded`.
+`clients.device.supervisor` takes the place of this process and keeps the SuperNode running; beside it, unless `--cold`,
+runs `clients.device.preloaded`. PyTorch is loaded there alone.
 """
 
 import json
@@ -34,10 +34,10 @@ from spatl.deployment.sites import (
     read_client_site,
     replace_private,
 )
+from spatl.disk.locks import stay_alone_in
 from spatl.errors import ConfigError, NotAllowed, SpatlError
 from spatl.extensions.listed import ListedFiles
 from spatl.json_files import to_json
-from spatl.sealed_files import stay_alone_in
 
 logger = logging.getLogger(__name__)
 

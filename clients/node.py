@@ -18,11 +18,11 @@ from spatl.config.sections import AgreedConfig
 from spatl.data import is_read_from_path
 from spatl.data.own import Agreement
 from spatl.deployment.sites import NO_FINDINGS
+from spatl.disk.writing import SYNCS_AT_ONCE
 from spatl.errors import ConfigError, NotRegistered, SpatlError
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.workplace import Workplace
 from spatl.runs.states import states_of
-from spatl.sealed_files import SYNCS_AT_ONCE
 
 
 def client_of(context: Context) -> int:

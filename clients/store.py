@@ -21,12 +21,15 @@ from torch import Tensor
 
 from clients.remembered import Remembered, in_memory
 from spatl.artifacts.description import ModelDescription
-from spatl.artifacts.model_files import MODEL, PRIVATE, write_model
+from spatl.artifacts.model_files import write_model
+from spatl.artifacts.names import MODEL, PRIVATE
+from spatl.disk.locks import alone_in
+from spatl.disk.writing import replace_file, sync_names
 from spatl.errors import DamagedState, SpatlError, StateBusy
 from spatl.models.weights import packed
 from spatl.rounds.client_state import FORMAT, ClientState
 from spatl.runs.files import PREVIOUS_STATE, STATE
-from spatl.sealed_files import alone_in, read_sealed, replace_file, sync_names
+from spatl.sealed_files import read_sealed
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import spatl
 from spatl.artifacts.description import DESCRIPTION, read_description
-from spatl.artifacts.model_files import BEST, MODEL, describe_model, write_model
+from spatl.artifacts.model_files import describe_model, write_model
+from spatl.artifacts.names import BEST, MODEL
 from spatl.config.experiment import ExperimentConfig
 from spatl.rounds.best import better_of, is_enough
 from spatl.rounds.evaluation import statistics_of_all

@@ -34,12 +34,12 @@ from spatl.deployment.processes import (
     script,
     stop,
 )
+from spatl.disk.writing import write_synced
 from spatl.errors import DivergedError, SpatlError, SystemFault, naming, system_fault
 from spatl.json_files import read_json
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.runs.directory import alone_in_run
 from spatl.runs.files import ERROR, FLOWER_LOG, SUMMARY
-from spatl.sealed_files import write_synced
 from spatl.training.device import choose_device
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spatl.disk.writing import replace_file
 from spatl.errors import DamagedState
 
 
@@ -29,8 +30,6 @@ def _finite(content: Any) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to a temporary name, then rename."""
-    from spatl.sealed_files import replace_file  # with which PyTorch comes, that whoever reads JSON may not have
-
     replace_file(path, json_bytes(content))
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from spatl.artifacts.model_files import MODEL
+from spatl.artifacts.names import MODEL
 from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, parse_config
@@ -17,16 +17,15 @@ from spatl.config.unread import settings_without_effect
 from spatl.deployment.sites import is_deployment, resume_command
 from spatl.errors import ConfigError, SpatlError
 from spatl.models.weights import read_weights
-from spatl.report.figures import draw_curves
+from spatl.report.pictures import draw
 from spatl.report.result import RunResult, read_run
-from spatl.report.run_report import write_report
 from spatl.rounds.best import is_enough
 from spatl.rounds.blueprint import Blueprint, cached_blueprint
 from spatl.rounds.client_data import remarks_on_splits
 from spatl.rounds.federation import remarks_on_control
 from spatl.rounds.memory_data import check_same_data, with_data
 from spatl.runs.directory import alone_in_run, config_of, fresh_directory, write_config
-from spatl.runs.files import ALONE, CONFIG, CURVES, LOG, REPORT, SUMMARY
+from spatl.runs.files import ALONE, CONFIG, LOG, REPORT, SUMMARY
 from spatl.runs.following import follow
 from spatl.runs.going_on import where_to_go_on
 from spatl.runs.log import logged_to
@@ -314,21 +313,6 @@ def run_missing(
     except SpatlError as error:  # the numbers are there; pictures need an extra that a bare install lacks
         logger.warning("no curves.png and no report.html: %s", error)
     return result
-
-
-def draw(result: RunResult, config: ExperimentConfig, *, command: str) -> None:
-    """Write the curves and the report of a finished run into its directory, each whole.
-
-    Args:
-        result: The run.
-        config: Its config.
-        command: What the report says made it.
-
-    Raises:
-        SpatlError: matplotlib is not installed.
-    """
-    draw_curves(result, result.directory / CURVES)
-    write_report(result, result.directory / REPORT, config_yaml=config.to_yaml(), command=command)
 
 
 def remarks_on(

@@ -1,18 +1,14 @@
-"""Files that survive a crash: sealed, replaced whole, and written by one process at a time.
+"""Tensors in files that survive a crash, sealed.
 
 A sealed file is one safetensors blob whose header carries numbers and a seal, the SHA-256 of all other bytes: what is
 damaged is noticed, and nothing in it is ever executed.
 """
 
-import ctypes
 import hashlib
 import io
 import json
 import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,10 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from spatl.errors import DamagedState, SpatlError, SystemFault, naming, system_fault
-
-if sys.platform != "win32":
-    import fcntl
+from spatl.disk.writing import sync_names
+from spatl.errors import DamagedState, SpatlError, naming
 
 _SEAL_MARK = rb"\"seal\": \""  # as it stands in the header, which is JSON in JSON
 _NO_SEAL = b"0" * 64
@@ -39,12 +33,6 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(_DTYPES.values())}  # the widest come first in a file
-
-
-_LOOK_SECONDS = 0.25  # more than whoever looks whether a lock is held (`is_locked`) has it
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-SYNCS_AT_ONCE = hasattr(_LIBC, "syncfs")
-"""Whether the system writes many files to the disk at a call (`sync_files_below`); Linux does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,125 +213,6 @@ def _checked(file: BinaryIO, num_bytes: int, *, version: int, what: str) -> tupl
     if header.get("format") != version:
         raise SpatlError(f"{what} has format {header.get('format')}, this version reads {version}")
     return table, len(head), header
-
-
-def write_synced(path: Path, data: bytes, *, synced: bool = True) -> None:
-    """Write a file and wait, if `synced`, until the disk has it; the name may still be lost (`sync_names`)."""
-    with naming(path), path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        if synced:
-            os.fsync(file.fileno())
-
-
-def sync_files_below(directory: Path) -> None:
-    """Wait until the disk has all that was written below a directory, by whatever process, with one call for all.
-
-    Raises:
-        OSError: The disk refuses it.
-    """
-    with naming(directory):
-        opened = os.open(directory, os.O_RDONLY)
-        try:
-            if _LIBC is not None and _LIBC.syncfs(opened):
-                raise OSError(number := ctypes.get_errno(), os.strerror(number))
-        finally:
-            os.close(opened)
-
-
-def replace_file(path: Path, data: bytes, *, synced: bool = True) -> None:
-    """Put a new file in the place of an old one: after a crash (of the process, if not `synced`) one is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    write_synced(temporary, data, synced=synced)
-    os.replace(temporary, path)
-    if synced:
-        sync_names(path.parent)
-
-
-def sync_names(directory: Path) -> None:
-    """Write the names in a directory to the disk; Windows does so by itself."""
-    if sys.platform == "win32":
-        return
-    opened = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-@contextmanager
-def alone_in(lock: Path, *, otherwise: SpatlError, wait: float = 0.0) -> Iterator[None]:
-    """Lock a file, which is made if it is not there, against other processes; Windows has no such lock.
-
-    A process that is killed leaves the file, not the lock.
-
-    Args:
-        lock: The file.
-        otherwise: What is raised if another process is in.
-        wait: Seconds to wait for it.
-
-    Raises:
-        SpatlError: `otherwise`, or that the file cannot be made; a `SystemFault` where the machine refuses it.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    try:
-        opened = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        kind = SpatlError if system_fault(error) is None else SystemFault
-        raise kind(f"cannot make {lock}: {error.strerror}") from error
-    try:
-        deadline = time.monotonic() + max(wait, _LOOK_SECONDS)
-        while True:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise otherwise from None
-                time.sleep(_LOOK_SECONDS / 10)
-        try:
-            yield
-        finally:
-            fcntl.flock(opened, fcntl.LOCK_UN)  # closing is not enough where a forked process has it too
-    finally:
-        os.close(opened)
-
-
-def stay_alone_in(lock: Path, *, otherwise: SpatlError) -> None:
-    """Hold a lock until this process ends, or the program that takes its place. On Windows nothing is locked.
-
-    Raises:
-        SpatlError: `otherwise`, or that the file cannot be made.
-    """
-    if sys.platform == "win32":
-        return
-    try:
-        opened = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise otherwise from None
-    except OSError as error:
-        raise SpatlError(f"cannot make {lock}: {error.strerror}") from error
-    os.set_inheritable(opened, True)
-
-
-def is_locked(lock: Path) -> bool:
-    """Return whether a process has a lock of `alone_in`; nothing is made or written. Windows does not tell."""
-    if sys.platform == "win32":
-        return False
-    try:
-        opened = os.open(lock, os.O_RDONLY)
-    except OSError:  # nobody has made it, or it is another user's
-        return False
-    try:
-        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(opened)
-    return False
 
 
 def _write(

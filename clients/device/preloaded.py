@@ -11,6 +11,9 @@ from pathlib import Path
 import clients.app  # noqa: F401  (for the forks)
 from clients.device import message_process
 from clients.device.forking import serve
+from spatl.extensions.late import import_late_modules
+
+import_late_modules()  # for the forks, too
 
 
 def main() -> None:

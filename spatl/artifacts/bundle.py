@@ -28,7 +28,7 @@ from spatl.artifacts.graphs import (
     quantised,
     run_session,
 )
-from spatl.artifacts.model_files import WEIGHTS
+from spatl.artifacts.names import WEIGHTS
 from spatl.artifacts.runtimes import EAGER, FLOAT32, INT8, Forms, measure_forms
 from spatl.data import Examples
 from spatl.errors import ConfigError, ModelError

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from spatl.data.bounds import check_classes, check_scale, check_shape
-from spatl.data.normalisation import Normalisation
-from spatl.data.scaling import num_scaled
+from spatl.data.normalisation import Normalisation, num_scaled
 from spatl.errors import DataError, SpatlError
 from spatl.json_files import write_json
 from spatl.tasks.targets import TASKS, TaskName

@@ -16,7 +16,8 @@ from spatl.artifacts.bundle import Export, check_room, write_export
 from spatl.artifacts.card import Card
 from spatl.artifacts.cutting import CutNetwork, cut_network
 from spatl.artifacts.graphs import check_packages
-from spatl.artifacts.model_files import MODEL, RunModel, read_model
+from spatl.artifacts.model_files import RunModel, read_model
+from spatl.artifacts.names import MODEL
 from spatl.artifacts.widths import CutBudget
 from spatl.config.experiment import ExperimentConfig
 from spatl.data import ClientData, Examples

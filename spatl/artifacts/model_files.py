@@ -8,14 +8,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spatl.artifacts.description import ModelDescription, Offset, read_description
+from spatl.artifacts.names import BEST, LABEL_OFFSET, MODEL, PRIVATE, WEIGHTS
 from spatl.data.dataset import Dataset, sizes_of_inputs
 from spatl.data.normalisation import Normalisation
+from spatl.disk.writing import replace_file
 from spatl.errors import SpatlError
 from spatl.models import add_residual_, build_model
 from spatl.models.inputs import take_inputs_
@@ -23,20 +25,8 @@ from spatl.models.weights import load_weights_, packed, read_weights, weights_in
 from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.server_model import names_of_clients, server_tensors
 from spatl.runs.states import reading_states
-from spatl.sealed_files import replace_file
 from spatl.tensors.inputs import NamedInputs
 from spatl.wire.statistics import Statistics
-
-MODEL: Final = "model"
-"""Directory of the federation's model, in that of a run; of a device's own, in that of its state."""
-BEST: Final = "best"
-"""Directory, in that one, of the best model by the clients' validation splits (`report.best`)."""
-WEIGHTS: Final = "model.safetensors"
-"""Weights by the network's own names."""
-PRIVATE: Final = "private.safetensors"
-"""The part of a model that is one client's own."""
-LABEL_OFFSET: Final = "spatl.label_offset"
-"""Name, among a client's own tensors, of what it adds to the logits, float32 [K]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from spatl.artifacts.description import check_classifies, read_description
-from spatl.artifacts.model_files import LABEL_OFFSET, MODEL, WEIGHTS, RunModel, network_of, write_model
+from spatl.artifacts.model_files import RunModel, network_of, write_model
+from spatl.artifacts.names import LABEL_OFFSET, MODEL, WEIGHTS
 from spatl.artifacts.unfinished import UnfinishedModel
 from spatl.config.training import TrainingConfig
 from spatl.data import ClientData, Examples

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from spatl.artifacts.description import ModelDescription, read_description
-from spatl.artifacts.model_files import BEST, MODEL, WEIGHTS, describe_model
+from spatl.artifacts.model_files import describe_model
+from spatl.artifacts.names import BEST, MODEL, WEIGHTS
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of

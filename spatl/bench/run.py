@@ -21,11 +21,11 @@ from spatl.config.engines import ENGINES
 from spatl.config.given import given_in, setting_names
 from spatl.config.loading import config_from_json
 from spatl.config.unread import settings_without_effect
+from spatl.disk.locks import alone_in
 from spatl.errors import ConfigError, SpatlError
 from spatl.json_files import write_json
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.rounds.client_data import check_simulated
-from spatl.sealed_files import alone_in
 
 logger = logging.getLogger(__name__)
 

@@ -4,36 +4,20 @@ Costs are those of the integer channel counts, never estimates. A selection keep
 so that it is always a network; a budget below that floor is an error that names the smallest possible value.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from spatl.channels.budgets import BUDGET_KINDS, Budget, BudgetKind, check_floor, smallest_budget
 from spatl.channels.flops import FlopsModel
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.trace import EncoderTrace
-from spatl.errors import BudgetError
 
-BudgetKind = Literal["keep_ratio", "flops_ratio", "uplink_bytes"]
-
-BUDGET_KINDS: Final[tuple[BudgetKind, ...]] = get_args(BudgetKind)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Budget of a client for one round.
-
-    Attributes:
-        kind: `"keep_ratio"` (share of the encoder's entries), `"flops_ratio"` (share of the encoder's
-            multiply-accumulates) or `"uplink_bytes"` (bytes of the packed update).
-        limit: The most it may be.
-    """
-
-    kind: BudgetKind
-    limit: float
+__all__ = [
+    "BUDGET_KINDS", "Budget", "BudgetKind", "Costs", "check_budget", "check_floor", "smallest_budget",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,30 +73,3 @@ def check_budget(budget: Budget, costs: Costs, *, source: str = "selection") -> 
         return
     floor = costs.of(torch.ones(len(costs.layout.groups), dtype=torch.int64), budget.kind)
     check_floor(budget, floor, f"one channel of each of the {len(costs.layout.groups)} groups already costs", source)
-
-
-def check_floor(budget: Budget, floor: float, what: str, source: str = "selection") -> None:
-    """Raise unless a budget reaches the least cost there is.
-
-    Args:
-        budget: What may be spent.
-        floor: The least cost, in the unit of the budget's kind.
-        what: What costs it, for the message: `"one channel already costs"`.
-        source: Where the budget was set, likewise.
-
-    Raises:
-        BudgetError: It does not.
-    """
-    if floor > budget.limit:
-        smallest = smallest_budget(floor, budget.kind)
-        raise BudgetError(
-            f"{source}.{budget.kind} is {budget.limit:g}, but {what} {smallest}; raise it to at least {smallest}"
-        )
-
-
-def smallest_budget(floor: float, kind: BudgetKind) -> str:
-    """Write the smallest cost there is so that, taken as a budget, it suffices."""
-    if kind == "uplink_bytes":
-        return f"{floor:.0f}"
-    steps = math.ceil(1e4 * floor)
-    return f"{(steps if steps / 1e4 >= floor else steps + 1) / 1e4:.4f}"  # the product may have been rounded down

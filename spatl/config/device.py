@@ -21,7 +21,7 @@ from spatl.config.settings import as_yaml, field_meanings
 from spatl.errors import ConfigError
 from spatl.extensions.references import is_reference
 from spatl.methods import METHODS
-from spatl.models import MODELS
+from spatl.models.table import MODELS
 from spatl.tasks.metrics import METRICS
 
 DEVICE_FILE: Final = "device.yaml"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from spatl.channels.costs import Budget
+from spatl.channels.budgets import Budget
 from spatl.config.bench import BenchConfig
 from spatl.config.report import ReportConfig
 from spatl.config.resources import ResourcesConfig
@@ -44,8 +44,8 @@ from spatl.config.training import OPTIMIZER_DEFAULTS, TrainingConfig
 from spatl.data import DATASETS, OWN, is_read_from_path
 from spatl.extensions.references import is_reference
 from spatl.methods import METHOD_DOOR, METHODS, PREDICTORS, Method, PredictorMode, PredictorRow, find_method
-from spatl.selection.selectors import SELECTORS
-from spatl.tasks.targets import TASKS
+from spatl.selection.table import SELECTORS
+from spatl.tasks.rows import TASKS
 
 
 class ExperimentConfig(Section):
@@ -252,9 +252,11 @@ def _absolute(path: str, directory: Path) -> str:
 
 def _located(data: DataConfig, directory: Path) -> DataConfig:
     """Return the settings of a data set with an absolute path, where it is read from one."""
-    default = None if is_reference(data.name) else DATASETS[data.name].options.get("path")
-    path = data.options.get("path", default)
-    if not isinstance(path, str) or not path or data.options.get("hub"):
+    if not is_read_from_path(data.name) or data.options.get("hub"):
+        return data
+    given = "path" in data.options or is_reference(data.name)
+    path = data.options.get("path") if given else DATASETS[data.name].default_path
+    if not isinstance(path, str) or not path:
         return data
     options = {**data.options, "path": _absolute(path, directory)}
     return data.model_copy(update={"options": options})

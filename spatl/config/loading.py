@@ -4,20 +4,22 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from spatl.channels.costs import Budget
+from spatl.channels.budgets import Budget
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.selection import BudgetConfig
 from spatl.config.shipped import config_path, shipped_configs
 from spatl.config.training import ClientTraining, TrainingConfig
 from spatl.config.yaml_text import MOST_CHARACTERS, RepeatedKey, load_yaml
-from spatl.data import is_read_from_path
-from spatl.data.own import Agreement
+from spatl.data.datasets import is_read_from_path
 from spatl.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from spatl.data.own import Agreement
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -149,7 +151,7 @@ def with_clients(config: ExperimentConfig, number: int) -> ExperimentConfig:
     return config.model_copy(update={"partition": config.partition.model_copy(update={"num_clients": number})})
 
 
-def with_agreement(config: ExperimentConfig, agreement: Agreement) -> ExperimentConfig:
+def with_agreement(config: ExperimentConfig, agreement: "Agreement") -> ExperimentConfig:
     """Return the config of devices that have agreed on what their data have in common (`data.agreed`)."""
     agreed = parse_config({"data": {"agreed": agreement.told()}}).data.agreed
     return config.model_copy(update={"data": config.data.model_copy(update={"agreed": agreed})})

@@ -10,12 +10,11 @@ from typing import Any, Final
 
 from spatl.config.device import DeviceConfig
 from spatl.config.experiment import ExperimentConfig
-from spatl.data import DATASETS, is_read_from_path
-from spatl.data.memory import IN_MEMORY
+from spatl.data.datasets import DATASETS, IN_MEMORY, is_read_from_path
 from spatl.errors import NotAllowed
 from spatl.extensions.listed import ListedFiles
 from spatl.extensions.references import is_reference
-from spatl.models import MODELS
+from spatl.models.table import MODELS
 from spatl.tasks.metrics import DEFAULT_METRICS
 
 _STATISTICS: Final = ("nothing", "aggregated", "shared")

@@ -8,8 +8,8 @@ from spatl.config.selection import SelectionConfig
 from spatl.config.server_optimizer import ServerOptimizerConfig
 from spatl.config.training import TrainingConfig
 from spatl.methods import Method
-from spatl.selection.selectors import SELECTORS
-from spatl.tasks.targets import TASKS, TaskName
+from spatl.selection.table import SELECTORS
+from spatl.tasks.rows import TASKS, TaskName
 from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
 from spatl.wire.codecs import CODECS
 

@@ -5,31 +5,22 @@ Every default of the product stands here or in another module of this room, and 
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
 from spatl.data import DATASET_DOOR, DATASETS, PARTITIONER_DOOR, PARTITIONERS
 from spatl.data.bounds import LARGEST_NUM_TOKENS, as_told, check_classes, check_scale, check_shape, names_of
 from spatl.data.labels import MAX_CLASSES
-from spatl.data.normalisation import Scale
-from spatl.data.own import Agreement
-from spatl.data.scaling import num_scaled
+from spatl.data.normalisation import Scale, num_scaled
 from spatl.errors import ConfigError, DataError, did_you_mean
 from spatl.extensions.references import Door, is_reference
 from spatl.methods import PredictorMode
-from spatl.models import MODEL_DOOR, MODELS
-from spatl.models.weights import sha256_of
-from spatl.wire.codecs import CODECS
-from spatl.wire.users import CODEC_DOOR
+from spatl.models.table import MODEL_DOOR, MODELS
+from spatl.wire.codecs import CODEC_DOOR, CODECS
+
+if TYPE_CHECKING:
+    from spatl.data.own import Agreement
 
 AGGREGATIONS: Final = (
     "mean", "agreement", "median", "trimmed-mean", "multi-krum", "nnm", "centered-clipping", "geometric-median",
@@ -133,8 +124,10 @@ class AgreedConfig(Section):
             )
         return self
 
-    def agreement(self) -> Agreement:
+    def agreement(self) -> "Agreement":
         """Return this section as `spatl.data` takes it."""
+        from spatl.data.own import Agreement  # with which PyTorch comes, that a config is read without
+
         return Agreement(**dict(self))
 
 
@@ -234,6 +227,8 @@ class ModelConfig(Section):
         """
         if self.weights is None:
             return self
+        from spatl.models.weights import sha256_of  # with which PyTorch comes, that other configs are read without
+
         path = directory / Path(self.weights).expanduser()
         known = {"weights": str(path), "weights_sha256": self.weights_sha256 or sha256_of(path)}
         return self.model_copy(update=known)

@@ -4,10 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from spatl.channels.costs import BUDGET_KINDS, Budget
+from spatl.channels.budgets import BUDGET_KINDS, Budget
 from spatl.config.sections import Count, Ratio, Section, not_a_switch, one_of
-from spatl.selection.selectors import SELECTORS
-from spatl.selection.users import SELECTOR_DOOR
+from spatl.selection.table import SELECTOR_DOOR, SELECTORS
 
 
 class BudgetConfig(Section):

@@ -1,17 +1,19 @@
 """Section on the task: what the targets are for, the loss, and the metrics."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import field_validator, model_validator
 
 from spatl.config.sections import Section
 from spatl.errors import did_you_mean
 from spatl.extensions.references import Door, is_reference
-from spatl.tasks.losses import LOSS_DOOR, LOSSES
+from spatl.tasks.loss_table import LOSS_DOOR, LOSSES
 from spatl.tasks.metrics import METRIC_DOOR, METRICS
-from spatl.tasks.targets import TaskName
-from spatl.tasks.task import Task, make_task
+from spatl.tasks.rows import TaskName
+
+if TYPE_CHECKING:
+    from spatl.tasks.task import Task
 
 _MOST_METRICS: Final = 16
 
@@ -45,12 +47,14 @@ class TaskConfig(Section):
             raise ValueError(f"metrics must be at most {_MOST_METRICS}, none of them twice, got {list(self.metrics)}")
         return self
 
-    def task(self, *, means: Collection[float] = (), deviations: Collection[float] = ()) -> Task:
+    def task(self, *, means: Collection[float] = (), deviations: Collection[float] = ()) -> "Task":
         """Return the task, with the scale of a regression's targets if it is known.
 
         Raises:
             ConfigError: A loss or a metric of the user's is not there, or none.
         """
+        from spatl.tasks.task import make_task  # with which PyTorch comes, that a config is read without
+
         return make_task(
             self.name, loss=self.loss, metrics=self.metrics, means=tuple(means), deviations=tuple(deviations)
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from spatl.config.sections import Count, Momentum, Positive, Ratio, Section, not_a_switch, one_of
-from spatl.training.augmentation import AUGMENTATION_DOOR, AUGMENTATIONS
+from spatl.training.augmentations import AUGMENTATION_DOOR, AUGMENTATIONS
 from spatl.training.schedule import ScheduleName, rate_factor
 from spatl.training.step_weight import OptimizerName
 

@@ -6,22 +6,24 @@ One table says for every setting that not all runs read when it is read, and why
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-
-from spatl.channels.costs import BUDGET_KINDS
+from spatl.channels.budgets import BUDGET_KINDS
 from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.given import given_settings, setting_names
 from spatl.config.sections import TRIMMING
 from spatl.config.server_optimizer import ADAPTIVE
-from spatl.data import PARTITIONERS, Dataset, partition_settings
+from spatl.data.partitioners import PARTITIONERS, partition_settings
 from spatl.extensions.references import is_reference
 from spatl.methods import METHODS, Method
-from spatl.tasks.targets import TASKS
+from spatl.tasks.rows import TASKS
 from spatl.training.step_weight import ADAPTIVE_OPTIMIZERS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from spatl.data import Dataset
 
 Engine = Literal["inline", "ray", "deployment"]
 
@@ -48,8 +50,8 @@ class _Run:
 
     config: ExperimentConfig
     engine: Engine
-    model: nn.Module | None
-    dataset: Dataset | None
+    model: "nn.Module | None"
+    dataset: "Dataset | None"
 
     @property
     def row(self) -> Method:
@@ -94,8 +96,8 @@ def settings_without_effect(
     config: ExperimentConfig,
     *,
     engine: Engine | None = None,
-    model: nn.Module | None = None,
-    dataset: Dataset | None = None,
+    model: "nn.Module | None" = None,
+    dataset: "Dataset | None" = None,
     given: Collection[str] | None = None,
 ) -> dict[str, str]:
     """Return a line for each setting that was given and that nothing in this run reads.
@@ -163,7 +165,7 @@ def _no_agent(run: _Run) -> str:
 
 
 def _has_statistics(run: _Run) -> bool:
-    return run.model is None or any(isinstance(m, _NormBase) and m.track_running_stats for m in run.model.modules())
+    return run.model is None or any(getattr(each, "track_running_stats", False) for each in run.model.modules())
 
 
 def _calibrated(run: _Run) -> bool:
@@ -244,8 +246,7 @@ RULES: Final[tuple[_Rule, ...]] = (
         "residual has)",
     ),
     _Rule(
-        ("predictor.smoothing",),
-        lambda run: run.config.predictor.strength > 0,
+        ("predictor.smoothing",), lambda run: run.config.predictor.strength > 0,
         lambda run: "predictor.strength is 0",
     ),
     _Rule(
@@ -316,8 +317,7 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: "before training nothing is sent yet, and networks are measured that are cut (selection.when)",
     ),
     _Rule(
-        ("agent.tuning", "agent.tuning_rounds"),
-        lambda run: run.config.agent.samples > 0,
+        ("agent.tuning", "agent.tuning_rounds"), lambda run: run.config.agent.samples > 0,
         lambda run: "agent.samples is 0",
     ),
     _only_where(

@@ -100,7 +100,7 @@ def _flags_with_values(unknown: Sequence[str], given: Sequence[str]) -> Iterator
 
 def _settings_called(name: str) -> list[str]:
     """Return the keys a flag may mean: the key itself, a usual name for it, or every key that ends with the name."""
-    from spatl.config.settings import setting_keys  # with which PyTorch comes, that `spatl predict` does without
+    from spatl.config.settings import setting_keys  # with which pydantic comes, that `spatl predict` does without
 
     plain = name.replace("-", "_")
     keys = setting_keys()

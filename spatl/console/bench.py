@@ -4,6 +4,7 @@ import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,18 +13,23 @@ from rich.table import Table
 
 from spatl.bench.ablations import ablation_table
 from spatl.bench.costs import HELD_ROUNDS
-from spatl.bench.jobs import Event, OnEvent
 from spatl.bench.plan import Plan, make_plan, unequal_optimizers
 from spatl.bench.results import Record, by_row, meaningful, shown_target, target_table
-from spatl.bench.run import bench
 from spatl.bench.score import score_of
-from spatl.bench.tables import ablation_rows, cost_rows, final_accuracy, tuning_note, tuning_rows
-from spatl.bench.tuning import Tuned
 from spatl.errors import ConfigError
+from spatl.extensions.late import LateModule
 from spatl.runs.directory import fresh_directory
 from spatl.runs.records import latest_accuracy
 from spatl.terminal.progress import live_progress
 from spatl.terminal.tables import print_line, print_table
+
+if TYPE_CHECKING:
+    from spatl.bench import run as runs
+    from spatl.bench import tables
+    from spatl.bench.jobs import Event, OnEvent
+    from spatl.bench.tuning import Tuned
+else:  # with which PyTorch comes, once the plan is made
+    runs, tables = LateModule("spatl.bench.run"), LateModule("spatl.bench.tables")
 
 
 def run_bench(options: argparse.Namespace, console: Console) -> None:
@@ -45,7 +51,7 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
         console.print(f"warning: {note}", highlight=False, markup=False, soft_wrap=True)
     directory = Path(options.out).absolute() if options.out else fresh_directory(None, name="bench")
     with BenchProgress(console, plan) as progress:
-        records = bench(
+        records = runs.bench(
             plan,
             directory,
             tune=options.tune,
@@ -89,7 +95,7 @@ class BenchProgress:
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
-    def stage(self, title: str, number: int, finished: int) -> OnEvent:
+    def stage(self, title: str, number: int, finished: int) -> "OnEvent":
         """Begin a stage and return what shows its events."""
         if finished:
             self._console.print(f"{title}: {finished} of {number} are finished already", highlight=False)
@@ -98,7 +104,7 @@ class BenchProgress:
         done = finished
         latest: dict[str, str] = {}
 
-        def on_event(event: Event) -> None:
+        def on_event(event: "Event") -> None:
             nonlocal done
             if event.kind == "started":
                 self._tasks[event.job] = self._bars.add_task(f"  {event.job}", total=rounds, unit="round")
@@ -116,10 +122,12 @@ class BenchProgress:
 
         return on_event
 
-    def tuned(self, tuned: list[Tuned]) -> None:
+    def tuned(self, tuned: "list[Tuned]") -> None:
         """Print the grid."""
-        rows = tuning_rows(tuned, self._score)
-        self._console.print(f"Learning rates: {tuning_note(tuned, self._score)}", highlight=False, soft_wrap=True)
+        rows = tables.tuning_rows(tuned, self._score)
+        self._console.print(
+            f"Learning rates: {tables.tuning_note(tuned, self._score)}", highlight=False, soft_wrap=True
+        )
         print_table(self._console, _table(rows))
         for each in tuned:
             for edge in each.edges:
@@ -145,19 +153,19 @@ def print_records(console: Console, plan: Plan, records: Sequence[Record]) -> No
         table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
     rows = by_row(records)
     lines = target_table(records, place)
-    for line, cells in zip(lines, cost_rows(lines, rows), strict=True):
+    for line, cells in zip(lines, tables.cost_rows(lines, rows), strict=True):
         table.add_row(
             line.label,
             f"{line.reached}/{line.seeds}",
             cells["rounds"],
             cells["bytes in total"],
             cells["ratio to FedAvg"].replace(" (", "\n(").replace("; ", ";\n"),
-            final_accuracy(rows[line.label]).replace(" (", "\n("),
+            tables.final_accuracy(rows[line.label]).replace(" (", "\n("),
         )
     print_table(console, table)
     if meaningful(records, place) is False:
         console.print("training alone reaches this target in some round: it needs no federation", highlight=False)
-    if lost := ablation_rows(ablation_table(records, place), score):
+    if lost := tables.ablation_rows(ablation_table(records, place), score):
         console.print(f"what each idea is worth, at {of}{target}:", highlight=False)
         print_table(console, _table(lost))
 

@@ -9,6 +9,7 @@ import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -21,16 +22,21 @@ from spatl.config.loading import load_config
 from spatl.config.training import TrainingConfig
 from spatl.config.unread import settings_without_effect
 from spatl.console.partition import partition_name
-from spatl.data import Dataset
-from spatl.rounds.blueprint import Blueprint
-from spatl.runner import check as checked
+from spatl.extensions.late import LateModule
 from spatl.runs.tensorboard import check_tensorboard
 from spatl.runs.text import human_bytes
-from spatl.tasks.targets import TASKS
-from spatl.tasks.task import Task
-from spatl.tensors.inputs import sides_of
+from spatl.tasks.rows import TASKS
 from spatl.terminal.tables import print_line, print_table
-from spatl.training.device import choose_device
+
+if TYPE_CHECKING:
+    from spatl import runner
+    from spatl.data import Dataset
+    from spatl.rounds.blueprint import Blueprint
+    from spatl.tasks.task import Task
+    from spatl.tensors import inputs
+    from spatl.training import device as devices
+else:  # with which PyTorch comes, once the config is read
+    runner, inputs, devices = map(LateModule, ("spatl.runner", "spatl.tensors.inputs", "spatl.training.device"))
 
 
 def check(options: argparse.Namespace, console: Console) -> None:
@@ -41,11 +47,13 @@ def check(options: argparse.Namespace, console: Console) -> None:
     """
     with _collected_warnings() as warnings:
         config = load_config(options.config, options.overrides)
-        blueprint = checked(config)
-        device = choose_device(config.training.device) if ENGINES[config.engine].in_process else config.training.device
+        blueprint = runner.check(config)
+        device = config.training.device
+        if ENGINES[config.engine].in_process:
+            device = str(devices.choose_device(device))
         if config.report.tensorboard:
             check_tensorboard()
-        rows = describe(blueprint, device=str(device))
+        rows = describe(blueprint, device=device)
         if config.bench.methods:
             plan = make_plan([options.config], overrides=options.overrides)
             rows.append(("benchmark", f"{len(plan.rows)} rows, {len(plan.bench.seeds)} seeds each (spatl bench)"))
@@ -61,7 +69,7 @@ def check(options: argparse.Namespace, console: Console) -> None:
         print_line(console, f"warning: {warning}")
 
 
-def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
+def describe(blueprint: "Blueprint", *, device: str) -> list[tuple[str, str]]:
     """Return the facts of the run that a config describes, as names and values.
 
     Args:
@@ -71,13 +79,13 @@ def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
     config, layout = blueprint.config, blueprint.layout
     training = config.training
     passes = f"{training.local_epochs} epochs" if training.local_steps is None else f"{training.local_steps} steps"
-    dataset = blueprint.dataset
+    dataset, sides = blueprint.dataset, inputs.sides_of(blueprint.dataset.inputs)
     alone = ", then each client alone" if config.report.compare_alone and config.method != "local" else ""
     rows = [
         ("method", f"{config.method}: {config.row.title} ({config.row.source})"),
         ("rounds", f"{config.rounds}, with {config.num_participants} of {config.partition.num_clients} clients{alone}"),
         ("engine", f"{config.engine}, on {device}, seed {config.seed}"),
-        ("data", f"{config.data.name}: {len(dataset):,} examples of {sides_of(dataset.inputs)}, {_outputs(dataset)}"),
+        ("data", f"{config.data.name}: {len(dataset):,} examples of {sides}, {_outputs(dataset)}"),
         *_task(blueprint.task),
         ("clients", _clients(blueprint)),
         ("model", _model(blueprint)),
@@ -92,12 +100,12 @@ def describe(blueprint: Blueprint, *, device: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _outputs(dataset: Dataset) -> str:
+def _outputs(dataset: "Dataset") -> str:
     """Return what targets are of, in words."""
     return f"{dataset.num_classes:,} {TASKS[dataset.task].noun[dataset.num_classes != 1]}"
 
 
-def _task(task: Task) -> list[tuple[str, str]]:
+def _task(task: "Task") -> list[tuple[str, str]]:
     """Return what is trained and by what it is judged, where that is no classification by accuracy."""
     if not task.tells_more and task.loss.name == "cross-entropy":
         return []
@@ -117,7 +125,7 @@ def _optimizer(training: TrainingConfig) -> str:
     return words + (f"; {len(training.clients)} clients have their own" if training.clients else "")
 
 
-def _clients(blueprint: Blueprint) -> str:
+def _clients(blueprint: "Blueprint") -> str:
     config = blueprint.config
     sizes = [len(part) for part in blueprint.partition]
     train = [len(blueprint.client_data(client).train) for client in range(len(sizes))]
@@ -133,7 +141,7 @@ def _spread(numbers: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,} (median {statistics.median(numbers):,.0f})"
 
 
-def _model(blueprint: Blueprint) -> str:
+def _model(blueprint: "Blueprint") -> str:
     config = blueprint.config
     total = sum(parameter.numel() for parameter in blueprint.model.parameters())
     private = sum(parameter.numel() for parameter in blueprint.split.predictor_parameters(blueprint.model).values())
@@ -142,7 +150,7 @@ def _model(blueprint: Blueprint) -> str:
     return f"{config.model.name}{options}: {total:,} parameters{own}"
 
 
-def _channels(blueprint: Blueprint) -> str:
+def _channels(blueprint: "Blueprint") -> str:
     layout = blueprint.layout
     if not layout.groups:
         return "none: nothing is shared"

@@ -1,7 +1,7 @@
 """Command `spatl completion SHELL`: a script that completes the command line, made from its parser.
 
-The script is static: nothing of Python is started at a key press, which would import PyTorch each time. It knows the
-commands, their options, the values that are a choice, the settings after `--set`, and the configs that ship.
+The script is static: nothing of Python is started at a key press, which would take half a second each time. It knows
+the commands, their options, the values that are a choice, the settings after `--set`, and the configs that ship.
 """
 
 import argparse
@@ -15,7 +15,6 @@ from spatl.config.settings import section_meanings, setting_keys
 from spatl.config.shipped import shipped_configs
 from spatl.console.arguments import Parser
 
-SHELLS: Final = ("bash", "zsh", "fish")
 _FILES: Final = "<files>"
 """In a list of values: names of files as well."""
 

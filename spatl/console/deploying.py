@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spatl.channels.costs import BUDGET_KINDS
+from spatl.channels.budgets import BUDGET_KINDS
 from spatl.console.arguments import Parser, add_overrides, by_reference
 
 
@@ -31,7 +31,7 @@ def _add_init(parser: Parser) -> None:
         help="a further name or IP address of the server, for its certificate",
     )  # fmt: skip
     add_overrides(parser)
-    parser.set_defaults(command=by_reference("server.deployment.command:init"))
+    parser.set_defaults(command=by_reference("server.deployment.init:init"))
 
 
 def _add_server(parser: Parser) -> None:

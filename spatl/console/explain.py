@@ -16,11 +16,11 @@ from spatl.diagnosis.explanation import explain as explain_model
 from spatl.diagnosis.explanation_page import explanation_page
 from spatl.diagnosis.mistakes import ExplainSettings, Tell, first_of
 from spatl.diagnosis.subject import read_subject
+from spatl.disk.writing import replace_file
 from spatl.errors import ConfigError
 from spatl.json_files import write_json
 from spatl.runs.text import counted, human_percent
 from spatl.saliency.choosing import check_k
-from spatl.sealed_files import replace_file
 from spatl.terminal.progress import live_progress
 from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line, print_table

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, *, begin: Callable[[], None] = 
 def _parser_for(words: Sequence[str]) -> Parser:
     """Return the parser of the command line; that of `spatl predict` alone where it is what was asked for.
 
-    All others come with PyTorch, which a device that predicts need not have, nor wait for.
+    All others come with what reads configs, which a device that predicts need not have, nor wait for.
     """
     if words[:1] == ["predict"]:
         from spatl.console.predict import make_predict_parser

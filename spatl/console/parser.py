@@ -5,13 +5,12 @@ import platform
 from importlib.metadata import version
 
 from spatl import __version__
-from spatl.channels.costs import BUDGET_KINDS
+from spatl.channels.budgets import BUDGET_KINDS
 from spatl.config.engines import ENGINES
 from spatl.console.arguments import Parser, add_overrides, by_reference
-from spatl.console.completion import SHELLS
+from spatl.console.choices import SHELLS, SHOWN
 from spatl.console.deploying import add_deploy_commands
 from spatl.console.predict import add_predict_arguments
-from spatl.console.show import SHOWN
 
 
 def make_parser() -> Parser:

@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -12,12 +13,17 @@ from rich.text import Text
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config
-from spatl.data import partition_settings
-from spatl.data.counting import count_kinds
+from spatl.data.partitioners import partition_settings
 from spatl.errors import ConfigError, SpatlError
+from spatl.extensions.late import LateModule
 from spatl.report.partition_figure import SPLITS, PartitionCounts, draw_partition
-from spatl.rounds.client_data import check_simulated, load_clients, owners_of, split_client
 from spatl.terminal.tables import natural_width, print_line, print_table
+
+if TYPE_CHECKING:
+    from spatl.data import counting
+    from spatl.rounds import client_data
+else:  # with which PyTorch comes, once the config is read
+    counting, client_data = LateModule("spatl.data.counting"), LateModule("spatl.rounds.client_data")
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +57,22 @@ def count_partition(config: ExperimentConfig) -> tuple[PartitionCounts, int]:
     Raises:
         DataError: The data set is not there, or cannot be partitioned like this.
     """
-    check_simulated(config)
-    dataset, parts = load_clients(config)
+    client_data.check_simulated(config)
+    dataset, parts = client_data.load_clients(config)
     for remark in dataset.remarks():
         logger.warning("%s", remark)
     of_clients = []
     for client in range(len(parts)):
-        of_clients.append(split_client(config, dataset, parts, client).sizes)
-    kinds, splits = count_kinds(dataset, parts), np.array(of_clients, dtype=np.int64)
+        of_clients.append(client_data.split_client(config, dataset, parts, client).sizes)
+    kinds, splits = counting.count_kinds(dataset, parts), np.array(of_clients, dtype=np.int64)
     counts = PartitionCounts(
-        _title(config), kinds.names, kinds.counts, splits, owners_of(config, dataset, parts), kinds.sizes, kinds.noun
+        _title(config),
+        kinds.names,
+        kinds.counts,
+        splits,
+        client_data.owners_of(config, dataset, parts),
+        kinds.sizes,
+        kinds.noun,
     )
     return counts, len(dataset)
 

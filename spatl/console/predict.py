@@ -6,29 +6,33 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from spatl.artifacts.inputs import Item, count_inputs, input_files, read_inputs
 from spatl.console.arguments import Parser
 from spatl.errors import ConfigError, DataError
+from spatl.extensions.late import LateModule
 from spatl.json_files import to_json
 from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line, print_table
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from spatl.artifacts import inputs
     from spatl.artifacts.loader import Classifier
+else:  # which the parser of the command line does without
+    np, inputs = LateModule("numpy"), LateModule("spatl.artifacts.inputs")
 
 _SHOWN = 3  # classes of an image
 _FEW = 64  # images that take no time worth showing
 
 
 def make_predict_parser() -> Parser:
-    """Return the parser of `spatl predict ...`, without those of all other commands, which come with PyTorch."""
+    """Return the parser of `spatl predict ...`, without those of all other commands, which need what reads configs."""
     parser = Parser(prog="spatl", description="Federated learning with salient parameters (SPATL).")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("predict")
@@ -68,11 +72,11 @@ def predict(options: argparse.Namespace, console: Console) -> None:
         DataError: An input is not there, or an image could not be used.
     """
     classifier = _classifier(options)
-    files = input_files(options.inputs)
-    items = read_inputs(files, classifier.input_shape)
+    files = inputs.input_files(options.inputs)
+    items = inputs.read_inputs(files, classifier.input_shape)
     table = Table("image", *(f"class {rank}" for rank in range(1, _ranks(classifier) + 1)))
     unusable, num_images, beside = 0, 0, Screen(stderr=True)
-    for row in _watched(_predictions(classifier, items, options.batch), count_inputs(files), beside):
+    for row in _watched(_predictions(classifier, items, options.batch), inputs.count_inputs(files), beside):
         num_images += 1
         unusable += "error" in row
         if options.json:
@@ -92,7 +96,7 @@ def _predict_on_a_console(options: argparse.Namespace) -> None:
     predict(options, Screen())
 
 
-def _predictions(classifier: "Classifier", items: Iterator[Item], batch: int) -> Iterator[dict[str, Any]]:
+def _predictions(classifier: "Classifier", items: "Iterator[inputs.Item]", batch: int) -> Iterator[dict[str, Any]]:
     """Yield what is said of each image, in order, computing so many at once."""
     while some := list(islice(items, batch)):
         usable = [item.pixels for item in some if item.pixels is not None]

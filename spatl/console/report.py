@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spatl import runner
+from spatl.report.pictures import draw
 from spatl.report.result import read_run
 from spatl.runs.directory import config_of
 from spatl.runs.files import CONFIG, CURVES, REPORT
@@ -21,6 +21,6 @@ def report(options: argparse.Namespace, console: Console) -> None:
     """
     directory = Path(options.run)
     result = read_run(directory)
-    runner.draw(result, config_of(directory), command=shlex.join(["spatl", "run", str(directory / CONFIG)]))
+    draw(result, config_of(directory), command=shlex.join(["spatl", "run", str(directory / CONFIG)]))
     for name in (REPORT, CURVES):
         print_line(console, str(directory / name))

@@ -6,14 +6,14 @@ import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
 
-from spatl import runner
 from spatl.config.loading import load_config, settings_to_go_on
 from spatl.errors import ConfigError
+from spatl.extensions.late import LateModule
 from spatl.json_files import write_json
 from spatl.report.result import RunResult
 from spatl.runs.directory import config_of, fresh_directory
@@ -22,6 +22,11 @@ from spatl.runs.text import human_percent
 from spatl.terminal.progress import progress_of
 from spatl.terminal.result import print_result
 from spatl.terminal.tables import print_line, print_table
+
+if TYPE_CHECKING:
+    from spatl import runner
+else:
+    runner = LateModule("spatl.runner")  # with which PyTorch comes, once the config is read
 
 
 def run(options: argparse.Namespace, console: Console) -> None:

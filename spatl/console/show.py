@@ -5,30 +5,34 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from spatl.bench.codecs import measure_codecs
 from spatl.config.device import device_text
 from spatl.config.sections import AGGREGATION_DOOR
 from spatl.config.settings import Setting, find_settings, section_meanings
 from spatl.config.shipped import opening_words, shipped_configs
-from spatl.data import DATASET_DOOR, DATASETS, PARTITIONER_DOOR, PARTITIONERS
+from spatl.data.datasets import DATASET_DOOR, DATASETS
+from spatl.data.partitioners import PARTITIONER_DOOR, PARTITIONERS
 from spatl.errors import ConfigError, did_you_mean
+from spatl.extensions.late import LateModule
 from spatl.extensions.references import Door
 from spatl.methods import METHOD_DOOR, METHODS
-from spatl.models import MODEL_DOOR, MODELS
-from spatl.rounds.rules import AGGREGATION_RULES
-from spatl.selection.selectors import SELECTORS
-from spatl.selection.users import SELECTOR_DOOR
-from spatl.tasks.losses import LOSS_DOOR, LOSSES
+from spatl.models.table import MODEL_DOOR, MODELS
+from spatl.selection.table import SELECTOR_DOOR, SELECTORS
+from spatl.tasks.loss_table import LOSS_DOOR, LOSSES
 from spatl.tasks.metrics import DEFAULT_METRICS, METRIC_DOOR, METRICS
 from spatl.terminal.tables import print_line, print_table
-from spatl.wire.codecs import CODECS
-from spatl.wire.users import CODEC_DOOR
+from spatl.wire.codecs import CODEC_DOOR, CODECS
+
+if TYPE_CHECKING:
+    from spatl.bench import codecs
+else:
+    codecs = LateModule("spatl.bench.codecs")
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,13 @@ def _loss_rows() -> Iterable[tuple[str, ...]]:
             yield name, task, "yes" if name == next(iter(table)) else ""
 
 
+def _rule_rows() -> Iterable[tuple[str, ...]]:
+    from spatl.rounds.rules import AGGREGATION_RULES  # with which PyTorch comes, that the other tables do without
+
+    for name, row in AGGREGATION_RULES.items():
+        yield name, row.description
+
+
 def _metric_rows() -> Iterable[tuple[str, ...]]:
     for task, table in METRICS.items():
         for name, metric in table.items():
@@ -177,14 +188,14 @@ LISTINGS: Mapping[str, _Listing] = {
     ),
     "losses": _Listing(("name", "task", "default"), _loss_rows, LOSS_DOOR),
     "metrics": _Listing(("name", "task", "direction", "pooled value", "default"), _metric_rows, METRIC_DOOR),
-    "aggregation-rules": _listing(AGGREGATION_RULES, AGGREGATION_DOOR, "description"),
+    "aggregation-rules": _Listing(("name", "description"), _rule_rows, AGGREGATION_DOOR),
     "selectors": _listing(SELECTORS, SELECTOR_DOOR, "description"),
     "configs": _Listing(("name", "command", "what it is"), _config_rows),
     "codec-times": _Listing(
         ("name", "bits per value", "seconds to encode", "seconds to decode", "times the least work"),
         lambda: (
             (t.name, f"{t.bits_per_value:.2f}", f"{t.encode_seconds:.3f}", f"{t.decode_seconds:.3f}", f"{t.ratio:.1f}")
-            for t in measure_codecs()
+            for t in codecs.measure_codecs()
         ),
     ),
     "cold-start": _Listing(
@@ -192,5 +203,3 @@ LISTINGS: Mapping[str, _Listing] = {
         lambda: importlib.import_module("clients.device.cold_start").rows(),
     ),
 }
-SHOWN = (*LISTINGS, "settings", "device")
-"""What `spatl show` takes."""

@@ -4,25 +4,31 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spatl.extensions.late import LateModule
 from spatl.json_files import to_json
-from spatl.runs.findings import findings_by_round
 from spatl.runs.records import MISHAPS
 from spatl.runs.scores import human_score
 from spatl.runs.status import Status, read_status, run_below
 from spatl.runs.text import human_bytes
 from spatl.terminal.tables import print_line, print_table
 
+if TYPE_CHECKING:
+    from spatl.runs import findings as recorded
+else:
+    recorded = LateModule("spatl.runs.findings")  # with which PyTorch comes, where --findings asks for them
+
 
 def show_status(options: argparse.Namespace, console: Console) -> None:
     """Print the status of a run, as lines and a table or as one JSON object."""
     directory = Path(options.run)
     status = read_status(directory)
-    findings = findings_by_round(run_below(directory)) if options.findings else None
+    findings = recorded.findings_by_round(run_below(directory)) if options.findings else None
     if options.json:
         named = {} if findings is None else {"findings": {str(number): who for number, who in findings.items()}}
         print(to_json(asdict(status) | named, indent=2))

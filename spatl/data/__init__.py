@@ -1,11 +1,16 @@
 """Data sets by name, their partition into clients, and each client's splits and batches."""
 
-from spatl.data.dataset import Dataset
-from spatl.data.own import OWN
-from spatl.data.partition import PARTITIONERS, PartitionerEntry, partition, partition_settings
-from spatl.data.sources import DATASETS, DatasetEntry, is_read_from_path, load_dataset
-from spatl.data.splits import ClientData, Examples, batches, client_data
-from spatl.data.users import DATASET_DOOR, PARTITIONER_DOOR
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from spatl.data.datasets import DATASET_DOOR, DATASETS, DatasetEntry, is_read_from_path
+from spatl.data.partitioners import OWN, PARTITIONER_DOOR, PARTITIONERS, PartitionerEntry, partition_settings
+
+if TYPE_CHECKING:
+    from spatl.data.dataset import Dataset
+    from spatl.data.shares import partition
+    from spatl.data.sources import load_dataset
+    from spatl.data.splits import ClientData, Examples, batches, client_data
 
 __all__ = [
     "DATASETS",
@@ -25,3 +30,20 @@ __all__ = [
     "partition",
     "partition_settings",
 ]
+
+_OF_TENSORS = {
+    "ClientData": "spatl.data.splits",
+    "Dataset": "spatl.data.dataset",
+    "Examples": "spatl.data.splits",
+    "batches": "spatl.data.splits",
+    "client_data": "spatl.data.splits",
+    "load_dataset": "spatl.data.sources",
+    "partition": "spatl.data.shares",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name that comes with PyTorch when it is first asked for: configs are read without."""
+    if name in _OF_TENSORS:
+        return getattr(importlib.import_module(_OF_TENSORS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,9 +3,6 @@
 from spatl.data.dataset import Dataset
 from spatl.errors import DataError
 
-IN_MEMORY = "in-memory"
-"""The name of data that a program hands to `spatl.run`."""
-
 _kept: dict[str, Dataset] = {}
 
 

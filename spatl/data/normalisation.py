@@ -1,5 +1,7 @@
 """Normalisation of inputs, as a network was trained with it and whoever uses it must repeat it; NumPy alone."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,3 +36,8 @@ class Normalisation:
         for entry, (mean, deviation) in enumerate(zip(self.means, self.deviations, strict=True)):
             written[:, entry] = (read[:, entry].astype(np.float64) - mean) / deviation
         return inputs
+
+
+def num_scaled(shape: Sequence[int], scale: Scale) -> int:
+    """Return how many means a scale has, for examples of a shape."""
+    return {"none": 0, "channel": shape[0], "feature": math.prod(shape)}[scale]

@@ -30,8 +30,8 @@ from spatl.data.bounds import (
     names_of,
 )
 from spatl.data.labels import MAX_CLASSES, listed, united
-from spatl.data.normalisation import Normalisation, Scale
-from spatl.data.scaling import Moments, deviations_of, merged, moments_of, num_scaled, scaled
+from spatl.data.normalisation import Normalisation, Scale, num_scaled
+from spatl.data.scaling import Moments, deviations_of, merged, moments_of, scaled
 from spatl.errors import DataError
 from spatl.tasks.targets import TASKS, TaskName
 from spatl.tensors.inputs import Inputs, NamedInputs, one_tensor, shapes_of
@@ -39,8 +39,6 @@ from spatl.tensors.inputs import Inputs, NamedInputs, one_tensor, shapes_of
 if TYPE_CHECKING:
     from spatl.data.dataset import Dataset
 
-OWN: Final = "own"
-"""The partition of devices each of which has data of its own."""
 _LONGEST_DESCRIPTION = 4 << 20
 _IMAGES_AT_ONCE = 1000  # bounds the memory of values in float64
 

@@ -75,11 +75,6 @@ def deviations_of(moments: Moments) -> tuple[float, ...]:
     return tuple(math.sqrt(each / moments.count) or 1.0 for each in moments.squares)
 
 
-def num_scaled(shape: Sequence[int], scale: Scale) -> int:
-    """Return how many means a scale has, for examples of a shape."""
-    return {"none": 0, "channel": shape[0], "feature": math.prod(shape)}[scale]
-
-
 def scaled(inputs: Tensor, normalisation: Normalisation) -> Tensor:
     """Return inputs `[N, ...]`, float32, less the means and divided by the deviations, in float64; a new tensor."""
     means, deviations = (

@@ -1,7 +1,7 @@
 """Data sets and partitioners of the user's own, `package.module:name` in a config, and what is checked of them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,19 +9,12 @@ from torch import Tensor
 
 from spatl.data.brought import dataset_of
 from spatl.data.dataset import Dataset
+from spatl.data.datasets import DATASET_DOOR
+from spatl.data.partitioners import PARTITIONER_DOOR
 from spatl.errors import DataError, SpatlError, told
-from spatl.extensions.references import Door, arguments_for, resolve
+from spatl.extensions.references import arguments_for, resolve
 from spatl.seeding import seeded_globals
 from spatl.tasks.targets import TaskName
-
-DATASET_DOOR: Final = Door(
-    "data set", "data.name", "package.module:load", error=DataError,
-    expected="a function that returns a spatl.data.Dataset, or inputs and targets",
-)  # fmt: skip
-PARTITIONER_DOOR: Final = Door(
-    "partitioner", "partition.name", "package.module:split", error=DataError,
-    expected="a function that returns one tensor of indices per client",
-)  # fmt: skip
 
 
 def load_users_dataset(reference: str, *, seed: int, options: Mapping[str, Any], task: TaskName) -> Dataset:
@@ -82,16 +75,6 @@ def split_as_users(reference: str, *, num_clients: int, seed: int, **offered: An
     parts = tuple(_indices(what, client, part, num_examples) for client, part in enumerate(found))
     _check_disjoint(what, parts, num_examples)
     return parts
-
-
-def settings_of(reference: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Return which of some settings a partitioner of the user's own reads, as its signature names them."""
-    split: Callable[..., Any] = resolve(reference, PARTITIONER_DOOR, accepts=callable)
-    given = arguments_for(split, what="", offered=dict.fromkeys((*known, *_ALWAYS_OFFERED)), error=DataError)
-    return tuple(name for name in known if name in given)
-
-
-_ALWAYS_OFFERED: Final = ("labels", "num_clients", "seed", "groups")
 
 
 def _indices(what: str, client: int, part: object, num_examples: int) -> Tensor:

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from spatl.disk.writing import replace_file, sync_names
 from spatl.errors import ConfigError, SpatlError
 from spatl.json_files import to_json
-from spatl.sealed_files import replace_file, sync_names
 
 CA_CERTIFICATE = "ca.pem"
 CA_KEY = "ca.key"

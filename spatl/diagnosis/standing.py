@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from spatl.artifacts.description import read_description
-from spatl.artifacts.model_files import MODEL, read_model
+from spatl.artifacts.model_files import read_model
+from spatl.artifacts.names import MODEL
 from spatl.data import Examples
 from spatl.diagnosis.subject import Subject
 from spatl.json_files import parse_object

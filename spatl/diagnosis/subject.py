@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from spatl.artifacts.description import ModelDescription, check_classifies
-from spatl.artifacts.model_files import MODEL, RunModel, read_model
+from spatl.artifacts.model_files import RunModel, read_model
+from spatl.artifacts.names import MODEL
 from spatl.artifacts.newcomers import newcomers_dataset, newcomers_splits, source_of
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import on_device, parse_config

@@ -1,4 +1,4 @@
-"""Models by name: the table of those that are built in, or any factory of the user's by "package.module:factory".
+"""Models by name: those of the table that are built in, or any factory of the user's by "package.module:factory".
 
 The choice by name happens here and nowhere else. All that a user can get wrong on the way is a `ModelError` of one
 line; what went wrong inside the user's own code stays attached as its cause.
@@ -6,94 +6,19 @@ line; what went wrong inside the user's own code stays attached as its cause.
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from torch import nn
 
 from spatl.errors import ModelError, told
-from spatl.extensions.references import Door, arguments_for, is_reference, resolve, row_of
-from spatl.models.cnn import cnn
+from spatl.extensions.references import arguments_for, is_reference, resolve, row_of
 from spatl.models.frozen import mark_frozen_
-from spatl.models.mlp import mlp
-from spatl.models.mobilenet import mobilenet
-from spatl.models.resnet import resnet8, resnet20, resnet32, resnet56
 from spatl.models.split import known_cut, top_level_names
-from spatl.models.vgg import vgg11
+from spatl.models.table import MODEL_DOOR, MODELS, Factory
 from spatl.seeding import seeded_globals
 
 logger = logging.getLogger(__name__)
-
-Factory = Callable[..., nn.Module]
-
-MODEL_DOOR: Final = Door(
-    "model", "model.name", "package.module:factory", error=ModelError,
-    expected="a class or function that builds the network",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """Entry of `MODELS`.
-
-    Attributes:
-        factory: Called with those of the data's sizes that it names (`sizes_of_data`), and the row's own options.
-        cut: The submodules that form the predictor unless the user says otherwise.
-        description: One line for `spatl show models`.
-        source: The paper the network comes from.
-    """
-
-    factory: Factory
-    cut: tuple[str, ...]
-    description: str
-    source: str
-
-    @property
-    def takes_images(self) -> bool:
-        """Return whether its inputs must be images `[N, C, H, W]`."""
-        return "in_channels" in inspect.signature(self.factory).parameters
-
-
-def _resnet(factory: Factory, *, blocks: str) -> ModelEntry:
-    return ModelEntry(
-        factory=factory,
-        cut=("fc",),
-        description=f"residual network, {blocks} per stage; options: width",
-        source="He et al. 2016, arXiv 1512.03385, section 4.2, with projection shortcuts",
-    )
-
-
-MODELS: dict[str, ModelEntry] = {
-    "cnn": ModelEntry(
-        factory=cnn,
-        cut=("classifier",),
-        description="two 5x5 convolutions and a hidden layer; options: channels, hidden",
-        source="McMahan et al. 2017, arXiv 1602.05629; LEAF, arXiv 1812.01097, with hidden 2048",
-    ),
-    "resnet8": _resnet(resnet8, blocks="1 block"),
-    "resnet20": _resnet(resnet20, blocks="3 blocks"),
-    "resnet32": _resnet(resnet32, blocks="5 blocks"),
-    "resnet56": _resnet(resnet56, blocks="9 blocks"),
-    "vgg11": ModelEntry(
-        factory=vgg11,
-        cut=("classifier",),
-        description="eight 3x3 convolutions with BatchNorm; options: width",
-        source="Simonyan and Zisserman 2015, arXiv 1409.1556, configuration A, with BatchNorm",
-    ),
-    "mlp": ModelEntry(
-        factory=mlp,
-        cut=("classifier",),
-        description="hidden layers with ReLU, for tables and other numbers of any shape; options: hidden",
-        source="Rumelhart, Hinton and Williams 1986, Nature 323",
-    ),
-    "mobilenet": ModelEntry(
-        factory=mobilenet,
-        cut=("classifier",),
-        description="stem and six depthwise separable blocks; options: width",
-        source="Howard et al. 2017, arXiv 1704.04861",
-    ),
-}
 
 
 def build_model(

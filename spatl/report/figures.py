@@ -14,12 +14,12 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spatl.disk.writing import replace_file
 from spatl.errors import SpatlError
 from spatl.report.result import RunResult
 from spatl.runs.records import bytes_on_arrival, is_number
 from spatl.runs.scores import SHARES, metric_of, named_score, score_in, worst_in
 from spatl.runs.text import capitalised, human_bytes
-from spatl.sealed_files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

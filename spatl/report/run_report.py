@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spatl.disk.writing import replace_file
 from spatl.report.figures import curves_svg, final_accuracies, run_title
 from spatl.report.page import facts, figure, make_page, provenance, section, table
 from spatl.report.result import RunResult
 from spatl.runs.records import MISHAPS, bytes_on_arrival, excluded_line, global_accuracy, is_number, mean, owners_in
 from spatl.runs.scores import SHARES, metric_of, pooled_rows, score_in, worst_in
 from spatl.runs.text import human_bytes
-from spatl.sealed_files import replace_file
 
 _NOTHING = "–"
 _PARTS = ("values", "indices", "control", "other")

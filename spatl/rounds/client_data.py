@@ -15,8 +15,8 @@ from spatl.data.dataset import SPLITS
 from spatl.data.labels import listed
 from spatl.data.official import training_indices, with_official
 from spatl.data.own import Description, as_found, describe, fit
-from spatl.data.partition import check_partition
 from spatl.data.partition_file import read_partition
+from spatl.data.partitioners import check_partition
 from spatl.data.scaling import scaled_by_training, targets_scaled_by_training
 from spatl.data.splits import split_places, taken
 from spatl.errors import ConfigError, DataError

@@ -4,7 +4,8 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_config
 from spatl.data import Dataset
 from spatl.data.brought import are_of_clients, dataset_of
-from spatl.data.memory import IN_MEMORY, keep_in_memory
+from spatl.data.datasets import IN_MEMORY
+from spatl.data.memory import keep_in_memory
 from spatl.errors import ConfigError
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import load_config, read_config
 from spatl.deployment.sites import RUN
+from spatl.disk.locks import alone_in, is_locked
 from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.runs.files import (
     CHECKPOINT,
@@ -29,7 +30,6 @@ from spatl.runs.files import (
 )
 from spatl.runs.marks import read_marked, replace_marked
 from spatl.runs.records import read_lines
-from spatl.sealed_files import alone_in, is_locked
 
 _OF_EVERY_RUN = ("method", "rounds", "seed", "data", "partition", "model", "training", "server", "wire")
 """Keys that the config of a run has, of every version: it names all that there is."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from spatl.disk.writing import replace_file
 from spatl.errors import DamagedState, SpatlError
 from spatl.json_files import read_json, to_json, write_json
 from spatl.runs.files import CHECKPOINT, CHECKPOINT_BEFORE, CLIENTS, HISTORY, LEDGER, MARKS, SELECTIONS, TIMINGS
 from spatl.runs.records import keep_rounds, read_lines, read_rounds
-from spatl.sealed_files import replace_file
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from spatl.disk.writing import SYNCS_AT_ONCE, sync_files_below
 from spatl.errors import DamagedState, SpatlError
 from spatl.json_files import to_json
 from spatl.rounds.client_state import FORMAT as STATE_FORMAT
@@ -30,7 +31,6 @@ from spatl.rounds.client_state import ClientState
 from spatl.runs.files import CLIENTS_STATES
 from spatl.runs.sqlite_errors import naming_errors
 from spatl.runs.state_tensors import TABLES, StateTensors, digests_in
-from spatl.sealed_files import SYNCS_AT_ONCE, sync_files_below
 
 FORMAT: Final = 1
 LARGEST_MODEL: Final = 1 << 20

@@ -4,39 +4,21 @@ A selector may look at the client's weights, its update and its validation split
 rounds, and must return a selection the budget pays for. It never sees the test split.
 """
 
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 
 from spatl.channels.selection import select_all
 from spatl.extensions.references import is_reference, row_of
 from spatl.selection.energy import drawn_energy, magnitude_scores, mean_energy
-from spatl.selection.ordered import drawn_width, first_channels, rolling_window
 from spatl.selection.projection import project_ranking, rank_by_worth
 from spatl.selection.protocol import AgentSettings, Choice, SelectionRequest, Selector
 from spatl.selection.signal import channel_signal
-from spatl.selection.users import SELECTOR_DOOR, UsersSelector
+from spatl.selection.table import SELECTOR_DOOR, SELECTORS
+from spatl.selection.users import UsersSelector
 
-
-@dataclass(frozen=True)
-class SelectorEntry:
-    """One row of the table: how to make the selector, and what it does.
-
-    Attributes:
-        make: Makes it.
-        description: What it does, in a line.
-        of_update: Whether it goes by what moved in local training, so that it cannot choose before that.
-        whole: Whether it chooses every channel, so that there is no budget to meet.
-        narrows: Whether it may choose less than everything where the budget pays for that.
-    """
-
-    make: Callable[[AgentSettings], Selector]
-    description: str
-    of_update: bool = False
-    whole: bool = False
-    narrows: bool = False
+__all__ = [
+    "SELECTORS", "make_selector", "rank_all", "rank_drawn", "rank_magnitude", "rank_random", "rank_signal",
+    "rank_update",
+]  # fmt: skip
 
 
 def rank_all(request: SelectionRequest) -> Choice:
@@ -81,35 +63,6 @@ def rank_signal(request: SelectionRequest) -> Choice:
     costs, budget = request.costs, request.budget
     signal = channel_signal(request.model, costs.layout, costs.trace.readers, request.train.inputs)
     return Choice(project_ranking(rank_by_worth(signal, costs, budget.kind), costs, budget), worth=signal)
-
-
-def _agent(settings: AgentSettings) -> Selector:
-    # By reference: this package knows nothing of the agents, and who selects otherwise does not load them.
-    selector: Selector = importlib.import_module("agents.selector").AgentSelector(settings)
-    return selector
-
-
-SELECTORS: dict[str, SelectorEntry] = {
-    "agent": SelectorEntry(
-        _agent, "a learned policy sets each group's keep ratio; measured against its prior (section agent)"
-    ),
-    "all": SelectorEntry(lambda _: rank_all, "every channel; ignores the budget", whole=True),
-    "able": SelectorEntry(
-        lambda _: rank_all, "every channel, of clients whose budget pays for all; others do not train", whole=True
-    ),
-    "random": SelectorEntry(lambda _: rank_random, "a random set of channels, drawn anew each round"),
-    "magnitude": SelectorEntry(lambda _: rank_magnitude, "largest weights, normalised per layer, across all layers"),
-    "drawn": SelectorEntry(
-        lambda _: rank_drawn, "drawn with probabilities proportional to update energy per cost", of_update=True
-    ),
-    "signal": SelectorEntry(lambda _: rank_signal, "most read by the next layers, per cost, across all layers"),
-    "update": SelectorEntry(lambda _: rank_update, "largest update energy per byte, across all layers", of_update=True),
-    "ordered": SelectorEntry(lambda _: first_channels, "the first channels of every group, one width for all"),
-    "ordered-drawn": SelectorEntry(
-        lambda _: drawn_width, "the same, in a width drawn each round from those within the budget", narrows=True
-    ),
-    "rolling": SelectorEntry(lambda _: rolling_window, "as ordered, from a channel on that is the next one each round"),
-}
 
 
 def make_selector(name: str, settings: AgentSettings) -> Selector:

@@ -5,7 +5,7 @@ answers with a `Choice`, or just with what each channel is worth, which is then 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,11 @@ from spatl.channels.costs import Budget, Costs, smallest_budget
 from spatl.channels.selection import Selection
 from spatl.data import ClientData
 from spatl.errors import BudgetError, ConfigError, SpatlError, told
-from spatl.extensions.references import Door, resolve
+from spatl.extensions.references import resolve
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.projection import project_ranking
 from spatl.selection.protocol import Choice, SelectionRequest
-
-SELECTOR_DOOR: Final = Door(
-    "selector", "selection.selector", "package.module:selector", error=ConfigError,
-    expected="a function of a SelectionRequest, or a class that makes such a one when it is called without arguments",
-)  # fmt: skip
+from spatl.selection.table import SELECTOR_DOOR
 
 
 class UsersSelector:

@@ -1,61 +1,18 @@
-"""Losses by name, a table for each task, or a function of the user's; each as a mean, a sum, and for each example."""
+"""Losses by name, rows of a table or functions of the user's; each as a mean, a sum, and for each example."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spatl.errors import ConfigError, ModelError, SpatlError, told
-from spatl.extensions.references import Door, is_reference, resolve, row_of
-from spatl.tasks.targets import IGNORED, TASKS, TaskName
+from spatl.extensions.references import is_reference, resolve, row_of
+from spatl.tasks.loss_table import LOSS_DOOR, LOSSES
+from spatl.tasks.rows import IGNORED, TASKS, TaskName
 
-LossFunction = Callable[[Tensor, Tensor, str], Tensor]
-"""`function(outputs, targets, reduction)` as PyTorch's: the reduction is `mean`, `sum`, or `none` over all terms."""
-LOSS_DOOR: Final = Door(
-    "loss", "task.loss", "package.module:loss", error=ConfigError,
-    expected="a function of outputs and targets that returns their mean loss, or a class of such",
-)  # fmt: skip
-
-
-def _cross_entropy(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    return F.cross_entropy(outputs, targets, reduction=reduction)
-
-
-def _binary_cross_entropy(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    return F.binary_cross_entropy_with_logits(outputs.float(), targets, reduction=reduction)
-
-
-def _squared(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    return F.mse_loss(outputs.float(), targets, reduction=reduction)
-
-
-def _absolute(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    return F.l1_loss(outputs.float(), targets, reduction=reduction)
-
-
-def _huber(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    return F.huber_loss(outputs.float(), targets, reduction=reduction)
-
-
-def _token_cross_entropy(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """Cross-entropy of the tokens that count; a batch without any has the loss 0, and not 0 / 0."""
-    summed = "none" if reduction == "none" else "sum"
-    loss = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=summed)
-    if reduction == "none":
-        return loss.reshape(targets.shape)
-    return loss / (targets != IGNORED).sum().clamp(min=1) if reduction == "mean" else loss
-
-
-LOSSES: Final[Mapping[TaskName, Mapping[str, LossFunction]]] = {
-    "classification": {"cross-entropy": _cross_entropy},
-    "multi-label": {"binary-cross-entropy": _binary_cross_entropy},
-    "regression": {"mse": _squared, "mae": _absolute, "huber": _huber},
-    "next-token": {"cross-entropy": _token_cross_entropy},
-}
-"""The losses of each task, of which the first is taken where a config names none."""
+__all__ = ["LOSSES", "LOSS_DOOR", "Loss", "make_loss"]
 
 
 @dataclass(frozen=True, eq=False)

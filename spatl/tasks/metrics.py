@@ -5,18 +5,24 @@ server has both the mean of the clients' values and the value of their pooled ex
 scores: the pooled value has an error then, and its bound is told as well; the client's own value travels beside it.
 """
 
+from __future__ import annotations  # of tensors, which are not imported for names
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from spatl.errors import ConfigError, ModelError, SpatlError, told
+from spatl.extensions.late import LateModule
 from spatl.extensions.references import Door, is_reference, resolve, row_of
-from spatl.tasks import sums
-from spatl.tasks.targets import TaskName
+from spatl.tasks.rows import TaskName
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spatl.tasks import sums
+else:
+    sums = LateModule("spatl.tasks.sums")
 
 METRIC_DOOR: Final = Door(
     "metric", "task.metrics", "package.module:metric", error=ConfigError,
@@ -116,7 +122,7 @@ def _curves(
 ) -> list[Metric]:  # fmt: skip
     """Return the metrics of the curves of scores."""
     common: dict[str, Any] = {
-        "sums": function, "size": lambda k: 2 * k * sums.NUM_BINS, "counts": True, "fault": fault, "ranked": ranked,
+        "sums": function, "size": sums.num_bins, "counts": True, "fault": fault, "ranked": ranked,
         "examples": lambda found, num_terms: float(found.reshape(2, num_terms, -1).sum((0, 2)).max()),
     }  # fmt: skip
     return [
@@ -129,10 +135,6 @@ def _curves(
             exact=lambda outputs, targets: sums.exact_average_precision(*ranked(outputs, targets)), **common,
         ),
     ]  # fmt: skip
-
-
-def _classes_seen(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    return sums.odds_of_classes(outputs), torch.nn.functional.one_hot(targets, outputs.shape[1])
 
 
 def _last(found: Tensor, num_terms: int) -> float:
@@ -152,7 +154,7 @@ METRICS: Final[Mapping[TaskName, Mapping[str, Metric]]] = {
         _of_hits("accuracy", sums.hits),
         _of_confusion("balanced-accuracy", sums.confusion, sums.value_of_recall, one_each=True),
         _of_confusion("macro-f1", sums.confusion, sums.value_of_f1, one_each=True),
-        *_curves(sums.bins_of_classes, _classes_seen, sums.fault_of_class_bins),
+        *_curves(sums.bins_of_classes, sums.classes_seen, sums.fault_of_class_bins),
     ),
     "multi-label": _by_name(
         _of_confusion("macro-f1", sums.confusion_of_labels, sums.value_of_f1, one_each=False),

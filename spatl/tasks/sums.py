@@ -114,6 +114,16 @@ def odds_of_classes(outputs: Tensor) -> Tensor:
     return odds.scatter(1, first, outputs.gather(1, first) - others)
 
 
+def classes_seen(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log odds of each class, and which is true, both `[n, K]`."""
+    return odds_of_classes(outputs), torch.nn.functional.one_hot(targets, outputs.shape[1])
+
+
+def num_bins(num_outputs: int) -> int:
+    """Return how many counts the bins of a curve's scores are: of each output's true ones, and of the others."""
+    return 2 * num_outputs * NUM_BINS
+
+
 def ranks(scores: Tensor) -> Tensor:
     """Place of each score `[n, K]` among those of its class, int64, equal ones in one: the bins that lose nothing."""
     ordered, order = scores.sort(0)

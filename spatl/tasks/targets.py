@@ -6,52 +6,20 @@
 | multi-label | float32 `[N, K]`, 0 or 1 | logits `[N, K]` |
 | regression | float32 `[N, K]`, finite | values `[N, K]` |
 | next-token | int64 `[N, T]`, in [0, K), or `IGNORED` | logits `[N, T, K]` |
-
-The table is the only place that knows tasks by their names, beside those of losses and metrics.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
 
-TaskName = Literal["classification", "multi-label", "regression", "next-token"]
-"""The tasks, as `task.name` names them."""
-IGNORED: Final = -100
-"""Target of a place in a sequence that counts in no loss and in no metric, as of padding (PyTorch's)."""
+from spatl.tasks.rows import IGNORED, TASKS, TaskName, TaskRow
+
+__all__ = ["IGNORED", "LARGEST_TARGET", "TASKS", "TaskName", "TaskRow", "as_task_has_them", "fault_of_targets"]
+
 LARGEST_TARGET: Final = 1e30
 """The largest size of a target of a regression, as of values that a model sees."""
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """Row of `TASKS`.
-
-    Attributes:
-        noun: What there are K of, one and many.
-        outputs: What a network returns, in words.
-        fault: `fault(targets, num_examples, num_outputs)` returns what is wrong with targets, or None.
-        frequencies: Whether targets have frequencies that a calibrated predictor adds (`spatl.training.calibration`).
-        is_scaled: Whether targets are brought to mean 0 and variance 1 on the clients' training examples.
-        by_place: Whether there is a target for each place of a sequence.
-        labels: Whether a label is what clients can differ in (`partition.name`: dirichlet and its like).
-    """
-
-    noun: tuple[str, str]
-    outputs: str
-    fault: Callable[[Tensor, int, int], "Fault | None"]
-    frequencies: bool = False
-    is_scaled: bool = False
-    by_place: bool = False
-    labels: bool = False
-
-    def output_shape(self, targets: Tensor, num_outputs: int) -> tuple[int, ...]:
-        """Return the shape of what a network must return for a batch with such targets."""
-        return (*targets.shape[: 2 if self.by_place else 1], num_outputs)
-
-
 Fault = tuple[str, str]
 """What targets must be, and what came."""
 
@@ -102,11 +70,11 @@ def _first(targets: Tensor, wrong: Tensor, expected: str) -> Fault | None:
     return expected, f"{targets[tuple(places[0])].item():g} for example {int(places[0, 0])}, one of {len(places)}"
 
 
-TASKS: Final[Mapping[TaskName, TaskRow]] = {
-    "classification": TaskRow(("class", "classes"), "logits", _of_classes, frequencies=True, labels=True),
-    "multi-label": TaskRow(("label", "labels"), "logits", _of_labels, frequencies=True),
-    "regression": TaskRow(("target", "targets"), "values", _of_values, is_scaled=True),
-    "next-token": TaskRow(("token", "tokens"), "logits", _of_tokens, by_place=True),
+_FAULTS: Final[Mapping[TaskName, Callable[[Tensor, int, int], Fault | None]]] = {
+    "classification": _of_classes,
+    "multi-label": _of_labels,
+    "regression": _of_values,
+    "next-token": _of_tokens,
 }
 
 
@@ -123,4 +91,4 @@ def as_task_has_them(task: TaskName, targets: Tensor) -> Tensor:
 
 def fault_of_targets(task: TaskName, targets: Tensor, *, num_examples: int, num_outputs: int) -> Fault | None:
     """Return what targets must be and what came, where they are otherwise; None where they are as they must be."""
-    return TASKS[task].fault(targets, num_examples, num_outputs)
+    return _FAULTS[task](targets, num_examples, num_outputs)

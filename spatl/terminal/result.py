@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from spatl.artifacts.model_files import MODEL, WEIGHTS
+from spatl.artifacts.names import MODEL, WEIGHTS
 from spatl.report.result import RunResult
 from spatl.runs.files import CLIENTS, CURVES, HISTORY, LEDGER, REPORT, SUMMARY
 from spatl.runs.records import excluded_line

@@ -4,24 +4,21 @@ It is done wherever a client trains and nowhere else: not where statistics are g
 evaluated. An example is another one in each epoch, and the same one in each run of the same seed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spatl.errors import ConfigError, DataError, ModelError, SpatlError, told
-from spatl.extensions.references import Door, is_reference, resolve, row_of
+from spatl.errors import DataError, ModelError, SpatlError, told
+from spatl.extensions.references import is_reference, resolve, row_of
 from spatl.tensors.inputs import Inputs, NamedInputs, shapes_of
+from spatl.training.augmentations import AUGMENTATION_DOOR, AUGMENTATIONS
 
 Augmentation = Callable[[Inputs, torch.Generator], Inputs]
 """`augmentation(inputs, generator)` returns other inputs of the same shapes; the generator is on the CPU."""
 
-AUGMENTATION_DOOR: Final = Door(
-    "augmentation", "training.augmentation", "package.module:augment", error=ConfigError,
-    expected="a function of a batch's inputs and a torch.Generator that returns inputs of the same shapes",
-)  # fmt: skip
 _MARGIN: Final = 8
 _NOISE: Final = 0.1
 
@@ -52,10 +49,6 @@ def noise(inputs: Tensor, generator: torch.Generator) -> Tensor:
     return inputs + _NOISE * drawn.to(inputs.device, inputs.dtype)
 
 
-AUGMENTATIONS: Final[Mapping[str, Callable[[Tensor, torch.Generator], Tensor]]] = {
-    "crop": crop, "flip": flip, "noise": noise,
-}  # fmt: skip
-"""Those that are built in."""
 _OF_IMAGES: Final = ("crop", "flip")
 
 

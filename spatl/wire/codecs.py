@@ -1,22 +1,42 @@
-"""Table of codecs, by the name in a config and the number on the wire."""
+"""Table of codecs, by the name in a config; each is made when it is asked for, and has its number on the wire."""
 
-from spatl.wire.adaptive import Adaptive
-from spatl.wire.codec import Codec
-from spatl.wire.dithered import Dithered
-from spatl.wire.floats import Float16, Float32
-from spatl.wire.levels import NormLevels
-from spatl.wire.low_rank import PowerSGD, PowerSGDRank1
-from spatl.wire.quantised import Int4, Int4Entropy, Int8, Int8Entropy, Ternary, TernaryEntropy
-from spatl.wire.rotated import Rotated
-from spatl.wire.signs import ScaledSign
-from spatl.wire.sparse import TopK
+from typing import TYPE_CHECKING, Final
 
-CODECS: dict[str, Codec] = {
-    codec.name: codec
-    for codec in (
-        Float32(), Float16(), Int8(), Int4(), Ternary(), Int8Entropy(), Int4Entropy(), TernaryEntropy(),
-        Adaptive(), Dithered(), TopK(), Rotated(), ScaledSign(), PowerSGD(), NormLevels(), PowerSGDRank1(),
-    )
-}  # fmt: skip
+from spatl.errors import ConfigError
+from spatl.extensions.late import LateModule, LateTable
+from spatl.extensions.references import Door
 
-CODECS_BY_NUMBER: dict[int, Codec] = {codec.number: codec for codec in CODECS.values()}
+if TYPE_CHECKING:
+    from spatl.wire import adaptive, dithered, floats, levels, low_rank, quantised, rotated, signs, sparse
+    from spatl.wire.codec import Codec
+else:
+    adaptive, dithered, floats, levels, low_rank, quantised, rotated, signs, sparse = (
+        LateModule(f"spatl.wire.{name}")
+        for name in (
+            "adaptive", "dithered", "floats", "levels", "low_rank", "quantised", "rotated", "signs", "sparse",
+        )
+    )  # fmt: skip
+
+CODEC_DOOR: Final = Door(
+    "codec", "wire.uplink or wire.downlink", "package.module:Codec", error=ConfigError,
+    expected="a class derived from spatl.wire.codec.Codec, or an object of one",
+)  # fmt: skip
+
+CODECS: "LateTable[Codec]" = LateTable({
+    "float32": floats.Float32,
+    "float16": floats.Float16,
+    "int8": quantised.Int8,
+    "int4": quantised.Int4,
+    "ternary": quantised.Ternary,
+    "int8-entropy": quantised.Int8Entropy,
+    "int4-entropy": quantised.Int4Entropy,
+    "ternary-entropy": quantised.TernaryEntropy,
+    "adaptive": adaptive.Adaptive,
+    "dithered": dithered.Dithered,
+    "topk": sparse.TopK,
+    "eden": rotated.Rotated,
+    "signsgd": signs.ScaledSign,
+    "powersgd": low_rank.PowerSGD,
+    "qsgd": levels.NormLevels,
+    "powersgd-rank1": low_rank.PowerSGDRank1,
+})  # fmt: skip

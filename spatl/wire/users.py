@@ -16,18 +16,14 @@ from torch import Tensor
 from spatl.channels.layout import EncoderLayout, Places
 from spatl.channels.selection import Selection, select_all
 from spatl.errors import ConfigError, SpatlError, UpdateRejected, told
-from spatl.extensions.references import Door, is_reference, resolve, row_of
+from spatl.extensions.references import is_reference, resolve, row_of
 from spatl.seeding import generator, seeded_globals
 from spatl.wire.codec import Codec
-from spatl.wire.codecs import CODECS
+from spatl.wire.codecs import CODEC_DOOR, CODECS
 
 FIRST_NUMBER: Final = 128
 """The number on the wire of the first codec of the user's; those below are SPATL's own."""
 
-CODEC_DOOR: Final = Door(
-    "codec", "wire.uplink or wire.downlink", "package.module:Codec", error=ConfigError,
-    expected="a class derived from spatl.wire.codec.Codec, or an object of one",
-)  # fmt: skip
 _Result = TypeVar("_Result")
 
 

@@ -21,6 +21,7 @@ from clients.store import DirectoryStore
 from server.engines import run_inline
 from server.recorder import Recorder
 from server.strategy import FederationStrategy
+from spatl.disk.locks import alone_in
 from spatl.errors import ConfigError, DamagedState, SpatlError
 from spatl.rounds.admission import Admission, Size
 from spatl.rounds.aggregation import Aggregator
@@ -33,7 +34,6 @@ from spatl.runs.files import CHECKPOINT, CLIENTS_STATES
 from spatl.runs.records import read_lines
 from spatl.runs.state_tensors import StateTensors
 from spatl.runs.states import States
-from spatl.sealed_files import alone_in
 from tests.support.federations import (
     COMPRESSED,
     DENSE,
@@ -256,7 +256,7 @@ def test_resume_goes_on_with_what_is_missing_the_clients_that_train_alone_includ
     assert not (directory / "alone" / "summary.json").exists()
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spatl.runner.draw_curves", kill)
+        patch.setattr("spatl.report.pictures.draw_curves", kill)
         with pytest.raises(Killed):
             resume(directory, on_round_alone=seen.append)
     assert [row["round"] for row in seen] == [1, 2]

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save
 
 from spatl import sealed_files
+from spatl.disk.locks import alone_in, is_locked
 from spatl.errors import DamagedState, SpatlError
-from spatl.sealed_files import StoredTensor, alone_in, as_tensor, is_locked, read_sealed, seal, unseal, write_sealed
+from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
 
 TENSORS = {
     "flag": torch.tensor([True, False, True]),

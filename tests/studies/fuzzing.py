@@ -27,7 +27,6 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.saliency.findings import fault_of
     from spatl.tasks.targets import TASKS
     from spatl.wire.blob import DIGEST_BYTES, with_digest
-    from spatl.wire.codecs import CODECS_BY_NUMBER
     from spatl.wire.download import unpack_download
     from spatl.wire.entropy import LARGEST_INTEGER, decode_integers, encode_integers
     from spatl.wire.findings import unpack_findings
@@ -36,7 +35,7 @@ with atheris.instrument_imports(include=["spatl"]):
     from spatl.wire.varints import read_varint, varint
     from tests.support.blobs import INITIAL, NUM_STATISTICS, SHAPE, Sent, downloads, findings, statistics, updates
     from tests.support.measured import judging_of, told
-    from tests.support.messages import LAYOUT, REPORT, codec_of, unpack
+    from tests.support.messages import CODECS_BY_NUMBER, LAYOUT, REPORT, codec_of, unpack
 
 HEADER = 12
 OWN_HEADER = {1: (4, 8), 2: (2, 8), 3: (2, 0), 4: (2, 0)}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spatl.wire.blob import DIGEST_BYTES, with_digest
 from spatl.wire.codec import Codec
-from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
+from spatl.wire.codecs import CODECS
 from spatl.wire.download import Download
 from spatl.wire.reports import TrainReport
 from spatl.wire.update import Update, pack_update, unpack_update
@@ -19,6 +19,7 @@ from tests.support.layouts import interleaved_layout, make_update
 
 LAYOUT = interleaved_layout([(1, 3), (7, 4), (5, 2)], statistics=3)
 FLOAT32 = CODECS["float32"]
+CODECS_BY_NUMBER = {codec.number: codec for codec in CODECS.values()}
 GENERATOR = torch.Generator()
 REPORT = TrainReport(
     num_examples=100, accuracy=0.5, loss=1.25, train_loss=0.75, keep_ratio=0.5, flops_ratio=0.25, budget_kind=1,

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 import server.deployment.command
-import spatl.runner
+import spatl.report.pictures
 from server.engines import run_inline
 
 
@@ -39,5 +39,5 @@ def link(monkeypatch):
 
     monkeypatch.setattr(server.deployment.command, "started_superlink", superlink)
     for name in ("draw_curves", "write_report"):  # seconds each
-        monkeypatch.setattr(spatl.runner, name, lambda *args, **kwargs: None)
+        monkeypatch.setattr(spatl.report.pictures, name, lambda *args, **kwargs: None)
     return link

@@ -13,9 +13,9 @@ from hypothesis.extra.numpy import arrays
 
 from spatl.config.loading import parse_config
 from spatl.data import Dataset
-from spatl.data.normalisation import Normalisation
+from spatl.data.normalisation import Normalisation, num_scaled
 from spatl.data.own import agree, as_found, describe, fit
-from spatl.data.scaling import deviations_of, merged, moments_of, num_scaled, scaled, scaled_by_training
+from spatl.data.scaling import deviations_of, merged, moments_of, scaled, scaled_by_training
 from spatl.data.sources import load_dataset
 from spatl.errors import ConfigError, DataError
 from spatl.rounds.client_data import load_clients, split_client

@@ -11,7 +11,7 @@ import yaml
 from spatl.console.main import main
 from spatl.data import Dataset
 from spatl.data.brought import dataset_of
-from spatl.data.partition import check_partition
+from spatl.data.partitioners import check_partition
 from spatl.errors import DataError
 from spatl.tasks.targets import IGNORED, TaskName
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spatl.channels.layout import Places
 from spatl.errors import UpdateRejected
-from spatl.wire.codecs import CODECS, CODECS_BY_NUMBER
+from spatl.wire.codecs import CODECS
 from spatl.wire.quantised import dequantise, quantise
 
 FLOATS = ("float32", "float16")
@@ -230,5 +230,6 @@ def test_channels_are_counted_within_the_message():
         assert encoded(name, numbers, far) == encoded(name, numbers, channels)
 
 
-def test_numbers_on_the_wire_are_distinct():
-    assert len(CODECS_BY_NUMBER) == len(CODECS)
+def test_numbers_on_the_wire_are_distinct_and_names_those_of_the_table():
+    assert len({codec.number for codec in CODECS.values()}) == len(CODECS) > 10
+    assert [codec.name for codec in CODECS.values()] == list(CODECS)

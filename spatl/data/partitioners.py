@@ -1,4 +1,4 @@
-"""Partition of one data set among clients, in which no example goes to two of them.
+"""Partitioners by name: which client has which example. NumPy alone, and what they are taken from when one is asked.
 
 `iid` deals the examples out at random in equal shares. `dirichlet` gives clients different mixes of classes: for each
 class, the clients' shares of it are drawn from Dirichlet(alpha), as in Yurochkin et al. (ICML 2019, arXiv 1905.12022)
@@ -8,140 +8,26 @@ LEAF (Caldas et al., 2018, arXiv 1812.01097), and `file` reads a partition of th
 NumPy; the other rows of the table are partitioners of flwr-datasets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from spatl.data import flwr_partitioners
-from spatl.data.own import OWN
 from spatl.data.partition_file import read_partition
 from spatl.data.partition_request import NOBODY, Integers, Request
-from spatl.data.users import PARTITIONER_DOOR, settings_of, split_as_users
-from spatl.errors import DataError, SpatlError, told
-from spatl.extensions.references import is_reference, row_of
-from spatl.seeding import numpy_generator
-from spatl.tasks.targets import TASKS, TaskName
+from spatl.errors import DataError
+from spatl.extensions.references import Door, arguments_for, is_reference, resolve
+from spatl.tasks.rows import TASKS, TaskName
 
+PARTITIONER_DOOR: Final = Door(
+    "partitioner", "partition.name", "package.module:split", error=DataError,
+    expected="a function that returns one tensor of indices per client",
+)  # fmt: skip
+OWN: Final = "own"
+"""The partition of devices each of which has data of its own."""
 _MAX_DRAWS = 1000
-_ALPHA_LOW, _ALPHA_HIGH = 1e-3, 1e6  # outside it the shares are no longer finite, or no longer random
-
-
-def partition(
-    labels: Tensor,
-    *,
-    name: str,
-    num_clients: int,
-    seed: int,
-    alpha: float,
-    labels_per_client: int,
-    min_examples: int,
-    groups: Tensor | None = None,
-    path: str | None = None,
-) -> tuple[Tensor, ...]:
-    """Return each client's examples.
-
-    Args:
-        labels: `[N]`, int64.
-        name: A key of `PARTITIONERS`, or `"package.module:split"` for a function of the user's (`spatl.data.users`).
-        num_clients: How many clients, at least 1.
-        seed: The run's seed.
-        alpha: Concentration of the Dirichlet distribution, in [0.001, 1000000], for the partitioners that draw from it.
-        labels_per_client: How many classes a client sees under `labels`, at least 1.
-        min_examples: What every client gets at least; at least 1.
-        groups: `[N]`, int64, whose each example is by nature, for `natural`.
-        path: The file that says who gets what, for `file`.
-
-    Returns:
-        One int64 tensor of ascending indices per client; no index is in two of them, and every index in `[0, N)` is in
-        one where the partitioner's entry says that it is complete.
-
-    Raises:
-        DataError: The name is unknown, a value is out of range, a package is missing, or the examples do not suffice
-            for the clients.
-    """
-    _check_values(labels, num_clients=num_clients, alpha=alpha, min_examples=min_examples)
-    if is_reference(name):
-        parts = split_as_users(
-            name, num_clients=num_clients, seed=seed, labels=labels.cpu(), alpha=alpha,
-            labels_per_client=labels_per_client, min_examples=min_examples, groups=groups,
-        )  # fmt: skip
-    else:
-        request = Request(
-            labels=labels.cpu().numpy(),
-            groups=None if groups is None else groups.cpu().numpy(),
-            num_clients=num_clients,
-            alpha=alpha,
-            labels_per_client=labels_per_client,
-            min_examples=min_examples,
-            path=path,
-        )
-        owners = _owners(name, request, seed)
-        parts = tuple(torch.from_numpy(np.flatnonzero(owners == client)) for client in range(num_clients))
-    smallest = min(range(num_clients), key=lambda client: len(parts[client]))
-    if len(parts[smallest]) < min_examples:
-        raise DataError(
-            f"the partition {name} gives client {smallest} {len(parts[smallest])} of at least {min_examples} examples: "
-            "lower num_clients or min_examples, or take another seed"
-        )
-    return parts
-
-
-def check_partition(name: str, task: TaskName) -> None:
-    """Raise where a partitioner goes by labels and the examples of a task have none; a regression's go by tenths.
-
-    Raises:
-        DataError: That is so.
-    """
-    entry = PARTITIONERS.get(name)
-    if entry is not None and entry.by_label and not (TASKS[task].labels or TASKS[task].is_scaled):
-        raise DataError(
-            f"partition.name: {name} shares examples out by their classes, which those of {task} have not: take iid, "
-            "quantity, natural (by owners), or file"
-        )
-
-
-def partition_settings(name: str) -> tuple[str, ...]:
-    """Return the settings of the config's section `partition` that a partitioner reads, beside the number of clients.
-
-    One of the user's is imported for that: it reads those that its signature names, and `min_examples`.
-
-    Raises:
-        DataError: The user's is not there, or none.
-    """
-    if is_reference(name):
-        return (*settings_of(name, ("alpha", "labels_per_client")), "min_examples")
-    return PARTITIONERS[name].settings
-
-
-def _owners(name: str, request: Request, seed: int) -> Integers:
-    """Return the client `[N]` of each example by a row of the table."""
-    row = row_of(name, PARTITIONERS, PARTITIONER_DOOR)
-    try:
-        return row.partitioner(numpy_generator(seed, "partition"), request)
-    except SpatlError:
-        raise
-    except Exception as error:  # of a library that a partitioner is taken from
-        raise DataError(f"the partitioner {name} failed: {told(error)}") from error
-
-
-def _check_values(labels: Tensor, *, num_clients: int, alpha: float, min_examples: int) -> None:
-    """Raise a `DataError` unless the labels are int64 `[N]`, and the settings in range and within their number."""
-    if labels.dim() != 1 or labels.dtype != torch.int64:
-        raise DataError(
-            f"labels must be int64 [N], got {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
-        )
-    if num_clients < 1 or min_examples < 1:
-        raise DataError(f"num_clients and min_examples must be at least 1, got {num_clients} and {min_examples}")
-    if not _ALPHA_LOW <= alpha <= _ALPHA_HIGH:
-        raise DataError(f"alpha must be in [{_ALPHA_LOW:g}, {_ALPHA_HIGH:.0f}], got {alpha}")
-    if num_clients * min_examples > len(labels):
-        raise DataError(
-            f"{num_clients} clients with at least {min_examples} examples each need {num_clients * min_examples} "
-            f"examples, got {len(labels)}: lower num_clients or min_examples"
-        )
 
 
 Partitioner = Callable[[np.random.Generator, Request], Integers]
@@ -296,3 +182,40 @@ PARTITIONERS: dict[str, PartitionerEntry] = {
         source="Li et al. 2022 (NIID-Bench); flwr-datasets, SizePartitioner",
     ),
 }
+
+
+def check_partition(name: str, task: TaskName) -> None:
+    """Raise where a partitioner goes by labels and the examples of a task have none; a regression's go by tenths.
+
+    Raises:
+        DataError: That is so.
+    """
+    entry = PARTITIONERS.get(name)
+    if entry is not None and entry.by_label and not (TASKS[task].labels or TASKS[task].is_scaled):
+        raise DataError(
+            f"partition.name: {name} shares examples out by their classes, which those of {task} have not: take iid, "
+            "quantity, natural (by owners), or file"
+        )
+
+
+def partition_settings(name: str) -> tuple[str, ...]:
+    """Return the settings of the config's section `partition` that a partitioner reads, beside the number of clients.
+
+    One of the user's is imported for that: it reads those that its signature names, and `min_examples`.
+
+    Raises:
+        DataError: The user's is not there, or none.
+    """
+    if is_reference(name):
+        return (*_settings_of(name, ("alpha", "labels_per_client")), "min_examples")
+    return PARTITIONERS[name].settings
+
+
+def _settings_of(reference: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Return which of some settings a partitioner of the user's own reads, as its signature names them."""
+    split = resolve(reference, PARTITIONER_DOOR, accepts=callable)
+    given = arguments_for(split, what="", offered=dict.fromkeys((*known, *_ALWAYS_OFFERED)), error=DataError)
+    return tuple(name for name in known if name in given)
+
+
+_ALWAYS_OFFERED: Final = ("labels", "num_clients", "seed", "groups")

@@ -1,0 +1,1 @@
+"""Files that are replaced whole, and written by one process at a time."""
