@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatl.data.checks import missing_package, one_line
-from spatl.data.hub import hub_splits, is_saved, plain_columns, saved_splits
+from spatl.data.hub import hub_splits, is_saved, saved_splits
 from spatl.data.labels import listed
 from spatl.errors import DataError, did_you_mean
 from spatl.pixels.files import LARGEST_VALUE
@@ -28,13 +28,15 @@ class Cells:
         cells: By name, texts of a text file and values of any type of another.
         rows: By file or split, the number by which each of its rows is called: of a file of text the line it begins in.
         splits: The name of each row's split where the tables came in several, of other names than files have.
+        classes: By column that holds classes the source has named, their names in its order.
     """
 
     def __init__(
         self, root: Path | str, names: Sequence[str], cells: Mapping[str, list[Any]],
         rows: Mapping[Path | str, Sequence[int]], splits: Sequence[str] | None = None,
+        classes: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:  # fmt: skip
-        self.root, self.names, self.splits = root, tuple(names), splits
+        self.root, self.names, self.splits, self.classes = root, tuple(names), splits, dict(classes or {})
         self._cells, self._rows = cells, rows
 
     @classmethod
@@ -80,7 +82,7 @@ class Cells:
         """Put tables of the library `datasets` one below the other."""
         cells: dict[str, list[Any]] = {}
         for split, table in tables.items():
-            found = plain_columns(table)
+            found = _plain_columns(table)
             if cells and found.keys() != cells.keys():
                 odd = sorted(found.keys() ^ cells.keys())
                 raise DataError(
@@ -94,7 +96,7 @@ class Cells:
         if not any(map(len, rows.values())):
             raise DataError(f"table: {root} has no row")
         named = [split for split, table in tables.items() for _ in range(len(table))] if len(tables) > 1 else None
-        return cls(root, list(cells), cells, rows, named)
+        return cls(root, list(cells), cells, rows, named, _named_classes(list(tables.values())))
 
     def check_has(self, name: str) -> None:
         """Raise a `DataError` where there is no such column."""
@@ -109,6 +111,10 @@ class Cells:
                 return f"{'row' if isinstance(numbers, range) else 'line'} {numbers[row]} of {file}"
             row -= len(numbers)
         raise IndexError(row)
+
+    def values(self, name: str) -> list[Any]:
+        """Return a column's cells as they were read."""
+        return self._cells[name]
 
     def texts(self, name: str) -> list[str]:
         """Return a column's cells as texts.
@@ -152,6 +158,30 @@ class Cells:
         found = "an empty cell" if cell is None or str(cell).strip() == "" else repr(cell)[:60]
         more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
         return DataError(f"table: the column {name!r} {expected}, got {found} in {self.place(wrong[0])}{more}")
+
+
+def _plain_columns(table: Any) -> dict[str, list[Any]]:
+    """Return a table's columns as lists of Python's values; numbers that stand for named classes as their names."""
+    columns: dict[str, list[Any]] = table.with_format("arrow")[:].to_pydict()
+    for name, feature in table.features.items():
+        if (names := getattr(feature, "names", None)) is not None:
+            columns[name] = [
+                names[cell] if type(cell) is int and 0 <= cell < len(names) else None for cell in columns[name]
+            ]
+    return columns
+
+
+def _named_classes(tables: Sequence[Any]) -> dict[str, tuple[str, ...]]:
+    """Return the names of classes by column, in the order in which all of these tables have them."""
+    named = [
+        {
+            name: tuple(map(str.strip, each.names))
+            for name, each in table.features.items()
+            if getattr(each, "names", None)
+        }
+        for table in tables
+    ]
+    return {name: names for name, names in named[0].items() if all(each.get(name) == names for each in named)}
 
 
 def _from_1(number: int) -> range:

@@ -311,17 +311,6 @@ def _reading(dataset: str, path: Path) -> Iterator[None]:
         raise DataError(f"{dataset}: cannot read {path}: {_reason(error)}") from error
 
 
-def plain_columns(table: Any) -> dict[str, list[Any]]:
-    """Return a table's columns as lists of Python's values; numbers that stand for named classes as their names."""
-    columns: dict[str, list[Any]] = table.with_format("arrow")[:].to_pydict()
-    for name, feature in table.features.items():
-        if (names := getattr(feature, "names", None)) is not None:
-            columns[name] = [
-                names[cell] if type(cell) is int and 0 <= cell < len(names) else None for cell in columns[name]
-            ]
-    return columns
-
-
 def _file_splits(library: ModuleType, path: Path) -> dict[str, Any]:
     files = sorted(file for file in path.rglob("*") if file.suffix in _FORMATS and not is_hidden(file, path))
     files = [file for file in files if not file.match("cache-*.arrow")]  # what the library's transformations leave

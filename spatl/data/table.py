@@ -13,7 +13,9 @@ from spatl.data.checks import check_switch, check_text, path_option
 from spatl.data.dataset import SPLITS, Dataset
 from spatl.data.hub import check_source
 from spatl.data.images import numbered
-from spatl.data.labels import class_labels, listed
+from spatl.data.labels import listed
+from spatl.data.sequences import sequences
+from spatl.data.table_targets import targets_in
 from spatl.errors import DataError
 from spatl.tasks.targets import TaskName
 
@@ -34,6 +36,8 @@ def table(
     split: str | None = None,
     columns: Sequence[str] | None = None,
     categories: Sequence[str] | Mapping[str, Sequence[str]] = (),
+    sequence: str | None = None,
+    length: int | None = None,
     delimiter: str | None = None,
     pool: bool = False,
     name: str | None = None,
@@ -56,6 +60,9 @@ def table(
         columns: The columns that the model sees; all the others if not given.
         categories: Those of them whose values, numbers or texts, are categories: each value becomes a column of 0 and
             1. A mapping names the values, which are then the same in each device's file.
+        sequence: In place of columns, one that holds lists of numbers, as Parquet and the library `datasets` can: whole
+            numbers are tokens, of which each predicts the next where `target` names no such list, others a series.
+        length: To how many numbers such lists are cut, or padded with 0; all must have one length if not given.
         delimiter: What is between the cells of a text file; a comma, or a tabulator in `.tsv`.
         pool: Whether the split is passed over, and each client draws its own.
         name: A data set of the Hugging Face hub in place of a path, e.g. `owner/name`; needs `hub`.
@@ -65,7 +72,7 @@ def table(
         task: What the target is for, as of `task.name`.
 
     Returns:
-        Inputs `[N, F]`, float32, as found; each is scaled by itself (`data.normalisation`).
+        Inputs `[N, F]`, float32, as found, of which each is scaled by itself (`data.normalisation`); or sequences.
 
     Raises:
         DataError: The file is not there or no table, a column is not there, or a cell is not what its column must hold.
@@ -74,15 +81,42 @@ def table(
     check_switch("table", "hub", hub)
     cells = _cells(path, delimiter, name=name, hub=hub, subset=subset, revision=revision)
     targets = _names("target", target)
+    if _has_lists(sequence, length, columns, categories):
+        splits = None if pool else _splits(cells, split)
+        return sequences(cells, str(sequence), targets=targets, owner=owner, splits=splits, length=length, task=task)
     shown = _shown(cells, targets, owner, split, columns)
-    inputs = _inputs(cells, shown, categories)
-    values, names, notes = _targets(cells, targets, task)
+    splits = None if pool else _splits(cells, split)
+    return _rows(cells, _inputs(cells, shown, categories), targets, owner=owner, splits=splits, task=task)
+
+
+def _rows(
+    cells: Cells, inputs: NDArray[np.float32], targets: list[str], *, owner: str | None, splits: Tensor | None,
+    task: TaskName,
+) -> Dataset:  # fmt: skip
+    """Return the rows of a table as examples, given what a model sees of them."""
+    found = targets_in(cells, targets, task)
     groups, owners = (None, ()) if owner is None else numbered(np.array(cells.texts(owner)))
     return Dataset(
-        "table", torch.from_numpy(inputs), values, num_classes=len(names), class_names=names, notes=notes,
-        groups=None if groups is None else torch.from_numpy(groups), group_names=owners,
-        splits=None if pool else _splits(cells, split), scale="feature", task=task,
+        "table", torch.from_numpy(inputs), found.values, num_classes=len(found.names), class_names=found.names,
+        notes=found.notes, groups=None if groups is None else torch.from_numpy(groups), group_names=owners,
+        splits=splits, scale="feature", task=task,
     )  # fmt: skip
+
+
+def _has_lists(sequence: object, length: object, columns: object, categories: object) -> bool:
+    """Return whether a column of lists is what a model sees.
+
+    Raises:
+        DataError: Options go together that do not.
+    """
+    if sequence is None and length is None:
+        return False
+    if not isinstance(sequence, str) or columns is not None or categories:
+        raise DataError(
+            "table: data.options.sequence names the column of lists that a model sees, with length, and without "
+            f"columns and categories, got sequence={sequence!r:.60} and length={length!r:.60}"
+        )
+    return True
 
 
 def _cells(
@@ -175,36 +209,6 @@ def _one_hot(cells: Cells, name: str, given: Sequence[str] | None) -> NDArray[np
     hot = np.zeros((len(texts), len(values)), dtype=np.float32)
     hot[np.arange(len(texts)), [place[text] for text in texts]] = 1.0
     return hot
-
-
-def _targets(cells: Cells, names: list[str], task: TaskName) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
-    """Return targets as the task has them, the names of the outputs, and what to tell of them."""
-    if task == "classification":
-        if len(names) > 1:
-            raise DataError(
-                f"table: a classification has one target, got {listed(names)}; for several labels of 0 and 1 set "
-                "task.name: multi-label"
-            )
-        values = cells.texts(names[0])
-        numeric = all(_is_number(value) for value in values)
-        labels = class_labels("table", np.array(values, dtype=np.float64) if numeric else np.array(values))
-        return torch.from_numpy(labels.numbers), labels.names, labels.notes
-    if task not in ("regression", "multi-label"):
-        raise DataError(f"table: a table has no targets for the task {task}: take classification or regression")
-    advice = f", the targets of {task}"
-    found = np.stack([cells.numbers(name, advice=advice) for name in names], axis=1).astype(np.float32)
-    for column, name in enumerate(names if task == "multi-label" else ()):
-        if len(wrong := np.flatnonzero(~np.isin(found[:, column], (0, 1)))):
-            raise cells.misfit(name, "must hold 0 or 1", wrong.tolist(), found[:, column].tolist())
-    return torch.from_numpy(found), tuple(names), ()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _splits(cells: Cells, name: str | None) -> Tensor | None:
