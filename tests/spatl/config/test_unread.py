@@ -89,6 +89,7 @@ def test_a_setting_that_was_given_and_is_not_read_is_told(method: str, setting: 
         ({"method": "feddyn", "control": {"damping": 0.5}}, "control.damping"),
         ({"method": "ditto", "report": {"best": True}}, "report.best"),
         ({"training": {"beta_1": 0.5}}, "training.beta_1"),
+        ({"training": {"batch_norm": "shared", "calibration_examples": 9}}, "training.calibration_examples"),
         ({"method": "fedavg", "training": {"optimizer": "adam", "momentum": 0.5}}, "training.momentum"),
         ({"training": {"schedule": "cosine", "step_rounds": 5}}, "training.step_rounds"),
         ({"selection": {"selector": "all", "keep_ratio": 0.5}}, "selection.keep_ratio"),
