@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spatl.data.arrays import dataset_of_arrays, misfit
 from spatl.data.dataset import SPLITS, Dataset, misfits
+from spatl.data.gathering import array_of, items_of, kind_of
 from spatl.data.images import numbered
 from spatl.data.labels import MAX_CLASSES, class_labels, listed, named_labels, names_given, united
 from spatl.errors import DataError
@@ -19,7 +20,6 @@ from spatl.tasks.targets import IGNORED, TASKS, TaskName
 from spatl.tensors.inputs import Inputs, NamedInputs, parts_of
 
 _KEYS: Final = ("inputs", "targets", "groups", "splits", "class_names", "num_tokens")
-_MOST_ITEMS: Final = 100_000_000
 EXPECTED: Final = (
     "a spatl.data.Dataset, a pair (inputs, targets), a mapping with inputs and targets, a torch Dataset of such pairs, "
     "or a list or mapping of one of these for each client"
@@ -52,10 +52,16 @@ def dataset_of(found: object, *, name: str, where: str, task: TaskName = "classi
         return examples_of(inputs, targets, name=name, where=where, task=task)
     if are_of_clients(found):
         return _of_clients(found, name=name, where=where, task=task)
-    if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
-        inputs, targets = _items_of(found, where)
+    if _has_items(found):
+        inputs, targets = items_of(found, where)
         return examples_of(inputs, targets, name=name, where=where, task=task)
-    raise DataError(f"{where} must return {EXPECTED}, got {_kind(found)}")
+    raise DataError(f"{where} must return {EXPECTED}, got {kind_of(found)}")
+
+
+def _has_items(found: object) -> bool:
+    """Return whether what a user brought may be a data set of PyTorch: it has items, and is nothing that has others."""
+    is_one = hasattr(found, "__getitem__") and hasattr(found, "__len__")
+    return is_one and not isinstance(found, str | bytes | Mapping | np.ndarray | Tensor)
 
 
 def are_of_clients(found: object) -> TypeGuard[Mapping[Any, Any] | Sequence[Any]]:
@@ -107,6 +113,7 @@ def examples_of(
         values = _input(array_of(inputs, where), f"{where}: inputs")
         length = len(values)
         scale = "none" if not values.is_floating_point() else "feature" if values.dim() == 2 else "channel"
+    num_tokens = None if num_tokens is None else _count(num_tokens, where)
     given, aims = names_given(class_names, where), array_of(targets, where)
     if given and TASKS[task].labels:
         labels = named_labels(name, aims, given)
@@ -115,6 +122,8 @@ def examples_of(
         found, names, told = targets_of(aims, task, name=name, where=where, inputs=values, num_tokens=num_tokens)
     if len(found) != length:
         raise DataError(f"{where}: targets must be {length}, one per example, got {len(found)}")
+    if given and len(given) != len(names) and not TASKS[task].by_place:
+        raise DataError(f"{where}: class_names must be {len(names)}, one for each output, got {len(given)}")
     names = given or names
     owned, owners = (None, ()) if groups is None else _groups(array_of(groups, where), length, where)
     return Dataset(
@@ -123,26 +132,6 @@ def examples_of(
         splits=None if splits is None else _splits(array_of(splits, where), length, where),
         num_tokens=len(names) if TASKS[task].by_place else num_tokens, task=task,
     )  # fmt: skip
-
-
-def array_of(values: object, where: str) -> NDArray[Any]:
-    """Return values as an array.
-
-    Raises:
-        DataError: They are of unequal lengths, or objects.
-    """
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return values.float().numpy() if values.dtype in (torch.bfloat16, torch.float16) else values.numpy()
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise DataError(
-            f"{where}: examples must all have one shape; pad or cut what has unequal lengths ({error})"
-        ) from error
-    if array.dtype.kind not in "biufU":
-        raise misfit(where, "expected numbers or texts", array)
-    return array
 
 
 def targets_of(
@@ -173,7 +162,7 @@ def _next_tokens(
     """Return the next token at each place of sequences `[N, T]`, and the names of the tokens: their numbers."""
     if values.dtype.kind not in "iu" or values.ndim != 2:
         raise misfit(where, "the targets of next-token must be whole numbers [N, T], the token after each", values)
-    tokens = torch.from_numpy(values.astype(np.int64))
+    tokens = _whole(values, where)
     seen = [each for _, each in parts_of(inputs) if not each.is_floating_point()]
     if isinstance(inputs, Tensor) and seen and inputs.shape[1:2] != tokens.shape[1:]:
         raise DataError(
@@ -202,12 +191,25 @@ def _input(array: NDArray[Any], what: str) -> Tensor:
             raise DataError(
                 f"{what} of whole numbers are tokens, which are 0 or more, got {lowest}; give other numbers as floats"
             )
-        return torch.from_numpy(array.astype(np.int64))
+        return _whole(array, what)
     values = array.astype(np.float32)
     fits = np.asarray((np.abs(values) <= LARGEST_VALUE).reshape(len(values), -1).all(axis=1))  # NaN does not, either
     if not fits.all():
         raise DataError(f"{what} must be finite and at most {LARGEST_VALUE:g} in size, got {misfits(fits)}")
     return torch.from_numpy(values)
+
+
+def _count(num_tokens: object, where: str) -> int:
+    if isinstance(num_tokens, bool) or not isinstance(num_tokens, int | np.integer) or num_tokens < 1:
+        raise DataError(f"{where}: num_tokens must be a whole number from 1, got {num_tokens!r:.60}")
+    return int(num_tokens)
+
+
+def _whole(array: NDArray[Any], what: str) -> Tensor:
+    """Return whole numbers as int64."""
+    if int(array.max()) >= 1 << 63:
+        raise DataError(f"{what}: tokens must be below {MAX_CLASSES:,}, got {int(array.max()):,} (are these ids?)")
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def _are_images(array: NDArray[Any]) -> bool:
@@ -356,41 +358,9 @@ def _pair_of(found: object, where: str) -> tuple[Any, Any]:
         return found.inputs, np.array(found.class_names)[found.targets.numpy()] if named else found.targets
     if _is_pair(found):
         return found
-    if hasattr(found, "__getitem__") and hasattr(found, "__len__") and not isinstance(found, str | Mapping):
-        return _items_of(found, where)
-    raise DataError(f"{where}: expected inputs and targets, got {_kind(found)}")
-
-
-def _items_of(found: Any, where: str) -> tuple[Any, Any]:
-    """Return the inputs and targets of a data set of PyTorch, whose items are pairs."""
-    length = len(found)
-    if not 1 <= length <= _MOST_ITEMS:
-        raise DataError(f"{where}: a data set must have an example, got {length}")
-    inputs, targets = [], []
-    for place in range(length):
-        item = found[place]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(f"{where}: each example must be a pair of input and target, got {_kind(item)} at {place}")
-        inputs.append(item[0])
-        targets.append(item[1])
-    if isinstance(inputs[0], Mapping):
-        named = {key: _stacked([each[key] for each in inputs], where) for key in inputs[0]}
-        return named, _stacked(targets, where)
-    return _stacked(inputs, where), _stacked(targets, where)
-
-
-def _stacked(items: Sequence[Any], where: str) -> NDArray[Any]:
-    arrays = [array_of(item, where) for item in items]
-    for place, array in enumerate(arrays):
-        if array.shape != arrays[0].shape:
-            raise DataError(
-                f"{where}: all examples must have one shape, got {list(arrays[0].shape)} and {list(array.shape)} at "
-                f"{place}; pad or cut what has unequal lengths"
-            )
-    return np.stack(arrays)
-
-
-def _kind(found: object) -> str:
-    if isinstance(found, tuple | list):
-        return f"a {type(found).__name__} of {len(found)} values"
-    return type(found).__name__
+    if _has_items(found):
+        return items_of(found, where)
+    raise DataError(
+        f"{where}: expected inputs and targets, got {kind_of(found)}; those of all clients together are a pair, or a "
+        "mapping with the keys inputs and targets"
+    )

@@ -10,6 +10,7 @@ from spatl.data import Dataset
 from spatl.data.brought import dataset_of
 from spatl.data.own import Agreement, Description, agree, alone, describe, fit
 from spatl.errors import DataError
+from spatl.report.result import read_run
 from spatl.runs.directory import config_of
 from tests.support.own_data import own_config, serve_devices
 
@@ -124,3 +125,26 @@ def test_a_description_that_cannot_be_is_refused(changes, line):
     content = json.loads(described(5, seed=1, offset=0.0)[0].to_bytes()) | changes
     with pytest.raises(DataError, match=line):
         Description.from_bytes(json.dumps(content).encode())
+
+
+@pytest.mark.slow
+def test_a_test_file_of_the_servers_is_judged_in_the_targets_own_units(tmp_path):
+    """By hand: the mean distance of what the model says from the file's targets, by the scale of the devices alone."""
+    for client in range(3):
+        inputs, targets = values(60, seed=client, offset=10.0)
+        np.savez(tmp_path / f"{client}.npz", inputs=inputs, targets=targets)
+    inputs, targets = values(25, seed=9, offset=1000.0)
+    np.savez(tmp_path / "test.npz", inputs=inputs, targets=targets)
+    config = own_config(
+        task={"name": "regression"}, model={"name": "mlp", "options": {"hidden": [8]}}, rounds=1,
+        report={"test_data": str(tmp_path / "test.npz")},
+    )  # fmt: skip
+    summary = serve_devices(config, tmp_path)
+    agreed = config_of(tmp_path / "run").data.agreed.agreement()
+    model = read_run(tmp_path / "run").model()
+    with torch.no_grad():
+        found = model(torch.from_numpy(agreed.normalisation.apply(inputs)))
+    expected = float((found[:, 0] - torch.from_numpy(targets)).abs().mean())
+    assert summary["global_examples"] == 25
+    assert summary["global_score"] == pytest.approx(expected, rel=1e-4)
+    assert summary["global_score"] > 900

@@ -124,7 +124,7 @@ class Raises:
     ("found", "message"),
     [
         (None, "the loader must return a spatl.data.Dataset, a pair .*, got NoneType"),
-        ((SERIES, LABELS, 1), "client 0: each example must be a pair of input and target, got ndarray at 0"),
+        ((SERIES, LABELS, 1), "client 0: expected inputs and targets, got an array"),
         ({"inputs": SERIES}, "a mapping with inputs must have targets too"),
         ({"inputs": SERIES, "targets": LABELS, "label": 1}, "may have inputs, targets, .* got 'label'"),
         ({"inputs": SERIES, "targets": LABELS[:5]}, "targets must be 6, one per example, got 5"),
