@@ -56,7 +56,7 @@ def test_draws_from_global_generators_follow_the_seed_and_leave_no_trace() -> No
 @pytest.mark.parametrize(
     ("name", "options", "line"),
     [
-        ("images_alone", {}, "each example must be a pair of input and target, got Tensor at 0"),
+        ("images_alone", {}, "a list or mapping of one of these for each client, got an array"),
         ("uneven", {}, r"labels must be whole numbers or texts \[200\], one per image, got int64 \[199\]"),
         ("stripes", {"slnt": 1.0}, r"has no option 'slnt' \(did you mean 'slant'\?\); it takes num_examples, slant"),
         ("stripes", {"seed": 1}, "'seed' is given by the run and cannot be an option"),
