@@ -13,7 +13,7 @@ class NamedInputs(dict[str, Tensor]):
     """Tensors by name, each with one row `[N, ...]` per example; rows are taken from all of them at once.
 
     A network is called with it as with a tensor, `network(inputs)`, and its `forward` gets the tensors as keywords
-    (`spatl.models.inputs.take_named_`).
+    (`spatl.models.inputs.take_inputs_`).
 
     Args:
         tensors: At least one, all with the same N.
