@@ -54,7 +54,14 @@ from spatl.rounds.client import receive, train_round, with_its_control
 from spatl.rounds.client_data import data_digest, describe_own
 from spatl.rounds.client_evaluation import ClientModel, arrived, evaluate_round, gather_round
 from spatl.rounds.client_state import ClientState
-from spatl.rounds.demands import check_binding, check_chosen, check_demands, check_kept, check_mask
+from spatl.rounds.demands import (
+    check_binding,
+    check_chosen,
+    check_demands,
+    check_enough,
+    check_kept,
+    check_mask,
+)
 from spatl.rounds.findings import find_round
 from spatl.rounds.offsets import check_of
 from spatl.rounds.workplace import Workplace
@@ -188,6 +195,8 @@ def _check_demands(context: Context, workplace: Workplace, num_examples: int) ->
     owner, client, budget = owner_of(context), client_of(context), budget_of(context)
     if owner is not None:
         check_demands(workplace.blueprint, client, num_examples, owner.rules.limits)
+        if workplace.config.has_own_data:
+            check_enough(num_examples, owner.rules.leaves.least_examples, "training")
         if not owner.rules.leaves.whole_updates:
             check_chosen(workplace.blueprint, client, budget)
         if budget is not None:
@@ -278,13 +287,14 @@ def findings(message: Message, context: Context) -> Message:
     """Say what the model that was sent does on this client's validation split; nothing is kept of it."""
     if not tells_findings(context):
         raise SpatlError("its owner says that it tells none (--no-findings)")
-    workplace, store = workplace_of(context), store_of(context)
+    workplace, store, owner = workplace_of(context), store_of(context), owner_of(context)
     download = _download(message, context, workplace)
     with store.locked():
         if is_device(context) and workplace.config.may_be_last(download.server_round):
             check_last(directory_of(context), download.server_round, workplace.config)
         model, state = receive(workplace, download, store.load())
-        blob = find_round(workplace, client_of(context), model, state)
+        least = 1 if owner is None or not workplace.config.has_own_data else owner.rules.leaves.least_examples
+        blob = find_round(workplace, client_of(context), model, state, least_examples=least)
     return Message(_content(blob), reply_to=message)
 
 

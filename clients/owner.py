@@ -27,7 +27,7 @@ from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import parse_budget
 from spatl.config.permission import permitted
 from spatl.deployment.sites import replace_private
-from spatl.errors import ConfigError, NotAllowed, NotNow, SpatlError
+from spatl.errors import ConfigError, NotAllowed, NotNow, SpatlError, lacks_memory
 from spatl.extensions.listed import ListedFiles, only_listed
 
 if sys.platform != "win32":
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 _COMMAND_SECONDS = 20.0
 _AGAIN_SECONDS = 5.0
-_NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +99,10 @@ class Owner:
         most: float = getattr(self.rules.limits, setting)
         if num_bytes > most * 1e6:
             raise NotAllowed.of(f"limits.{setting}", f"a message of {num_bytes / 1e6:.4g}", f"{most:g}")
+
+
+class _Overdue(BaseException):
+    """The end of work that takes too long: no error of the work's own, for which anybody on the way would take it."""
 
 
 def owner_of(context: Context) -> Owner | None:
@@ -272,15 +275,18 @@ def _bounded_seconds(seconds: float) -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise NotAllowed.of("limits.seconds", f"more than {seconds:g} for one message", f"{seconds:g}")
+        raise _Overdue
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_SECONDS)  # again, if what was interrupted went on
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    except _Overdue:
+        raise NotAllowed.of("limits.seconds", f"more than {seconds:g} for one message", f"{seconds:g}") from None
 
 
 @contextmanager
@@ -298,18 +304,8 @@ def _bounded_memory(most_bytes: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _lacks_memory(error):
+        if lacks_memory(error):
             raise NotAllowed.of("limits.memory_megabytes", "more", f"{most_bytes / 1e6:,.0f}") from None
         raise
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _lacks_memory(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, MemoryError) or (
-            isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-        ):
-            return True
-        error = error.__cause__
-    return False

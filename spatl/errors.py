@@ -98,6 +98,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+_NO_MEMORY = ("can't allocate memory", "out of memory")
 _FAULTS = {
     errno.ENOSPC: "no space is left on the disk: make room",
     errno.EDQUOT: "the quota of the disk is used up: make room, or have it raised",
@@ -110,6 +111,8 @@ _FAULTS = {
     errno.EIO: "the disk fails: look at the system's log",
     errno.ENOENT: "it is gone: put it back",
     errno.ENOTDIR: "a folder on its way is gone: put it back",
+    errno.ENAMETOOLONG: "the name is too long: give a shorter one",
+    errno.ELOOP: "links lead in a circle: remove one",
     errno.ESTALE: "the network's disk is gone: connect it again",
 }
 
@@ -125,6 +128,17 @@ def system_fault(error: BaseException) -> str | None:
     if not names and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM):
         return None  # nobody could do anything about it
     return f"{names[0] if names else 'a file'}: {_FAULTS[error.errno]}"
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Return whether an exception, or what caused it, is that there is no more memory: Python's, or PyTorch's."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+        ):
+            return True
+        error = error.__cause__
+    return False
 
 
 @contextmanager

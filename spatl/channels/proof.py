@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.channels.perturbation import OUTPUT, Claims, Place, Trials, undisturbed
+from spatl.errors import lacks_memory
 from spatl.seeding import generator
 from spatl.tensors.inputs import Inputs
 
@@ -47,6 +48,8 @@ def refuted(network: nn.Module, values: Mapping[str, Tensor], example: Inputs, c
         with undisturbed(example), torch.no_grad():
             return dict(sorted(_refuted(Trials(network, values, example, claims), claims, groups).items()))
     except Exception as error:  # whatever a user's forward makes of random numbers
+        if lacks_memory(error):
+            raise
         reason = f"the model cannot be tried on random numbers: {' '.join(str(error).split())}"
         return dict.fromkeys(groups, reason)
 

@@ -32,7 +32,7 @@ from spatl.channels.masking import along_inputs
 from spatl.channels.perturbation import Claims
 from spatl.channels.proof import refuted
 from spatl.channels.trace import EncoderTrace
-from spatl.errors import ModelError
+from spatl.errors import ModelError, lacks_memory
 from spatl.models.copies import duplicate
 from spatl.tensors.inputs import Inputs, first_of
 
@@ -299,6 +299,8 @@ def _dependency_groups(
         try:
             graph = tp.DependencyGraph().build_dependency(network, example_inputs=example)
         except Exception as error:  # whatever a user's forward makes it trip over
+            if lacks_memory(error):
+                raise
             logger.warning("the dependency graph cannot follow this model (%s); channels are not coupled", error)
             return
         covered: dict[str, set[int]] = {}
@@ -313,6 +315,8 @@ def _dependency_groups(
             try:
                 group = graph.get_pruning_group(module, pruner.prune_out_channels, rest)
             except Exception as error:
+                if lacks_memory(error):
+                    raise
                 logger.warning("the dependency graph cannot follow layer %s (%s); it is not coupled", name, error)
                 continue
             items = []

@@ -75,6 +75,10 @@ class LeavingRules(OwnersSection):
     """Metrics whose values, and sums over this device's test examples, it tells (`spatl show metrics`): all, or a list
     of names. Those of macro-f1, balanced-accuracy, auroc and average-precision say how often each class or label
     occurs, those of r2 the mean and the spread of the targets."""
+    least_examples: Natural = 5
+    """Fewest examples that anything said of them as a whole may be of, where this device has data of its own: training
+    examples, whose mean and spread it tells when it registers (in each place of an image, where a run says so), and
+    validation examples behind findings. A run divides the data, and may leave one to a split, whose mean it is."""
     least_noise: Above | None = None
     """Least privacy.noise_multiplier of a run; null demands none. The noise is the server's to add (docs/privacy.md):
     this refuses a run that does not say so, and cannot see whether it does."""

@@ -39,15 +39,19 @@ AGGREGATION_DOOR: Final = Door(
 
 Values = TypeVar("Values", bound=tuple[Any, ...])
 
+_LARGEST: Final = 10**15  # which floating point holds exactly, and products of two of which it does not lose
+
 
 def not_a_switch(value: object) -> object:
-    """Return a value, unless it is true or false, which pydantic would take for 1 or 0.
+    """Return a value, unless it is true or false, which pydantic would take for 1 or 0, or a number beyond all uses.
 
     Raises:
         ValueError: It is.
     """
     if isinstance(value, bool):
         raise ValueError(f"must be a number, got {str(value).lower()}")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f"must be at most {_LARGEST}, got a number of {len(str(abs(value)))} digits")
     return value
 
 
@@ -343,7 +347,7 @@ class PrivacyConfig(Section):
 class WireConfig(Section):
     """Codecs of values, per direction."""
 
-    target_ratio: Positive | None = None
+    target_ratio: Annotated[float, BeforeValidator(not_a_switch), Field(ge=1e-3)] | None = None
     """How many times fewer bytes a message may take than the encoder in float32. One knob for both directions: it makes
     `adaptive` as coarse as that asks. A client that missed rounds gets what it missed beside that."""
     uplink: str = "float32"

@@ -45,6 +45,22 @@ def check_demands(blueprint: Blueprint, client: int, num_examples: int, limits: 
             raise NotAllowed.of(f"limits.{name} (model, wire)", f"up to {number:.4g} a round", f"{most:g}")
 
 
+def check_enough(num_examples: int, least: int, split: str) -> None:
+    """Raise where what is said of a split as a whole would be said of too few examples.
+
+    Args:
+        num_examples: Of the split.
+        least: What the owner allows.
+        split: Its name.
+
+    Raises:
+        NotAllowed: They are too few.
+    """
+    if num_examples < least:
+        setting = "leaves.least_examples (data.validation_fraction, data.test_fraction)"
+        raise NotAllowed.of(setting, f"numbers of {num_examples} {split} examples", f"those of {least} or more")
+
+
 def check_binding(blueprint: Blueprint, client: int, budget: Budget, *, source: str) -> None:
     """Raise unless every update of a client will keep the budget of its owner, whatever selects its channels.
 

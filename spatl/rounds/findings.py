@@ -6,6 +6,7 @@ rounds' state changes by it, on neither side, so that it may be asked between an
 
 import logging
 from collections.abc import Iterable
+from typing import Final
 
 import torch
 
@@ -15,6 +16,7 @@ from spatl.rounds.answers import Answer, ClientFailed, read_answers
 from spatl.rounds.blueprint import Blueprint
 from spatl.rounds.client_evaluation import take_statistics_
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.demands import check_enough
 from spatl.rounds.federation import Federation
 from spatl.rounds.server_state import ServerState
 from spatl.rounds.workplace import Workplace
@@ -25,6 +27,9 @@ from spatl.wire.findings import FindingsShape, pack_findings, unpack_findings
 
 logger = logging.getLogger(__name__)
 
+_FEWEST_OF_A_DEVICE: Final = 2
+"""Examples of a class whose mean features go, whatever a run says: that of one is the example as a network sees it."""
+
 
 def findings_shape(blueprint: Blueprint) -> FindingsShape:
     """Return the numbers that both sides know of a federation's findings, from its network."""
@@ -34,7 +39,9 @@ def findings_shape(blueprint: Blueprint) -> FindingsShape:
     return FindingsShape(main_filters(blueprint.model).num_filters, blueprint.dataset.num_classes, num_features)
 
 
-def find_round(workplace: Workplace, client: int, received: Model, state: ClientState) -> bytes:
+def find_round(
+    workplace: Workplace, client: int, received: Model, state: ClientState, *, least_examples: int = 1
+) -> bytes:
     """Find out what a received model does on the client's validation split.
 
     It is the model that the client predicts with, but for its label offset: that of a client whose labels are wrong is
@@ -45,6 +52,8 @@ def find_round(workplace: Workplace, client: int, received: Model, state: Client
         client: The client's partition id.
         received: The server's model, as `receive` returns it.
         state: The client's state, likewise.
+        least_examples: Of fewer validation examples a client tells none, and no prototype of a class of one of them:
+            both are a device's owner's to say.
 
     Returns:
         The packed findings.
@@ -52,6 +61,7 @@ def find_round(workplace: Workplace, client: int, received: Model, state: Client
     Raises:
         UpdateRejected: The run does not ask for them after this round, whatever the server says.
         ModelError: There is no validation example, or the model has diverged.
+        NotAllowed: There are too few.
     """
     blueprint = workplace.blueprint
     config, number = blueprint.config, received.server_round
@@ -60,12 +70,16 @@ def find_round(workplace: Workplace, client: int, received: Model, state: Client
     with workplace.prepared(client, received, state, with_offset=False) as own:
         take_statistics_(own)
         check_examples(len(own.data.validation), f"client {client}")
+        check_enough(len(own.data.validation), least_examples, "validation")
         found = findings_of(
             own.model, own.data.validation, main_filters(own.model), own.data.train.targets,
             num_classes=blueprint.dataset.num_classes,
         )  # fmt: skip
+    fewest = config.report.prototype_examples
+    if fewest is not None and least_examples > 1:
+        fewest = max(fewest, _FEWEST_OF_A_DEVICE)
     return pack_findings(
-        found.without_small_classes(config.report.prototype_examples), blueprint.layout, blueprint.codecs.uplink,
+        found.without_small_classes(fewest), blueprint.layout, blueprint.codecs.uplink,
         server_round=number, version=received.version,
     )  # fmt: skip
 

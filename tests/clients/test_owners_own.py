@@ -126,6 +126,11 @@ def test_data_that_are_made_here_are_used_though_the_owner_has_some_and_no_file_
         ("limits: {steps: 1}", "limits.steps (training.local_steps): this run asks for 3 steps"),
         ("limits: {upload_megabytes: 0.0001}", "limits.upload_megabytes (model, wire): "),
         ("limits: {memory_megabytes: 1}", "limits.memory_megabytes (model, training.batch_size): "),
+        (
+            "leaves: {least_examples: 181}",
+            "leaves.least_examples (data.validation_fraction, data.test_fraction): this "
+            "run asks for numbers of 180 training examples, the owner of this device allows those of 181 or more",
+        ),
         ("budget: {uplink_bytes: 200}", "uplink_bytes"),
         ("", None),
     ],
@@ -143,6 +148,18 @@ def test_nothing_of_an_owners_own_data_is_described_before_the_limits_have_been_
     assert line in told(reply)["refused"]
     assert set(told(reply)) <= {"refused", "partition-id", "check"}
     assert line in lines[0]
+
+
+def test_a_run_cannot_have_a_device_tell_the_mean_of_one_training_example(tmp_path):
+    """Of ten images, one is left to train on: its mean in each place, which would be told, is the image."""
+    write_data(tmp_path / "mine.npz", 10, range(2))
+    asked = {"data": {"name": "npz", "normalisation": "feature", "validation_fraction": 0.45, "test_fraction": 0.45},
+             "partition": {"name": "own", "min_examples": 1}, "method": "fedavg"}  # fmt: skip
+    case = Case(asked, node={"data-dir": str(tmp_path / "mine.npz")})
+    reply, lines = register(context_of(case, tmp_path))
+    assert "leaves.least_examples" in told(reply)["refused"]
+    assert set(told(reply)) <= {"refused", "partition-id", "check"}
+    assert "leaves.least_examples" in lines[0]
 
 
 @pytest.mark.usefixtures("forgets")
@@ -285,6 +302,19 @@ def test_work_that_takes_too_long_is_ended(tmp_path):
     assert reply.error.reason == (
         "limits.seconds: this run asks for more than 2 for one message, the owner of this device allows 2"
     )
+
+
+@pytest.mark.slow
+def test_no_code_on_the_way_takes_the_end_of_its_time_for_an_error_of_its_own(tmp_path):
+    def answers_whatever_befalls(message, context):
+        try:
+            while True:
+                pass
+        except Exception:
+            return Message(RecordDict(), reply_to=message)
+
+    reply = answered(context_of(Case({}, "limits: {seconds: 1}"), tmp_path), answers_whatever_befalls)
+    assert reply.error.reason.startswith("limits.seconds: this run asks for more than 1 ")
 
 
 @pytest.mark.slow

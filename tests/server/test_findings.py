@@ -194,6 +194,26 @@ def test_devices_with_data_of_their_own_tell_of_these(devices: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_device_tells_no_findings_of_few_examples_and_no_features_of_a_single_one(
+    devices: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 200, 120 and 60 images, the run leaves 6, 4 and 2 for validation, and asks for features of classes of one."""
+    rules = devices / "device.yaml"
+    rules.write_text("leaves: {least_examples: 4}")
+    rules.chmod(0o600)
+    config = own_config(
+        rounds=1, report={"findings": "end", "prototype_examples": 1}, data={"name": "npz", "validation_fraction": 0.03}
+    )  # fmt: skip
+    serve_devices(config, devices)
+    assert "leaves.least_examples (data.validation_fraction, data.test_fraction): this run asks for" in caplog.text
+    found = read_findings(devices / "run").by_client
+    assert {client: each.moments.count for client, each in found.items()} == {0: 6, 1: 4}
+    for each in found.values():
+        assert torch.equal(each.prototypes.any(1), each.counts >= 2)
+    assert any(bool((each.counts == 1).any()) for each in found.values())
+
+
+@pytest.mark.slow
 def test_a_device_whose_owner_does_not_want_it_tells_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = make_parser().parse_args(["deploy", "client", "DIR", "--no-findings"])
     node = node_config(

@@ -174,3 +174,15 @@ def test_layers_that_share_or_compute_their_weights_are_never_masked(caplog):
     assert set(trace.readers) == {"head"}
     for name in ("first", "second", "normed"):
         assert f"layer {name} shares or computes its weight" in caplog.text
+
+
+@pytest.mark.parametrize("step", ["build_dependency", "get_pruning_group"])
+def test_channels_that_there_was_no_memory_to_follow_are_not_taken_for_uncoupled(step, monkeypatch):
+    """The same network would have other groups, and another fingerprint, on a machine that is short of memory."""
+
+    def lacks(*arguments, **keywords):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(f"torch_pruning.DependencyGraph.{step}", lacks)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        traced(MixedNet(num_classes=3, in_channels=1), ("head",))

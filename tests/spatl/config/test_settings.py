@@ -40,6 +40,22 @@ def test_a_default_can_be_set_as_it_is_shown_and_is_the_default(setting):
     assert parse_config({**plain, **values}) == parse_config(plain)
 
 
+@pytest.mark.parametrize("value", [10**30, 10**400, 1e308, 1e-308])
+def test_a_number_of_any_size_is_taken_or_refused_as_a_mistake_and_sizes_follow_from_it(value):
+    """A server's config reaches devices: no number of it may end in an error of Python's."""
+    taken = 0
+    for setting in all_settings():
+        values = with_overrides({}, [f"{setting.key}={value}"])
+        try:
+            config = parse_config({"method": "fedavg-calibrated", **values})
+        except ConfigError:
+            continue
+        taken += 1
+        assert config.budget(0).limit < 10**16
+        assert config.wire.target_ratio is None or config.wire.target_ratio >= 1e-3
+    assert taken > 0
+
+
 def test_the_defaults_of_methods_are_those_that_a_run_has():
     for setting in all_settings():
         for method, shown in setting.of_methods.items():
