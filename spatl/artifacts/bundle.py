@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -168,10 +169,13 @@ def _forms(
 
 
 def _save_program(program: ExportedProgram, path: Path) -> None:
+    """Write a program by way of memory: PyTorch's own writer of files ends the process where the disk is full."""
+    content = BytesIO()
     try:
-        torch.export.save(program, path)
+        torch.export.save(program, content)
     except Exception as error:  # what it cannot write, it tells in many ways
         raise ModelError(f"torch.export cannot write the network: {error}") from error
+    path.write_bytes(content.getbuffer())
 
 
 def _write_weights(place: Path, export: Export) -> None:

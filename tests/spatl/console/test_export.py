@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -178,3 +179,30 @@ def test_a_missing_package_is_named_with_its_extra(
         "spatl: exporting a model needs onnx, onnxscript and onnxruntime (onnx is missing): "
         "pip install 'spatl[export]'\n"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the system's limit of a file's size")
+def test_a_program_that_does_not_fit_on_the_disk_is_one_line_and_ends_no_process(
+    exported_run: Path, tmp_path: Path
+) -> None:
+    """By the system's own limit of a file, which stands for a disk that is full."""
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "spatl", "export", str(exported_run), "--out", str(tmp_path / "model")],
+        capture_output=True, text=True, preexec_fn=limit, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == f"spatl: cannot write {tmp_path / 'model'}: File too large"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long_is_one_line(
+    exported_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(exported_run), "--out", str(tmp_path / ("x" * 300))]) == 2
+    assert capsys.readouterr().err.endswith("the name is too long: give a shorter one\n")
