@@ -64,8 +64,8 @@ def store_of(context: Context) -> StateStore:
 def directory_of(context: Context) -> Path:
     """Return the directory of a device's state in a run."""
     run = str(context.run_config.get("run", "")) or str(context.run_id)
-    if not re.fullmatch(r"[0-9A-Za-z-]+", run):
-        raise ConfigError(f"the run's name must be letters, digits and hyphens, got {run!r}")
+    if not re.fullmatch(r"[0-9A-Za-z-]{1,100}", run):
+        raise ConfigError(f"the run's name must be letters, digits and hyphens, 100 at most, got {run!r:.120}")
     return Path(str(context.node_config["state-dir"])) / run
 
 

@@ -67,7 +67,8 @@ class States:
         self._gathers = False
         self._broken = self._closed = False
         with self._naming():
-            name = f"{path.absolute().as_uri()}?mode={'ro' if reads else 'rw'}"
+            mode = "rw" if not reads else "ro&immutable=1" if _is_at_rest(path) else "ro"
+            name = f"{path.absolute().as_uri()}?mode={mode}"
             self._file = sqlite3.connect(
                 name, uri=True, isolation_level=None, timeout=_WAIT_SECONDS, check_same_thread=False
             )
@@ -360,6 +361,12 @@ def _unsealed(data: bytes, what: str) -> bytes:
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a state whose selector, which may be the user's and keep them, shares none with another."""
     return {name: each.clone() if name.startswith("selector/") else each for name, each in tensors.items()}
+
+
+def _is_at_rest(path: Path) -> bool:
+    """Whether nobody writes into a file, nor may this process: SQLite would want an index of the journal beside it."""
+    beside = (path.with_name(f"{path.name}{ending}") for ending in ("-wal", "-journal"))
+    return not os.access(path.parent, os.W_OK) and not any(each.exists() for each in beside)
 
 
 def _identity_of(path: Path) -> tuple[int, ...] | None:

@@ -33,7 +33,7 @@ def test_a_device_keeps_its_state_where_its_node_says(tmp_path):
     assert [kept_state(tmp_path / "run", client) is not None for client in (0, 1)] == [True, False]
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".", "a b"])
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".", "a b", "x" * 300])
 def test_a_server_cannot_name_a_run_out_of_the_devices_directory(tmp_path, name):
     config = tiny_config(partition={"num_clients": 2})
     with pytest.raises(SpatlError, match="letters, digits and hyphens"):

@@ -264,6 +264,24 @@ def test_a_file_that_was_put_back_counts_and_not_what_this_process_knows(tmp_pat
     assert state.control_round == 1
 
 
+def test_states_of_a_run_that_was_stopped_are_read_where_nothing_may_be_written(
+    tmp_path: Path, states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its journal, which the last process takes away; SQLite would make one to read."""
+    states.write(0, numbered(1))
+    place = tmp_path / "other" / CLIENTS_STATES
+    states.settle()
+    place.parent.mkdir(parents=True)
+    shutil.copy(states.path, place)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with reading_states(tmp_path / "other") as found:
+        assert found is not None
+        state = found.read(0)
+        assert list(place.parent.iterdir()) == [place]
+    assert state is not None
+    assert state.to_bytes() == numbered(1).to_bytes()
+
+
 def test_a_part_of_a_model_is_replaced_and_its_damage_noticed(tmp_path: Path, states: States) -> None:
     for client, data in ((2, b"old"), (0, b"zero"), (2, b"new")):
         states.write_part(client, data)
