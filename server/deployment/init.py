@@ -22,6 +22,7 @@ from spatl.deployment.sites import (
     Address,
     ClientSite,
     ServerSite,
+    check_host,
     make_private,
     private_files,
     write_private,
@@ -50,6 +51,8 @@ def init(options: Namespace, console: Console) -> None:
     if directory.exists():
         raise ConfigError(f"{directory} is already there; choose another directory, for keys are never overwritten")
     address = Address.parse(options.address)
+    for name in options.names:
+        check_host(name.removeprefix("*."))  # of all hosts of a domain
     values = read_config(options.config, options.overrides)
     section = values.get("partition") or {}
     given = not isinstance(section, dict) or section.get("name") is not None

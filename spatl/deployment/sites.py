@@ -13,9 +13,10 @@ Directories are their owner's alone (0700), and so is every file (0600).
 import ipaddress
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +41,31 @@ NO_FINDINGS = "none"
 _PRIVATE_FILE = 0o600
 _PRIVATE_DIRECTORY = 0o700
 _LARGEST_PORT = 65535
+_LONGEST_HOST = 253
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
+
+def check_host(host: str) -> None:
+    """Raise unless a text is an IP address, or a host's name that a certificate can be good for.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        labels = host.removesuffix(".").split(".")
+    else:
+        return
+    if len(host) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit():
+        return
+    ascii_form = ""
+    with suppress(UnicodeError):
+        ascii_form = host.encode("idna").decode() if not host.isascii() else ""
+    raise ConfigError(
+        "expected an IP address, or a host's name of letters, digits, hyphens and dots, got "
+        f"{host!r:.80}" + (f"; in these letters it is {ascii_form}" if ascii_form else "")
+    )
 
 
 @dataclass(frozen=True)
@@ -60,13 +86,20 @@ class Address:
         bare = host.removeprefix("[").removesuffix("]")
         bracketed = host != bare
         try:
-            valid = bool(colon and bare) and 0 < int(port) <= _LARGEST_PORT and bracketed == (":" in bare)
+            valid = (
+                bool(colon and bare)
+                and port.isascii()
+                and 0 < int(port) <= _LARGEST_PORT
+                and bracketed == (":" in bare)
+            )
             if bracketed:
                 ipaddress.IPv6Address(bare)
         except ValueError:
             valid = False
         if not valid or any(character.isspace() or character in "/@" for character in bare):
             raise ConfigError(f"expected an address as host:port or [IPv6]:port, got {text!r}")
+        if not bracketed:
+            check_host(bare)
         return cls(bare, int(port))
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ import pytest
 from spatl.deployment.sites import (
     Address,
     ClientSite,
+    check_host,
     check_private,
     make_private,
     read_client_site,
@@ -33,6 +34,22 @@ def test_an_address_is_read_and_written_alike(text, host, port):
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(ConfigError, match="expected an address"):
         Address.parse(text)
+
+
+@pytest.mark.parametrize("host", ["my_host.local", "a", "A-1.example.org.", "xn--bcher-kva.example", "::1", "10.0.0.1"])
+def test_a_host_is_an_address_or_a_name_that_a_certificate_can_be_good_for(host):
+    check_host(host)
+
+
+@pytest.mark.parametrize("host", ["", "*", "a b", "-a", "a-", "a..b", "192.168.1.300", "a" * 64, "a." * 130, "a/b"])
+def test_what_is_no_host_is_refused(host):
+    with pytest.raises(ConfigError, match="expected an IP address, or a host's name"):
+        check_host(host)
+
+
+def test_an_international_name_is_told_in_the_letters_of_certificates():
+    with pytest.raises(ConfigError, match=r"in these letters it is xn--bcher-kva\.example$"):
+        Address.parse("b\u00fccher.example:9092")
 
 
 @pytest.mark.parametrize(
