@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from clients.app import app
 from server.grids import InProcessGrid
 from spatl.config.loading import parse_config
+from spatl.extensions.late import import_late_modules
 from spatl.wire.blob import RECORD
 from spatl.wire.registration import RegistrationQuestion
 from tests.support.federations import tiny_config
@@ -119,6 +120,7 @@ def main() -> None:
     """Register for each case that standard input holds."""
     global _watching
     base = Path(sys.argv[1])
+    import_late_modules()
     register(context_of(Case({}), base / "warm-up"))  # what is imported late by anybody is there now
     sys.addaudithook(_hook)
     for name, values in json.load(sys.stdin).items():
