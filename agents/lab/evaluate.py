@@ -7,10 +7,9 @@ Differences are paired: between two rows for the same network, averaged over its
 """
 
 import math
-import multiprocessing
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +18,7 @@ import torch
 
 from agents.lab.figures import draw_yardsticks
 from agents.lab.networks import candidate, local_training, pooled_training, recalibrated_copy, worth_and_trial
+from agents.lab.pool import process_pool
 from agents.lab.yardsticks import YARDSTICKS, Setting, num_evaluations, residual_streams
 from agents.policy import load_policy
 from agents.selection_problem import Problem
@@ -191,7 +191,7 @@ def _pool(workers: int) -> Executor:
     """Make a pool of one process per worker; a single worker is a thread of this one."""
     if workers == 1:
         return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    return process_pool(workers)
 
 
 def networks_of(records: Sequence[Record]) -> list[str]:

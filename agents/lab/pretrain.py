@@ -4,9 +4,7 @@ The networks learn the handwritten digits, half of them under noise that keeps t
 taken early and late in its training, as a federation's rounds would meet it. No test split is looked at.
 """
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from agents.lab.environment import Case, SelectionEnv
 from agents.lab.networks import Candidate, Trained, candidate, local_training, pooled_training, worth_and_trial
+from agents.lab.pool import process_pool
 from agents.lab.ppo import train_policy
 from agents.measurement import Trial, reward
 from agents.policy import save_policy, ship_policy
@@ -138,9 +137,8 @@ def _train_networks(
     sources: Sequence[Source], seed: int, on_network: OnNetwork
 ) -> list[tuple[Source, list[Trained], int]]:
     on_network(0, len(sources))
-    context = multiprocessing.get_context("spawn")
     results = []
-    with ProcessPoolExecutor(_WORKERS, mp_context=context) as pool:
+    with process_pool(_WORKERS) as pool:
         for done, result in enumerate(pool.map(_train_network, sources, [seed] * len(sources)), start=1):
             results.append(result)
             on_network(done, len(sources))
