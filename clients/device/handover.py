@@ -19,9 +19,15 @@ def command(path: os.PathLike[str]) -> list[str]:
     return [sys.executable, "-S", "-E", __file__, os.fspath(path)]
 
 
+_WATCH_SECONDS = 2.0
+
+
 def main() -> None:
-    """Hand the message over, wait for the end, and exit with its status."""
-    path, arguments = sys.argv[1], sys.argv[2:]
+    """Hand the message over, wait for the end, and exit with its status; end once the process that started it is gone.
+
+    What Flower does to end with its SuperNode does not reach a fork that waits for an answer of that SuperNode.
+    """
+    path, arguments, parent = sys.argv[1], sys.argv[2:], os.getppid()
     here = os.getcwd()
     request = {"arguments": ["flwr-clientapp", *arguments], "environment": dict(os.environ), "directory": here}
     connection = socket.socket(socket.AF_UNIX)
@@ -35,10 +41,16 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "clients.device.message_process", *arguments])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, lambda received, frame: connection.send(bytes([received])))
-    try:
-        status = connection.recv(1)
-    except OSError:
-        status = b""
+    connection.settimeout(_WATCH_SECONDS)
+    status = b""
+    while os.getppid() == parent:
+        try:
+            status = connection.recv(1)
+        except TimeoutError:
+            continue
+        except OSError:
+            pass
+        break
     sys.exit(status[0] if status else 1)
 
 

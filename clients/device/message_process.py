@@ -16,6 +16,7 @@ from flwr.supercore.tls import validate_and_resolve_root_certificates
 from clients.device.bundle import App, app_for
 from clients.device.handover import SIGNED_BUNDLES
 from clients.device.supervisor import MARK_VARIABLE
+from spatl.deployment.processes import end_with_parent
 from spatl.runs.log import make_logs_printable
 
 _runtime: Any = import_module("flwr.supernode.runtime.run_clientapp")
@@ -32,6 +33,8 @@ def main() -> None:
     signed = getattr(options, SIGNED_BUNDLES.strip("-").replace("-", "_"))
     if not signed:
         _keep_out_bundles()
+    if options.parent_pid == os.getppid():  # not of a fork, which ends with the program that asked for it
+        end_with_parent()
     if mark := os.environ.get(MARK_VARIABLE):
         _unmark_when_answered(Path(mark))
     _runtime.run_clientapp(

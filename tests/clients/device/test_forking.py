@@ -98,6 +98,45 @@ def test_a_fork_ends_as_the_process_that_asked_does(tmp_path, number, status):
         until(lambda: not descendants(process.pid))
 
 
+_START = """
+import os, subprocess, sys
+command = [each.replace("PARENT", str(os.getpid())) for each in sys.argv[1:]]
+subprocess.Popen(command, stdin=subprocess.DEVNULL)
+sys.stdin.read()
+"""
+
+
+def test_a_fork_ends_with_the_process_that_started_the_one_that_asked(tmp_path):
+    """A killed SuperNode: nobody is left whom the one that asked could answer, and the fork may wait for ever."""
+    with serving(tmp_path, "-c", _SERVE.format(program=_HANG)) as process:
+        command = [sys.executable, "-c", _START, *asking(tmp_path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as supernode:
+            assert supernode.stdout is not None
+            assert supernode.stdout.readline() == b"at work\n"
+            (asked,) = descendants(supernode.pid)
+            assert len(descendants(process.pid)) == 1
+            supernode.kill()
+        until(lambda: gone(asked) and not descendants(process.pid))
+
+
+@pytest.mark.slow
+def test_a_message_without_a_warm_process_ends_with_its_supernode_too(tmp_path):
+    """Flower's client tries again for as long as nobody answers; nobody does at a port that is closed."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        options = ["--runtime-api-address", f"127.0.0.1:{closed.getsockname()[1]}", "--insecure", "--token", "none"]
+        command = [sys.executable, "-c", _START, *asking(tmp_path, *options, "--parent-pid", "PARENT")]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as supernode:
+            told = supernode.stdout
+            assert told is not None
+            until(lambda: b"retrying" in told.readline())
+            (message,) = descendants(supernode.pid)
+            supernode.kill()
+        until(lambda: gone(message))
+
+
 def test_a_fork_that_is_killed_is_a_failure_to_who_asked(tmp_path):
     with serving(tmp_path, "-c", _SERVE.format(program=_HANG)) as process:
         with subprocess.Popen(asking(tmp_path), stdout=subprocess.PIPE) as caller:
