@@ -77,9 +77,15 @@ class CarefulGrid(OverGrid):
         self._announced: list[_Announced] = []
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull the replies to questions that are whole by now; of what is odd or does not come, an error."""
+        """Pull the replies to questions that are whole by now; of what is odd or does not come, an error.
+
+        The SuperLink forgets a question once it has announced the reply, whole or not: asked about it again, it would
+        say that there is no such message, and that would be taken for the reply.
+        """
         client, now = self._client, time.monotonic()
-        response = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        announced = {each.metadata.reply_to_message_id for each in self._announced}
+        asked = [each for each in message_ids if each not in announced]
+        response = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
         pulled = []
         for told, tree in zip(response.messages_list, response.message_object_trees, strict=True):
             try:

@@ -34,6 +34,7 @@ class SuperLink:
         self.announced: list[tuple[Metadata, ObjectTree]] = []
         self.objects: dict[str, bytes] = {}
         self.forgotten: list[str] = []
+        self.given: set[str] = set()
 
     def take(self, message: Message, *, told: Metadata | None = None, without: int = 0) -> None:
         """Take a client's reply; `told` is what it said of it to the SuperLink, `without` how many objects are late."""
@@ -46,7 +47,12 @@ class SuperLink:
         self.late = dict(list(contents.items())[:without])
 
     def PullMessages(self, request):  # noqa: N802  (as Flower names it)
+        """Announce what there is, once; of a question whose reply it has announced it knows nothing any more."""
+        for question in self.given.intersection(request.message_ids):
+            unknown = make_message(metadata(0, question=question, kind="system"), error=Error(3, "Message Unavailable"))
+            self.take(unknown)
         ready, self.announced = self.announced, []
+        self.given |= {told.reply_to_message_id for told, _ in ready}
         return PullAppMessagesResponse(
             messages_list=[message_to_proto(make_message(told, content=RecordDict())) for told, _ in ready],
             message_object_trees=[tree for _, tree in ready],
@@ -98,6 +104,20 @@ def test_a_reply_comes_as_it_was_sent_and_is_forgotten_by_the_superlink(grid, su
     assert (one.metadata.src_node_id, one.metadata.reply_to_message_id) == (7, "question")
     assert (other.metadata.src_node_id, other.metadata.reply_to_message_id) == (8, "another")
     assert superlink.forgotten == [one.metadata.message_id, other.metadata.message_id]
+
+
+def test_a_reply_that_is_not_whole_yet_is_waited_for_and_not_asked_for_again(grid, superlink):
+    """Its announcement and its objects come in calls of their own: a look between them is no loss of the reply."""
+    superlink.take(reply(), without=2)
+    late = superlink.late
+    assert grid.pull_messages(["question"]) == []
+    superlink.take(reply(blob_content(b"of another"), node=8, question="another"))
+    (other,) = grid.pull_messages(["question", "another"])
+    assert other.metadata.reply_to_message_id == "another"
+    superlink.objects |= late
+    (one,) = grid.pull_messages(["question"])
+    assert blob_of(one) == b"an update"
+    assert superlink.given == {"question", "another"}
 
 
 def test_an_error_comes_as_it_was_sent(grid, superlink):
@@ -169,10 +189,10 @@ def test_a_reply_that_is_not_whole_yet_holds_nobody_up_and_one_that_never_is_end
     assert [blob_of(each) for each in grid.pull_messages(["question"])] == [b"late"]
     hasty = CarefulGrid(flowers, patience_seconds=0.0)
     superlink.objects.clear()
-    superlink.take(reply(), without=3)
-    (got,) = hasty.pull_messages(["question"])
+    superlink.take(reply(question="a third"), without=3)
+    (got,) = hasty.pull_messages(["a third"])
     assert got.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
-    assert hasty.pull_messages(["question"]) == []
+    assert hasty.pull_messages([]) == []
 
 
 values = st.one_of(st.integers(-(2**62), 2**62), st.floats(), st.text(max_size=5), st.binary(max_size=5), st.booleans())
@@ -204,6 +224,7 @@ def test_a_client_answers_what_it_was_asked_and_nothing_else(grid, superlink):
     for told, node in (
         ({}, 7), ({"kind": "evaluate"}, None), ({"group": "4"}, None), ({"node": 8}, None),
     ):  # fmt: skip
+        superlink.given.clear()
         superlink.take(reply(**told))
         (got,) = grid.pull_messages(["question"])
         assert questions.node_of(got) == node
