@@ -14,7 +14,7 @@ from server.grids import InProcessGrid, StreamingGrid
 from server.pulse import PULSE_VARIABLE, pulsing
 from server.waiting import REST_SECONDS
 from spatl.console.main import main
-from spatl.deployment.processes import descendants, free_port, is_alive, state_of, wants_cpu
+from spatl.deployment.processes import command_of, descendants, free_port, is_alive, state_of, wants_cpu
 from spatl.runs.records import read_lines
 from tests.support.deployments import await_text, started
 from tests.support.federations import tiny_config
@@ -58,6 +58,8 @@ def app(program, *arguments):
     command = [sys.executable, "-c", program, *arguments, "flwr-serverapp"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
+            # A program that is just being loaded has no arguments yet, and is none of Flower's to who looks.
+            until(lambda: "flwr-serverapp" in command_of(process.pid))
             yield process
         finally:
             with contextlib.suppress(ProcessLookupError):
