@@ -165,6 +165,7 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
             "proto.fleet_pb2", "proto.heartbeat_pb2", "supercore", "supercore.heartbeat",
             "supercore.protobuf.constants", "supercore.retry", "supercore.retry.http_retry",
             "supernode.cli.flower_supernode", "supernode.fleet_http_client", "supernode.fleet_http_connection",
+            "supernode.start_client_internal",
         },
         "server/deployment/keys.py": {"supercore.primitives.asymmetric"},
         "server/deployment/control.py": {
@@ -202,6 +203,7 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
         "server/simulation/plain_flower.py": {"serverapp.strategy", "simulation"},
         "spatl/deployment/superexec.py": {
             "supercore.cli.flower_superexec", "supercore.superexec.executor.subprocess_executor",
+            "supercore.superexec.run_superexec",
         },
     }  # fmt: skip
 

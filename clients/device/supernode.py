@@ -5,7 +5,7 @@ a server, or timed out by a network that swallows packets), nor after an HTTP er
 its process stays, for a thread of its web server still runs. A heartbeat that raises ends the thread of the heartbeats,
 and the server counts the node as gone though it goes on asking. Here such a call has failed as one whose connection
 broke, which Flower tries again for ever; what Flower itself answered stays as it is; and where its loop ends, the
-process does.
+process does. After a message it asks for the next more often than Flower's does (`spatl.deployment.pauses`).
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import httpx
@@ -30,6 +31,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from clients.device.refusals import gist, is_final, refusal
 from clients.device.supervisor import PULSE_VARIABLE, PULSES, SESSION_VARIABLE
+from spatl.deployment.pauses import Pauses
 from spatl.deployment.processes import free_port
 from spatl.deployment.superexec import read_secret
 
@@ -43,6 +45,7 @@ _BEAT_AGAIN_SECONDS = 4
 _START_API = "_start_supernode_http_api"  # Flower's, which serves work to the SuperExec
 _PIECE_BYTES = 1 << 16
 _HEARTBEAT = "heartbeat"  # as its path ends
+_PAUSES_GROW = 1.5
 _OF_EACH_TRY = ("Connection attempt failed", "Connection successful after")
 
 _connection: Any = import_module("flwr.supernode.fleet_http_connection")
@@ -213,6 +216,8 @@ def make_patient() -> None:
     """Have Flower's SuperNode use what is in this module."""
     _connection.FleetHttpClient = PatientFleetClient
     _connection.HeartbeatSender = _Heartbeats
+    loop: Any = import_module("flwr.supernode.start_client_internal")
+    loop.time = SimpleNamespace(sleep=Pauses(_PAUSES_GROW).sleep)
     http_retry.MAX_RETRY_DELAY = RETRY_SECONDS
     # Each try is a line of Flower's; here each new reason is.
     logging.getLogger("flwr").addFilter(lambda record: not str(record.msg).startswith(_OF_EACH_TRY))

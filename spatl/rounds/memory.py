@@ -4,10 +4,13 @@ A built-in network is made without memory, on PyTorch's device `meta`, and passe
 owner's own code is not measured: it runs because its owner has listed it.
 """
 
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from spatl.config.experiment import ExperimentConfig
 from spatl.data import Dataset
@@ -68,11 +71,12 @@ def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: in
 
     try:
         with seeded_globals(config.seed, "model"), torch.device("meta"), torch.no_grad():
-            model = factory(**arguments)
+            model = factory(**arguments).eval()
             for module in model.modules():
                 if next(module.children(), None) is None:
                     module.register_forward_hook(note)
-            model(torch.empty((2, *shape)))
+            with _Shapes():
+                model(torch.empty((2, *shape)))
     except ModelError:
         raise
     except Exception as error:  # sizes that no tensor can have
@@ -84,3 +88,51 @@ def _bytes_of_network(config: ExperimentConfig, dataset: Dataset, most_bytes: in
     trained = sum(outputs) * _PASSES * min(batch_size, len(dataset))
     evaluated = max(outputs, default=0) * _PASSES * min(_EVALUATED_AT_ONCE, len(dataset))
     return _BYTES * (copies * numbers + max(trained, evaluated))
+
+
+class _Shapes(TorchFunctionMode):
+    """Shapes alone of what layers give: on `meta` PyTorch would import its compiler for them, more than a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """Return what the layer gives, without its values."""
+        shape: Callable[..., Any] = _SHAPES.get(func, func)
+        return shape(*args, **(kwargs or {}))
+
+
+def _same(inputs: Tensor, *others: object, **named: object) -> Tensor:
+    return inputs
+
+
+def _multiplied(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return inputs.new_empty((*inputs.shape[:-1], len(weight)))
+
+
+def _convolved(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """Return room for a convolution, as `nn.Conv2d` has it done."""
+    of_sides = zip(inputs.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    sides = [(side + 2 * added - apart * (kernel - 1) - 1) // step + 1 for side, kernel, step, added, apart in of_sides]
+    return inputs.new_empty((len(inputs), len(weight), *sides))
+
+
+def _averaged(inputs: Tensor, sides: int | Sequence[int]) -> Tensor:
+    both = (sides, sides) if isinstance(sides, int) else sides
+    return inputs.new_empty((*inputs.shape[:2], *both))
+
+
+def _pooled(inputs: Tensor, side: int, stride: int, padding: int, **named: object) -> Tensor:
+    sides = ((each + 2 * padding - side) // stride + 1 for each in inputs.shape[2:])
+    return inputs.new_empty((*inputs.shape[:2], *sides))
+
+
+_SHAPES: Final[Mapping[object, Callable[..., Tensor]]] = {
+    functional.relu: _same, functional.batch_norm: _same, Tensor.add: _same, Tensor.__add__: _same,
+    functional.linear: _multiplied, functional.conv2d: _convolved, functional.max_pool2d: _pooled,
+    functional.adaptive_avg_pool2d: _averaged,
+}  # fmt: skip
+"""The layers of this project's own networks; what is not here PyTorch does."""

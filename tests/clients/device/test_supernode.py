@@ -24,6 +24,7 @@ from flwr.supercore.run import RunNotRunningException
 from clients.device import supernode
 from clients.device.supernode import PatientFleetClient
 from clients.device.supervisor import PULSE_VARIABLE, SESSION_VARIABLE
+from spatl.deployment.pauses import FIRST_SECONDS, Pauses
 from spatl.deployment.superexec import make_secret
 
 PROTOBUF, HTML = "application/protobuf", "text/html"
@@ -82,11 +83,13 @@ class Network:
 @pytest.fixture
 def network(monkeypatch, tmp_path):
     """A server, for which Flower's SuperNode is patient; what that changes in Flower is put back."""
-    connection, retry = (
+    connection, retry, loop = (
         import_module("flwr.supernode.fleet_http_connection"),
         import_module("flwr.supercore.retry.http_retry"),
+        import_module("flwr.supernode.start_client_internal"),
     )
     for module, name in (
+        (loop, "time"),
         (connection, "FleetHttpClient"), (connection, "HeartbeatSender"), (retry, "MAX_RETRY_DELAY"),
         (logging.getLogger("flwr"), "filters"),
     ):  # fmt: skip
@@ -102,6 +105,19 @@ def network(monkeypatch, tmp_path):
     yield network
     network.server.shutdown()
     network.server.server_close()
+
+
+@pytest.mark.usefixtures("network")
+def test_flowers_loop_pauses_shortly_after_a_message_and_as_it_would_after_many_questions_in_vain(monkeypatch):
+    slept = list[float]()
+    monkeypatch.setattr(supernode, "Pauses", lambda growth: Pauses(growth, slept.append))
+    supernode.make_patient()
+    loop = import_module("flwr.supernode.start_client_internal")
+    for seconds in (3, 3, 0.5, *[3] * 20):  # it waits half seconds for its reply
+        loop.time.sleep(seconds)
+    assert slept[0] == slept[2] == slept[3] == FIRST_SECONDS
+    assert slept[1] == slept[4]
+    assert slept[-1] == 3
 
 
 def connected(network):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spatl.deployment.pauses import Pauses
 from spatl.deployment.superexec import COMMAND, SECRET_VARIABLE, TokenFiles, make_program, make_secret, read_secret
 
 LOOKS = """
@@ -20,6 +21,17 @@ seen.write_text(" ".join([*sys.argv[1:-1], token]))
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_after_a_start_the_next_piece_of_work_is_asked_for_soon(tmp_path):
+    slept = list[float]()
+    pauses = Pauses(2, slept.append)
+    files = TokenFiles(tmp_path, pauses)
+    pauses.sleep(1.0)
+    pauses.sleep(1.0)
+    assert files.start(["true", "--token", "secret"]).wait() == 0
+    pauses.sleep(1.0)
+    assert slept[0] == slept[2] < slept[1]
 
 
 @pytest.fixture

@@ -55,7 +55,10 @@ def test_training_is_torchs_own_sgd_over_the_batches(more):
 PROGRAM = """
 import sys, tempfile
 from pathlib import Path
+from spatl.rounds.client_data import load_clients
+from spatl.rounds.memory import check_memory
 from tests.support.federations import run_tiny, tiny_config
+check_memory(tiny_config(), load_clients(tiny_config())[0], 10**9)  # as a device does first
 run_tiny(tiny_config(rounds=1), Path(tempfile.mkdtemp()) / "run")
 heavy = {"torch._dynamo", "sympy", "stable_baselines3", "gymnasium", "sqlalchemy"}
 print(sorted(heavy & sys.modules.keys()))
