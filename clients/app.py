@@ -63,7 +63,6 @@ from spatl.rounds.demands import (
     check_mask,
 )
 from spatl.rounds.findings import find_round
-from spatl.rounds.offsets import check_of
 from spatl.rounds.workplace import Workplace
 from spatl.wire.blob import (
     BLOB,
@@ -172,7 +171,7 @@ def _registration(message: Message, context: Context, client: int) -> Registrati
         client,
         num_examples,
         fingerprint=blueprint.layout.fingerprint,
-        initial=check_of(blueprint.initial_encoder()),
+        initial=workplace.initial_check,
         rest=b"".join(blueprint.rest.values()) or None,
         saliency=pack_saliency(workplace.saliency(client)) if masked else None,
         digest=data_digest(config) if is_device(context) and config.shares_data_on_disk else None,

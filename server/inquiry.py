@@ -10,10 +10,10 @@ from flwr.common.constant import ErrorCode
 
 from server.grids import FederationGrid
 from server.questions import Questions, is_lost
-from server.replies import error_line
+from server.replies import error_line, own_record
 from server.traffic import Traffic, message_traffic
 from spatl.runs.ledger import Direction, Entry, entry
-from spatl.wire.blob import BLOB, RECORD
+from spatl.wire.blob import BLOB
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Inquiry:
             asked_of_all = _traffic_of(content, "downlink")
             for reply in self.grid.send_and_receive(messages, timeout=self.reply_seconds):
                 asked = questions.node_of(reply)
-                if asked is None or asked not in waiting | lost.keys():
+                if asked is None or (asked not in waiting and asked not in lost):
                     # A second answer, or one to a question before this: of no use, and it came all the same.
                     if reply.has_content() and reply.metadata.message_type == MessageType.QUERY:
                         self._enter(reply.metadata.src_node_id, "uplink", *_traffic_of(reply.content, "uplink"))
@@ -126,7 +126,7 @@ class Inquiry:
 
 def _traffic_of(content: RecordDict, direction: Direction) -> tuple[Traffic, int]:
     """Count the bytes of a message, and of them those of indices."""
-    own = content.config_records.get(RECORD)
+    own = own_record(content)
     blob = None if own is None else own.get(BLOB)
     # The clients' saliencies are there to agree on indices.
     indices = len(blob) if direction == "uplink" and isinstance(blob, bytes) else 0

@@ -18,7 +18,7 @@ from server.claims import check_digest, check_rest, check_share, present
 from server.grids import FederationGrid
 from server.inquiry import Inquiry
 from server.recorder import Recorder
-from server.replies import error_line, error_traceback
+from server.replies import error_line, error_traceback, own_record
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import with_agreement
 from spatl.data.own import Description, agree
@@ -287,7 +287,8 @@ class Registrar:
                 refused.add_note(found)
             raise refused
         try:
-            fields = reply.content.config_records[RECORD]
+            if (fields := own_record(reply.content)) is None:
+                raise KeyError(RECORD)
             client = RegistrationAnswer.client_of(fields)
         except KeyError as error:
             raise SpatlError(f"a client's registration lacks {error}") from error

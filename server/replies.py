@@ -64,9 +64,15 @@ def content_sections(content: RecordDict) -> Mapping[str, int]:
         return {}
 
 
-def _blob_in(content: RecordDict) -> bytes | None:
+def own_record(content: RecordDict) -> ConfigRecord | None:
+    """The record of ours in a message; None for a message without one."""
     record = content.get(RECORD)  # `config_records` would make a cycle, and keep it until the next collection
-    blob = record.get(BLOB) if isinstance(record, ConfigRecord) else None
+    return record if isinstance(record, ConfigRecord) else None
+
+
+def _blob_in(content: RecordDict) -> bytes | None:
+    record = own_record(content)
+    blob = None if record is None else record.get(BLOB)
     return blob if isinstance(blob, bytes) else None
 
 

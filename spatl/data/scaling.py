@@ -7,7 +7,6 @@ deviations add up (Chan, Golub and LeVeque 1979), so that the scale is that of a
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from spatl.data.dataset import Dataset
 
 _VALUES_AT_ONCE = 1 << 22  # bounds the memory of values in float64
+_FEW_VALUES = 1 << 16  # which stay in a processor's cache; for what does not depend on how many are taken at once
 _LARGEST_WHOLE = 1 << 20  # whose squares add up exactly in 64 bits, 2^23 of them at a time and far beyond
 
 
@@ -46,17 +46,52 @@ def moments_of(inputs: Tensor, scale: Scale) -> Moments:
         return Moments(0, (), ())
     values = _by_entry(inputs, scale)
     count = len(values) * values.shape[2]
-    if _are_small_whole_numbers(values):
-        # Exact, so that the bits are the same on every machine where the values are, as those of pixels.
+    if all(bool(_are_small_whole_numbers(part).all()) for part in _parts(values)):
         sums = _summed(part.long().sum((0, 2)) for part in _parts(values))
         sums_of_squares = _summed(part.long().square().sum((0, 2)) for part in _parts(values))
-        pairs = list(zip(sums.tolist(), sums_of_squares.tolist(), strict=True))
-        squares = tuple(float(Fraction(count * each - total**2, count)) for total, each in pairs)
-        return Moments(count, tuple(total / count for total, _ in pairs), squares)
+        return _exact(count, sums.tolist(), sums_of_squares.tolist())
     means = [math.fsum(each) / count for each in _by_part(part.sum((0, 2)) for part in _doubles(values))]
     centre = torch.tensor(means, dtype=torch.float64)[:, None]
     deviating = _by_part((part - centre).square().sum((0, 2)) for part in _doubles(values))
     return Moments(count, tuple(means), tuple(map(math.fsum, deviating)))
+
+
+def moments_of_each(inputs: Tensor, parts: Sequence[Tensor], scale: Scale) -> list[Moments]:
+    """Return what `moments_of` returns of each part of the inputs: in a few passes where they are whole numbers.
+
+    Args:
+        inputs: `[N, ...]`, float32.
+        parts: Indices of each, at least one.
+        scale: Over what.
+    """
+    if scale == "none" or not parts:
+        return [moments_of(inputs[part], scale) for part in parts]
+    values, together = _by_entry(inputs, scale), torch.cat(list(parts))
+    owners = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
+    sums = torch.zeros(len(parts), values.shape[1], dtype=torch.int64)
+    sums_of_squares, are_whole = torch.zeros_like(sums), torch.ones(len(parts), dtype=torch.bool)
+    at_once = max(1, _FEW_VALUES // values[0].numel())
+    for indices, whose in zip(torch.split(together, at_once), torch.split(owners, at_once), strict=True):
+        part = values[indices]
+        whole = _are_small_whole_numbers(part).flatten(1).all(1)
+        are_whole[whose[~whole]] = False
+        if bool(are_whole[whose].any()):
+            exact = part.long()
+            sums.index_add_(0, whose, exact.sum(2))
+            sums_of_squares.index_add_(0, whose, exact.square().sum(2))
+    return [
+        _exact(len(part) * values.shape[2], sums[place].tolist(), sums_of_squares[place].tolist())
+        if is_whole
+        else moments_of(inputs[part], scale)
+        for place, (part, is_whole) in enumerate(zip(parts, are_whole.tolist(), strict=True))
+    ]
+
+
+def _exact(count: int, sums: Sequence[int], sums_of_squares: Sequence[int]) -> Moments:
+    """Moments of whole numbers, the same bits on every machine where the values are, as those of pixels."""
+    pairs = zip(sums, sums_of_squares, strict=True)
+    squares = tuple((count * each - total**2) / count for total, each in pairs)  # whole numbers, rounded once
+    return Moments(count, tuple(total / count for total in sums), squares)
 
 
 def merged(moments: Sequence[Moments]) -> Moments:
@@ -82,7 +117,7 @@ def scaled(inputs: Tensor, normalisation: Normalisation) -> Tensor:
     )
     result = torch.empty(inputs.shape)
     read, written = (_by_entry(each, normalisation.scale) for each in (inputs, result))
-    for values, part in zip(_parts(read), _parts(written), strict=True):
+    for values, part in zip(_parts(read, _FEW_VALUES), _parts(written, _FEW_VALUES), strict=True):
         part.copy_((values.double() - means) / deviations)
     return result
 
@@ -107,7 +142,7 @@ def scaled_by_training(dataset: "Dataset", training: Sequence[Tensor], scale: Sc
             f"data set {dataset.name!r}: data.normalisation {scale} is for inputs of one tensor of numbers; scale "
             "these where they are loaded, and set data.normalisation: none"
         )
-    parts = [moments_of(inputs[part], scale) for part in training if len(part)]
+    parts = moments_of_each(inputs, [part for part in training if len(part)], scale)
     if not parts:
         raise DataError(f"data set {dataset.name!r}: no client has a training example to take a scale from")
     together = merged(parts)
@@ -130,7 +165,7 @@ def targets_scaled_by_training(dataset: "Dataset", training: Sequence[Tensor]) -
     """
     if not TASKS[dataset.task].is_scaled:
         return dataset
-    parts = [moments_of(dataset.targets[part], "feature") for part in training if len(part)]
+    parts = moments_of_each(dataset.targets, [part for part in training if len(part)], "feature")
     if not parts:
         raise DataError(f"data set {dataset.name!r}: no client has a training example to take a scale from")
     together = merged(parts)
@@ -147,8 +182,8 @@ def _by_entry(inputs: Tensor, scale: Scale) -> Tensor:
     return inputs.reshape(len(inputs), -1, 1) if scale == "feature" else inputs.reshape(*inputs.shape[:2], -1)
 
 
-def _are_small_whole_numbers(values: Tensor) -> bool:
-    return all(bool(((part.abs() <= _LARGEST_WHOLE) & (part == part.round())).all()) for part in _parts(values))
+def _are_small_whole_numbers(values: Tensor) -> Tensor:
+    return (values.abs() <= _LARGEST_WHOLE) & (values == values.round())
 
 
 def _summed(parts: Iterator[Tensor]) -> Tensor:
@@ -166,7 +201,7 @@ def _doubles(values: Tensor) -> Iterator[Tensor]:
     return (part.to(torch.float64, memory_format=torch.contiguous_format) for part in _parts(values))
 
 
-def _parts(values: Tensor) -> Iterator[Tensor]:
-    """Views of some examples at a time."""
-    at_once = max(1, _VALUES_AT_ONCE // values[0].numel())
+def _parts(values: Tensor, most: int = _VALUES_AT_ONCE) -> Iterator[Tensor]:
+    """Views of some examples at a time, of at most so many values where one has no more."""
+    at_once = max(1, most // values[0].numel())
     return (values[start : start + at_once] for start in range(0, len(values), at_once))

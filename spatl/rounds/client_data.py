@@ -74,14 +74,15 @@ def load_clients(config: ExperimentConfig) -> tuple[Dataset, tuple[Tensor, ...]]
         raise DataError(f"{error}; {untrained}") if untrained else error from None
     if untrained:
         dataset = replace(dataset, notes=(*dataset.notes, f"{dataset.name}: {untrained}"))
-    parts = tuple(dealt[part] for part in parts)
+    if len(dealt) < len(dataset):
+        parts = tuple(dealt[part] for part in parts)
     parts = with_official(
         dataset, parts, seed=config.seed, by_owner=config.partition.name == "natural",
         splits=[split for split in SPLITS[1:] if split not in kept_apart(config)],
     )  # fmt: skip
     scale = config.data.normalisation
     if scale != "dataset" or TASKS[dataset.task].is_scaled:
-        training = [part[places_of(config, dataset, part, client)[0]] for client, part in enumerate(parts)]
+        training = [part[places[0]] for part, places in zip(parts, _places_of_all(config, dataset, parts), strict=True)]
         dataset = targets_scaled_by_training(dataset, training)
         dataset = dataset if scale == "dataset" else scaled_by_training(dataset, training, scale)
     return dataset, parts
@@ -155,7 +156,16 @@ def places_of(config: ExperimentConfig, dataset: Dataset, indices: Tensor, clien
     Raises:
         DataError: There are too few.
     """
+    return _drawn_once(dataset, indices, client, _division(config))
+
+
+def _places_of_all(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what `places_of` returns of each client."""
     division = _division(config)
+    return (_drawn_once(dataset, part, client, division) for client, part in enumerate(parts))
+
+
+def _drawn_once(dataset: Dataset, indices: Tensor, client: int, division: Mapping[str, Any]) -> tuple[Tensor, ...]:
     key = client, tuple(division.values())
     known = _PLACES.get(indices)
     if known is None or known[0] != key:
@@ -169,8 +179,8 @@ _PLACES: MutableMapping[Tensor, tuple[tuple[object, ...], tuple[Tensor, ...]]] =
 
 def sizes_of(config: ExperimentConfig, dataset: Dataset, parts: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
     """Yield the training, validation and test examples of each client."""
-    for client, part in enumerate(parts):
-        train, validation, test = map(len, places_of(config, dataset, part, client))
+    for places in _places_of_all(config, dataset, parts):
+        train, validation, test = map(len, places)
         yield train, validation, test
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -19,6 +20,7 @@ from spatl.models.frozen import train_mode_
 from spatl.rounds.blueprint import Blueprint, check_client_budget, load_encoder_
 from spatl.rounds.client_data import places_of
 from spatl.rounds.client_state import ClientState
+from spatl.rounds.offsets import check_of
 from spatl.seeding import generator, seeded_globals
 from spatl.selection.common_mask import channel_saliency
 from spatl.selection.selectors import SELECTORS, make_selector
@@ -63,6 +65,11 @@ class Workplace:
     def config(self) -> ExperimentConfig:
         """The run's config."""
         return self.blueprint.config
+
+    @cached_property
+    def initial_check(self) -> bytes:
+        """Check of the initial encoder, the same for all clients of a process."""
+        return check_of(self.blueprint.initial_encoder())
 
     def num_examples(self, client: int) -> int:
         """The number of training examples of a client (n_i)."""

@@ -15,7 +15,7 @@ from spatl.config.loading import parse_config
 from spatl.data import Dataset
 from spatl.data.normalisation import Normalisation, num_scaled
 from spatl.data.own import agree, as_found, describe, fit
-from spatl.data.scaling import deviations_of, merged, moments_of, scaled, scaled_by_training
+from spatl.data.scaling import deviations_of, merged, moments_of, moments_of_each, scaled, scaled_by_training
 from spatl.data.sources import load_dataset
 from spatl.errors import ConfigError, DataError
 from spatl.rounds.client_data import load_clients, split_client
@@ -53,6 +53,17 @@ def test_moments_of_pixels_are_exact(pixels: np.ndarray[Any, Any]) -> None:
         values = [int(each) for each in pixels[:, channel].ravel()]
         assert moments.means[channel] == sum(values) / 21
         assert moments.squares[channel] == (21 * sum(each**2 for each in values) - sum(values) ** 2) / 21
+
+
+@pytest.mark.parametrize("scale", ["channel", "feature"])
+def test_moments_of_many_parts_have_the_bits_of_each_ones_own(scale: Any) -> None:
+    """Parts of whole numbers beside one with a fraction, one too large for exact sums, and one that shares examples."""
+    values = torch.randint(0, 256, (40, 2, 700), generator=torch.Generator().manual_seed(1)).float()
+    values[11, 1, 3] += 0.25
+    values[25, 0, 0] = 2.0**21
+    parts = [torch.arange(0, 7), torch.tensor([12, 30, 11]), torch.tensor([25]), torch.tensor([30, 5, 39, 38])]
+    assert moments_of_each(values, parts, scale) == [moments_of(values[part], scale) for part in parts]
+    assert moments_of_each(values, [], scale) == []
 
 
 @given(st.data(), SHAPES, st.sampled_from(["channel", "feature"]))
