@@ -286,3 +286,33 @@ def test_control_variates_start_at_zero_and_cover_trainable_parameters_only():
     state = ClientState.initial(layout)
     assert state.control.tolist() == [0.0] * layout.num_parameter_entries
     assert layout.num_parameter_entries == layout.num_entries - 4
+
+
+def in_round(number):
+    return ClientState(private={}, control=torch.full((4,), float(number)), control_round=number)
+
+
+@pytest.mark.parametrize(
+    ("saved", "before", "expected"),
+    [
+        ([], 1, None),
+        ([1], 2, 1),
+        ([1], 1, None),  # its first round again
+        ([1, 2], 2, 1),
+        ([1, 2, 2, 2], 2, 1),  # however often it is repeated
+        ([2, 5], 9, 5),
+        ([1, 2], 1, 1),  # the server lost a round more: the update in this state is pending, and dropped
+        ([1, 2, 3], 1, "lost"),
+        ([4], 3, "lost"),
+    ],
+)
+def test_a_repeated_round_starts_from_the_state_of_the_round_before(tmp_path, saved, before, expected):
+    for store in (DirectoryStore(tmp_path), ContextStore(RecordDict())):
+        for number in saved:
+            store.save(in_round(number))
+        if expected == "lost":
+            with pytest.raises(SpatlError, match=rf"the server asks for round {before}, this client has been in round"):
+                store.load(before=before)
+            continue
+        state = store.load(before=before)
+        assert (None if state is None else state.control_round) == expected

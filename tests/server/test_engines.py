@@ -1,4 +1,4 @@
-"""The engines run the same two apps to the same bytes."""
+"""The engines run the same two apps; that they do to the same bytes, `test_resume.py` and `simulation/` look at."""
 
 import subprocess
 import sys
@@ -13,41 +13,26 @@ from flwr.app import Context, RecordDict
 
 from clients.app import app as client_app
 from server.app import app as server_app
-from server.engines import run_inline, run_ray, write_app
+from server.engines import check_outcome, run_inline, write_app
 from server.grids import SERVER_NODE_ID, InProcessGrid
 from spatl.deployment.processes import descendants, stop
-from spatl.errors import ConfigError, SpatlError
-from spatl.json_files import read_json
+from spatl.errors import ConfigError, DivergedError, SpatlError
 from spatl.runner import run
 from spatl.runs.records import read_lines
-from tests.support.federations import history_without_seconds, tiny_config
+from tests.support.federations import tiny_config
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_history_and_metrics_as_inline_but_for_the_seconds(tmp_path):
-    """Round for round: encoder bytes, accuracies, message bytes; replies come in whatever order Ray gives them.
-
-    Sums of clients' metrics add up exactly, in that order too. The network has convolutions, BatchNorm, and buffers of
-    its own; a plain one is compared where runs are killed.
-    """
-    model = {"name": "tests.support.networks:CountingNet", "options": {}, "cut": ["head"]}
-    sections = {"model": model, "server": {"fraction_train": 0.8}, "task": {"metrics": ["accuracy", "macro-f1"]}}
-    for engine in ("inline", "ray"):
-        run(tiny_config(**sections, engine=engine), tmp_path / engine, pictures=False)
-    assert history_without_seconds(tmp_path / "inline") == history_without_seconds(tmp_path / "ray")
-    assert len(history_without_seconds(tmp_path / "ray")) == 3
-    told = [read_json(tmp_path / engine / "summary.json")["metrics"] for engine in ("inline", "ray")]
-    assert told[0] == told[1]
-    assert told[0]["macro_f1_pooled"] > 0
-
-
-@pytest.mark.slow
-def test_an_error_inside_flowers_runtime_comes_out_as_one_line(tmp_path):
-    config = tiny_config(training={"learning_rate": 1e30}, engine="ray", partition={"num_clients": 2})
-    with pytest.raises(SpatlError, match=r"round 1: no update could be used.*diverged"):
-        run_ray(config, tmp_path)
+def test_an_error_inside_flowers_runtime_comes_out_as_it_was(tmp_path):
+    """It is left in the run's directory, where an engine finds it that runs the ServerApp in another process."""
+    config = tiny_config(training={"learning_rate": 1e30}, partition={"num_clients": 2})
+    expected = r"round 1: no update could be used.*diverged"
+    with pytest.raises(DivergedError, match=expected):
+        run_inline(config, tmp_path)
+    with pytest.raises(DivergedError, match=expected):
+        check_outcome(tmp_path, otherwise=SpatlError("ended somehow"))
 
 
 @pytest.mark.slow

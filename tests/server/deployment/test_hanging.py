@@ -1,4 +1,7 @@
-"""A ServerApp whose loop hangs while its process lives, heartbeats and all, is started again; one that works is not."""
+"""A ServerApp whose loop hangs while its process lives, heartbeats and all, is missed; one that works is not.
+
+That it is then started again `test_restarts.py` looks at.
+"""
 
 import contextlib
 import os
@@ -9,15 +12,11 @@ import sys
 import pytest
 from flwr.app import Message, MessageType, RecordDict
 
-from server.deployment.watching import IDLE_SECONDS, IDLE_VARIABLE, AppWatch, end_lost
+from server.deployment.watching import IDLE_SECONDS, AppWatch, end_lost
 from server.grids import InProcessGrid, StreamingGrid
 from server.pulse import PULSE_VARIABLE, pulsing
 from server.waiting import REST_SECONDS
-from spatl.console.main import main
-from spatl.deployment.processes import command_of, descendants, free_port, is_alive, state_of, wants_cpu
-from spatl.runs.records import read_lines
-from tests.support.deployments import await_text, started
-from tests.support.federations import tiny_config
+from spatl.deployment.processes import command_of, descendants, is_alive, state_of, wants_cpu
 from tests.support.flower import echo
 from tests.support.lossy import Clock
 from tests.support.processes import until
@@ -35,20 +34,6 @@ from server.pulse import telling_where_it_hangs
 with telling_where_it_hangs(Path(sys.argv[1])):
     print("ready", flush=True)
     threading.Event().wait()
-"""
-RULE = """
-import time
-from pathlib import Path
-
-def rule(updates):
-    if len(updates) == 2:  # those of a round, not of the rehearsal
-        with Path(__file__).with_name("seen").open("a+") as file:
-            file.write("x")
-            file.seek(0)
-            while len(file.read()) == 2:  # in the second round, once
-                time.sleep(1)
-                file.seek(0)
-    return updates.nanmean(0)
 """
 
 
@@ -188,29 +173,3 @@ def test_one_that_hangs_says_where_before_it_is_killed(tmp_path, monkeypatch):
         end_lost([process.pid])
         until(lambda: not is_alive(process.pid))
     assert "threading.py" in log.read_text()
-
-
-@pytest.mark.slow
-def test_a_rule_of_the_users_that_hangs_once_costs_no_round(tmp_path, monkeypatch):
-    (tmp_path / "own_rule.py").write_text(RULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    config = tiny_config(
-        method="fedavg", rounds=4, partition={"num_clients": 2}, server={"aggregation": "own_rule:rule"}
-    )  # fmt: skip
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    federation, log = tmp_path / "federation", tmp_path / "server.log"
-    address = f"127.0.0.1:{free_port()}"
-    assert main(["deploy", "init", str(federation), str(tmp_path / "config.yaml"), "--address", address]) == 0
-    with contextlib.ExitStack() as stack:
-        command = ("deploy", "server", str(federation / "server"), "--longest-step", "200")
-        variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()]), IDLE_VARIABLE: "20"}
-        server = stack.enter_context(started(*command, log=log, variables=variables))
-        for client in range(2):
-            own = tmp_path / f"client-{client}.log"
-            stack.enter_context(started("deploy", "client", str(federation / f"client-{client}"), log=own))
-        await_text("starting again", log, server, seconds=240.0)
-        assert "the ServerApp has done nothing for 20 s; see " in log.read_text()
-        assert server.wait(240.0) == 0, log.read_text()
-    run = federation / "server" / "run"
-    assert [row["round"] for row in read_lines(run / "history.jsonl")] == [1, 2, 3, 4]
-    assert "own_rule.py" in (run / "flower.log").read_text()

@@ -1,6 +1,11 @@
-"""A regression of devices with data of their own, over a real SuperLink: as the same devices in one process."""
+"""A regression of devices with data of their own, over a real SuperLink: as the same devices in one process.
+
+That although what Flower starts for the first message is killed before the SuperNode has a reply, for which the
+SuperNode would wait for ever.
+"""
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +19,7 @@ from spatl.models.weights import read_weights
 from spatl.runs.records import read_lines
 from tests.support.deployments import started
 from tests.support.own_data import own_config, serve_devices
+from tests.support.processes import until
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +30,11 @@ CONFIG = own_config(
 )  # fmt: skip
 
 
-def test_a_deployment_learns_a_regression_as_one_process_does(tmp_path):
-    """The scale that is agreed on, the weights to the bit, and each device's errors and those of all together."""
+def test_a_deployment_whose_messages_are_killed_learns_a_regression_as_one_process_does(tmp_path):
+    """The scale that is agreed on, the weights to the bit, and each device's errors and those of all together.
+
+    One client's program for its first message is killed, and the other's executor: both come back.
+    """
     for client, offset in enumerate((0.0, 50.0)):
         draws = np.random.default_rng(client)
         inputs = draws.normal(size=(80, 5)).astype(np.float32)
@@ -41,6 +50,10 @@ def test_a_deployment_learns_a_regression_as_one_process_does(tmp_path):
             command = ("deploy", "client", str(federation / f"client-{client}"))
             data, own = str(tmp_path / f"{client}.npz"), tmp_path / f"client-{client}.log"
             stack.enter_context(started(*command, "--data-dir", data, log=own))
+        for client, victim in enumerate(("flwr-clientapp", "flower-superexec")):
+            own = federation / f"client-{client}" / "flower"
+            until((own / "running" / "flower-superexec").exists)
+            _sabotage(own / "bin" / "flwr-clientapp", own / "running" / victim)
         assert server.wait(300.0) == 0, log.read_text()
     here, there = tmp_path / "run", federation / "server" / "run"
     assert load_config(there / "config.yaml").data.agreed == load_config(here / "config.yaml").data.agreed
@@ -52,3 +65,21 @@ def test_a_deployment_learns_a_regression_as_one_process_does(tmp_path):
     assert [row["metrics"] for row in read_lines(there / "history.jsonl")] == [
         row["metrics"] for row in read_lines(here / "history.jsonl")
     ]
+    assert [row["participants"] for row in read_lines(there / "history.jsonl")] == [2, 2, 2]
+    assert (there / "log.jsonl").read_text().count("it will be asked again") == 2
+    questions = [
+        (row["client"], row["direction"]) for row in read_lines(there / "ledger.jsonl") if row["phase"] == "query"
+    ]
+    for client in range(2):  # two questions, what it has and what was agreed on, the first of them twice
+        assert (questions.count((client, "downlink")), questions.count((client, "uplink"))) == (3, 2)
+        told = (tmp_path / f"client-{client}.log").read_text()
+        assert told.count("waits for a process that is gone") == 1
+
+
+def _sabotage(path: Path, mark: Path) -> None:
+    """Have a program kill itself, or another with a mark, when it is started for the first time."""
+    original = path.with_name("original")
+    path.rename(original)
+    first_lines = "".join(original.read_text().splitlines(keepends=True)[:-1])
+    path.write_text(f"{first_lines}mv '{original}' '{path}'\nkill -9 $(cat '{mark}')\nkill -9 $$\n")
+    path.chmod(original.stat().st_mode)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from server.deployment.control import ANSWER_VARIABLE, LinkLost, StartedSuperLink
+from server.deployment.watching import IDLE_VARIABLE
 from spatl.console.main import main
 from spatl.deployment.processes import command_of, descendants, free_port
 from spatl.runs.records import read_lines
@@ -17,6 +18,20 @@ from tests.support.deployments import await_that, started
 from tests.support.federations import tiny_config
 
 SECONDS = 240.0
+RULE = """
+import time
+from pathlib import Path
+
+def rule(updates):
+    if len(updates) == 2:  # those of a round, not of the rehearsal
+        with Path(__file__).with_name("seen").open("a+") as file:
+            file.write("x")
+            file.seek(0)
+            while len(file.read()) == 2:  # in the second round, once
+                time.sleep(1)
+                file.seek(0)
+    return updates.nanmean(0)
+"""
 VICTIMS = (
     ("deployment.superlink", signal.SIGKILL), ("flwr-serverapp", signal.SIGKILL),
     ("deployment.superlink", signal.SIGSTOP), ("flwr-serverapp", signal.SIGSTOP),
@@ -62,24 +77,40 @@ def over(history):
 
 @pytest.mark.slow
 def test_a_superlink_or_serverapp_that_is_killed_or_hangs_costs_no_round(tmp_path, monkeypatch):
+    """First a rule of the user's hangs once, while the ServerApp's process lives, heartbeats and all."""
+    (tmp_path / "own_rule.py").write_text(RULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv(ANSWER_VARIABLE, "6")
-    config = tiny_config(method="spatl", rounds=20, partition={"num_clients": 2}, training={"local_steps": 20})
+    config = tiny_config(
+        method="spatl", rounds=16, partition={"num_clients": 2}, training={"local_steps": 20},
+        server={"aggregation": "own_rule:rule"},
+    )  # fmt: skip
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     federation, log = tmp_path / "federation", tmp_path / "server.log"
     address = f"127.0.0.1:{free_port()}"
     assert main(["deploy", "init", str(federation), str(tmp_path / "config.yaml"), "--address", address]) == 0
-    history = federation / "server" / "run" / "history.jsonl"
+    run = federation / "server" / "run"
+    history = run / "history.jsonl"
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(started("deploy", "server", str(federation / "server"), log=log))
+        command = ("deploy", "server", str(federation / "server"), "--longest-step", "200")
+        variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()]), IDLE_VARIABLE: "20"}
+        server = stack.enter_context(started(*command, log=log, variables=variables))
         for client in range(2):
             own = tmp_path / f"client-{client}.log"
             stack.enter_context(started("deploy", "client", str(federation / f"client-{client}"), log=own))
-        for times, (part, number) in enumerate(VICTIMS, start=1):
+
+        def await_again(times: int) -> None:
+            again = lambda: log.read_text().count("starting again") == times  # noqa: E731
+            await_that(again, server, seconds=SECONDS, told=log.read_text)
+
+        await_again(1)
+        assert "the ServerApp has done nothing for 20 s; see " in log.read_text()
+        assert "own_rule.py" in (run / "flower.log").read_text()
+        for times, (part, number) in enumerate(VICTIMS, start=2):
             before = over(history)
             await_that(lambda before=before: over(history) > before + 1, server, seconds=SECONDS, told=log.read_text)
             (victim,) = (pid for pid in descendants(server.pid) if part in command_of(pid))
             os.kill(victim, number)
-            again = lambda times=times: log.read_text().count("starting again") == times  # noqa: E731
-            await_that(again, server, seconds=SECONDS, told=log.read_text)
+            await_again(times)
         assert server.wait(SECONDS) == 0, log.read_text()
-    assert [row["round"] for row in read_lines(history)] == list(range(1, 21))
+    assert [row["round"] for row in read_lines(history)] == list(range(1, 17))

@@ -79,18 +79,6 @@ def await_text(place: Path, text: str, number: int, process: "subprocess.Popen[b
         time.sleep(0.2)
 
 
-def test_clients_train_on_all_nodes_of_a_cluster_as_they_do_in_one_process(cluster, tmp_path):
-    """Each client's state is there for whichever node trains it next."""
-    address, *_ = cluster
-    places = tmp_path / "places"
-    model = {"name": "tests.support.users_nets:Placed", "options": {"places": str(places)}, "cut": ["head"]}
-    there = {"engine": "ray", "resources": {"ray_address": address}}
-    run(tiny_config(**CONFIG, model=model), tmp_path / "inline", pictures=False)
-    run(tiny_config(**CONFIG, model=model, **there), tmp_path / "ray", pictures=False)
-    assert history_without_seconds(tmp_path / "inline") == history_without_seconds(tmp_path / "ray")
-    assert len(set(places.read_text().split())) == 2
-
-
 def test_what_is_no_cluster_is_one_line(tmp_path):
     nowhere = f"127.0.0.1:{free_port()}"
     config = tiny_config(**CONFIG, engine="ray", resources={"ray_address": nowhere})
@@ -108,23 +96,32 @@ def test_a_node_that_does_not_see_the_runs_directory_is_named_before_the_run(clu
     assert not (hidden / "run" / "history.jsonl").exists()
 
 
-def test_a_node_that_goes_ends_the_run_in_one_line_and_it_goes_on_with_those_that_are_left(cluster, tmp_path):
+def test_clients_train_on_all_nodes_until_one_goes_and_then_on_those_left_as_they_do_in_one_process(cluster, tmp_path):
+    """Each client's state is there for whichever node trains it next; the end of a node is one line."""
     address, second, _ = cluster
-    config = tiny_config(**CONFIG, engine="ray", rounds=40, resources={"ray_address": address})
-    history = tmp_path / "run" / "history.jsonl"
+    places = tmp_path / "places"
+    model = {"name": "tests.support.users_nets:Placed", "options": {"places": str(places)}, "cut": ["head"]}
+    sections = {**CONFIG, "model": model, "rounds": 40}
+    history = tmp_path / "ray" / "history.jsonl"
+
+    def on_both() -> bool:
+        """Whether two rounds are over, and both nodes have trained."""
+        return history.exists() and len(read_lines(history)) >= 2 and len(set(places.read_text().split())) == 2
 
     def go() -> None:
         deadline = time.monotonic() + _SECONDS
-        while not (history.exists() and len(read_lines(history)) >= 2) and time.monotonic() < deadline:
+        while not on_both() and time.monotonic() < deadline:
             time.sleep(0.1)
         stop(second)
 
     goes = threading.Thread(target=go)
     goes.start()
+    on_ray = tiny_config(**sections, engine="ray", resources={"ray_address": address})
     with pytest.raises(SpatlError, match=r"node .* of the Ray cluster is gone; go on with the run in "):
-        run(config, tmp_path / "run", pictures=False)
+        run(on_ray, tmp_path / "ray", pictures=False)
     goes.join()
+    assert len(set(places.read_text().split())) == 2
     assert 2 <= len(read_lines(history)) < 40
-    resume(tmp_path / "run", pictures=False)
-    run(tiny_config(**CONFIG, rounds=40), tmp_path / "inline", pictures=False)
-    assert history_without_seconds(tmp_path / "inline") == history_without_seconds(tmp_path / "run")
+    resume(tmp_path / "ray", pictures=False)
+    run(tiny_config(**sections), tmp_path / "inline", pictures=False)
+    assert history_without_seconds(tmp_path / "inline") == history_without_seconds(tmp_path / "ray")
