@@ -112,6 +112,7 @@ def test_a_run_with_a_module_beside_the_config(beside: Path, settings: tuple[str
         assert (written[section] if section else written)[key] in (given, [given])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "check"])
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_one_round_by_hand_moves_what_somebody_sent_and_nothing_else(done):
     assert bool((done.after.encoder[sent] != done.before.encoder[sent]).any())
 
 
+@pytest.mark.slow
 def test_one_round_by_hand_is_what_a_run_of_the_same_config_does_to_the_bit(by_hand, done, tmp_path):
     result = run(by_hand["CONFIG"], tmp_path, pictures=False)
     (row,) = result.history
@@ -52,6 +53,7 @@ def test_one_round_by_hand_is_what_a_run_of_the_same_config_does_to_the_bit(by_h
     assert row["rejected"] == 0
 
 
+@pytest.mark.slow
 def test_one_round_by_hand_prints_what_it_does_without_flower_in_under_100_lines():
     path = EXAMPLES / "one_round_by_hand.py"
     code = (

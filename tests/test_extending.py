@@ -66,6 +66,7 @@ def test_every_module_has_a_section_and_every_section_a_line_of_the_table() -> N
     assert set(re.findall(r"\(below\]|\[below\]\((#[\w-]+)\)", PAGE)) == anchors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS)
 def test_an_example_runs_and_repeats(section: str, tmp_path: Path) -> None:
     first, again = (run_of(section, tmp_path / name) for name in ("first", "again"))
@@ -94,6 +95,7 @@ def test_the_other_selector_of_its_module_runs_too(tmp_path: Path) -> None:
     assert result.history[-1]["rejected"] == 0
 
 
+@pytest.mark.slow
 def test_the_data_set_has_the_directions_as_classes_and_is_learnt(tmp_path: Path) -> None:
     dataset = blueprint_of("A data set").dataset
     assert len(dataset) == 400
@@ -117,6 +119,7 @@ def test_the_method_brings_its_settings_and_the_config_goes_first() -> None:
     assert config.training.proximal_mu == 0.05
 
 
+@pytest.mark.slow
 def test_two_codecs_have_two_numbers_and_the_change_of_the_encoder_takes_a_bit_a_value(tmp_path: Path) -> None:
     codecs = blueprint_of("A codec").codecs
     assert (codecs.uplink.number, codecs.downlink.number) == (128, 129)
@@ -129,6 +132,7 @@ def test_two_codecs_have_two_numbers_and_the_change_of_the_encoder_takes_a_bit_a
     assert result.summary["accuracy"] > 0.3
 
 
+@pytest.mark.slow
 def test_the_rules_do_as_their_names_say(tmp_path: Path) -> None:
     """Of updates 0, 0 and 9 in one entry the geometric median is 0, which eight steps come near to (the mean is 3).
 

@@ -1,6 +1,7 @@
 """Things that hold of the repository as a whole."""
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -95,7 +96,7 @@ def test_no_source_replaces_a_measured_zero():
 
     allowed = {"plan.bench.tune_rounds"}  # at least 1, or null
     found = {
-        text for path in SOURCES for text in taken_by_default(ast.parse(path.read_text())) if measured.search(text)
+        text for path in SOURCES for text in taken_by_default(_tree(path)) if measured.search(text)
     }
     assert found - allowed == set()
 
@@ -115,9 +116,15 @@ def test_a_client_imports_no_package_of_an_extra():
     assert done.returncode == 0, done.stderr
 
 
+@functools.cache
+def _tree(path):
+    """A source, parsed once for all tests."""
+    return ast.parse(path.read_text())
+
+
 def _constants(path):
     """The strings of a module, without its docstrings."""
-    tree = ast.parse(path.read_text())
+    tree = _tree(path)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     return [
         node.value
@@ -208,7 +215,7 @@ def test_the_modules_of_flower_that_are_not_public_are_imported_in_these_files()
     }  # fmt: skip
 
     def modules(path):
-        nodes = list(ast.walk(ast.parse(path.read_text())))
+        nodes = list(ast.walk(_tree(path)))
         names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
         names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         names += [name for text in _constants(path) for name in re.findall(r"(?<![\w.\"'\[])flwr(?:\.\w+)+", text)]
@@ -245,7 +252,7 @@ def test_public_docstrings_begin_with_a_noun_or_a_verb():
     found = {}
     for path in SOURCES:
         room = str(path.relative_to(ROOT).parent)
-        for name, node in _public(ast.parse(path.read_text())):
+        for name, node in _public(_tree(path)):
             first = (ast.get_docstring(node) or "-").split()[0].strip(",:;")
             if first in questions:
                 found.setdefault(room, []).append(f"{path.relative_to(ROOT)}: {name}: {first}")
@@ -265,7 +272,7 @@ def test_modules_classes_and_functions_have_a_size_that_can_be_read():
                 look(child, (*name, child.name))
 
     for path in SOURCES:
-        look(ast.parse(path.read_text()), (str(path.relative_to(ROOT)),))
+        look(_tree(path), (str(path.relative_to(ROOT)),))
     assert found == set()
     assert len(list((ROOT / "spatl").glob("*.py"))) <= 8
 

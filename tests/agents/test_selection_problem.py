@@ -29,6 +29,7 @@ def test_every_action_in_the_box_meets_the_budget_and_keeps_a_channel_of_every_g
     assert problem.costs.of(counts, budget.kind) <= budget.limit
 
 
+@pytest.mark.slow
 @given(budget=budgets)
 def test_the_zero_action_is_the_ranking_by_worth_per_cost_and_what_is_left_of_the_budget(budget):
     problem = problem_for("resnet8", budget)

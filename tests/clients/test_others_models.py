@@ -103,6 +103,7 @@ def test_a_restored_network_is_a_new_one_in_everything():
     assert torch.equal(again, duplicate(blueprint.model)(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", ["local", "shared"])
 @pytest.mark.parametrize("name", FROZEN)
 def test_frozen_statistics_are_neither_gathered_nor_estimated_nor_sent(name, batch_norm):
@@ -121,6 +122,7 @@ def test_frozen_statistics_are_neither_gathered_nor_estimated_nor_sent(name, bat
             assert torch.equal(tensor, torch.full((6,), 0.25))
 
 
+@pytest.mark.slow
 def test_a_frozen_layer_normalises_by_its_statistics_in_training_and_in_trials_too():
     """By hand: with a mean of 1/4 and a variance of 4, the layer's output is (x - 1/4) / sqrt(4 + eps)."""
     blueprint = make_blueprint(of_users("norm_in_eval_mode"))

@@ -114,6 +114,7 @@ def test_a_record_that_is_not_there_is_refused(killed_run):
         resume(killed_run, pictures=False)
 
 
+@pytest.mark.slow
 def test_the_line_that_is_lost_or_doubled_is_named(killed_run):
     edited(killed_run / HISTORY, DAMAGE["a line is lost"])
     with pytest.raises(DamagedState, match="line 2 is of round 3, after one of round 1"):
@@ -176,6 +177,7 @@ def test_status_and_a_finished_run_name_the_line(damage, whole_and_killed, tmp_p
         read_run(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [*DAMAGE, "the last line stands twice"])
 def test_nothing_is_told_of_a_finished_run_by_the_lines_of_clients_that_are_not_as_it_left_them(
     damage, whole_and_killed, tmp_path, capsys

@@ -66,6 +66,7 @@ def test_the_order_of_replies_changes_nothing(tmp_path, wire):
     assert fingerprints(tmp_path / "a") == fingerprints(tmp_path / "b")
 
 
+@pytest.mark.slow
 @both_wires
 def test_every_byte_of_every_message_is_counted_once(tmp_path, wire):
     """Counted at the grid's edge; the other direction also carries what fetches or answers a message."""
@@ -126,6 +127,7 @@ def test_a_run_leaves_what_the_design_lists(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
 
 
+@pytest.mark.slow
 @both_wires
 def test_unselected_channels_never_leave_and_keep_their_bits(tmp_path, strategies, wire):
     """Looks at the blobs: entries outside every bitmap keep their bits in the server's x.

@@ -203,6 +203,7 @@ records = (
 )
 
 
+@pytest.mark.slow
 @given(content=st.dictionaries(st.sampled_from(["spatl", "metrics", "x"]), records, max_size=3).map(RecordDict))
 def test_any_records_come_through_or_are_refused(content):
     superlink = SuperLink()

@@ -47,6 +47,7 @@ def with_first_values(body, first):
     return body[:start] + first + body[start + len(first) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wire", "change", "reason"),
     [
@@ -77,6 +78,7 @@ def test_a_bad_update_is_refused_and_counted_and_the_round_goes_on(tmp_path, cap
     assert reason in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "reason"),
     [
@@ -156,6 +158,7 @@ def test_when_every_update_is_refused_the_run_ends_with_the_reason(tmp_path):
         run_tiny(tiny_config(), tmp_path, app=tampering(attack))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "reason"),
     [({"accuracy": 5.0}, "lie in"), ({"flops_ratio": -1.0}, "lie in"), ({"train_loss": 1.7e38}, "lie in")],
@@ -221,6 +224,7 @@ def test_one_client_cannot_stop_a_run_by_reporting_a_large_loss(tmp_path):
     assert run_tiny(config, tmp_path, app=tampering(attack))["rejected"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_began_with_clients_that_had_nothing_to_learn_has_not_diverged_where_others_only_guess(tmp_path):
     """As where those of the first round have one class each: a guess among ten classes has a loss of 2.3."""
     config = tiny_config(rounds=2)

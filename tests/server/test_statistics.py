@@ -143,6 +143,7 @@ def test_statistics_of_others_are_not_trained_with() -> None:
         train_round(workplace, 0, with_statistics, state)
 
 
+@pytest.mark.slow
 def test_statistics_of_few_examples_change_what_is_measured_and_nothing_that_is_trained(tmp_path):
     """Of some 230 training examples a client takes 8: other losses on arrival, the same encoders."""
     runs = {}

@@ -42,6 +42,7 @@ def test_the_farthest_attacks_are_as_far_as_they_may_be():
     assert float(away.square().sum()) <= float(among.square().sum(1).max()) * (1 + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_situation_gives_every_client_something_and_poison_touches_the_bad_alone(situation, tmp_path):
     bad = bad_clients(1)

@@ -280,6 +280,7 @@ def reply(node: int = 7, *, source: int = 7, answers: str = "a question", object
     ).SerializeToString()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status"),
     [

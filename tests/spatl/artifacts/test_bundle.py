@@ -200,6 +200,7 @@ class Forking(Flat):
         return logits * (1.001 if torch.compiler.is_exporting() else 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "message"),
     [(Branching(), "torch.export cannot export the network"), (Forking(), r"differs from the network by 1.0e-03 of")],

@@ -253,6 +253,7 @@ def test_a_network_that_cannot_be_tried_has_no_readers_and_says_why(make, reason
     assert reason in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_any_one_wrong_place_among_many_is_found(seed):
     """Two linear layers with a random order in between; claims that are right but for two places exchanged."""

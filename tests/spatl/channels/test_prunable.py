@@ -71,6 +71,7 @@ class Through(nn.Module):
         return self.head(self.conv(self.layer(self.stem(images)).relu()).relu().mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [

@@ -57,6 +57,7 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(arguments, advice, 
 TAKEN = {"--engine", "--seeds", "--learning-rate", "--name", "--options", "--clients", "--epochs"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", setting_keys())
 def test_every_setting_given_as_a_flag_is_answered_with_its_key(key, capsys):
     """By its whole key, and by its last word whatever other sections have a key of that name."""

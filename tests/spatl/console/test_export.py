@@ -201,6 +201,7 @@ def test_a_program_that_does_not_fit_on_the_disk_is_one_line_and_ends_no_process
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_name_that_is_too_long_is_one_line(
     exported_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def test_an_object_for_each_image_and_the_others_where_one_is_broken(
     assert output.err == "spatl: 1 of 3 images could not be used; the others were predicted\n"
 
 
+@pytest.mark.slow
 def test_a_table_of_names_and_a_line_for_what_is_broken(
     model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

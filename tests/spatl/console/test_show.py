@@ -12,6 +12,7 @@ from tests.support.terminals import as_terminal, widest_line, words_of
 MEASURED = ("codec-times", "cold-start")  # which take seconds, and are of the machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 120, None])
 @pytest.mark.parametrize("what", [what for what in LISTINGS if what not in MEASURED])
 def test_every_word_of_a_list_is_shown_whole(what, width, capsys, monkeypatch):

@@ -77,6 +77,7 @@ def test_findings_are_listed_when_asked(troubled, tmp_path, capsys):
     assert "findings" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 120, None])
 def test_the_table_is_whole_at_every_width(troubled, width, capsys, monkeypatch):
     if width is not None:

@@ -61,6 +61,7 @@ def test_the_status_and_the_report_call_the_metric_by_its_name(
     assert "fraction correct" not in page
 
 
+@pytest.mark.slow
 def test_the_closing_table_has_each_metric_both_ways(regression_run: Path) -> None:
     console = Console(width=200, record=True, file=StringIO())
     print_result(console, read_run(regression_run))

@@ -76,6 +76,7 @@ def test_the_page_is_whole_and_has_three_pictures_with_words_for_each_example(ex
     assert [name for name, number in Counter(v["id"] for _, v in page.tags if "id" in v).items() if number > 1] == []
 
 
+@pytest.mark.slow
 def test_the_page_refers_to_nothing_outside_and_runs_nothing(explained) -> None:
     text = page_of(explained)
     assert re.findall(r"https?:|@import|url\(", text) == []

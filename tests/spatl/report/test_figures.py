@@ -133,6 +133,7 @@ def test_one_run_gives_one_svg(svg: str) -> None:
     assert curves_svg(finished_run(num_rounds=3, num_clients=3)) == svg
 
 
+@pytest.mark.slow
 def test_the_svg_has_no_background_and_takes_the_colour_of_the_page(svg: str) -> None:
     assert "fill: #ffffff" not in svg
     assert "fill: currentColor" in svg

@@ -130,6 +130,7 @@ def test_a_run_that_used_no_updates_of_clients_with_many_examples_says_so(tmp_pa
     assert "hold 50.8 % of all" in Page(written(result, tmp_path)).summary["Refused or left out"]
 
 
+@pytest.mark.slow
 def test_the_page_refers_to_nothing_outside_and_runs_nothing(text: str) -> None:
     assert re.findall(r"https?:", re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)) == []
     assert not re.search(r"@import|url\((?!#)", text)

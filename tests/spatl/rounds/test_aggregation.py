@@ -251,6 +251,7 @@ def test_an_update_from_uncorrected_gradients_moves_x_and_leaves_c():
     assert aggregator.control_share() == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", ["c", "near c"])
 @pytest.mark.parametrize("damping", [1.0, 0.5])
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -26,6 +26,7 @@ def passed(model, inputs):
     return numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_that_of_the_network_as_it_is_built_and_run(name):
     """12 copies of its numbers, and three times what the layers give for a batch, or one of them for all examples.

@@ -77,6 +77,7 @@ def test_a_run_repeats_to_the_bit_and_differs_from_the_mean(tmp_path: Path, rule
     assert fingerprints(tmp_path / "one") != fingerprints(tmp_path / "mean")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "line"),
     [

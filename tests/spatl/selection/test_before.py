@@ -72,6 +72,7 @@ def test_numbers_of_channels_are_multiples_of_eight_where_the_budget_pays_for_th
     assert int(few.min()) < 8
 
 
+@pytest.mark.slow
 def test_windows_of_a_cut_network_still_lie_in_a_row():
     _, costs, prunable = encoder("resnet8")
     layout = costs.layout
@@ -112,6 +113,7 @@ def test_a_budget_below_the_least_network_is_refused_with_what_would_do(kind, li
     check_part_budget(Budget(kind, least), costs, prunable)
 
 
+@pytest.mark.slow
 def test_half_of_a_network_is_one():
     _, costs, prunable = encoder("broad")
     half = half_of(prunable)

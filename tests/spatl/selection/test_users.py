@@ -37,6 +37,7 @@ def test_a_class_is_made_once_and_what_it_remembers_is_a_clients_own(tmp_path: P
         assert state.selector["asked"].tolist() == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("selector", "error", "line"),
     [

@@ -197,6 +197,7 @@ def test_every_truncation_and_extension_is_refused(name):
     assert outcome(name, data + b"\0", channels) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LEVELS, *CODED])
 @pytest.mark.parametrize("mask", [1, 0x80, 0xFF])
 def test_a_changed_byte_is_refused_or_changes_values_only(name, mask):

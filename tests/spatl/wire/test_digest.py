@@ -34,6 +34,7 @@ def test_any_bit_that_flips_at_any_place_of_any_blob_is_noticed(kind, data):
         each.take(bytes(altered))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_whatever_is_cut_off_added_or_put_elsewhere_is_noticed(kind, data):
