@@ -95,9 +95,7 @@ def test_no_source_replaces_a_measured_zero():
                 yield from (ast.unparse(value) for value in node.values[:-1] if isinstance(value, named))
 
     allowed = {"plan.bench.tune_rounds"}  # at least 1, or null
-    found = {
-        text for path in SOURCES for text in taken_by_default(_tree(path)) if measured.search(text)
-    }
+    found = {text for path in SOURCES for text in taken_by_default(_tree(path)) if measured.search(text)}
     assert found - allowed == set()
 
 
