@@ -113,7 +113,6 @@ def test_settings_that_other_settings_leave_unread_are_told(values: dict[str, An
     assert list(settings_without_effect(parse_config(values))) == [setting]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["inline", "ray", "deployment"])
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_told_of_defaults_nor_of_what_a_method_brings_nor_of_a_config_that_a_run_wrote(
@@ -147,7 +146,6 @@ def test_the_share_of_a_split_that_the_data_came_with_is_not_read() -> None:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_configs_hold_nothing_without_effect(path: Path) -> None:
     config = load_config(path)

@@ -200,7 +200,6 @@ def test_what_room_there_is_is_used(encode):
     assert 0.5 * 1500 < len(encode(values, places, 1500)) <= 1500
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
 @pytest.mark.parametrize("values", [[], [0.0], [0.0] * 9, [1.0], [-5.0], [3e38], [-3e38, 1.0], [1e-45], [1e-30, 0.0]])
 @pytest.mark.parametrize("limit", [-50, 0, 5, 1000])

@@ -73,7 +73,6 @@ def test_the_error_is_zero_in_the_mean_uniform_and_the_same_whatever_the_value_i
     assert np.abs(tenths - NUMBER / 10).max() < 5 * math.sqrt(0.09 * NUMBER)
 
 
-@pytest.mark.slow
 def test_one_value_is_right_on_average_over_the_seeds():
     """What 1,000 seeds make of the same three values, as clients' messages of one round or of many would be."""
     values, places = one_tensor(torch.tensor([0.3, -0.04, 2.2]))
@@ -198,7 +197,6 @@ def test_what_integers_take_is_within_a_twentieth_of_their_entropy_given_the_dit
     assert bits < 8 * len(data) < 1.05 * bits
 
 
-@pytest.mark.slow
 @given(max_bytes=st.integers(-5, 1000))
 def test_a_message_keeps_to_its_bytes_if_the_coarsest_does(max_bytes):
     values, places = laplace(2_000)

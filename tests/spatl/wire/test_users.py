@@ -100,7 +100,6 @@ def test_what_travels_is_as_short_as_the_codec_writes_it(tmp_path: Path) -> None
     assert sent == {2 * layout.num_entries}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "line"),
     [
