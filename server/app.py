@@ -36,6 +36,7 @@ from spatl.errors import (
     SpatlError,
     SystemFault,
     from_outside,
+    going_on,
     system_fault,
     told,
     traceback_of,
@@ -103,7 +104,7 @@ def main(grid: Grid, context: Context) -> None:
             detailed = from_outside(error)
             EVENTS.error("%s", told(error), exc_info=error if detailed else None)
             refused = system_fault(error) is not None or isinstance(error, SystemFault)
-            line = f"{told(error)}; then go on with the run in {directory} (--resume)" if refused else told(error)
+            line = going_on(told(error), directory) if refused else told(error)
             # For whoever started this process and cannot see its exceptions.
             content = {"error": type(error).__name__, "message": line}
             with suppress(OSError):  # of a disk that is full

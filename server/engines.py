@@ -35,7 +35,7 @@ from spatl.deployment.processes import (
     stop,
 )
 from spatl.disk.writing import write_synced
-from spatl.errors import DivergedError, SpatlError, SystemFault, naming, system_fault
+from spatl.errors import DivergedError, SpatlError, SystemFault, going_on, naming, system_fault
 from spatl.json_files import read_json
 from spatl.rounds.blueprint import cached_blueprint
 from spatl.runs.directory import alone_in_run
@@ -196,7 +196,7 @@ def check_writable(directory: Path) -> None:
     except OSError as error:
         if (fault := system_fault(error)) is None:
             raise
-        raise SystemFault(f"{fault}; then go on with the run in {directory} (--resume)") from error
+        raise SystemFault(going_on(fault, directory)) from error
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)

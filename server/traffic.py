@@ -83,6 +83,7 @@ def message_traffic(content: RecordDict, *, direction: Direction, message_type: 
     Returns:
         The bytes in both directions.
     """
+    group_id = "0" * len(group_id.encode())  # of which the length counts; a round has no serialising of its own
     found = _blob_alone(content)
     if found is None:
         return _by_shape(content, direction, message_type, group_id)

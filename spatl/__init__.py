@@ -4,8 +4,9 @@
 run that was killed.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spatl.extensions.late import late_names
 
 if TYPE_CHECKING:
     from spatl.config.experiment import ExperimentConfig
@@ -30,11 +31,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `spatl predict` runs where PyTorch is not installed."""
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = late_names(__name__, _MODULES)  # `spatl predict` runs where PyTorch is not installed
 
 
 def __dir__() -> list[str]:

@@ -92,6 +92,19 @@ class DivergedError(SpatlError):
     """Divergence of a run: its loss or weights are no longer finite."""
 
 
+_GO_ON = "; then go on with the run in "
+
+
+def going_on(fault: str, directory: PurePath) -> str:
+    """Return the line about a fault of the machine in a run: what it is and asks for, and how the run goes on then."""
+    return f"{fault}{_GO_ON}{directory} (--resume)"
+
+
+def without_going_on(line: str) -> str:
+    """Return such a line about a run of which nothing is kept: without how it goes on. Any other line is as it was."""
+    return line.partition(_GO_ON)[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the part of a message that suggests the known name closest to a wrong one; empty if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)

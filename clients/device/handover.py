@@ -13,6 +13,9 @@ import sys
 SIGNED_BUNDLES = "--signed-bundles"
 """Option for `message_process`: somebody whom the device's owner trusts has signed the bundle, so that it is run."""
 
+PARENT_OPTION = "--parent-pid"
+"""Option of Flower's programs: the number of the process that starts one."""
+
 
 def command(path: os.PathLike[str]) -> list[str]:
     """Return the command of this program, for a process that serves at a socket."""
@@ -27,7 +30,8 @@ def main() -> None:
 
     What Flower does to end with its SuperNode does not reach a fork that waits for an answer of that SuperNode.
     """
-    path, arguments, parent = sys.argv[1], sys.argv[2:], os.getppid()
+    path, arguments = sys.argv[1], sys.argv[2:]
+    parent = _parent_in(arguments)
     here = os.getcwd()
     request = {"arguments": ["flwr-clientapp", *arguments], "environment": dict(os.environ), "directory": here}
     connection = socket.socket(socket.AF_UNIX)
@@ -52,6 +56,12 @@ def main() -> None:
             pass
         break
     sys.exit(status[0] if status else 1)
+
+
+def _parent_in(arguments: list[str]) -> int:
+    """Return the number that whoever started this process gave, for it may be gone by now; else the parent's."""
+    given = arguments[arguments.index(PARENT_OPTION) + 1 :][:1] if PARENT_OPTION in arguments else []
+    return int(given[0]) if given and given[0].isdecimal() else os.getppid()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,16 @@ _runtime: Any = import_module("flwr.supernode.runtime.run_clientapp")
 
 
 def main() -> None:
-    """Handle one message, by the arguments of Flower's program."""
+    """Handle one message, by the arguments of Flower's program; end with the process that started this one."""
+    _handle(is_fork=False)
+
+
+def main_of_fork() -> None:
+    """Do the same in a fork, which ends with the program that asked for it."""
+    _handle(is_fork=True)
+
+
+def _handle(*, is_fork: bool) -> None:
     make_logs_printable()
     parser = argparse.ArgumentParser(prog="flwr-clientapp")
     parser.add_argument("--runtime-api-address", required=True)
@@ -33,8 +42,8 @@ def main() -> None:
     signed = getattr(options, SIGNED_BUNDLES.strip("-").replace("-", "_"))
     if not signed:
         _keep_out_bundles()
-    if options.parent_pid == os.getppid():  # not of a fork, which ends with the program that asked for it
-        end_with_parent()
+    if not is_fork:
+        end_with_parent(options.parent_pid)
     if mark := os.environ.get(MARK_VARIABLE):
         _unmark_when_answered(Path(mark))
     _runtime.run_clientapp(

@@ -18,7 +18,7 @@ import_late_modules()  # for the forks, too
 
 def main() -> None:
     """Serve Flower's messages."""
-    serve(Path(sys.argv[1]), message_process.main, parent=int(sys.argv[2]))
+    serve(Path(sys.argv[1]), message_process.main_of_fork, parent=int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import os
 import queue
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any, Literal
 import yaml
 
 from spatl.config.loading import config_from_json, parse_config
+from spatl.deployment.processes import end_with_parent
 from spatl.errors import ConfigError, DivergedError, SpatlError, from_outside, told
 from spatl.json_files import write_json
 from spatl.runner import run
@@ -175,17 +174,11 @@ def _run_in_processes(jobs: Sequence[Job], workers: int, on_event: OnEvent) -> d
 def _work(tasks: "multiprocessing.Queue[Job | None]", events: "multiprocessing.Queue[Event]", parent: int) -> None:
     """Do jobs until there are none, or nobody waits for them any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent(parent)
     while (job := tasks.get()) is not None:
         events.put(Event(job.name, "started"))
         error = _run(job, events.put)
         events.put(Event(job.name, "ended", error=error))
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_POLL_SECONDS)
-    os._exit(1)
 
 
 def _run(job: Job, on_event: OnEvent) -> str | None:

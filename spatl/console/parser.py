@@ -211,11 +211,15 @@ def _add_bench(parser: Parser) -> None:
 def _add_perf(parser: Parser) -> None:
     parser.description = (
         "Measure what an update of a client takes beside a bare PyTorch loop over the same examples, by its parts, and "
-        "what a federation takes by its number of clients. It takes a minute or two; with --full, an hour."
+        "what a federation takes by its number of clients. It takes a minute or two; with --full, more than an hour."
     )
     parser.add_argument("--models", metavar="A,B,...", type=_names, help="networks on the digits: cnn, resnet8, ...")
     parser.add_argument("--methods", metavar="A,B,...", type=_names, help="fedavg, spatl-update, spatl")
     parser.add_argument("--clients", metavar="A,B,...", type=_seeds, help="numbers of clients; 0 for none")
+    parser.add_argument(
+        "--sizes", metavar="A,B,...", type=_seeds,
+        help="also an update of networks of so many million parameters, 1 to 86; 10 minutes and 6 GB for 86",
+    )  # fmt: skip
     parser.add_argument(
         "--workers", metavar="A,B,...", type=_seeds,
         help="also rounds with so many processes, by the clock (resources.workers); needs idle cores",
@@ -228,7 +232,9 @@ def _add_perf(parser: Parser) -> None:
     parser.add_argument("--rounds", metavar="N", type=int, default=2, help="rounds that are measured each time (2)")
     parser.add_argument("--memory-format", choices=("contiguous", "channels-last"), default="contiguous",
                         help="of the engine's training (contiguous); the loop's is contiguous in any case")  # fmt: skip
-    parser.add_argument("--full", action="store_true", help="all networks, all methods, up to 10,000 clients")
+    parser.add_argument(
+        "--full", action="store_true", help="all networks, all methods, up to 10,000 clients and 86 million parameters"
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="a new directory for perf.json and perf.png (default: below runs/)"
     )

@@ -9,15 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from spatl import __version__
-from spatl.errors import ConfigError, did_you_mean
+from spatl.errors import ConfigError, SpatlError, SystemFault, did_you_mean, without_going_on
 from spatl.json_files import write_json
 from spatl.perf.beside import BESIDE, FLOWER, measure_beside
 from spatl.perf.cases import FULL_CLIENTS, METHODS, MODELS, QUICK, QUICK_CLIENTS, Case
 from spatl.perf.figure import draw_perf
-from spatl.perf.measure import machine, measure
+from spatl.perf.measure import Say, machine, measure
 from spatl.perf.parts import PARTS
 from spatl.perf.scale import measure_clients
 from spatl.perf.side_by_side import measure_workers
+from spatl.perf.sizes import FULL_SIZES, SIZE_METHODS, measure_size
 from spatl.runs.directory import fresh_directory
 from spatl.runs.text import human_bytes
 from spatl.terminal.screen import Screen
@@ -25,15 +26,16 @@ from spatl.terminal.tables import print_line, print_table
 
 RESULT, PICTURE = "perf.json", "perf.png"
 _FEWEST_CLIENTS = 10
+_AROUND = ("selection", "encode", "decode", "state", "model", "sums")
 
 
 def perf(options: argparse.Namespace, console: Console) -> None:
     """Measure the cases that were asked for, print what they take, and write numbers and a picture.
 
     Raises:
-        SpatlError: There is no such network or method, or a number is too small.
+        SpatlError: There is no such network or method, a number is too small, or the machine refuses something.
     """
-    cases, numbers = _cases(options), _numbers_of_clients(options)
+    cases, numbers, sizes = _cases(options), _numbers_of_clients(options), _numbers_of_parameters(options)
     for name in ("turns", "rounds"):
         if (value := getattr(options, name)) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
@@ -46,9 +48,31 @@ def perf(options: argparse.Namespace, console: Console) -> None:
     def say(text: str) -> None:
         watching.print(text, highlight=False)
 
+    try:
+        found = _measured(options, cases, numbers, sizes, say)
+    except SpatlError as error:
+        if (fault := without_going_on(str(error))) == str(error):
+            raise
+        raise SystemFault(f"{fault}; then measure again: nothing is kept of a run that is measured") from error
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / RESULT, found)
+    draw_perf(found, directory / PICTURE)
+    updates = found["updates"]
+    tables = _updates(updates), _parts(updates), _workers(found["workers"]), _beside(found["beside"])
+    for table in (*tables, _clients(found["clients"]), _sizes(found["sizes"])):
+        if table.row_count:
+            print_table(console, table)
+    for name in (RESULT, PICTURE):
+        print_line(console, str(directory / name))
+
+
+def _measured(
+    options: argparse.Namespace, cases: Sequence[Case], numbers: Sequence[int], sizes: Sequence[int], say: Say
+) -> dict[str, Any]:
+    """Return all that was asked for, measured."""
     found: dict[str, Any] = {
         "spatl": __version__, "command": _command(options), **machine(), "updates": [], "workers": [], "beside": [],
-        "clients": [],
+        "clients": [], "sizes": [],
     }  # fmt: skip
     for case in cases:
         found["updates"].append(measure(case, turns=options.turns, rounds=options.rounds, say=say))
@@ -62,16 +86,11 @@ def perf(options: argparse.Namespace, console: Console) -> None:
     for number in numbers:
         say(f"{number:,} clients")
         found["clients"].append(measure_clients(number))
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / RESULT, found)
-    draw_perf(found, directory / PICTURE)
-    updates = found["updates"]
-    tables = _updates(updates), _parts(updates), _workers(found["workers"]), _beside(found["beside"])
-    for table in (*tables, _clients(found["clients"])):
-        if table.row_count:
-            print_table(console, table)
-    for name in (RESULT, PICTURE):
-        print_line(console, str(directory / name))
+    for millions in sizes:
+        for method in options.methods or SIZE_METHODS:
+            say(f"{millions:,} million parameters, {method}")
+            found["sizes"].append(measure_size(millions, method))
+    return found
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
@@ -105,6 +124,17 @@ def _numbers_of_clients(options: argparse.Namespace) -> Sequence[int]:
     numbers: list[int] = [number for number in options.clients if number]
     if numbers and min(numbers) < _FEWEST_CLIENTS:
         raise ConfigError(f"--clients must be at least {_FEWEST_CLIENTS}, or 0 for none, got {min(numbers)}")
+    return numbers
+
+
+def _numbers_of_parameters(options: argparse.Namespace) -> Sequence[int]:
+    if options.sizes is None:
+        return FULL_SIZES if options.full else ()
+    numbers: list[int] = [number for number in options.sizes if number]
+    if numbers and not 1 <= min(numbers) <= max(numbers) <= FULL_SIZES[-1]:
+        raise ConfigError(
+            f"--sizes are millions of parameters from 1 to {FULL_SIZES[-1]}, or 0 for none, got {numbers}"
+        )
     return numbers
 
 
@@ -169,6 +199,19 @@ def _clients(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _sizes(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="an update around its training by the size of the network, CPU nanoseconds a parameter")
+    for name in ("parameters", "method", "around", *_AROUND, "peak memory", "networks beyond the start"):
+        table.add_column(name, justify="right" if name != "method" else "left")
+    for row in rows:
+        table.add_row(
+            f"{row['num_parameters'] / 1e6:.1f} M", row["method"], f"{row['around_ns']:.0f}",
+            *(f"{row['parts_ns'][part]:.0f}" for part in _AROUND),
+            human_bytes(row["peak_bytes"]), f"{row['peak_models']:.1f}",
+        )  # fmt: skip
+    return table
+
+
 def _spread(values: Mapping[str, float], places: int) -> str:
     median, least, greatest = (f"{values[name]:.{places}f}" for name in ("median", "least", "greatest"))
     return f"{median} ({least} to {greatest})"
@@ -176,7 +219,7 @@ def _spread(values: Mapping[str, float], places: int) -> str:
 
 def _command(options: argparse.Namespace) -> str:
     parts = ["spatl", "perf"]
-    for flag in ("models", "methods", "workers", "beside", "clients"):
+    for flag in ("models", "methods", "workers", "beside", "clients", "sizes"):
         if (given := getattr(options, flag)) is not None:
             parts += [f"--{flag}", ",".join(map(str, given))]
     parts += ["--turns", str(options.turns), "--rounds", str(options.rounds)]

@@ -1,10 +1,10 @@
 """Data sets by name, their partition into clients, and each client's splits and batches."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spatl.data.datasets import DATASET_DOOR, DATASETS, DatasetEntry, is_read_from_path
 from spatl.data.partitioners import OWN, PARTITIONER_DOOR, PARTITIONERS, PartitionerEntry, partition_settings
+from spatl.extensions.late import late_names
 
 if TYPE_CHECKING:
     from spatl.data.dataset import Dataset
@@ -42,8 +42,4 @@ _OF_TENSORS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name that comes with PyTorch when it is first asked for: configs are read without."""
-    if name in _OF_TENSORS:
-        return getattr(importlib.import_module(_OF_TENSORS[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = late_names(__name__, _OF_TENSORS)  # they come with PyTorch, and configs are read without

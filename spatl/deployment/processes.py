@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from spatl.errors import SpatlError
@@ -88,13 +89,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def end_with_parent(*, remove: Path | None = None) -> None:
+def end_with_parent(parent: int | None = None, *, remove: Path | None = None) -> None:
     """End this process and all below it, from now on, once the one that started it is gone.
 
     Args:
+        parent: The number that the other has told, which may be gone by now; whoever is this one's parent if not given.
         remove: A directory to remove then, which the other can no more.
     """
-    threading.Thread(target=_watch, args=(os.getppid(), remove), name="spatl-parent", daemon=True).start()
+    parent = os.getppid() if parent is None else parent
+    threading.Thread(target=_watch, args=(parent, remove), name="spatl-parent", daemon=True).start()
 
 
 def adopt_orphans() -> None:
@@ -131,13 +134,47 @@ def descendants(root: int) -> list[int]:
 def _parents() -> list[tuple[int, int]]:
     """Return each process of this machine with its parent; small container images have no `ps`, but /proc."""
     if sys.platform == "linux":
-        pairs = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):  # it has ended
-                pairs.append((int(path.parent.name), int(path.read_text().rpartition(")")[2].split()[1])))
-        return pairs
+        return [(number, facts.parent) for number, facts in facts_of_all().items()]
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
     return [(int(number), int(parent)) for number, parent in (line.split() for line in listing.splitlines())]
+
+
+@dataclass(frozen=True)
+class ProcessFacts:
+    """Facts of a process, or of one of its threads, as /proc has them.
+
+    Attributes:
+        state: A letter; `T` is stopped, `Z` a zombie.
+        parent: The number of its parent.
+        cpu_seconds: How long it has computed.
+        started: When it was started, by the kernel's clock: numbers are given again.
+    """
+
+    state: str
+    parent: int
+    cpu_seconds: float
+    started: int
+
+
+def facts_of(number: int) -> ProcessFacts | None:
+    """Return the facts of a process; None where it is gone, or where there is no /proc."""
+    return _read_facts(Path(f"/proc/{number}/stat"))
+
+
+def facts_of_all() -> dict[int, ProcessFacts]:
+    """Return the facts of all processes of this machine by their numbers; of none where there is no /proc."""
+    found = {int(path.parent.name): _read_facts(path) for path in Path("/proc").glob("[0-9]*/stat")}
+    return {number: facts for number, facts in found.items() if facts is not None}
+
+
+def _read_facts(path: Path) -> ProcessFacts | None:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")  # a program's name may be any bytes
+    except OSError:  # it has ended
+        return None
+    fields = text.rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return ProcessFacts(fields[0], int(fields[1]), ticks / os.sysconf("SC_CLK_TCK"), int(fields[19]))
 
 
 def is_alive(number: int) -> bool:
@@ -149,26 +186,20 @@ def is_alive(number: int) -> bool:
 
 def state_of(number: int) -> str:
     """Return the letter of a process's state as /proc has it (`T` is stopped); empty where it is gone, or no Linux."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-    return ""
+    facts = facts_of(number)
+    return "" if facts is None else facts.state
 
 
 def wants_cpu(number: int) -> bool:
     """Return whether a thread of a process computes, or would if it had a processor or its disk answered (Linux)."""
-    for path in Path(f"/proc/{number}/task").glob("*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
-            if path.read_text().rpartition(")")[2].split()[0] in ("R", "D"):
-                return True
-    return False
+    found = map(_read_facts, Path(f"/proc/{number}/task").glob("*/stat"))
+    return any(facts is not None and facts.state in ("R", "D") for facts in found)
 
 
 def cpu_seconds(number: int) -> float:
     """Return how long a process has computed; 0 where it is gone, or where there is no /proc."""
-    with contextlib.suppress(OSError):
-        user, system = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return 0.0
+    facts = facts_of(number)
+    return 0.0 if facts is None else facts.cpu_seconds
 
 
 def command_of(number: int) -> str:

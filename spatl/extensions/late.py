@@ -98,6 +98,23 @@ class LateTable(Mapping[str, Row]):
         return len(self._makers)
 
 
+def late_names(module: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a `__getattr__` for a package, of which some names are imported when they are first asked for (PEP 562).
+
+    Args:
+        module: The package's name.
+        modules: By name, the module that has it.
+    """
+
+    def imported(name: str) -> Any:
+        """Import a name of the package, as it is first asked for."""
+        if name in modules:
+            return getattr(importlib.import_module(modules[name]), name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return imported
+
+
 def import_late_modules() -> None:
     """Import all modules that are named so far: of a process whose forks would import them one by one, each anew."""
     for name in sorted(_named):

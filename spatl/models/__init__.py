@@ -1,8 +1,8 @@
 """Networks, and the cut of each into a shared encoder and a predictor."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from spatl.extensions.late import late_names
 from spatl.models.table import MODEL_DOOR, MODELS, ModelEntry
 
 if TYPE_CHECKING:
@@ -20,8 +20,4 @@ _OF_TENSORS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name that comes with PyTorch when it is first asked for: configs are read without."""
-    if name in _OF_TENSORS:
-        return getattr(importlib.import_module(_OF_TENSORS[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = late_names(__name__, _OF_TENSORS)  # they come with PyTorch, and configs are read without

@@ -36,6 +36,9 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 """Functions of each part, as `module:name`. `model` is what a client does around its training: the network is loaded,
 its update is taken, its control variate follows."""
 
+LOCAL_PARTS: Final = ("training", "evaluation", "recalibration")
+"""Parts that a client's examples take; the others are around them."""
+
 OTHER: Final = "other"
 """Part of what no function of `PARTS` does."""
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from spatl.deployment.processes import facts_of_all
 from spatl.errors import SpatlError
 
 _PROC: Final = Path("/proc")
 _LOOK_SECONDS: Final = 0.1
-_PARENT, _USER, _SYSTEM, _START = 1, 11, 12, 19  # fields of /proc/PID/stat behind the program's name, from 0
-_Process = tuple[int, str]  # a number, and when it was started: numbers are given again
+_Process = tuple[int, int]  # a number, and when it was started: numbers are given again
 
 
 def cpu_seconds_of(command: Sequence[str], settings: Mapping[str, str] | None = None) -> float:
@@ -52,25 +52,11 @@ def cpu_seconds_of(command: Sequence[str], settings: Mapping[str, str] | None = 
 
 def _look(root: int, known: set[_Process], seen: dict[_Process, float]) -> None:
     """Note the CPU seconds so far of a process, of all below it, and of those that once were."""
-    facts = {
-        number: each
-        for entry in _PROC.iterdir()
-        if entry.name.isdigit() and (each := _facts(number := int(entry.name)))
-    }
+    facts = facts_of_all()
     below = {root}
-    while more := {number for number, (parent, _, _) in facts.items() if parent in below and number not in below}:
+    while more := {number for number, each in facts.items() if each.parent in below and number not in below}:
         below |= more
-    known |= {(number, facts[number][1]) for number in below if number in facts}
-    for number, (_, started, seconds) in facts.items():
-        if (number, started) in known:
-            seen[number, started] = seconds
-
-
-def _facts(number: int) -> tuple[int, str, float] | None:
-    """The parent of a process, when it was started, and its CPU seconds; None where it has gone."""
-    try:
-        fields = (_PROC / str(number) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    ticks = os.sysconf("SC_CLK_TCK")
-    return int(fields[_PARENT]), fields[_START], (int(fields[_USER]) + int(fields[_SYSTEM])) / ticks
+    known |= {(number, facts[number].started) for number in below if number in facts}
+    for number, each in facts.items():
+        if (number, each.started) in known:
+            seen[number, each.started] = each.cpu_seconds

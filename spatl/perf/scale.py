@@ -1,8 +1,6 @@
 """Measurement of a federation by its number of clients, each in a process of its own (`python -m spatl.perf.scale`)."""
 
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,10 +10,10 @@ from typing import Any, Final
 
 import torch
 
-from spatl.errors import SpatlError
 from spatl.json_files import to_json
 from spatl.perf.cases import many_clients
 from spatl.perf.measure import peak_bytes
+from spatl.perf.own_process import found_by
 from spatl.perf.parts import PartsClock
 from spatl.runner import run
 
@@ -51,12 +49,7 @@ def measure_clients(num_clients: int) -> dict[str, Any]:
     Raises:
         SpatlError: The process failed.
     """
-    command = [sys.executable, "-m", "spatl.perf.scale", str(num_clients)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SpatlError(f"the run of {num_clients} clients failed: {done.stderr.strip().splitlines()[-1:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return found_by("spatl.perf.scale", str(num_clients), told=f"the run of {num_clients} clients")
 
 
 def measured_here(num_clients: int, *, rounds: int = ROUNDS) -> dict[str, Any]:

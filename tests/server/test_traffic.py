@@ -3,6 +3,8 @@
 import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from server import traffic
+from server.replies import blob_content
 from server.traffic import message_traffic
 from spatl.wire.blob import BLOB, RECORD
 from tests.support.flower import record_bytes
@@ -23,6 +25,20 @@ def test_a_message_of_three_objects_by_hand():
     message = {"message_type": "train", "group_id": "1"}
     assert message_traffic(content(100), direction="downlink", **message).opposite == 373
     assert message_traffic(content(100), direction="uplink", **message).opposite == 316
+
+
+def test_a_round_of_as_many_digits_is_counted_without_serialising_again(monkeypatch):
+    """A blob of 100 MB takes seconds; of a round's number the length counts, of two digits one byte more, twice."""
+    serialised = []
+    own = traffic.get_object_tree
+    monkeypatch.setattr(traffic, "get_object_tree", lambda message: serialised.append(message) or own(message))
+    blob = blob_content(bytes(1_234_567))
+    counts = [
+        message_traffic(blob, direction="uplink", message_type="train", group_id=group) for group in ("3", "7", "12")
+    ]
+    assert len(serialised) <= 2
+    assert counts[0] == counts[1]
+    assert counts[2].num_bytes == counts[0].num_bytes + 2  # it stands in the message, and in the object that it is
 
 
 def test_the_envelope_depends_on_the_objects_and_not_on_their_length():

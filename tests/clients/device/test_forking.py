@@ -119,6 +119,17 @@ def test_a_fork_ends_with_the_process_that_started_the_one_that_asked(tmp_path):
         until(lambda: gone(asked) and not descendants(process.pid))
 
 
+def test_a_fork_ends_where_the_process_that_started_the_one_that_asked_was_gone_before_it_looked(tmp_path):
+    """It has told its number, which is nobody's by then; the parent that there is now is another."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as before:
+        before.wait(_SECONDS)
+    with serving(tmp_path, "-c", _SERVE.format(program=_HANG)) as process:
+        command = asking(tmp_path, "--parent-pid", str(before.pid))
+        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=_SECONDS, check=False)
+        assert done.returncode == 1
+        until(lambda: not descendants(process.pid))
+
+
 @pytest.mark.slow
 def test_a_message_without_a_warm_process_ends_with_its_supernode_too(tmp_path):
     """Flower's client tries again for as long as nobody answers; nobody does at a port that is closed."""

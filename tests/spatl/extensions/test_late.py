@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+import spatl
+import spatl.data
+import spatl.models
 from spatl.data.datasets import DATASETS
-from spatl.extensions.late import LateModule, LateTable
+from spatl.extensions.late import LateModule, LateTable, late_names
 
 HALVES = LateModule("statistics")
 
@@ -22,6 +25,16 @@ def test_a_function_is_called_as_itself_and_has_its_signature():
 def test_what_a_module_has_not_is_told_when_it_is_called():
     with pytest.raises(AttributeError, match="medium"):
         HALVES.medium([1])
+
+
+def test_a_packages_names_are_imported_when_they_are_asked_for():
+    found = late_names("here", {"isleap": "calendar"})
+    assert found("isleap")(2028)
+    with pytest.raises(AttributeError, match=r"^module 'here' has no attribute 'leap'$"):
+        found("leap")
+    for package in (spatl, spatl.data, spatl.models):
+        assert all(hasattr(package, name) for name in package.__all__)
+        assert not hasattr(package, "no_such_name")
 
 
 def test_a_row_is_made_once_and_only_when_it_is_asked_for():
