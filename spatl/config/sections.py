@@ -354,11 +354,12 @@ class WireConfig(Section):
     """A row of `spatl show codecs`, or `package.module:Codec`."""
     downlink: str = "float32"
     """A row of `spatl show codecs`, or `package.module:Codec`."""
-    rounding: Literal["at-random", "dither", "towards-zero"] = "at-random"
-    """How `adaptive` rounds clients' updates: at random; under dither that the server knows and takes off, right on
-    average as well, in 0.6 times the bytes; or towards zero, in half of them, at a price (docs/compression.md)."""
-    downlink_rounding: Literal["nearest", "towards-zero"] | None = None
-    """How `adaptive` rounds the server's change; null: towards zero where `rounding` says so, else to the nearest."""
+    rounding: Literal["dither", "at-random"] = "dither"
+    """How `adaptive` rounds clients' updates: under dither that the server knows and takes off, or at random, which is
+    right on average as well and takes 1.8 times the bytes (docs/compression.md)."""
+    downlink_steps: Literal["coarse", "fine"] | None = None
+    """Which steps `adaptive` rounds the server's change to: three root mean squares, or two, which takes up to twice the
+    bytes. Null: coarse beside dither, fine beside rounding at random."""
 
     @field_validator("uplink", "downlink")
     @classmethod

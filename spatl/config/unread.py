@@ -328,11 +328,11 @@ RULES: Final[tuple[_Rule, ...]] = (
         "server_optimizer.name", "server.learning_rate", "server.norm_bound", "server.aggregation",
         "server.trim_fraction", "server.clip", "server.max_weight",
         "privacy.noise_multiplier", "privacy.clip", "privacy.delta",
-        "wire.target_ratio", "wire.uplink", "wire.downlink", "wire.rounding", "wire.downlink_rounding",
+        "wire.target_ratio", "wire.uplink", "wire.downlink", "wire.rounding", "wire.downlink_steps",
         fact=lambda row: row.shares != "nothing", lacks="shares nothing",
     ),
     _Rule(
-        ("wire.downlink_rounding",),
+        ("wire.downlink_steps",),
         lambda run: run.config.wire.downlink == "adaptive",
         lambda run: f"wire.downlink is {run.config.wire.downlink}, not adaptive",
     ),

@@ -295,7 +295,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
     )
     layout = trace.layout
     wire = config.wire
-    codecs = wire_codecs(wire.uplink, wire.downlink, rounding=wire.rounding, downlink_rounding=wire.downlink_rounding)
+    codecs = wire_codecs(wire.uplink, wire.downlink, rounding=wire.rounding, downlink_steps=wire.downlink_steps)
 
     def bytes_of_update(num_values: int, num_channels: int) -> int:
         told = 0 if blueprint.num_arrived is None else arrival_bytes(blueprint.num_arrived)

@@ -11,7 +11,7 @@ Layout of the bytes: step f32 | one class (4 bits) for each tensor that has valu
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -35,17 +35,15 @@ _LOWEST_OCTAVE: Final = -6
 _FINEST: Final = 0.125  # root mean squares, from which on the steps of a grid go
 _OCTAVES: Final = 14
 _GRID: Final = 8  # steps to an octave
-_ZONE: Final = 0.35
-"""What is added to a magnitude in steps before its fraction is cut off: below 0.65 steps it becomes 0."""
-_LARGEST_GAIN: Final = 2.0
-_LEAST_KEPT: Final = 0.15
-"""A tensor of whose squares rounding towards zero would keep less is rounded at random; by measurement."""
 CHANGE_STEP: Final = 2.0
 """The step of a change of the encoder, in root mean squares of the values, where no length is given; by measurement."""
-ZONE_STEP: Final = 2.5
-"""The step of an update that is rounded towards zero; likewise."""
+COARSE_STEP: Final = 2.0 * math.sqrt(2.0)
+"""The step of a coarse change; likewise. The power of two nearest to it is from two root mean squares to four."""
+_LEAST_SENT: Final = 0.125
+"""The share of a coarse change's squares that lies in values of half a step and more, at least."""
 UNIT_BITS: Final = 24
 """Steps for `encode_multiples` are powers of two from 2^-24, so that sums of what was decoded are exact."""
+_SMALLEST_CHANGE: Final = 2.0**-UNIT_BITS
 STEP: Final = 3.0
 """The step of an update that is rounded at random; likewise."""
 
@@ -54,8 +52,7 @@ class Adaptive(Codec):
     """One step for all values, some times their root mean square or as fine as the bytes allow, entropy-coded.
 
     Args:
-        zone: Whether values are rounded towards zero, and not updates at random, so that the mean is the value, and
-            changes to the nearest.
+        coarse: Whether a change of the encoder takes a longer step, where no length is given.
     """
 
     name = "adaptive"
@@ -63,16 +60,12 @@ class Adaptive(Codec):
     relative = True
     sums = True
 
-    def __init__(self, *, zone: bool = False) -> None:
-        self._zone = zone
+    def __init__(self, *, coarse: bool = False) -> None:
+        self._coarse = coarse
 
-    def unbiased(self) -> "Adaptive":
-        """Return the same codec with rounding at random."""
-        return Adaptive()
-
-    def towards_zero(self) -> "Adaptive":
-        """Return the same codec with rounding towards zero."""
-        return Adaptive(zone=True)
+    def coarser(self) -> "Adaptive":
+        """Return the same codec with coarse changes."""
+        return Adaptive(coarse=True)
 
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
         """About a bit and a half for each value: what rounding at random takes."""
@@ -81,15 +74,10 @@ class Adaptive(Codec):
     def encode(
         self, values: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
     ) -> bytes:
-        """Round up or down at random, or towards zero, and encode the integers."""
-        towards_zero = self._zone
+        """Round up or down at random, and encode the integers."""
         if max_bytes is not None:
-            return encode_within(values, places, max_bytes=max_bytes, generator=generator, towards_zero=towards_zero)
-        scale = root_mean_square(values)
-        data = None
-        if towards_zero:
-            data = encode_towards_zero(values, places, step=ZONE_STEP * scale, generator=generator)
-        return data or encode_rounded(values, places, step=STEP * scale, generator=generator)
+            return encode_within(values, places, max_bytes=max_bytes, generator=generator)
+        return encode_rounded(values, places, step=STEP * root_mean_square(values), generator=generator)
 
     def decode(self, data: memoryview, places: Places) -> Tensor:
         """Read the integers, times the step."""
@@ -98,11 +86,13 @@ class Adaptive(Codec):
     def encode_change(
         self, difference: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
     ) -> bytes:
-        """Round to the nearest, or towards zero, to multiples of a power of two.
+        """Round to the nearest step, and encode the integers.
 
         What is decoded is a whole number of 2^-24.
         """
-        return encode_change(difference, places, max_bytes=max_bytes, towards_zero=self._zone)
+        if self._coarse and max_bytes is None:
+            return encode_coarse_change(difference, places)
+        return encode_change(difference, places, max_bytes=max_bytes)
 
     def encode_sum(self, offsets: NDArray[np.int64], places: Places) -> bytes | None:
         """Encode the sum exactly, where its integers are not too large."""
@@ -121,63 +111,46 @@ def encode_rounded(values: Tensor, places: Places, *, step: float, generator: to
     return _encode(values, places, step, lambda part: _uniform(part.stop - part.start, generator))
 
 
-def encode_towards_zero(values: Tensor, places: Places, *, step: float, generator: torch.Generator) -> bytes | None:
-    """Round v to q = sign(v) floor(|v| / step + 0.35) and encode q, times a step that is written longer.
-
-    The step that is written is <v, v> / <v, q>: what is decoded has v's own part along v, whatever became 0. Tensors of
-    whose squares less than 0.15 would be left with a step of 2.5 root mean squares are left out of that, and rounded to
-    whole steps at random: they would never move otherwise.
-
-    Args:
-        values: float32 [V]; what is not finite makes bytes that the receiver refuses.
-        places: Where the values belong.
-        step: Greater than 0.
-        generator: The source of the rounding at random.
-
-    Returns:
-        The bytes; None where the step would have to be more than twice as long, because hardly a value is as large as a
-        step: of values that are all alike, all would be 0.
-    """
-    return _towards_zero(values, places, step, lambda part: _uniform(part.stop - part.start, generator))
-
-
-def encode_within(
-    values: Tensor, places: Places, *, max_bytes: int, generator: torch.Generator, towards_zero: bool = False
-) -> bytes:
+def encode_within(values: Tensor, places: Places, *, max_bytes: int, generator: torch.Generator) -> bytes:
     """Do what `encode_rounded` does with the finest step whose bytes are at most `max_bytes`.
 
-    Or what `encode_towards_zero` does, if there is such a step for it. A budget that even the coarsest step exceeds is
-    exceeded: by then hardly a value is left.
+    A budget that even the coarsest step exceeds is exceeded: by then hardly a value is left.
     """
-    steps = steps_of(values)
     uniform = _uniform(len(values), generator)
-    if towards_zero:
-        data = finest(steps, max_bytes, lambda step: _towards_zero(values, places, step, uniform.__getitem__) or b"")
-        if data:
-            return data
-    return finest(steps, max_bytes, lambda step: _encode(values, places, step, uniform.__getitem__))
+    return finest(steps_of(values), max_bytes, lambda step: _encode(values, places, step, uniform.__getitem__))
 
 
-def encode_change(values: Tensor, places: Places, *, max_bytes: int | None = None, towards_zero: bool = False) -> bytes:
-    """Round values to the nearest multiples of a power of two, or towards zero, and encode them.
+def encode_change(values: Tensor, places: Places, *, max_bytes: int | None = None) -> bytes:
+    """Round values to the nearest multiples of a power of two, and encode them.
 
     Neither at random nor with a step that makes up for it, because what this loses of a change goes into the next one.
     The step is about twice the root mean square of the values, or the finest whose bytes are at most `max_bytes`.
     """
-
-    def encode(step: float) -> bytes:
-        if not towards_zero:
-            return _encode(values, places, step, lambda _: half)
-        exact = values.detach().to("cpu", torch.float32).numpy()
-        if not all_finite(torch.from_numpy(exact)):
-            return _refused(places)
-        return _encode_integers((_cut(exact[part], step) for part in parts_of(len(exact))), places, step)
-
-    half, scale = np.float32(0.5), root_mean_square(values)
+    scale = root_mean_square(values)
     if max_bytes is None:
-        return encode(_power_of_two(CHANGE_STEP * scale))
+        return _encode_nearest(values, places, _power_of_two(CHANGE_STEP * scale))
     smallest = _power_of_two(_FINEST * scale)
-    return finest([math.ldexp(smallest, place) for place in range(_OCTAVES)], max_bytes, encode)
+    steps = [math.ldexp(smallest, place) for place in range(_OCTAVES)]
+    return finest(steps, max_bytes, lambda step: _encode_nearest(values, places, step))
+
+
+def encode_coarse_change(values: Tensor, places: Places) -> bytes:
+    """Round values to the nearest multiples of a power of two from two to four of their root mean squares, and encode.
+
+    What is below half a step, most of a change, is not sent: it stays in the difference, and is sent once it has grown
+    to that, or never, where it was noise. Of values that are much alike none may be so large, in this change and in all
+    that follow: where those sent would hold less than an eighth of the squares, the step is halved until they do.
+
+    Args:
+        values: float32 [V]; what is not finite makes bytes that the receiver refuses.
+        places: Where the values belong.
+    """
+    step = _power_of_two(COARSE_STEP * root_mean_square(values))
+    exact = values.detach().to("cpu", torch.float32).numpy()
+    energy = _energy(exact, 0.0)
+    while _energy(exact, step / 2) < _LEAST_SENT * energy and step > _SMALLEST_CHANGE:
+        step /= 2
+    return _encode_nearest(values, places, step)
 
 
 def encode_multiples(offsets: NDArray[np.int64], places: Places) -> bytes | None:
@@ -237,6 +210,12 @@ def steps_of(values: Tensor) -> list[float]:
     return [scale * _FINEST * 2 ** (place / _GRID) for place in range(_GRID * _OCTAVES)]
 
 
+def _energy(exact: NDArray[np.float32], least: float) -> float:
+    """The sum of the squares of the values that are at least so large in magnitude."""
+    parts = (exact[part].astype(np.float64) for part in parts_of(len(exact)))
+    return math.fsum(float(np.square(own, where=np.abs(own) >= least, out=np.zeros_like(own)).sum()) for own in parts)
+
+
 def _power_of_two(step: float) -> float:
     """The power of two nearest to a step, at least the unit of `encode_multiples`."""
     return math.ldexp(1.0, max(round(math.log2(step)), -UNIT_BITS))
@@ -256,6 +235,12 @@ def finest(steps: Sequence[float], max_bytes: int, encode: Callable[[float], byt
     return found
 
 
+def _encode_nearest(values: Tensor, places: Places, step: float) -> bytes:
+    """Round values to the nearest multiples of a step, and encode them."""
+    half = np.float32(0.5)
+    return _encode(values, places, step, lambda _: half)
+
+
 def _encode(
     values: Tensor, places: Places, step: float, uniform: Callable[[slice], NDArray[np.float32] | np.float32]
 ) -> bytes:
@@ -270,50 +255,6 @@ def _encode(
 def _rounded(exact: NDArray[np.float32], step: float, uniform: NDArray[np.float32] | np.float32) -> NDArray[np.int32]:
     rounded = np.floor(exact / np.float32(step) + uniform)
     integers: NDArray[np.int32] = np.clip(rounded, -LARGEST_INTEGER, LARGEST_INTEGER).astype(np.int32)
-    return integers
-
-
-def _towards_zero(
-    values: Tensor, places: Places, step: float, uniform: Callable[[slice], NDArray[np.float32]]
-) -> bytes | None:
-    """Do what `encode_towards_zero` does, with random numbers for some values at a time."""
-    exact, runs = values.detach().to("cpu", torch.float32).numpy(), Runs.of(places)
-    if not all_finite(torch.from_numpy(exact)):
-        return _refused(places)
-    energy, kept = _kept(exact, runs, None), _kept(exact, runs, step)
-    usual = ZONE_STEP * root_mean_square(values)
-    at_random = usual * (kept if usual == step else _kept(exact, runs, usual)) < _LEAST_KEPT * energy
-    cut_energy, cut_kept = float(energy[~at_random].sum()), float(kept[~at_random].sum())
-    if cut_energy > _LARGEST_GAIN * step * cut_kept or (cut_kept == 0 and bool(at_random.any())):
-        return None
-    written = cut_energy / cut_kept if cut_kept else step
-    chosen = runs.spread(at_random)
-
-    def rounded(part: slice) -> NDArray[np.int32]:
-        integers, own = _cut(exact[part], step), chosen[part]
-        if own.any():
-            integers[own] = _rounded(exact[part][own], written, uniform(part)[own])
-        return integers
-
-    return _encode_integers(map(rounded, parts_of(len(exact))), places, written)
-
-
-def _kept(exact: NDArray[np.float32], runs: Runs, step: float | None) -> NDArray[np.float64]:
-    """float64 [T]: by tensor <v, q> of what rounding towards zero leaves in whole steps; <v, v> without a step."""
-
-    def products() -> Iterator[tuple[slice, NDArray[np.float64]]]:
-        for part in parts_of(len(exact)):
-            own = exact[part].astype(np.float64)
-            yield part, own * (own if step is None else _cut(exact[part], step))
-
-    return runs.sums(products(), np.float64)
-
-
-def _cut(exact: NDArray[np.float32], step: float) -> NDArray[np.int32]:
-    """Values in whole steps, rounded towards zero but for 0.35 of a step."""
-    magnitudes = np.floor(np.abs(exact) / np.float32(step) + np.float32(_ZONE))
-    np.minimum(magnitudes, np.float32(LARGEST_INTEGER), out=magnitudes)
-    integers: NDArray[np.int32] = np.copysign(magnitudes, exact).astype(np.int32)
     return integers
 
 

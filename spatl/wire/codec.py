@@ -118,8 +118,8 @@ class Codec(ABC):
         """Return the codec with rounding that is right on average: another object, for one that can choose."""
         return self
 
-    def towards_zero(self) -> "Codec":
-        """Return the codec with rounding towards zero, which takes fewer bytes: another object, likewise."""
+    def coarser(self) -> "Codec":
+        """Return the codec with coarser changes, which take fewer bytes: another object, likewise."""
         return self
 
     def encode_sum(self, offsets: NDArray[np.int64], places: Places) -> bytes | None:

@@ -42,7 +42,7 @@ from spatl.wire.dither import DITHER_BITS, Dither
 from spatl.wire.entropy import LARGEST_INTEGER, Symbols, decode_ranked, encode_ranked
 from spatl.wire.runs import Runs
 
-STEP: Final = 4.0
+STEP: Final = 4.5
 """The step in root mean squares of the values, where no length is given; by measurement."""
 SHARES: Final = (0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 7, 8, 8, 8, 8, 8)
 """What is taken off of the dither, in eighths, by class: 6 B of Laplace's distribution in the middle of the class."""

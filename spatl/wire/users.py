@@ -24,6 +24,9 @@ from spatl.wire.codecs import CODEC_DOOR, CODECS
 FIRST_NUMBER: Final = 128
 """The number on the wire of the first codec of the user's; those below are SPATL's own."""
 
+STEPS_BESIDE: Final = {"dither": "coarse", "at-random": "fine"}
+"""Steps of the server's changes, by how updates are rounded, where nothing else is asked for."""
+
 _Result = TypeVar("_Result")
 
 
@@ -41,7 +44,7 @@ class WireCodecs:
 
 
 def wire_codecs(
-    uplink: str, downlink: str, *, rounding: str = "at-random", downlink_rounding: str | None = None
+    uplink: str, downlink: str, *, rounding: str = "dither", downlink_steps: str | None = None
 ) -> WireCodecs:
     """Return the codecs that a config names.
 
@@ -51,7 +54,7 @@ def wire_codecs(
         uplink: A key of `CODECS`, or `"package.module:Codec"` for one of the user's.
         downlink: Likewise.
         rounding: `wire.rounding`, for codecs that can choose.
-        downlink_rounding: `wire.downlink_rounding`, likewise.
+        downlink_steps: `wire.downlink_steps`, likewise.
 
     Raises:
         ConfigError: There is none of this name, or the user's is not there, or none.
@@ -65,10 +68,8 @@ def wire_codecs(
     up, down = known[uplink], known[downlink]
     if rounding == "dither" and up is CODECS["adaptive"]:
         up = CODECS["dithered"]
-    if rounding == "towards-zero":
-        up = up.towards_zero()
-    if (downlink_rounding or rounding) == "towards-zero":
-        down = down.towards_zero()
+    if (downlink_steps or STEPS_BESIDE[rounding]) == "coarse":
+        down = down.coarser()
     return WireCodecs(up, down)
 
 

@@ -36,9 +36,9 @@ def reporting(content, layout, **numbers):
     return blob_content(forged(blob, lambda body: body.replace(report.to_bytes(), other.to_bytes())))
 
 
-def packed(update, layout, codec="float32"):
+def packed(update, layout, codec=CODECS["float32"]):
     """The records of an update."""
-    return blob_content(pack_update(update, layout, CODECS[codec], generator=torch.Generator()))
+    return blob_content(pack_update(update, layout, codec, generator=torch.Generator()))
 
 
 def with_first_values(body, first):
@@ -53,8 +53,8 @@ def with_first_values(body, first):
     [
         (DENSE, lambda body: body[:-4] + b"\x00\x00\xc0\x7f", "NaN or infinity"),
         (DENSE, lambda body: body[:-4] + b"\x00\x00\x80\x7f", "NaN or infinity"),
-        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\xc0\x7f"), "step of adaptive values"),
-        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\x80\x7f"), "step of adaptive values"),
+        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\xc0\x7f"), "step of dithered values"),
+        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\x80\x7f"), "step of dithered values"),
         (COMPRESSED, lambda body: body[:-1], "promises"),
         (COMPRESSED, lambda body: b"", "fewer than a header"),
         (COMPRESSED, lambda body: body[:8] + b"\0" * 4 + body[12:], "fingerprint"),
@@ -112,14 +112,15 @@ def test_an_update_without_a_report_or_that_says_otherwise_whether_it_was_correc
     tmp_path, field, value, reason
 ):
     config = tiny_config(rounds=1)
-    layout = blueprint_of(config).layout
+    blueprint = blueprint_of(config)
+    layout = blueprint.layout
 
     def attack(client, content):
         if client != 4:
             return content
         update = opened(blob_of(content), layout)
         assert getattr(update, field) != value
-        return packed(dataclasses.replace(update, **{field: value}), layout, config.wire.uplink)
+        return packed(dataclasses.replace(update, **{field: value}), layout, blueprint.codecs.uplink)
 
     run_tiny(config, tmp_path, app=tampering(attack))
     (rejection,) = read_lines(tmp_path / "history.jsonl")[0]["rejections"]

@@ -49,15 +49,6 @@ def at_random(multiple: float) -> Way:
     )
 
 
-def towards_zero(multiple: float) -> Way:
-    """Rounding towards zero likewise."""
-    return Way(
-        lambda values, places, draws: adaptive.encode_towards_zero(
-            values, places, step=multiple * adaptive.root_mean_square(values), generator=draws
-        )
-    )
-
-
 def dither(multiple: float) -> Way:
     """Rounding under subtractive dither likewise."""
     return Way(
@@ -75,10 +66,7 @@ WAYS: Final[Mapping[str, Way]] = {
     "dither, 4 rms": dither(4),
     "dither, 4.5 rms": dither(4.5),
     "dither, 5 rms": dither(5),
-    "towards zero, 2 rms": towards_zero(2),
-    "towards zero, 2.5 rms": towards_zero(2.5),
-    "towards zero, 3 rms": towards_zero(3),
-    "as a change of the server's": Way(lambda values, places, draws: adaptive.encode_change(values, places)),
+    "as a fine change of the server's": Way(lambda values, places, draws: adaptive.encode_change(values, places)),
 }
 
 

@@ -27,9 +27,8 @@ from spatl.runs.records import read_lines
 ROUNDINGS: Final[Mapping[str, Mapping[str, str]]] = {
     "at-random": {"rounding": "at-random"},
     "dither": {"rounding": "dither"},
-    "dither, down towards zero": {"rounding": "dither", "downlink_rounding": "towards-zero"},
-    "at-random, down towards zero": {"rounding": "at-random", "downlink_rounding": "towards-zero"},
-    "towards-zero": {"rounding": "towards-zero"},
+    "dither, down fine": {"rounding": "dither", "downlink_steps": "fine"},
+    "at-random, down coarse": {"rounding": "at-random", "downlink_steps": "coarse"},
 }
 BESIDE: Final = "at-random"
 LAST: Final = 5
@@ -87,7 +86,11 @@ def row_of(path: str, row: str, overrides: Sequence[str]) -> dict[str, Any]:
     given = read_config(path, overrides)
     given.pop("bench", None)
     changed = {key: value for key, value in given.items() if value != read_config(path, []).get(key)}
-    return merged(values, changed)
+    row = merged(values, changed)
+    for section in ("data", "model"):  # options of another network are not those of the config's
+        if "options" in changed.get(section, {}):
+            row[section]["options"] = changed[section]["options"]
+    return row
 
 
 def lines(outcomes: Mapping[tuple[str, int], Outcome], seeds: Sequence[int]) -> Iterator[str]:

@@ -39,20 +39,21 @@ def test_numbers_begin_at_128_uplink_first_and_one_codec_has_one() -> None:
     assert wire_codecs(f"{USERS}Inherited", "int8").uplink.number == 128
 
 
-def test_rounding_chooses_the_codec_of_either_way_where_it_is_ours_to_choose() -> None:
-    """Of ones, each half a step of 2 root mean squares, one to the nearest becomes a step and towards zero nothing."""
-    found = {
-        (up, down): wire_codecs("adaptive", "adaptive", rounding=up, downlink_rounding=down)
-        for up in ("at-random", "dither", "towards-zero")
-        for down in (None, "nearest", "towards-zero")
-    }
-    assert {up for (up, _), each in found.items() if each.uplink is CODECS["dithered"]} == {"dither"}
-    values, places = torch.ones(4), Places(*torch.zeros(2, 4, dtype=torch.int64))
-    for (up, down), each in found.items():
-        data = each.downlink.encode_change(values, places, generator=torch.Generator())
-        step = 0.0 if (down or up) == "towards-zero" else 2.0
-        assert each.downlink.decode(memoryview(data), places).tolist() == [step] * 4
-    assert wire_codecs("int8", "adaptive", rounding="dither").uplink is CODECS["int8"]
+def test_rounding_and_steps_choose_the_codec_of_either_way_where_it_is_ours_to_choose() -> None:
+    """Of 2, 0 and 0 with a root mean square of 1.15, a fine step is the power of two nearest to 2.31, which is 2.
+
+    A coarse one is that of the range from 2.31 to 4.62, which is 4.
+    """
+    values, places = torch.tensor([2.0, 0.0, 0.0]), Places(*torch.zeros(2, 3, dtype=torch.int64))
+    for up, beside in (("dither", "coarse"), ("at-random", "fine")):
+        for down in (None, "coarse", "fine"):
+            each = wire_codecs("adaptive", "adaptive", rounding=up, downlink_steps=down)
+            assert each.uplink is CODECS["dithered" if up == "dither" else "adaptive"]
+            data = each.downlink.encode_change(values, places, generator=torch.Generator())
+            sent = {"coarse": 4.0, "fine": 2.0}[down or beside]
+            assert each.downlink.decode(memoryview(data), places).tolist() == [sent, 0.0, 0.0]
+    other = wire_codecs("int8", "int8", rounding="dither", downlink_steps="coarse")
+    assert (other.uplink, other.downlink) == (CODECS["int8"], CODECS["int8"])
 
 
 def test_a_message_says_the_number_and_one_of_another_codec_is_refused() -> None:
