@@ -136,7 +136,7 @@ def test_coarse_changes_lead_to_where_values_that_are_all_alike_went():
 
 
 def test_coarse_changes_take_fewer_bytes_than_fine_ones():
-    """Both steps are powers of two, and the same for two of these four scales, of which the others take the next one."""
+    """Both steps are powers of two, the same for two of these four scales; the others take the next one."""
     values, places = message(20_000)
     ratios = [
         len(adaptive.encode_coarse_change(scale * values, places)) / len(adaptive.encode_change(scale * values, places))
