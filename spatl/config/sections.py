@@ -358,8 +358,8 @@ class WireConfig(Section):
     """How `adaptive` rounds clients' updates: under dither that the server knows and takes off, or at random, which is
     right on average as well and takes 1.8 times the bytes (docs/compression.md)."""
     downlink_steps: Literal["coarse", "fine"] | None = None
-    """Which steps `adaptive` rounds the server's change to: from two to four root mean squares, or from 1.4 to 2.8, which
-    takes more bytes. Null: coarse beside dither, fine beside rounding at random."""
+    """Which steps `adaptive` rounds the server's change to: from two to four root mean squares, or from 1.4 to 2.8,
+    which takes more bytes. Null: coarse beside dither, fine beside rounding at random."""
 
     @field_validator("uplink", "downlink")
     @classmethod
