@@ -1,6 +1,7 @@
 """What goes over the wire in whole runs: how much, who holds what, and what becomes of a client that lost its way."""
 
 import dataclasses
+from statistics import fmean
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from spatl.channels.selection import select_all
 from spatl.errors import ConfigError
 from spatl.rounds.blueprint import Blueprint, make_blueprint
 from spatl.rounds.evaluation import final_encoder
-from spatl.rounds.offsets import encoder_of
+from spatl.rounds.offsets import check_of, encoder_of
+from spatl.rounds.workplace import Workplace
 from spatl.runs.records import read_lines
 from spatl.sealed_files import as_tensor
 from spatl.seeding import numpy_generator
@@ -154,7 +156,8 @@ def test_messages_take_the_bytes_that_the_ratio_leaves(tmp_path, strategies, rat
     assert max(call.reply_bytes for call in trained) <= limit
     if config.method == "fedavg":
         assert min(call.reply_bytes for call in trained) > 0.8 * limit
-        assert min(call.download_bytes for call in trained if call.server_round > 1) > 0.4 * limit
+        # The server's steps are an octave apart, which at a few values in a hundred is more than half of the bytes.
+        assert fmean(call.download_bytes for call in trained if call.server_round > 1) > 0.5 * limit
 
 
 def test_a_ratio_that_leaves_little_but_overhead_is_one_clear_line():
@@ -243,6 +246,7 @@ def test_a_client_whose_initial_encoder_differs_gets_the_servers(tmp_path, strat
             return client_app(message, context)
         with monkeypatch.context() as patch:
             patch.setattr(Blueprint, "initial_encoder", lambda blueprint: truly(blueprint) * 1.001)
+            patch.setattr(Workplace, "initial_check", property(lambda own: check_of(own.blueprint.initial_encoder())))
             return client_app(message, context)
 
     watched = Watched(config, tmp_path, strategies, call=call)
