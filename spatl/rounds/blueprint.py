@@ -48,7 +48,7 @@ from spatl.wire.blob import RECORD_BYTES
 from spatl.wire.measures import Judging
 from spatl.wire.statistics import arrival_bytes
 from spatl.wire.update import update_bytes
-from spatl.wire.users import WireCodecs, rehearse_codecs, wire_codecs
+from spatl.wire.users import WireCodecs, rehearse_codecs, usual_rounding, wire_codecs
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +295,8 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
     )
     layout = trace.layout
     wire = config.wire
-    codecs = wire_codecs(wire.uplink, wire.downlink, rounding=wire.rounding, downlink_steps=wire.downlink_steps)
+    rounding = wire.rounding or usual_rounding(layout.num_entries, classifies=config.task.name == "classification")
+    codecs = wire_codecs(wire.uplink, wire.downlink, rounding=rounding, downlink_steps=wire.downlink_steps)
 
     def bytes_of_update(num_values: int, num_channels: int) -> int:
         told = 0 if blueprint.num_arrived is None else arrival_bytes(blueprint.num_arrived)

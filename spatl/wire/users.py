@@ -26,6 +26,9 @@ FIRST_NUMBER: Final = 128
 
 STEPS_BESIDE: Final = {"dither": "coarse", "at-random": "fine"}
 """Steps of the server's changes, by how updates are rounded, where nothing else is asked for."""
+LEAST_DITHERED: Final = 10_000
+"""Entries of the smallest encoder whose updates are dithered where nothing else is asked for: those of smaller ones are
+mostly envelope."""
 
 _Result = TypeVar("_Result")
 
@@ -44,7 +47,7 @@ class WireCodecs:
 
 
 def wire_codecs(
-    uplink: str, downlink: str, *, rounding: str = "dither", downlink_steps: str | None = None
+    uplink: str, downlink: str, *, rounding: str = "at-random", downlink_steps: str | None = None
 ) -> WireCodecs:
     """Return the codecs that a config names.
 
@@ -71,6 +74,16 @@ def wire_codecs(
     if (downlink_steps or STEPS_BESIDE[rounding]) == "coarse":
         down = down.coarser()
     return WireCodecs(up, down)
+
+
+def usual_rounding(num_entries: int, *, classifies: bool) -> str:
+    """Return how updates are rounded where nothing is asked for: coarsely where that was measured to cost nothing.
+
+    Args:
+        num_entries: Of the encoder.
+        classifies: Whether the task is a classification. What a regression gives depends on how exact its values are.
+    """
+    return "dither" if classifies and num_entries >= LEAST_DITHERED else "at-random"
 
 
 class UsersCodec(Codec):

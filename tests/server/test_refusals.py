@@ -53,8 +53,8 @@ def with_first_values(body, first):
     [
         (DENSE, lambda body: body[:-4] + b"\x00\x00\xc0\x7f", "NaN or infinity"),
         (DENSE, lambda body: body[:-4] + b"\x00\x00\x80\x7f", "NaN or infinity"),
-        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\xc0\x7f"), "step of dithered values"),
-        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\x80\x7f"), "step of dithered values"),
+        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\xc0\x7f"), "step of adaptive values"),
+        (COMPRESSED, lambda body: with_first_values(body, b"\x00\x00\x80\x7f"), "step of adaptive values"),
         (COMPRESSED, lambda body: body[:-1], "promises"),
         (COMPRESSED, lambda body: b"", "fewer than a header"),
         (COMPRESSED, lambda body: body[:8] + b"\0" * 4 + body[12:], "fingerprint"),

@@ -13,7 +13,7 @@ from spatl.runs.records import read_lines
 from spatl.seeding import generator
 from spatl.wire.codecs import CODECS
 from spatl.wire.update import pack_update, unpack_update
-from spatl.wire.users import FIRST_NUMBER, UsersCodec, wire_codecs
+from spatl.wire.users import FIRST_NUMBER, UsersCodec, usual_rounding, wire_codecs
 from tests.support.federations import blueprint_of, fingerprints, history_without_seconds, run_tiny, tiny_config
 from tests.support.layouts import make_update
 from tests.support.messages import LAYOUT, codec_of
@@ -54,6 +54,18 @@ def test_rounding_and_steps_choose_the_codec_of_either_way_where_it_is_ours_to_c
             assert each.downlink.decode(memoryview(data), places).tolist() == [sent, 0.0, 0.0]
     other = wire_codecs("int8", "int8", rounding="dither", downlink_steps="coarse")
     assert (other.uplink, other.downlink) == (CODECS["int8"], CODECS["int8"])
+
+
+@pytest.mark.parametrize(
+    ("entries", "classifies", "codec"),
+    [(10_000, True, "dithered"), (9_999, True, "adaptive"), (10_000, False, "adaptive")],
+)
+def test_small_encoders_and_other_tasks_are_rounded_at_random_where_nothing_is_asked_for(
+    entries: int, classifies: bool, codec: str
+) -> None:
+    """A regression by a hundred entries lost up to a third of its R2 to coarse changes (docs/compression.md)."""
+    rounding = usual_rounding(entries, classifies=classifies)
+    assert wire_codecs("adaptive", "adaptive", rounding=rounding).uplink is CODECS[codec]
 
 
 def test_a_message_says_the_number_and_one_of_another_codec_is_refused() -> None:
