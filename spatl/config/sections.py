@@ -355,12 +355,11 @@ class WireConfig(Section):
     downlink: str = "float32"
     """A row of `spatl show codecs`, or `package.module:Codec`."""
     rounding: Literal["dither", "at-random"] | None = None
-    """How `adaptive` rounds clients' updates: under dither that the server knows and takes off, or at random, which is
-    right on average as well and takes 1.8 times the bytes. Null: dither for classifications by encoders of 10,000
-    entries and more, at random for what is smaller or another task (docs/compression.md)."""
+    """How `adaptive` rounds updates: under dither that the server takes off, or at random, which takes 1.8 times the
+    bytes. Null: dither for classifications by encoders of 10,000 entries and more, else at random."""
     downlink_steps: Literal["coarse", "fine"] | None = None
-    """Which steps `adaptive` rounds the server's change to: from two to four root mean squares, or from 1.4 to 2.8,
-    which takes more bytes. Null: coarse beside dither, fine beside rounding at random."""
+    """How `adaptive` rounds the server's change: to steps from two to four root mean squares, or from 1.4 to 2.8. Null:
+    coarse beside dither, else fine."""
 
     @field_validator("uplink", "downlink")
     @classmethod

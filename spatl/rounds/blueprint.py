@@ -269,11 +269,7 @@ def make_blueprint(config: ExperimentConfig, *, has_data: bool = True, most_byte
         check_memory(config, dataset, most_bytes)
     example = example_of(config, dataset)
     model, cut = build_model(
-        config.model.name,
-        **dataset.sizes(),
-        cut=config.model.cut,
-        options=config.model.options,
-        seed=config.seed,
+        config.model.name, **dataset.sizes(), cut=config.model.cut, options=config.model.options, seed=config.seed
     )
     if config.model.weights is not None:
         path = Path(config.model.weights)
