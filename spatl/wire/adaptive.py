@@ -145,10 +145,10 @@ def encode_coarse_change(values: Tensor, places: Places) -> bytes:
         values: float32 [V]; what is not finite makes bytes that the receiver refuses.
         places: Where the values belong.
     """
-    step = _power_of_two(COARSE_STEP * root_mean_square(values))
+    scale = root_mean_square(values)
+    step, least = _power_of_two(COARSE_STEP * scale), _LEAST_SENT * scale**2 * len(values)
     exact = values.detach().to("cpu", torch.float32).numpy()
-    energy = _energy(exact, 0.0)
-    while _energy(exact, step / 2) < _LEAST_SENT * energy and step > _SMALLEST_CHANGE:
+    while _energy(exact, step / 2) < least and step > _SMALLEST_CHANGE:
         step /= 2
     return _encode_nearest(values, places, step)
 
