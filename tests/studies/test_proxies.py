@@ -15,13 +15,17 @@ RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nanswer"
 
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
-    """A proxy to a server that gives each request the same response."""
+    """A proxy to a server that gives each request the same response, once it has all of it."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve(client: socket.socket) -> None:
+        held = b""
         with contextlib.suppress(OSError), client:
-            while client.recv(1 << 16):
-                client.sendall(RESPONSE)
+            while data := client.recv(1 << 16):
+                held += data
+                if len(held) >= len(REQUEST):
+                    held = held[len(REQUEST) :]
+                    client.sendall(RESPONSE)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
