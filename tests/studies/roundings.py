@@ -8,16 +8,18 @@ rounding at random with the same seed; the mean accuracy of the last five rounds
 """
 
 import argparse
-import math
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 from spatl.bench.costs import held, trajectory
 from spatl.bench.plan import merged
+from spatl.bench.results import average, average_ratio
+from spatl.bench.tables import interval, ratio_text
 from spatl.config.loading import parse_config, read_config
 from spatl.json_files import read_json
 from spatl.runner import run
@@ -109,24 +111,23 @@ def lines(outcomes: Mapping[tuple[str, int], Outcome], seeds: Sequence[int]) -> 
 
 
 def _line(name: str, seed: str, both: Sequence[tuple[Outcome, Outcome]]) -> str:
-    """A line of one run, or of the means over several: geometric ones of ratios, plain ones of differences."""
+    """A line of one run, or of the means over several, each with Student's 95 % interval: geometric ones of ratios."""
 
-    def ratio(of: str) -> str:
-        pairs = [(getattr(one, of), getattr(other, of)) for one, other in both]
-        logs = [math.log(one / other) for one, other in pairs if one and other]
-        return f"{math.exp(statistics.fmean(logs)):.2f}x" if logs else "-"
+    def ratio(one_of: Callable[[Outcome], float | None]) -> str:
+        pairs = [(one_of(one), one_of(other)) for one, other in both]
+        return ratio_text(average_ratio(one / other if one and other else None for one, other in pairs), len(both))
 
-    values = [(one.up + one.down) / (other.up + other.down) for one, other in both]
+    def points(of: str) -> str:
+        accuracy = 100 * statistics.fmean(getattr(one, of) for one, _ in both)
+        gains = average(100 * (getattr(one, of) - getattr(other, of)) for one, other in both)
+        return f"{accuracy:.1f} ({interval(gains, '{:.1f}'.format)})"
+
     up, down = (statistics.fmean(getattr(one, of) for one, _ in both) for of in ("up", "down"))
     rounds = ", ".join(f"{one.rounds} for {other.rounds}" for one, other in both)
-    final, late = (
-        f"{100 * statistics.fmean(getattr(one, of) for one, _ in both):.1f} "
-        f"({100 * statistics.fmean(getattr(one, of) - getattr(other, of) for one, other in both):+.1f})"
-        for of in ("accuracy", "late")
-    )
     return (
-        f"| {name} | {seed} | {up:,.0f} ({ratio('up')}) | {down:,.0f} ({ratio('down')}) | "
-        f"{statistics.geometric_mean(values):.2f}x | {ratio('cost')} | {rounds} | {ratio('total')} | {final} | {late} |"
+        f"| {name} | {seed} | {up:,.0f}, {ratio(attrgetter('up'))} | {down:,.0f}, {ratio(attrgetter('down'))} | "
+        f"{ratio(lambda each: each.up + each.down)} | {ratio(attrgetter('cost'))} | {rounds} | "
+        f"{ratio(attrgetter('total'))} | {points('accuracy')} | {points('late')} |"
     )
 
 
