@@ -27,7 +27,7 @@ def test_every_config_is_allowed_and_says_only_what_differs(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*.yaml")), ids=lambda path: path.name)
 def test_benchmarks_hold_a_row_that_trains_alone_and_a_compressed_baseline(path):
-    from spatl.bench.results import compressed
+    from spatl.bench.baselines import compressed
 
     plan = make_plan([path])
     methods = {row.config(1).method for row in plan.rows}

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spatl.bench.results import CRITERIA, Estimate, Record, TargetRow, average, average_ratio, by_row, target_table
+from spatl.bench.baselines import CRITERIA
+from spatl.bench.results import Estimate, Record, TargetRow, average, average_ratio, by_row, target_table
 from spatl.bench.score import told
 from spatl.config.bench import AblationsConfig
 

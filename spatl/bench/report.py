@@ -11,6 +11,7 @@ import torch
 
 import spatl
 from spatl.bench.ablations import ablation_table
+from spatl.bench.baselines import CRITERIA
 from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.figures import (
     Curves,
@@ -27,7 +28,6 @@ from spatl.bench.figures import (
 )
 from spatl.bench.plan import ALONE, Plan, unequal_optimizers
 from spatl.bench.results import (
-    CRITERIA,
     Curve,
     PartsRow,
     Record,

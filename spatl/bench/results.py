@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from spatl.bench.costs import HELD_ROUNDS, Point, cell_of, first_touch, held, trajectory
-from spatl.bench.plan import ALONE, REFERENCE, Plan, Row
+from spatl.bench.baselines import CRITERIA, add_ratios, compressed, mark_meaningful, published
+from spatl.bench.costs import Point, cell_of, first_touch, held, trajectory
+from spatl.bench.plan import REFERENCE, Plan, Row
 from spatl.bench.score import score_of, score_of_record
 from spatl.config.experiment import ExperimentConfig
 from spatl.errors import SpatlError
@@ -24,11 +25,9 @@ from spatl.runs.files import ERROR, HISTORY, LEDGER, SUMMARY
 from spatl.runs.records import mean, read_lines
 from spatl.runs.scores import score_in
 
-CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _CONFIDENCE = 0.95
 _OPPOSITE = {"uplink": "downlink", "downlink": "uplink"}
 _WAYS = ("uplink", "downlink")
-_RATIOS = ("ratio_to_fedavg", "ratio_to_fedavg_at_least", "bytes_over_fedavg", "ratio_to_compressed")
 
 Record = dict[str, Any]
 
@@ -69,18 +68,11 @@ def collect(plan: Plan, directory: Path) -> tuple[list[Record], list[Curve]]:
                 curve = _curve(row.label, seed, path, phases)
                 curves.append(curve)
                 records.append(_record(row, seed, path, curve, phases, plan.bench.targets))
-    _add_ratios(records)
-    _mark_meaningful(records)
+    add_ratios(records)
+    mark_meaningful(records)
     for record in records:
         record.update(_headline(record["targets"][0]))
     return records, curves
-
-
-def compressed(config: ExperimentConfig) -> bool:
-    """Return whether a run is a baseline for compression: it sends less than float32 encoders and is not SPATL."""
-    row, wire = config.row, config.wire
-    smaller = row.budgeted or (wire.uplink, wire.downlink) != ("float32", "float32")
-    return row.baseline and row.shares != "nothing" and smaller
 
 
 def _phases(path: Path) -> Counter[tuple[str, str]]:
@@ -125,6 +117,7 @@ def _record(
         "source": config.row.source,
         "ours": not config.row.baseline,
         "compressed": compressed(config),
+        "published": published(config),
         "learning_rate": config.training.learning_rate,
         "momentum": config.training.momentum,
         "stopped": stopped,
@@ -166,60 +159,6 @@ def _title(label: str, config: ExperimentConfig) -> str:
     return config.row.title if label == config.method else f"{config.row.title} ({label})"
 
 
-def _add_ratios(records: Sequence[Record]) -> None:
-    """Add to each target what the reference and the best compressed baseline of the same seed cost, over this row's.
-
-    Where the reference never got there, what its rounds had sent by then is a lower bound of what it would have cost:
-    `ratio_to_fedavg_at_least`.
-    """
-    of_seed: dict[int, list[Record]] = {}
-    for record in records:
-        of_seed.setdefault(record["seed"], []).append(record)
-    for record in records:
-        peers = of_seed[record["seed"]]
-        reference = next((peer for peer in peers if peer["method"] == REFERENCE), None)
-        for place, cell in enumerate(record["targets"]):
-            for criterion in CRITERIA:
-                own = cell[criterion]
-                if own is None:
-                    continue
-                own.update(dict.fromkeys(_RATIOS))
-                if record["base_method"] == ALONE:  # what needs no federation saves nothing of one
-                    continue
-                if reference is not None:
-                    theirs = reference["targets"][place][criterion]
-                    if theirs is not None:
-                        own["ratio_to_fedavg"] = theirs["bytes"] / own["bytes"]
-                        own["bytes_over_fedavg"] = own["bytes"] - theirs["bytes"]
-                    else:
-                        sent = reference["total_bytes"] - reference["evaluation_bytes"]
-                        own["ratio_to_fedavg_at_least"] = sent / own["bytes"]
-                best = min(
-                    (
-                        (peer["targets"][place][criterion]["bytes"], peer["method"])
-                        for peer in peers
-                        if peer["compressed"] and peer["targets"][place][criterion]
-                    ),
-                    default=None,
-                )
-                if best is not None:
-                    own["ratio_to_compressed"], own["compressed_baseline"] = best[0] / own["bytes"], best[1]
-
-
-def _mark_meaningful(records: Sequence[Record]) -> None:
-    """Mark each target that needs a federation: training alone never touches it.
-
-    None where that is unknown: a seed without a run that trained alone to the end.
-    """
-    alone = [record for record in records if record["base_method"] == ALONE]
-    ended = {record["seed"] for record in alone if record["stopped"] is None}
-    known = ended == {record["seed"] for record in records}
-    for record in records:
-        for place, cell in enumerate(record["targets"]):
-            touched = [each["targets"][place]["first_touch"] is not None for each in alone]
-            cell["meaningful"] = False if any(touched) else True if known else None
-
-
 def _headline(cell: Mapping[str, Any]) -> Record:
     """Return the first target, held, as fields of the record itself."""
     reached = cell["held"]
@@ -233,6 +172,7 @@ def _headline(cell: Mapping[str, Any]) -> Record:
         "seconds_to_target": reached and reached["seconds"],
         "ratio_to_fedavg": reached and reached["ratio_to_fedavg"],
         "ratio_to_compressed": reached and reached["ratio_to_compressed"],
+        "ratio_to_published": reached and reached["ratio_to_published"],
     }
 
 
@@ -302,6 +242,7 @@ class TargetRow:
     bounds: int
     ratio_at_least: float | None
     compressed_ratio: Estimate | None
+    published_ratio: Estimate | None
 
 
 def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -334,6 +275,7 @@ def target_table(records: Sequence[Record], place: int, criterion: str = "held")
                 bounds=len(bounds),
                 ratio_at_least=min(bounds, default=None),
                 compressed_ratio=average_ratio(cell["ratio_to_compressed"] for cell in reached),
+                published_ratio=average_ratio(cell["ratio_to_published"] for cell in reached),
             )
         )
     return table

@@ -72,6 +72,7 @@ def cost_rows(table: Sequence[TargetRow], rows: Mapping[str, Sequence[Record]]) 
             "Δ to FedAvg": _difference(row.bytes_over_reference),
             "ratio to FedAvg": ratio_to_reference(row),
             "ratio to best compressed": ratio_text(row.compressed_ratio, row.seeds),
+            "ratio to best published": ratio_text(row.published_ratio, row.seeds),
             "seconds": _seconds(row.seconds),
         }
         for row in table
@@ -156,6 +157,7 @@ def run_rows(records: Iterable[Record]) -> list[dict[str, str]]:
             f"bytes to {score.text(record['target'])}": _count(record["bytes_to_target"]),
             "ratio to FedAvg": _ratio(record["ratio_to_fedavg"]),
             "ratio to best compressed": _ratio(record["ratio_to_compressed"]),
+            "ratio to best published": _ratio(record["ratio_to_published"]),
             "bytes in total": _count(record["total_bytes"]),
             "refused": str(record["rejected"]),
             "ended": "stopped" if record["stopped"] else "yes",
