@@ -4,7 +4,8 @@ Three of them: FedAvg in float32; the best of all baselines that send less; and 
 this product goes up, so that no codec of ours is taken for what others have published.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from spatl.bench.costs import HELD_ROUNDS
@@ -14,9 +15,9 @@ from spatl.wire.codecs import CODECS
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
 _PUBLISHED_CODECS: Final = frozenset(CODECS) - {"adaptive", "dithered"}
-_KINDS: Final = ("compressed", "published")
+KINDS: Final = ("compressed", "published")
 _RATIOS: Final = (
-    "ratio_to_fedavg", "ratio_to_fedavg_at_least", "bytes_over_fedavg", *(f"ratio_to_{kind}" for kind in _KINDS)
+    "ratio_to_fedavg", "ratio_to_fedavg_at_least", "bytes_over_fedavg", *(f"ratio_to_{kind}" for kind in KINDS)
 )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def add_ratios(records: Sequence[dict[str, Any]]) -> None:
                     else:
                         sent = reference["total_bytes"] - reference["evaluation_bytes"]
                         own["ratio_to_fedavg_at_least"] = sent / own["bytes"]
-                for kind in _KINDS:
+                for kind in KINDS:
                     of_kind = [
                         (peer["targets"][place][criterion]["bytes"], peer["method"])
                         for peer in peers
@@ -76,6 +77,16 @@ def add_ratios(records: Sequence[dict[str, Any]]) -> None:
                     if of_kind:
                         fewest, own[f"{kind}_baseline"] = min(of_kind)
                         own[f"ratio_to_{kind}"] = fewest / own["bytes"]
+
+
+def best_of_kind(records: Iterable[dict[str, Any]], place: int, criterion: str, kind: str) -> Counter[str]:
+    """Count with how many seeds each row was the best baseline of a kind at a target: `compressed` or `published`."""
+    best: dict[int, str] = {}
+    for record in records:
+        cell = record["targets"][place][criterion]
+        if cell is not None and f"{kind}_baseline" in cell:
+            best[record["seed"]] = cell[f"{kind}_baseline"]
+    return Counter(best.values())
 
 
 def mark_meaningful(records: Sequence[dict[str, Any]]) -> None:

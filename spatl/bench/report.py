@@ -11,7 +11,7 @@ import torch
 
 import spatl
 from spatl.bench.ablations import ablation_table
-from spatl.bench.baselines import CRITERIA
+from spatl.bench.baselines import CRITERIA, KINDS, best_of_kind
 from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.figures import (
     Curves,
@@ -193,7 +193,7 @@ def _parts(
     ]
     for place, target in enumerate(plan.bench.targets):
         for criterion, words in CRITERIA.items():
-            note = f"{_worth(records, place)} Means over the seeds that reached it."
+            note = f"{_worth(records, place)} Means over the seeds that reached it.{_best(records, place, criterion)}"
             costs = cost_rows(target_table(records, place, criterion), rows)
             parts.append((f"Cost of {_of(target, score)}, {words}", note, costs))
     for place, target in enumerate(plan.bench.targets):
@@ -225,6 +225,18 @@ def _worth(records: Sequence[Record], place: int) -> str:
     if found:
         return "Meaningful: training alone never reached it with any seed."
     return "Not a meaningful target: training alone reached it in some round, without a federation."
+
+
+def _best(records: Sequence[Record], place: int, criterion: str) -> str:
+    """Say which baselines the two last ratios of a table are to."""
+    found = {kind: best_of_kind(records, place, criterion, kind) for kind in KINDS}
+    told = [
+        f" Best {kind}: "
+        + ", ".join(f"{label} ({number} of {best.total()} seeds)" for label, number in best.most_common())
+        for kind, best in found.items()
+        if best
+    ]
+    return f"{';'.join(told)}." if told else ""
 
 
 def _stopped(records: Sequence[Record]) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spatl.bench.baselines import add_ratios, compressed, published
+from spatl.bench.baselines import add_ratios, best_of_kind, compressed, published
 from spatl.config.loading import parse_config
 
 
@@ -68,3 +68,20 @@ def test_there_is_no_ratio_where_no_published_method_got_there():
     ours = records[0]["targets"][0]["held"]
     assert (ours["ratio_to_compressed"], ours["ratio_to_published"]) == (1.2, None)
     assert "published_baseline" not in ours
+
+
+def test_the_best_of_a_kind_is_counted_by_seed():
+    records = [
+        record("spatl", 50, is_published=False),
+        record("eden", 150, is_published=True),
+        record("topk", 160, is_published=True),
+        record("spatl", 50, is_published=False, seed=2),
+        record("eden", 170, is_published=True, seed=2),
+        record("topk", None, is_published=True, seed=2),
+        record("spatl", 50, is_published=False, seed=3),
+        record("topk", 160, is_published=True, seed=3),
+        record("spatl", 50, is_published=False, seed=4),  # none got there
+    ]
+    add_ratios(records)
+    assert best_of_kind(records, 0, "held", "published") == {"eden": 2, "topk": 1}
+    assert best_of_kind(records[-1:], 0, "held", "published") == {}

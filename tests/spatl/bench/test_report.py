@@ -67,6 +67,9 @@ def test_every_row_is_in_every_table_with_what_it_cost(report):
     assert costs["FedAvg (fedavg+float16)"]["ratio to FedAvg"] == "2.00x"
     assert re.fullmatch(r"\d+\.\d\dx \(\d+\.\d\d–\d+\.\d\d\)", costs["SPATL"]["ratio to FedAvg"])
     assert costs["SPATL"]["Δ to FedAvg"].startswith("−")
+    assert costs["SPATL"]["ratio to best published"] == costs["SPATL"]["ratio to best compressed"]
+    best = "fedavg+float16 (3 of 3 seeds)."
+    assert f"reached it. Best compressed: {best} Best published: {best}\n" in text
     assert {row["reached"] for row in rows_below(text, "Cost of 95.0 %, first touch").values()} == {"not reached"}
 
 
