@@ -229,14 +229,12 @@ def _worth(records: Sequence[Record], place: int) -> str:
 
 def _best(records: Sequence[Record], place: int, criterion: str) -> str:
     """Say which baselines the two last ratios of a table are to."""
-    found = {kind: best_of_kind(records, place, criterion, kind) for kind in KINDS}
-    told = [
-        f" Best {kind}: "
-        + ", ".join(f"{label} ({number} of {best.total()} seeds)" for label, number in best.most_common())
-        for kind, best in found.items()
-        if best
-    ]
-    return f"{';'.join(told)}." if told else ""
+    told = ""
+    for kind in KINDS:
+        best = best_of_kind(records, place, criterion, kind)
+        names = ", ".join(f"{label} ({number} of {best.total()} seeds)" for label, number in best.most_common())
+        told += f" Best {kind}: {names}." if names else ""
+    return told
 
 
 def _stopped(records: Sequence[Record]) -> str:
