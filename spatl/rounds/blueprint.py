@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spatl.channels.costs import Budget, Costs, check_budget
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.subnetworks import SubNetworks
+from spatl.config.engines import ENGINES
 from spatl.config.experiment import ExperimentConfig
 from spatl.config.loading import config_from_json
 from spatl.config.training import TrainingConfig
@@ -42,7 +43,7 @@ from spatl.selection.before import check_part_budget, half_of
 from spatl.selection.common_mask import check_static_budget
 from spatl.selection.users import UsersSelector, rehearse_selector
 from spatl.tasks.task import Task
-from spatl.training.device import reproducible
+from spatl.training.device import check_memory_format, reproducible
 from spatl.training.rehearsal import rehearse
 from spatl.wire.blob import RECORD_BYTES
 from spatl.wire.measures import Judging
@@ -204,6 +205,7 @@ class Blueprint:
 
     @cached_property
     def _clients_checked(self) -> None:
+        check_memory_format(self.model, self.config.training, here=ENGINES[self.config.engine].in_process)
         self.check_training(dict(enumerate(self.num_training)))
         self.check_rule()
         name = self.config.selection.selector

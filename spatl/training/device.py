@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from spatl.config.training import TrainingConfig
 from spatl.errors import ConfigError, ModelError
 
 _NARROWEST: Final = 16  # inputs of a layer that is looked at: a bound with room to spare
@@ -50,6 +51,22 @@ def reproducible(threads: int) -> Iterator[None]:
 def channels_last(tensor: Tensor) -> Tensor:
     """Return a tensor of four dimensions with the second of them innermost in memory, and any other as it is."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def check_memory_format(model: nn.Module, training: TrainingConfig, *, here: bool) -> None:
+    """Raise where clients would refuse to train a network with the channels innermost in memory.
+
+    Args:
+        model: The network.
+        training: What says how tensors lie in memory, and on which device.
+        here: Whether the clients are of this process; of another's devices only those are known that have a name.
+
+    Raises:
+        ModelError: As `check_channels_last`.
+        ConfigError: The device is not there.
+    """
+    if training.memory_format == "channels-last" and (here or training.device != "auto"):
+        check_channels_last(model, choose_device(training.device) if here else torch.device(training.device))
 
 
 def check_channels_last(model: nn.Module, device: torch.device) -> None:

@@ -48,6 +48,22 @@ def test_what_a_setting_changes_is_said(config_path, overrides, row, text, capsy
     assert text in lines(capsys)[row]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "status"),
+    [
+        (["training.device=cpu"], 2),
+        (["training.device=cpu", "engine=ray"], 2),
+        (["training.device=auto", "engine=ray"], 0),  # whose machines may have GPUs, which take any network
+        (["training.device=cpu", "model.options={width: 1.0}"], 0),
+    ],
+)
+def test_what_clients_would_refuse_to_train_is_refused(config_path, overrides, status, capsys):
+    model = ["model.name=resnet8", "model.options={width: 0.5}", "training.memory_format=channels-last"]
+    given = [part for each in (*model, *overrides) for part in ("--set", each)]
+    assert main(["check", config_path, *given]) == status
+    assert ("1x1 convolution with a stride that reads 8 channels" in capsys.readouterr().err) == (status == 2)
+
+
 def test_a_benchmark_says_how_many_rows_it_has(capsys):
     assert main(["check", "bench/digits"]) == 0
     assert lines(capsys)["benchmark"].endswith("rows, 3 seeds each (spatl bench)")
