@@ -1,7 +1,7 @@
 """Baselines of a benchmark's rows: what each row's bytes are held against, seed by seed.
 
-Three of them: FedAvg in float32; the best of all baselines that send less; and the best of those in which nothing of
-this product goes up, so that no codec of ours is taken for what others have published.
+Three of them: FedAvg in float32; the best of all baselines that send less; and the best of those with neither a codec
+upwards nor a predictor of this product, so that nothing of ours is taken for what others have published.
 """
 
 from collections import Counter
@@ -29,12 +29,13 @@ def compressed(config: ExperimentConfig) -> bool:
 
 
 def published(config: ExperimentConfig) -> bool:
-    """Return whether a run is of a method that others published, by what goes up: no codec of ours, nor of a user's.
+    """Return whether a run is of a method that others published.
 
-    What comes down may be in this product's codec, which makes the baseline stronger than its paper.
+    Neither is its codec upwards ours or a user's, nor its predictor of the config's choice (`predictor.mode`). What comes
+    down may be in this product's codec, which makes the baseline stronger than its paper.
     """
     row = config.row
-    return row.baseline and row.shares != "nothing" and config.wire.uplink in _PUBLISHED_CODECS
+    return row.baseline and row.shares in ("all", "encoder") and config.wire.uplink in _PUBLISHED_CODECS
 
 
 def add_ratios(records: Sequence[dict[str, Any]]) -> None:

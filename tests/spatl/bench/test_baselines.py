@@ -14,6 +14,8 @@ from spatl.config.loading import parse_config
         ("fedavg", "float32", "adaptive", True, True),  # what comes down may be ours
         ("fedavg", "adaptive", "float32", True, False),
         ("fedavg-calibrated", "adaptive", "adaptive", True, False),
+        ("fedavg-calibrated", "eden", "adaptive", True, False),  # whose predictor is ours
+        ("fedper", "eden", "eden", True, True),
         ("eden", "eden", "adaptive", True, True),
         ("topk", "topk", "topk", True, True),
         ("ssfl", "float32", "float32", True, True),
