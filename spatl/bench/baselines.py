@@ -31,8 +31,8 @@ def compressed(config: ExperimentConfig) -> bool:
 def published(config: ExperimentConfig) -> bool:
     """Return whether a run is of a method that others published.
 
-    Neither is its codec upwards ours or a user's, nor its predictor of the config's choice (`predictor.mode`). What comes
-    down may be in this product's codec, which makes the baseline stronger than its paper.
+    Neither is its codec upwards ours or a user's, nor its predictor of the config's choice (`predictor.mode`). What
+    comes down may be in this product's codec, which makes the baseline stronger than its paper.
     """
     row = config.row
     return row.baseline and row.shares in ("all", "encoder") and config.wire.uplink in _PUBLISHED_CODECS
