@@ -108,6 +108,8 @@ def write_reports(
     how = _how(plan.first)
     if not tuned and (note := unequal_optimizers(plan)):
         how += f" Not tuned: {note}."
+    if missing := len(plan.rows) * len(plan.bench.seeds) - len(records):
+        how += f" {missing} of {missing + len(records)} runs are not there, for they failed or have not ended."
     text += [f"\n{how}\n"]
     text += [f"## {heading}\n\n{note}\n\n{markdown(rows)}" for heading, note, rows in parts if rows]
     (directory / "bench.md").write_text("\n".join(text), encoding="utf-8")

@@ -88,14 +88,56 @@ def bench(
             _do("runs", len(jobs), missing, plan, workers, on_stage)
         except SpatlError as error:
             failed = error
-        records, curves = collect(plan, directory)
-        add_ablations_(records, plan.bench.ablations)
-        if records:
-            write_json(directory / "bench.json", records)
-            write_reports(plan, records, curves, directory, command=command, tuned=tuned)
+        records = _write_reports(plan, directory, command, tuned)
         if failed is not None:
             raise failed
         return records
+
+
+def report(plan: Plan, directory: Path, *, tune: bool = False, command: str = "spatl bench") -> list[Record]:
+    """Write the reports of what a benchmark's directory holds, and run nothing; another process may be at work in it.
+
+    Args:
+        plan: What to compare.
+        directory: Of a benchmark that was started before.
+        tune: Whether it chooses every row's learning rate and momentum first.
+        command: What the report says made it.
+
+    Returns:
+        The records of `bench.json`; runs that have not ended are missing.
+
+    Raises:
+        ConfigError: The directory holds no benchmark, or one of another config, or none of its runs has ended.
+    """
+    _check_extras()
+    if not (directory / _PLAN_FILE).is_file():
+        raise ConfigError(f"{directory} holds no benchmark to report of")
+    _check_plan(plan, directory, tune)
+    tuned: list[Tuned] = []
+    if tune:
+        jobs = tuning_jobs(plan, directory)
+        if missing := missing_jobs(jobs):
+            raise ConfigError(
+                f"{directory}: {len(missing)} of {len(jobs)} runs of its tuning have not ended; until then there is "
+                "nothing to compare"
+            )
+        tuned = tuned_rows(plan, directory)
+        plan = with_tuned(plan, tuned)
+    missing_jobs(_jobs(plan, directory))  # refuses runs of another config
+    records = _write_reports(plan, directory, command, tuned)
+    if not records:
+        raise ConfigError(f"{directory}: no run has ended yet")
+    return records
+
+
+def _write_reports(plan: Plan, directory: Path, command: str, tuned: Sequence[Tuned]) -> list[Record]:
+    """Write `bench.json` and the reports, unless no run has ended."""
+    records, curves = collect(plan, directory)
+    add_ablations_(records, plan.bench.ablations)
+    if records:
+        write_json(directory / "bench.json", records)
+        write_reports(plan, records, curves, directory, command=command, tuned=tuned)
+    return records
 
 
 def unread_by_rows(plan: Plan) -> list[str]:
@@ -126,8 +168,8 @@ def _jobs(plan: Plan, directory: Path) -> list[Job]:
             run_directory(directory, row.label, seed),
             row.config(seed, report={"compare_alone": False}).to_json(),
         )
+        for seed in plan.bench.seeds  # so that a benchmark that is stopped has all rows, of fewer seeds
         for row in plan.rows
-        for seed in plan.bench.seeds
     ]
 
 

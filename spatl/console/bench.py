@@ -49,6 +49,12 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
     )
     if not options.tune and (note := unequal_optimizers(plan)):
         console.print(f"warning: {note}", highlight=False, markup=False, soft_wrap=True)
+    if options.report:
+        if not options.out:
+            raise ConfigError("--report is of a benchmark that was started before: name its directory (--out)")
+        directory = Path(options.out).absolute()
+        _show(console, plan, runs.report(plan, directory, tune=options.tune, command=_command(options)), directory)
+        return
     directory = Path(options.out).absolute() if options.out else fresh_directory(None, name="bench")
     with BenchProgress(console, plan) as progress:
         records = runs.bench(
@@ -60,6 +66,11 @@ def run_bench(options: argparse.Namespace, console: Console) -> None:
             on_stage=progress.stage,
             on_tuned=progress.tuned,
         )
+    _show(console, plan, records, directory)
+
+
+def _show(console: Console, plan: Plan, records: Sequence[Record], directory: Path) -> None:
+    """Print the table and where the reports are."""
     print_records(console, plan, records)
     for name in ("report.html", "bench.md", "bench.json", "curves.png", "bytes.png"):
         print_line(console, str(directory / name))

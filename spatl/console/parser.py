@@ -204,6 +204,9 @@ def _add_bench(parser: Parser) -> None:
         "--tune", action="store_true",
         help="first choose every row's learning rate and momentum from the grid, on validation splits",
     )  # fmt: skip
+    parser.add_argument(
+        "--report", action="store_true", help="write the reports of the runs in --out that have ended, and run nothing"
+    )
     add_overrides(parser, "override a setting in every config")
     parser.set_defaults(command=by_reference("spatl.console.bench:run_bench"))
 
