@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import shutil
 import ssl
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +14,22 @@ import httpx
 import pytest
 from cryptography import x509
 from flwr.proto.control_pb2 import ListNodesRequest
-from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, RegisterNodeFleetRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from clients.admission import read_private_key
 from server.deployment.gate import OPEN_PATH, TOKEN_HEADER, Gate
 from spatl.console.main import main
-from spatl.deployment.processes import descendants, environment, free_port, script
+from spatl.deployment.keys import UNKNOWN_KEY
+from spatl.deployment.processes import descendants, free_port
 from spatl.runs.records import read_lines
 from tests.support.deployments import await_text, started
 from tests.support.federations import run_tiny, tiny_config
 
-NUM_CLIENTS = 3
+NUM_CLIENTS = 2
 CONFIG = tiny_config(
     rounds=2,
     data={"name": "synthetic", "options": {"num_examples": 200, "image_size": 8}},
@@ -217,29 +218,37 @@ class Watched:
                     ).status_code
 
 
-def answer(*command: str, log: Path) -> str:
-    """How a program ended and what it said."""
-    with log.open("wb") as output:  # no pipe: a SuperExec would hold it until its SuperNode has been waited for
-        done = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, timeout=SECONDS, stdin=subprocess.DEVNULL,
-            env=environment(log.parent / "home"), check=False,
-        )  # fmt: skip
-    return f"status {done.returncode}\n{log.read_text()}"
+def told_by_command(directory: Path) -> str:
+    """How the command of a client that does not belong to a federation ends and what it says."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+        status = main(["deploy", "client", str(directory)])
+    return f"status {status}\n{said.getvalue()}"
+
+
+def told_supernode(url: str, key: Path, ca: Path) -> str:
+    """What a SuperNode is told that asks to be activated, by Flower's own client."""
+    private = read_private_key(key)
+    request = ActivateNodeRequest(public_key=public_key_to_bytes(private.public_key()), heartbeat_interval=30.0)
+    own = [NodeAuthHttpInterceptor(private, private.public_key())]
+    with FleetHttpClient(url, verify=ssl.create_default_context(cafile=str(ca)), interceptors=own) as fleet:
+        try:
+            return f"SuperNode ID {fleet.ActivateNode(request).node_id}"
+        except httpx.HTTPStatusError as error:
+            return f"{error.response.status_code} {error.response.text}"
+        except httpx.HTTPError as error:
+            return str(error)
 
 
 def intrusions(directory: Path, address: str, stranger: Path) -> dict[str, str]:
     """What the server answers those who do not belong to it."""
-    ca, own, log = directory / "client-0" / "ca.pem", directory / "client-0", stranger.parent / "intruder"
-    spatl = (sys.executable, "-m", "spatl", "deploy", "client")
+    own, ca = directory / "client-0", directory / "client-0" / "ca.pem"
     unknown_key, wrong_ca = stranger.parent / "unknown-key", stranger.parent / "wrong-ca"
-    for copy, key, trusted in ((unknown_key, stranger, ca), (wrong_ca, own, stranger / "ca.pem")):
+    for copy, key, trusted in ((unknown_key, stranger, own), (wrong_ca, own, stranger)):
         copy.mkdir()
-        shutil.copy(own / "client.json", copy)
-        shutil.copy(own / "device.yaml", copy)
-        shutil.copy(key / "client.key" if key.is_dir() else key, copy / "client.key")
-        shutil.copy(trusted, copy / "ca.pem")
-    supernode = (script("flower-supernode"), "--superlink", address, "--host", "127.0.0.1", "--max-retries", "0")
-    roots = ("--root-certificates", str(ca))
+        for name, place in (
+            ("client.json", own), ("device.yaml", own), ("client.key", key), ("ca.pem", trusted),
+        ):  # fmt: skip
+            shutil.copy(place / name, copy)
     context = ssl.create_default_context(cafile=str(ca))
     with httpx.Client(
         base_url=f"https://{address}", verify=context, headers={"content-type": "application/protobuf"}
@@ -255,22 +264,14 @@ def intrusions(directory: Path, address: str, stranger: Path) -> dict[str, str]:
     ) as fleet:
         with pytest.raises(httpx.HTTPStatusError) as refused:
             fleet.RegisterNode(RegisterNodeFleetRequest(public_key=public_key_to_bytes(public)))
-        outside["registering oneself"] = refused.value.response.text
-    supernodes = {
-        "SuperNode, unknown key": (*roots, "--auth-supernode-private-key", str(unknown_key / "client.key")),
-        "SuperNode, no key": roots,
-        "SuperNode, wrong CA": ("--root-certificates", str(wrong_ca / "ca.pem"),
-                                "--auth-supernode-private-key", str(own / "client.key")),
-        "SuperNode, no TLS": ("--insecure",),
-    }  # fmt: skip
+        outside["registering oneself"] = refused.value.response.text  # as a SuperNode without a key does
     return {
         **outside,
-        "unknown key": answer(*spatl, str(unknown_key), log=log),
-        "wrong CA": answer(*spatl, str(wrong_ca), log=log),
-        **{
-            who: answer(*supernode, "--port", str(free_port()), *credentials, log=log)
-            for who, credentials in supernodes.items()
-        },
+        "unknown key": told_by_command(unknown_key),
+        "wrong CA": told_by_command(wrong_ca),
+        "SuperNode, unknown key": told_supernode(f"https://{address}", stranger / "client.key", ca),
+        "SuperNode, wrong CA": told_supernode(f"https://{address}", own / "client.key", stranger / "ca.pem"),
+        "SuperNode, no TLS": told_supernode(f"http://{address}", own / "client.key", ca),
     }
 
 
@@ -283,9 +284,9 @@ def deployed(tmp_path_factory) -> Deployed:
     log = base / "server.log"
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(started("deploy", "server", str(directory / "server"), log=log))
-        await_text("0 of 3 clients are connected", log, server, seconds=SECONDS)
+        await_text("0 of 2 clients are connected", log, server, seconds=SECONDS)
         answers = intrusions(directory, address, base / "stranger" / "client-0")
-        assert "1 of 3" not in log.read_text()
+        assert "1 of 2" not in log.read_text()
         for client in range(NUM_CLIENTS):
             own, cold = base / f"client-{client}.log", ["--cold"] if client == 0 else []
             stack.enter_context(started("deploy", "client", str(directory / f"client-{client}"), *cold, log=own))
@@ -348,7 +349,7 @@ def test_each_devices_state_lies_in_its_own_directory_and_nowhere_else(deployed)
 @pytest.mark.slow
 def test_the_server_shows_its_progress_and_closes_with_the_table(deployed):
     said = deployed.logs["server"]
-    assert "3 of 3 clients are connected" in said
+    assert "2 of 2 clients are connected" in said
     assert "round 2/2" in said
     assert "accuracy, mean over clients" in said
 
@@ -365,10 +366,9 @@ def test_the_server_shows_its_progress_and_closes_with_the_table(deployed):
         ("registering oneself", "must be registered via the CLI"),
         ("unknown key", "it does not know its key"),
         ("wrong CA", "is not the server that"),
-        ("SuperNode, unknown key", "status 1"),
-        ("SuperNode, no key", "status 1"),
+        ("SuperNode, unknown key", f'"extra":"{UNKNOWN_KEY}"'),
         ("SuperNode, wrong CA", "certificate verify failed"),
-        ("SuperNode, no TLS", "status 1"),
+        ("SuperNode, no TLS", "disconnected without sending a response"),
     ],
 )
 def test_who_does_not_belong_to_it_gets_nowhere(deployed, who, expected):
