@@ -1,13 +1,17 @@
 """Coverage-guided fuzzing of everything that decodes bytes from a peer.
 
-`python -m tests.studies.fuzzing TARGET CORPUS [libFuzzer options]` writes valid messages into CORPUS and mutates them
-until the options say stop. A decoder that raises anything but `UpdateRejected`, or returns what is not finite or of
-another length, ends it with a status other than 0. It needs a process of its own, as libFuzzer ends the one it runs in.
+`python -m tests.studies.fuzzing TARGET[,TARGET...] CORPUS [libFuzzer options]` writes valid messages into a directory
+of CORPUS for each target and mutates them until the options say stop. A decoder that raises anything but
+`UpdateRejected`, or returns what is not finite or of another length, ends it with a status other than 0. Each target
+has a forked process of its own, as libFuzzer ends the one it runs in: it is the instrumented imports that take long.
+What a target says is in CORPUS/TARGET.log.
 """
 
 import math
+import os
 import struct
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -237,7 +241,13 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
 }
 
 
-def main(target: str, corpus: Path, options: list[str]) -> None:
+LONGEST = {"measures": 6000}  # counts of scores are many
+MOST_BYTES = 600
+"""The longest input of a target, and of all others, where no option `-max_len` says another."""
+
+
+def fuzz(target: str, corpus: Path, options: list[str]) -> None:
+    """Mutate valid messages of a target; never comes back."""
     decode, seeds = TARGETS[target]
     corpus.mkdir(parents=True, exist_ok=True)
     for position, seed in enumerate(seeds()):
@@ -250,10 +260,32 @@ def main(target: str, corpus: Path, options: list[str]) -> None:
         except UpdateRejected:
             return
 
-    torch.set_num_threads(1)
-    atheris.Setup([sys.argv[0], str(corpus), *options], one_input)
+    longest = f"-max_len={LONGEST.get(target, MOST_BYTES)}"
+    atheris.Setup([sys.argv[0], str(corpus), longest, *options], one_input)  # of two, the last counts
     atheris.Fuzz()
 
 
+def main(targets: list[str], corpus: Path, options: list[str]) -> int:
+    """Fuzz one target after the other, and return the highest status of all."""
+    torch.set_num_threads(1)  # a forked process cannot use its parent's threads
+    corpus.mkdir(parents=True, exist_ok=True)
+    statuses = []
+    for target in targets:
+        child = os.fork()
+        if child == 0:
+            try:
+                log = os.open(corpus / f"{target}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                fuzz(target, corpus / target, options)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        print(f"{target}: status {statuses[-1]}, see {corpus / target}.log", flush=True)
+    return max(map(abs, statuses))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    sys.exit(main(sys.argv[1].split(","), Path(sys.argv[2]), sys.argv[3:]))
