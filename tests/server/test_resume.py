@@ -126,17 +126,14 @@ def undisturbed(tmp_path_factory):
     return of
 
 
-def killed_twice_and_resumed(setting, instant, directory, monkeypatch, *, first, second):
+def killed_twice_and_resumed(setting, kills, directory, monkeypatch):
+    """Run a setting, have it killed at each of two instants, the nth time each comes, and let it come to its end."""
     config = tiny_config(**SETTINGS[setting])
-    for nth, again in ((first, False), (second, True)):
+    for (instant, nth), again in zip(kills, (False, True), strict=True):
         with monkeypatch.context() as patch:
             kill_at(patch, instant, nth)
-            try:
+            with pytest.raises(Killed):
                 run_inline(config, directory, resume=again)
-            except Killed:
-                continue
-            assert again, "the instant never came"
-            return
     run_inline(config, directory, resume=True)
 
 
@@ -145,21 +142,23 @@ def killed_twice_and_resumed(setting, instant, directory, monkeypatch, *, first,
 def test_a_run_killed_twice_ends_as_if_nothing_had_happened(tmp_path, monkeypatch, undisturbed, instant):
     first = {"a file is being replaced": 8, "the summary is missing": 1, "a round opens": 2}.get(instant, 3)
     setting = "spatl, some clients"
-    killed_twice_and_resumed(setting, instant, tmp_path, monkeypatch, first=first, second=1)
+    killed_twice_and_resumed(setting, [(instant, first), (instant, 1)], tmp_path, monkeypatch)
     assert left_behind(tmp_path) == undisturbed(setting)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_so_does_a_run_of_every_kind_killed_at_random_instants(tmp_path, monkeypatch, undisturbed, setting):
-    draw = random.Random(setting)
-    for number, instant in enumerate(draw.sample(list(INSTANTS), 4)):
-        directory = tmp_path / str(number)
+    """Four of them, two in a run: the second is one that comes later in a round, so that it does come."""
+    draw, instants = random.Random(setting), list(INSTANTS)
+    chosen = draw.sample(instants, 4)
+    for number in (0, 2):
+        first, second = sorted(chosen[number : number + 2], key=instants.index)
         # The second replaced file is the config: before it there is nothing to resume.
-        least, most = {"the summary is missing": (1, 1), "a file is being replaced": (3, 8)}.get(instant, (1, 3))
-        first, second = draw.randint(least, most), draw.randint(least, most)
-        killed_twice_and_resumed(setting, instant, directory, monkeypatch, first=first, second=second)
-        assert left_behind(directory) == undisturbed(setting), instant
+        least, most = {"the summary is missing": (1, 1), "a file is being replaced": (3, 8)}.get(first, (1, 3))
+        directory = tmp_path / str(number)
+        killed_twice_and_resumed(setting, [(first, draw.randint(least, most)), (second, 1)], directory, monkeypatch)
+        assert left_behind(directory) == undisturbed(setting), (first, second)
 
 
 RUNNER = """
