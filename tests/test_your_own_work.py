@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 
 from spatl import RunResult, read_run
+from spatl.artifacts.description import read_description
 from spatl.config.loading import load_config
 from spatl.console.main import main
+from spatl.data import Examples
 from spatl.deployment.processes import free_port
 from spatl.json_files import read_json
+from spatl.rounds.blueprint import make_blueprint
+from spatl.runs.records import read_lines
 from spatl.runs.scores import score_in
-from tests.support.deployments import started
+from tests.support.deployments import check_models, started
 from tests.support.own_data import serve_devices
 
 PAGE = (Path(__file__).parents[1] / "docs" / "your-own-work.md").read_text()
@@ -125,19 +129,43 @@ def test_a_notebook_hands_over_its_data_and_ends_above_training_alone(
 
 @pytest.mark.slow
 def test_three_devices_end_above_training_alone(folder):
-    """The commands of the page, but for the port; each device alone is trained in this process."""
+    """The commands of the page, but for the port and fewer rounds; each device alone is trained in this process."""
     recipe = "Three devices with data of their own"
     write(recipe, folder)
     (_, script), (_, *init), *clients, (_, *server) = commands(recipe)
     runpy.run_path(script, run_name="__main__")
-    assert main([*init, "--address", f"127.0.0.1:{free_port()}"]) == 0
+    assert main([*init, "--address", f"127.0.0.1:{free_port()}", "--set", "rounds=5"]) == 0
     with contextlib.ExitStack() as stack:
         for number, (_, *client) in enumerate(clients):
             stack.enter_context(started(*client, log=folder / f"client-{number}.log"))
         running = stack.enter_context(started(*server, log=folder / "server.log"))
         assert running.wait(_SECONDS) == 0, (folder / "server.log").read_text()
+    check_devices(folder / "federation")
     summary = read_json(folder / "federation" / "server" / "run" / "summary.json")
-    assert (summary["num_clients"], summary["rejected"], summary["missing"]) == (3, 0, 0)
-    quick = ["partition.name=own", "server.connect_timeout_seconds=0.2", "method=local"]
+    quick = ["partition.name=own", "server.connect_timeout_seconds=0.2", "method=local", "rounds=5"]
     alone = serve_devices(load_config("devices.yaml", quick), folder)
     assert summary["accuracy"] > alone["accuracy"] + 0.07
+
+
+def check_devices(federation: Path) -> None:
+    """All took part in each round with all of their data, agreed on classes, and each has a model of its own."""
+    run = federation / "server" / "run"
+    trained = {row["client"]: row["num_examples"] for row in read_lines(run / "clients.jsonl")}
+    assert trained == {0: 31, 1: 31, 2: 26}  # 35 % of 90, 90 and 73: all but what is validated and tested on
+    summary = read_json(run / "summary.json")
+    assert (summary["num_clients"], summary["rejected"], summary["missing"], summary["not_evaluated"]) == (3, 0, 0, 0)
+    config = load_config(run / "config.yaml")
+    assert config.data.agreed is not None
+    assert config.data.agreed.classes == read_description(run / "model").class_names == tuple("0123456789")
+    assert not list((federation / "server").rglob("*.npz"))
+    assert not list(federation.glob("client-*/flower/apps"))  # nothing of the app bundle was unpacked
+    pinned = list(federation.glob("client-*/state/*/pinned.json"))
+    assert {path.stat().st_mode & 0o777 for path in pinned} == {0o600}
+    assert len(pinned) == 3
+
+    def examples_of(client: int) -> Examples:
+        options = {"path": str(federation.parent / f"{client}.npz")}
+        here = config.model_copy(update={"data": config.data.model_copy(update={"options": options})})
+        return make_blueprint(here).client_data(client).test
+
+    check_models(federation, examples_of)

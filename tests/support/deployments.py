@@ -7,10 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import torch
+
+from spatl.artifacts.description import read_description
+from spatl.artifacts.model_files import read_model
 from spatl.config.experiment import ExperimentConfig
 from spatl.console.main import main
+from spatl.data import Examples
 from spatl.deployment.processes import environment, free_port, stop
 from spatl.deployment.sites import Address, ClientSite, write_site
+from spatl.json_files import read_json
+from spatl.models.weights import read_weights
+from spatl.training.evaluate import evaluate
 from tests.support.taps import Tap
 
 
@@ -40,6 +48,27 @@ def deploy(config: ExperimentConfig, directory: Path, *, timeout_seconds: float)
             stack.enter_context(started("deploy", "client", str(own), "--insecure", log=directory / f"{own.name}.log"))
         assert server.wait(timeout_seconds) == 0, log.read_text()
     return federation / "server" / "run", taps
+
+
+def check_models(federation: Path, examples_of: Callable[[int], Examples]) -> None:
+    """Each device has its own model, of the accuracy it reported, and the federation's weights, as the server has them.
+
+    What each device has of its own, its offset and how many batches it saw, stays there.
+
+    Args:
+        federation: The directory of a deployment that has ended.
+        examples_of: What a client was evaluated on.
+    """
+    run = federation / "server" / "run"
+    shared = read_weights(run / "model" / "model.safetensors")
+    assert not list(run.rglob("private.safetensors"))
+    for client, accuracy in read_json(run / "summary.json")["clients"].items():
+        (state,) = (federation / f"client-{client}" / "state").glob("*/model")
+        assert read_description(state).client == int(client)
+        own = read_model(state)
+        tensors = own.network.state_dict().items()
+        assert all(torch.equal(each, shared[name]) for name, each in tensors if not name.endswith("_tracked"))
+        assert evaluate(own.with_offset_(), examples_of(int(client))).accuracy == accuracy
 
 
 def await_text(text: str, log: Path, process: subprocess.Popen[bytes], *, seconds: float) -> None:

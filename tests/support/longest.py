@@ -8,8 +8,6 @@ LONGEST = (
     "tests/server/deployment/test_command.py",
     "tests/server/deployment/test_cut_networks.py",
     "tests/server/deployment/test_changing.py",
-    "tests/server/deployment/test_own_deployment.py",
-    "tests/server/deployment/test_added_device.py",
     "tests/server/deployment/test_socket.py",
     "tests/server/test_resume.py",
     "tests/server/test_engines.py",

@@ -9,7 +9,7 @@ from spatl.json_files import read_json
 from spatl.rounds.findings import findings_shape
 from spatl.runs.findings import findings_rounds
 from spatl.runs.records import read_lines
-from tests.support.deployments import deploy
+from tests.support.deployments import check_models, deploy
 from tests.support.federations import blueprint_of, run_tiny, tiny_config
 from tests.support.taps import Call, Tap
 
@@ -129,3 +129,7 @@ def test_a_deployment_computes_and_counts_what_inline_does(runs):
     ledgers = [read_lines(directory / "ledger.jsonl") for directory in (runs.inline, runs.deployment)]
     inline, deployed = (sorted(rows, key=str) for rows in ledgers)
     assert inline == deployed
+
+
+def test_each_device_has_a_model_of_its_own_with_the_servers_statistics(runs):
+    check_models(runs.deployment.parents[1], lambda client: blueprint_of(CONFIG).client_data(client).test)
