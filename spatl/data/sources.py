@@ -1,12 +1,14 @@
 """Data sets by name, rows of a table or the user's, and what can be wrong with one on the way into memory."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from spatl.data.checks import one_line
 from spatl.data.dataset import Dataset
@@ -86,6 +88,12 @@ def _known_loader(name: str, options: Mapping[str, Any]) -> Callable[..., Datase
     return row.loader
 
 
+@lru_cache(maxsize=1)
+def _digits_rows(path: Path) -> Tensor:
+    """Return `[1797, 65]`, 64 pixels and the class, read once per process; nobody may change it."""
+    return torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.float32))
+
+
 def digits(seed: int) -> Dataset:
     """Return scikit-learn's handwritten digits: 1,797 real images `[1, 8, 8]` of 10 classes.
 
@@ -103,7 +111,7 @@ def digits(seed: int) -> Dataset:
     if package is None or not package.submodule_search_locations:
         raise DataError("data set 'digits' needs scikit-learn: pip install 'spatl[simulation]'")
     path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
-    rows = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.float32))  # 64 pixels and the class
+    rows = _digits_rows(path)
     images, normalisation = rows[:, :-1].reshape(-1, 1, 8, 8).contiguous(), None
     if not is_as_found():
         mean, deviation = images.mean(), images.std()
