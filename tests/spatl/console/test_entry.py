@@ -1,6 +1,5 @@
 """Signals end the command line in one line, whenever they come; tried on processes of their own."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -59,17 +58,22 @@ def wait_for(path):
         time.sleep(0.05)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_stops_a_run_in_one_line(name, long_run, start):
-    command, history = long_run
-    process = start(*command)
-    wait_for(history)
-    process.send_signal(getattr(signal, name))
+def stopped_in_one_line(process, number):
+    """Send a signal, and see how the process ends."""
+    process.send_signal(number)
     status, error = ended(process)
     assert status == STATUS
     assert error.strip().splitlines()[-1].startswith("spatl: interrupted")
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_stops_a_run_in_one_line(name, long_run, start):
+    command, history = long_run
+    process = start(*command)
+    wait_for(history)
+    stopped_in_one_line(process, getattr(signal, name))
 
 
 @pytest.mark.slow
@@ -116,15 +120,14 @@ def test_a_second_one_ends_it_at_once(start):
 
 
 @pytest.mark.slow
-def test_a_signal_that_is_to_be_ignored_is_ignored(long_run, start):
+def test_a_signal_that_is_to_be_ignored_is_ignored_and_another_stops_the_run(long_run, start):
     command, history = long_run
     process = start(*command, ignored=[signal.SIGHUP])
     wait_for(history)
     process.send_signal(signal.SIGHUP)
     time.sleep(1.0)
     assert process.poll() is None
-    os.kill(process.pid, signal.SIGINT)
-    assert ended(process)[0] == STATUS
+    stopped_in_one_line(process, signal.SIGINT)
 
 
 def test_an_interrupt_that_escapes_the_command_ends_it_in_one_line_too(start):
