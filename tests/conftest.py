@@ -1,5 +1,8 @@
 """What all tests share."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import settings
@@ -12,6 +15,21 @@ settings.load_profile("repository")
 
 # Networks here are too small for a second thread to help, and two test runs side by side would wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn of a run or a benchmark, which takes one to two seconds each; the files are there."""
+
+    def leave(what: Any, path: Path, **options: Any) -> None:
+        path.write_text("undrawn")
+
+    for name in ("draw_curves", "write_report"):
+        monkeypatch.setattr(f"spatl.report.pictures.{name}", leave)
+    for name in ("draw_curves", "draw_bytes"):
+        monkeypatch.setattr(f"spatl.bench.report.{name}", leave)
+    for name in ("accuracy_svg", "clients_svg", "factors_svg", "loss_svg", "parts_svg"):
+        monkeypatch.setattr(f"spatl.bench.report.{name}", lambda *args, **kwargs: "<svg></svg>")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

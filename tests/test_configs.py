@@ -81,8 +81,10 @@ def benched(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_tables_run_on_small_files_in_the_true_formats(name, small_files, benched):
-    """Every row of every table for one round: SPATL's with the agent, the baselines as they are."""
+def test_the_papers_tables_run_on_small_files_in_the_true_formats(name, small_files, benched, request):
+    """Every row of every table for one round: SPATL's with the agent, the baselines as they are; one is drawn."""
+    if name != "ablations.yaml":
+        request.getfixturevalue("undrawn")
     data = "femnist" if "femnist" in name else "cifar10"
     small = [*SMALL, f"data.options.path={small_files / data}"]
     if data == "femnist":

@@ -181,7 +181,7 @@ def test_classes_are_in_the_order_that_they_were_named_in_from_the_predictor_to_
     del values["partition"]
     values["training"] = {"local_epochs": 4, "device": "cpu", "batch_size": 8, "learning_rate": 0.1}
     clients = {"north": graded("low", "middle"), "south": graded("middle", "high")}
-    run(values, directory=tmp_path / "run", data=clients)
+    run(values, directory=tmp_path / "run", data=clients, pictures=False)
     names = read_json(tmp_path / "run" / "model" / "model.json")["class_names"]
     assert names == ["low", "middle", "high"]
     assert list(read_findings(tmp_path / "run").class_names) == names

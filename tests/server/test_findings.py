@@ -271,7 +271,7 @@ def test_a_run_that_was_killed_with_findings_leaves_the_same_files(
         with pytest.raises(Killed):
             run_inline(config, tmp_path / "killed")
     assert findings_rounds(tmp_path / "killed") == list(range(1, nth + 1))
-    resume(tmp_path / "killed", progress=False)
+    resume(tmp_path / "killed", pictures=False, progress=False)
     for number in (1, 2):
         whole, killed = (tmp_path / each / "findings" / f"{number}.safetensors" for each in ("whole", "killed"))
         assert whole.read_bytes() == killed.read_bytes()

@@ -64,7 +64,7 @@ def refuse(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("nth", [1, 4, 9, 16, 25, 36, 49])
 def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_goes_on_from_there(
-    nth, written_config, whole_run, refuse, monkeypatch, tmp_path, capsys
+    nth, written_config, whole_run, refuse, monkeypatch, tmp_path, capsys, request
 ):
     out = tmp_path / "out"
     with monkeypatch.context():
@@ -78,6 +78,7 @@ def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_goes_on_from_the
     assert "no space is left on the disk: make room" in error[-1]
     assert not any("Traceback" in line for line in error)
     begun = (out / CONFIG).exists()
+    request.getfixturevalue("undrawn")
     assert main(["run", *(["--resume", str(out)] if begun else [written_config, "--out", str(out)])]) == 0
     assert history_without_seconds(out) == history_without_seconds(whole_run)
     assert not (out / ERROR).exists()

@@ -72,6 +72,7 @@ def test_more_rounds_go_on_as_if_they_had_been_asked_for_at_once(tmp_path: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_takes_more_rounds_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tiny_config(rounds=1), tmp_path / "run", pictures=False)
     assert main(["run", "--resume", str(tmp_path / "run"), "--set", "seed=4"]) == 2

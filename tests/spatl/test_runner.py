@@ -94,6 +94,7 @@ def test_processes_that_start_at_once_each_finish_a_run_of_their_own(tmp_path: P
     (tmp_path / "tiny.yaml").write_text(tiny_config(rounds=1).to_yaml())
     code = (
         "import sys, spatl.runner; spatl.runs.directory.time.strftime = lambda form: '20260101-000000'; "
+        "spatl.runner.draw = lambda *result, **options: None; "
         f"sys.path.insert(0, {str(ROOT)!r}); from spatl.console.main import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "run", "tiny.yaml"]

@@ -19,6 +19,8 @@ from spatl.bench.run import bench
 from spatl.errors import ConfigError, SpatlError
 from tests.support.federations import tiny_config, without_seconds
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[3]
 
 

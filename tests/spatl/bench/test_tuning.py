@@ -167,6 +167,7 @@ def test_of_three_server_factors_the_outer_ones_are_edges_and_the_table_has_a_li
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_tuning_comes_first_and_its_choice_is_run_and_reported(tuning_plan, tmp_path):
     stages, ended, found = [], [], []
 
@@ -189,6 +190,7 @@ def test_tuning_comes_first_and_its_choice_is_run_and_reported(tuning_plan, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_with_momenta_the_chosen_pair_is_run_stored_and_shown(plan_of, tmp_path):
     """At 0.001 nothing is learned in two rounds without momentum; the grid's 0.5 with momentum 0.5 is 0.25."""
     plan = plan_of("learning_rates: [0.001, 0.5], momenta: [0.0, 0.5], tune_rounds: 2", methods=["fedavg"])

@@ -74,6 +74,7 @@ def test_ablations_end_with_a_table_of_what_each_idea_is_worth(bench_config, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_tuning_prints_its_grid_and_warns_at_its_edge(bench_config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     arguments = ["bench", str(bench_config), "--methods", "fedavg", "--seeds", "1", "--tune", "--workers", "1",

@@ -33,6 +33,7 @@ def test_a_run_ends_with_a_table_and_the_paths_of_what_it_wrote(config_path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_training_alone_trains_for_as_many_epochs_on_the_same_splits(config_path, tmp_path):
     out = tmp_path / "out"
     assert main(["run", config_path, "--out", str(out)]) == 0
@@ -163,6 +164,7 @@ def test_a_name_the_file_system_refuses_is_one_line(config_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_several_seeds_end_with_means_and_spread(config_path, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["run", config_path, "--seeds", "4,5", "--out", str(out)]) == 0

@@ -31,7 +31,7 @@ FOR_CLASSIFICATIONS = {
 def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tasks") / "run"
     config = task_config("regression", rounds=2, report={"best": True, "compare_alone": True}, method="fedavg")
-    run(config, directory)
+    run(config, directory, pictures=False)
     return directory
 
 
