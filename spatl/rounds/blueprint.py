@@ -205,7 +205,8 @@ class Blueprint:
 
     @cached_property
     def _clients_checked(self) -> None:
-        check_memory_format(self.model, self.config.training, here=ENGINES[self.config.engine].in_process)
+        training, here = self.config.training, ENGINES[self.config.engine].in_process
+        check_memory_format(self.model, training.memory_format, training.device, here=here)
         self.check_training(dict(enumerate(self.num_training)))
         self.check_rule()
         name = self.config.selection.selector

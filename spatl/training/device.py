@@ -7,7 +7,6 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from spatl.config.training import TrainingConfig
 from spatl.errors import ConfigError, ModelError
 
 _NARROWEST: Final = 16  # inputs of a layer that is looked at: a bound with room to spare
@@ -53,20 +52,21 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def check_memory_format(model: nn.Module, training: TrainingConfig, *, here: bool) -> None:
+def check_memory_format(model: nn.Module, memory_format: str, device: str, *, here: bool) -> None:
     """Raise where clients would refuse to train a network with the channels innermost in memory.
 
     Args:
         model: The network.
-        training: What says how tensors lie in memory, and on which device.
+        memory_format: As of `training.memory_format`.
+        device: As of `training.device`.
         here: Whether the clients are of this process; of another's devices only those are known that have a name.
 
     Raises:
         ModelError: As `check_channels_last`.
         ConfigError: The device is not there.
     """
-    if training.memory_format == "channels-last" and (here or training.device != "auto"):
-        check_channels_last(model, choose_device(training.device) if here else torch.device(training.device))
+    if memory_format == "channels-last" and (here or device != "auto"):
+        check_channels_last(model, choose_device(device) if here else torch.device(device))
 
 
 def check_channels_last(model: nn.Module, device: torch.device) -> None:
