@@ -55,17 +55,28 @@ class Labels:
         """Labels (int64, one per index of a dimension) of a tensor of some shape; one for a tensor of no dimension."""
         return cls(labels.reshape(-1), shape[dimension + 1 :].numel() if shape else 1)
 
-    def of(self, start: int, stop: int) -> Tensor:
-        """int64 [stop - start]: the labels of some entries in a row."""
-        first, last = start // self.inner, -(-stop // self.inner)
+    def of_runs(self, first: int, last: int) -> Tensor:
+        """int64 [last - first]: the labels of some runs of `inner` entries."""
         if last <= len(self.pattern):
-            labels = self.pattern[first:last]
-        else:
-            labels = self.pattern[torch.arange(first, last) % len(self.pattern)]
-        if self.inner == 1:
-            return labels
-        labels = labels[:, None].expand(-1, self.inner).reshape(-1)
-        return labels[start - first * self.inner : stop - first * self.inner]
+            return self.pattern[first:last]
+        return self.pattern[torch.arange(first, last) % len(self.pattern)]
+
+    def runs_in(self, start: int, stop: int) -> Iterator[tuple[int, int, int, Tensor]]:
+        """Some entries in a row by the runs of one label that they are.
+
+        Yields:
+            Where runs of one length begin and end, how long each is, and their labels, int64: what is left of a run at
+            the beginning, whole runs, and what there is of another at the end.
+        """
+        inner = self.inner
+        edges = min(stop, -(-start // inner) * inner), max(start, stop // inner * inner)
+        if edges[0] > edges[1]:  # all within one run
+            edges = stop, stop
+        for begin, end, length in (
+            (start, edges[0], edges[0] - start), (*edges, inner), (edges[1], stop, stop - edges[1])
+        ):  # fmt: skip
+            if begin < end:
+                yield begin, end, length, self.of_runs(begin // inner, begin // inner + (end - begin) // length)
 
 
 class Places:
@@ -145,8 +156,8 @@ class EntriesLike(Protocol):
         """Some entries at a time, and which of them are chosen, bool; None for all of them."""
         ...
 
-    def place_parts(self, layout: "EncoderLayout") -> Iterator[tuple[slice, Tensor | None, slice]]:
-        """As `parts`, with positions in each part, int64, and where their values lie among all that are chosen."""
+    def tensor_counts(self, layout: "EncoderLayout") -> Tensor:
+        """int64 [T]: how many entries of each tensor are chosen."""
         ...
 
 
@@ -215,11 +226,34 @@ class EncoderLayout:
     def _expanded(self, labels: Sequence[Labels]) -> Tensor | None:
         return self._labels(labels, slice(0, self.num_entries)) if self.num_entries <= EXPANDED_ENTRIES else None
 
+    def spread(self, values: Tensor, part: slice) -> Tensor:
+        """[part], to each entry of a part of the vector the value, of [C], of the channel that owns it."""
+        if self._owner is not None:
+            return values[self._owner[part]]
+        found = values.new_empty(part.stop - part.start)
+        for begin, end, length, channels in self.runs_in(part):
+            found[begin - part.start : end - part.start].view(-1, length).copy_(values[channels][:, None])
+        return found
+
     def _labels(self, labels: Sequence[Labels], part: slice) -> Tensor:
-        found = [torch.zeros(0, dtype=torch.int64)]
+        found = torch.empty(part.stop - part.start, dtype=torch.int64)
         for tensor, own in self.tensors_in(part):
-            found.append(labels[tensor].of(own.start - self.starts[tensor], own.stop - self.starts[tensor]))
-        return torch.cat(found)
+            start = self.starts[tensor]
+            for begin, end, length, its in labels[tensor].runs_in(own.start - start, own.stop - start):
+                place = start - part.start
+                found[place + begin : place + end].view(-1, length).copy_(its[:, None])
+        return found
+
+    def runs_in(self, part: slice) -> Iterator[tuple[int, int, int, Tensor]]:
+        """A part of the vector by runs of entries that one channel owns.
+
+        Yields:
+            Where runs of one length begin and end in the vector, how long each is, and their channels, int64.
+        """
+        for tensor, own in self.tensors_in(part):
+            start = self.starts[tensor]
+            for begin, end, length, labels in self.owners[tensor].runs_in(own.start - start, own.stop - start):
+                yield start + begin, start + end, length, labels
 
     def tensors_in(self, part: slice) -> Iterator[tuple[int, slice]]:
         """The tensors that a part of the vector touches, by their number, and what of the vector lies in both."""
@@ -270,13 +304,7 @@ class EncoderLayout:
         """Return the places of chosen entries, or of all."""
         if entries is None:
             return self._first(self.num_entries)
-        lengths, starts = torch.zeros(len(self.shapes), dtype=torch.int64), torch.tensor(self.starts)
-        for part, kept, _ in entries.place_parts(self):
-            edges = (starts - part.start).clamp(0, part.stop - part.start)
-            if kept is not None:
-                edges = torch.searchsorted(kept, edges)
-            lengths += edges.diff()
-        return _PlacesOfTensors(lengths, self, entries)
+        return _PlacesOfTensors(entries.tensor_counts(self), self, entries)
 
     def _first(self, length: int) -> Places:
         """Return the places of the first entries of the vector."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spatl.channels.kept import Kept, kept_of
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
@@ -42,16 +43,24 @@ class Selection:
 
         Up to a position in the vector, or to its end.
         """
-        return ((part, kept) for part, kept, _ in self.value_parts(layout, stop))
+        read = torch.cat([self.mask, torch.ones(1, dtype=torch.bool)])  # -1 is the appended true
+        for part in parts_of(layout.num_entries if stop is None else stop):
+            if self._is_everything:
+                yield part, None
+                continue
+            kept = self.mask[layout.owner_in(part)]
+            if self.closed:
+                kept &= read[layout.reads_in(part)]
+            yield part, kept
 
-    def value_parts(
-        self, layout: EncoderLayout, stop: int | None = None
-    ) -> Iterator[tuple[slice, Tensor | None, slice]]:
-        """As `parts`, and where the values of those that travel lie among all that do.
+    def value_parts(self, layout: EncoderLayout, stop: int | None = None) -> Iterator[tuple[slice, Kept | None, slice]]:
+        """As `parts`, with what takes and puts the values that travel, and where these lie among all that do.
 
         Of a small layout they are kept: what an update goes through asks for them ten times.
         """
         length = layout.num_entries if stop is None else stop
+        if self._is_everything:
+            return ((part, None, part) for part in parts_of(length))
         if not layout.is_expanded:
             return self._value_parts(layout, length)
         found = self._found.get(length)
@@ -59,48 +68,52 @@ class Selection:
             found = self._found[length] = layout, tuple(self._value_parts(layout, length))
         return iter(found[1])
 
-    def place_parts(
-        self, layout: EncoderLayout, stop: int | None = None
-    ) -> Iterator[tuple[slice, Tensor | None, slice]]:
-        """As `value_parts`, with int64 positions in each part in place of one bit for each entry."""
-        length = layout.num_entries if stop is None else stop
-        found = self._placed.get(length) if layout.is_expanded else None
-        if found is not None and found[0] is layout:
-            return iter(found[1])
-        placed = (
-            (part, None if kept is None else kept.nonzero().squeeze(1), own)
-            for part, kept, own in self.value_parts(layout, stop)
-        )
-        if not layout.is_expanded:
-            return placed
-        self._placed[length] = layout, tuple(placed)
-        return iter(self._placed[length][1])
-
     @cached_property
-    def _placed(self) -> dict[int, tuple[EncoderLayout, tuple[tuple[slice, Tensor | None, slice], ...]]]:
-        return {}
-
-    @cached_property
-    def _found(self) -> dict[int, tuple[EncoderLayout, tuple[tuple[slice, Tensor | None, slice], ...]]]:
+    def _found(self) -> dict[int, tuple[EncoderLayout, tuple[tuple[slice, Kept | None, slice], ...]]]:
         return {}
 
     @cached_property
     def _is_everything(self) -> bool:
         return bool(self.mask.all())
 
-    def _value_parts(self, layout: EncoderLayout, length: int) -> Iterator[tuple[slice, Tensor | None, slice]]:
-        if self._is_everything:
-            yield from ((part, None, part) for part in parts_of(length))
-            return
+    def _value_parts(self, layout: EncoderLayout, length: int) -> Iterator[tuple[slice, Kept | None, slice]]:
         start = 0
-        read = torch.cat([self.mask, torch.ones(1, dtype=torch.bool)])  # -1 is the appended true
-        for part in parts_of(length):
-            kept = self.mask[layout.owner_in(part)]
-            if self.closed:
-                kept &= read[layout.reads_in(part)]
-            end = start + int(kept.sum())
-            yield part, kept, slice(start, end)
+        for part, kept in self._kept_parts(layout, length):
+            end = start + kept.number
+            yield part, None if kept.number == part.stop - part.start else kept, slice(start, end)
             start = end
+
+    def _kept_parts(self, layout: EncoderLayout, length: int) -> Iterator[tuple[slice, Kept]]:
+        if self.closed or layout.is_expanded:  # rows of what is read are short, and of a small layout all is kept
+            yield from ((part, Kept.of_bits(bits)) for part, bits in self.parts(layout, length) if bits is not None)
+            return
+        for part in parts_of(length):
+            yield part, self.kept_in(part, layout)
+
+    def kept_in(self, part: slice, layout: EncoderLayout) -> Kept:
+        """Return which entries of a part of the vector travel, of a selection that is not `closed`."""
+        return kept_of(
+            (slice(begin - part.start, end - part.start), inner, self.mask[labels])
+            for begin, end, inner, labels in layout.runs_in(part)
+        )
+
+    def tensor_counts(self, layout: EncoderLayout) -> Tensor:
+        """int64 [T]: how many entries of each tensor travel."""
+        starts = torch.tensor(layout.starts)
+        if self._is_everything:
+            return starts.diff()
+        counts = torch.zeros(len(layout.shapes), dtype=torch.int64)
+        if self.closed:
+            for part, kept, _ in self.value_parts(layout):
+                edges = (starts - part.start).clamp(0, part.stop - part.start)
+                if kept is not None:
+                    edges = torch.searchsorted(kept.positions(), edges)
+                counts += edges.diff()
+            return counts
+        for place, (labels, length) in enumerate(zip(layout.owners, starts.diff().tolist(), strict=True)):
+            travel = self.mask[labels.pattern]
+            counts[place] = int(travel.sum()) * (length // max(1, len(travel)))  # each label is of as many entries
+        return counts
 
     def num_entries(self, layout: EncoderLayout, stop: int | None = None) -> int:
         """V, how many entries travel: of the whole vector, or of what lies before a position in it."""
@@ -117,8 +130,8 @@ class Selection:
         if self._is_everything:
             return vector
         taken = torch.empty(self.num_entries(layout), dtype=vector.dtype)
-        for part, kept, values in self.place_parts(layout):
-            taken[values] = vector[part] if kept is None else vector[part].index_select(0, kept)
+        for part, kept, values in self.value_parts(layout):
+            taken[values] = vector[part] if kept is None else kept.take(vector[part])
         return taken
 
     def keep_ratio(self, layout: EncoderLayout) -> float:

@@ -5,20 +5,22 @@ depend on the order they came in, because sums are kept in fixed point, where ad
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Required, TypedDict, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spatl.channels.kept import Kept
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
 from spatl.rounds.exact_sum import ExactSum
 from spatl.rounds.few_senders import MOST_OF_A_MEAN, restrain_few_
+from spatl.rounds.sent_entries import SentEntries
 from spatl.wire.multiples import Multiples
 from spatl.wire.update import Update
 
@@ -39,6 +41,15 @@ class AverageSettings(TypedDict, total=False):
     damping: float
     normalizes: bool
     by_entry: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _After:
+    """What comes of a round: the encoder, c, and the squared length of the sum on each channel."""
+
+    encoder: Tensor
+    control: Tensor | None
+    energies: Tensor
 
 
 class Aggregator:
@@ -91,6 +102,7 @@ class Aggregator:
         self._corrected, self._senders = torch.zeros(2, layout.num_channels, dtype=torch.int64)  # of those with control
         self._step_weights: list[tuple[int, float]] = []
         self._by_entry = SentEntries(layout) if by_entry else None
+        self._found: _After | None = None
 
     @property
     def num_updates(self) -> int:
@@ -114,6 +126,7 @@ class Aggregator:
         if not largest < _LARGEST_TERM:
             raise UpdateRejected(f"a value times {num_examples} examples exceeds {_LARGEST_TERM / self._unit:.3g}")
         kept_as = Multiples.of(update.values, update.compact)  # of the bytes that came, nothing else is kept
+        self._found = None
         self._waiting.append((replace(update, values=torch.zeros(0), compact=lambda: None), kept_as, num_examples))
         kept = sum(values.num_bytes for _, values, _ in self._waiting)
         if self._updates is not None or kept > WAITING_BYTES * self._layout.num_entries:
@@ -131,82 +144,93 @@ class Aggregator:
             self._updates, self._gradients = ExactSum(self._layout.num_entries), ExactSum(controlled)
         while self._waiting:
             update, values, num_examples = self._waiting.pop(0)
-            places = update.selection.place_parts(self._layout)
-            for part, _, terms, gradients in self._terms(update, values.of_part, num_examples):
-                _, at, _ = next(places)
-                self._updates.add_(slice(None) if at is None else at, terms, part)
-                if self._is_corrected(update) and len(gradients):
+            for part, kept, terms, gradients in self._terms(update, values, num_examples):
+                self._updates.add_(kept, terms, part)
+                if gradients is not None:
                     own = slice(part.start, min(part.stop, self._layout.num_parameter_entries))
-                    self._gradients.add_(slice(None) if at is None else at[: len(gradients)], gradients, own)
+                    self._gradients.add_(_first(kept, part, own), gradients, own)
 
     def _terms(
-        self, update: Update, values_of: Callable[[slice], Tensor], num_examples: int
-    ) -> Iterator[tuple[slice, Tensor | None, Tensor, Tensor]]:
-        """Some entries at a time: which they are, and what is added, in float64, of x and of the gradients."""
+        self, update: Update, compact: Multiples, num_examples: int
+    ) -> Iterator[tuple[slice, Kept | None, Tensor, Tensor | None]]:
+        """Some entries at a time: which they are, and what is added, in float64, of x and of the gradients.
+
+        Of the gradients None where none is trained, or the update was not corrected.
+        """
         length, weight = self._layout.num_parameter_entries, num_examples * self._unit
         for part, kept, own in update.selection.value_parts(self._layout):
-            values = values_of(own).to(torch.float64)
-            number = len(values)
-            if part.stop > length:
-                before = max(0, length - part.start)
-                number = before if kept is None else int(kept[:before].sum())
+            values, trained = compact.of_part(own).to(torch.float64), slice(part.start, min(part.stop, length))
+            number = 0
+            if trained.start < trained.stop:
+                first = _first(kept, part, trained)
+                number = trained.stop - trained.start if first is None else first.number
             terms = values * weight
             if self._normalizes:
                 terms[:number] /= update.step_weight
-            yield part, kept, terms, -values[:number] / update.step_weight * weight
+            gradients = None
+            if trained.start < trained.stop and self._is_corrected(update):
+                gradients = values[:number].neg().div_(update.step_weight).mul_(weight)
+            yield part, kept, terms, gradients
 
-    def _totals(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some entries at a time, and the sums over all updates, float64."""
-        if self._updates is not None:
-            for part in parts_of(self._layout.num_entries):
-                yield part, self._updates.total(part) / self._unit
-            return
-        for part, summed in self._together():
-            total = ExactSum(part.stop - part.start)
-            for _, kept, terms, _ in summed:
-                total.add_(positions(kept), terms)
-            yield part, total.total() / self._unit
+    def _totals(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some entries at a time, and the sums over all updates, and of the gradients of those corrected, float64.
 
-    def _gradient_totals(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some parameters at a time, and the sums of the gradients over all corrected updates, float64."""
-        length = self._layout.num_parameter_entries
-        if self._gradients is not None:
-            for part in parts_of(length):
-                yield part, self._gradients.total(part) / self._unit
-            return
-        for part, summed in self._together():
-            own = slice(part.start, min(part.stop, length))
-            if own.start < own.stop:
-                total = ExactSum(own.stop - own.start)
-                for update, kept, _, gradients in summed:
-                    if self._is_corrected(update):
-                        total.add_(positions(kept, own), gradients)
-                yield own, total.total() / self._unit
-
-    def _together(self) -> Iterator[tuple[slice, list[tuple[Update, Tensor | None, Tensor, Tensor]]]]:
-        """Some entries at a time, of all updates that wait."""
-        all_terms = [self._terms(update, values.of_part, number) for update, values, number in self._waiting]
+        Of the gradients those of the parameters among the entries; none of them without a control variate.
+        """
+        waiting = None if self._updates is not None else [self._terms(*each) for each in self._waiting]
+        length = 0 if self._control is None else self._layout.num_parameter_entries
         for part in parts_of(self._layout.num_entries):
-            found = [(update, *next(terms)[1:]) for (update, *_), terms in zip(self._waiting, all_terms, strict=True)]
-            yield part, found
+            own = slice(part.start, max(part.start, min(part.stop, length)))
+            if self._updates is not None and self._gradients is not None:
+                sums = self._updates.total(part), self._gradients.total(own)
+            else:
+                sums = _totals_of(map(next, waiting or ()), part, own)
+            updates, gradients = (each.div_(self._unit) for each in sums)
+            yield part, updates, gradients
+
+    @property
+    def _after(self) -> "_After":
+        """What comes of the round, from one way through all that was added."""
+        if self._found is None:
+            self._found = self._summed_up()
+        return self._found
+
+    def _summed_up(self) -> "_After":
+        encoder, length = self.encoder_before.clone(), self._layout.num_parameter_entries
+        control = None if self._control is None else self._control.clone()
+        energies = torch.zeros(self._layout.num_channels, dtype=torch.float64)
+        factor = self._learning_rate * self._mean_step_weight()
+        for part, total, gradients in self._totals():
+            own = slice(part.start, max(part.start, min(part.stop, length)))
+            trained = own.stop - own.start
+            squares = total[:trained].square()
+            energies += torch.bincount(self._layout.owner_in(own), weights=squares, minlength=len(energies))
+            if control is not None and trained:
+                control[own] = self._control_in(own, gradients)
+            total[:trained] *= factor
+            examples, before = _examples_in(self, part), self.encoder_before[part]
+            moved = before.to(torch.float64) + total.div_(examples.clamp(min=1))
+            encoder[part] = torch.where(examples > 0, moved.to(torch.float32), before)
+        restrain_few_(encoder, self.encoder_before, self._senders, self.num_updates, self._layout, most=MOST_OF_A_MEAN)
+        return _After(self._without_negative(encoder), control, energies)
+
+    def _control_in(self, part: slice, total: Tensor) -> Tensor:
+        """C after the round, float32, of some parameters, from the sum of their gradients, float64."""
+        assert self._control is not None
+        assert self._held_control is not None
+        examples, control = _examples_in(self, part, corrected=True), self._control[part]
+        before, held = control.to(torch.float64), self._held_control[part].to(torch.float64)
+        change = total.sub_(held.mul_(examples)).div_(self._total_examples)
+        moved = before.add_(change.mul_(self._damping)).to(torch.float32)
+        return torch.where(examples > 0, moved, control)
 
     def encoder(self) -> Tensor:
-        """The encoder x after the round, float32 [N]: entries nobody sent keep their bits.
+        """The encoder x after the round, float32 [N]: entries nobody sent keep their bits. Nobody changes it.
 
         What few sent is restrained (`spatl.rounds.few_senders`). Statistics are plain weighted means: a learning rate
         above 1 would extrapolate a variance below 0. What rounding takes below 0 all the same, is halved instead.
         """
-        encoder = self.encoder_before.clone()
-        factor = self._learning_rate * self._mean_step_weight()
-        for part, total in self._totals():
-            examples = _examples_in(self, part)
-            scale = torch.ones(len(examples), dtype=torch.float64)
-            scale[: max(0, self._layout.num_parameter_entries - part.start)] = factor
-            before = self.encoder_before[part]
-            moved = before.to(torch.float64) + scale * total / examples.clamp(min=1)
-            encoder[part] = torch.where(examples > 0, moved.to(torch.float32), before)
-        restrain_few_(encoder, self.encoder_before, self._senders, self.num_updates, self._layout, most=MOST_OF_A_MEAN)
-        return self._without_negative(encoder)
+        return self._after.encoder
 
     def _without_negative(self, encoder: Tensor) -> Tensor:
         """The encoder, in place, with half of what a variance was where it would be below 0: it goes on from there."""
@@ -226,16 +250,7 @@ class Aggregator:
         Each of those who were corrected moves its c_i by rho times (-D_i / a_i less c as it holds it); c moves by the
         weighted sum of that, so that it stays the weighted sum of the c_i whatever the clients hold for c.
         """
-        if self._control is None or self._held_control is None:
-            return None
-        control = self._control.clone()
-        for part, total in self._gradient_totals():
-            examples = _examples_in(self, part, corrected=True)
-            before, held = (each[part].to(torch.float64) for each in (self._control, self._held_control))
-            change = (total - held * examples) / self._total_examples
-            moved = (before + self._damping * change).to(torch.float32)
-            control[part] = torch.where(examples > 0, moved, self._control[part])
-        return control
+        return None if self._control is None else self._after.control
 
     def control_share(self) -> float:
         """The share of all clients' examples that stood behind the change of c, in the mean over its entries."""
@@ -275,38 +290,17 @@ def _num_corrected(aggregator: Aggregator) -> int:
 
 
 def _examples_in(aggregator: Aggregator, part: slice, *, corrected: bool = False) -> Tensor:
-    """int64: for each entry of a part, the examples of the clients that sent it, or of those with control."""
+    """int64: for each entry of a part, the examples of the clients that sent it, or of those with control.
+
+    One number where it is the same for all channels.
+    """
     own = aggregator._by_entry
     if own is not None:
         return (own.corrected if corrected else own.examples)[part]
-    return (aggregator._corrected if corrected else aggregator._examples)[aggregator._layout.owner_in(part)]
-
-
-class SentEntries:
-    """Examples that stand behind each entry, of clients that each send a part of the network.
-
-    A channel that two of them sent may have entries that only one did.
-
-    Args:
-        layout: The shared encoder.
-
-    Attributes:
-        examples: int64 [N], training examples of the clients that sent an entry.
-        corrected: int64 [P], likewise of those whose gradients were corrected.
-    """
-
-    def __init__(self, layout: EncoderLayout) -> None:
-        self._layout = layout
-        self.examples = torch.zeros(layout.num_entries, dtype=torch.int64)
-        self.corrected = torch.zeros(layout.num_parameter_entries, dtype=torch.int64)
-
-    def add(self, selection: Selection, num_examples: int, *, corrected: bool) -> None:
-        """Count a client in."""
-        for part, kept in selection.parts(self._layout):
-            self.examples[part][positions(kept)] += num_examples
-            own = slice(part.start, max(part.start, min(part.stop, self._layout.num_parameter_entries)))
-            if corrected and own.start < own.stop:
-                self.corrected[own][positions(kept, own)] += num_examples
+    examples = aggregator._corrected if corrected else aggregator._examples
+    if len(examples) and bool((examples == examples[0]).all()):
+        return examples[0]
+    return aggregator._layout.spread(examples, part)
 
 
 class PrivateAggregator(Aggregator):
@@ -351,7 +345,7 @@ class PrivateAggregator(Aggregator):
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N]. Each call draws other noise and gives something away."""
         encoder = torch.empty_like(self.encoder_before)
-        for part, total in self._totals():
+        for part, total, _ in self._totals():
             noise = torch.from_numpy(self._noise.standard_normal(part.stop - part.start))
             moved = total + self._noise_multiplier * self._clip * noise
             encoder[part] = (
@@ -360,22 +354,16 @@ class PrivateAggregator(Aggregator):
         return self._without_negative(encoder)
 
 
-def channel_energies(aggregator: Aggregator, layout: EncoderLayout) -> Tensor:
+def channel_energies(aggregator: Aggregator) -> Tensor:
     """Return the squared length, on the parameters of each channel, of the sum of all updates times examples.
 
     Args:
         aggregator: The round's, with all updates in it.
-        layout: The shared encoder.
 
     Returns:
         float64 [C].
     """
-    energies = torch.zeros(layout.num_channels, dtype=torch.float64)
-    for part, total in aggregator._totals():
-        own = slice(part.start, max(part.start, min(part.stop, layout.num_parameter_entries)))
-        squares = total[: own.stop - own.start].square()
-        energies += torch.bincount(layout.owner_in(own), weights=squares, minlength=layout.num_channels)
-    return energies
+    return aggregator._after.energies
 
 
 def channels_moved(aggregator: Aggregator) -> Tensor:
@@ -385,11 +373,21 @@ def channels_moved(aggregator: Aggregator) -> Tensor:
     return aggregator._examples > 0
 
 
-def positions(kept: Tensor | None, own: slice | None = None) -> Tensor | slice:
-    """Which entries of a part travel, int64, or of the beginning of it that is as long as a slice."""
-    if kept is None:
-        return slice(None)
-    return (kept if own is None else kept[: own.stop - own.start]).nonzero().squeeze(1)
+def _first(kept: Kept | None, part: slice, own: slice) -> Kept | None:
+    """Which entries of the beginning of a part travel, given those of all of it."""
+    return kept if kept is None or own == part else kept.before(own.stop - own.start)
+
+
+def _totals_of(
+    terms: Iterable[tuple[slice, Kept | None, Tensor, Tensor | None]], part: slice, own: slice
+) -> tuple[Tensor, Tensor]:
+    """The sums of a part, float64, and of the gradients of its beginning, from what each update adds to them."""
+    updates, gradients = ExactSum(part.stop - part.start), ExactSum(own.stop - own.start)
+    for _, kept, added, of_gradients in terms:
+        updates.add_(kept, added)
+        if of_gradients is not None:
+            gradients.add_(_first(kept, part, own), of_gradients)
+    return updates.total(), gradients.total()
 
 
 WAITING_BYTES = 8  # for each entry: two updates that send everything

@@ -42,15 +42,15 @@ def refresh_control(
         float32 [P], a new tensor.
     """
     refreshed = client_control.clone()
-    for part, kept, values in update.selection.place_parts(layout, layout.num_parameter_entries):
+    for part, kept, values in update.selection.value_parts(layout, layout.num_parameter_entries):
         own, common = refreshed[part], control[part]
-        before, held = (own, common) if kept is None else (own.index_select(0, kept), common.index_select(0, kept))
+        before, held = (own, common) if kept is None else (kept.take(own), kept.take(common))
         estimate = -update.values[values].to(torch.float64) / update.step_weight
         moved = (before.to(torch.float64) + damping * (estimate - held.to(torch.float64))).to(torch.float32)
         if kept is None:
             own.copy_(moved)  # a view
         else:
-            own.index_copy_(0, kept, moved)
+            kept.put_(own, moved)
     return refreshed
 
 

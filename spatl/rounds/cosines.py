@@ -123,7 +123,7 @@ class Sketches:
             if kept is None:
                 rows.view(-1)[:length] = values
             else:
-                rows.view(-1)[:length].masked_scatter_(kept, values)
+                kept.put_(rows.view(-1)[:length], values)
             signs, shifts = next(draws)
             for row, shift in zip(rows.numpy() * signs[: len(rows)], shifts, strict=False):
                 sketch[shift:] += row[: NUMBERS - shift]

@@ -35,7 +35,7 @@ class DynamicAggregator(Aggregator):
 
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N], with h as of after the round."""
-        encoder, after = super().encoder(), self.control()
+        encoder, after = super().encoder().clone(), self.control()
         if after is None:
             return encoder
         for part in parts_of(self._layout.num_parameter_entries):

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from spatl.channels.kept import Kept
+
 _HIGH_BITS = 8  # the high limb counts units of 2**-8,
 
 _LOW_BITS = 58  # the low limb units of 2**-58
@@ -21,15 +23,16 @@ class ExactSum:
         self._low = torch.zeros(length, dtype=torch.int64)
         self._num_terms = 0
 
-    def add_(self, indices: Tensor | slice, terms: Tensor, part: slice = slice(None)) -> None:
-        """Add float64 `terms` [V] at `indices` of a part, which do not repeat: int64 [V], or a slice."""
-        high = torch.floor(terms * 2.0**_HIGH_BITS)
-        low = torch.round((terms - high * 2.0**-_HIGH_BITS) * 2.0**_LOW_BITS)
+    def add_(self, kept: Kept | None, terms: Tensor, part: slice = slice(None)) -> None:
+        """Add float64 `terms` [V] to the entries of a part that travel; to all of them for None."""
+        high = (terms * 2.0**_HIGH_BITS).floor_()
+        low = high * 2.0**-_HIGH_BITS
+        low = torch.sub(terms, low, out=low).mul_(2.0**_LOW_BITS).round_()
         for limb, own in ((self._high, high), (self._low, low)):
-            if isinstance(indices, Tensor):
-                limb[part].index_add_(0, indices, own.to(torch.int64))
+            if kept is None:
+                limb[part] += own.to(torch.int64)
             else:
-                limb[part][indices] += own.to(torch.int64)
+                kept.add_(limb[part], own.to(torch.int64))
         self._num_terms += 1
         if self._num_terms % _TERMS_BETWEEN_CARRIES == 0:
             carry = self._low >> (_LOW_BITS - _HIGH_BITS)
@@ -42,4 +45,4 @@ class ExactSum:
         carry = self._low[part] >> (_LOW_BITS - _HIGH_BITS)
         low = self._low[part] - (carry << (_LOW_BITS - _HIGH_BITS))
         high = self._high[part] + carry
-        return high.to(torch.float64) * 2.0**-_HIGH_BITS + low.to(torch.float64) * 2.0**-_LOW_BITS
+        return high.to(torch.float64).mul_(2.0**-_HIGH_BITS).add_(low.to(torch.float64).mul_(2.0**-_LOW_BITS))

@@ -60,5 +60,9 @@ class Feedback:
         residual = self.residual.clone() if len(self.residual) else torch.zeros(layout.num_entries)
         for part, kept, values in selection.value_parts(layout):
             own = residual[part]  # a view
-            own[slice(None) if kept is None else kept] = wanted[values] - sent[values]
+            lost = wanted[values] - sent[values]
+            if kept is None:
+                own.copy_(lost)
+            else:
+                kept.put_(own, lost)
         return Feedback(residual, memory)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spatl.channels.kept import Kept
 from spatl.channels.layout import EncoderLayout, Places
 from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of
@@ -40,19 +41,19 @@ def encoder_of(initial: Tensor, offsets: Tensor, chosen: Selection, layout: Enco
     """float32 [N]: the initial encoder moved by offsets (int32 [V]) of the chosen entries."""
     encoder = initial.clone()
     for part, kept, _, moved in encoder_parts(initial, (offsets,), chosen, layout):
-        encoder[part][slice(None) if kept is None else kept] = moved
+        _put_(encoder[part], kept, moved)
     return encoder
 
 
 def encoder_parts(
     initial: Tensor, offsets: Sequence[Tensor], chosen: Selection, layout: EncoderLayout
-) -> Iterator[tuple[slice, Tensor | None, slice, Tensor]]:
+) -> Iterator[tuple[slice, Kept | None, slice, Tensor]]:
     """The chosen values of the initial encoder moved by the sum of offsets (int32 [V] each), some at a time, float32.
 
     With them come where they lie, as `Selection.value_parts` has it.
     """
     for part, kept, values in chosen.value_parts(layout):
-        start = initial[part] if kept is None else initial[part][kept]
+        start = initial[part] if kept is None else kept.take(initial[part])
         moved = sum((each[values].to(torch.float64) for each in offsets), start=torch.zeros((), dtype=torch.float64))
         yield part, kept, values, (start.to(torch.float64) + moved * UNIT).to(torch.float32)
 
@@ -64,7 +65,7 @@ def change_of(offsets: Tensor, before: Tensor | None, chosen: Selection, layout:
         moved = offsets[values].to(torch.float64)
         if before is not None:
             moved -= before[values].to(torch.float64)
-        change[part][slice(None) if kept is None else kept] = (moved * UNIT).to(torch.float32)
+        _put_(change[part], kept, (moved * UNIT).to(torch.float32))
     return change
 
 
@@ -90,8 +91,15 @@ def spread_values(values: Tensor, chosen: Selection, layout: EncoderLayout) -> T
         return values
     vector = torch.zeros(layout.num_entries)
     for part, kept, own in chosen.value_parts(layout):
-        vector[part][slice(None) if kept is None else kept] = values[own]
+        _put_(vector[part], kept, values[own])
     return vector
+
+
+def _put_(part: Tensor, kept: Kept | None, values: Tensor) -> None:
+    if kept is None:
+        part.copy_(values)
+    else:
+        kept.put_(part, values)
 
 
 def check_of(encoder: Tensor) -> bytes:

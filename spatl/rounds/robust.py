@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
-from spatl.rounds.aggregation import Aggregator, AverageSettings, positions
+from spatl.rounds.aggregation import Aggregator, AverageSettings
 from spatl.rounds.few_senders import MOST_OF_ROBUST, restrain_few_
 from spatl.wire.update import Update
 
@@ -177,7 +177,10 @@ def spread_of(update: Update, layout: EncoderLayout, length: int) -> Tensor:
     """float32 [length], an update's values of the first entries, NaN where there is none."""
     spread = torch.full((length,), math.nan)
     for part, kept, values in update.selection.value_parts(layout, length):
-        spread[part][positions(kept)] = update.values[values]
+        if kept is None:
+            spread[part] = update.values[values]
+        else:
+            kept.put_(spread[part], update.values[values])
     return spread
 
 

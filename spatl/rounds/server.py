@@ -160,7 +160,7 @@ def close_round(
     sketches = _sketches(federation, aggregator, server_round)
     sizes, unclipped = _fold_(federation, aggregator, sketches, candidates, state.shares, server_round, outcome)
     if sketches is not None:
-        outcome.cosines = sketches.cosines(channel_energies(aggregator, federation.blueprint.layout))
+        outcome.cosines = sketches.cosines(channel_energies(aggregator))
     encoder, moments = _moved(federation, state, aggregator)
     closed, outcome.ending = checked_progress(federation, state, server_round, outcome, encoder)
     if outcome.ending is not None:

@@ -25,7 +25,13 @@ def test_labels_along_a_dimension_are_those_of_the_whole_tensor(shape, data):
     whole = labels.view(view).expand(size).reshape(-1)
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, len(whole)))
-    assert Labels.along(labels, size, dimension).of(start, stop).tolist() == whole[start:stop].tolist()
+    found, place = [torch.zeros(0, dtype=torch.int64)], start
+    for begin, end, length, own in Labels.along(labels, size, dimension).runs_in(start, stop):
+        assert begin == place < end == begin + length * len(own)
+        found.append(own.repeat_interleave(length))
+        place = end
+    assert place == stop
+    assert torch.cat(found).tolist() == whole[start:stop].tolist()
 
 
 def unexpanded(monkeypatch: pytest.MonkeyPatch) -> EncoderLayout:

@@ -40,7 +40,7 @@ def found_of(
     for client in order or list(updates):
         aggregator.add(updates[client], numbers[client])
         sketches.add(client, updates[client], numbers[client])
-    return sketches.cosines(channel_energies(aggregator, layout))
+    return sketches.cosines(channel_energies(aggregator))
 
 
 def dense_of(updates: Mapping[int, Update], layout: EncoderLayout) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
