@@ -228,32 +228,25 @@ class EncoderLayout:
 
     def spread(self, values: Tensor, part: slice) -> Tensor:
         """[part], to each entry of a part of the vector the value, of [C], of the channel that owns it."""
-        if self._owner is not None:
-            return values[self._owner[part]]
-        found = values.new_empty(part.stop - part.start)
-        for begin, end, length, channels in self.runs_in(part):
-            found[begin - part.start : end - part.start].view(-1, length).copy_(values[channels][:, None])
+        return values[self._owner[part]] if self._owner is not None else self._labels(self.owners, part, values)
+
+    def _labels(self, labels: Sequence[Labels], part: slice, values: Tensor | None = None) -> Tensor:
+        found = torch.empty(part.stop - part.start, dtype=torch.int64 if values is None else values.dtype)
+        for begin, end, length, own in self.runs_in(part, labels):
+            stretch = found[begin - part.start : end - part.start].view(-1, length)
+            stretch.copy_((own if values is None else values[own])[:, None])
         return found
 
-    def _labels(self, labels: Sequence[Labels], part: slice) -> Tensor:
-        found = torch.empty(part.stop - part.start, dtype=torch.int64)
-        for tensor, own in self.tensors_in(part):
-            start = self.starts[tensor]
-            for begin, end, length, its in labels[tensor].runs_in(own.start - start, own.stop - start):
-                place = start - part.start
-                found[place + begin : place + end].view(-1, length).copy_(its[:, None])
-        return found
-
-    def runs_in(self, part: slice) -> Iterator[tuple[int, int, int, Tensor]]:
-        """A part of the vector by runs of entries that one channel owns.
+    def runs_in(self, part: slice, labels: Sequence[Labels] | None = None) -> Iterator[tuple[int, int, int, Tensor]]:
+        """A part of the vector by runs of entries that one channel owns, or that have one label by tensor of others.
 
         Yields:
-            Where runs of one length begin and end in the vector, how long each is, and their channels, int64.
+            Where runs of one length begin and end in the vector, how long each is, and their labels, int64.
         """
         for tensor, own in self.tensors_in(part):
-            start = self.starts[tensor]
-            for begin, end, length, labels in self.owners[tensor].runs_in(own.start - start, own.stop - start):
-                yield start + begin, start + end, length, labels
+            start, its = self.starts[tensor], (labels or self.owners)[tensor]
+            for begin, end, length, found in its.runs_in(own.start - start, own.stop - start):
+                yield start + begin, start + end, length, found
 
     def tensors_in(self, part: slice) -> Iterator[tuple[int, slice]]:
         """The tensors that a part of the vector touches, by their number, and what of the vector lies in both."""

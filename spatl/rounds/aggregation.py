@@ -206,23 +206,13 @@ class Aggregator:
             squares = total[:trained].square()
             energies += torch.bincount(self._layout.owner_in(own), weights=squares, minlength=len(energies))
             if control is not None and trained:
-                control[own] = self._control_in(own, gradients)
+                control[own] = _moved_control(self, own, gradients)
             total[:trained] *= factor
             examples, before = _examples_in(self, part), self.encoder_before[part]
             moved = before.to(torch.float64) + total.div_(examples.clamp(min=1))
             encoder[part] = torch.where(examples > 0, moved.to(torch.float32), before)
         restrain_few_(encoder, self.encoder_before, self._senders, self.num_updates, self._layout, most=MOST_OF_A_MEAN)
         return _After(self._without_negative(encoder), control, energies)
-
-    def _control_in(self, part: slice, total: Tensor) -> Tensor:
-        """C after the round, float32, of some parameters, from the sum of their gradients, float64."""
-        assert self._control is not None
-        assert self._held_control is not None
-        examples, control = _examples_in(self, part, corrected=True), self._control[part]
-        before, held = control.to(torch.float64), self._held_control[part].to(torch.float64)
-        change = total.sub_(held.mul_(examples)).div_(self._total_examples)
-        moved = before.add_(change.mul_(self._damping)).to(torch.float32)
-        return torch.where(examples > 0, moved, control)
 
     def encoder(self) -> Tensor:
         """The encoder x after the round, float32 [N]: entries nobody sent keep their bits. Nobody changes it.
@@ -301,6 +291,17 @@ def _examples_in(aggregator: Aggregator, part: slice, *, corrected: bool = False
     if len(examples) and bool((examples == examples[0]).all()):
         return examples[0]
     return aggregator._layout.spread(examples, part)
+
+
+def _moved_control(aggregator: Aggregator, part: slice, total: Tensor) -> Tensor:
+    """Some parameters' c after the round, float32, from the sum of their gradients, float64, which is used up."""
+    assert aggregator._control is not None
+    assert aggregator._held_control is not None
+    examples, control = _examples_in(aggregator, part, corrected=True), aggregator._control[part]
+    before, held = control.to(torch.float64), aggregator._held_control[part].to(torch.float64)
+    change = total.sub_(held.mul_(examples)).div_(aggregator._total_examples)
+    moved = before.add_(change.mul_(aggregator._damping)).to(torch.float32)
+    return torch.where(examples > 0, moved, control)
 
 
 class PrivateAggregator(Aggregator):
