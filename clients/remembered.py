@@ -5,7 +5,6 @@ the one before has written. What is remembered counts for as long as the file is
 process, or a user who puts back an older copy, makes another file of it.
 """
 
-import os
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Final
 from torch import Tensor
 
 from spatl.rounds.client_state import ClientState
-from spatl.sealed_files import StoredTensor, as_tensor
+from spatl.sealed_files import StoredTensor, as_tensor, identity_of
 
 REMEMBERED_BYTES: Final = 1 << 28
 """Bytes of the tensors of all states that are remembered; beyond that the oldest are read from their files."""
@@ -33,6 +32,7 @@ class Remembered:
         self._most = num_bytes
         self._states: OrderedDict[Path, tuple[_Identity, ClientState, int]] = OrderedDict()
         self._num_bytes = 0
+        self._written: dict[Path, _Identity] = {}  # of those that are not remembered, too
 
     def of(self, path: Path) -> ClientState | None:
         """The state in a file, where that is still the one that was remembered; None otherwise."""
@@ -53,7 +53,9 @@ class Remembered:
         """
         self.forget(path)
         identity = _identity_of(written)
-        if identity is None or any(isinstance(each, StoredTensor) for each in state.held.offsets.values()):
+        if identity is not None:
+            self._written[path] = identity
+        if identity is None or any(isinstance(each, StoredTensor) for each in state.content()[0].values()):
             return
         num_bytes = sum(tensor.nbytes for tensor in _tensors_of(state))
         if num_bytes > STATE_BYTES:
@@ -66,11 +68,18 @@ class Remembered:
     def move(self, path: Path, to: Path) -> None:
         """Follow a file to another name."""
         self.forget(to)
+        if path in self._written:
+            self._written[to] = self._written.pop(path)
         if path in self._states:
             self._states[to] = self._states.pop(path)
 
+    def written(self, path: Path) -> _Identity | None:
+        """The identity of the file as this process wrote it, however large; None of one that it did not write."""
+        return self._written.get(path)
+
     def forget(self, path: Path) -> None:
         """Remember nothing of a file."""
+        self._written.pop(path, None)
         if (found := self._states.pop(path, None)) is not None:
             self._num_bytes -= found[2]
 
@@ -90,14 +99,18 @@ def in_memory(state: ClientState, most_bytes: int = STATE_BYTES) -> ClientState:
 
 
 def _tensors_of(state: ClientState) -> list[Tensor]:
-    kept = [state.control, state.pending_control, state.held.base, state.held.control]
+    kept: list[Tensor | StoredTensor | None] = [
+        state.control,
+        state.pending_control,
+        state.held.base,
+        state.held.control,
+    ]
     kept += [*state.private.values(), *state.selector.values(), *state.own_model.values()]
     return [each for each in (*kept, *state.held.offsets.values()) if isinstance(each, Tensor)]
 
 
 def _identity_of(path: Path) -> _Identity | None:
     try:
-        status = os.stat(path)
+        return identity_of(path)
     except FileNotFoundError:
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

@@ -163,10 +163,11 @@ class DirectoryStore:
 
     def _round_of_newest(self) -> int | None:
         """The round of the state last saved; None where there is none, or a damaged one."""
-        if (known := _REMEMBERED.of(self._path)) is not None:
-            return known.control_round
+        if (state := _REMEMBERED.of(self._path)) is not None:
+            return state.control_round
         try:
-            _, before = read_sealed(self._path, version=FORMAT, what="the client's state")
+            known = _REMEMBERED.written(self._path)
+            _, before = read_sealed(self._path, version=FORMAT, what="the client's state", known=known)
         except (SpatlError, FileNotFoundError):
             return None
         return int(before["control_round"])
@@ -214,10 +215,10 @@ class DirectoryStore:
 
     @staticmethod
     def _read(path: Path) -> ClientState | None:
-        if (known := _REMEMBERED.of(path)) is not None:
-            return known
+        if (state := _REMEMBERED.of(path)) is not None:
+            return state
         try:
-            return ClientState.read(path)
+            return ClientState.read(path, known=_REMEMBERED.written(path))
         except FileNotFoundError:
             return None
 

@@ -9,7 +9,9 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,12 +66,23 @@ class StoredTensor:
         Raises:
             DamagedState: The file is not there any more, or another one.
         """
-        tensor = torch.empty(self.shape, dtype=self.dtype)
-        place = 0
+        return self._filled(torch.empty(self.shape, dtype=self.dtype), self.start)
+
+    def part(self, part: slice) -> Tensor:
+        """Some of its numbers, of a tensor of one dimension.
+
+        Raises:
+            DamagedState: As of `read`.
+        """
+        tensor = torch.empty(part.stop - part.start, dtype=self.dtype)
+        return self._filled(tensor, self.start + part.start * self.dtype.itemsize)
+
+    def _filled(self, tensor: Tensor, start: int) -> Tensor:
         buffer = bytes_of(tensor)
-        for piece in self.pieces():
-            buffer[place : place + len(piece)] = piece
-            place += len(piece)
+        with self._opened() as file:
+            file.seek(start)
+            if file.readinto(buffer) != len(buffer):
+                raise DamagedState(f"{self.path} ends too early")
         return tensor
 
     def pieces(self) -> Iterator[bytes]:
@@ -78,20 +91,30 @@ class StoredTensor:
         Raises:
             DamagedState: As of `read`.
         """
+        with self._opened() as file:
+            file.seek(self.start)
+            left = self.num_bytes
+            while left:
+                piece = file.read(min(left, PIECE_BYTES))
+                if not piece:
+                    raise DamagedState(f"{self.path} ends too early")
+                left -= len(piece)
+                yield piece
+
+    @contextmanager
+    def _opened(self) -> Iterator[BufferedReader]:
         try:
             with self.path.open("rb") as file:
-                if _identity(file) != self.identity:
+                if identity_of(file) != self.identity:
                     raise DamagedState(f"{self.path} was replaced while it was in use")
-                file.seek(self.start)
-                left = self.num_bytes
-                while left:
-                    piece = file.read(min(left, PIECE_BYTES))
-                    if not piece:
-                        raise DamagedState(f"{self.path} ends too early")
-                    left -= len(piece)
-                    yield piece
+                yield file
         except OSError as error:
             raise DamagedState(f"cannot read {self.path}: {error.strerror}") from error
+
+
+def some_of(tensor: Tensor | StoredTensor, part: slice) -> Tensor:
+    """Some numbers of a tensor of one dimension, read from its file if it lies in one."""
+    return tensor.part(part) if isinstance(tensor, StoredTensor) else tensor[part]
 
 
 def as_tensor(tensor: Tensor | StoredTensor) -> Tensor:
@@ -131,13 +154,17 @@ def replace_sealed(
     sync_names(path.parent)
 
 
-def read_sealed(path: Path, *, version: int, what: str) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+def read_sealed(
+    path: Path, *, version: int, what: str, known: tuple[int, ...] | None = None
+) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     """Check a file that `write_sealed` wrote; its tensors stay in it until they are read.
 
     Args:
         path: The file.
         version: The version of the format that the caller reads.
         what: What errors call it.
+        known: The identity (`identity_of`) of the file where this process has written it itself, or checked it: the
+            same file is not hashed again.
 
     Returns:
         The tensors, and the header.
@@ -148,8 +175,8 @@ def read_sealed(path: Path, *, version: int, what: str) -> tuple[dict[str, Store
         SpatlError: It is of another version.
     """
     with path.open("rb") as file:
-        identity = _identity(file)
-        table, start, header = _checked(file, identity[-1], version=version, what=what)
+        identity = identity_of(file)
+        table, start, header = _checked(file, identity[-1], version=version, what=what, is_known=identity == known)
     try:
         tensors = {
             name: StoredTensor(
@@ -184,8 +211,12 @@ def unseal(data: bytes, *, version: int, what: str) -> tuple[dict[str, Tensor], 
         raise DamagedState(f"{what} is damaged: {error}") from error
 
 
-def _checked(file: BinaryIO, num_bytes: int, *, version: int, what: str) -> tuple[dict[str, Any], int, dict[str, Any]]:
+def _checked(
+    file: BinaryIO, num_bytes: int, *, version: int, what: str, is_known: bool = False
+) -> tuple[dict[str, Any], int, dict[str, Any]]:
     """Read a sealed file to its end: its table of tensors, where their bytes begin, and its header.
+
+    Of one that is known the header alone.
 
     Raises:
         DamagedState: As of `unseal`.
@@ -196,7 +227,7 @@ def _checked(file: BinaryIO, num_bytes: int, *, version: int, what: str) -> tupl
         raise DamagedState(f"{what} is damaged: it has no header")
     head = length.to_bytes(8, "little") + file.read(length)
     sealed = _SEAL_MARK in head  # an older version may have had no seal
-    if sealed:
+    if sealed and not is_known:
         place = seal_place(head)
         digest = _digest_around(head, place)
         while piece := file.read(PIECE_BYTES):
@@ -252,8 +283,13 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def _identity(file: BinaryIO) -> tuple[int, ...]:
-    status = os.fstat(file.fileno())
+def identity_of(file: Path | BinaryIO) -> tuple[int, ...]:
+    """Return numbers that tell a file from another one of its name, and from itself once it was written to.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    status = os.stat(file) if isinstance(file, Path) else os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 

@@ -27,6 +27,7 @@ from spatl.rounds.own_model import contrast_of, trained_own_model, whole_state
 from spatl.rounds.parts import chosen_part, cut_part
 from spatl.rounds.stop_watch import StopWatch
 from spatl.rounds.workplace import ClientRound, Workplace, trainable
+from spatl.sealed_files import as_tensor
 from spatl.selection.protocol import Choice, SelectionRequest
 from spatl.tasks.task import Measure
 from spatl.tensors.inputs import finite_rows
@@ -75,7 +76,7 @@ def receive(workplace: Workplace, download: Download, state: ClientState | None)
         if not all_finite(control):
             raise UpdateRejected("the control variates contain NaN or infinity")
     elif download.derived is not None and download.derived.valid:
-        control = held.control
+        control = None if held.control is None else as_tensor(held.control)
     x = encoder_again(download, held, initial, layout) or encoder
     model = Model(download.server_round, download.version, x, control, download.selection, download.statistics)
     return model, replace(settled, held=held)
@@ -207,9 +208,9 @@ def _gradient_hooks(own: ClientRound, model: nn.Module, of: Callable[[Tensors], 
         pull = own.training.dynamic_alpha if config.row.dynamic else own.training.proximal_mu
         hooks.append(proximal_hook({name: views[name] for name in names}, pull))
     if config.row.dynamic:
-        hooks.append(linear_hook(of(layout.unflatten(own.state.control))))
+        hooks.append(linear_hook(of(layout.unflatten(as_tensor(own.state.control)))))
     if config.row.controls and received.control is not None:
-        common, private = (of(layout.unflatten(each)) for each in (received.control, own.state.control))
+        common, private = (of(layout.unflatten(each)) for each in (received.control, as_tensor(own.state.control)))
         hooks.append(correction_hook(common, private))
     if received.selection is not None:
         kept = torch.ones(layout.num_parameter_entries)
@@ -358,5 +359,5 @@ def _refreshed_control(own: ClientRound, blob: bytes) -> Tensor | None:
         return None
     sent = _as_decoded(own, blob)
     if config.row.dynamic or received.control is None:
-        return followed_gradient(own.state.control, sent, layout, alpha=own.training.dynamic_alpha)
-    return refresh_control(own.state.control, received.control, sent, layout, damping=config.control.damping)
+        return followed_gradient(as_tensor(own.state.control), sent, layout, alpha=own.training.dynamic_alpha)
+    return refresh_control(as_tensor(own.state.control), received.control, sent, layout, damping=config.control.damping)

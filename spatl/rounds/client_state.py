@@ -16,6 +16,8 @@ from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unsea
 
 FORMAT = 6
 
+_LARGE_BYTES = 1 << 22
+
 _HELD = "held/"
 
 _OWN = "own/"
@@ -31,7 +33,8 @@ class ClientState:
 
     Attributes:
         private: The predictor and whatever else of the model is not shared, by the model's names; empty at first.
-        control: float32 [P], c_i, or FedDyn's g_i, as of `control_round`, without the pending update.
+        control: float32 [P], c_i, or FedDyn's g_i, as of `control_round`, without the pending update. Of a large
+            encoder it stays in its file until it is needed; so does the pending one.
         control_round: The server round that `control` belongs to; it fades with every later one.
         folded_round: The last round whose update is part of `control`; 0 for none.
         pending_round: The round whose update is under way, or 0.
@@ -47,11 +50,11 @@ class ClientState:
     """
 
     private: Mapping[str, Tensor]
-    control: Tensor
+    control: Tensor | StoredTensor
     control_round: int = 0
     folded_round: int = 0
     pending_round: int = 0
-    pending_control: Tensor = field(default_factory=lambda: torch.zeros(0))
+    pending_control: Tensor | StoredTensor = field(default_factory=lambda: torch.zeros(0))
     selector: Mapping[str, Tensor] = field(default_factory=dict)
     held: Held = field(default_factory=lambda: Held({}))
     own_model: Mapping[str, Tensor] = field(default_factory=dict)
@@ -78,13 +81,17 @@ class ClientState:
             half_life: Rounds in which control variates fade to a half, or None.
         """
         folded = self.pending_round != 0 and acknowledged_round == self.pending_round
-        control = self.pending_control if folded and len(self.pending_control) else self.control
+        control = self.pending_control if folded and self.pending_control.shape.numel() else self.control
         if acknowledged_round == 0 and self.folded_round:
-            control = torch.zeros_like(control)
+            control = torch.zeros(control.shape)
         fade = fading(half_life, server_round - self.control_round if self.control_round else 0)
+        if isinstance(control, StoredTensor):  # which nobody else has
+            control = control.read().mul_(fade)
+        elif fade != 1.0:
+            control = control * fade
         return replace(
             self,
-            control=control if fade == 1.0 else control * fade,
+            control=control,
             control_round=server_round,
             folded_round=acknowledged_round if folded or acknowledged_round == 0 else self.folded_round,
             pending_round=0,
@@ -135,32 +142,35 @@ class ClientState:
         return cls.of_content(*unseal(data, version=FORMAT, what="the client's state"))
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, *, known: tuple[int, ...] | None = None) -> Self:
         """Read what `write` wrote, but for the versions of the encoder, which stay in the file until they are needed.
+
+        Args:
+            path: The file.
+            known: As of `spatl.sealed_files.read_sealed`.
 
         Raises:
             FileNotFoundError: It is not there.
             DamagedState: It is damaged.
             SpatlError: It is of another format.
         """
-        return cls.of_content(*read_sealed(path, version=FORMAT, what="the client's state"))
+        return cls.of_content(*read_sealed(path, version=FORMAT, what="the client's state", known=known))
 
     @classmethod
     def of_content(cls, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any]) -> Self:
         """The state of a content."""
-        optional = {name: as_tensor(tensors[name]) for name in ("base", "held_control") if name in tensors}
         return cls(
             private=_below("private/", tensors),
-            control=as_tensor(tensors["control"]),
+            control=_when_needed(tensors["control"]),
             control_round=header["control_round"],
             folded_round=header["folded_round"],
             pending_round=header["pending_round"],
-            pending_control=as_tensor(tensors["pending_control"]),
+            pending_control=_when_needed(tensors["pending_control"]),
             selector=_below("selector/", tensors),
             held=Held(
                 {int(name.removeprefix(_HELD)): each for name, each in tensors.items() if name.startswith(_HELD)},
-                optional.get("base"),
-                optional.get("held_control"),
+                as_tensor(tensors["base"]) if "base" in tensors else None,
+                _when_needed(tensors["held_control"]) if "held_control" in tensors else None,
                 header.get("control_version", UNKNOWN_VERSION),
             ),
             own_model=_below(_OWN, tensors),
@@ -168,6 +178,11 @@ class ClientState:
             pending_feedback=_feedback(_PENDING_FEEDBACK, tensors),
             answered=header["answered"],
         )
+
+
+def _when_needed(tensor: Tensor | StoredTensor) -> Tensor | StoredTensor:
+    """A tensor as it is, if it is large, to be read when it is needed; else read."""
+    return tensor if isinstance(tensor, StoredTensor) and tensor.num_bytes > _LARGE_BYTES else as_tensor(tensor)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
 from spatl.config.experiment import ExperimentConfig
+from spatl.sealed_files import StoredTensor, some_of
 from spatl.wire.download import DerivedControl
 from spatl.wire.update import Update
 
@@ -80,7 +81,12 @@ def half_life_of(config: ExperimentConfig) -> float | None:
 
 
 def followed_control(
-    control: Tensor, change: Tensor, derived: DerivedControl, *, fading: float, into: Tensor | None = None
+    control: Tensor | StoredTensor,
+    change: Tensor,
+    derived: DerivedControl,
+    *,
+    fading: float,
+    into: Tensor | None = None,
 ) -> Tensor:
     """Return c after a round, float32 [P], from the change of x_hat that the round made.
 
@@ -89,16 +95,18 @@ def followed_control(
     numbers.
 
     Args:
-        control: float32 [P], c before the round.
+        control: float32 [P], c before the round; it may lie in a file.
         change: float32 [P], x_hat after the round less x_hat before it.
         derived: How far c moves, and by what steps add up to.
         fading: The factor by which control variates fade in a round.
         into: Where to write the result, which may be `change` or `control` itself; a new tensor if not given.
     """
-    followed = torch.empty_like(control) if into is None else into
-    if derived.step_weight == 0:
-        return torch.mul(control, fading, out=followed)
-    for part in parts_of(len(control)):
-        estimate, before = change[part].to(torch.float64) / -derived.step_weight, control[part].to(torch.float64)
-        followed[part] = (fading * (before + derived.damping * (estimate - before))).to(torch.float32)
+    followed = torch.empty(control.shape) if into is None else into
+    for part in parts_of(len(followed)):
+        before = some_of(control, part)
+        if derived.step_weight == 0:
+            torch.mul(before, fading, out=followed[part])
+            continue
+        held, estimate = before.to(torch.float64), change[part].to(torch.float64).div_(-derived.step_weight)
+        followed[part] = held.add_(estimate.sub_(held).mul_(derived.damping)).mul_(fading)
     return followed

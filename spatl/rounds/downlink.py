@@ -164,7 +164,7 @@ class Reference:
                 break
             difference[negative] = 0.0  # a variance that rounding takes below 0 stays for now; each pass has fewer
         del difference
-        offsets = sum_of_offsets(before.offsets, moved)
+        offsets = sum_of_offsets(before.offsets, moved, into=torch.empty_like(moved))
         if offsets is None:
             raise DivergedError(_TOO_FAR)
         changes = _remembered((*before.changes, data), 4 * len(offsets))

@@ -14,7 +14,16 @@ from spatl.channels.selection import Selection, select_all
 from spatl.channels.vectors import all_finite
 from spatl.errors import ReferenceLost, UpdateRejected
 from spatl.rounds.control import followed_control
-from spatl.rounds.offsets import change_of, check_of, encoder_of, offsets_of, only_chosen, spread_values, sum_of_offsets
+from spatl.rounds.offsets import (
+    change_of,
+    check_of,
+    encoder_of,
+    offset_parts,
+    offsets_of,
+    only_chosen,
+    spread_values,
+    sum_of_offsets,
+)
 from spatl.sealed_files import StoredTensor, as_tensor
 from spatl.wire.download import DerivedControl, Download
 
@@ -32,13 +41,14 @@ class Held:
         offsets: int32 [V] by version: what x_hat has changed by since version 0, in units of 2^-24. They may lie in a
             file, from which they are read when they are needed.
         base: float32 [N], version 0 where it was sent; None where this client builds it.
-        control: float32 [P], c as of `control_version`, where it follows from changes; None where it does not.
+        control: float32 [P], c as of `control_version`, where it follows from changes; None where it does not. It may
+            lie in a file, likewise.
         control_version: The version that it was derived up to; -1 where that is not known.
     """
 
     offsets: Mapping[int, Tensor | StoredTensor]
     base: Tensor | None = None
-    control: Tensor | None = None
+    control: Tensor | StoredTensor | None = None
     control_version: int = UNKNOWN_VERSION
 
 
@@ -81,13 +91,12 @@ def follow(
     return encoder, Held({**kept, download.version: offsets}, base, control, download.version)
 
 
-def _summed(download: Download, offsets: Tensor, places: Places) -> Tensor:
-    """The offsets, int32 [V], that the changes of a download lead to."""
+def _summed(download: Download, offsets: Tensor, places: Places, *, into: Tensor) -> Tensor:
+    """The offsets, int32 [V], that the changes of a download lead to from others, which may be `into` themselves."""
     for data in download.values:
-        sum_of_both = sum_of_offsets(offsets, offsets_of(data, places, download.codec))
-        if sum_of_both is None:
+        if sum_of_offsets(offsets, offset_parts(data, places, download.codec), into=into) is None:
             raise UpdateRejected("the changes lead out of the range of 128")
-        offsets = sum_of_both
+        offsets = into
     return offsets
 
 
@@ -133,15 +142,21 @@ class _Last(Generic[Kept]):
 def _offsets(download: Download, held: Held, places: Places, layout: EncoderLayout) -> Tensor:
     """The offsets after a download, int32 [V]; those of a small encoder worked out once for all who start alike."""
     if download.snapshot is not None:
-        return _summed(download, download.snapshot.to(torch.int32), places)
+        offsets = download.snapshot.to(torch.int32)
+        return _summed(download, offsets, places, into=offsets)
     before = _start(download, held)
+    if not layout.is_expanded and (before is None or isinstance(before, StoredTensor)):
+        offsets = torch.zeros(len(places), dtype=torch.int32) if before is None else before.read()
+        return _summed(download, offsets, places, into=offsets)
+    start = None if before is None else as_tensor(before)
 
     def work_out() -> Tensor:
-        return _summed(download, torch.zeros(len(places), dtype=torch.int32) if before is None else before, places)
+        offsets = torch.zeros(len(places), dtype=torch.int32) if start is None else start
+        return _summed(download, offsets, places, into=torch.empty_like(offsets))
 
     if not layout.is_expanded:
         return work_out()
-    alive = download.codec, before
+    alive = download.codec, start
     return _OFFSETS.of((*map(id, alive), *_changes_of(download, layout)), alive, work_out)
 
 
@@ -192,8 +207,8 @@ def _control(download: Download, held: Held, offsets: Tensor, layout: EncoderLay
         before, previous = torch.zeros_like(offsets), torch.zeros(layout.num_parameter_entries)
     if before is None or previous is None:
         return torch.zeros(layout.num_parameter_entries)
-    if not isinstance(before, Tensor) or not layout.is_expanded:
-        return _followed(offsets, as_tensor(before), previous, derived, chosen, layout, fading=fading)
+    if not (layout.is_expanded and isinstance(before, Tensor) and isinstance(previous, Tensor)):
+        return _followed(offsets, before, previous, derived, chosen, layout, fading=fading)
     alive = offsets, before, previous
     key = (*map(id, alive), derived, chosen.mask.numpy().tobytes(), chosen.closed, fading)
     return _CONTROLS.of(key, alive, lambda: _followed(*alive, derived, chosen, layout, fading=fading))
@@ -222,18 +237,18 @@ def _caught_up(
         change = change_of(offsets_of(download.values[place], places, download.codec), None, chosen, layout)
         step = DerivedControl(damping, step_weight, valid=True)
         previous = followed_control(previous, change, step, fading=fading, into=change)
-    return previous
+    return as_tensor(previous)
 
 
 def _followed(
-    offsets: Tensor, before: Tensor, previous: Tensor, derived: DerivedControl, chosen: Selection,
-    layout: EncoderLayout, *, fading: float,
+    offsets: Tensor, before: Tensor | StoredTensor, previous: Tensor | StoredTensor, derived: DerivedControl,
+    chosen: Selection, layout: EncoderLayout, *, fading: float,
 ) -> Tensor:  # fmt: skip
     control = change_of(offsets, before, chosen, layout)
     return followed_control(previous, control, derived, fading=fading, into=control)
 
 
-def _start(download: Download, held: Held) -> Tensor | None:
+def _start(download: Download, held: Held) -> Tensor | StoredTensor | None:
     """The offsets that a download starts from, int32 [V]; None for 0 everywhere."""
     version = download.base_version
     if version == 0:
@@ -241,7 +256,7 @@ def _start(download: Download, held: Held) -> Tensor | None:
     if version not in held.offsets:
         known = ", ".join(map(str, sorted(held.offsets))) or "none"
         raise ReferenceLost(f"the server's changes start from version {version}, this client holds {known}")
-    return as_tensor(held.offsets[version])
+    return held.offsets[version]
 
 
 def _arrived(encoder: Tensor, download: Download, layout: EncoderLayout) -> Tensor:

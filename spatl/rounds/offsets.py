@@ -1,7 +1,7 @@
 """Offsets of the encoder: its changes since the initial one as whole numbers of 2^-24, whose sums are exact."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from spatl.channels.layout import EncoderLayout, Places
 from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
+from spatl.sealed_files import StoredTensor, some_of
 from spatl.wire.adaptive import UNIT_BITS
 from spatl.wire.blob import CHECK_BYTES
 from spatl.wire.codec import Codec
@@ -27,14 +28,25 @@ def offsets_of(data: bytes | memoryview, places: Places, codec: Codec) -> Tensor
     Raises:
         UpdateRejected: The bytes are damaged, or a change is absurdly large.
     """
-    decoded = codec.decode(memoryview(data), places)
-    offsets = torch.empty(len(decoded), dtype=torch.int32)
-    for part in parts_of(len(decoded)):
-        values = decoded[part]
-        if not bool((values.abs() < LARGEST_OFFSET * UNIT).all()):
-            raise UpdateRejected("a change of the encoder is not finite, or larger than 128")
-        offsets[part] = torch.round(values.to(torch.float64) / UNIT).to(torch.int32)
+    offsets = torch.empty(len(places), dtype=torch.int32)
+    for part, own in offset_parts(data, places, codec):
+        offsets[part] = own
     return offsets
+
+
+def offset_parts(data: bytes | memoryview, places: Places, codec: Codec) -> Iterator[tuple[slice, Tensor]]:
+    """As `offsets_of`, some of them at a time: of a codec that can, the values take no memory as a whole.
+
+    Raises:
+        UpdateRejected: As there.
+    """
+    compact = codec.compact(memoryview(data), places)
+    values_of = codec.decode(memoryview(data), places).__getitem__ if compact is None else compact.of_part
+    for part in parts_of(len(places)):
+        values = values_of(part)
+        if not all(abs(each) < LARGEST_OFFSET * UNIT for each in torch.stack(torch.aminmax(values)).tolist()):
+            raise UpdateRejected("a change of the encoder is not finite, or larger than 128")  # NaN is both of them
+        yield part, values.to(torch.float64).mul_(1 / UNIT).round_().to(torch.int32)
 
 
 def encoder_of(initial: Tensor, offsets: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:
@@ -58,26 +70,34 @@ def encoder_parts(
         yield part, kept, values, (start.to(torch.float64) + moved * UNIT).to(torch.float32)
 
 
-def change_of(offsets: Tensor, before: Tensor | None, chosen: Selection, layout: EncoderLayout) -> Tensor:
+def change_of(
+    offsets: Tensor, before: Tensor | StoredTensor | None, chosen: Selection, layout: EncoderLayout
+) -> Tensor:
     """float32 [P]: offsets (int32 [V]) less those before, of the chosen entries, as control follows from it."""
     change = torch.zeros(layout.num_parameter_entries)
     for part, kept, values in chosen.value_parts(layout, layout.num_parameter_entries):
         moved = offsets[values].to(torch.float64)
         if before is not None:
-            moved -= before[values].to(torch.float64)
+            moved -= some_of(before, values)
         _put_(change[part], kept, (moved * UNIT).to(torch.float32))
     return change
 
 
-def sum_of_offsets(one: Tensor, other: Tensor) -> Tensor | None:
-    """The sum of two offsets, int32 [V]; None where it leaves the range of 128 to either side."""
-    total = torch.empty_like(one)
-    for part in parts_of(len(one)):
-        exact = one[part].to(torch.int64) + other[part]
-        if int(exact.abs().max()) > LARGEST_OFFSET:
+def sum_of_offsets(one: Tensor, other: Tensor | Iterable[tuple[slice, Tensor]], *, into: Tensor) -> Tensor | None:
+    """The sum of two offsets, int32 [V]; None where it leaves the range of 128 to either side.
+
+    Args:
+        one: int32 [V].
+        other: Likewise, or some of it at a time, as `offset_parts`.
+        into: Where the sum is written, which may be `one` itself.
+    """
+    parts = ((part, other[part]) for part in parts_of(len(one))) if isinstance(other, Tensor) else other
+    for part, added in parts:
+        exact = one[part].to(torch.int64).add_(added)
+        if max(map(abs, torch.stack(torch.aminmax(exact)).tolist())) > LARGEST_OFFSET:
             return None
-        total[part] = exact.to(torch.int32)
-    return total
+        into[part] = exact
+    return into
 
 
 def only_chosen(vector: Tensor, chosen: Selection, layout: EncoderLayout) -> Tensor:

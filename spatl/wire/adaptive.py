@@ -12,6 +12,7 @@ Layout of the bytes: step f32 | one class (4 bits) for each tensor that has valu
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from spatl.channels.layout import Places
 from spatl.channels.vectors import SUMMED, all_finite, parts_of
 from spatl.errors import UpdateRejected
-from spatl.wire.codec import Codec
+from spatl.wire.codec import Codec, expanded
 from spatl.wire.entropy import LARGEST_INTEGER, Symbols, decode_symbols, encode_symbols
 from spatl.wire.runs import Runs
 
@@ -82,6 +83,10 @@ class Adaptive(Codec):
     def decode(self, data: memoryview, places: Places) -> Tensor:
         """Read the integers, times the step."""
         return decode(data, places)
+
+    def compact(self, data: memoryview, places: Places) -> "WholeSteps":
+        """Read the integers, and the step."""
+        return read_adaptive(data, places)
 
     def encode_change(
         self, difference: Tensor, places: Places, *, generator: torch.Generator, max_bytes: int | None = None
@@ -169,8 +174,41 @@ def encode_multiples(offsets: NDArray[np.int64], places: Places) -> bytes | None
     return _encode_integers((multiples[part].astype(np.int32) for part in parts_of(len(multiples))), places, step)
 
 
+@dataclass(frozen=True, eq=False)
+class WholeSteps:
+    """Values as whole numbers of one step: a byte for most.
+
+    Attributes:
+        integers: [V].
+        step: The message's.
+    """
+
+    integers: Symbols
+    step: np.float32
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that they take."""
+        return self.integers.symbols.nbytes + self.integers.escapes.nbytes
+
+    def of_part(self, part: slice) -> Tensor:
+        """Some of the values, float32."""
+        values = self.integers.of_part(part).astype(np.float32)
+        values *= self.step
+        return torch.from_numpy(values)
+
+
 def decode(data: memoryview, places: Places) -> Tensor:
     """Decode what the functions above wrote: float32 [V] on the CPU.
+
+    Raises:
+        UpdateRejected: The bytes are not V values of these places.
+    """
+    return expanded(read_adaptive(data, places), len(places))
+
+
+def read_adaptive(data: memoryview, places: Places) -> WholeSteps:
+    """Read what the functions above wrote, to make values of it when they are asked for.
 
     Raises:
         UpdateRejected: The bytes are not V values of these places.
@@ -183,11 +221,7 @@ def decode(data: memoryview, places: Places) -> Tensor:
     if not 0 < step <= _LARGEST_STEP:
         raise UpdateRejected(f"the step of adaptive values must be a positive number, got {step}")
     classes = read_classes(data[_STEP.size : start], len(runs.present))
-    integers = decode_symbols(data[start:], runs.spread(classes))
-    values = np.empty(len(integers), dtype=np.float32)
-    for part, own in integers.parts():
-        np.multiply(own.astype(np.float32), np.float32(step), out=values[part])
-    return torch.from_numpy(values)
+    return WholeSteps(decode_symbols(data[start:], runs.spread(classes)), np.float32(step))
 
 
 def planned_bytes(num_values: int) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatl.channels.layout import Places
+from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
 
 
@@ -26,6 +27,14 @@ class Compact(Protocol):
 
     def of_part(self, part: slice) -> Tensor:
         """Some of the values, float32: at most `spatl.channels.vectors.PART`."""
+
+
+def expanded(compact: Compact, number: int) -> Tensor:
+    """float32 [number]: all of such values."""
+    values = torch.empty(number)
+    for part in parts_of(number):
+        values[part] = compact.of_part(part)
+    return values
 
 
 class Codec(ABC):

@@ -36,7 +36,7 @@ from spatl.wire.adaptive import (
     root_mean_square,
     steps_of,
 )
-from spatl.wire.codec import Codec
+from spatl.wire.codec import Codec, expanded
 from spatl.wire.densities import DITHER_LEVELS, NUM_CELLS, fit_density, frequencies_by_dither
 from spatl.wire.dither import DITHER_BITS, Dither
 from spatl.wire.entropy import LARGEST_INTEGER, Symbols, decode_ranked, encode_ranked
@@ -117,11 +117,7 @@ def decode_dithered(data: memoryview, places: Places) -> Tensor:
     Raises:
         UpdateRejected: The bytes are not V values of these places.
     """
-    read = read_dithered(data, places)
-    values = torch.empty(len(places))
-    for part in parts_of(len(places)):
-        values[part] = read.of_part(part)
-    return values
+    return expanded(read_dithered(data, places), len(places))
 
 
 def read_dithered(data: memoryview, places: Places) -> "DitheredValues":

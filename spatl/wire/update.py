@@ -169,12 +169,12 @@ def unpack_update(
         measures = judging.from_bytes(sums, score=report.accuracy, most_examples=most_examples)
     arrival = None if num_arrived is None else Arrival.take(sections, num_arrived, with_accuracy=True, judging=judging)
     data = take_section(sections, VALUES)
-    values = DECODED.decode(codec, data, layout, selection)
+    values, compact = DECODED.decode(codec, data, layout, selection)
     check_finite(values)
     check_all_read(sections)
     return Update(
         server_round, base, selection, values, step_weight, bool(corrected), report, arrival, measures,
-        lambda: codec.compact(data, layout.places(selection)),
+        lambda: compact or codec.compact(data, layout.places(selection)),
     )  # fmt: skip
 
 

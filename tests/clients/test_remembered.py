@@ -1,14 +1,17 @@
 """What a simulation remembers of the states that it wrote is what the files say, and no more than the files say."""
 
+import hashlib
 import os
 from dataclasses import replace
 
 import torch
 
+from clients import remembered
 from clients.remembered import Remembered
 from clients.store import DirectoryStore
 from spatl.rounds.client_state import ClientState
 from spatl.rounds.following import Held
+from spatl.runs.files import STATE
 from spatl.sealed_files import as_tensor
 from tests.support.layouts import interleaved_layout
 
@@ -85,21 +88,46 @@ def test_a_device_remembers_nothing(tmp_path, monkeypatch):
     store.save(numbered(1))
     read = []
     whole = ClientState.read
-    monkeypatch.setattr(ClientState, "read", lambda path: read.append(path) or whole(path))
+    monkeypatch.setattr(ClientState, "read", lambda path, *, known: read.append(known) or whole(path, known=known))
     assert store.load() is not None
-    assert len(read) == 1
+    assert read == [None]  # so that it is hashed as well
+
+
+def test_a_state_that_is_too_large_to_be_remembered_is_not_hashed_again_while_its_file_is_the_one_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(remembered, "STATE_BYTES", 0)
+    hashed, sha256 = [], hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda *begins: hashed.append(1) or sha256(*begins))
+    store, path = DirectoryStore(tmp_path, synced=False), tmp_path / STATE
+    for number in (1, 2):
+        store.save(numbered(number))
+    assert len(hashed) == 2  # as they were written
+    for before, number in ((None, 2), (2, 1)):
+        state = store.load(before=before)
+        assert state is not None
+        assert as_tensor(state.control).tolist() == [float(number)] * 6
+    assert len(hashed) == 2
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 0))  # whatever the clock's steps are, it is another one
+    state = store.load()
+    assert len(hashed) == 3
+    assert state is not None
+    assert state.control_round == 1  # the damaged one is not used
 
 
 def test_the_oldest_is_forgotten_beyond_so_many_bytes(tmp_path):
     """A state has two vectors of 6 and one of 2 float32 (c_i, the selector's): 32 bytes; of three, two have room."""
-    remembered, paths = Remembered(64), [tmp_path / str(number) for number in range(3)]
+    known, paths = Remembered(64), [tmp_path / str(number) for number in range(3)]
     for number, path in enumerate(paths):
         path.write_bytes(b"a file")
-        remembered.keep(path, path, numbered(number))
-    found = [remembered.of(path) for path in paths]
+        known.keep(path, path, numbered(number))
+    found = [known.of(path) for path in paths]
     assert [each and each.control_round for each in found] == [None, 1, 2]
-    remembered.move(paths[1], paths[0])
+    known.move(paths[1], paths[0])
     os.replace(paths[1], paths[0])
-    moved = remembered.of(paths[0])
+    moved = known.of(paths[0])
     assert moved is not None
-    assert (moved.control_round, remembered.of(paths[1])) == (1, None)
+    assert (moved.control_round, known.of(paths[1])) == (1, None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import save
 from spatl import sealed_files
 from spatl.disk.locks import alone_in, is_locked
 from spatl.errors import DamagedState, SpatlError
-from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
+from spatl.sealed_files import StoredTensor, as_tensor, identity_of, read_sealed, seal, some_of, unseal, write_sealed
 
 TENSORS = {
     "flag": torch.tensor([True, False, True]),
@@ -85,6 +86,27 @@ def test_a_file_that_ends_too_early_is_damaged(length, tmp_path):
 def test_another_version_is_told_from_damage(tmp_path):
     with pytest.raises(SpatlError, match="it has format 7, this version reads 8"):
         read_sealed(sealed_at(tmp_path / "file"), version=8, what="it")
+
+
+def test_a_file_that_is_known_is_not_hashed_and_another_is(tmp_path):
+    path = sealed_at(tmp_path / "file")
+    before = identity_of(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 0))  # whatever the clock's steps are, it is another one
+    with pytest.raises(DamagedState, match="SHA-256"):
+        read_sealed(path, version=7, what="it", known=before)
+    read_sealed(path, version=7, what="it", known=identity_of(path))
+
+
+def test_some_of_a_stored_tensor_is_read_as_it_lies(tmp_path):
+    numbers = torch.arange(1000, dtype=torch.int32)
+    write_sealed(tmp_path / "file", {"numbers": numbers, **TENSORS}, HEADER, version=7)
+    stored, _ = read_sealed(tmp_path / "file", version=7, what="it")
+    for part in (slice(0, 1000), slice(7, 19), slice(999, 1000), slice(3, 3)):
+        assert torch.equal(some_of(stored["numbers"], part), numbers[part])
+        assert torch.equal(some_of(numbers, part), numbers[part])
 
 
 def test_a_tensor_of_a_file_that_was_replaced_is_not_read(tmp_path):
