@@ -141,8 +141,7 @@ def train_round(
         private = private_part(own)
         _check_finite(own, arrival, result, weights)
         give_back(own.blueprint.layout.num_entries)
-        start = received.start() if start is None else start
-        update = weights - start if own.budget else weights.sub_(start)  # only a selector looks at the weights as well
+        update = _update_(own, start, weights)
         del start
         with watch.timed("selection"):
             choice = part or _chosen(own, weights, update, result.num_steps)
@@ -162,6 +161,13 @@ def train_round(
     if feedback is not None:
         state = replace(state, pending_round=received.server_round, pending_feedback=feedback)
     return blob, state
+
+
+def _update_(own: ClientRound, start: Tensor | None, weights: Tensor) -> Tensor:
+    """What training did, float32 [N], in the memory of the weights, or of where it started if a selector sees them."""
+    is_own = start is not None or not isinstance(own.received.encoder, Tensor)
+    start = own.received.start() if start is None else start
+    return torch.sub(weights, start, out=start if is_own else None) if own.budget else weights.sub_(start)
 
 
 def _trained_(own: ClientRound, part: Choice | None) -> tuple[TrainingResult, Mapping[str, Tensor]]:

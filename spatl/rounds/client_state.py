@@ -34,7 +34,8 @@ class ClientState:
     Attributes:
         private: The predictor and whatever else of the model is not shared, by the model's names; empty at first.
         control: float32 [P], c_i, or FedDyn's g_i, as of `control_round`, without the pending update. Of a large
-            encoder it stays in its file until it is needed; so does the pending one.
+            encoder it stays in its file until it is needed; so does the pending one. One number, and in the state that
+            a round gets that number for each entry, where gradients are not corrected.
         control_round: The server round that `control` belongs to; it fades with every later one.
         folded_round: The last round whose update is part of `control`; 0 for none.
         pending_round: The round whose update is under way, or 0.
@@ -111,7 +112,7 @@ class ClientState:
     def content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, Any]]:
         """All that it is: tensors, and a header of JSON values."""
         tensors: dict[str, Tensor | StoredTensor] = {
-            "control": self.control,
+            "control": _one_if_alike(self.control),
             "pending_control": self.pending_control,
             **{f"private/{name}": tensor for name, tensor in self.private.items()},
             **{f"selector/{name}": tensor for name, tensor in self.selector.items()},
@@ -178,6 +179,11 @@ class ClientState:
             pending_feedback=_feedback(_PENDING_FEEDBACK, tensors),
             answered=header["answered"],
         )
+
+
+def _one_if_alike(control: Tensor | StoredTensor) -> Tensor | StoredTensor:
+    """c_i as it is; one number where that is all there is of it, for a method that corrects nothing."""
+    return control[:1] if isinstance(control, Tensor) and control.stride() == (0,) else control
 
 
 def _when_needed(tensor: Tensor | StoredTensor) -> Tensor | StoredTensor:

@@ -281,6 +281,14 @@ def test_c_i_fades_with_the_rounds_that_passed():
     assert settled.settle(acknowledged_round=4, server_round=8, half_life=2.0).control.tolist() == [0.5] * 6
 
 
+def test_a_state_that_corrects_nothing_takes_no_vector_of_zeros(tmp_path):
+    state = replace(ClientState.initial(LAYOUT), control=torch.zeros(1).expand(10**6))
+    path = tmp_path / "state"
+    state.write(path)
+    assert path.stat().st_size < 2000
+    assert ClientState.read(path).settle(acknowledged_round=0, server_round=1, half_life=None).control.tolist() == [0.0]
+
+
 def test_control_variates_start_at_zero_and_cover_trainable_parameters_only():
     layout = interleaved_layout([(1, 2), (3, 2)], statistics=4)
     state = ClientState.initial(layout)
