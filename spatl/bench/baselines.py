@@ -11,10 +11,12 @@ from typing import Any, Final
 from spatl.bench.costs import HELD_ROUNDS
 from spatl.bench.plan import ALONE, REFERENCE
 from spatl.config.experiment import ExperimentConfig
+from spatl.extensions.references import is_reference
 from spatl.wire.codecs import CODECS
 
 CRITERIA: Final = {"held": f"held for {HELD_ROUNDS} rounds", "first_touch": "first touch"}
-_PUBLISHED_CODECS: Final = frozenset(CODECS) - {"adaptive", "dithered"}
+_OWN_CODECS: Final = frozenset({"adaptive", "dithered", "int8-entropy", "int4-entropy", "ternary-entropy"})
+_PUBLISHED_CODECS: Final = frozenset(CODECS) - _OWN_CODECS
 KINDS: Final = ("compressed", "published")
 _RATIOS: Final = (
     "ratio_to_fedavg", "ratio_to_fedavg_at_least", "bytes_over_fedavg", *(f"ratio_to_{kind}" for kind in KINDS)
@@ -22,20 +24,22 @@ _RATIOS: Final = (
 
 
 def compressed(config: ExperimentConfig) -> bool:
-    """Return whether a run is a baseline for compression: it sends less than float32 encoders and is not SPATL."""
+    """Return whether a run is a baseline for compression: it sends less than float32 encoders, by others' method."""
     row, wire = config.row, config.wire
     smaller = row.budgeted or (wire.uplink, wire.downlink) != ("float32", "float32")
-    return row.baseline and row.shares != "nothing" and smaller
+    return row.baseline and not is_reference(config.method) and row.shares != "nothing" and smaller
 
 
 def published(config: ExperimentConfig) -> bool:
     """Return whether a run is of a method that others published.
 
-    Neither is its codec upwards ours or a user's, nor its predictor of the config's choice (`predictor.mode`). What
-    comes down may be in this product's codec, which makes the baseline stronger than its paper.
+    Neither is its method or its codec upwards ours or a user's, nor its predictor of the config's choice
+    (`predictor.mode`). Codecs with this product's entropy coder count as ours. What comes down may be in any codec of
+    this product, which makes the baseline stronger than its paper.
     """
     row = config.row
-    return row.baseline and row.shares in ("all", "encoder") and config.wire.uplink in _PUBLISHED_CODECS
+    others = row.baseline and not is_reference(config.method) and row.shares in ("all", "encoder")
+    return others and config.wire.uplink in _PUBLISHED_CODECS
 
 
 def add_ratios(records: Sequence[dict[str, Any]]) -> None:

@@ -359,7 +359,7 @@ class WireConfig(Section):
     bytes. Null: dither for classifications by encoders of 10,000 entries and more, else at random."""
     downlink_steps: Literal["coarse", "fine"] | None = None
     """How `adaptive` rounds the server's change: to steps from two to four root mean squares, or from 1.4 to 2.8. Null:
-    coarse beside dither, else fine."""
+    coarse where `rounding` is dither, or null for what it dithers, else fine."""
 
     @field_validator("uplink", "downlink")
     @classmethod

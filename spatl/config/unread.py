@@ -1,7 +1,7 @@
 """Settings without effect: which ones a run reads, so that one that it does not read is told instead of believed.
 
 One table says for every setting that not all runs read when it is read, and why not otherwise; all others stand in
-`ALWAYS_READ`. A setting that is in neither fails a test, so that none is forgotten.
+`spatl.config.always_read`. A setting that is in neither fails a test, so that none is forgotten.
 """
 
 from collections.abc import Callable, Collection
@@ -27,19 +27,6 @@ if TYPE_CHECKING:
 
 Engine = Literal["inline", "ray", "deployment"]
 
-ALWAYS_READ: Final = frozenset({
-    "seed", "rounds", "method", "engine",
-    "data.name", "data.options", "data.normalisation", "data.num_tokens", "task.name", "task.loss", "task.metrics",
-    "partition.name", "partition.num_clients", "partition.feature_noise",
-    "model.name", "model.options", "model.weights", "model.weights_sha256",
-    "training.local_steps", "training.batch_size", "training.optimizer", "training.learning_rate",
-    "training.augmentation", "training.weight_decay", "training.clip_gradients", "training.schedule",
-    "training.warmup_rounds", "training.clients", "training.device", "training.precision", "training.memory_format",
-    "training.threads",
-    "server.fraction_train", "server.min_replies", "server.max_failures", "server.rounds_away",
-    "report.tensorboard", "report.split", "report.findings", "report.every",
-})  # fmt: skip
-"""What every run reads, whatever else it is given. (Options of data sets and models that do not fit are errors.)"""
 _OF_STATISTICS = "training.batch_norm", "training.calibration_examples"
 
 
@@ -75,6 +62,11 @@ class _Run:
     def shares_resources(self) -> bool:
         """Return whether the section `resources` says what a client may use of the machine."""
         return self.engine in ENGINES and ENGINES[self.engine].shares_resources
+
+    @property
+    def has_chosen_steps(self) -> bool:
+        """Return whether the server's changes are rounded as a setting says, and not as bytes allow."""
+        return self.config.wire.downlink == "adaptive" and self.config.wire.target_ratio is None
 
     @property
     def private(self) -> bool:
@@ -333,13 +325,14 @@ RULES: Final[tuple[_Rule, ...]] = (
     ),
     _Rule(
         ("wire.downlink_steps",),
-        lambda run: run.config.wire.downlink == "adaptive",
-        lambda run: f"wire.downlink is {run.config.wire.downlink}, not adaptive",
+        lambda run: run.has_chosen_steps,
+        lambda run: "the choice is for wire.downlink: adaptive without wire.target_ratio",
     ),
     _Rule(
         ("wire.rounding",),
-        lambda run: "adaptive" in (run.config.wire.uplink, run.config.wire.downlink),
-        lambda run: f"wire.uplink is {run.config.wire.uplink}, wire.downlink {run.config.wire.downlink}, not adaptive",
+        lambda run: run.config.wire.uplink == "adaptive"
+        or (run.has_chosen_steps and not run.config.wire.downlink_steps),
+        lambda run: f"wire.uplink is {run.config.wire.uplink}, not adaptive, nor does it choose wire.downlink_steps",
     ),
     _Rule(
         ("server_optimizer.momentum",),

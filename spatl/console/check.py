@@ -93,7 +93,7 @@ def describe(blueprint: "Blueprint", *, device: str) -> list[tuple[str, str]]:
         ("channels", _channels(blueprint)),
         ("budget", _budget(config)),
         ("training", f"{passes} of batches of {training.batch_size}, {_optimizer(training)}"),
-        ("wire", f"up {config.wire.uplink}, down {config.wire.downlink}"),
+        ("wire", _wire(blueprint)),
     ]  # fmt: skip
     if blueprint.message_bytes is not None:
         rows.append(("messages", f"at most {human_bytes(blueprint.message_bytes)} in either direction"))
@@ -157,6 +157,13 @@ def _channels(blueprint: "Blueprint") -> str:
     sizes = [group.size for group in layout.groups]
     chosen = "the clients choose among them" if blueprint.config.row.budgeted else "all are sent"
     return f"{sum(sizes):,} in {len(sizes)} groups; {chosen}"
+
+
+def _wire(blueprint: "Blueprint") -> str:
+    wire, codecs = blueprint.config.wire, blueprint.codecs
+    dithered = " under dither" if codecs.uplink.name != wire.uplink and codecs.uplink.name == "dithered" else ""
+    coarse = " with coarse changes" if codecs.downlink.coarse and wire.target_ratio is None else ""
+    return f"up {wire.uplink}{dithered}, down {wire.downlink}{coarse}"
 
 
 def _budget(config: ExperimentConfig) -> str:

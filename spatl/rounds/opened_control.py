@@ -107,7 +107,7 @@ def encoded_control(
     config, layout = federation.blueprint.config, federation.blueprint.layout
     codec, places = federation.blueprint.codecs.downlink, layout.parameter_places
     rounding = generator(config.seed, "rounding-control", server_round=server_round)
-    data = codec.unbiased().encode(control, places, generator=rounding, max_bytes=max_bytes)
+    data = codec.encode(control, places, generator=rounding, max_bytes=max_bytes)
     return data, codec.decode(memoryview(data), places)
 
 

@@ -62,7 +62,7 @@ class Adaptive(Codec):
     sums = True
 
     def __init__(self, *, coarse: bool = False) -> None:
-        self._coarse = coarse
+        self.coarse = coarse
 
     def coarser(self) -> "Adaptive":
         """Return the same codec with coarse changes."""
@@ -95,7 +95,7 @@ class Adaptive(Codec):
 
         What is decoded is a whole number of 2^-24.
         """
-        if self._coarse and max_bytes is None:
+        if self.coarse and max_bytes is None:
             return encode_coarse_change(difference, places)
         return encode_change(difference, places, max_bytes=max_bytes)
 
@@ -153,7 +153,7 @@ def encode_coarse_change(values: Tensor, places: Places) -> bytes:
     scale = root_mean_square(values)
     step, least = _power_of_two(COARSE_STEP * scale), _LEAST_SENT * scale**2 * len(values)
     exact = values.detach().to("cpu", torch.float32).numpy()
-    while _energy(exact, step / 2) < least and step > _SMALLEST_CHANGE:
+    while _energy(exact, beyond=step / 2) < least and step > _SMALLEST_CHANGE:
         step /= 2
     return _encode_nearest(values, places, step)
 
@@ -244,10 +244,10 @@ def steps_of(values: Tensor) -> list[float]:
     return [scale * _FINEST * 2 ** (place / _GRID) for place in range(_GRID * _OCTAVES)]
 
 
-def _energy(exact: NDArray[np.float32], least: float) -> float:
-    """The sum of the squares of the values that are at least so large in magnitude."""
+def _energy(exact: NDArray[np.float32], *, beyond: float) -> float:
+    """The sum of the squares of the values that are larger in magnitude: half a step itself rounds up or to nothing."""
     parts = (exact[part].astype(np.float64) for part in parts_of(len(exact)))
-    return math.fsum(float(np.square(own, where=np.abs(own) >= least, out=np.zeros_like(own)).sum()) for own in parts)
+    return math.fsum(float(np.square(own, where=np.abs(own) > beyond, out=np.zeros_like(own)).sum()) for own in parts)
 
 
 def _power_of_two(step: float) -> float:

@@ -48,6 +48,7 @@ class Codec(ABC):
         sums: Whether a sum of changes can be encoded as one (`encode_sum`).
         feeds_back: Whether what it loses of an update goes into the same sender's next one (error feedback), as a
             biased one needs (`spatl.rounds.feedback`).
+        coarse: Whether a change of the encoder takes a longer step, where no length is given.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Codec(ABC):
     relative: bool
     sums: bool = False
     feeds_back: bool = False
+    coarse: bool = False
 
     @abstractmethod
     def num_bytes(self, *, num_values: int, num_channels: int) -> int:
@@ -123,12 +125,8 @@ class Codec(ABC):
         """Encode x - x_hat for all clients; arguments as of `encode`. For codecs that are relative."""
         return self.encode(difference, places, generator=generator)
 
-    def unbiased(self) -> "Codec":
-        """Return the codec with rounding that is right on average: another object, for one that can choose."""
-        return self
-
     def coarser(self) -> "Codec":
-        """Return the codec with coarser changes, which take fewer bytes: another object, likewise."""
+        """Return the codec with coarser changes, which take fewer bytes: another object, for one that can choose."""
         return self
 
     def encode_sum(self, offsets: NDArray[np.int64], places: Places) -> bytes | None:

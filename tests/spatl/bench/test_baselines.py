@@ -18,6 +18,9 @@ from spatl.config.loading import parse_config
         ("fedper", "eden", "eden", True, True),
         ("eden", "eden", "adaptive", True, True),
         ("topk", "topk", "topk", True, True),
+        ("fedavg", "int4-entropy", "int4-entropy", True, False),  # whose entropy coder is ours
+        ("fedavg", "int4", "int4", True, True),
+        ("tests.support.users_parts:ROW", "float16", "float16", False, False),  # a user's own
         ("ssfl", "float32", "float32", True, True),
         ("ssfl", "adaptive", "adaptive", True, False),
         ("spatl", "float16", "float16", False, False),

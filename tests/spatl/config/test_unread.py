@@ -10,9 +10,10 @@ import yaml
 
 from spatl.bench.plan import make_plan
 from spatl.bench.run import unread_by_rows
+from spatl.config.always_read import ALWAYS_READ
 from spatl.config.given import given_settings, setting_names
 from spatl.config.loading import load_config, parse_config
-from spatl.config.unread import ALWAYS_READ, RULES, settings_without_effect
+from spatl.config.unread import RULES, settings_without_effect
 from spatl.data import Dataset
 from spatl.methods import METHODS
 from spatl.runner import run
@@ -60,6 +61,8 @@ def test_every_setting_is_either_always_read_or_has_a_rule() -> None:
         ("local", "model.cut", ["classifier"], "under Training alone a client shares nothing"),
         ("local", "server.learning_rate", 0.5, "Training alone shares nothing (methods that do: all but local)"),
         ("local", "wire.target_ratio", 20, "Training alone shares nothing"),
+        ("fedavg", "wire.downlink_steps", "fine", "the choice is for wire.downlink: adaptive without wire.target"),
+        ("fedavg", "wire.rounding", "dither", "wire.uplink is float32, not adaptive, nor does it choose wire"),
         ("local", "report.compare_alone", True, "these clients train alone already"),
         ("spatl", "report.prototype_examples", 3, "there are no findings without report.findings"),
         ("spatl", "server.trim_fraction", 0.1, "server.aggregation is mean, none of trimmed-mean, multi-krum, nnm"),
@@ -93,6 +96,11 @@ def test_a_setting_that_was_given_and_is_not_read_is_told(method: str, setting: 
         ({"method": "fedavg", "training": {"optimizer": "adam", "momentum": 0.5}}, "training.momentum"),
         ({"training": {"schedule": "cosine", "step_rounds": 5}}, "training.step_rounds"),
         ({"selection": {"selector": "all", "keep_ratio": 0.5}}, "selection.keep_ratio"),
+        ({"wire": {"target_ratio": 40, "downlink_steps": "fine"}}, "wire.downlink_steps"),
+        (
+            {"wire": {"uplink": "float32", "downlink": "adaptive", "downlink_steps": "fine", "rounding": "dither"}},
+            "wire.rounding",
+        ),
         ({"selection": {"selector": "update"}, "agent": {"max_share": 0.5}}, "agent.max_share"),
         ({"agent": {"samples": 0, "tuning": "ppo"}}, "agent.tuning"),
         ({"predictor": {"strength": 0, "smoothing": 2.0}}, "predictor.smoothing"),

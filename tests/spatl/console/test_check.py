@@ -24,7 +24,7 @@ def test_the_quickstart_is_described_as_it_would_run(capsys, tmp_path, monkeypat
     assert said["model"].endswith("22,154 parameters")
     assert said["encoder"] == "22,154 entries are shared, 88.6 kB in float32"
     assert said["budget"] == "keep_ratio 0.8, the method's, chosen by agent"
-    assert said["wire"] == "up adaptive, down adaptive"
+    assert said["wire"] == "up adaptive under dither, down adaptive with coarse changes"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -41,6 +41,8 @@ def test_the_quickstart_is_described_as_it_would_run(capsys, tmp_path, monkeypat
         (["server.fraction_train=0.4"], "rounds", "with 2 of 5 clients"),
         (["training.local_steps=7"], "training", "7 steps of batches"),
         (["partition.name=iid"], "clients", "5, iid: "),
+        (["wire.rounding=at-random"], "wire", "up adaptive, down adaptive"),
+        (["wire.rounding=dither", "wire.downlink_steps=fine"], "wire", "up adaptive under dither, down adaptive"),
     ],
 )
 def test_what_a_setting_changes_is_said(config_path, overrides, row, text, capsys):

@@ -124,6 +124,15 @@ def test_a_coarse_step_is_halved_where_hardly_anything_would_be_sent():
     assert decoded(data, places).tolist() == [2.0, -2.0, -2.0, 2.0]
 
 
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.25, -0.25])
+def test_half_a_step_is_not_counted_as_sent_and_values_that_are_all_that_arrive_whole(value):
+    """The steps begin at four values. Half of two is the value itself, which may round to nothing."""
+    numbers, places = of([(value, 1)] * 4)
+    data = adaptive.encode_coarse_change(numbers, places)
+    assert step_of(data) == abs(value)
+    assert decoded(data, places).tolist() == [value] * 4
+
+
 def test_coarse_changes_lead_to_where_values_that_are_all_alike_went():
     """The rest of a change goes into the next: x_hat is never off by more than a step of the last change."""
     goal, where = torch.full((64,), 0.3) * torch.tensor([1.0, -1.0]).repeat(32), torch.zeros(64, dtype=torch.int64)
