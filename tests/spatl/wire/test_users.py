@@ -40,11 +40,11 @@ def test_numbers_begin_at_128_uplink_first_and_one_codec_has_one() -> None:
 
 
 def test_rounding_and_steps_choose_the_codec_of_either_way_where_it_is_ours_to_choose() -> None:
-    """Of 2, 0 and 0 with a root mean square of 1.15, a fine step is the power of two nearest to 2.31, which is 2.
+    """Of 2.2, 0 and 0 with a root mean square of 1.27, a fine step is the power of two nearest to 2.54, which is 2.
 
-    A coarse one is that of the range from 2.31 to 4.62, which is 4.
+    A coarse one is that of the range from 2.54 to 5.08, which is 4.
     """
-    values, places = torch.tensor([2.0, 0.0, 0.0]), Places(*torch.zeros(2, 3, dtype=torch.int64))
+    values, places = torch.tensor([2.2, 0.0, 0.0]), Places(*torch.zeros(2, 3, dtype=torch.int64))
     for up, beside in (("dither", "coarse"), ("at-random", "fine")):
         for down in (None, "coarse", "fine"):
             each = wire_codecs("adaptive", "adaptive", rounding=up, downlink_steps=down)
