@@ -25,9 +25,8 @@ _RATIOS: Final = (
 
 def compressed(config: ExperimentConfig) -> bool:
     """Return whether a run is a baseline for compression: it sends less than float32 encoders, by others' method."""
-    row, wire = config.row, config.wire
-    smaller = row.budgeted or (wire.uplink, wire.downlink) != ("float32", "float32")
-    return row.baseline and not is_reference(config.method) and row.shares != "nothing" and smaller
+    wire = config.wire
+    return _is_others(config) and (config.row.budgeted or (wire.uplink, wire.downlink) != ("float32", "float32"))
 
 
 def published(config: ExperimentConfig) -> bool:
@@ -37,9 +36,12 @@ def published(config: ExperimentConfig) -> bool:
     (`predictor.mode`). Codecs with this product's entropy coder count as ours. What comes down may be in any codec of
     this product, which makes the baseline stronger than its paper.
     """
-    row = config.row
-    others = row.baseline and not is_reference(config.method) and row.shares in ("all", "encoder")
-    return others and config.wire.uplink in _PUBLISHED_CODECS
+    return _is_others(config) and config.row.shares != "chosen" and config.wire.uplink in _PUBLISHED_CODECS
+
+
+def _is_others(config: ExperimentConfig) -> bool:
+    """Whether a run is a federation by a method that is neither SPATL nor a user's own."""
+    return config.row.baseline and config.row.shares != "nothing" and not is_reference(config.method)
 
 
 def add_ratios(records: Sequence[dict[str, Any]]) -> None:

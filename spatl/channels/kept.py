@@ -113,6 +113,19 @@ class Kept:
         return Kept((Stretch(slice(0, length), 1, positions, slice(0, number)),), number)
 
 
+def taken(part: Tensor, kept: Kept | None) -> Tensor:
+    """[V], the values of a part that travel; the part itself where all do, which None stands for."""
+    return part if kept is None else kept.take(part)
+
+
+def put_(part: Tensor, kept: Kept | None, values: Tensor) -> None:
+    """Put values, [V], where they belong in a part, in place; all of it where all travel."""
+    if kept is None:
+        part.copy_(values)
+    else:
+        kept.put_(part, values)
+
+
 def kept_of(stretches: Iterator[tuple[slice, int, Tensor]]) -> Kept:
     """Join neighbouring stretches of a part.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatl.channels.kept import Kept, kept_of
+from spatl.channels.kept import Kept, kept_of, taken
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
@@ -129,10 +129,10 @@ class Selection:
         """[V]: the values of a vector ([N]) that travel; the vector itself where all do."""
         if self._is_everything:
             return vector
-        taken = torch.empty(self.num_entries(layout), dtype=vector.dtype)
+        found = torch.empty(self.num_entries(layout), dtype=vector.dtype)
         for part, kept, values in self.value_parts(layout):
-            taken[values] = vector[part] if kept is None else kept.take(vector[part])
-        return taken
+            found[values] = taken(vector[part], kept)
+        return found
 
     def keep_ratio(self, layout: EncoderLayout) -> float:
         """The share of the encoder's entries that travel, in [0, 1]; 1 for an encoder without entries."""

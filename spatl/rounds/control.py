@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from spatl.channels.kept import put_, taken
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
 from spatl.config.experiment import ExperimentConfig
@@ -45,13 +46,10 @@ def refresh_control(
     refreshed = client_control.clone()
     for part, kept, values in update.selection.value_parts(layout, layout.num_parameter_entries):
         own, common = refreshed[part], control[part]
-        before, held = (own, common) if kept is None else (kept.take(own), kept.take(common))
+        before, held = taken(own, kept), taken(common, kept)
         estimate = -update.values[values].to(torch.float64) / update.step_weight
         moved = (before.to(torch.float64) + damping * (estimate - held.to(torch.float64))).to(torch.float32)
-        if kept is None:
-            own.copy_(moved)  # a view
-        else:
-            kept.put_(own, moved)
+        put_(own, kept, moved)  # a view
     return refreshed
 
 

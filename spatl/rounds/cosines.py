@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spatl.channels.kept import put_
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
 from spatl.channels.vectors import PART
@@ -120,10 +121,7 @@ class Sketches:
             squares.append(float(exact @ exact))
             length = part.stop - part.start
             rows = torch.zeros(-(-length // NUMBERS), NUMBERS)
-            if kept is None:
-                rows.view(-1)[:length] = values
-            else:
-                kept.put_(rows.view(-1)[:length], values)
+            put_(rows.view(-1)[:length], kept, values)
             signs, shifts = next(draws)
             for row, shift in zip(rows.numpy() * signs[: len(rows)], shifts, strict=False):
                 sketch[shift:] += row[: NUMBERS - shift]

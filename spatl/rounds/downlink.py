@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from spatl.channels.kept import Kept
+from spatl.channels.kept import Kept, taken
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection, select_all
 from spatl.channels.vectors import all_finite
@@ -150,7 +150,7 @@ class Reference:
             return self._at(whole), torch.zeros(self._layout.num_parameter_entries)
         difference = torch.empty(len(before.offsets))
         for part, kept, values, held in self._moved():
-            difference[values] = (encoder[part] if kept is None else kept.take(encoder[part])) - held
+            difference[values] = taken(encoder[part], kept) - held
         if not all_finite(difference):
             raise DivergedError("the run diverged: the encoder is not finite any more; lower training.learning_rate")
         while True:
@@ -223,7 +223,7 @@ class Reference:
                 is_variance = torch.zeros(part.stop - part.start, dtype=torch.bool)
                 for own in self._layout.variances:
                     is_variance[max(0, own.start - part.start) : max(0, own.stop - part.start)] = True
-                below = (encoder < 0) & (is_variance if kept is None else kept.take(is_variance))
+                below = (encoder < 0) & taken(is_variance, kept)
                 found.append(below.nonzero().squeeze(1) + values.start)
         return torch.cat(found)
 

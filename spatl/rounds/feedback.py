@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spatl.channels.kept import put_
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
 
@@ -59,10 +60,5 @@ class Feedback:
         """
         residual = self.residual.clone() if len(self.residual) else torch.zeros(layout.num_entries)
         for part, kept, values in selection.value_parts(layout):
-            own = residual[part]  # a view
-            lost = wanted[values] - sent[values]
-            if kept is None:
-                own.copy_(lost)
-            else:
-                kept.put_(own, lost)
+            put_(residual[part], kept, wanted[values] - sent[values])
         return Feedback(residual, memory)

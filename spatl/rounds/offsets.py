@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatl.channels.kept import Kept
+from spatl.channels.kept import Kept, put_, taken
 from spatl.channels.layout import EncoderLayout, Places
 from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of
@@ -53,7 +53,7 @@ def encoder_of(initial: Tensor, offsets: Tensor, chosen: Selection, layout: Enco
     """float32 [N]: the initial encoder moved by offsets (int32 [V]) of the chosen entries."""
     encoder = initial.clone()
     for part, kept, _, moved in encoder_parts(initial, (offsets,), chosen, layout):
-        _put_(encoder[part], kept, moved)
+        put_(encoder[part], kept, moved)
     return encoder
 
 
@@ -65,7 +65,7 @@ def encoder_parts(
     With them come where they lie, as `Selection.value_parts` has it.
     """
     for part, kept, values in chosen.value_parts(layout):
-        start = initial[part] if kept is None else kept.take(initial[part])
+        start = taken(initial[part], kept)
         moved = sum((each[values].to(torch.float64) for each in offsets), start=torch.zeros((), dtype=torch.float64))
         yield part, kept, values, (start.to(torch.float64) + moved * UNIT).to(torch.float32)
 
@@ -79,7 +79,7 @@ def change_of(
         moved = offsets[values].to(torch.float64)
         if before is not None:
             moved -= some_of(before, values)
-        _put_(change[part], kept, (moved * UNIT).to(torch.float32))
+        put_(change[part], kept, (moved * UNIT).to(torch.float32))
     return change
 
 
@@ -111,15 +111,8 @@ def spread_values(values: Tensor, chosen: Selection, layout: EncoderLayout) -> T
         return values
     vector = torch.zeros(layout.num_entries)
     for part, kept, own in chosen.value_parts(layout):
-        _put_(vector[part], kept, values[own])
+        put_(vector[part], kept, values[own])
     return vector
-
-
-def _put_(part: Tensor, kept: Kept | None, values: Tensor) -> None:
-    if kept is None:
-        part.copy_(values)
-    else:
-        kept.put_(part, values)
 
 
 def check_of(encoder: Tensor) -> bytes:

@@ -8,6 +8,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from spatl.channels.kept import put_
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
 from spatl.rounds.aggregation import Aggregator, AverageSettings
@@ -177,10 +178,7 @@ def spread_of(update: Update, layout: EncoderLayout, length: int) -> Tensor:
     """float32 [length], an update's values of the first entries, NaN where there is none."""
     spread = torch.full((length,), math.nan)
     for part, kept, values in update.selection.value_parts(layout, length):
-        if kept is None:
-            spread[part] = update.values[values]
-        else:
-            kept.put_(spread[part], update.values[values])
+        put_(spread[part], kept, update.values[values])
     return spread
 
 
