@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from agents.effort import Effort
 from agents.graph import Graph, make_graph
 from agents.measurement import Trial, pruned_trial, reward, sent_trial
 from agents.policy import GraphPolicy, load_policy
@@ -29,7 +30,6 @@ from spatl.selection.signal import MAX_EXAMPLES, channel_signal
 logger = logging.getLogger(__name__)
 
 _MAX_EXAMPLES = 256  # of the validation split, in one measurement
-_FORWARDS_PER_STEP = 3  # a training step costs a forward pass and a backward pass of twice that
 _TUNING = {"search": local_search, "ppo": tune_head}
 
 
@@ -53,11 +53,12 @@ class AgentSelector:
         problem, trial = self._problem(request)
         started = time.perf_counter()
         state = self._own_head(request.state)
-        proposal = propose(problem, personal(self._policy, state))
-        decision_seconds = time.perf_counter() - started
         samples = None if trial is None else self._samples(request)
         if trial is None or samples is None:  # nothing can be measured: the prior needs no measuring
-            return Choice(proposal.prior, self._state(state), decision_seconds, worth=problem.worth)
+            prior = problem.prior()
+            return Choice(prior, self._state(state), time.perf_counter() - started, worth=problem.worth)
+        proposal = propose(problem, personal(self._policy, state))
+        decision_seconds = time.perf_counter() - started
         best = choose(proposal, trial, samples=samples, tuning=self._settings.tuning, generator=request.generator)
         return Choice(best.selection, self._state(best.head or state), decision_seconds, best.gain, worth=problem.worth)
 
@@ -90,12 +91,14 @@ class AgentSelector:
 
     def _samples(self, request: SelectionRequest) -> int | None:
         """Return the number of samples that the settings and `max_share` allow; None where not even two trials are."""
-        settings = self._settings
-        training = request.num_steps * min(request.batch_size, len(request.train)) * _FORWARDS_PER_STEP
-        spent = min(MAX_EXAMPLES, len(request.train)) if settings.reward == "pruned" else 0
-        affordable = int((settings.max_share * training - spent) // len(_some(request.validation))) - 2
+        settings, effort = self._settings, Effort.of(request.model, request.costs)
+        training = request.num_steps * effort.step(min(request.batch_size, len(request.train)))
+        affordable = effort.affordable_samples(
+            training, share=settings.max_share, examples=len(_some(request.validation)),
+            signal=min(MAX_EXAMPLES, len(request.train)) if settings.reward == "pruned" else 0,
+        )  # fmt: skip
         tuning = settings.tuning_rounds is None or request.server_round <= settings.tuning_rounds
-        return min(settings.samples if tuning else 0, affordable) if affordable >= 0 else None
+        return None if affordable is None else min(settings.samples if tuning else 0, affordable)
 
 
 @dataclass(frozen=True, eq=False)

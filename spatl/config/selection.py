@@ -77,6 +77,6 @@ class AgentConfig(Section):
     tuning_rounds: Count | None = None
     """Rounds of the federation in which samples are drawn; null for all (the paper: 10)."""
     max_share: Ratio = 0.2
-    """What measuring may cost, as a share of the local training, counted in forward passes of examples."""
+    """What measuring may cost, as a share of the local training's time, which is estimated (`agents.effort`)."""
     policy: str | None = None
     """A file written by `spatl agent pretrain`, relative to where the client runs; null for the policy that ships."""

@@ -81,7 +81,7 @@ class AgentSettings(Protocol):
         samples: How many selections it measures beside its own and the prior.
         tuning: How samples are drawn: a local `"search"`, or `"ppo"` on its head (the paper's).
         tuning_rounds: Rounds of the federation in which it draws samples; None for all.
-        max_share: The measuring may cost this share of the local training at most.
+        max_share: The measuring may cost this share of the local training's time at most, which is estimated.
         policy: A file with its weights, or None for those that ship with the package.
     """
 

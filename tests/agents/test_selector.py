@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.effort import Effort
 from agents.measurement import Outcome, pruned_trial, sent_trial
 from agents.policy import save_policy
 from agents.selection_problem import Problem
@@ -195,12 +196,14 @@ def recording(calls, trial):
 
 @pytest.mark.slow
 def test_measuring_stays_within_its_share_of_the_training(monkeypatch, policy_file):
-    """One trial of n examples is n forward passes; a training step of b examples counts 3 b."""
-    request = request_with(num_steps=9)
-    n = len(request.validation)
-    share = (2 * n + n / 2) / (9 * 32 * 3)  # room for prior, policy, and half a sample
-    for max_share, expected in ((share, 2), (share + n / (9 * 32 * 3), 3), (1.0, 6), (share / 2, 0)):
-        select = AgentSelector(settings_with(policy=policy_file, max_share=max_share))
+    """Two trials and a proposal, or none at all; each sample is a trial and what is learned from it."""
+    request = request_with(num_steps=40)
+    effort = Effort.of(request.model, request.costs)
+    training, trial = 40 * effort.step(32), effort.trial(len(request.validation))
+    least = (2 * trial + 3e-3) / training
+    more = (trial + 1e-3) / training
+    for share, expected in ((0.99 * least, 0), (1.01 * least, 2), (least + 1.5 * more, 3), (1.0, 6)):
+        select = AgentSelector(settings_with(policy=policy_file, max_share=share))
         assert counted(monkeypatch, select, request) == expected
 
 
