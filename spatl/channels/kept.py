@@ -5,7 +5,8 @@ a few numbers, one for each row, worked out anew in less time than a number for 
 are copied as they lie. Where rows are short, each entry has its position after all.
 """
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,6 +112,41 @@ class Kept:
         positions = positions[positions < length]
         number = len(positions)
         return Kept((Stretch(slice(0, length), 1, positions, slice(0, number)),), number)
+
+
+KeptParts = tuple[tuple[slice, Kept | None, slice], ...]
+"""Parts of a vector, what travels of each, None for all of it, and where its values lie among all that do."""
+
+KEPT_POSITIONS: Final = 2**20
+"""Values of selections that a layout keeps the positions of, the last ones; 8 MiB."""
+
+
+class LastKept:
+    """Where the values of selections lie, of the last ones that were asked for.
+
+    Clients and server of one process have selections of their own with the same bits: of an update, whoever takes,
+    decodes and adds its values asks for the same, and clients that agreed on their channels all do.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Hashable, KeptParts] = OrderedDict()
+        self._number = 0
+
+    def of(self, key: Hashable, make: Callable[[], KeptParts]) -> KeptParts:
+        """Return what is known by a key, or else what is made, which is kept for a while."""
+        found = self._known.get(key)
+        if found is not None:
+            self._known.move_to_end(key)
+            return found
+        found = self._known[key] = make()
+        self._number += _number_of(found)
+        while self._number > KEPT_POSITIONS and len(self._known) > 1:
+            self._number -= _number_of(self._known.popitem(last=False)[1])
+        return found
+
+
+def _number_of(parts: KeptParts) -> int:
+    return sum(values.stop - values.start for _, _, values in parts)
 
 
 def taken(part: Tensor, kept: Kept | None) -> Tensor:

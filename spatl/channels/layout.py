@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from spatl.channels.kept import LastKept
 from spatl.channels.vectors import parts_of
 
 EXPANDED_ENTRIES: Final = 2**19  # a layout of so many entries keeps what belongs to each, and looks it up
@@ -277,6 +278,26 @@ class EncoderLayout:
         for part in parts_of(length):
             counts += torch.bincount(self.owner_in(part), minlength=self.num_channels)
         return counts
+
+    def tensor_counts(self, mask: Tensor) -> Tensor:
+        """int64 [T]: how many entries of each tensor belong to the channels of a mask, bool [C]."""
+        patterns, edges, sizes = self._patterns
+        before = torch.zeros(len(patterns) + 1, dtype=torch.int64)
+        torch.cumsum(mask[patterns], 0, out=before[1:])
+        return before[edges].diff() * sizes
+
+    @cached_property
+    def _patterns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The labels of all tensors one after another, where those of each begin and end, and the entries of one."""
+        lengths = torch.tensor([0, *(len(each.pattern) for each in self.owners)])
+        entries = torch.tensor(self.starts).diff()
+        patterns = torch.cat([torch.zeros(0, dtype=torch.int64), *(each.pattern for each in self.owners)])
+        return patterns, lengths.cumsum(0), entries // lengths[1:].clamp(min=1)
+
+    @cached_property
+    def selected(self) -> LastKept:
+        """Where the values of the last selections lie, of a layout that is expanded."""
+        return LastKept()
 
     @cached_property
     def group_sizes(self) -> Tensor:

@@ -56,25 +56,24 @@ class Selection:
     def value_parts(self, layout: EncoderLayout, stop: int | None = None) -> Iterator[tuple[slice, Kept | None, slice]]:
         """As `parts`, with what takes and puts the values that travel, and where these lie among all that do.
 
-        Of a small layout they are kept: what an update goes through asks for them ten times.
+        A small layout keeps them: what an update goes through asks for them ten times, of selections that its sender
+        and its receiver each have for themselves.
         """
         length = layout.num_entries if stop is None else stop
         if self._is_everything:
             return ((part, None, part) for part in parts_of(length))
         if not layout.is_expanded:
             return self._value_parts(layout, length)
-        found = self._found.get(length)
-        if found is None or found[0] is not layout:
-            found = self._found[length] = layout, tuple(self._value_parts(layout, length))
-        return iter(found[1])
-
-    @cached_property
-    def _found(self) -> dict[int, tuple[EncoderLayout, tuple[tuple[slice, Kept | None, slice], ...]]]:
-        return {}
+        key = (self._bits, self.closed, length)
+        return iter(layout.selected.of(key, lambda: tuple(self._value_parts(layout, length))))
 
     @cached_property
     def _is_everything(self) -> bool:
         return bool(self.mask.all())
+
+    @cached_property
+    def _bits(self) -> bytes:
+        return self.mask.numpy().tobytes()
 
     def _value_parts(self, layout: EncoderLayout, length: int) -> Iterator[tuple[slice, Kept | None, slice]]:
         start = 0
@@ -99,20 +98,15 @@ class Selection:
 
     def tensor_counts(self, layout: EncoderLayout) -> Tensor:
         """int64 [T]: how many entries of each tensor travel."""
+        if not self.closed or self._is_everything:
+            return layout.tensor_counts(self.mask)
         starts = torch.tensor(layout.starts)
-        if self._is_everything:
-            return starts.diff()
         counts = torch.zeros(len(layout.shapes), dtype=torch.int64)
-        if self.closed:
-            for part, kept, _ in self.value_parts(layout):
-                edges = (starts - part.start).clamp(0, part.stop - part.start)
-                if kept is not None:
-                    edges = torch.searchsorted(kept.positions(), edges)
-                counts += edges.diff()
-            return counts
-        for place, (labels, length) in enumerate(zip(layout.owners, starts.diff().tolist(), strict=True)):
-            travel = self.mask[labels.pattern]
-            counts[place] = int(travel.sum()) * (length // max(1, len(travel)))  # each label is of as many entries
+        for part, kept, _ in self.value_parts(layout):
+            edges = (starts - part.start).clamp(0, part.stop - part.start)
+            if kept is not None:
+                edges = torch.searchsorted(kept.positions(), edges)
+            counts += edges.diff()
         return counts
 
     def num_entries(self, layout: EncoderLayout, stop: int | None = None) -> int:
@@ -142,7 +136,7 @@ class Selection:
 
     def counts(self, layout: EncoderLayout) -> Tensor:
         """int64 [G]: how many channels of each group travel."""
-        return torch.stack([self.mask[g.first : g.first + g.size].sum() for g in layout.groups])
+        return torch.bincount(layout.group_of[self.mask], minlength=len(layout.groups))
 
 
 def select_all(layout: EncoderLayout, *, closed: bool = False) -> Selection:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spatl.channels import kept as kept_entries
 from spatl.channels import layout as layouts
 from spatl.channels.kept import Kept
 from spatl.channels.layout import ChannelGroup, EncoderLayout, Labels
@@ -85,3 +86,31 @@ def test_a_layer_of_several_parts_gives_and_takes_the_same_whether_entries_are_k
         kept.put_(spread[part], values[own])
     assert torch.equal(spread, torch.where(bits, vector, 0.0))
     assert torch.equal(layout.spread(torch.arange(300.0), slice(7, 290_000)), layout.owner[7:290_000].float())
+
+
+def test_a_small_layout_finds_what_travels_once_for_all_selections_with_the_same_bits():
+    layout, mask = layout_of([([4, 3], 0)], 4), torch.tensor([True, False, True, True])
+    first, again = ([kept for _, kept, _ in Selection(mask.clone()).value_parts(layout)] for _ in range(2))
+    assert first[0] is again[0]
+    assert first[0] is not None
+    assert first[0].positions().tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]  # rows belong to channels 0, 3, 2, 1
+    (other,) = (kept for _, kept, _ in Selection(~mask).value_parts(layout))
+    assert other is not None
+    assert other.number == 12 - first[0].number
+    (beginning,) = (kept for _, kept, _ in Selection(mask).value_parts(layout, 6))
+    assert beginning is None  # all six of them travel
+
+
+def test_a_layout_keeps_what_travels_of_the_last_selections_alone(monkeypatch):
+    """Each of the selections has six values of twelve, so that ten are those of one, and a second has no room."""
+    monkeypatch.setattr(kept_entries, "KEPT_POSITIONS", 10)
+    layout = layout_of([([4, 3], 0)], 4)
+    masks = [torch.tensor(bits) for bits in ([True, True, False, False], [False, False, True, True])]
+
+    def found(mask):
+        return next(kept for _, kept, _ in Selection(mask).value_parts(layout))
+
+    first = found(masks[0])
+    assert found(masks[0]) is first
+    found(masks[1])
+    assert found(masks[0]) is not first
