@@ -18,7 +18,7 @@ from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
 from spatl.channels.vectors import parts_of
 from spatl.errors import UpdateRejected
-from spatl.rounds.exact_sum import ExactSum
+from spatl.rounds.exact_sum import ExactSum, Terms
 from spatl.rounds.few_senders import MOST_OF_A_MEAN, restrain_few_
 from spatl.rounds.sent_entries import SentEntries
 from spatl.wire.multiples import Multiples
@@ -152,24 +152,28 @@ class Aggregator:
 
     def _terms(
         self, update: Update, compact: Multiples, num_examples: int
-    ) -> Iterator[tuple[slice, Kept | None, Tensor, Tensor | None]]:
-        """Some entries at a time: which they are, and what is added, in float64, of x and of the gradients.
+    ) -> Iterator[tuple[slice, Kept | None, Terms, Terms | None]]:
+        """Some entries at a time: which they are, and what is added of x and of the gradients.
 
         Of the gradients None where none is trained, or the update was not corrected.
         """
         length, weight = self._layout.num_parameter_entries, num_examples * self._unit
         for part, kept, own in update.selection.value_parts(self._layout):
-            values, trained = compact.of_part(own).to(torch.float64), slice(part.start, min(part.stop, length))
+            values, trained = compact.of_part(own), slice(part.start, min(part.stop, length))
             number = 0
             if trained.start < trained.stop:
                 first = _first(kept, part, trained)
                 number = trained.stop - trained.start if first is None else first.number
-            terms = values * weight
-            if self._normalizes:
-                terms[:number] /= update.step_weight
+            terms = Terms(values, weight)
+            if self._normalizes and number:
+                terms = (
+                    Terms(values, weight, update.step_weight)
+                    if number == len(values)
+                    else Terms(torch.cat([terms.exact()[:number].div_(update.step_weight), terms.exact()[number:]]))
+                )
             gradients = None
             if trained.start < trained.stop and self._is_corrected(update):
-                gradients = values[:number].neg().div_(update.step_weight).mul_(weight)
+                gradients = Terms(values[:number], -1.0, update.step_weight, weight)
             yield part, kept, terms, gradients
 
     def _totals(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -380,7 +384,7 @@ def _first(kept: Kept | None, part: slice, own: slice) -> Kept | None:
 
 
 def _totals_of(
-    terms: Iterable[tuple[slice, Kept | None, Tensor, Tensor | None]], part: slice, own: slice
+    terms: Iterable[tuple[slice, Kept | None, Terms, Terms | None]], part: slice, own: slice
 ) -> tuple[Tensor, Tensor]:
     """The sums of a part, float64, and of the gradients of its beginning, from what each update adds to them."""
     updates, gradients = ExactSum(part.stop - part.start), ExactSum(own.stop - own.start)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from spatl.channels.fused import refresh_
 from spatl.channels.kept import put_, taken
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.vectors import parts_of
@@ -45,9 +46,11 @@ def refresh_control(
     """
     refreshed = client_control.clone()
     for part, kept, values in update.selection.value_parts(layout, layout.num_parameter_entries):
-        own, common = refreshed[part], control[part]
+        own, common, sent = refreshed[part], control[part], update.values[values]
+        if refresh_(own, common, kept, sent, step_weight=update.step_weight, damping=damping):
+            continue
         before, held = taken(own, kept), taken(common, kept)
-        estimate = -update.values[values].to(torch.float64) / update.step_weight
+        estimate = -sent.to(torch.float64) / update.step_weight
         moved = (before.to(torch.float64) + damping * (estimate - held.to(torch.float64))).to(torch.float32)
         put_(own, kept, moved)  # a view
     return refreshed

@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spatl.channels.fused import add_to_sketch_
 from spatl.channels.kept import put_
 from spatl.channels.layout import EncoderLayout
 from spatl.channels.selection import Selection
@@ -59,7 +60,7 @@ class Sketches:
         self._squares: dict[int, float] = {}
         self._weights: dict[int, int] = {}
         self._selections: dict[int, Selection] = {}
-        self._drawn: list[tuple[NDArray[np.float32], list[int]]] = []  # of the vector's first parts
+        self._drawn: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []  # of the vector's first parts
 
     def add(self, client: int, update: Update, num_examples: int) -> None:
         """Sketch one client's update, of which nothing else is kept.
@@ -120,15 +121,17 @@ class Sketches:
             exact = values.double()
             squares.append(float(exact @ exact))
             length = part.stop - part.start
+            signs, shifts = next(draws)
+            if add_to_sketch_(sketch, kept, values, length, signs, shifts):
+                continue
             rows = torch.zeros(-(-length // NUMBERS), NUMBERS)
             put_(rows.view(-1)[:length], kept, values)
-            signs, shifts = next(draws)
-            for row, shift in zip(rows.numpy() * signs[: len(rows)], shifts, strict=False):
+            for row, shift in zip(rows.numpy() * signs[: len(rows)], shifts.tolist(), strict=False):
                 sketch[shift:] += row[: NUMBERS - shift]
                 sketch[:shift] += row[NUMBERS - shift :]
         return torch.from_numpy(sketch), math.fsum(squares)
 
-    def _draws(self) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
+    def _draws(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """The signs and shifts of one part after another; those of the first parts are kept for the next update."""
         yield from self._drawn
         draws = generator(self._seed, "sketch", server_round=self._round)
@@ -140,8 +143,8 @@ class Sketches:
                 yield found
 
 
-def _drawn(draws: torch.Generator) -> tuple[NDArray[np.float32], list[int]]:
+def _drawn(draws: torch.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the signs of the next part's entries, -1 and 1 [R, m], and the shifts of its R rows."""
     octets = torch.randint(256, (PART // 8,), dtype=torch.uint8, generator=draws).numpy()
     signs = 1 - 2 * np.unpackbits(octets).astype(np.float32)
-    return signs.reshape(-1, NUMBERS), torch.randint(NUMBERS, (PART // NUMBERS,), generator=draws).tolist()
+    return signs.reshape(-1, NUMBERS), torch.randint(NUMBERS, (PART // NUMBERS,), generator=draws).numpy()

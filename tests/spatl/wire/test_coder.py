@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spatl.channels.compiled import NO_EXTENSION
 from spatl.errors import UpdateRejected
 from spatl.wire import coder
 from spatl.wire.distributions import ESCAPE, frequencies_of
@@ -110,7 +111,7 @@ def test_what_no_caller_hands_over_is_refused_and_touches_no_memory():
 @pytest.mark.slow
 @pytest.mark.parametrize("value", ["1", ""])
 def test_the_environment_says_whether_numpy_does_it(value, monkeypatch):
-    monkeypatch.setenv(coder.NO_EXTENSION, value)
+    monkeypatch.setenv(NO_EXTENSION, value)
     code = "from spatl.wire.coder import IS_COMPILED; print(IS_COMPILED)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(coder.IS_COMPILED and not value)
