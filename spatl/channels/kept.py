@@ -122,7 +122,7 @@ KEPT_POSITIONS: Final = 2**20
 
 
 class LastKept:
-    """Where the values of selections lie, of the last ones that were asked for.
+    """Memory of where the values of selections lie, of the last ones that were asked for.
 
     Clients and server of one process have selections of their own with the same bits: of an update, whoever takes,
     decodes and adds its values asks for the same, and clients that agreed on their channels all do.

@@ -296,7 +296,7 @@ class EncoderLayout:
 
     @cached_property
     def selected(self) -> LastKept:
-        """Where the values of the last selections lie, of a layout that is expanded."""
+        """Memory of where the values of the last selections lie, of a layout that is expanded."""
         return LastKept()
 
     @cached_property
