@@ -6,6 +6,7 @@ Both sides of a federation derive the same layout from the same config, and its 
 
 import bisect
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spatl.channels.kept import LastKept
+from spatl.channels.patterns import Patterns
 from spatl.channels.vectors import parts_of
 
 EXPANDED_ENTRIES: Final = 2**19  # a layout of so many entries keeps what belongs to each, and looks it up
@@ -279,20 +281,10 @@ class EncoderLayout:
             counts += torch.bincount(self.owner_in(part), minlength=self.num_channels)
         return counts
 
-    def tensor_counts(self, mask: Tensor) -> Tensor:
-        """int64 [T]: how many entries of each tensor belong to the channels of a mask, bool [C]."""
-        patterns, edges, sizes = self._patterns
-        before = torch.zeros(len(patterns) + 1, dtype=torch.int64)
-        torch.cumsum(mask[patterns], 0, out=before[1:])
-        return before[edges].diff() * sizes
-
     @cached_property
-    def _patterns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The labels of all tensors one after another, where those of each begin and end, and the entries of one."""
-        lengths = torch.tensor([0, *(len(each.pattern) for each in self.owners)])
-        entries = torch.tensor(self.starts).diff()
-        patterns = torch.cat([torch.zeros(0, dtype=torch.int64), *(each.pattern for each in self.owners)])
-        return patterns, lengths.cumsum(0), entries // lengths[1:].clamp(min=1)
+    def patterns(self) -> Patterns:
+        """Owners of all tensors as few numbers."""
+        return Patterns.of([each.pattern for each in self.owners], torch.tensor(self.starts).diff())
 
     @cached_property
     def selected(self) -> LastKept:
@@ -328,12 +320,9 @@ class EncoderLayout:
     @cached_property
     def variances(self) -> tuple[slice, ...]:
         """Parts that are running variances, which a sum of rounded changes must not take below zero."""
-        start, found = 0, []
-        for name, shape in self.shapes.items():
-            if start >= self.num_parameter_entries and name.rpartition(".")[2] == "running_var":
-                found.append(slice(start, start + shape.numel()))
-            start += shape.numel()
-        return tuple(found)
+        places = zip(self.shapes, itertools.pairwise(self.starts), strict=True)
+        running = (place for name, place in places if name.rpartition(".")[2] == "running_var")
+        return tuple(slice(start, stop) for start, stop in running if start >= self.num_parameter_entries)
 
     @property
     def parameter_places(self) -> Places:
@@ -373,11 +362,6 @@ class EncoderLayout:
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Return views of a vector by name: of all names for [N], of the parameters for [P]."""
-        views: dict[str, Tensor] = {}
-        start = 0
-        for name, shape in self.shapes.items():
-            if start == vector.numel():
-                break
-            views[name] = vector[start : start + shape.numel()].view(shape)
-            start += shape.numel()
-        return views
+        shapes = list(self.shapes.items())[: bisect.bisect_left(self.starts, vector.numel())]
+        pieces = torch.split(vector, [shape.numel() for _, shape in shapes])
+        return {name: piece.view(shape) for (name, shape), piece in zip(shapes, pieces, strict=True)}

@@ -99,7 +99,7 @@ class Selection:
     def tensor_counts(self, layout: EncoderLayout) -> Tensor:
         """int64 [T]: how many entries of each tensor travel."""
         if not self.closed or self._is_everything:
-            return layout.tensor_counts(self.mask)
+            return layout.patterns.counts(self.mask)
         starts = torch.tensor(layout.starts)
         counts = torch.zeros(len(layout.shapes), dtype=torch.int64)
         for part, kept, _ in self.value_parts(layout):
