@@ -13,8 +13,7 @@ from spatl.channels.compiled import NO_EXTENSION, extension
 from spatl.channels.kept import Kept, Stretch
 from spatl.rounds.control import refresh_control
 from spatl.rounds.exact_sum import ExactSum, Terms
-from tests.spatl.channels.test_kept import layout_of
-from tests.support.layouts import make_update
+from tests.support.layouts import interleaved_layout, make_update
 
 compiled = pytest.mark.skipif(not fused.IS_COMPILED, reason="this installation has no compiled passes")
 
@@ -74,9 +73,9 @@ def test_exact_sums_come_to_the_same(seed, before, divisor, after, exact):
 @given(seed=seeds, damping=st.sampled_from([1.0, 0.3]), step_weight=st.sampled_from([0.1, 3.7]))
 def test_a_control_variate_follows_alike(seed, damping, step_weight):
     rng = np.random.default_rng(seed)
-    layout = layout_of([([8, 12], 0), ([8], 0), ([3, 8, 2], 1)], 8)
+    layout = interleaved_layout([(8, 12), (3, 5)])
     own, common, change = (drawn_values(rng, layout.num_entries).float() for _ in range(3))
-    update = make_update(layout, (rng.random(8) < 0.7).tolist(), change, step_weight=step_weight)
+    update = make_update(layout, (rng.random(11) < 0.7).tolist(), change, step_weight=step_weight)
     found = refresh_control(own, common, update, layout, damping=damping)
     with step_by_step():
         again = refresh_control(own, common, update, layout, damping=damping)
