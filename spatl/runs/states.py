@@ -38,7 +38,8 @@ LARGEST_MODEL: Final = 1 << 20
 piece, each from a file of its own."""
 
 _NEWEST, _BEFORE = 0, 1
-_PAGE_BYTES: Final = 1 << 14
+_PAGE_BYTES: Final = 1 << 16  # SQLite's largest: a c_i fills hundreds of smaller ones, each summed up in the journal
+_CACHE_BYTES: Final = 1 << 25  # of a change under way, before its pages go to the journal and are read back from there
 _WAIT_SECONDS: Final = 60.0
 _DIGEST_BYTES: Final = 32
 _MOST_OPEN: Final = 4
@@ -75,6 +76,9 @@ class States:
             ((found,),) = self._file.execute("PRAGMA user_version")
             if not reads:
                 self._file.execute("PRAGMA synchronous = NORMAL")
+                self._file.execute(f"PRAGMA cache_size = {-_CACHE_BYTES // 1024}")
+                # Debian's SQLite writes zeros over what is taken out, twice the work; the run's files have it all anyway.
+                self._file.execute("PRAGMA secure_delete = OFF").fetchall()
         if found != FORMAT:
             self._file.close()
             if found == 0:
