@@ -1,9 +1,11 @@
 """Measurement in a process of its own, whose peak memory is that of what it measures."""
 
+import argparse
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from spatl.errors import SpatlError
@@ -26,3 +28,14 @@ def found_by(module: str, *arguments: str, told: str) -> dict[str, Any]:
         raise SpatlError(f"{told} failed: {re.sub(r'^spatl[.]errors[.][A-Za-z]+: ', '', last)}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return what reads a whole number from `least` to `most` for argparse, and says so of all else."""
+
+    def read(text: str) -> int:
+        if text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
+
+    return read

@@ -1,7 +1,7 @@
 """Measurement of a federation by its number of clients, each in a process of its own (`python -m spatl.perf.scale`)."""
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 from spatl.json_files import to_json
 from spatl.perf.cases import many_clients
 from spatl.perf.measure import peak_bytes
-from spatl.perf.own_process import found_by
+from spatl.perf.own_process import found_by, whole_number
 from spatl.perf.parts import PartsClock
 from spatl.runner import run
 
@@ -74,4 +74,6 @@ def measured_here(num_clients: int, *, rounds: int = ROUNDS) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(to_json(measured_here(int(sys.argv[1]))))
+    _parser = argparse.ArgumentParser(prog="python -m spatl.perf.scale", description="Measure one row, as JSON.")
+    _parser.add_argument("clients", type=whole_number(10, 100_000), help="their number, 10 to 100000")
+    print(to_json(measured_here(_parser.parse_args().clients)))

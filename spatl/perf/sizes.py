@@ -4,8 +4,8 @@ The network is a multilayer perceptron of twelve equal layers, so that at 86 mil
 large as a ViT-Base's. Each client takes one step on a few examples: what is measured is all around the training.
 """
 
+import argparse
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -116,4 +116,10 @@ def _run(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    print(to_json(measured_here(int(sys.argv[1]), sys.argv[2])))
+    _parser = argparse.ArgumentParser(prog="python -m spatl.perf.sizes", description="Measure one row, as JSON.")
+    _parser.add_argument(
+        "millions", type=int, choices=range(1, 101), metavar="MILLIONS", help="of parameters, 1 to 100"
+    )
+    _parser.add_argument("method", choices=list(METHODS))
+    _asked = _parser.parse_args()
+    print(to_json(measured_here(_asked.millions, _asked.method)))
