@@ -37,12 +37,18 @@ class Dither:
         Args:
             part: At most `PART` places.
         """
-        first, skipped = divmod(part.start, 2)
+        start, skipped = self.state_before(part)
         length = part.stop - part.start
-        start = np.uint64((self._start + first * _GOLDEN) & _MASK)
-        halves = _mixed(_multiples()[: (skipped + length + 1) // 2] + start).astype("<u8", copy=False).view("<u4")
+        halves = (
+            _mixed(_multiples()[: (skipped + length + 1) // 2] + np.uint64(start)).astype("<u8", copy=False).view("<u4")
+        )
         halves >>= np.uint32(32 - DITHER_BITS)
         return halves[skipped : skipped + length].astype(np.uint32, copy=False)
+
+    def state_before(self, part: slice) -> tuple[int, int]:
+        """State before the output that a part begins in, below 2^64, and how many of its numbers come before that."""
+        first, skipped = divmod(part.start, 2)
+        return (self._start + first * _GOLDEN) & _MASK, skipped
 
 
 @cache

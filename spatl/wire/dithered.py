@@ -17,6 +17,7 @@ Layout of the bytes: step f32 | seed u32 of the dither | classes as of `adaptive
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spatl.channels.compiled import extension
 from spatl.channels.layout import Places
 from spatl.channels.vectors import all_finite, parts_of
 from spatl.errors import UpdateRejected
@@ -46,6 +48,10 @@ STEP: Final = 4.5
 """The step in root mean squares of the values, where no length is given; by measurement."""
 SHARES: Final = (0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 7, 8, 8, 8, 8, 8)
 """What is taken off of the dither, in eighths, by class: 6 B of Laplace's distribution in the middle of the class."""
+
+_DITHERS: ModuleType | None = extension("spatl.wire.dithers")
+IS_COMPILED: Final = _DITHERS is not None
+"""Whether this process has rounding under dither compiled."""
 
 _HEAD: Final = struct.Struct("<fI")
 _SMALLEST_STEP: Final = 2.0**-100
@@ -136,7 +142,7 @@ def read_dithered(data: memoryview, places: Places) -> "DitheredValues":
     classes = read_classes(data[_HEAD.size : start], len(runs.present))
     contexts, dither = _Contexts.of(classes, runs), Dither(seed)
     for part in parts_of(len(places)):
-        contexts.count_(part, dither.of_part(part))
+        contexts.count_(part, dither)
     integers = decode_ranked(
         data[start:], contexts.labels, len(contexts.used),
         lambda levels: np.concatenate([frequencies_by_dither(row) for row in levels]),
@@ -178,12 +184,21 @@ class DitheredValues:
         Args:
             part: At most `PART` of them.
         """
+        if _DITHERS is not None and IS_COMPILED:
+            return self._in_one_pass(_DITHERS, part)
         taken_off = self.dither.of_part(part).view(np.int32).astype(np.float32)
         taken_off -= _HALF
         taken_off *= self.runs.spread_part(self.shares, part)
         np.subtract(self.integers.of_part(part).astype(np.float32), taken_off, out=taken_off)
         taken_off *= self.step
         return torch.from_numpy(taken_off)
+
+    def _in_one_pass(self, dithers: ModuleType, part: slice) -> Tensor:
+        found = torch.empty(part.stop - part.start)
+        shares, ends = self.runs.of_part(self.shares, part)
+        symbols, escapes = self.integers.symbols[part], self.integers.escapes_in(part)
+        dithers.undither(found.numpy(), symbols, escapes, shares, ends, *self.dither.state_before(part), self.step)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,9 +225,16 @@ class _Contexts:
         """How many there are."""
         return DITHER_LEVELS * len(self.used)
 
-    def count_(self, part: slice, dither: NDArray[np.uint32]) -> None:
+    def count_(self, part: slice, dither: Dither) -> None:
         """Add the eighths of some of the dither."""
-        self.labels[part] += (dither >> _LEVEL_SHIFT).astype(np.uint8)
+        if _DITHERS is not None and IS_COMPILED:
+            _DITHERS.label(self.labels[part], *dither.state_before(part))
+        else:
+            self.add_(part, dither.of_part(part))
+
+    def add_(self, part: slice, numbers: NDArray[np.uint32]) -> None:
+        """Add the eighths of some numbers."""
+        self.labels[part] += (numbers >> _LEVEL_SHIFT).astype(np.uint8)
 
 
 class _Rounding:
@@ -226,15 +248,22 @@ class _Rounding:
 
     def integers(self, exact: NDArray[np.float32]) -> Iterator[NDArray[np.int32]]:
         """Yield the integers, some at a time."""
+        stride = _STRIDE if len(exact) > _LONG else 1
         for part in parts_of(len(exact)):
+            if _DITHERS is not None and IS_COMPILED:
+                found = np.empty(part.stop - part.start, dtype=np.int32)
+                own, labels = np.ascontiguousarray(exact[part]), self.contexts.labels[part]
+                _DITHERS.dither(found, labels, self._counts, own, *self._dither.state_before(part), self._step, stride)
+                yield found
+                continue
             steps = exact[part] / self._step
             dither = self._dither.of_part(part)
-            some = slice(None, None, _STRIDE if len(exact) > _LONG else 1)
+            some = slice(None, None, stride)
             cells = np.abs(steps[some]) * np.float32(DITHER_LEVELS)
             np.minimum(cells, np.float32(NUM_CELLS - 1), out=cells)
             firsts = self.contexts.labels[part][some].astype(np.int32) * np.int32(NUM_CELLS // DITHER_LEVELS)
             self._counts += np.bincount(cells.astype(np.int32) + firsts, minlength=len(self._counts))
-            self.contexts.count_(part, dither)
+            self.contexts.add_(part, dither)
             steps += dither.astype(np.float32) * _UNIT
             np.floor(steps, out=steps)
             yield np.clip(steps, -LARGEST_INTEGER, LARGEST_INTEGER).astype(np.int32)

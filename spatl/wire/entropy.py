@@ -108,9 +108,15 @@ class Symbols:
         symbols = self.symbols[part]
         values = symbols.view(np.int8).astype(np.int32)
         if len(self.escapes):
-            first, last = np.searchsorted(self._places, (part.start, part.stop))
-            values[self._places[first:last] - part.start] = self.escapes[first:last]
+            values[symbols == ESCAPE] = self.escapes_in(part)
         return values
+
+    def escapes_in(self, part: slice) -> NDArray[np.int32]:
+        """Those of the escapes that some of the integers are, int32."""
+        if not len(self.escapes):
+            return self.escapes
+        first, last = np.searchsorted(self._places, (part.start, part.stop))
+        return self.escapes[first:last]
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:

@@ -84,9 +84,14 @@ class Runs:
 
     def spread_part(self, labels: NDArray[_Label], part: slice) -> NDArray[_Label]:
         """Some of that."""
+        own, ends = self.of_part(labels, part)
+        return own.repeat(np.diff(ends, prepend=0))
+
+    def of_part(self, labels: NDArray[_Label], part: slice) -> tuple[NDArray[_Label], NDArray[np.int64]]:
+        """The labels of the runs that some of the values are of, and where each ends among these values, int64."""
         own = self._of_part(part)
-        starts = self.begins[own].clip(part.start)
-        return labels[self.ranks[own]].repeat(np.diff(starts, append=part.stop))
+        ends = (self.begins[own] + self.lengths[own]).clip(max=part.stop) - part.start
+        return labels[self.ranks[own]], ends
 
     def _of_part(self, part: slice) -> slice:
         """The runs that some of the values are of."""
