@@ -77,7 +77,7 @@ class States:
             if not reads:
                 self._file.execute("PRAGMA synchronous = NORMAL")
                 self._file.execute(f"PRAGMA cache_size = {-_CACHE_BYTES // 1024}")
-                # Debian's SQLite writes zeros over what is taken out, twice the work; the run's files have it all anyway.
+                # Debian's SQLite writes zeros over what is taken out, which is twice the work and hides nothing here.
                 self._file.execute("PRAGMA secure_delete = OFF").fetchall()
         if found != FORMAT:
             self._file.close()
