@@ -18,7 +18,9 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "evaluation": ("spatl.training.evaluate:evaluate",),
     "recalibration": ("spatl.training.evaluate:recalibrate_",),
     "selection": ("spatl.rounds.client:_chosen",),
-    "encode": ("spatl.wire.update:pack_update", "spatl.rounds.server:open_round"),
+    "encode": (
+        "spatl.wire.update:pack_update", "spatl.wire.update:pack_update_with_memory", "spatl.rounds.server:open_round",
+    ),
     "decode": (
         "spatl.wire.update:unpack_update", "spatl.wire.download:unpack_download", "spatl.rounds.client:receive",
     ),
