@@ -32,7 +32,7 @@ def add_to_sums_(
         high: int64 [N], units of 2^-8 of some entries.
         low: int64 [N], units of 2^-58 beside them.
         kept: Which of the entries the values are of; None for all.
-        values: float32 or float64 [V], such that no term exceeds 2^53.
+        values: float32 or float64 [V], such that no term exceeds 2^42.
         before: Like the others in float64.
         divisor: Likewise.
         after: Likewise.
