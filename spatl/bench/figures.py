@@ -20,7 +20,17 @@ from spatl.bench.costs import Point
 from spatl.bench.results import Curve, PartsRow, reference_bytes
 from spatl.bench.score import ACCURACY, Score
 from spatl.bench.tables import factor_text
-from spatl.report.figures import INK, PALETTE, PART_COLORS, byte_axis, byte_label, figure_svg, log_ticks, new_figure
+from spatl.report.figures import (
+    INK,
+    PALETTE,
+    PART_COLORS,
+    byte_axis,
+    byte_label,
+    figure_svg,
+    legend_above,
+    log_ticks,
+    new_figure,
+)
 from spatl.runs.scores import named_score
 from spatl.runs.text import human_bytes
 
@@ -75,8 +85,7 @@ def draw_curves(
         panels = figure.subplots(1, 2, sharey=True)
         for axes, against in zip(panels, ("bytes", "rounds"), strict=True):
             draw_accuracy(axes, curves, against=against, targets=targets, alone=alone, score=score)
-        handles, labels = panels[1].get_legend_handles_labels()
-        figure.legend(handles, labels, title=title, loc="outside upper center", ncols=5, fontsize=11)
+        legend_above(figure, panels[1], columns=5, title=title, fontsize=11)
         figure.savefig(path, format="png")
 
 
@@ -223,8 +232,7 @@ def draw_bytes(table: Sequence[PartsRow], path: Path) -> None:
     with new_figure(14, _height(table)) as figure:
         axes = figure.subplots()
         draw_parts(axes, table)
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+        legend_above(figure, axes, columns=4)
         figure.savefig(path, format="png")
 
 

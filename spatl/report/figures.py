@@ -102,7 +102,7 @@ def figure_svg(draw: "Callable[[Axes], None]", *, width: float, height: float, l
         draw: Draws on the axes.
         width: In hundreds of pixels.
         height: In hundreds of pixels.
-        legend_columns: Columns of a legend above the panel; 0 for none.
+        legend_columns: Columns of a legend above the panel, fewer where they would not fit; 0 for none.
 
     Raises:
         SpatlError: matplotlib is not installed.
@@ -112,10 +112,29 @@ def figure_svg(draw: "Callable[[Axes], None]", *, width: float, height: float, l
         axes = figure.subplots()
         draw(axes)
         if legend_columns:
-            handles, labels = axes.get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns, fontsize=11)
+            legend_above(figure, axes, columns=legend_columns, fontsize=11)
         figure.savefig(file, **_SVG)
     return _svg_element(file)
+
+
+def legend_above(figure: "Figure", axes: "Axes", *, columns: int, **options: Any) -> None:
+    """Put the legend of a panel above all panels, in so many columns, or in as many of them as the figure is wide for.
+
+    Args:
+        figure: What the panel is in.
+        axes: The panel.
+        columns: At most.
+        options: As of `Figure.legend`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    handles, labels = axes.get_legend_handles_labels()
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]  # matplotlib has no types for it
+    for number in range(columns, 0, -1):
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=number, **options)
+        if number == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
+            break
+        legend.remove()
 
 
 def _svg_element(file: StringIO) -> str:
@@ -163,10 +182,9 @@ def _save(result: RunResult, target: BytesIO | StringIO, **options: Any) -> None
         draw_loss_per_round(axes["loss"], result)
         _draw_bytes_per_round(axes["parts"], result)
         _draw_clients(axes["clients"], result)
-        handles, labels = axes["rounds"].get_legend_handles_labels()
         # One legend above both panels of accuracy; a title of the figure's own would be put in the same place.
-        columns = max(len(handles), 1)
-        figure.legend(handles, labels, title=_heading(result.summary), loc="outside upper center", ncols=columns)
+        columns = max(len(axes["rounds"].get_legend_handles_labels()[0]), 1)
+        legend_above(figure, axes["rounds"], columns=columns, title=_heading(result.summary))
         figure.savefig(target, **options)
 
 

@@ -1,6 +1,7 @@
 """What the pictures of a benchmark show."""
 
 import pytest
+from matplotlib.image import imread as read_png
 
 from spatl.bench.costs import Point
 from spatl.bench.figures import (
@@ -8,13 +9,14 @@ from spatl.bench.figures import (
     axis_words,
     curve_words,
     draw_accuracy,
+    draw_curves,
     draw_parts,
     loss_svg,
     mean_losses,
     part_words,
 )
 from spatl.bench.results import Curve, PartsRow
-from spatl.report.figures import new_figure
+from spatl.report.figures import legend_above, new_figure
 
 
 def curve(label, seed, accuracies, *, ended=True, cost=100):
@@ -165,3 +167,31 @@ def test_a_row_of_which_no_run_ended_keeps_its_place_and_has_no_bar_and_says_so(
     assert list(drawn) == ["FedAvg", "SCAFFOLD", "SPATL"]  # from below
     assert drawn["SCAFFOLD"] == []
     assert texts["SCAFFOLD"] == ["no run ended"]
+
+
+@pytest.mark.slow
+def test_the_legend_of_many_rows_lies_within_the_picture(tmp_path):
+    """Fourteen rows with long names: the outermost columns of pixels are empty, as they are around any picture."""
+    names = [f"FedAvg with a calibrated predictor (fedavg-calibrated-{number})" for number in range(14)]
+    curves = {name: [curve(name, 1, [0.1, 0.4, 0.8])] for name in names}
+    draw_curves(curves, tmp_path / "curves.png", title="Cost of accuracy", targets=[(0.7, True)], alone=None)
+    pixels = read_png(tmp_path / "curves.png")
+    assert pixels.shape[:2] == (700, 1600)
+    for edge in (pixels[:, :3], pixels[:, -3:], pixels[:2], pixels[-2:]):
+        assert (edge == pixels[0, 0]).all()
+    assert not (pixels == pixels[0, 0]).all()
+
+
+def test_a_legend_has_the_columns_that_are_asked_for_where_they_fit():
+    found = {}
+    for length in (3, 22, 400):
+        with new_figure(12, 5) as figure:
+            axes = figure.subplots()
+            for number in range(8):
+                axes.plot([0, 1], [0, number], label=f"{number}".ljust(length, "m"))
+            legend_above(figure, axes, columns=4)
+            figure.canvas.draw()
+            found[length] = len({round(text.get_window_extent().x0) for text in figure.legends[0].get_texts()})
+    assert found[3] == 4
+    assert 1 < found[22] < 4
+    assert found[400] == 1
