@@ -134,12 +134,11 @@ class LastKept:
 
     def of(self, key: Hashable, make: Callable[[], KeptParts]) -> KeptParts:
         """Return what is known by a key, or else what is made, which is kept for a while."""
-        found = self._known.get(key)
-        if found is not None:
-            self._known.move_to_end(key)
-            return found
-        found = self._known[key] = make()
-        self._number += _number_of(found)
+        found = self._known.pop(key, None)  # taken out and put in again: the last one that was asked for
+        if found is None:
+            found = make()
+            self._number += _number_of(found)
+        self._known[key] = found
         while self._number > KEPT_POSITIONS and len(self._known) > 1:
             self._number -= _number_of(self._known.popitem(last=False)[1])
         return found
