@@ -19,7 +19,7 @@ from spatl.config.loading import parse_config
 from spatl.json_files import to_json
 from spatl.perf.cases import METHODS, many_clients
 from spatl.perf.measure import peak_bytes
-from spatl.perf.own_process import found_by
+from spatl.perf.own_process import found_by, whole_number
 from spatl.perf.parts import LOCAL_PARTS, OTHER, PARTS, PartsClock
 from spatl.rounds.blueprint import servers_blueprint
 from spatl.runner import run
@@ -117,9 +117,7 @@ def _run(config: ExperimentConfig) -> None:
 
 if __name__ == "__main__":
     _parser = argparse.ArgumentParser(prog="python -m spatl.perf.sizes", description="Measure one row, as JSON.")
-    _parser.add_argument(
-        "millions", type=int, choices=range(1, 101), metavar="MILLIONS", help="of parameters, 1 to 100"
-    )
+    _parser.add_argument("millions", type=whole_number(1, 100), help="of parameters, 1 to 100")
     _parser.add_argument("method", choices=list(METHODS))
     _asked = _parser.parse_args()
     print(to_json(measured_here(_asked.millions, _asked.method)))

@@ -23,7 +23,11 @@ def test_all_else_is_named_with_what_was_expected(text):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "arguments", "said"),
-    [("sizes", ["86", "fedprox"], "invalid choice: 'fedprox'"), ("scale", ["3"], "from 10 to 100000, got '3'")],
+    [
+        ("sizes", ["86", "fedprox"], "invalid choice: 'fedprox'"),
+        ("sizes", ["0", "fedavg"], "from 1 to 100, got '0'"),
+        ("scale", ["3"], "from 10 to 100000, got '3'"),
+    ],
 )
 def test_a_row_that_cannot_be_measured_ends_with_one_line(module, arguments, said):
     command = [sys.executable, "-m", f"spatl.perf.{module}", *arguments]
