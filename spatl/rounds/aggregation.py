@@ -165,12 +165,12 @@ class Aggregator:
                 first = _first(kept, part, trained)
                 number = trained.stop - trained.start if first is None else first.number
             terms = Terms(values, weight)
-            if self._normalizes and number:
-                terms = (
-                    Terms(values, weight, update.step_weight)
-                    if number == len(values)
-                    else Terms(torch.cat([terms.exact()[:number].div_(update.step_weight), terms.exact()[number:]]))
-                )
+            if self._normalizes and number == len(values):
+                terms = Terms(values, weight, update.step_weight)
+            elif self._normalizes and number:  # a part of which the end is not trained
+                exact = terms.exact()
+                exact[:number] /= update.step_weight
+                terms = Terms(exact)
             gradients = None
             if trained.start < trained.stop and self._is_corrected(update):
                 gradients = Terms(values[:number], -1.0, update.step_weight, weight)

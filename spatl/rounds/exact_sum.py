@@ -47,15 +47,14 @@ class ExactSum:
         self._low = torch.zeros(length, dtype=torch.int64)
         self._num_terms = 0
 
-    def add_(self, kept: Kept | None, terms: Tensor | Terms, part: slice = slice(None)) -> None:
+    def add_(self, kept: Kept | None, terms: Terms, part: slice = slice(None)) -> None:
         """Add terms to the entries of a part that travel; to all of them for None.
 
         Args:
             kept: Which they are.
-            terms: float64 [V], or what they follow from; below 2^42 in magnitude.
+            terms: [V], below 2^42 in magnitude.
             part: Some entries of the vector.
         """
-        terms = terms if isinstance(terms, Terms) else Terms(terms)
         limbs = self._high[part], self._low[part]
         if not add_to_sums_(*limbs, kept, terms.values, before=terms.before, divisor=terms.divisor, after=terms.after):
             _add_(limbs, kept, terms.exact())

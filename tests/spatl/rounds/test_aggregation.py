@@ -17,7 +17,7 @@ from spatl.errors import UpdateRejected
 from spatl.rounds import aggregation
 from spatl.rounds.aggregation import Aggregator
 from spatl.rounds.control import refresh_control
-from spatl.rounds.exact_sum import ExactSum
+from spatl.rounds.exact_sum import ExactSum, Terms
 from spatl.wire.update import Update
 from tests.support.layouts import interleaved_layout, make_update
 from tests.support.updates import LAYOUT, N, random_updates
@@ -76,8 +76,8 @@ def test_the_average_is_that_of_one_exact_sum_whether_updates_wait_or_not(update
         entries, values = update.selection.entries(LAYOUT), update.values.double()
         own = entries < len(control)
         sent = torch.zeros(N, dtype=torch.bool).index_fill_(0, entries, True)
-        moved.add_(Kept.of_bits(sent), values * num_examples)
-        gradients.add_(Kept.of_bits(sent[: len(control)]), -values[own] / update.step_weight * num_examples)
+        moved.add_(Kept.of_bits(sent), Terms(values * num_examples))
+        gradients.add_(Kept.of_bits(sent[: len(control)]), Terms(-values[own] / update.step_weight * num_examples))
         examples[entries] += num_examples
     mean = (encoder.double() + moved.total() / examples.clamp(min=1)).float()
     own = examples[: len(control)]
@@ -111,7 +111,7 @@ def test_a_rejected_update_leaves_nothing_however_many_wait(number):
 def test_a_fixed_point_sum_is_the_exact_sum_to_float64_rounding(terms):
     total = ExactSum(1)
     for term in terms:
-        total.add_(None, torch.tensor([term], dtype=torch.float64))
+        total.add_(None, Terms(torch.tensor([term], dtype=torch.float64)))
     exact = sum((Fraction(term) for term in terms), Fraction(0))
     assert (
         abs(Fraction(float(total.total()[0])) - exact)
@@ -125,7 +125,7 @@ def test_carrying_changes_no_sum():
     total = ExactSum(2)
     third = torch.tensor([1 / 3, -1 / 3], dtype=torch.float64)
     for _ in range(5000):
-        total.add_(None, third)
+        total.add_(None, Terms(third))
     expected = float(Fraction(round(Fraction(1 / 3) * 2**58), 2**58) * 5000)
     assert total.total().tolist() == pytest.approx([expected, -expected], rel=1e-15)
 
