@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spatl.channels.compiled import extension
 from spatl.channels.kept import Kept
+from spatl.extensions.compiled import extension
 
 _PASSES: ModuleType | None = extension("spatl.channels.passes")
 

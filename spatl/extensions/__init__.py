@@ -1,1 +1,1 @@
-"""Extensions: code of the user's own that a config names by `package.module:name`, found and called in one way."""
+"""Extensions: code of the user's own that a config names by `package.module:name`, and ours that is found at need."""

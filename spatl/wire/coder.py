@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from spatl.channels.compiled import extension
 from spatl.errors import UpdateRejected
+from spatl.extensions.compiled import extension
 from spatl.wire.lanes import (
     CUT_OFF,
     ENDS_OTHERWISE,

@@ -25,10 +25,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spatl.channels.compiled import extension
 from spatl.channels.layout import Places
 from spatl.channels.vectors import all_finite, parts_of
 from spatl.errors import UpdateRejected
+from spatl.extensions.compiled import extension
 from spatl.wire.adaptive import (
     classes_bytes,
     classes_of,

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatl.channels import fused
-from spatl.channels.compiled import NO_EXTENSION, extension
 from spatl.channels.kept import Kept, Stretch
 from spatl.rounds.control import refresh_control
 from spatl.rounds.exact_sum import ExactSum, Terms
@@ -116,11 +115,3 @@ def test_rows_beyond_the_vector_and_values_that_are_too_few_are_refused(rows):
         fused.add_to_sketch_(np.zeros(10), kept, values, 70, signs, shifts)
     assert not sums.total().any()
     assert not own.any()
-
-
-def test_the_environment_says_whether_an_extension_is_wanted(monkeypatch):
-    assert extension("spatl.channels.no_such_extension") is None
-    monkeypatch.setenv(NO_EXTENSION, "")
-    assert extension("math") is not None
-    monkeypatch.setenv(NO_EXTENSION, "1")
-    assert extension("math") is None

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.channels.compiled import NO_EXTENSION
 from spatl.errors import UpdateRejected
+from spatl.extensions.compiled import NO_EXTENSION
 from spatl.wire import coder
 from spatl.wire.distributions import ESCAPE, frequencies_of
 from spatl.wire.lanes import LOWEST_STATE, SYMBOL_BITS, TOTAL

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatl.channels.compiled import extension
 from spatl.channels.layout import Places
 from spatl.channels.vectors import PART
+from spatl.extensions.compiled import extension
 from spatl.wire import dithered
 from spatl.wire.dithered import encode_dithered, read_dithered
 
