@@ -65,9 +65,12 @@ class Tap:
         """
         return [call for up, down in self._streams for call in _calls(bytes(up), bytes(down))]
 
-    def num_bytes(self) -> tuple[int, int]:
-        """All bytes that passed: up, down."""
-        return sum(len(up) for up, _ in self._streams), sum(len(down) for _, down in self._streams)
+    def unanswered(self) -> list[tuple[int, int]]:
+        """What each connection carried beside its answered calls, bytes up and down: of a call that was cut off, or 0.
+
+        There is one such call at most, for HTTP/1.1 asks again on a connection only once it has its answer.
+        """
+        return [_unanswered(bytes(up), bytes(down)) for up, down in self._streams]
 
     def _start(self, target: object, *args: object) -> None:
         assert callable(target)
@@ -109,6 +112,14 @@ def _calls(up: bytes, down: bytes) -> Iterator[Call]:
     for (head, request), (status, response) in zip(requests, responses, strict=False):
         path = head.split(b" ", 2)[1].decode("ascii")
         yield Call(path, request, response, len(head), len(status))
+
+
+def _unanswered(up: bytes, down: bytes) -> tuple[int, int]:
+    calls = list(_calls(up, down))
+    return (
+        len(up) - sum(call.request_header_bytes + len(call.request) for call in calls),
+        len(down) - sum(call.response_header_bytes + len(call.response) for call in calls),
+    )
 
 
 def _messages(stream: bytes) -> Iterator[tuple[bytes, bytes]]:

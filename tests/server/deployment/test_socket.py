@@ -24,6 +24,7 @@ CONFIG = tiny_config(
     server={"ask_again_after": 0},  # a copy on a slow machine would be counted rightly, but not as inline
 )
 ASKED = [4, 8, 10]  # rounds after which clients are asked for their findings
+MOST_CUT_OFF = 3  # a SuperNode's poll, its heartbeat, and what it asks in place of one that failed
 OF_MESSAGES = ("pull-messages", "pull-object", "confirm-message-received", "push-messages", "push-object")
 
 pytestmark = pytest.mark.slow
@@ -109,13 +110,15 @@ def test_findings_come_over_the_socket_and_are_those_of_inline(runs):
 
 
 def test_all_other_bytes_are_http_headers(runs):
-    """Nothing else is there, but for a call that stopping a SuperNode may have cut off."""
+    """Nothing else is there, but for one call a connection that stopping a SuperNode may have cut off: a poll, a beat.
+
+    They may be several, for a SuperNode's threads have connections of their own: with 1000 bytes for all of a tap, two
+    calls that were cut off at once once failed this test.
+    """
     for tap in runs.taps:
         calls = tap.calls()
-        total = bodies(calls)
-        up, down = tap.num_bytes()
-        assert 0 <= up - total["uplink"] - sum(call.request_header_bytes for call in calls) < 1000
-        assert 0 <= down - total["downlink"] - sum(call.response_header_bytes for call in calls) < 1000
+        assert all(up < 1000 and down < 200 for up, down in tap.unanswered())
+        assert sum(up > 0 for up, _ in tap.unanswered()) <= MOST_CUT_OFF
         assert all(500 < call.request_header_bytes < 1000 for call in calls)
         assert all(100 < call.response_header_bytes < 200 for call in calls)
 
