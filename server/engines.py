@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import Context, RecordDict
@@ -21,6 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from server.grids import SERVER_NODE_ID, InProcessGrid
+from server.groups import GroupGrid
 from server.workers import WorkerGrid
 from spatl.config.engines import CLIENT_APP, SERVER_APP
 from spatl.config.experiment import ExperimentConfig
@@ -80,14 +82,20 @@ def _inline_grid(
 ) -> Iterator[InProcessGrid]:
     """Yield what carries messages to clients on this machine: in this process, or in forked ones."""
     num_workers, num_clients = config.resources.workers, config.partition.num_clients
-    if not num_workers:
-        yield InProcessGrid(client_app, num_clients=num_clients, run_config=run_config)
-        return
     training = config.training
-    config.resources.check_workers(device=str(choose_device(training.device)), threads=training.threads)
-    # All that the workers need lies in memory before they are forked.
-    sizes = [len(part) for part in cached_blueprint(run_config["config"]).partition]
-    grid = WorkerGrid(client_app, num_workers=num_workers, sizes=sizes, num_clients=num_clients, run_config=run_config)
+    settings: dict[str, Any] = {"num_clients": num_clients, "run_config": run_config}
+    if not num_workers and training.group_size == 1:
+        yield InProcessGrid(client_app, **settings)
+        return
+    if num_workers:
+        config.resources.check_workers(device=str(choose_device(training.device)), threads=training.threads)
+    # All that workers need lies in memory before they are forked.
+    settings["sizes"] = [len(part) for part in cached_blueprint(run_config["config"]).partition]
+    grid: WorkerGrid | GroupGrid
+    if num_workers:
+        grid = WorkerGrid(client_app, num_workers=num_workers, **settings)
+    else:
+        grid = GroupGrid(client_app, group_size=training.group_size, threads=training.threads, **settings)
     try:
         yield grid
     finally:

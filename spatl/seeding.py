@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def seeded_globals(seed: int, purpose: str, *, server_round: int = 0, client: in
     Layers draw their initial weights, and dropout its masks, from torch's: the one place where a generator cannot be
     passed in. A user's own layer may draw from the others. CUDA's generators are seeded, not put back.
     """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    states = global_states()
     number = derive(seed, purpose, server_round=server_round, client=client)
     if torch.accelerator.is_available():
         torch.manual_seed(number)
@@ -64,6 +65,20 @@ def seeded_globals(seed: int, purpose: str, *, server_round: int = 0, client: in
     try:
         yield
     finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+        set_global_states(states)
+
+
+GlobalStates = tuple[torch.Tensor, Any, Any]
+"""States of torch's, numpy's and Python's global generators; CUDA's are none of them."""
+
+
+def global_states() -> GlobalStates:
+    """Return the states of the global generators."""
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+
+def set_global_states(states: GlobalStates) -> None:
+    """Put the global generators into the states that they had."""
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])

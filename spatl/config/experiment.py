@@ -111,6 +111,7 @@ class ExperimentConfig(Section):
         check_findings(self.report, self.row, self.task.name, has_one_model=self.has_one_model)
         check_parts_trained(self.selection, self.row, self.server, self.server_optimizer, self.privacy)
         check_privacy(self.privacy, self.row, self.server, self.report, self.training)
+        self.resources.check_groups(self.training.group_size)
         return self
 
     @property

@@ -24,6 +24,21 @@ class ResourcesConfig(Section):
     starts Ray on this machine alone. All nodes need the same version of this package, and must see the run's directory
     (README)."""
 
+    def check_groups(self, group_size: int) -> None:
+        """Raise where clients would train as one program in processes of their own.
+
+        Args:
+            group_size: As of `training`.
+
+        Raises:
+            ValueError: They would.
+        """
+        if self.workers and group_size > 1:
+            raise ValueError(
+                f"training.group_size: {group_size} trains clients in the process of the server, and "
+                f"resources.workers: {self.workers} in others: set one of them, e.g. resources.workers to 0"
+            )
+
     def check_workers(self, *, device: str, threads: int) -> None:
         """Raise where processes cannot train the clients of a simulation in the server's place.
 

@@ -118,6 +118,11 @@ class TrainingConfig(Section):
     """How images and the filters that read them lie in memory while a client works. With `channels-last` ResNets train
     faster on CPUs; sums are taken in another order, so that numbers differ in their last digits (docs/performance.md).
     The model that leaves a run is `contiguous` in any case."""
+    group_size: Annotated[int, BeforeValidator(not_a_switch), Field(ge=1, le=256)] = 1
+    """Clients that train as one program under `engine: inline`, in the process of the server: small networks take less
+    time side by side. Sums are taken in another order, so that numbers differ in their last digits from those of
+    another size; who asks for so many gets the same ones each time. 1 trains one client after another
+    (docs/performance.md)."""
     threads: Count = 1
     """CPU threads of one client; part of what makes two runs equal to the bit."""
 

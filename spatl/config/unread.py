@@ -384,6 +384,12 @@ RULES: Final[tuple[_Rule, ...]] = (
         lambda run: run.shares_resources,
         lambda run: "only engine ray shares out a machine's resources",
     ),
+    _Rule(
+        ("training.group_size",),
+        lambda run: run.in_process and not run.config.trains_parts and not run.row.contrasts,
+        lambda run: "only engine inline trains clients as one program" if not run.in_process
+        else "clients of this method train by themselves",
+    ),
     _Rule(("resources.workers",), lambda run: run.in_process, lambda run: "only engine inline forks processes"),
     _Rule(
         ("report.compare_alone",),

@@ -235,6 +235,8 @@ def _add_perf(parser: Parser) -> None:
     parser.add_argument("--rounds", metavar="N", type=int, default=2, help="rounds that are measured each time (2)")
     parser.add_argument("--memory-format", choices=("contiguous", "channels-last"), default="contiguous",
                         help="of the engine's training (contiguous); the loop's is contiguous in any case")  # fmt: skip
+    parser.add_argument("--group-size", metavar="N", type=int, default=1,
+                        help="clients that the engine trains as one program (1)")  # fmt: skip
     parser.add_argument(
         "--full", action="store_true", help="all networks, all methods, up to 10,000 clients and 86 million parameters"
     )

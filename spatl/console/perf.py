@@ -25,6 +25,7 @@ from spatl.terminal.screen import Screen
 from spatl.terminal.tables import print_line, print_table
 
 RESULT, PICTURE = "perf.json", "perf.png"
+_MOST_GROUPED = 20  # clients of a case
 _FEWEST_CLIENTS = 10
 _AROUND = ("selection", "encode", "decode", "state", "model", "sums")
 
@@ -105,7 +106,12 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         pairs = [(model, method) for model in models for method in methods]
     else:
         pairs = list(QUICK)
-    return [Case(model, method, memory_format=options.memory_format) for model, method in pairs]
+    if not 1 <= options.group_size <= _MOST_GROUPED:
+        raise ConfigError(f"--group-size must be 1 to {_MOST_GROUPED}, got {options.group_size}")
+    if options.group_size > 1 and options.workers:
+        raise ConfigError("--group-size is of clients in the process of the server, --workers of others: give one")
+    form = {"memory_format": options.memory_format, "group_size": options.group_size}
+    return [Case(model, method, **form) for model, method in pairs]
 
 
 def _check_beside(names: Sequence[str], cases: Sequence[Case]) -> None:
@@ -224,4 +230,5 @@ def _command(options: argparse.Namespace) -> str:
             parts += [f"--{flag}", ",".join(map(str, given))]
     parts += ["--turns", str(options.turns), "--rounds", str(options.rounds)]
     parts += ["--memory-format", options.memory_format] if options.memory_format != "contiguous" else []
+    parts += ["--group-size", str(options.group_size)] if options.group_size != 1 else []
     return shlex.join([*parts, *(["--full"] if options.full else [])])

@@ -44,17 +44,22 @@ class Case:
         method: A key of `METHODS`.
         num_clients: All of them take part.
         memory_format: As of `training.memory_format`.
+        group_size: As of `training.group_size`.
     """
 
     model: str
     method: str
     num_clients: int = 20
     memory_format: str = "contiguous"
+    group_size: int = 1
 
     def config(self, rounds: int) -> ExperimentConfig:
         """Return the config of so many rounds."""
         own = MODELS[self.model]
-        training = {**own["training"], "device": "cpu", "threads": 1, "memory_format": self.memory_format}
+        training = {
+            **own["training"], "device": "cpu", "threads": 1, "memory_format": self.memory_format,
+            "group_size": self.group_size,
+        }  # fmt: skip
         return parse_config({
             "seed": 1, "rounds": rounds, "data": {"name": "digits"},
             "partition": {"num_clients": self.num_clients, "alpha": 0.5},

@@ -61,6 +61,7 @@ def measure(case: Case, *, turns: int, rounds: int, say: Say = lambda text: None
     say(f"{case.model}, {case.method}: by part")
     return {
         "model": case.model, "method": case.method, "memory_format": case.memory_format,
+        "group_size": case.group_size,
         "num_clients": case.num_clients, "turns": turns, "rounds": rounds,
         **{name: spread(values) for name, values in found.items()},
         "updates_per_second": 1000 / statistics.median(found["engine_ms"]),

@@ -7,6 +7,7 @@ parts take inside it. So each second counts once, and the parts and `other` sum 
 import functools
 import importlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from types import ModuleType
 from typing import Any, Final
 
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "training": ("spatl.training.local:train_",),
+    "training": ("spatl.training.local:train_", "spatl.training.together:train_together_"),
     "evaluation": ("spatl.training.evaluate:evaluate",),
     "recalibration": ("spatl.training.evaluate:recalibrate_",),
     "selection": ("spatl.rounds.client:_chosen",),
@@ -30,7 +31,9 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
         "spatl.runs.checkpoint:save_checkpoint", "spatl.runs.states:settle_states",
     ),
     "model": ("spatl.rounds.client:train_round", "spatl.rounds.client_evaluation:evaluate_round"),
-    "messages": ("server.grids:InProcessGrid.pull_messages", "server.exchange:Exchange.ask"),
+    "messages": (
+        "server.grids:InProcessGrid.pull_messages", "server.grids:InProcessGrid._call", "server.exchange:Exchange.ask",
+    ),
     "sums": ("spatl.rounds.server:close_round", "spatl.rounds.aggregation:Aggregator.add",
              "spatl.rounds.cosines:Sketches.add"),
     "books": ("server.recorder:Recorder.finish_round", "server.traffic:message_traffic"),
@@ -51,15 +54,16 @@ class PartsClock:
     """Clock of parts.
 
     Args:
-        now: Seconds that have passed: by default those of this process on a CPU.
+        now: Seconds that have passed: by default those of the thread that asks, on a CPU, for clients of a group wait
+            for one another.
 
     Attributes:
         seconds: What each part has taken so far.
     """
 
-    def __init__(self, now: Callable[[], float] = time.process_time) -> None:
+    def __init__(self, now: Callable[[], float] = time.thread_time) -> None:
         self._now = now
-        self._inner: list[float] = []  # seconds of the parts inside each function that is at work
+        self._here = threading.local()
         self.seconds: dict[str, float] = {}
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,15 +71,17 @@ class PartsClock:
 
         @functools.wraps(function)
         def counted(*arguments: Any, **named: Any) -> Any:
+            # Seconds of the parts inside each function that is at work in this thread.
+            inner: list[float] = self._here.__dict__.setdefault("inner", [])
             started = self._now()
-            self._inner.append(0.0)
+            inner.append(0.0)
             try:
                 return function(*arguments, **named)
             finally:
-                taken, inner = self._now() - started, self._inner.pop()
-                self.seconds[part] = self.seconds.get(part, 0.0) + taken - inner
-                if self._inner:
-                    self._inner[-1] += taken
+                taken, inside = self._now() - started, inner.pop()
+                self.seconds[part] = self.seconds.get(part, 0.0) + taken - inside
+                if inner:
+                    inner[-1] += taken
 
         return counted
 

@@ -43,8 +43,8 @@ from spatl.selection.before import check_part_budget, half_of
 from spatl.selection.common_mask import check_static_budget
 from spatl.selection.users import UsersSelector, rehearse_selector
 from spatl.tasks.task import Task
-from spatl.training.device import check_memory_format, reproducible
-from spatl.training.rehearsal import rehearse
+from spatl.training.device import reproducible
+from spatl.training.rehearsal import check_program, rehearse
 from spatl.wire.blob import RECORD_BYTES
 from spatl.wire.measures import Judging
 from spatl.wire.statistics import arrival_bytes
@@ -206,7 +206,7 @@ class Blueprint:
     @cached_property
     def _clients_checked(self) -> None:
         training, here = self.config.training, ENGINES[self.config.engine].in_process
-        check_memory_format(self.model, training.memory_format, training.device, here=here)
+        check_program(self.model, self.dataset.inputs, training, here=here)
         self.check_training(dict(enumerate(self.num_training)))
         self.check_rule()
         name = self.config.selection.selector

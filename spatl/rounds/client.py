@@ -33,7 +33,9 @@ from spatl.tasks.task import Measure
 from spatl.tensors.inputs import finite_rows
 from spatl.training.evaluate import Evaluation
 from spatl.training.hooks import GradientHook, correction_hook, linear_hook, masking_hook, proximal_hook
-from spatl.training.local import TrainingResult, train_
+from spatl.training.local import TrainingResult
+from spatl.training.meeting import train_here_
+from spatl.training.together import Training
 from spatl.wire.download import Download, Model
 from spatl.wire.reports import LARGEST_METRIC, TrainReport
 from spatl.wire.statistics import Arrival
@@ -137,6 +139,7 @@ def train_round(
             part = chosen_part(own)
         with watch.timed("training"):
             result, kept = _trained_(own, part)
+        watch.leave_out("training", result.waited)
         weights = own.blueprint.layout.flatten(own.blueprint.layout.tensors_of(own.model))
         private = private_part(own)
         _check_finite(own, arrival, result, weights)
@@ -186,10 +189,11 @@ def _trained_(own: ClientRound, part: Choice | None) -> tuple[TrainingResult, Ma
         parameters = {name: p for name, p in parameters.items() if name in encoder}
         # FedRep, algorithm 1. BatchNorm uses the batches' own statistics here too, and gathers them.
         train_epochs_(own, head, config.training.head_epochs, "head", own.received.server_round, own.training)
-    result = train_(
-        model, parameters, own.data.train, own.training, generator=order, hooks=hooks, contrast=contrast_of(own),
-        task=own.blueprint.task,
+    training = Training(
+        model, own.blueprint.model, parameters, own.data.train, own.training, order, hooks, contrast_of(own),
+        own.blueprint.task, own.workplace.offset(own.data),
     )  # fmt: skip
+    result = train_here_(training, alone=small is not None or training.contrast is not None)
     if small is not None:
         small.put_back_(own.model)
     check_parts(own.model, own.blueprint.model)

@@ -19,6 +19,11 @@ class StopWatch:
         yield
         self.seconds[part] = time.perf_counter() - started
 
+    def leave_out(self, part: str, seconds: float) -> None:
+        """Take off a part what went to somebody else."""
+        self.seconds[part] -= seconds
+        self._started += seconds
+
     @property
     def total(self) -> float:
         """Seconds since it was made."""

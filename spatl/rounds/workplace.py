@@ -58,6 +58,7 @@ class Workplace:
         self.selector = make_selector(name, agent)
         self.narrows = is_reference(name) or SELECTORS[name].narrows
         self.model = self._new_instance()
+        self._instances = [self.model]  # that nobody works on; of a group that trains together, each has its own
         self.data: dict[int, ClientData] = {}
         self._num_bytes = 0
 
@@ -117,17 +118,18 @@ class Workplace:
         For methods that agree on a mask before the first round (`spatl.selection.common_mask`).
         """
         with reproducible(self.config.training.threads), seeded_globals(self.config.seed, "layers", client=client):
-            self._renew()
-            parameters = self.blueprint.split.encoder_parameters(self.model)
+            model = self._taken()
+            self._instances.append(model)
+            parameters = self.blueprint.split.encoder_parameters(model)
             data = self.client_data(client).train
-            return channel_saliency(self.model, parameters, self.blueprint.layout, data, task=self.blueprint.task)
+            return channel_saliency(model, parameters, self.blueprint.layout, data, task=self.blueprint.task)
 
     @contextmanager
     def prepared(
         self, client: int, received: Model, state: ClientState, *, own_budget: Budget | None = None,
         with_offset: bool = True,
     ) -> Iterator["ClientRound"]:  # fmt: skip
-        """The shared model instance, loaded for one client's round; nothing of another client is left in it.
+        """A model instance, loaded for one client's round; nothing of another client is left in it.
 
         Args:
             client: The client's partition id.
@@ -144,14 +146,17 @@ class Workplace:
             reproducible(self.config.training.threads),
             seeded_globals(self.config.seed, "layers", server_round=received.server_round, client=client),
         ):
-            self._renew()
-            train_mode_(self.model)
-            load_encoder_(self.model, self.blueprint.layout, received.start())
-            if state.private:
-                self.blueprint.split.load_private_state_(self.model, state.private)
-            data = self.client_data(client)
-            with calibrated(self.model, self.offset(data) if with_offset else None):
-                yield ClientRound(self, client, self.model, data, received, state, budget)
+            model = self._taken()
+            try:
+                train_mode_(model)
+                load_encoder_(model, self.blueprint.layout, received.start())
+                if state.private:
+                    self.blueprint.split.load_private_state_(model, state.private)
+                data = self.client_data(client)
+                with calibrated(model, self.offset(data) if with_offset else None):
+                    yield ClientRound(self, client, model, data, received, state, budget)
+            finally:
+                self._instances.append(model)
 
     def offset(self, data: ClientData) -> Tensor | None:
         """Return what a client adds to the logits of its classes, or None for a predictor without such an offset."""
@@ -166,12 +171,14 @@ class Workplace:
             smoothing=predictor.smoothing,
         )
 
-    def _renew(self) -> None:
-        """Put the model instance back to the blueprint's; one that another client left in pieces is made anew."""
+    def _taken(self) -> nn.Module:
+        """Take an instance and put it back to the blueprint's; one that a client left in pieces is made anew."""
+        self.model = self._instances.pop() if self._instances else self._new_instance()
         try:
             restore_(self.model, self.blueprint.model)
         except ModelError:
             self.model = self._new_instance()
+        return self.model
 
     def _new_instance(self) -> nn.Module:
         """A model instance of its own, on the device, its filters in memory as the config says."""

@@ -24,13 +24,15 @@ from spatl.training.step_weight import StepWeight, TrainingSettings
 class TrainingResult:
     """Result of a local run: its mean loss per example and its accumulated step weight (a_i).
 
-    `finite_steps` is how many steps there were before the first whose loss was not finite.
+    `finite_steps` is how many steps there were before the first whose loss was not finite, and `waited` the seconds in
+    which it waited for other clients.
     """
 
     loss: float
     step_weight: float
     num_steps: int
     finite_steps: int
+    waited: float = 0.0
 
 
 def train_(
@@ -70,11 +72,11 @@ def train_(
     sums: list[Tensor] = []  # of each batch's losses; added up after the last step, which is one wait for the device
     trained, num_examples = list(parameters.values()), 0
     with training_mode(model), contextlib.nullcontext() if contrast is None else contrast.watching():
-        for images, labels in _stream(examples, settings, generator, epochs=epochs, steps=steps):
+        for images, labels in stream(examples, settings, generator, epochs=epochs, steps=steps):
             for parameter in trained:
                 parameter.grad = None
             with autocast(images.device, settings.precision):
-                loss = task.loss.mean(_wide(model(images), settings.precision), labels)
+                loss = task.loss.mean(wide(model(images), settings.precision), labels)
                 if contrast is not None:
                     loss = loss + contrast(images)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -87,11 +89,11 @@ def train_(
             num_examples += len(labels)
     for parameter in trained:
         parameter.grad = None  # as large as the model, and of no use to what comes next
-    total, finite_steps = _added_up(sums)
+    total, finite_steps = added_up(sums)
     return TrainingResult(total / max(1, num_examples), step_weight.value, len(sums), finite_steps)
 
 
-def _added_up(terms: Sequence[Tensor]) -> tuple[float, int]:
+def added_up(terms: Sequence[Tensor]) -> tuple[float, int]:
     """Return the sum of float32 scalars, one after another, and how many there are before it is not finite."""
     total, finite = np.float32(0), 0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -101,8 +103,8 @@ def _added_up(terms: Sequence[Tensor]) -> tuple[float, int]:
     return float(total), finite
 
 
-def _wide(logits: Tensor, precision: str) -> Tensor:
-    """Logits to compute a loss of: those of a network in half precision as float32. Autocast sees to its own."""
+def wide(logits: Tensor, precision: str) -> Tensor:
+    """Return logits to compute a loss of: those of a network in half precision as float32. Autocast sees to its own."""
     return logits.float() if precision == "float32" and logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -113,10 +115,10 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def _stream(
+def stream(
     examples: Examples, settings: TrainingSettings, generator: torch.Generator, *, epochs: int | None, steps: int | None
 ) -> Iterator[tuple[Inputs, Tensor]]:
-    """Batches of so many epochs, or of as many as `steps` takes when that is given, augmented."""
+    """Return batches of so many epochs, or of as many as `steps` takes when that is given, augmented."""
     augmentation, batch_size = make_augmentation(settings.augmentation), settings.batch_size
     passes = itertools.repeat(None) if steps is not None or epochs is None else range(epochs)
     stream = (batch for _ in passes for batch in batches(examples, batch_size=batch_size, generator=generator))

@@ -21,18 +21,23 @@ class Optimizer(Protocol):
         """Take one step, in place, on the parameters that have a gradient."""
 
 
-class _SGD:
+class SGD:
     """PyTorch's SGD, with momentum, Nesterov's or not, and weight decay; the operations of `sgd`, on lists of tensors.
 
     Gradients are changed in place: nobody reads them after a step, and a copy would be as large as the model.
+
+    Args:
+        settings: The learning rate, the momentum, the weight decay.
+        velocities: Of each parameter, where they are kept elsewhere; they change in place, from zeros.
     """
 
-    def __init__(self, settings: TrainingSettings) -> None:
+    def __init__(self, settings: TrainingSettings, velocities: Mapping[str, Tensor] | None = None) -> None:
         self._settings = settings
-        self._velocities: dict[str, Tensor] = {}
+        self._velocities = dict(velocities or {})
 
     @torch.no_grad()
     def step_(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Take one step, in place, on the parameters that have a gradient."""
         settings, found = self._settings, gradients_of(parameters)
         if not found:
             return
@@ -88,7 +93,7 @@ class _Adam:
         )
 
 
-_OPTIMIZERS: Final[Mapping[OptimizerName, type[_SGD] | type[_Adam]]] = {"sgd": _SGD, "adam": _Adam, "adamw": _Adam}
+_OPTIMIZERS: Final[Mapping[OptimizerName, type[SGD] | type[_Adam]]] = {"sgd": SGD, "adam": _Adam, "adamw": _Adam}
 
 
 def make_optimizer(settings: TrainingSettings) -> Optimizer:

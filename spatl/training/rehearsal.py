@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,50 @@ from spatl.data import Examples
 from spatl.errors import ModelError, SpatlError, told
 from spatl.models.copies import check_parts, duplicate, restore_
 from spatl.models.frozen import modes_kept
+from spatl.models.grouped import check_grouped
 from spatl.seeding import seeded_globals
 from spatl.tasks.task import CLASSIFICATION, Task
 from spatl.tensors.inputs import Inputs
+from spatl.training.device import check_memory_format
 from spatl.training.local import train_
 from spatl.training.step_weight import TrainingSettings
 
 logger = logging.getLogger(__name__)
+
+
+class ProgramSettings(Protocol):
+    """Settings of how clients' networks run, as the section `training` of a config has them."""
+
+    @property
+    def memory_format(self) -> str: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def group_size(self) -> int: ...  # noqa: D102
+
+
+def check_program(model: nn.Module, inputs: Inputs, settings: ProgramSettings, *, here: bool) -> None:
+    """Raise where clients would refuse to train a network as the settings say.
+
+    Args:
+        model: The network.
+        inputs: `[N, ...]`, at least one.
+        settings: How it is to run.
+        here: Whether the clients are of this process.
+
+    Raises:
+        ModelError: Its layers cannot be trained in the memory format, or in a group (`spatl.models.grouped`).
+        ConfigError: The device is not there.
+    """
+    check_memory_format(model, settings.memory_format, settings.device, here=here)
+    if settings.group_size > 1 and here:
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            kind = str(inputs.dtype) if isinstance(inputs, Tensor) else "inputs of several names"
+            raise ModelError(
+                "training.group_size: clients train as one program on inputs that are one tensor of floating-point "
+                f"numbers, got {kind}; set it to 1"
+            )
+        check_grouped(model, inputs)
 
 
 def rehearse(

@@ -73,11 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--networks", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--labels", nargs="+", choices=list(PARTITIONS), default=list(PARTITIONS))
+    parser.add_argument("--predictors", nargs="+", choices=PREDICTORS, default=list(PREDICTORS))
     options = parser.parse_args(arguments)
     seeds = options.seeds
     print("| labels | network | predictor | without | fading, less without | kept, less without | rates |")
     print("|---|---|---|---:|---|---|---|")
-    for cell in itertools.product(options.labels, options.networks, PREDICTORS):
+    for cell in itertools.product(options.labels, options.networks, options.predictors):
         found, rates = {}, {}
         for control in CONTROLS:
             first = {rate: accuracy(seeds[0], rate, *cell, control=control) for rate in RATES}

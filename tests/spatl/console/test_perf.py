@@ -77,6 +77,8 @@ def test_tables_a_picture_and_all_numbers(tmp_path, capsys):
         (["--beside", "rya"], "--beside: there is no 'rya'"),
         (["--beside", "flower"], "--beside flower: plain Flower does FedAvg, not spatl-update; give --methods fedavg"),
         (["--sizes", "10,87"], "--sizes are millions of parameters from 1 to 86, or 0 for none, got [10, 87]"),
+        (["--group-size", "0"], "--group-size must be 1 to 20, got 0"),
+        (["--group-size", "4", "--workers", "2"], "--group-size is of clients in the process of the server, --workers"),
         (["--clients", "5"], "--clients must be at least 10, or 0 for none, got 5"),
     ],
 )

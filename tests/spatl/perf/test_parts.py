@@ -1,6 +1,7 @@
 """Parts of a run: each second counts for one of them, and afterwards every function is what it was."""
 
 import importlib
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -90,3 +91,31 @@ def test_every_part_is_of_functions_that_are_there_and_each_is_put_back():
         assert spatl.rounds.client_evaluation.evaluate is not imported
     assert functions() == before
     assert spatl.rounds.client_evaluation.evaluate is imported
+
+
+def test_threads_that_wait_for_one_another_count_what_each_did_itself():
+    """Clients of a group: the first is half through when the second is called, and what it waits is none of its parts."""
+    clocks = {name: Time() for name in ("first", "second")}
+    parts = PartsClock(lambda: clocks[threading.current_thread().name]())
+    waits, goes_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def train(name: str) -> None:
+        clocks[name].spend(2.0)
+        if name == "first":
+            waits.release()
+            assert goes_on.acquire(timeout=60)
+        clocks[name].spend(1.0)
+
+    def round_(name: str) -> None:
+        clocks[name].spend(0.5)
+        parts.timed("training", train)(name)
+
+    work = parts.timed("model", round_)
+    threads = [threading.Thread(target=work, args=(name,), name=name) for name in ("first", "second")]
+    threads[0].start()
+    assert waits.acquire(timeout=60)
+    threads[1].start()
+    threads[1].join(60)
+    goes_on.release()
+    threads[0].join(60)
+    assert parts.seconds == {"training": 6.0, "model": 1.0}
