@@ -94,7 +94,7 @@ def test_every_part_is_of_functions_that_are_there_and_each_is_put_back():
 
 
 def test_threads_that_wait_for_one_another_count_what_each_did_itself():
-    """Clients of a group: the first is half through when the second is called, and what it waits is none of its parts."""
+    """The first is half through when the second is called, and what it waits is none of its parts."""
     clocks = {name: Time() for name in ("first", "second")}
     parts = PartsClock(lambda: clocks[threading.current_thread().name]())
     waits, goes_on = threading.Semaphore(0), threading.Semaphore(0)
