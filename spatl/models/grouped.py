@@ -97,9 +97,11 @@ class GroupedNetwork:
     """Network of several of one structure side by side, in training mode.
 
     Args:
-        model: One of them; its weights are no member's yet.
+        model: A network of the structure.
         number: How many members there are (G).
         trained: Names of the parameters that get gradients.
+        like: A member, on the device and in memory as all of them; the network itself if not given. Its weights are no
+            member's yet.
 
     Attributes:
         members: Each member's parameters by name, as parts of what all of them share.
@@ -108,14 +110,15 @@ class GroupedNetwork:
         ModelError: A layer is none that can stand beside others.
     """
 
-    def __init__(self, model: nn.Module, number: int, trained: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, number: int, trained: Sequence[str], *, like: nn.Module | None = None) -> None:
         check_layers(model)
         self._number, self._trained = number, list(trained)
         self._network = duplicate(model)
         self._layers = _replaced_(self._network)
         self._network.train()
-        self._parameters = {name: _room(each, number) for name, each in model.named_parameters()}
-        self._buffers = {name: _room(each, number) for name, each in model.named_buffers() if each.dim()}
+        like = model if like is None else like
+        self._parameters = {name: _room(each, number) for name, each in like.named_parameters()}
+        self._buffers = {name: _room(each, number) for name, each in like.named_buffers() if each.dim()}
         self.members = self._apart(self._parameters)
         self._member_buffers = self._apart(self._buffers)
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}

@@ -64,7 +64,8 @@ class Networks:
         first = trainings[0]
         key = len(trainings), *first.parameters
         if key not in self._made:
-            self._made[key] = GroupedNetwork(first.structure, len(trainings), list(first.parameters))
+            trained = list(first.parameters)
+            self._made[key] = GroupedNetwork(first.structure, len(trainings), trained, like=first.model)
         network = self._made[key]
         for member, training in enumerate(trainings):
             network.load(member, training.model)

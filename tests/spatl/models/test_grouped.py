@@ -125,3 +125,14 @@ def test_some_members_work_while_others_stand_still():
         again = net(nn.BatchNorm2d(4)).double()
         grouped.put_back_(member, again, num_steps=int(member in (1, 2)))
         torch.testing.assert_close(again.state_dict(), network.state_dict())
+
+
+def test_members_lie_in_memory_as_the_network_they_are_like():
+    like = net().double()
+    like[0].weight.data = like[0].weight.data.contiguous(memory_format=torch.channels_last)
+    grouped = GroupedNetwork(net(), 3, ["0.weight"], like=like)
+    for member in range(3):
+        grouped.load(member, like)
+        weight = grouped.members[member]["0.weight"]
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(weight, like[0].weight)
