@@ -18,6 +18,9 @@ from spatl.errors import ModelError
 from spatl.models.copies import duplicate
 from spatl.models.frozen import is_frozen
 
+LARGEST: Final = 1 << 24
+"""Parameters of a network that is trained beside others; one that is larger gains nothing, and takes their memory."""
+
 _TRIED: Final = 3  # networks that are tried side by side
 _EXAMPLES: Final = 4
 _TOLERANCE: Final = 1e-9  # of float64, relative to the largest entry
@@ -269,8 +272,13 @@ def check_grouped(model: nn.Module, inputs: Tensor) -> None:
         inputs: float [N, ...], N at least 1: examples, of which only shape and place count.
 
     Raises:
-        ModelError: A layer cannot, or outputs, gradients or running statistics are others.
+        ModelError: It is too large, a layer cannot, or outputs, gradients or running statistics are others.
     """
+    if (number := sum(each.numel() for each in model.parameters())) > LARGEST:
+        raise ModelError(
+            f"training.group_size: clients train networks of up to {LARGEST:,} parameters as one program, this one has "
+            f"{number:,}; set it to 1"
+        )
     check_layers(model)
     random = torch.Generator().manual_seed(0)
 

@@ -97,6 +97,7 @@ def test_layers_that_can(middle):
         (net(nn.LayerNorm(8)), r"its layer '1' \(LayerNorm\) has parameters or buffers and is none of BatchNorm1d"),
         (net(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")), "has padding_mode 'circular'"),
         (net(nn.BatchNorm2d(4, momentum=None)), "averages all batches"),
+        (nn.Linear(1 << 12, (1 << 12) + 1, device="meta"), "up to 16,777,216 parameters as one program, this one has"),
         (Tied(), "its layer 'again' .Linear. is another layer too"),
         (Scaled(), r"its layer '' \(Scaled\) has parameters"),
         (Mixing(), "mixes the channels of all of them: side by side outputs or gradients are others; set it to 1"),

@@ -1,7 +1,7 @@
 """Clients that train as one program: the same as each of them alone, in float64, whatever each one has."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -131,6 +131,24 @@ def test_a_client_that_diverges_leaves_the_others_as_they_are():
     for member in (0, 2):
         alone[member].alone()
         torch.testing.assert_close(together[member].model.state_dict(), alone[member].model.state_dict())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_on_a_gpu_too():
+    structure = network("resnet8")
+    config = TrainingConfig(batch_size=4)
+    alone, together = (
+        [
+            replace(each, model=each.model.cuda(), parameters=dict(each.model.named_parameters()),
+                    examples=each.examples.to(torch.device("cuda")))
+            for each in trainings(structure, [Client(9, False), Client(14, False)], config, False)
+        ] for _ in range(2)
+    )  # fmt: skip
+    for each in alone:
+        each.alone()
+    train_together_(together, Networks())
+    for each, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(each.model.state_dict(), expected.model.state_dict(), rtol=1e-7, atol=1e-9)
 
 
 def test_shares_of_the_time_are_by_examples_and_all_of_it():
