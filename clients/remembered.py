@@ -101,6 +101,7 @@ def in_memory(state: ClientState, most_bytes: int = STATE_BYTES) -> ClientState:
 def _tensors_of(state: ClientState) -> list[Tensor]:
     kept: list[Tensor | StoredTensor | None] = [
         state.control,
+        None if state.unfaded is None else state.unfaded.values,
         state.pending_control,
         state.held.base,
         state.held.control,

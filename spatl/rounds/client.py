@@ -68,7 +68,8 @@ def receive(workplace: Workplace, download: Download, state: ClientState | None)
     )
     del state  # and with it the control variate that settling has dropped
     if not config.row.corrects:
-        settled = replace(settled, control=torch.zeros(1).expand(layout.num_parameter_entries))  # in no memory
+        zeros = torch.zeros(1).expand(layout.num_parameter_entries)  # in no memory
+        settled = replace(settled, control=zeros, unfaded=None)
     give_back(layout.num_entries)
     fade, initial = fading(config.control.half_life, 1), workplace.blueprint.initial_encoder()
     encoder, held = follow(download, settled.held, initial, layout, fading=fade)

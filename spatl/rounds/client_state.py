@@ -14,7 +14,7 @@ from spatl.rounds.feedback import Feedback
 from spatl.rounds.following import UNKNOWN_VERSION, Held
 from spatl.sealed_files import StoredTensor, as_tensor, read_sealed, seal, unseal, write_sealed
 
-FORMAT = 6
+FORMAT = 7
 
 _LARGE_BYTES = 1 << 22
 
@@ -27,6 +27,35 @@ _FEEDBACK = "feedback/"
 _PENDING_FEEDBACK = "pending_feedback/"
 
 
+_MOST_FACTORS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Unfaded:
+    """A control variate as it was folded in, and by what it has faded since, so that it is written once.
+
+    Attributes:
+        values: float32 [P], which nobody writes into.
+        factors: By what they are multiplied, one after another.
+    """
+
+    values: Tensor
+    factors: tuple[float, ...]
+
+    def faded(self) -> Tensor:
+        """Return the control variate, float32 [P]: the numbers that fading step by step has made of it."""
+        control = self.values
+        for factor in self.factors:
+            control = control * factor
+        return control
+
+    def by(self, factor: float) -> "Unfaded | None":
+        """Return the same, faded once more; None after so many times that it is better written anew."""
+        if factor == 1.0:
+            return self
+        return Unfaded(self.values, (*self.factors, factor)) if len(self.factors) < _MOST_FACTORS else None
+
+
 @dataclass(frozen=True, eq=False)
 class ClientState:
     """A client's state at the end of a round.
@@ -36,6 +65,7 @@ class ClientState:
         control: float32 [P], c_i, or FedDyn's g_i, as of `control_round`, without the pending update. Of a large
             encoder it stays in its file until it is needed; so does the pending one. One number, and in the state that
             a round gets that number for each entry, where gradients are not corrected.
+        unfaded: What `control` has faded from, which is kept in its place; None where it is kept itself.
         control_round: The server round that `control` belongs to; it fades with every later one.
         folded_round: The last round whose update is part of `control`; 0 for none.
         pending_round: The round whose update is under way, or 0.
@@ -62,6 +92,7 @@ class ClientState:
     feedback: Feedback | None = None
     pending_feedback: Feedback | None = None
     answered: str = ""
+    unfaded: Unfaded | None = None
 
     @classmethod
     def initial(cls, layout: EncoderLayout) -> Self:
@@ -82,17 +113,22 @@ class ClientState:
             half_life: Rounds in which control variates fade to a half, or None.
         """
         folded = self.pending_round != 0 and acknowledged_round == self.pending_round
-        control = self.pending_control if folded and self.pending_control.shape.numel() else self.control
+        control, unfaded = self.control, self.unfaded
+        if folded and self.pending_control.shape.numel():
+            control, unfaded = self.pending_control, None
         if acknowledged_round == 0 and self.folded_round:
-            control = torch.zeros(control.shape)
+            control, unfaded = torch.zeros(control.shape), None
         fade = fading(half_life, server_round - self.control_round if self.control_round else 0)
         if isinstance(control, StoredTensor):  # which nobody else has
             control = control.read().mul_(fade)
         elif fade != 1.0:
-            control = control * fade
+            if unfaded is None and control.nbytes <= _LARGE_BYTES:
+                unfaded = Unfaded(control, ())
+            control, unfaded = control * fade, None if unfaded is None else unfaded.by(fade)
         return replace(
             self,
             control=control,
+            unfaded=unfaded,
             control_round=server_round,
             folded_round=acknowledged_round if folded or acknowledged_round == 0 else self.folded_round,
             pending_round=0,
@@ -112,7 +148,7 @@ class ClientState:
     def content(self) -> tuple[dict[str, Tensor | StoredTensor], dict[str, Any]]:
         """All that it is: tensors, and a header of JSON values."""
         tensors: dict[str, Tensor | StoredTensor] = {
-            "control": _one_if_alike(self.control),
+            "control": _one_if_alike(self.control) if self.unfaded is None else self.unfaded.values,
             "pending_control": self.pending_control,
             **{f"private/{name}": tensor for name, tensor in self.private.items()},
             **{f"selector/{name}": tensor for name, tensor in self.selector.items()},
@@ -129,6 +165,7 @@ class ClientState:
             "control_round": self.control_round, "folded_round": self.folded_round,
             "pending_round": self.pending_round, "answered": self.answered,
             "control_version": self.held.control_version,
+            "faded_by": [] if self.unfaded is None else list(self.unfaded.factors),
         }  # fmt: skip
         return tensors, header
 
@@ -160,9 +197,12 @@ class ClientState:
     @classmethod
     def of_content(cls, tensors: Mapping[str, Tensor | StoredTensor], header: Mapping[str, Any]) -> Self:
         """The state of a content."""
+        control, factors = _when_needed(tensors["control"]), tuple(header["faded_by"])
+        unfaded = Unfaded(as_tensor(control), factors) if factors else None
         return cls(
             private=_below("private/", tensors),
-            control=_when_needed(tensors["control"]),
+            control=control if unfaded is None else unfaded.faded(),
+            unfaded=unfaded,
             control_round=header["control_round"],
             folded_round=header["folded_round"],
             pending_round=header["pending_round"],

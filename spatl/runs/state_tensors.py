@@ -25,6 +25,7 @@ CACHE_BYTES: Final = 1 << 28
 
 _SHARED: Final = ("held/", "base", "held_control")  # the same objects for many clients, which nobody writes into
 _MOST_OBJECTS: Final = 16
+_CONTROLS: Final = ("control", "pending_control")  # written as the second in one round, as the first in the next
 
 _SMALL_BYTES: Final = 1 << 14
 _ALIGNED: Final = 16  # so that each begins where its numbers may be read
@@ -49,6 +50,7 @@ class StateTensors:
     def __init__(self, file: sqlite3.Connection, num_bytes: int = CACHE_BYTES) -> None:
         self._file = file
         self._cache = OrderedDict[bytes, Tensor]()
+        self._digests: dict[int, tuple[bytes, int]] = {}  # of what is remembered, by its identity; its version then
         self._num_bytes = 0
         self._most_bytes = num_bytes
         self._objects = OrderedDict[int, tuple[Tensor, bytes]]()
@@ -95,8 +97,8 @@ class StateTensors:
     def _keep(self, name: str, tensor: Tensor | StoredTensor, own: Tensor) -> Entry:
         """Put a tensor of some name into the file as what it is in memory, or count one more use of it."""
         dtype, shape = str(own.dtype).removeprefix("torch."), list(own.shape)
-        known = self._objects.get(id(tensor))
-        digest = _digest(dtype, shape, bytes_of(own)) if known is None else known[1]
+        known = self._known(name, tensor)
+        digest = _digest(dtype, shape, bytes_of(own)) if known is None else known
         if known is None and name.startswith(_SHARED) and isinstance(tensor, Tensor):
             self._objects[id(tensor)] = tensor, digest
             while len(self._objects) > _MOST_OBJECTS:
@@ -104,8 +106,16 @@ class StateTensors:
         if not self._file.execute("UPDATE known SET uses = uses + 1 WHERE digest = ?", (digest,)).rowcount:
             place = self._file.execute("INSERT INTO tensors (data) VALUES (?)", (bytes_of(own),)).lastrowid
             self._file.execute("INSERT INTO known VALUES (?, ?, 1)", (digest, place))
-        self._remember(digest, own)
+        self._remember(digest, tensor if name in _CONTROLS and isinstance(tensor, Tensor) else own)
         return [dtype, shape, digest.hex()]
+
+    def _known(self, name: str, tensor: Tensor | StoredTensor) -> bytes | None:
+        """The digest of a control variate that is remembered as this object, as it was, or of one that many have."""
+        if name not in _CONTROLS:
+            return self._objects[id(tensor)][1] if id(tensor) in self._objects else None
+        digest, version = self._digests.get(id(tensor), (b"", 0))
+        is_as_it_was = digest and self._cache[digest] is tensor and tensor._version == version
+        return digest if is_as_it_was else None
 
     def _drop(self, entry: Entry) -> None:
         if not isinstance(entry[2], str):
@@ -149,9 +159,12 @@ class StateTensors:
             self._cache.move_to_end(digest)
             return
         self._cache[digest] = tensor
+        self._digests[id(tensor)] = digest, tensor._version
         self._num_bytes += tensor.nbytes
         while self._num_bytes > self._most_bytes:
-            self._num_bytes -= self._cache.popitem(last=False)[1].nbytes
+            _, oldest = self._cache.popitem(last=False)
+            del self._digests[id(oldest)]
+            self._num_bytes -= oldest.nbytes
 
 
 def digests_in(entries: Mapping[str, Entry]) -> list[str]:

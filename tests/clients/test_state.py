@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from clients.store import ContextStore, DirectoryStore
 from spatl.errors import DamagedState, SpatlError
 from spatl.rounds.client_state import ClientState
+from spatl.sealed_files import as_tensor
 from tests.support.layouts import interleaved_layout
 
 LAYOUT = interleaved_layout([(3, 2)])
@@ -113,11 +114,11 @@ def test_a_state_of_another_format_is_refused_in_one_line(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("spatl.rounds.client_state.FORMAT", 9)
         store.save(pending_state())
-    with pytest.raises(SpatlError, match=r"^the client's state has format 9, this version reads 6$"):
+    with pytest.raises(SpatlError, match=r"^the client's state has format 9, this version reads 7$"):
         store.load()
-    old = WHOLE.replace(rb"\"format\": 6", rb"\"format\": 2").replace(b"seal", b"leas")
+    old = WHOLE.replace(rb"\"format\": 7", rb"\"format\": 2").replace(b"seal", b"leas")
     (tmp_path / "state.safetensors").write_bytes(old)
-    with pytest.raises(SpatlError, match=r"^the client's state has format 2, this version reads 6$"):
+    with pytest.raises(SpatlError, match=r"^the client's state has format 2, this version reads 7$"):
         store.load()
 
 
@@ -324,3 +325,30 @@ def test_a_repeated_round_starts_from_the_state_of_the_round_before(tmp_path, sa
             continue
         state = store.load(before=before)
         assert (None if state is None else state.control_round) == expected
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["folded", "lost", "written anew"])), max_size=14),
+    st.sampled_from([None, 1.0, 2.0, 3.3]),
+)
+def test_c_i_is_what_fading_step_by_step_makes_of_it_however_it_is_kept(rounds, half_life):
+    """And survives being written and read at any time, to the bit."""
+    state, number, acknowledged = ClientState.initial(LAYOUT), 0, 0
+    expected, settled_at = torch.zeros(LAYOUT.num_parameter_entries), 0
+    pending = None
+    for passed, what in rounds:
+        number += passed
+        if pending is not None and what == "folded":
+            acknowledged, expected = pending
+        if settled_at and half_life is not None:
+            expected = expected * 0.5 ** ((number - settled_at) / half_life)
+        state = state.settle(acknowledged_round=acknowledged, server_round=number, half_life=half_life)
+        settled_at = number
+        assert torch.equal(as_tensor(state.control), expected)
+        if what == "written anew":
+            state = ClientState.from_bytes(state.to_bytes())
+            assert torch.equal(as_tensor(state.control), expected)
+        moved = torch.randn(LAYOUT.num_parameter_entries, generator=torch.Generator().manual_seed(number))
+        pending = number, moved
+        state = replace(state, pending_round=number, pending_control=moved)
+        state = ClientState.from_bytes(state.to_bytes())

@@ -232,7 +232,7 @@ def test_a_state_of_another_format_is_refused(states: States, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr("spatl.runs.states.STATE_FORMAT", 9)
         states.write(0, numbered(1))
-    with pytest.raises(SpatlError, match=r"^the client's state has format 9, this version reads 6$"):
+    with pytest.raises(SpatlError, match=r"^the client's state has format 9, this version reads 7$"):
         states.read(0)
 
 
@@ -358,3 +358,32 @@ def test_a_process_killed_at_any_instant_leaves_states_of_before_a_round_or_afte
         saver.stdin.close()
     assert last > 5
     assert (tmp_path / CLIENTS_LOCK).exists()
+
+
+def test_a_control_variate_is_written_once_and_fades_where_it_lies(tmp_path: Path, states: States) -> None:
+    """What is pending in one round is c_i in the next: a round adds what was sent in it, and takes away the oldest."""
+    state: ClientState | None = ClientState.initial(LAYOUT)
+    sent = []
+    for number in range(1, 6):
+        assert state is not None
+        state = state.settle(acknowledged_round=max(0, number - 1), server_round=number, half_life=2.0)
+        if sent:
+            assert torch.equal(torch.as_tensor(state.control), sent[-1] * 0.5**0.5)
+        sent.append(torch.full((6000,), float(number)))
+        states.write(0, replace(state, pending_round=number, pending_control=sent[-1]))
+        # c_i and what is pending, of this round and of the one before: three of four, for one is both.
+        assert num_tensors(tmp_path) == min(number + 1, 3)
+        state = states.read(0)
+
+
+def test_what_was_changed_in_place_is_written_as_it_is(tmp_path: Path, states: States) -> None:
+    values = torch.ones(6000)
+    states.write(0, replace(numbered(1), pending_control=values))
+    values.fill_(7.0)
+    states.write(0, replace(numbered(2), control=values, pending_control=torch.zeros(6000)))
+    states.close()
+    other = States(tmp_path / CLIENTS_STATES, reads=True)
+    found = other.read(0)
+    other.close()
+    assert found is not None
+    assert torch.equal(torch.as_tensor(found.control), torch.full((6000,), 7.0))
