@@ -5,6 +5,7 @@ A client's round goes as ever until its training. There it waits; once all of it
 called, and the global random states are each thread's own: nothing depends on how a system schedules threads.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +13,14 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
+from spatl.errors import told
 from spatl.seeding import global_states, set_global_states
 from spatl.training.local import TrainingResult
 from spatl.training.together import Networks, Training, train_together_
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -28,9 +33,6 @@ def train_here_(training: Training, *, alone: bool = False) -> TrainingResult:
     Args:
         training: What is to be done.
         alone: Whether it is by itself in any case.
-
-    Raises:
-        ModelError: As `train_together_`.
     """
     seat: _Seat[Any] | None = getattr(_HERE, "seat", None)
     return training.alone() if seat is None or alone else seat.wait(training)
@@ -70,12 +72,20 @@ class Meeting(Generic[T]):
         return [seat.returned() for seat in present]
 
     def _train(self, waiting: Sequence["_Seat[T]"]) -> None:
-        """Train those that wait, and leave each its result, or what went wrong."""
+        """Train those that wait, and leave each its result, or what went wrong with it.
+
+        Where one's training fails, each is trained by itself, from where it was: it costs the others nothing but time.
+        """
         trainings = [seat.training for seat in waiting if seat.training is not None]
+        orders = [training.generator.get_state() for training in trainings]
+        results: list[_Result]
         try:
-            results: list[tuple[TrainingResult, float] | Exception] = list(train_together_(trainings, self._networks))
+            results = list(train_together_(trainings, self._networks))
         except Exception as error:
-            results = [error] * len(waiting)
+            logger.warning(
+                "clients of a group are trained by themselves, for the training of one failed: %s", told(error)
+            )
+            results = [_alone(training, order) for training, order in zip(trainings, orders, strict=True)]
         for seat, result in zip(waiting, results, strict=True):
             seat.result, seat.training = result, None
 
@@ -83,6 +93,20 @@ class Meeting(Generic[T]):
         """End all threads; a call that is under way is not finished."""
         for seat in self._seats:
             seat.end()
+
+
+_Result = tuple[TrainingResult, float] | Exception
+"""What a training came to, and the seconds that it took; or what went wrong."""
+
+
+def _alone(training: Training, order: Tensor) -> _Result:
+    """Train a client by itself, whose generator begins in a state again."""
+    training.generator.set_state(order)
+    started = time.perf_counter()
+    try:
+        return training.alone(), time.perf_counter() - started
+    except Exception as error:
+        return error
 
 
 class _Ended(BaseException):
@@ -98,7 +122,7 @@ class _Seat(Generic[T]):
         self._returned: list[T] = []
         self._over = False
         self.training: Training | None = None
-        self.result: tuple[TrainingResult, float] | Exception | None = None
+        self.result: _Result | None = None
         self.error: Exception | None = None
         self._num_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name=f"client-{number}", daemon=True)

@@ -66,15 +66,32 @@ def test_who_does_not_train_is_not_waited_for(meeting_of_three):
     assert meeting_of_three.hold([lambda: "again"]) == ["again"]
 
 
-def test_what_goes_wrong_in_the_training_is_told_to_each(meeting_of_three):
-    structure = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(4, 3))
+def test_a_training_that_fails_costs_the_others_nothing(meeting_of_three, caplog):
+    """They are trained as they are by themselves, to the bit, from the order of examples that they would have had."""
+    steps = []
 
-    def call() -> str:
-        with pytest.raises(ModelError, match="draws random numbers"):
-            train_here_(training(structure))
-        return "told"
+    def fails_at_the_second_step(parameters: object) -> None:
+        steps.append(1)
+        if len(steps) % 2 == 0:
+            raise ModelError("of one client")
 
-    assert meeting_of_three.hold([call, call]) == ["told", "told"]
+    def fails() -> dict[str, torch.Tensor]:
+        with pytest.raises(ModelError, match="of one client"):
+            train_here_(training(hooks=[fails_at_the_second_step]))
+        return {}
+
+    def goes_well() -> dict[str, torch.Tensor]:
+        torch.manual_seed(2)
+        own = training()
+        train_here_(own)
+        return own.model.state_dict()
+
+    alone = goes_well()
+    found = meeting_of_three.hold([goes_well, fails, goes_well])
+    assert found[1] == {}
+    for each in (found[0], found[2]):
+        assert all(torch.equal(each[name], alone[name]) for name in alone)
+    assert "clients of a group are trained by themselves, for the training of one failed: of one client" in caplog.text
 
 
 def test_global_random_states_are_each_calls_own(meeting_of_three):
