@@ -91,7 +91,7 @@ def test_a_training_that_fails_costs_the_others_nothing(meeting_of_three, caplog
     assert found[1] == {}
     for each in (found[0], found[2]):
         assert all(torch.equal(each[name], alone[name]) for name in alone)
-    assert "clients of a group are trained by themselves, for the training of one failed: of one client" in caplog.text
+    assert "clients of a group train by themselves, for the training of one failed: of one client" in caplog.text
 
 
 def test_global_random_states_are_each_calls_own(meeting_of_three):
