@@ -82,9 +82,7 @@ class Meeting(Generic[T]):
         try:
             results = list(train_together_(trainings, self._networks))
         except Exception as error:
-            logger.warning(
-                "clients of a group are trained by themselves, for the training of one failed: %s", told(error)
-            )
+            logger.warning("clients of a group train by themselves, for the training of one failed: %s", told(error))
             results = [_alone(training, order) for training, order in zip(trainings, orders, strict=True)]
         for seat, result in zip(waiting, results, strict=True):
             seat.result, seat.training = result, None
