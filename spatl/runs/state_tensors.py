@@ -114,7 +114,7 @@ class StateTensors:
         if name not in _CONTROLS:
             return self._objects[id(tensor)][1] if id(tensor) in self._objects else None
         digest, version = self._digests.get(id(tensor), (b"", 0))
-        is_as_it_was = digest and self._cache[digest] is tensor and tensor._version == version
+        is_as_it_was = digest and self._cache.get(digest) is tensor and tensor._version == version
         return digest if is_as_it_was else None
 
     def _drop(self, entry: Entry) -> None:
@@ -159,11 +159,13 @@ class StateTensors:
             self._cache.move_to_end(digest)
             return
         self._cache[digest] = tensor
-        self._digests[id(tensor)] = digest, tensor._version
+        if not tensor.is_inference():  # which has no version
+            self._digests[id(tensor)] = digest, tensor._version
         self._num_bytes += tensor.nbytes
         while self._num_bytes > self._most_bytes:
-            _, oldest = self._cache.popitem(last=False)
-            del self._digests[id(oldest)]
+            digest, oldest = self._cache.popitem(last=False)
+            if self._digests.get(id(oldest), (b"", 0))[0] == digest:
+                del self._digests[id(oldest)]
             self._num_bytes -= oldest.nbytes
 
 

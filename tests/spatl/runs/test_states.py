@@ -387,3 +387,31 @@ def test_what_was_changed_in_place_is_written_as_it_is(tmp_path: Path, states: S
     other.close()
     assert found is not None
     assert torch.equal(torch.as_tensor(found.control), torch.full((6000,), 7.0))
+
+
+def test_a_selectors_tensor_without_a_version_is_kept_too(states: States) -> None:
+    with torch.inference_mode():
+        kept = torch.arange(6000.0)
+    state = replace(numbered(1), selector={"kept": kept})
+    for _ in range(2):
+        states.write(0, state)
+        read = states.read(0)
+        assert read is not None
+        assert torch.equal(read.selector["kept"], torch.arange(6000.0))
+
+
+def test_what_is_forgotten_is_written_and_read_as_before(tmp_path: Path, states: States) -> None:
+    """One object that is written, changed and written again, and more than a process remembers after it."""
+    with closing(sqlite3.connect(tmp_path / CLIENTS_STATES, isolation_level=None)) as file:
+        tensors = StateTensors(file, num_bytes=60_000)
+        values = torch.ones(6000)
+        first = tensors.keep_all({"pending_control": values})
+        values.add_(1.0)
+        second = tensors.keep_all({"control": values, "pending_control": torch.zeros(0)})
+        for number in range(5):
+            tensors.keep_all({"control": torch.full((6000,), 3.0 + number)})
+        again = tensors.keep_all({"control": values})
+        assert again["control"] == second["control"] != first["pending_control"]
+        other = StateTensors(file)
+        assert torch.equal(other.read_all(first)["pending_control"], torch.ones(6000))
+        assert torch.equal(other.read_all(second)["control"], torch.full((6000,), 2.0))
