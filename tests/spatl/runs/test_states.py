@@ -24,19 +24,7 @@ from spatl.rounds.following import Held
 from spatl.runs.files import CLIENTS_LOCK, CLIENTS_STATES
 from spatl.runs.state_tensors import StateTensors
 from spatl.runs.states import States, kept_by, make_states, reading_states, states_of
-from tests.support.layouts import interleaved_layout
-
-LAYOUT = interleaved_layout([(3, 2)])
-NUM_CLIENTS = 3
-
-
-def numbered(number: int, client: int = 0) -> ClientState:
-    """A state of a round, which says of which client and round it is in more than one tensor."""
-    return replace(
-        ClientState.initial(LAYOUT), control_round=number, control=torch.full((6000,), float(number + 100 * client)),
-        pending_round=number, pending_control=torch.full((6000,), number + 0.5), selector={"theta": torch.ones(2)},
-        held=Held({number: torch.arange(6000, dtype=torch.int32) + number}),
-    )  # fmt: skip
+from tests.support.states import NUM_CLIENTS, num_tensors, numbered
 
 
 @pytest.fixture
@@ -57,11 +45,6 @@ def rounds_of(run: Path) -> list[int]:
         if state is not None:
             assert state.to_bytes() == numbered(state.control_round, client).to_bytes()
     return [-1 if state is None else state.control_round for state in found]
-
-
-def num_tensors(run: Path) -> int:
-    with closing(sqlite3.connect(run / CLIENTS_STATES)) as file:
-        return int(file.execute("SELECT count(*) FROM tensors").fetchone()[0])
 
 
 def test_what_is_read_is_what_was_written_with_the_state_of_the_round_before(tmp_path: Path, states: States) -> None:
@@ -298,7 +281,7 @@ import os, sys
 from pathlib import Path
 from clients.shared_store import SharedStore
 from spatl.runs.states import kept_by, states_of
-from tests.spatl.runs.test_states import NUM_CLIENTS, numbered
+from tests.support.states import NUM_CLIENTS, numbered
 run, alone = Path(sys.argv[1]), sys.argv[2] == "alone"
 for line in sys.stdin:
     child = os.fork()
@@ -358,60 +341,3 @@ def test_a_process_killed_at_any_instant_leaves_states_of_before_a_round_or_afte
         saver.stdin.close()
     assert last > 5
     assert (tmp_path / CLIENTS_LOCK).exists()
-
-
-def test_a_control_variate_is_written_once_and_fades_where_it_lies(tmp_path: Path, states: States) -> None:
-    """What is pending in one round is c_i in the next: a round adds what was sent in it, and takes away the oldest."""
-    state: ClientState | None = ClientState.initial(LAYOUT)
-    sent = []
-    for number in range(1, 6):
-        assert state is not None
-        state = state.settle(acknowledged_round=max(0, number - 1), server_round=number, half_life=2.0)
-        if sent:
-            assert torch.equal(torch.as_tensor(state.control), sent[-1] * 0.5**0.5)
-        sent.append(torch.full((6000,), float(number)))
-        states.write(0, replace(state, pending_round=number, pending_control=sent[-1]))
-        # c_i and what is pending, of this round and of the one before: three of four, for one is both.
-        assert num_tensors(tmp_path) == min(number + 1, 3)
-        state = states.read(0)
-
-
-def test_what_was_changed_in_place_is_written_as_it_is(tmp_path: Path, states: States) -> None:
-    values = torch.ones(6000)
-    states.write(0, replace(numbered(1), pending_control=values))
-    values.fill_(7.0)
-    states.write(0, replace(numbered(2), control=values, pending_control=torch.zeros(6000)))
-    states.close()
-    other = States(tmp_path / CLIENTS_STATES, reads=True)
-    found = other.read(0)
-    other.close()
-    assert found is not None
-    assert torch.equal(torch.as_tensor(found.control), torch.full((6000,), 7.0))
-
-
-def test_a_selectors_tensor_without_a_version_is_kept_too(states: States) -> None:
-    with torch.inference_mode():
-        kept = torch.arange(6000.0)
-    state = replace(numbered(1), selector={"kept": kept})
-    for _ in range(2):
-        states.write(0, state)
-        read = states.read(0)
-        assert read is not None
-        assert torch.equal(read.selector["kept"], torch.arange(6000.0))
-
-
-def test_what_is_forgotten_is_written_and_read_as_before(tmp_path: Path, states: States) -> None:
-    """One object that is written, changed and written again, and more than a process remembers after it."""
-    with closing(sqlite3.connect(tmp_path / CLIENTS_STATES, isolation_level=None)) as file:
-        tensors = StateTensors(file, num_bytes=60_000)
-        values = torch.ones(6000)
-        first = tensors.keep_all({"pending_control": values})
-        values.add_(1.0)
-        second = tensors.keep_all({"control": values, "pending_control": torch.zeros(0)})
-        for number in range(5):
-            tensors.keep_all({"control": torch.full((6000,), 3.0 + number)})
-        again = tensors.keep_all({"control": values})
-        assert again["control"] == second["control"] != first["pending_control"]
-        other = StateTensors(file)
-        assert torch.equal(other.read_all(first)["pending_control"], torch.ones(6000))
-        assert torch.equal(other.read_all(second)["control"], torch.full((6000,), 2.0))
